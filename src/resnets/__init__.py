@@ -1,0 +1,3 @@
+"""Deep residual learning, complete."""
+
+__version__ = "0.1.0"

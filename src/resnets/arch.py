@@ -1,0 +1,378 @@
+"""Networks as data: frozen dataclasses, and the families as tables. No torch here.
+
+Depth follows from the table (`arch.depth`); parameters and multiply-adds are counted from the
+network that the data describes (`resnets.nets.cost`), and both are tested against the papers.
+
+The papers' details that differ from today's habit are fields here, so a row says which it is:
+the stride of a bottleneck sits on its first 1x1 convolution in He et al. 2015 (`stride_on="1x1"`,
+the `_v1` names) and on the 3x3 in fb.resnet.torch, torchvision and timm (`stride_on="3x3"`, the
+plain names, "v1.5"). No convolution that a normalisation follows has a bias; the authors' Caffe
+ResNet-50 alone has one on conv1, which is not reproduced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+from resnets.errors import UsageError, nearest
+
+HE2015 = "He et al. 2015, arXiv 1512.03385"
+HE2016 = "He et al. 2016, arXiv 1603.05027"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join:
+    """How a unit joins its input x with F(x): 1603.05027, section 3.1 and Table 1.
+
+    kind "identity" is x + F(x). "scale" is `x_scale * x + f_scale * F(x)`. With
+    g(x) = sigmoid(W x + gate_bias), a 1x1 convolution, "exclusive_gate" is (1 - g) x + g F(x) and
+    "shortcut_gate" is (1 - g) x + F(x). "conv" puts a 1x1 convolution and "dropout" a dropout of
+    0.5 on the shortcut.
+    """
+
+    kind: Literal["identity", "scale", "exclusive_gate", "shortcut_gate", "conv", "dropout"] = (
+        "identity"
+    )
+    x_scale: float = 1.0
+    f_scale: float = 1.0
+    gate_bias: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResNetArch:
+    """A residual network, or with `shortcut="none"` its plain twin.
+
+    `order` is the placement of normalisation and ReLU, the five of 1603.05027 Table 2 in its order:
+    "post", "bn_after_add", "relu_before_add", "relu_only_pre", "pre".
+    """
+
+    blocks: tuple[int, ...]  # residual units in each stage
+    widths: tuple[int, ...]  # output channels of each stage
+    unit: Literal["single", "basic", "bottleneck"] = "basic"  # one 3x3; two; 1x1, 3x3, 1x1
+    order: Literal["post", "bn_after_add", "relu_before_add", "relu_only_pre", "pre"] = "post"
+    # Option A pads with zeros, B projects where the shape changes, C projects everywhere.
+    shortcut: Literal["A", "B", "C", "none"] = "B"
+    join: Join = Join()
+    # 7x7/2 and a max pool; three 3x3 and a max pool (C, D); one 3x3 and no pool.
+    stem: Literal["imagenet", "deep", "cifar"] = "imagenet"
+    stem_width: int = 64
+    squeeze: float = 4  # a bottleneck's inner width is its stage's width / squeeze
+    groups: int = 1  # of the 3x3 convolution of a bottleneck (ResNeXt)
+    stride_on: Literal["3x3", "1x1"] = "3x3"  # of a bottleneck
+    downsample: Literal["conv", "avgpool"] = "conv"  # D: average pool, then a 1x1 of stride 1
+    norm: Literal["batch", "group"] = "batch"
+    se_reduction: int = 0  # squeeze-and-excitation: 16 in its paper, 0 is none
+    drop_path: float = 0.0  # 1 - p_L: the last unit's chance to be dropped, linear from 0
+    dropout: float = 0.0  # between the convolutions of a unit (Wide ResNets)
+    blur: bool = False  # blur before subsampling (Zhang 2019)
+    zero_gamma: bool = False  # the last gamma of each unit starts at 0 (Goyal et al. 2017)
+    dims: Literal[1, 2, 3] = 2
+    channels: int = 3
+    classes: int = 1000
+    size: int = 224  # of the side of an input, for which cost is counted
+    counted: int = 2  # layers that the name counts besides the units': here stem and classifier
+    source: str = field(default=HE2015, compare=False)
+
+    @property
+    def depth(self) -> int:
+        return (
+            sum(self.blocks) * {"single": 1, "basic": 2, "bottleneck": 3}[self.unit] + self.counted
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseNetArch:
+    """Densely connected blocks, "BC" form: 1x1 to 4k, 3x3 to k; transitions halve the channels."""
+
+    blocks: tuple[int, ...]  # layers in each dense block
+    growth: int  # k
+    stem_width: int  # 2k
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    bottleneck: int = 4
+    compression: float = 0.5
+    dropout: float = 0.0
+    channels: int = 3
+    classes: int = 1000
+    size: int = 224
+    source: str = field(default="Huang et al. 2016, arXiv 1608.06993", compare=False)
+
+    @property
+    def depth(self) -> int:
+        return 2 * sum(self.blocks) + (len(self.blocks) - 1) + 2  # units, transitions, ends
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlpArch:
+    """A residual network for tables, input (N, channels): Gorishniy et al., section 3.2."""
+
+    blocks: int = 4
+    width: int = 256
+    hidden: int = 512  # of the two linear layers in a unit
+    dropout: float = 0.0
+    channels: int = 64  # columns of the table
+    classes: int = 10
+    size: int = 1
+    source: str = field(default="Gorishniy et al. 2021, arXiv 2106.11959", compare=False)
+
+    @property
+    def depth(self) -> int:
+        return 2 * self.blocks + 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VitArch:
+    """A transformer encoder: each block is two residual additions."""
+
+    blocks: int
+    width: int
+    heads: int
+    hidden: int  # of the two linear layers in a block
+    patch: int = 16
+    dropout: float = 0.0
+    channels: int = 3
+    classes: int = 1000
+    size: int = 224  # fixes the position embedding
+    source: str = field(default="Dosovitskiy et al. 2020, arXiv 2010.11929", compare=False)
+
+    @property
+    def depth(self) -> int:
+        return self.blocks
+
+
+Arch = ResNetArch | DenseNetArch | MlpArch | VitArch
+KINDS: dict[str, type[ResNetArch] | type[DenseNetArch] | type[MlpArch] | type[VitArch]] = {
+    "resnet": ResNetArch,
+    "densenet": DenseNetArch,
+    "mlp": MlpArch,
+    "vit": VitArch,
+}
+
+
+def to_dict(arch: Arch) -> dict[str, Any]:
+    """JSON-ready, with the kind; `from_dict` is the inverse."""
+    kind = next(name for name, cls in KINDS.items() if isinstance(arch, cls))
+    return {"kind": kind, **asdict(arch)}
+
+
+def from_dict(data: Mapping[str, Any]) -> Arch:
+    """Rebuild an Arch from `to_dict`. Raises ValueError that names an unknown kind or field."""
+    kind = KINDS.get(str(data.get("kind")))
+    if kind is None:
+        raise ValueError(f"unknown kind of network {data.get('kind')!r}; known: {', '.join(KINDS)}")
+    values = {key: value for key, value in data.items() if key != "kind"}
+    unknown = sorted(set(values) - {f.name for f in fields(kind)})
+    if unknown:
+        raise ValueError(f"unknown fields of a {data['kind']}: {', '.join(unknown)}")
+    for key, value in values.items():
+        if isinstance(value, list):
+            values[key] = tuple(value)
+    if "join" in values:
+        values["join"] = Join(**values["join"])
+    return kind(**values)
+
+
+# --- ImageNet -------------------------------------------------------------------------------------
+
+R18 = ResNetArch(blocks=(2, 2, 2, 2), widths=(64, 128, 256, 512))
+R34 = replace(R18, blocks=(3, 4, 6, 3))
+R50 = ResNetArch(blocks=(3, 4, 6, 3), widths=(256, 512, 1024, 2048), unit="bottleneck")
+R101 = replace(R50, blocks=(3, 4, 23, 3))
+R152 = replace(R50, blocks=(3, 8, 36, 3))
+R200 = replace(R50, blocks=(3, 24, 36, 3), source=HE2016)
+IMAGENET = {
+    "resnet18": R18,
+    "resnet34": R34,
+    "resnet50": R50,
+    "resnet101": R101,
+    "resnet152": R152,
+    "resnet200": R200,
+}
+BOTTLENECK = {name: arch for name, arch in IMAGENET.items() if arch.unit == "bottleneck"}
+BAG = "He et al. 2018, arXiv 1812.01187"
+RESNEXT = "Xie et al. 2016, arXiv 1611.05431"
+WIDE = "Zagoruyko and Komodakis 2016, arXiv 1605.07146"
+SE = "Hu et al. 2017, arXiv 1709.01507"
+
+
+# --- CIFAR ----------------------------------------------------------------------------------------
+
+
+def cifar(n: int) -> ResNetArch:
+    """6n+2 layers, 1512.03385 section 4.2: n units at 32, 16 and 8 pixels, option A throughout."""
+    return ResNetArch(
+        blocks=(n, n, n),
+        widths=(16, 32, 64),
+        shortcut="A",
+        stem="cifar",
+        stem_width=16,
+        classes=10,
+        size=32,
+    )
+
+
+def cifar_bottleneck(n: int) -> ResNetArch:
+    """9n+2 layers, 1603.05027 appendix: [1x1, 16; 3x3, 16; 1x1, 64] and projections."""
+    return replace(
+        cifar(n),
+        widths=(64, 128, 256),
+        unit="bottleneck",
+        shortcut="B",
+        stride_on="1x1",
+        source=HE2016,
+    )
+
+
+def single(arch: ResNetArch) -> ResNetArch:
+    """The same layers with a shortcut around each one instead of each two (1603.05027 Table 3)."""
+    return replace(arch, blocks=tuple(2 * n for n in arch.blocks), unit="single", source=HE2016)
+
+
+def pre(arch: ResNetArch) -> ResNetArch:
+    """Full pre-activation: batch normalisation and ReLU before each convolution."""
+    return replace(arch, order="pre", source=HE2016)
+
+
+def plain(arch: ResNetArch) -> ResNetArch:
+    """The plain twin: the same layers without shortcuts."""
+    return replace(arch, shortcut="none")
+
+
+def wrn(depth: int, k: int) -> ResNetArch:
+    """WRN-depth-k; its authors count the three projections and not the classifier: 6n + 4."""
+    return replace(
+        pre(cifar((depth - 4) // 6)),
+        widths=(16 * k, 32 * k, 64 * k),
+        shortcut="B",
+        counted=4,
+        source=WIDE,
+    )
+
+
+def resnext29(groups: int, width: int) -> ResNetArch:
+    """29 layers, `groups` x `width`d at the first stage, whose output is 256 wide: section 5.3."""
+    return replace(
+        cifar(3),
+        widths=(256, 512, 1024),
+        unit="bottleneck",
+        shortcut="B",
+        stem_width=64,
+        squeeze=256 / (groups * width),
+        groups=groups,
+        source=RESNEXT,
+    )
+
+
+def densenet_bc(depth: int, growth: int) -> DenseNetArch:
+    """DenseNet-BC for CIFAR: three blocks of (depth - 4) / 6 layers, growth rate `growth`."""
+    n = (depth - 4) // 6
+    return DenseNetArch(
+        blocks=(n, n, n), growth=growth, stem_width=2 * growth, stem="cifar", classes=10, size=32
+    )
+
+
+def dense(blocks: tuple[int, ...], growth: int = 32) -> DenseNetArch:
+    """DenseNet-BC for ImageNet."""
+    return DenseNetArch(blocks=blocks, growth=growth, stem_width=2 * growth)
+
+
+R110 = replace(cifar(18), source=HE2016)
+R164 = cifar_bottleneck(18)
+
+SHORTCUTS = {  # 1603.05027 Table 1, on ResNet-110
+    "constant_0_1": Join(kind="scale", x_scale=0.0),
+    "constant_0.5_1": Join(kind="scale", x_scale=0.5),
+    "constant_0.5_0.5": Join(kind="scale", x_scale=0.5, f_scale=0.5),
+    "exclusive_gate_0": Join(kind="exclusive_gate"),
+    "exclusive_gate_-5": Join(kind="exclusive_gate", gate_bias=-5.0),
+    "exclusive_gate_-6": Join(kind="exclusive_gate", gate_bias=-6.0),
+    "exclusive_gate_-7": Join(kind="exclusive_gate", gate_bias=-7.0),
+    "shortcut_gate_0": Join(kind="shortcut_gate"),
+    "shortcut_gate_-6": Join(kind="shortcut_gate", gate_bias=-6.0),
+    "conv_shortcut": Join(kind="conv"),
+    "dropout_shortcut": Join(kind="dropout"),
+}
+PLACEMENTS: tuple[Literal["bn_after_add", "relu_before_add", "relu_only_pre"], ...] = (
+    "bn_after_add",
+    "relu_before_add",
+    "relu_only_pre",
+)  # 1603.05027 Table 2; its "original" is the plain name, its "full pre-activation" the `pre` name
+
+FAMILY: dict[str, Arch] = {
+    **IMAGENET,
+    **{f"{name}_v1": replace(arch, stride_on="1x1") for name, arch in BOTTLENECK.items()},
+    **{
+        f"{n}_option_{o.lower()}": replace(IMAGENET[n], shortcut=o)
+        for n in ("resnet18", "resnet34")
+        for o in ("A", "C")
+    },
+    "resnet50_v1_option_c": replace(R50, stride_on="1x1", shortcut="C"),
+    **{f"{name}c": replace(arch, stem="deep", source=BAG) for name, arch in BOTTLENECK.items()},
+    **{
+        f"{name}d": replace(arch, stem="deep", downsample="avgpool", source=BAG)
+        for name, arch in IMAGENET.items()
+    },
+    **{f"pre{name}": pre(arch) for name, arch in IMAGENET.items()},
+    **{
+        f"se{n}": replace(a, se_reduction=16, source=SE)
+        for n, a in IMAGENET.items()
+        if a.depth < 200
+    },
+    "plain18": plain(R18),
+    "plain34": plain(R34),
+    "resnext50_32x4d": replace(R50, squeeze=2, groups=32, source=RESNEXT),
+    "resnext101_32x8d": replace(R101, squeeze=1, groups=32, source=RESNEXT),
+    "resnext101_64x4d": replace(R101, squeeze=1, groups=64, source=RESNEXT),
+    "wide_resnet50_2": replace(R50, squeeze=2, source=WIDE),
+    "wide_resnet101_2": replace(R101, squeeze=2, source=WIDE),
+    "densenet121": dense((6, 12, 24, 16)),
+    "densenet161": dense((6, 12, 36, 24), growth=48),
+    "densenet169": dense((6, 12, 32, 32)),
+    "densenet201": dense((6, 12, 48, 32)),
+    "vit_s_16": VitArch(blocks=12, width=384, heads=6, hidden=1536),
+    "vit_b_16": VitArch(blocks=12, width=768, heads=12, hidden=3072),
+    # CIFAR
+    **{f"resnet{6 * n + 2}": cifar(n) for n in (1, 2, 3, 5, 7, 9, 18, 200)},
+    **{f"plain{6 * n + 2}": plain(cifar(n)) for n in (3, 5, 7, 9, 18)},
+    **{f"preresnet{6 * n + 2}": pre(cifar(n)) for n in (3, 5, 7, 9, 18)},
+    "resnet110_1layer": single(R110),
+    "preresnet110_1layer": pre(single(R110)),
+    "resnet164": R164,
+    "preresnet164": pre(R164),
+    "resnet1001": cifar_bottleneck(111),
+    "preresnet1001": pre(cifar_bottleneck(111)),
+    **{f"resnet110_{case}": replace(R110, join=join) for case, join in SHORTCUTS.items()},
+    **{f"resnet110_{order}": replace(R110, order=order) for order in PLACEMENTS},
+    **{f"resnet164_{order}": replace(R164, order=order) for order in PLACEMENTS},
+    **{
+        f"seresnet{6 * n + 2}": replace(cifar(n), se_reduction=16, source=SE) for n in (3, 5, 9, 18)
+    },
+    "wrn_16_8": wrn(16, 8),
+    "wrn_28_10": wrn(28, 10),
+    "wrn_40_4": wrn(40, 4),
+    "resnext29_8x64d": resnext29(8, 64),
+    "resnext29_16x64d": resnext29(16, 64),
+    "densenet_bc100_12": densenet_bc(100, 12),
+    "densenet_bc190_40": densenet_bc(190, 40),
+    "densenet_bc250_24": densenet_bc(250, 24),
+    # Signals, volumes, tables
+    **{
+        f"{name}_1d": replace(IMAGENET[name], dims=1, channels=1, size=1000)
+        for name in ("resnet18", "resnet34", "resnet50")
+    },
+    **{
+        f"{name}_3d": replace(IMAGENET[name], dims=3, channels=3, size=112)
+        for name in ("resnet18", "resnet34", "resnet50")
+    },
+    "mlp_resnet": MlpArch(),
+}
+
+
+def arch(name: str) -> Arch:
+    """The Arch of that name. Raises UsageError with the nearest known names."""
+    if name in FAMILY:
+        return FAMILY[name]
+    raise UsageError(
+        f"unknown model {name!r}: {nearest(name, FAMILY)}\n`resnets models` lists them all."
+    )
