@@ -1,0 +1,216 @@
+"""From uint8 images to a network's input: one test-time view, and what training changes about it.
+
+Training goes: crop "none", "scale" or "area" to the input's side; colour; mean and deviation; the
+shift of crop "pad"; mirror; cutout. Padding after the mean is taken off is the order of
+fb.resnet.torch: what is padded is the mean, and the per-pixel mean moves with the image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resnets.recipe import Augment, Preprocess
+
+DRAWS = 32  # for each image; which draw is for what:
+_CORNER = (0, 1)  # top and left of a crop
+_FLIP = 2
+_CUTOUT = (3, 4)
+_COLOUR = slice(5, 12)
+_AREA = slice(12, 32)  # ten attempts at (area, aspect ratio)
+
+# AlexNet's colour augmentation with the numbers of fb.resnet.torch (datasets/imagenet.lua).
+_EIGENVALUES = (0.2175, 0.0188, 0.0045)
+_EIGENVECTORS = (
+    (-0.5675, 0.7192, 0.4009),
+    (-0.5808, -0.0045, -0.8140),
+    (-0.5836, -0.6948, 0.4203),
+)
+_GREY = (0.299, 0.587, 0.114)  # ITU-R 601
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where a view lies: `box` of the image is resized to `side`s, then cut at `corner`.
+
+    All in pixels: box (top, left, height, width), sides (height, width), corner (top, left).
+    """
+
+    box: tuple[int, int, int, int]
+    sides: tuple[int, int]
+    corner: tuple[int, int]
+
+
+def centre(height: int, width: int, preprocess: Preprocess) -> Geometry:
+    """The test-time view of an image: shorter side to `resize` (0: to `size`), then the centre.
+
+    Rounding is torchvision's, so that published weights see the pixels they were measured on.
+    """
+    size = preprocess.size
+    sides = _shorter(height, width, max(preprocess.resize or size, size))
+    corner = (round((sides[0] - size) / 2), round((sides[1] - size) / 2))
+    return Geometry((0, 0, height, width), sides, corner)
+
+
+def geometry(
+    height: int, width: int, preprocess: Preprocess, augment: Augment, draws: list[float]
+) -> Geometry:
+    """The view that training takes of an image, given the image's DRAWS numbers in [0, 1)."""
+    size = preprocess.size
+    y, x = (draws[i] for i in _CORNER)
+    if augment.crop == "scale":
+        low, high = augment.scale
+        # column of `_AREA`: that crop and this one are never drawn together
+        sides = _shorter(height, width, low + int(draws[_AREA.start] * (high - low + 1)))
+        corner = (int(y * (sides[0] - size + 1)), int(x * (sides[1] - size + 1)))
+        return Geometry((0, 0, height, width), sides, corner)
+    if augment.crop == "area":
+        for area, ratio in zip(draws[_AREA][::2], draws[_AREA][1::2], strict=True):
+            low_area, high_area = augment.area
+            pixels = height * width * (low_area + area * (high_area - low_area))
+            aspect = math.exp((2 * ratio - 1) * math.log(4 / 3))  # 3/4 to 4/3, log-uniform
+            h, w = round(math.sqrt(pixels / aspect)), round(math.sqrt(pixels * aspect))
+            if 0 < h <= height and 0 < w <= width:
+                corner = (int(y * (height - h + 1)), int(x * (width - w + 1)))
+                return Geometry((*corner, h, w), (size, size), (0, 0))
+    return centre(height, width, preprocess)
+
+
+def _shorter(height: int, width: int, side: int) -> tuple[int, int]:
+    short = min(height, width)
+    return side * height // short, side * width // short
+
+
+def cut(images: Tensor, where: Geometry, size: int) -> Tensor:
+    """uint8 (B, C, H, W) -> uint8 (B, C, size, size), one geometry for all, antialiased bilinear.
+
+    Differs from Pillow's resize by at most one level, Pillow rounding after each axis.
+    """
+    top, left, height, width = where.box
+    images = images[:, :, top : top + height, left : left + width]
+    if (height, width) != where.sides:
+        resized = F.interpolate(images.float(), where.sides, mode="bilinear", antialias=True)
+        images = resized.round().clamp(0, 255).to(torch.uint8)
+    top, left = where.corner
+    return images[:, :, top : top + size, left : left + size]
+
+
+def recolour(images: Tensor, channels: int) -> Tensor:
+    """uint8 (N, C, H, W) with `channels` channels: grey is repeated, colour weighted by ITU-R 601.
+
+    What `decode` does for files.
+    """
+    if images.shape[1] == channels:
+        return images
+    if images.shape[1] == 1:
+        return images.expand(-1, channels, -1, -1)
+    return grey(images.float()).round().to(torch.uint8)
+
+
+def grey(images: Tensor) -> Tensor:
+    """Floating (B, 3, H, W) -> (B, 1, H, W)."""
+    weights = torch.tensor(_GREY, device=images.device).view(3, 1, 1)
+    return (images * weights).sum(1, keepdim=True)
+
+
+def statistics(preprocess: Preprocess, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """`preprocess`'s mean and std: float32 (C, 1, 1), or (C, size, size) where it is per pixel."""
+
+    def shaped(values: tuple[float, ...]) -> Tensor:
+        side = 1 if len(values) == preprocess.channels else preprocess.size
+        return torch.tensor(values, device=device).view(preprocess.channels, side, side)
+
+    return shaped(preprocess.mean), shaped(preprocess.std)
+
+
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(B, C, H, W) in 0..255 -> float32 (x / 255 - mean) / std."""
+    return (images / 255 - mean) / std
+
+
+def augment(images: Tensor, choice: Augment, mean: Tensor, std: Tensor, draws: Tensor) -> Tensor:
+    """What training does to views that are cut to the input's side.
+
+    Args:
+        images: uint8 (B, C, S, S) on any device.
+        choice: the recipe's.
+        mean, std: of `statistics`.
+        draws: (B, DRAWS) of `uniform`.
+
+    Returns:
+        float32 (B, C, S, S), normalised.
+    """
+    x: Tensor = images
+    if choice.colour == "pca":
+        x = pca(x / 255, draws[:, _COLOUR]) * 255
+    elif choice.colour == "jitter":
+        x = jitter(x / 255, draws[:, _COLOUR]) * 255
+    x = normalize(x, mean, std)
+    if choice.crop == "pad":
+        x = shift(x, choice.pad, choice.reflect, draws[:, _CORNER])
+    if choice.flip:
+        x = torch.where(draws[:, _FLIP].view(-1, 1, 1, 1) < 0.5, x.flip(3), x)
+    if choice.cutout:
+        x = cutout(x, choice.cutout, draws[:, _CUTOUT])
+    return x
+
+
+def shift(images: Tensor, pad: int, reflect: bool, draws: Tensor) -> Tensor:
+    """Pad each side by `pad` zeros (or by reflection), take a random crop of the old size.
+
+    (B, C, H, W) and (B, 2) -> (B, C, H, W); the crop's corner has (2 pad + 1)^2 places.
+    """
+    height, width = images.shape[2:]
+    padded = F.pad(images, (pad,) * 4, mode="reflect" if reflect else "constant")
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, places, places, H, W)
+    top, left = (draws * (2 * pad + 1)).long().unbind(1)
+    return windows[torch.arange(len(images), device=images.device), :, top, left]
+
+
+def cutout(images: Tensor, side: int, draws: Tensor) -> Tensor:
+    """Zero a square around a random pixel, in part outside at the borders (1708.04552).
+
+    (B, C, H, W) and (B, 2) -> (B, C, H, W).
+    """
+    height, width = images.shape[2:]
+    y, x = (
+        torch.arange(length, device=images.device) - (draws[:, i, None] * length).long() + side // 2
+        for i, length in enumerate((height, width))
+    )
+    inside = ((y >= 0) & (y < side))[:, :, None] & ((x >= 0) & (x < side))[:, None, :]
+    return images.masked_fill(inside[:, None], 0.0)
+
+
+def pca(images: Tensor, draws: Tensor) -> Tensor:
+    """Add the colour covariance's eigenvectors, each times its eigenvalue times N(0, 0.1).
+
+    (B, 3, H, W) in 0..1 and (B, >= 3) -> the same shape.    AlexNet section 4.1; fb.resnet.torch
+    """
+    # u + 2^-25 is the middle of the interval that u stands for, and never 0
+    normal = math.sqrt(2) * torch.erfinv(2 * (draws[:, :3] + 2.0**-25) - 1)
+    values = torch.tensor(_EIGENVALUES, device=images.device)
+    vectors = torch.tensor(_EIGENVECTORS, device=images.device)
+    return images + ((0.1 * normal * values) @ vectors.T)[:, :, None, None]
+
+
+def jitter(images: Tensor, draws: Tensor) -> Tensor:
+    """Brightness, contrast and saturation by factors in 0.6..1.4, in a random order.
+
+    Each blends the image with another: with black, with its mean grey, with its own grey.
+    (B, 3, H, W) in 0..1 and (B, >= 4) -> the same shape.    fb.resnet.torch (transforms.lua)
+    """
+    factors = 0.6 + 0.8 * draws[:, :3]
+    orders = torch.tensor(
+        [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)], device=images.device
+    )[(draws[:, 3] * 6).long()]
+    for kind in orders.unbind(1):  # (B,): what each image undergoes now
+        own = grey(images)
+        kinds, column = kind.view(-1, 1, 1, 1), kind[:, None]
+        other = torch.where(kinds == 2, own, own.mean((2, 3), keepdim=True) * (kinds == 1))
+        factor = factors.gather(1, column)[:, :, None, None]
+        images = other + factor * (images - other)
+    return images
