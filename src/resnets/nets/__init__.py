@@ -1,0 +1,54 @@
+"""Networks from their description: `build(arch)`, or `create("resnet50", classes=10)`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from resnets.arch import Arch, DenseNetArch, MlpArch, ResNetArch, VitArch
+from resnets.arch import arch as named
+from resnets.nets.densenet import DenseNet
+from resnets.nets.mlp import Mlp
+from resnets.nets.resnet import ResNet
+from resnets.nets.transformer import VisionTransformer
+
+# Each has `arch`, `levels` ({level: (channels, stride)}) and `features(x)` ({level: map}), and
+# maps an input to logits (N, classes).
+Network = ResNet | DenseNet | Mlp | VisionTransformer
+
+
+def build(arch: Arch, *, checkpoint: int = 0) -> Network:
+    """The network that the data describes, with fresh weights.
+
+    With `checkpoint`, training keeps the input of each segment of that many residual units and
+    recomputes the rest in the backward pass; 0 keeps everything.
+
+    Raises UsageError for fields that contradict each other.
+    """
+    match arch:
+        case ResNetArch():
+            return ResNet(arch, checkpoint=checkpoint)
+        case DenseNetArch():
+            return DenseNet(arch, checkpoint=checkpoint)
+        case MlpArch():
+            return Mlp(arch, checkpoint=checkpoint)
+        case VitArch():
+            return VisionTransformer(arch, checkpoint=checkpoint)
+
+
+def create(
+    model: str | Arch,
+    *,
+    classes: int | None = None,
+    channels: int | None = None,
+    checkpoint: int = 0,
+) -> Network:
+    """A network by name or description, with other numbers of classes or input channels.
+
+    Raises UsageError with the nearest known names.
+    """
+    arch = named(model) if isinstance(model, str) else model
+    if classes is not None:
+        arch = replace(arch, classes=classes)
+    if channels is not None:
+        arch = replace(arch, channels=channels)
+    return build(arch, checkpoint=checkpoint)

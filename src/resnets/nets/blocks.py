@@ -1,0 +1,143 @@
+"""The two laws of a residual unit, and units that are recomputed instead of remembered."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+class Residual(nn.Module):
+    """y = f(h(x) + F(x)): He et al. 2015, eq. 1 and 2; He et al. 2016, eq. 1.
+
+    F is the chain of `layers`, h is `shortcut`; f is the ReLU of He et al. 2015. The layers are
+    registered under their own names and h as `downsample`, as in torchvision.
+
+    Shapes: (N, C, *S) -> (N, C', *S').
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], shortcut: nn.Module, f: nn.Module) -> None:
+        super().__init__()
+        self.names = _register(self, layers)
+        self.downsample = shortcut
+        self.f = f
+
+    def branch(self, x: Tensor) -> Tensor:
+        """F(x)."""
+        return _chain(self, self.names, x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.f(self.downsample(x) + self.branch(x))
+        return y
+
+
+class ExclusiveGate(Residual):
+    """y = f((1 - g(x)) h(x) + g(x) F(x)): He et al. 2016, section 3.1, exclusive gating."""
+
+    def __init__(
+        self, layers: Mapping[str, nn.Module], shortcut: nn.Module, f: nn.Module, gate: nn.Module
+    ) -> None:
+        super().__init__(layers, shortcut, f)
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        g = self.gate(x)
+        y: Tensor = self.f((1 - g) * self.downsample(x) + g * self.branch(x))
+        return y
+
+
+class PreActivation(nn.Module):
+    """y = h(x) + F(a), a = pre(x), with nothing after the addition: He et al. 2016, eq. 3 and 9.
+
+    A shortcut that changes the shape is `shared`: it takes a too, as in He's released code.
+
+    Shapes: (N, C, ...) -> (N, C', ...).
+    """
+
+    def __init__(
+        self,
+        pre: nn.Module,
+        layers: Mapping[str, nn.Module],
+        shortcut: nn.Module,
+        shared: bool = False,
+    ) -> None:
+        super().__init__()
+        self.pre = pre
+        self.names = _register(self, layers)
+        self.downsample = shortcut
+        self.shared = shared
+
+    def branch(self, a: Tensor) -> Tensor:
+        """F(a)."""
+        return _chain(self, self.names, a)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.pre(x)
+        y: Tensor = self.downsample(a if self.shared else x) + self.branch(a)
+        return y
+
+
+def _register(unit: nn.Module, layers: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    for name, layer in layers.items():
+        unit.add_module(name, layer)
+    return tuple(layers)
+
+
+def _chain(unit: nn.Module, names: Iterable[str], x: Tensor) -> Tensor:
+    for name in names:
+        x = getattr(unit, name)(x)
+    return x
+
+
+class Recomputed(nn.Sequential):
+    """Units in order. Only the input of each `segment` of them is kept for the backward pass.
+
+    The rest is computed a second time when it is needed: Chen et al. 2016, arXiv 1604.06174.
+    """
+
+    def __init__(self, units: Mapping[str, nn.Module], segment: int) -> None:
+        super().__init__(OrderedDict(units))
+        self.segment = segment
+
+    def forward(self, x: Tensor) -> Tensor:
+        units = list(self)
+        for start in range(0, len(units), self.segment):
+            part = units[start : start + self.segment]
+            x = checkpoint(_run, part, x, use_reentrant=False, context_fn=partial(_twice, part))
+        return x
+
+
+def chain(units: Mapping[str, nn.Module], segment: int) -> nn.Sequential:
+    """The units in order, recomputed in segments of that many; 0 keeps everything."""
+    return Recomputed(units, segment) if segment else nn.Sequential(OrderedDict(units))
+
+
+def _run(units: Iterable[nn.Module], x: Tensor) -> Tensor:
+    for unit in units:
+        x = unit(x)
+    return x
+
+
+def _twice(
+    units: Iterable[nn.Module],
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _statistics_kept(units)
+
+
+@contextmanager
+def _statistics_kept(units: Iterable[nn.Module]) -> Iterator[None]:
+    # The second forward must not move the running statistics a second time.
+    norms = [m for unit in units for m in unit.modules() if isinstance(m, _BatchNorm)]
+    tracking = [norm for norm in norms if norm.training and norm.track_running_stats]
+    for norm in tracking:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True

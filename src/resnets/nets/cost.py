@@ -1,0 +1,83 @@
+"""What a network costs: exact counts from the network itself, on the meta device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+import resnets.nets
+from resnets.arch import Arch, MlpArch, ResNetArch
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Trainable parameters, and multiply-adds of one forward pass for one input of `arch.size`."""
+
+    parameters: int
+    macs: int
+
+
+def cost(arch: Arch) -> Cost:
+    """Count. Multiply-adds are those of convolutions, linear layers and attention, as papers do."""
+    with torch.no_grad(), _Shapes() as shapes:
+        network = resnets.nets.build(arch).eval()
+        network(torch.empty(input_shape(arch)))
+    return Cost(sum(p.numel() for p in network.parameters()), shapes.macs)
+
+
+def input_shape(arch: Arch, batch: int = 1) -> tuple[int, ...]:
+    """The shape of a batch that `arch` is counted for."""
+    if isinstance(arch, MlpArch):
+        return (batch, arch.channels)
+    dims = arch.dims if isinstance(arch, ResNetArch) else 2
+    return (batch, arch.channels, *(arch.size,) * dims)
+
+
+CREATE = {torch.empty, torch.zeros, torch.ones, torch.tensor}
+CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
+# Shapes are all that is wanted here. The meta kernels of normalisations take up to a millisecond a
+# call to answer with the shape that they got, and random numbers are drawn for nothing.
+KEEP_SHAPE = {F.batch_norm, F.group_norm, F.layer_norm, F.relu, F.gelu, F.dropout}
+FILL = {
+    nn.init.kaiming_uniform_,
+    torch.Tensor.normal_,
+    torch.Tensor.uniform_,
+    torch.Tensor.fill_,
+    torch.Tensor.zero_,
+}
+
+
+class _Shapes(TorchFunctionMode):
+    """Lets shapes pass through a network and adds up `macs`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func in KEEP_SHAPE or func in FILL:
+            return args[0]
+        if func in CREATE:
+            return func(*args, **{**(kwargs or {}), "device": "meta"})
+        out = func(*args, **(kwargs or {}))
+        if func in CONVOLUTIONS:
+            self.macs += out.numel() * math.prod(args[1].shape[1:])
+        elif func is F.linear:
+            self.macs += out.numel() * args[1].shape[1]
+        elif func is F.scaled_dot_product_attention:
+            query: Tensor = args[0]
+            self.macs += 2 * query.numel() * args[1].shape[-2]  # q k^T, and its weights times v
+        return out

@@ -1,0 +1,117 @@
+"""The layers that networks are made of, for signals, images and volumes."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+MAX_POOL: dict[int, type[nn.Module]] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+AVG_POOL = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """Makes the layers of one network: for inputs of `dims` dimensions, with its normalisation."""
+
+    dims: Literal[1, 2, 3] = 2
+    norm_kind: Literal["batch", "group"] = "batch"
+
+    def conv(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+    ) -> nn.Module:
+        """A convolution with an odd kernel that keeps the size (or divides it by the stride)."""
+        return CONV[self.dims](
+            c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=bias
+        )
+
+    def norm(self, channels: int) -> nn.Module:
+        if self.norm_kind == "batch":
+            return BATCH_NORM[self.dims](channels)
+        # 32 groups (Wu and He 2018), fewer when narrow: with one channel a group, the map of a
+        # single pixel would be normalised to zero.
+        groups = math.gcd(32, channels // 2) if channels % 2 == 0 else 1
+        return nn.GroupNorm(groups, channels)
+
+    def norm_relu(self, channels: int) -> nn.Module:
+        return nn.Sequential(OrderedDict(bn=self.norm(channels), relu=nn.ReLU()))
+
+    def max_pool(self, blur: bool) -> nn.Module:
+        """3x3, stride 2; with `blur` the maximum is dense and a blur subsamples it."""
+        pool = MAX_POOL[self.dims](3, 1 if blur else 2, padding=1)
+        return nn.Sequential(pool, Blur(2)) if blur else pool
+
+    def avg_pool(self, stride: int) -> nn.Module:
+        """Mean over `stride` x `stride`; at an odd border over the pixels that are there."""
+        return AVG_POOL[self.dims](stride, stride, ceil_mode=True, count_include_pad=False)
+
+
+class Blur(nn.Module):
+    """The binomial filter [1, 2, 1] along each dimension, then subsampling: Zhang 2019, Blur-3.
+
+    Shapes: (N, C, *S) -> (N, C, *ceil(S / stride)).
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        dims, channels = x.ndim - 2, x.shape[1]
+        line = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype, device=x.device)
+        kernel = line
+        for _ in range(dims - 1):
+            kernel = kernel.unsqueeze(-1) * line
+        conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[dims]
+        # The border is repeated and not reflected: a map may be one pixel wide.
+        padded = F.pad(x, (1, 1) * dims, mode="replicate")
+        return conv(
+            padded, kernel.expand(channels, 1, *kernel.shape), None, self.stride, 0, 1, channels
+        )
+
+
+class SqueezeExcite(nn.Module):
+    """x * sigmoid(W2 relu(W1 mean(x))), one factor a channel: Hu et al. 2017, eq. 2-4.
+
+    Shapes: (N, C, *S) -> (N, C, *S).
+    """
+
+    def __init__(self, make: Layers, channels: int, reduction: int) -> None:
+        super().__init__()
+        squeezed = max(1, channels // reduction)
+        self.fc1 = make.conv(channels, squeezed, 1, bias=True)
+        self.fc2 = make.conv(squeezed, channels, 1, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(tuple(range(2, x.ndim)), keepdim=True)
+        return x * torch.sigmoid(self.fc2(F.relu(self.fc1(mean))))
+
+
+def global_mean(x: Tensor) -> Tensor:
+    """(N, C, *S) -> (N, C). A plain mean: adaptive pooling is not deterministic on CUDA."""
+    return x.flatten(2).mean(2)
+
+
+def initialise(network: nn.Module) -> None:
+    """Convolutions ~ N(0, 2 / (k * k * C_out)), the classifier's bias 0, as fb.resnet.torch does.
+
+    Normalisations keep PyTorch's gamma 1 and beta 0.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)

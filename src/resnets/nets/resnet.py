@@ -1,0 +1,273 @@
+"""Residual networks and their plain twins, built from a `ResNetArch`.
+
+The tensors are named as in torchvision; the deep stem, the average-pool downsampling and
+squeeze-and-excitation, which torchvision does not have, as in timm.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
+
+from resnets.arch import ResNetArch
+from resnets.errors import UsageError
+from resnets.nets.blocks import ExclusiveGate, PreActivation, Residual, chain
+from resnets.nets.layers import Blur, Layers, SqueezeExcite, global_mean, initialise
+
+
+class ResNet(nn.Module):
+    """A residual network, He et al. 2015 and 2016.
+
+    Shapes: (N, channels, *S) -> (N, classes), with `dims` sizes S of any length.
+    """
+
+    def __init__(self, arch: ResNetArch, *, checkpoint: int = 0) -> None:
+        super().__init__()
+        self.arch = arch
+        make = Layers(arch.dims, arch.norm)
+        width = arch.stem_width
+        pooled = arch.stem != "cifar"
+
+        self.conv1 = stem(arch, make)
+        self.bn1 = make.norm(width)
+        self.relu = nn.ReLU()
+        self.maxpool = make.max_pool(arch.blur) if pooled else nn.Identity()
+        self.levels = {"stem": (width, 2 if pooled else 1)}
+
+        stride = 4 if pooled else 1  # of a level against the input
+        number, total = 0, sum(arch.blocks)
+        c_in = width
+        for stage, (count, c_out) in enumerate(zip(arch.blocks, arch.widths, strict=True)):
+            units: dict[str, nn.Module] = {}
+            for i in range(count):
+                step = 2 if stage > 0 and i == 0 else 1
+                # The stem ends in BN and ReLU, so the first unit needs no activation of its own.
+                pre = pre_activation(arch, make, c_in) if number else nn.Identity()
+                number += 1
+                drop = arch.drop_path * number / total
+                units[str(i)] = unit(arch, make, c_in, c_out, step, pre, drop)
+                c_in, stride = c_out, stride * step
+            self.add_module(f"layer{stage + 1}", chain(units, checkpoint))
+            self.levels[f"layer{stage + 1}"] = (c_out, stride)
+
+        self.final = pre_activation(arch, make, c_in)
+        self.fc = nn.Linear(c_in, arch.classes)
+        initialise(self)
+
+    @property
+    def stages(self) -> dict[str, nn.Module]:
+        """layer1, layer2, ..."""
+        return {name: self.get_submodule(name) for name in self.levels if name != "stem"}
+
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        """(N, channels, *S) -> {level: (N, C, *S / stride)}, C and stride as in `levels`."""
+        maps = {"stem": self.relu(self.bn1(self.conv1(x)))}
+        x = self.maxpool(maps["stem"])
+        for name, stage in self.stages.items():
+            maps[name] = x = stage(x)
+        maps[name] = self.final(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for stage in self.stages.values():
+            x = stage(x)
+        logits: Tensor = self.fc(global_mean(self.final(x)))
+        return logits
+
+
+def stem(arch: ResNetArch, make: Layers) -> nn.Module:
+    """The convolutions before the first normalisation that is followed by the stages."""
+    width = arch.stem_width
+    if arch.stem == "cifar":
+        return make.conv(arch.channels, width, 3)
+    if arch.stem == "imagenet":
+        return make.conv(arch.channels, width, 7, 2)
+    half = width // 2  # 32, 32, 64: He et al. 2018, "ResNet-C"
+    return nn.Sequential(
+        make.conv(arch.channels, half, 3, 2),
+        make.norm(half),
+        nn.ReLU(),
+        make.conv(half, half, 3),
+        make.norm(half),
+        nn.ReLU(),
+        make.conv(half, width, 3),
+    )
+
+
+def pre_activation(arch: ResNetArch, make: Layers, channels: int) -> nn.Module:
+    """What stands before a unit's convolutions, and once more after the last unit."""
+    if arch.order == "pre":
+        return make.norm_relu(channels)
+    if arch.order == "relu_only_pre":
+        return nn.ReLU()
+    return nn.Identity()
+
+
+def unit(
+    arch: ResNetArch,
+    make: Layers,
+    c_in: int,
+    c_out: int,
+    stride: int,
+    pre: nn.Module,
+    drop: float,
+) -> nn.Module:
+    """One residual unit. The order decides the law and what follows the addition.
+
+    Raises UsageError for exclusive gates in an order that has no f after the addition.
+    """
+    layers = branch(arch, make, c_in, c_out, stride, drop)
+    is_pre = arch.order in ("relu_only_pre", "pre")
+    f = {
+        "post": nn.ReLU,
+        "bn_after_add": lambda: make.norm_relu(c_out),
+        "relu_before_add": nn.Identity,
+    }.get(arch.order, nn.Identity)()
+
+    if arch.shortcut == "none":
+        return nn.Sequential(OrderedDict(pre=pre, **layers, f=f))
+    h = shortcut(arch, make, c_in, c_out, stride)
+    if arch.join.kind == "exclusive_gate":
+        if is_pre:
+            raise UsageError(
+                f"exclusive gates are defined for f(h(x) + F(x)), not for order {arch.order!r}"
+            )
+        return ExclusiveGate(layers, h, f, Gate(make, c_in, c_out, stride, arch.join.gate_bias))
+    if is_pre:
+        return PreActivation(pre, layers, h, shared=stride != 1 or c_in != c_out)
+    return Residual(layers, h, f)
+
+
+def branch(
+    arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: int, drop: float
+) -> dict[str, nn.Module]:
+    """F: convolutions with normalisation and ReLU between them, and the order's ending."""
+    inner = round(c_out / arch.squeeze)
+    first, second = (stride, 1) if arch.stride_on == "1x1" else (1, stride)
+    plan = {  # (output channels, kernel, stride, groups) of each convolution
+        "single": [(c_out, 3, stride, 1)],
+        "basic": [(c_out, 3, stride, 1), (c_out, 3, 1, 1)],
+        "bottleneck": [(inner, 1, first, 1), (inner, 3, second, arch.groups), (c_out, 1, 1, 1)],
+    }[arch.unit]
+    layers: dict[str, nn.Module] = {}
+    norm = None
+    for i, (width, kernel, step, groups) in enumerate(plan, 1):
+        last = i == len(plan)
+        layers[f"conv{i}"] = make.conv(c_in, width, kernel, 1 if arch.blur else step, groups)
+        if not last or arch.order in ("post", "relu_before_add", "relu_only_pre"):
+            layers[f"bn{i}"] = norm = make.norm(width)
+        if not last or arch.order == "relu_before_add":
+            layers[f"relu{i}"] = nn.ReLU()
+        if arch.blur and step > 1:
+            layers[f"blur{i}"] = Blur(step)
+        if arch.dropout and not last:
+            layers[f"dropout{i}"] = nn.Dropout(arch.dropout)
+        c_in = width
+    if arch.se_reduction:
+        layers["se"] = SqueezeExcite(make, c_out, arch.se_reduction)
+    if arch.join.f_scale != 1:
+        layers["scale"] = Scale(arch.join.f_scale)
+    if drop:
+        layers["drop_path"] = StochasticDepth(drop, "row")
+    if arch.zero_gamma:
+        if norm is None:
+            raise UsageError(f"zero_gamma: F of a {arch.unit!r} unit has no normalisation here")
+        nn.init.zeros_(norm.weight)  # type: ignore[arg-type]
+    return layers
+
+
+def shortcut(arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: int) -> nn.Module:
+    """h: option A, B or C of He et al. 2015, section 3.3, and on it the join's h of 2016."""
+    join = arch.join
+    changes = stride != 1 or c_in != c_out
+    h: nn.Module
+    if join.kind == "conv" or arch.shortcut == "C" or (arch.shortcut == "B" and changes):
+        h = projection(arch, make, c_in, c_out, stride)
+    elif changes:
+        subsample = (
+            [Blur(stride), Pad(1, c_out - c_in)] if arch.blur else [Pad(stride, c_out - c_in)]
+        )
+        h = nn.Sequential(*subsample)
+    else:
+        h = nn.Identity()
+    if join.kind == "scale":
+        return nn.Sequential(h, Scale(join.x_scale))
+    if join.kind == "dropout":
+        return nn.Sequential(h, nn.Dropout(0.5))
+    if join.kind == "shortcut_gate":
+        return ShortcutGate(h, Gate(make, c_in, c_out, stride, join.gate_bias))
+    return h
+
+
+def projection(arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: int) -> nn.Module:
+    """W_s x, a 1x1 convolution; normalised where the last convolution of F is."""
+    layers: list[nn.Module] = []
+    if arch.downsample == "avgpool":
+        layers.append(make.avg_pool(stride) if stride > 1 else nn.Identity())
+        stride = 1
+    elif arch.blur and stride > 1:
+        layers.append(Blur(stride))
+        stride = 1
+    layers.append(make.conv(c_in, c_out, 1, stride))
+    if arch.order not in ("bn_after_add", "pre"):
+        layers.append(make.norm(c_out))
+    return nn.Sequential(*layers)
+
+
+class Pad(nn.Module):
+    """Option A: every `stride`-th pixel, and zeros for the channels that x lacks, after x's own.
+
+    Shapes: (N, C, *S) -> (N, C + extra, *ceil(S / stride)).
+    """
+
+    def __init__(self, stride: int, extra: int) -> None:
+        super().__init__()
+        if extra < 0:
+            raise UsageError("shortcut option A pads channels and cannot drop them: widths shrink")
+        self.stride, self.extra = stride, extra
+
+    def forward(self, x: Tensor) -> Tensor:
+        dims = x.ndim - 2
+        for dim in range(2, x.ndim):
+            x = x[(slice(None),) * dim + (slice(None, None, self.stride),)]
+        return F.pad(x, (0, 0) * dims + (0, self.extra))
+
+
+class Scale(nn.Module):
+    """factor * x."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
+class Gate(nn.Module):
+    """g(x) = sigmoid(W x + b), a 1x1 convolution: He et al. 2016, section 3.1."""
+
+    def __init__(self, make: Layers, c_in: int, c_out: int, stride: int, bias: float) -> None:
+        super().__init__()
+        self.conv = make.conv(c_in, c_out, 1, stride, bias=True)
+        nn.init.constant_(self.conv.bias, bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.conv(x))
+
+
+class ShortcutGate(nn.Module):
+    """(1 - g(x)) h(x): He et al. 2016, section 3.1, shortcut-only gating."""
+
+    def __init__(self, shortcut: nn.Module, gate: nn.Module) -> None:
+        super().__init__()
+        self.shortcut, self.gate = shortcut, gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = (1 - self.gate(x)) * self.shortcut(x)
+        return y

@@ -1,0 +1,170 @@
+"""The vision transformer of Dosovitskiy et al. 2020, arXiv 2010.11929, from pre-activation units.
+
+A block is two residual additions, x + attention(norm(x)) and x + mlp(norm(x)): the law of
+1603.05027 with other branches.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnets.arch import VitArch
+from resnets.errors import UsageError
+from resnets.nets.blocks import PreActivation, chain
+
+
+class VisionTransformer(nn.Module):
+    """Shapes: (N, channels, size, size) -> (N, classes).
+
+    Raises UsageError for an image of another size, which has no position embedding.
+    """
+
+    def __init__(self, arch: VitArch, *, checkpoint: int = 0) -> None:
+        super().__init__()
+        if arch.size % arch.patch or arch.width % arch.heads:
+            raise UsageError("a transformer needs size / patch and width / heads without remainder")
+        self.arch = arch
+        self.levels = {"blocks": (arch.width, arch.patch)}
+        tokens = (arch.size // arch.patch) ** 2 + 1
+        self.patches = nn.Conv2d(arch.channels, arch.width, arch.patch, arch.patch)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, arch.width))
+        self.positions = nn.Parameter(torch.empty(1, tokens, arch.width).normal_(std=0.02))
+        self.dropout = nn.Dropout(arch.dropout)
+        self.blocks = chain({str(i): block(arch) for i in range(arch.blocks)}, checkpoint)
+        self.norm = nn.LayerNorm(arch.width, eps=1e-6)
+        self.fc = nn.Linear(arch.width, arch.classes)
+        # As torchvision: patches ~ N(0, 1 / fan-in), a classifier of zeros.
+        fan_in = arch.channels * arch.patch**2
+        nn.init.trunc_normal_(self.patches.weight, std=fan_in**-0.5)
+        nn.init.zeros_(self.patches.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """(N, channels, size, size) -> (N, 1 + patches, width), the class token first."""
+        side = self.arch.size
+        if tuple(x.shape[2:]) != (side, side):
+            got = " x ".join(str(n) for n in x.shape[2:])
+            raise UsageError(f"this transformer takes {side} x {side} pixels, got {got}")
+        patches = self.patches(x).flatten(2).mT
+        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], 1)
+        y: Tensor = self.norm(self.blocks(self.dropout(tokens + self.positions)))
+        return y
+
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        """(N, channels, size, size) -> {"blocks": (N, width, size / patch, size / patch)}."""
+        side = self.arch.size // self.arch.patch
+        return {"blocks": self.tokens(x)[:, 1:].mT.reshape(len(x), -1, side, side)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.tokens(x)[:, 0])
+        return logits
+
+
+def block(arch: VitArch) -> nn.Sequential:
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    attention: dict[str, nn.Module] = {
+        "mix": Attention(arch.width, arch.heads),
+        "dropout": nn.Dropout(arch.dropout),
+    }
+    mlp: dict[str, nn.Module] = {
+        "linear1": nn.Linear(arch.width, arch.hidden),
+        "gelu": nn.GELU(),
+        "dropout1": nn.Dropout(arch.dropout),
+        "linear2": nn.Linear(arch.hidden, arch.width),
+        "dropout2": nn.Dropout(arch.dropout),
+    }
+    for linear in (mlp["linear1"], mlp["linear2"]):
+        nn.init.xavier_uniform_(linear.weight)  # type: ignore[arg-type]
+        nn.init.normal_(linear.bias, std=1e-6)  # type: ignore[arg-type]
+    return nn.Sequential(
+        OrderedDict(
+            attention=PreActivation(nn.LayerNorm(arch.width, 1e-6), attention, nn.Identity()),
+            mlp=PreActivation(nn.LayerNorm(arch.width, 1e-6), mlp, nn.Identity()),
+        )
+    )
+
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(d)) v in `heads` heads of d = width / heads: Vaswani et al. 2017.
+
+    Shapes: (N, T, width) -> (N, T, width).
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.qkv.weight)
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, width = x.shape
+        # (N, T, 3 * width) -> three of (N, heads, T, d)
+        q, k, v = self.qkv(x).view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        heads = F.scaled_dot_product_attention(q, k, v)
+        y: Tensor = self.out(heads.transpose(1, 2).reshape(n, t, width))
+        return y
+
+
+# Ours -> torchvision's, in which a block stands under encoder.layers.encoder_layer_<i>.
+NAMES = {
+    "class_token": "class_token",
+    "positions": "encoder.pos_embedding",
+    "patches": "conv_proj",
+    "norm": "encoder.ln",
+    "fc": "heads.head",
+}
+BLOCK_NAMES = {
+    "attention.pre.weight": "ln_1.weight",
+    "attention.pre.bias": "ln_1.bias",
+    "attention.mix.qkv.weight": "self_attention.in_proj_weight",
+    "attention.mix.qkv.bias": "self_attention.in_proj_bias",
+    "attention.mix.out.weight": "self_attention.out_proj.weight",
+    "attention.mix.out.bias": "self_attention.out_proj.bias",
+    "mlp.pre.weight": "ln_2.weight",
+    "mlp.pre.bias": "ln_2.bias",
+    "mlp.linear1.weight": "mlp.0.weight",
+    "mlp.linear1.bias": "mlp.0.bias",
+    "mlp.linear2.weight": "mlp.3.weight",
+    "mlp.linear2.bias": "mlp.3.bias",
+}
+
+
+def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors of a vision transformer under torchvision's names (`vit_b_16` and kin).
+
+    Raises KeyError for a name that a `VisionTransformer` does not have.
+    """
+    return {_to_torchvision(name): tensor for name, tensor in state.items()}
+
+
+def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `to_torchvision`. Raises KeyError for a name that it does not give."""
+    return {_from_torchvision(name): tensor for name, tensor in state.items()}
+
+
+def _to_torchvision(name: str) -> str:
+    if name.startswith("blocks."):
+        _, i, rest = name.split(".", 2)
+        return f"encoder.layers.encoder_layer_{i}.{BLOCK_NAMES[rest]}"
+    module, dot, tensor = name.partition(".")
+    return NAMES[module] + dot + tensor
+
+
+def _from_torchvision(name: str) -> str:
+    prefix = "encoder.layers.encoder_layer_"
+    if name.startswith(prefix):
+        i, rest = name.removeprefix(prefix).split(".", 1)
+        return f"blocks.{i}.{ {theirs: ours for ours, theirs in BLOCK_NAMES.items()}[rest] }"
+    for ours, theirs in NAMES.items():
+        if name == theirs or name.startswith(theirs + "."):
+            return ours + name.removeprefix(theirs)
+    raise KeyError(name)
