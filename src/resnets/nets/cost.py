@@ -45,6 +45,7 @@ CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
 # Shapes are all that is wanted here. The meta kernels of normalisations take up to a millisecond a
 # call to answer with the shape that they got, and random numbers are drawn for nothing.
 KEEP_SHAPE = {F.batch_norm, F.group_norm, F.layer_norm, F.relu, F.gelu, F.dropout}
+ADD = {torch.Tensor.add, torch.Tensor.__add__}
 FILL = {
     nn.init.kaiming_uniform_,
     torch.Tensor.normal_,
@@ -68,11 +69,14 @@ class _Shapes(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        kwargs = kwargs or {}
         if func in KEEP_SHAPE or func in FILL:
+            return args[0] if args else kwargs["tensor"]
+        if func in ADD and args[0].shape == args[1].shape:
             return args[0]
         if func in CREATE:
-            return func(*args, **{**(kwargs or {}), "device": "meta"})
-        out = func(*args, **(kwargs or {}))
+            return func(*args, **{**kwargs, "device": "meta"})
+        out = func(*args, **kwargs)
         if func in CONVOLUTIONS:
             self.macs += out.numel() * math.prod(args[1].shape[1:])
         elif func is F.linear:

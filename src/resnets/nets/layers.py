@@ -14,7 +14,7 @@ from torch.nn import functional as F
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 MAX_POOL: dict[int, type[nn.Module]] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
-AVG_POOL = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+AVG_POOL: dict[int, type[nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Layers:
 
     def max_pool(self, blur: bool) -> nn.Module:
         """3x3, stride 2; with `blur` the maximum is dense and a blur subsamples it."""
-        pool = MAX_POOL[self.dims](3, 1 if blur else 2, padding=1)
+        pool: nn.Module = MAX_POOL[self.dims](3, 1 if blur else 2, padding=1)
         return nn.Sequential(pool, Blur(2)) if blur else pool
 
     def avg_pool(self, stride: int) -> nn.Module:
