@@ -58,6 +58,14 @@ class MissingPackage(ResnetsError):
     exit_code = 8
 
 
+class Interrupted(ResnetsError):
+    """A signal stopped training after a step; everything is saved."""
+
+    def __init__(self, run: str, signal: int) -> None:
+        super().__init__(f"stopped; everything is saved. Go on with `resnets resume {run}`")
+        self.exit_code = 128 + signal
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A phrase for an error message: the known names nearest to `name`."""
     names = list(known)

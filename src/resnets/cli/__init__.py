@@ -1,0 +1,296 @@
+"""The command line: parses, calls one function of `resnets.verbs`, prints.
+
+torch is imported inside a verb only, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cyclopts
+from cyclopts import App, Parameter
+
+from resnets import __version__
+from resnets.cli import show
+from resnets.errors import DiskError, MemoryExhausted, ResnetsError, UsageError
+
+app = App(
+    name="resnets",
+    help="Deep residual learning: train, test and use residual networks. `-v` shows tracebacks, `-q` prints results only.",
+    version=__version__,
+    help_format="plaintext",
+)
+data_app = App(name="data", help="Fetch data sets and look at them.")
+runs_app = App(name="runs", help="The runs of this folder.")
+app.command(data_app)
+app.command(runs_app)
+app.register_install_completion_command()
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
+Sets = Annotated[
+    list[str] | None,
+    Parameter(name="--set", negative="", help="FIELD=VALUE of the recipe; may be repeated."),
+]
+Device = Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")]
+Workers = Annotated[int, Parameter(help="Processes that decode image files.")]
+
+
+@app.command
+def train(
+    data: str,
+    /,
+    *,
+    model: str | None = None,
+    recipe: str | None = None,
+    epochs: float | None = None,
+    run: Path | None = None,
+    seed: int | None = None,
+    set_: Sets = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    device: Device = "auto",
+    workers: Workers = 2,
+    json: Json = False,
+) -> None:
+    """Train a network on DATA, test it, and leave a run folder.
+
+    Parameters
+    ----------
+    data
+        digits, cifar10, cifar100, a folder of class folders, or a CSV of path,label.
+    model
+        A name from `resnets models`; chosen from the data when left out.
+    recipe
+        A published recipe (paper-cifar10, quick-cifar10, ...), a TOML file, or a run's recipe.json.
+    epochs
+        Passes over the training images.
+    run
+        The run folder; runs/DATA-MODEL when left out.
+    seed
+        Of the initial weights, the order of the images and their augmentation.
+    dry_run
+        Print the plan and stop.
+    """
+    from resnets import verbs
+
+    chosen = verbs.plan(
+        data,
+        model=model,
+        recipe=recipe,
+        epochs=epochs,
+        seed=seed,
+        device=device,
+        workers=workers,
+        overrides=assignments(set_ or []),
+    )
+    show.plan(chosen.lines(verbs.estimate(chosen)), chosen.source.unreadable)
+    if dry_run:
+        return
+    folder = verbs.start(chosen, run)
+    show.note(f"run folder {folder.path}")
+    with show.Bar() as bar:
+        outcome = verbs.go(folder, chosen, bar.update)
+    show.outcome(outcome, as_json=json)
+
+
+@app.command
+def resume(
+    run: Path | None = None,
+    /,
+    *,
+    device: Device = "auto",
+    workers: Workers = 2,
+    json: Json = False,
+) -> None:
+    """Go on with an interrupted run; without RUN with the newest unfinished one."""
+    from resnets import verbs
+
+    with show.Bar() as bar:
+        outcome = verbs.resume(run, device=device, workers=workers, watch=bar.update)
+    show.outcome(outcome, as_json=json)
+
+
+@app.command
+def evaluate(
+    model: Path,
+    data: str,
+    /,
+    *,
+    split: Literal["test", "val", "train"] = "test",
+    normalize: Literal["data", "imagenet", "none"] | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    max_unreadable: float = 0.01,
+    device: Device = "auto",
+    workers: Workers = 2,
+    json: Json = False,
+) -> None:
+    """Test MODEL on one split of DATA: top-1, top-5, loss, and each class.
+
+    Parameters
+    ----------
+    model
+        A run folder, a model file, or a foreign .pth or .safetensors file.
+    normalize
+        Mean and deviation for a foreign file that does not say its own.
+    max_unreadable
+        Part of the images that may be unreadable and left out.
+    """
+    from resnets import verbs
+
+    result = verbs.evaluate(
+        model,
+        data,
+        split=split,
+        normalize=normalize,
+        precision=precision,
+        max_unreadable=max_unreadable,
+        device=device,
+        workers=workers,
+    )
+    show.result(result, verbs.summary(result), as_json=json)
+
+
+@app.command
+def predict(
+    model: Path,
+    /,
+    *inputs: str,
+    top: int = 3,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Name what is on images: files, folders, globs, or - for an image on standard input.
+
+    Parameters
+    ----------
+    top
+        How many classes to name.
+    """
+    from resnets import verbs
+
+    if not inputs:
+        raise UsageError("no input: give image files, folders, globs, or - for standard input")
+    items: list[str | Path | bytes] = [
+        sys.stdin.buffer.read() if item == "-" else item for item in inputs
+    ]
+    problems = show.predictions(verbs.predict(model, items, top=top, device=device), as_json=json)
+    if problems:
+        raise SystemExit(3)
+
+
+@app.command
+def models(pattern: str = "*", /, *, json: Json = False) -> None:
+    """List the networks: name, depth, parameters, multiply-adds, input, source."""
+    from resnets import verbs
+
+    show.models(verbs.models(pattern), pattern, as_json=json)
+
+
+@data_app.command
+def get(name: Literal["cifar10", "cifar100"], /) -> None:
+    """Fetch a data set into the cache (RESNETS_DATA, else the user's cache folder)."""
+    from resnets import verbs
+
+    with show.Download(name) as bar:
+        path = verbs.get(name, bar.update)
+    show.note(f"{name} is in {path}", always=True)
+
+
+@data_app.command
+def info(data: str, /, *, json: Json = False) -> None:
+    """Show what DATA holds: splits, classes, sizes, digest, unreadable files."""
+    from resnets import verbs
+
+    show.data(verbs.data_info(data), as_json=json)
+
+
+@runs_app.command(name="ls")
+def list_runs(root: Path = Path("runs"), /, *, json: Json = False) -> None:
+    """List the runs below a folder with their errors."""
+    from resnets import verbs
+
+    show.runs(verbs.runs(root), root, as_json=json)
+
+
+@app.command
+def doctor(*, quick: Annotated[bool, Parameter(negative="")] = False, json: Json = False) -> None:
+    """Look at this machine: versions, processor, GPU, memory, disk, and a ten-second speed check.
+
+    Parameters
+    ----------
+    quick
+        Leave out the speed check.
+    """
+    from resnets import doctor as examine
+
+    show.pairs(examine.examine(speed=not quick), as_json=json)
+
+
+def assignments(items: Sequence[str]) -> dict[str, Any]:
+    """FIELD=VALUE texts as a dictionary; a comma makes a list."""
+    values: dict[str, Any] = {}
+    for item in items:
+        key, sign, text = item.partition("=")
+        if not sign:
+            raise UsageError(f"--set {item}: write FIELD=VALUE, for instance --set lr=0.1")
+        values[key.strip()] = text.split(",") if "," in text else text
+    return values
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with the documented code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    verbose = take(tokens, "-v", "--verbose")
+    show.quiet = take(tokens, "-q", "--quiet")
+    try:
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except cyclopts.CycloptsError as error:
+        fail(str(error), 2, verbose)
+    except ResnetsError as error:
+        fail(str(error), error.exit_code, verbose)
+    except KeyboardInterrupt:
+        fail("stopped", 130, verbose=False)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except MemoryError:
+        fail("out of memory; try a smaller --set batch=N", MemoryExhausted.exit_code, verbose)
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}:
+            fail(f"{error.strerror}: {error.filename}", DiskError.exit_code, verbose)
+        raise
+    except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+            fail(
+                "out of memory; try --set batch=N with a smaller N, or --set checkpoint_blocks=4",
+                MemoryExhausted.exit_code,
+                verbose,
+            )
+        raise
+    raise SystemExit(0)
+
+
+def take(tokens: list[str], *names: str) -> bool:
+    """Remove a global flag from the tokens wherever it stands; whether it was there."""
+    there = False
+    for name in names:
+        while name in tokens:
+            tokens.remove(name)
+            there = True
+    return there
+
+
+def fail(message: str, code: int, verbose: bool) -> None:
+    """Print an error on standard error and exit; with `verbose` the traceback too."""
+    if verbose:
+        import traceback
+
+        traceback.print_exc()
+    with contextlib.suppress(BrokenPipeError):
+        print(f"resnets: {message}", file=sys.stderr)
+    raise SystemExit(code)

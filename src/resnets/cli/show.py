@@ -1,0 +1,263 @@
+"""What a person sees: tables and a bar on a terminal, plain lines in a pipe, JSON when asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from resnets.evaluate.classify import Result
+    from resnets.evaluate.model import Prediction
+    from resnets.train.fit import Progress as Standing
+    from resnets.verbs import Outcome
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+quiet = False
+
+
+def note(text: str, *, always: bool = False) -> None:
+    """A line on standard error, so that standard output holds results only."""
+    if always or not quiet:
+        err.print(text, markup=False)
+
+
+def dump(data: Any) -> None:
+    """JSON on standard output."""
+    print(json.dumps(data, indent=2))
+
+
+def plan(lines: Sequence[tuple[str, str]], unreadable: Sequence[tuple[Path, str]]) -> None:
+    """The plan of a run, and each unreadable file by name."""
+    for what, value in lines:
+        note(f"{what:>10}  {value}")
+    for path, reason in unreadable:
+        note(f"{'left out':>10}  {path}: {reason}")
+
+
+def percent(part: float | None) -> str:
+    """0.0827 as 8.27 %."""
+    return "-" if part is None else f"{100 * part:.2f} %"
+
+
+def seconds(value: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    whole = round(value)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+class Bar:
+    """A bar on a terminal, and one line for each evaluation."""
+
+    def __enter__(self) -> Bar:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+            TextColumn("{task.fields[speed]} images/s"),
+            TextColumn("{task.fields[left]} left"),
+            console=err,
+            transient=True,
+            disable=quiet or not err.is_terminal,
+        )
+        self.task = self.progress.add_task("", total=None, speed="-", left="-")
+        self.progress.__enter__()
+        self.headed = False
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self, standing: Standing) -> None:
+        """Move the bar; print a line where an interval ended."""
+        self.progress.update(
+            self.task,
+            completed=standing.step,
+            total=standing.steps,
+            speed=f"{standing.images_per_second:,.0f}",
+            left=seconds(standing.seconds_left),
+        )
+        if standing.loss is None:
+            return
+        if not self.headed:
+            note(" epoch      loss   train error   held out   rate      images/s   left")
+            self.headed = True
+        note(
+            f"{standing.epoch:6.1f}  {standing.loss:8.4f}  {percent(standing.train_error):>12}"
+            f"  {percent(standing.watched_error):>9}   {standing.rate:<8.4g}"
+            f"  {standing.images_per_second:8,.0f}   {seconds(standing.seconds_left)}"
+        )
+
+
+class Download:
+    """Bytes of a download, on a terminal."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> Download:
+        self.progress = Progress(console=err, transient=True, disable=quiet or not err.is_terminal)
+        self.task = self.progress.add_task(self.name, total=None)
+        self.progress.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self, done: int, total: int) -> None:
+        """Move the bar."""
+        self.progress.update(self.task, completed=done, total=total or None)
+
+
+def outcome(finished: Outcome, *, as_json: bool) -> None:
+    """The end of a run: its test figures, and what to type next."""
+    result, folder = finished.result, finished.run
+    if as_json:
+        figures = {"error": result.error, "images": result.images} if result else {}
+        dump({"run": str(folder), "seconds": round(finished.seconds, 1), **figures})
+        return
+    if result is not None:
+        headline(result)
+    out.print(f"trained in {seconds(finished.seconds)}; everything is in {folder}", markup=False)
+    note(f"next: resnets predict {folder} IMAGE    resnets evaluate {folder} DATA")
+
+
+def headline(result: Result) -> None:
+    """The figures of one split in one line."""
+    low, high = (percent(1 - x).removesuffix(" %") for x in reversed(result.interval))
+    out.print(
+        f"test error {percent(result.error)} ({low} to {high} at 95 %), "
+        f"top-5 error {percent(1 - result.top5)}, loss {result.loss:.4f}, "
+        f"{result.images:,} images",
+        markup=False,
+    )
+
+
+def result(figures: Result, summary: Mapping[str, Any], *, as_json: bool) -> None:
+    """The figures of an evaluation, class by class."""
+    for path, reason in figures.unreadable:
+        note(f"left out {path}: {reason}", always=True)
+    if as_json:
+        dump(summary)
+        return
+    headline(figures)
+    if quiet:
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("class", "images", "precision", "recall", "F1"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for row in figures.per_class():
+        table.add_row(
+            str(row["class"]),
+            f"{row['images']:,}",
+            *(percent(float(row[key])) for key in ("precision", "recall", "f1")),
+        )
+    out.print(table)
+
+
+def predictions(items: Iterable[Prediction], *, as_json: bool) -> int:
+    """One line an image; the number of images that could not be read."""
+    rows, problems = [], 0
+    for item in items:
+        if item.problem is not None:
+            problems += 1
+            note(f"{item.file}: {item.problem}", always=True)
+        pairs = list(zip(item.classes, item.probabilities, strict=True))
+        if as_json:
+            rows.append(
+                {
+                    "file": item.file,
+                    "problem": item.problem,
+                    "classes": [{"class": c, "probability": round(p, 6)} for c, p in pairs],
+                }
+            )
+        elif pairs:
+            answer = "  ".join(f"{name} {100 * p:.1f} %" for name, p in pairs)
+            out.print(f"{item.file}  {answer}", markup=False)
+    if as_json:
+        dump(rows)
+    return problems
+
+
+def models(rows: Iterable[Mapping[str, Any]], pattern: str, *, as_json: bool) -> None:
+    """The table of networks."""
+    rows = list(rows)
+    if as_json:
+        dump(rows)
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "depth", "parameters", "multiply-adds", "input", "source"):
+        table.add_column(column, justify="left" if column in {"name", "source"} else "right")
+    for row in rows:
+        table.add_row(
+            row["name"],
+            str(row["depth"]),
+            f"{row['parameters']:,}",
+            f"{row['multiply_adds'] / 1e6:,.1f} M",
+            f"{row['channels']} x {row['size']}",
+            row["source"],
+        )
+    out.print(table)
+    if not rows:
+        note(f"no network matches {pattern!r}", always=True)
+
+
+def data(facts: Mapping[str, Any], *, as_json: bool) -> None:
+    """What a data set holds."""
+    if as_json:
+        dump(facts)
+        return
+    size = f"{facts['size']} x {facts['size']}" if facts["size"] else "sizes differ"
+    print(f"{facts['name']}: {facts['channels']} channels, {size}, digest {facts['digest']}")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("class")
+    for split in facts["images"]:
+        table.add_column(split, justify="right")
+    for k, name in enumerate(facts["classes"]):
+        table.add_row(name, *(f"{counts[k]:,}" for counts in facts["images"].values()))
+    table.add_row("all", *(f"{sum(counts):,}" for counts in facts["images"].values()))
+    out.print(table)
+    for path, reason in facts["unreadable"]:
+        print(f"unreadable {path}: {reason}")
+
+
+def runs(rows: Sequence[Mapping[str, Any]], root: Path, *, as_json: bool) -> None:
+    """The table of runs."""
+    if as_json:
+        dump(rows)
+        return
+    if not rows:
+        note(f"no runs in {root}", always=True)
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "data", "model", "epoch", "train error", "test error", "finished"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(
+            row["run"],
+            row["data"],
+            row["model"],
+            f"{row['epoch']:.1f}",
+            percent(row["train_error"]),
+            percent(row["test_error"]),
+            "yes" if row["finished"] else "no",
+        )
+    out.print(table)
+
+
+def pairs(rows: Mapping[str, str], *, as_json: bool) -> None:
+    """Name and value, a line each."""
+    if as_json:
+        dump(dict(rows))
+        return
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        sys.stdout.write(f"{name:>{width}}  {value}\n")

@@ -1,0 +1,160 @@
+"""A trained network with what it needs to be used: class names and preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from resnets.data.batches import test_batches
+from resnets.data.decode import decode
+from resnets.data.sources import Split
+from resnets.data.transforms import centre, cut, normalize, statistics
+from resnets.errors import CheckpointError, DataError, UsageError
+from resnets.evaluate.classify import Result, evaluate, predict_batch
+from resnets.nets import Network
+from resnets.nets.modelfile import Card, open_model
+from resnets.recipe import Preprocess
+
+IMAGENET = Preprocess(size=224, resize=256)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one image, best first; `problem` is set when it is unreadable."""
+
+    file: str
+    classes: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network in evaluation mode, its card, and where it computes."""
+
+    network: Network
+    card: Card
+    device: torch.device
+    bfloat16: bool = False
+
+    def evaluate(self, split: Split, *, batch: int = 250, workers: int = 0) -> Result:
+        """Figures over a labelled split whose classes are this model's."""
+        batches = test_batches(
+            split,
+            preprocess=self.card.preprocess,
+            batch=batch,
+            device=self.device,
+            workers=workers,
+        )
+        return evaluate(self.network, batches, self.card.classes, bfloat16=self.bfloat16)
+
+    def predict(
+        self, inputs: Iterable[str | Path | bytes], *, top: int = 5, batch: int = 32
+    ) -> Iterator[Prediction]:
+        """The `top` classes of each image file (or its bytes), in order; bad files are named."""
+        chunk: list[tuple[str, torch.Tensor | str]] = []
+        for item in inputs:
+            name = "-" if isinstance(item, bytes) else str(item)
+            try:
+                image = decode(item, self.card.preprocess.channels)  # (H, W, C)
+                chunk.append((name, view(torch.from_numpy(image), self.card.preprocess)))
+            except DataError as error:
+                chunk.append((name, str(error)))
+            if len(chunk) == batch:
+                yield from self.predict_chunk(chunk, top)
+                chunk = []
+        yield from self.predict_chunk(chunk, top)
+
+    def predict_chunk(
+        self, chunk: Sequence[tuple[str, torch.Tensor | str]], top: int
+    ) -> list[Prediction]:
+        """Predictions of some images (C, S, S) uint8; where there is a problem instead, that."""
+        good = [image for _, image in chunk if isinstance(image, torch.Tensor)]
+        rows: list[tuple[list[float], list[int]]] = []
+        if good:
+            mean, std = statistics(self.card.preprocess, self.device)
+            images = normalize(torch.stack(good).to(self.device), mean, std)
+            logits = predict_batch(self.network, images, bfloat16=self.bfloat16)
+            best = (logits / (self.card.temperature or 1.0)).softmax(1)
+            values, indices = best.topk(min(top, best.shape[1]), dim=1)
+            rows = list(zip(values.tolist(), indices.tolist(), strict=True))
+        answers = iter(rows)
+        out = []
+        for name, image in chunk:
+            if isinstance(image, str):
+                out.append(Prediction(name, problem=image))
+                continue
+            probabilities, indices_ = next(answers)
+            classes = tuple(self.card.classes[i] for i in indices_)
+            out.append(Prediction(name, classes, tuple(probabilities)))
+        return out
+
+
+def view(image: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
+    """The test-time view of one decoded image: uint8 (H, W, C) -> uint8 (C, size, size)."""
+    where = centre(image.shape[0], image.shape[1], preprocess)
+    return cut(image.permute(2, 0, 1)[None], where, preprocess.size)[0]
+
+
+def load(
+    path: str | Path,
+    *,
+    device: torch.device | None = None,
+    bfloat16: bool = False,
+    classes: Sequence[str] | None = None,
+    preprocess: Preprocess | None = None,
+) -> Model:
+    """A model from a run folder, one of our model files, or a foreign weights file.
+
+    A foreign file does not say its classes and preprocessing: `classes` and `preprocess` do, else
+    the classes are numbered and the preprocessing is ImageNet's (small networks: no resize).
+
+    Raises:
+        UsageError: there is no such file, or the run is not finished.
+        CheckpointError: the file is refused or not recognised.
+    """
+    path = Path(path)
+    if path.is_dir():
+        folder, path = path, path / "model.safetensors"
+        if not path.exists():
+            raise UsageError(
+                f"{folder} has no model.safetensors: the run is not finished.\n"
+                f"Go on with `resnets resume {folder}`."
+                if (folder / "recipe.json").exists()
+                else f"{folder} is not a run folder: it has no model.safetensors"
+            )
+    if not path.exists():
+        raise UsageError(f"no such file or run folder: {path}")
+    network, card = open_model(path)
+    if card is None:
+        arch = network.arch
+        names = tuple(classes or (str(k) for k in range(arch.classes)))
+        blank = IMAGENET if arch.size >= 64 else Preprocess(size=arch.size)
+        card = Card(arch=arch, classes=names, preprocess=replace(blank, channels=arch.channels))
+    if preprocess is not None:
+        card = replace(card, preprocess=preprocess)
+    if len(card.classes) != card.arch.classes:
+        raise CheckpointError(
+            f"{path} has {card.arch.classes} outputs, the data has {len(card.classes)} classes"
+        )
+    network = network.to(device or torch.device("cpu")).eval()
+    return Model(network, card, device or torch.device("cpu"), bfloat16)
+
+
+def aligned(split: Split, classes: tuple[str, ...], model: Model) -> Split:
+    """The split with its labels renumbered by class name to the model's.
+
+    Raises CheckpointError that names the data's classes that the model does not know.
+    """
+    known = {name: k for k, name in enumerate(model.card.classes)}
+    unknown = [name for name in classes if name not in known]
+    if unknown:
+        raise CheckpointError(
+            f"the model does not know {len(unknown)} classes of the data: "
+            f"{', '.join(unknown[:5])}\nIt knows: {', '.join(model.card.classes[:8])}"
+        )
+    table = torch.tensor([known[name] for name in classes], device=split.labels.device)
+    return replace(split, labels=table[split.labels])

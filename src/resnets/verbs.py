@@ -1,0 +1,436 @@
+"""What the command line does, as functions: the same verbs with the same names."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torchvision
+
+from resnets import __version__, recipes
+from resnets import arch as archs
+from resnets import recipe as recipe_room
+from resnets.data import get as data_get
+from resnets.data import sources
+from resnets.data.sources import Source
+from resnets.errors import DataError, Interrupted, ResnetsError, UsageError
+from resnets.evaluate.classify import Result
+from resnets.evaluate.model import Model, Prediction, aligned, load
+from resnets.nets import cost, create
+from resnets.nets.modelfile import Card, save
+from resnets.recipe import Recipe
+from resnets.report import plots
+from resnets.train import plan as plans
+from resnets.train.fit import Progress, Stop, fit
+from resnets.train.plan import Plan
+from resnets.train.run import Run
+from resnets.train.state import State
+
+__all__ = [
+    "Model", "Prediction", "Result", "create", "data_info", "evaluate", "get", "load", "models",
+    "predict", "resume", "runs", "start", "train",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run."""
+
+    run: Path
+    result: Result | None  # on the test split, opened once, at the end; None when there is none
+    seconds: float
+
+
+def plan(
+    data: str,
+    *,
+    model: str | None = None,
+    recipe: str | Recipe | None = None,
+    epochs: float | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    workers: int = 2,
+    overrides: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Everything a training run will do, chosen from the data where nothing is said.
+
+    Raises:
+        UsageError: an unknown model, recipe or key, or a value of the wrong type.
+        DataError: the data is missing, empty, broken or has one class.
+    """
+    if model is not None:
+        archs.arch(model)  # a typing error is told before minutes of reading
+    place = plans.pick_device(device)
+    said = {"model": model, "epochs": epochs, "seed": seed}
+    changes = {key: value for key, value in said.items() if value is not None}
+    changes |= nested(overrides or {})
+    if epochs is not None:
+        changes.setdefault("steps", 0)
+    base = named_recipe(recipe) if recipe is not None else None
+    check = merged(base or Recipe(model="resnet18"), changes)
+    source = sources.load(data, max_unreadable=check.max_unreadable)
+    resolved = merged(base or plans.choose(source, place), changes)
+    resolved = replace(resolved, data=data)
+    if resolved.holdout:
+        source = sources.hold_out(source, resolved.holdout, resolved.seed)
+    return plans.resolve(resolved, source, place, workers)
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`augment.flip` style keys as nested dictionaries."""
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        head, _, tail = key.partition(".")
+        if tail:
+            out.setdefault(head, {})[tail] = value
+        else:
+            out[head] = value
+    return out
+
+
+def merged(base: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with some fields replaced, everything validated at once."""
+    values = recipe_room.to_dict(base)
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            values[key] |= value
+        else:
+            values[key] = value
+    return recipe_room.parse(values)
+
+
+def named_recipe(recipe: str | Recipe) -> Recipe:
+    """A recipe by name, or from a TOML or JSON file (a run's recipe.json runs again)."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    path = Path(recipe)
+    if path.suffix not in {".toml", ".json"}:
+        return recipes.recipe(recipe)
+    try:
+        text = path.read_text()
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the recipe {path}: {error}") from None
+    base = recipes.recipe(values.pop("recipe")) if "recipe" in values else None
+    try:
+        return merged(base, values) if base is not None else recipe_room.parse(values)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def train(
+    data: str,
+    *,
+    model: str | None = None,
+    recipe: str | Recipe | None = None,
+    epochs: float | None = None,
+    run: str | Path | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    workers: int = 2,
+    overrides: Mapping[str, Any] | None = None,
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> Outcome:
+    """Train a network on `data` and test it; see `plan` for the arguments and errors.
+
+    Raises Interrupted when a signal stopped it: `resume` goes on.
+    """
+    chosen = plan(
+        data,
+        model=model,
+        recipe=recipe,
+        epochs=epochs,
+        seed=seed,
+        device=device,
+        workers=workers,
+        overrides=overrides,
+    )
+    return go(start(chosen, run), chosen, watch)
+
+
+def start(plan: Plan, path: str | Path | None = None) -> Run:
+    """Create the run folder of a plan."""
+    run = Run(Path(path) if path is not None else fresh_folder(plan))
+    run.create()
+    run.write_json("recipe.json", recipe_room.to_dict(plan.recipe))
+    run.write_json(
+        "source.json",
+        {
+            "data": plan.recipe.data,
+            "digest": plan.source.digest,
+            "classes": plan.source.classes,
+            "arch": archs.to_dict(plan.arch),
+            "preprocess": asdict(plan.preprocess),
+            "images": len(plan.source.train),
+        },
+    )
+    run.write_json("environment.json", environment())
+    if table := plan.source.split_table():
+        run.write_csv("split.csv", ("file", "label", "split"), table)
+    return run
+
+
+def fresh_folder(plan: Plan) -> Path:
+    """runs/DATA-MODEL, with a number where that is taken."""
+    stem = f"{Path(plan.recipe.data).stem or 'data'}-{plan.recipe.model}"
+    path, number = Path("runs") / stem, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{stem}-{number}"
+    return path
+
+
+def go(run: Run, plan: Plan, watch: Callable[[Progress], None]) -> Outcome:
+    """Train from where the run stands, then test and write the result."""
+    began = time.monotonic()
+    with Stop() as stop:
+        for progress in fit(run, plan, stop):
+            watch(progress)
+        if stop.signal:
+            raise Interrupted(str(run.path), stop.signal)
+    seconds = time.monotonic() - began
+    return finish(run, plan, seconds)
+
+
+def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
+    """Write model.safetensors from the last state, test it once, and draw the pictures."""
+    state = State.start(plan.recipe, plan.arch, plan.device)
+    checkpoint = run.newest()
+    if checkpoint is None or checkpoint.step != plan.steps:
+        raise ResnetsError(f"{run.path} has no checkpoint of its last step")
+    state.restore(checkpoint.tensors, checkpoint.step)
+    card = Card(
+        arch=plan.arch,
+        classes=plan.source.classes,
+        preprocess=plan.preprocess,
+        provenance={
+            "data": plan.source.name,
+            "digest": plan.source.digest,
+            "recipe": json.dumps(recipe_room.to_dict(plan.recipe)),
+            "steps": str(plan.steps),
+            "resnets": __version__,
+            "torch": torch.__version__,
+        },
+    )
+    save(run.model, state.average, card)
+    result = None
+    if plan.source.test is not None:
+        model = Model(state.average.eval(), card, plan.device)
+        result = model.evaluate(plan.source.test, workers=plan.workers)
+        run.write_csv(
+            "confusion.csv",
+            ("true \\ predicted", *result.classes),
+            ((name, *row) for name, row in zip(result.classes, result.confusion, strict=True)),
+        )
+        plots.confusion(run.path / "confusion.png", result.confusion, result.classes)
+    run.write_json("result.json", summary(result) if result else {"images": 0})
+    plots.curves(run.path / "curves.png", run.rows("metrics.jsonl"))
+    return Outcome(run.path, result, seconds)
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """The stable JSON form of a Result."""
+    return {
+        "images": result.images,
+        "error": round(result.error, 6),
+        "top1": round(result.top1, 6),
+        "top5": round(result.top5, 6),
+        "loss": round(result.loss, 6),
+        "top1_interval_95": [round(x, 6) for x in result.interval],
+        "unreadable": [str(path) for path, _ in result.unreadable],
+        "per_class": result.per_class(),
+    }
+
+
+def resume(
+    run: str | Path | None = None,
+    *,
+    device: str = "auto",
+    workers: int = 2,
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> Outcome:
+    """Go on with a run where its newest checkpoint stands; without a path the newest unfinished.
+
+    Raises:
+        UsageError: there is nothing to resume.
+        DataError: the data is not what the run was started on.
+        CheckpointError: no checkpoint of the run is whole.
+    """
+    folder = Run(Path(run)) if run is not None else newest_unfinished()
+    if folder.finished:
+        raise UsageError(
+            f"{folder.path} is finished; `resnets evaluate {folder.path} DATA` uses it"
+        )
+    values = folder.read_json("recipe.json")
+    recipe = recipe_room.parse(values)
+    resumed = plan(recipe.data, recipe=recipe, device=device, workers=workers)
+    started = folder.read_json("source.json")
+    if resumed.source.digest != started["digest"]:
+        raise DataError(
+            f"{recipe.data} has changed since {folder.path} was started: digest "
+            f"{resumed.source.digest[:12]}, was {started['digest'][:12]}.\n"
+            "Restore the data, or start a new run."
+        )
+    return go(folder, resumed, watch)
+
+
+def newest_unfinished(root: Path = Path("runs")) -> Run:
+    """The unfinished run that was written to last. Raises UsageError when there is none."""
+    open_runs = [Run(p.parent) for p in root.glob("*/recipe.json") if not Run(p.parent).finished]
+    if not open_runs:
+        raise UsageError(f"there is no unfinished run in {root}/")
+    return max(
+        open_runs,
+        key=lambda r: (
+            (r.path / "metrics.jsonl").stat().st_mtime
+            if (r.path / "metrics.jsonl").exists()
+            else 0.0
+        ),
+    )
+
+
+def evaluate(
+    model: str | Path,
+    data: str,
+    *,
+    split: Literal["test", "val", "train"] = "test",
+    normalize: Literal["data", "imagenet", "none"] | None = None,
+    device: str = "auto",
+    precision: Literal["float32", "bfloat16"] = "float32",
+    workers: int = 2,
+    max_unreadable: float = 0.01,
+) -> Result:
+    """Figures of a model on one split of a data set, every image counted once.
+
+    `normalize` replaces the preprocessing's mean and deviation, for foreign files that have none.
+    """
+    place = plans.pick_device(device)
+    source = sources.load(data, max_unreadable=max_unreadable)
+    chosen = pick_split(source, split)
+    loaded = load(model, device=place, bfloat16=precision == "bfloat16", classes=source.classes)
+    if normalize is not None:
+        recipe = Recipe(model="", normalize=normalize, size=loaded.card.preprocess.size)
+        measured = plans.preprocessing(recipe, source)
+        card = replace(
+            loaded.card,
+            preprocess=replace(loaded.card.preprocess, mean=measured.mean, std=measured.std),
+        )
+        loaded = replace(loaded, card=card)
+    result = loaded.evaluate(aligned(chosen, source.classes, loaded), workers=workers)
+    return replace(result, unreadable=(*source.unreadable, *result.unreadable))
+
+
+def pick_split(source: Source, name: Literal["test", "val", "train"]) -> sources.Split:
+    """The split of that name. Raises DataError that says which there are."""
+    splits = {"train": source.train, "val": source.val, "test": source.test}
+    chosen = splits[name]
+    if chosen is None:
+        there = ", ".join(key for key, value in splits.items() if value is not None)
+        raise DataError(f"{source.name} has no {name} split; it has: {there} (--split)")
+    return chosen
+
+
+def predict(
+    model: str | Path, inputs: Sequence[str | Path | bytes], *, top: int = 5, device: str = "auto"
+) -> Iterator[Prediction]:
+    """The most probable classes of image files, folders of images, globs, or bytes."""
+    loaded = load(model, device=plans.pick_device(device))
+    files = sources.expand(inputs)
+    return loaded.predict(files, top=top)
+
+
+def models(pattern: str = "*") -> Iterator[dict[str, Any]]:
+    """Name, depth, parameters, multiply-adds, input and source of each known network, sorted."""
+    import fnmatch
+
+    if not any(sign in pattern for sign in "*?["):
+        pattern = f"*{pattern}*"
+    for name in sorted(archs.FAMILY, key=natural):
+        if not fnmatch.fnmatchcase(name, pattern):
+            continue
+        arch = archs.FAMILY[name]
+        price = cost(arch)
+        yield {
+            "name": name,
+            "depth": arch.depth,
+            "parameters": price.parameters,
+            "multiply_adds": price.macs,
+            "channels": arch.channels,
+            "size": arch.size,
+            "source": arch.source,
+        }
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A sort key by which resnet18 comes before resnet110."""
+    import re
+
+    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
+
+
+def get(name: str, watch: Callable[[int, int], None] = lambda done, total: None) -> Path:
+    """Download a data set into the cache; see `resnets.data.get`."""
+    return data_get.get(name, watch)
+
+
+def data_info(data: str, *, max_unreadable: float = 1.0) -> dict[str, Any]:
+    """What a data set holds: splits, classes, sizes, digest, unreadable files."""
+    source = sources.load(data, max_unreadable=max_unreadable)
+    splits = {"train": source.train, "val": source.val, "test": source.test}
+    return {
+        "name": source.name,
+        "digest": source.digest,
+        "channels": source.channels,
+        "size": source.size,
+        "mean": source.mean,
+        "std": source.std,
+        "classes": list(source.classes),
+        "images": {
+            name: torch.bincount(split.labels, minlength=len(source.classes)).tolist()
+            for name, split in splits.items()
+            if split is not None
+        },
+        "unreadable": [(str(path), reason) for path, reason in source.unreadable],
+    }
+
+
+def runs(root: str | Path = "runs") -> list[dict[str, Any]]:
+    """Every run below a folder: path, model, data, progress, error."""
+    rows = []
+    for path in sorted(Path(root).glob("*/recipe.json")):
+        run = Run(path.parent)
+        recipe = run.read_json("recipe.json")
+        metrics = run.rows("metrics.jsonl")
+        error = run.read_json("result.json").get("error") if run.finished else None
+        rows.append(
+            {
+                "run": str(run.path),
+                "data": recipe["data"],
+                "model": recipe["model"],
+                "epoch": metrics[-1]["epoch"] if metrics else 0.0,
+                "train_error": metrics[-1]["train_error"] if metrics else None,
+                "finished": run.finished,
+                "test_error": error,
+            }
+        )
+    return rows
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, for the record."""
+    return {
+        "resnets": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "system": platform.platform(),
+        "threads": str(torch.get_num_threads()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }

@@ -1,0 +1,143 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from resnets.data import sources
+from resnets.errors import CheckpointError, Diverged
+from resnets.recipe import Augment
+from resnets.recipes import digits
+from resnets.train import plan as plans
+from resnets.train.fit import Stop, fit, update
+from resnets.train.run import Run, digest
+from resnets.train.state import State, blend
+
+CPU = torch.device("cpu")
+
+
+def small_plan(**changes):
+    recipe = replace(
+        digits(), model="resnet8", size=8, epochs=0.0, steps=24, batch=32, eval_every=0.4
+    )
+    recipe = replace(recipe, precision="float32", augment=Augment(crop="pad", pad=1))
+    source = sources.load("digits", holdout=100)
+    return plans.resolve(replace(recipe, **changes), source, CPU, 0)
+
+
+def run_to(folder, plan, stop_after=None):
+    run = Run(folder)
+    if not folder.exists():
+        run.create()
+    stop = Stop()
+    for progress in fit(run, plan, stop):
+        if stop_after is not None and progress.step >= stop_after:
+            stop.signal = 15
+    return run
+
+
+def digests(run):
+    found = run.newest()
+    return found.step, {name: digest(value) for name, value in found.tensors.items()}
+
+
+def test_the_loss_falls_and_every_row_is_logged(tmp_path):
+    run = run_to(tmp_path / "run", small_plan(steps=75))
+    rows = run.rows("metrics.jsonl")
+    assert [row["step"] for row in rows] == [10, 20, 30, 40, 50, 60, 70, 75]
+    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
+    assert 0 <= rows[-1]["val_error"] <= 1
+
+
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
+    whole = run_to(tmp_path / "whole", small_plan())
+    halves = run_to(tmp_path / "halves", small_plan(), stop_after=10)
+    assert digests(halves)[0] < 24
+    run_to(tmp_path / "halves", small_plan())
+    assert digests(whole) == digests(halves)
+    texts = [(r.path / "metrics.jsonl").read_text() for r in (whole, halves)]
+    assert texts[0] == texts[1]
+
+
+def test_another_seed_is_another_run(tmp_path):
+    one = run_to(tmp_path / "one", small_plan())
+    two = run_to(tmp_path / "two", small_plan(seed=1))
+    assert digests(one)[1] != digests(two)[1]
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    run_to(tmp_path / "run", small_plan(), stop_after=10)
+    with pytest.raises(CheckpointError, match="another network"):
+        run_to(tmp_path / "run", small_plan(model="resnet14"))
+
+
+def test_a_loss_that_is_not_finite_is_told_before_the_step(tmp_path):
+    plan = small_plan(lr=1e12, warmup=0.0)
+    with pytest.raises(Diverged, match="--set lr="):
+        run_to(tmp_path / "run", plan)
+
+
+def test_a_run_folder_holds_no_pickle(tmp_path):
+    run = run_to(tmp_path / "run", small_plan())
+    for path in run.path.rglob("*"):
+        if path.is_file():
+            assert path.suffix in {".json", ".jsonl", ".safetensors"}
+    for line in (run.path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)
+
+
+def test_decay_spares_norms_and_biases_where_the_recipe_says_so():
+    plan = small_plan(decay_all=False)
+    groups = State.start(plan.recipe, plan.arch, CPU).optimizer.param_groups
+    assert [g["weight_decay"] for g in groups] == [5e-4, 0.0]
+    assert all(p.ndim > 1 for p in groups[0]["params"])
+    assert all(p.ndim == 1 for p in groups[1]["params"])
+    groups = State.start(
+        replace(plan.recipe, decay_all=True), plan.arch, CPU
+    ).optimizer.param_groups
+    assert len(groups) == 1
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.75])
+def test_averaging_by_hand(keep):
+    plan = small_plan()
+    average, network = (State.start(plan.recipe, plan.arch, CPU).network for _ in range(2))
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(1.0)
+    before = average.state_dict()["fc.weight"].clone()
+    blend(average, network, keep)
+    expected = keep * before + (1 - keep) * network.state_dict()["fc.weight"]
+    torch.testing.assert_close(average.state_dict()["fc.weight"], expected)
+
+
+def test_one_step_is_sgd_with_momentum_by_hand():
+    """v = m v + g + wd w; w -= lr v, against the update of the loop."""
+    from resnets.data.batches import train_batches
+
+    plan = small_plan(nesterov=False, warmup=0.0, schedule="step", lr=0.05, decay_all=True)
+    state = State.start(plan.recipe, plan.arch, CPU)
+    weight = dict(state.network.named_parameters())["fc.weight"]
+    velocity, expected = torch.zeros_like(weight), weight.detach().clone()
+    batches = train_batches(
+        plan.source.train,
+        preprocess=plan.preprocess,
+        augment=plan.recipe.augment,
+        batch=plan.recipe.batch,
+        seed=0,
+        start=0,
+        stop=3,
+        device=CPU,
+    )
+    for batch in batches:
+        before = weight.detach().clone()
+        update(state, plan.recipe, plan.steps, batch, bfloat16=False)
+        velocity = 0.9 * velocity + weight.grad + plan.recipe.weight_decay * before
+        expected = expected - 0.05 * velocity
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_the_per_pixel_mean_is_the_mean_training_image():
+    plan = small_plan(normalize="pixel")
+    mean = torch.tensor(plan.preprocess.mean).view(8, 8)
+    torch.testing.assert_close(mean, plan.source.train.images[:, 0].float().mean(0) / 255)
