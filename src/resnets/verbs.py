@@ -22,20 +22,21 @@ from resnets.data import sources
 from resnets.data.sources import Source
 from resnets.errors import DataError, Interrupted, ResnetsError, UsageError
 from resnets.evaluate.classify import Result
-from resnets.evaluate.model import Model, Prediction, aligned, load
-from resnets.nets import cost, create
+from resnets.evaluate.model import Model, Prediction, aligned, expand, load
+from resnets.nets import create
+from resnets.nets.cost import cost
 from resnets.nets.modelfile import Card, save
 from resnets.recipe import Recipe
 from resnets.report import plots
 from resnets.train import plan as plans
-from resnets.train.fit import Progress, Stop, fit
+from resnets.train.fit import Progress, Stop, estimate, fit
 from resnets.train.plan import Plan
 from resnets.train.run import Run
 from resnets.train.state import State
 
 __all__ = [
-    "Model", "Prediction", "Result", "create", "data_info", "evaluate", "get", "load", "models",
-    "predict", "resume", "runs", "start", "train",
+    "Model", "Outcome", "Prediction", "Result", "create", "data_info", "estimate", "evaluate",
+    "get", "go", "load", "models", "plan", "predict", "resume", "runs", "start", "summary", "train",
 ]  # fmt: skip
 
 
@@ -76,7 +77,8 @@ def plan(
     base = named_recipe(recipe) if recipe is not None else None
     check = merged(base or Recipe(model="resnet18"), changes)
     source = sources.load(data, max_unreadable=check.max_unreadable)
-    resolved = merged(base or plans.choose(source, place), changes)
+    auto = plans.choose(source, plans.training_images(source), place)
+    resolved = merged(base or auto, changes)
     resolved = replace(resolved, data=data)
     if resolved.holdout:
         source = sources.hold_out(source, resolved.holdout, resolved.seed)
@@ -168,7 +170,7 @@ def start(plan: Plan, path: str | Path | None = None) -> Run:
             "classes": plan.source.classes,
             "arch": archs.to_dict(plan.arch),
             "preprocess": asdict(plan.preprocess),
-            "images": len(plan.source.train),
+            "images": len(plan.train),
         },
     )
     run.write_json("environment.json", environment())
@@ -342,8 +344,7 @@ def predict(
 ) -> Iterator[Prediction]:
     """The most probable classes of image files, folders of images, globs, or bytes."""
     loaded = load(model, device=plans.pick_device(device))
-    files = sources.expand(inputs)
-    return loaded.predict(files, top=top)
+    return loaded.predict(expand(inputs), top=top)
 
 
 def models(pattern: str = "*") -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ from resnets.data.batches import Batch, test_batches, train_batches
 from resnets.errors import DataError, Diverged
 from resnets.evaluate.classify import evaluate
 from resnets.recipe import Recipe
+from resnets.train.events import Write, open_events
 from resnets.train.plan import Plan
 from resnets.train.run import Run
 from resnets.train.state import State, blend
@@ -71,19 +72,20 @@ def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
         Diverged: the loss is not finite; the checkpoints before it are kept.
         DataError: more images turned out unreadable than the recipe allows.
     """
-    recipe, images, steps = plan.recipe, len(plan.source.train), plan.steps
+    recipe, images, steps = plan.recipe, len(plan.train), plan.steps
     every = max(1, round(recipe.eval_every * images / recipe.batch))
     state = State.start(recipe, plan.arch, plan.device)
     if (newest := run.newest()) is not None:
         state.restore(newest.tensors, newest.step)
     run.truncate("metrics.jsonl", state.step)
     run.truncate("timing.jsonl", state.step)
+    events = open_events(run.path / "tensorboard", state.step)
     bad = {str(path): reason for path, reason in plan.source.unreadable}
     first, began = state.step, time.monotonic()
     shown = saved = began
 
     batches = train_batches(
-        plan.source.train,
+        plan.train,
         preprocess=plan.preprocess,
         augment=recipe.augment,
         batch=recipe.batch,
@@ -116,7 +118,7 @@ def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
             rate=recipe.rate(state.step - 1, steps),
         )
         if due:
-            progress = measure(run, plan, state, progress)
+            progress = measure(run, events, plan, state, progress)
         if stopping or state.step == steps or (due and now - saved > SAVE_SECONDS):
             run.save(state.tensors(), state.step)
             saved = time.monotonic()
@@ -130,7 +132,7 @@ def estimate(plan: Plan, steps: int = 3) -> float:
     """Seconds that the whole run will take, from real steps of a network that is thrown away."""
     state = State.start(plan.recipe, plan.arch, plan.device)
     batches = train_batches(
-        plan.source.train,
+        plan.train,
         preprocess=plan.preprocess,
         augment=plan.recipe.augment,
         batch=plan.recipe.batch,
@@ -169,7 +171,7 @@ def update(state: State, recipe: Recipe, steps: int, batch: Batch, *, bfloat16: 
             f"Try a lower rate, for instance --set lr={recipe.lr / 3:.2g}, or more --set warmup."
         )
     state.optimizer.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
     state.step += 1
     keep = min(recipe.ema, state.step / (state.step + 9))  # short memory while weights move fast
@@ -179,7 +181,7 @@ def update(state: State, recipe: Recipe, steps: int, batch: Batch, *, bfloat16: 
     state.totals += torch.stack([loss.detach() * count, wrong, torch.full_like(wrong, count)])
 
 
-def measure(run: Run, plan: Plan, state: State, progress: Progress) -> Progress:
+def measure(run: Run, events: Write, plan: Plan, state: State, progress: Progress) -> Progress:
     """Log training figures since the last row, and the error on the watched split."""
     loss, wrong, seen = state.totals.tolist()
     state.totals.zero_()
@@ -205,6 +207,7 @@ def measure(run: Run, plan: Plan, state: State, progress: Progress) -> Progress:
         row |= {f"{watch}_error": result.error, f"{watch}_loss": result.loss}
         progress = replace(progress, watched_error=result.error)
     run.append("metrics.jsonl", row)
+    events(row)
     speed = round(progress.images_per_second, 1)
     run.append("timing.jsonl", {"step": progress.step, "images_per_second": speed})
     return progress

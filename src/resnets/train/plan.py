@@ -10,7 +10,8 @@ import torch
 from resnets import arch as archs
 from resnets.arch import Arch
 from resnets.data.sources import Source, Split
-from resnets.nets import cost
+from resnets.errors import DataError
+from resnets.nets.cost import cost
 from resnets.recipe import Augment, Preprocess, Recipe
 from resnets.recipes import RECIPES
 
@@ -22,6 +23,7 @@ class Plan:
     recipe: Recipe
     arch: Arch
     source: Source
+    train: Split
     preprocess: Preprocess
     device: torch.device
     bfloat16: bool
@@ -30,12 +32,12 @@ class Plan:
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
-        return self.recipe.total_steps(len(self.source.train))
+        return self.recipe.total_steps(len(self.train))
 
     def lines(self, seconds: float) -> list[tuple[str, str]]:
         """The plan for a person: (what, value), ten lines."""
         source, recipe, size = self.source, self.recipe, self.preprocess.size
-        parts = {"train": source.train, "validation": source.val, "test": source.test}
+        parts = {"train": self.train, "validation": source.val, "test": source.test}
         counts = ", ".join(f"{len(s):,} {name}" for name, s in parts.items() if s is not None)
         price = cost(self.arch)
         names = ", ".join(source.classes[:6]) + (", ..." if len(source.classes) > 6 else "")
@@ -49,7 +51,7 @@ class Plan:
             (
                 "length",
                 f"{self.steps:,} steps of {recipe.batch}, "
-                f"{self.steps * recipe.batch / len(source.train):.1f} epochs",
+                f"{self.steps * recipe.batch / len(self.train):.1f} epochs",
             ),
             (
                 "optimiser",
@@ -82,14 +84,14 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def choose(source: Source, device: torch.device) -> Recipe:
+def choose(source: Source, train: Split, device: torch.device) -> Recipe:
     """A recipe for data that nobody named one for, by number and size of the images and device."""
     gpu = device.type == "cuda"
     if source.name == "digits":
         return RECIPES["digits"]()
-    images = len(source.train)
+    images = len(train)
     batch = max(8, min(128, 2 ** ((images // 8).bit_length() - 1 if images >= 8 else 3)))
-    if isinstance(source.train.images, torch.Tensor):
+    if isinstance(train.images, torch.Tensor):
         return replace(
             RECIPES["quick-cifar10"](),
             data=source.name,
@@ -130,7 +132,7 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return device.type == "cpu" and bool(processor_flags() & {"avx512_bf16", "amx_bf16"})
 
 
@@ -141,6 +143,13 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def training_images(source: Source) -> Split:
+    """The training split. Raises DataError when there is none."""
+    if source.train is None:
+        raise DataError(f"{source.name} has no training images; it needs a train/ folder or split")
+    return source.train
+
+
 def resolve(recipe: Recipe, source: Source, device: torch.device, workers: int) -> Plan:
     """Everything that follows from a recipe, the data and the machine."""
     network = archs.arch(recipe.model)
@@ -148,12 +157,14 @@ def resolve(recipe: Recipe, source: Source, device: torch.device, workers: int) 
     network = replace(
         network, channels=preprocess.channels, classes=len(source.classes), size=preprocess.size
     )
-    if isinstance(source.train.images, torch.Tensor):
+    train = training_images(source)
+    if isinstance(train.images, torch.Tensor):
         workers = 0
     return Plan(
         recipe=recipe,
         arch=network,
         source=source,
+        train=train,
         preprocess=preprocess,
         device=device,
         bfloat16=use_bfloat16(recipe.precision, device),
@@ -163,7 +174,8 @@ def resolve(recipe: Recipe, source: Source, device: torch.device, workers: int) 
 
 def preprocessing(recipe: Recipe, source: Source) -> Preprocess:
     """How this run turns an image into the network's input, at test time."""
-    files = not isinstance(source.train.images, torch.Tensor)
+    some = source.train or source.test or source.val
+    files = some is None or not isinstance(some.images, torch.Tensor)
     size = recipe.size or (224 if files else source.size)
     # ImageNet's protocol: centre 224 of the shorter side 256 (fb.resnet.torch; 224 / 256 = 0.875).
     resize = round(size / 0.875) if files else (0 if size == source.size else size)
@@ -177,7 +189,7 @@ def preprocessing(recipe: Recipe, source: Source) -> Preprocess:
     elif recipe.normalize == "none":
         mean, std = (0.0,) * channels, (1.0,) * channels
     elif recipe.normalize == "pixel":
-        mean, std = pixel_mean(source.train, size), (1.0,) * channels
+        mean, std = pixel_mean(training_images(source), size), (1.0,) * channels
     return Preprocess(size=size, resize=resize, channels=channels, mean=mean, std=std)
 
 

@@ -1,0 +1,28 @@
+"""The metrics as TensorBoard events, where the package is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+Write = Callable[[Mapping[str, float]], None]
+
+
+def open_events(folder: Path, step: int) -> Write:
+    """A function that writes a row of metrics.jsonl; it does nothing without tensorboard.
+
+    Events after `step`, which a resumed run will write again, are hidden.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return lambda row: None
+    writer = SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]
+
+    def write(row: Mapping[str, float]) -> None:
+        for name, value in row.items():
+            if name != "step":
+                writer.add_scalar(name, value, row["step"])  # type: ignore[no-untyped-call]
+        writer.flush()  # type: ignore[no-untyped-call]
+
+    return write
