@@ -22,7 +22,8 @@ from resnets.errors import DiskError, MemoryExhausted, ResnetsError, UsageError
 
 app = App(
     name="resnets",
-    help="Deep residual learning: train, test and use residual networks. `-v` shows tracebacks, `-q` prints results only.",
+    help="Deep residual learning: train, test and use residual networks.\n\n"
+    "-v shows tracebacks, -q prints results only.",
     version=__version__,
     help_format="plaintext",
 )

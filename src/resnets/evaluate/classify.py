@@ -103,4 +103,5 @@ def predict_batch(network: Network, images: Tensor, *, bfloat16: bool = False) -
     """Logits in float32: (N, C, H, W) -> (N, classes). The network must be in evaluation mode."""
     images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
-        return network(images).float()
+        logits: Tensor = network(images)
+    return logits.float()

@@ -17,12 +17,12 @@ def open_events(folder: Path, step: int) -> Write:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return lambda row: None
-    writer = SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(row: Mapping[str, float]) -> None:
         for name, value in row.items():
             if name != "step":
-                writer.add_scalar(name, value, row["step"])  # type: ignore[no-untyped-call]
-        writer.flush()  # type: ignore[no-untyped-call]
+                writer.add_scalar(name, value, row["step"])
+        writer.flush()
 
     return write

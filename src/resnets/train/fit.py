@@ -185,14 +185,14 @@ def measure(run: Run, events: Write, plan: Plan, state: State, progress: Progres
     """Log training figures since the last row, and the error on the watched split."""
     loss, wrong, seen = state.totals.tolist()
     state.totals.zero_()
-    progress = replace(progress, loss=loss / seen, train_error=wrong / seen)
     row = {
         "step": progress.step,
         "epoch": progress.epoch,
         "lr": progress.rate,
-        "loss": progress.loss,
-        "train_error": progress.train_error,
+        "loss": loss / seen,
+        "train_error": wrong / seen,
     }
+    progress = replace(progress, loss=row["loss"], train_error=row["train_error"])
     watch = plan.recipe.watch
     split = plan.source.test if watch == "test" else plan.source.val
     if split is not None:

@@ -5,6 +5,7 @@ source.json        data name, digest, classes, preprocessing, architecture
 split.csv          which file went where, for folders and CSV
 metrics.jsonl      one line for each logged step: a function of recipe and data alone
 timing.jsonl       seconds and images a second for the same steps
+tensorboard/       the same as events, with that package
 bad_files.csv      unreadable images with the reason
 checkpoints/       the two newest states
 model.safetensors  the result, self-describing

@@ -82,7 +82,8 @@ class State:
 
 def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, object]]:
     """All parameters in two groups: with weight decay, and without (norms and biases)."""
-    decayed, exempt = [], []
+    decayed: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
     for parameter in network.parameters():
         (decayed if recipe.decay_all or parameter.ndim > 1 else exempt).append(parameter)
     groups = [(decayed, recipe.weight_decay), (exempt, 0.0)]

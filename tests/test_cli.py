@@ -1,0 +1,290 @@
+"""What people type, and what they get: figures, files, errors with their exit codes."""
+
+import io
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resnets import __version__
+from resnets.cli import main
+
+FEW = ["--model", "resnet8", "--set", "size=8", "--set", "steps=6", "--set", "batch=32"]
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    """Run a command line in an empty folder; (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    """A finished run of a few steps."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.raises(SystemExit) as caught:
+        main(["-q", "train", "digits", "--run", str(folder), *FEW])
+    assert caught.value.code == 0
+    return folder
+
+
+def pictures(root, per_class=10, classes=("bird", "cat"), broken=0):
+    """A folder of class folders with photographs of noise around a class's own brightness."""
+    generator = np.random.default_rng(0)
+    for k, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(per_class):
+            pixels = generator.integers(120 * k, 120 * k + 100, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.jpg")
+        for i in range(broken):
+            (root / name / f"broken{i}.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a photograph")
+    return root
+
+
+def test_help_needs_no_torch():
+    code = "import sys, resnets.cli; assert 'torch' not in sys.modules; assert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_version_and_module(cli):
+    code, out, _ = cli("--help")
+    assert code == 0
+    for verb in ("train", "resume", "evaluate", "predict", "models", "data", "runs", "doctor"):
+        assert verb in out
+    assert cli("--version")[1].strip() == __version__
+    done = subprocess.run(
+        [sys.executable, "-m", "resnets", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == __version__
+
+
+def test_train_leaves_a_readable_run_folder(digits_run):
+    names = {p.name for p in digits_run.iterdir()}
+    assert names >= {
+        "recipe.json", "source.json", "environment.json", "metrics.jsonl", "timing.jsonl",
+        "checkpoints", "model.safetensors", "result.json", "confusion.csv", "confusion.png",
+        "curves.png",
+    }  # fmt: skip
+    for path in digits_run.rglob("*"):
+        if path.is_file():
+            with pytest.raises(Exception):  # noqa: B017, PT011 - any refusal will do
+                pickle.loads(path.read_bytes())
+    assert json.loads((digits_run / "recipe.json").read_text())["model"] == "resnet8"
+    assert json.loads((digits_run / "result.json").read_text())["images"] == 898
+
+
+def test_the_plan_has_ten_lines_and_dry_run_stops_there(cli, tmp_path):
+    code, out, err = cli("train", "digits", "--dry-run", *FEW)
+    assert code == 0
+    assert out == ""
+    assert len(err.splitlines()) == 10
+    for word in ("digest", "10: 0, 1", "resnet8", "parameters", "6 steps of 32", "measured"):
+        assert word in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluate_repeats_the_result_of_the_run(cli, digits_run):
+    code, out, _ = cli("evaluate", digits_run, "digits", "--json")
+    assert code == 0
+    there = json.loads((digits_run / "result.json").read_text())
+    assert json.loads(out) == there
+    code, text, _ = cli("evaluate", digits_run / "model.safetensors", "digits")
+    assert code == 0
+    assert f"{100 * there['error']:.2f} %" in text
+    assert "precision" in text
+
+
+def test_recipe_json_runs_again_exactly(cli, digits_run, tmp_path):
+    assert cli("train", "digits", "--recipe", digits_run / "recipe.json", "--run", "again")[0] == 0
+    for name in ("metrics.jsonl", "result.json"):
+        assert (tmp_path / "again" / name).read_text() == (digits_run / name).read_text()
+
+
+def test_predict_files_folders_globs_and_stdin(cli, digits_run, tmp_path, monkeypatch):
+    folder = pictures(tmp_path / "pictures", per_class=2)
+    code, out, _ = cli("predict", digits_run, folder, "--top", 2, "--json")
+    assert code == 0
+    rows = json.loads(out)
+    assert len(rows) == 4
+    assert all(len(row["classes"]) == 2 for row in rows)
+    code, out, _ = cli("predict", digits_run, str(folder / "*" / "0.jpg"))
+    assert (code, len(out.splitlines())) == (0, 2)
+    data = (folder / "cat" / "0.jpg").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    code, out, _ = cli("predict", digits_run, "-", "--json")
+    assert code == 0
+    assert json.loads(out)[0]["classes"][:2] == rows[2]["classes"]
+
+
+def test_a_broken_image_is_named_and_the_others_are_answered(cli, digits_run, tmp_path):
+    folder = pictures(tmp_path / "pictures", per_class=1, broken=1)
+    code, out, err = cli("predict", digits_run, folder)
+    assert code == 3
+    assert len(out.splitlines()) == 2
+    assert err.count("broken0.jpg") == 2
+
+
+def test_a_folder_with_broken_files_is_trained_and_each_is_named(cli, tmp_path):
+    folder = pictures(tmp_path / "pets", per_class=20, broken=2)
+    small = ["--set", "size=32", "--set", "steps=4", "--set", "batch=8", "--workers", "0"]
+    code, _, err = cli("train", folder, *small)
+    assert code == 3
+    assert "4 of 44" in err
+    assert "max_unreadable" in err
+    code, _, err = cli("train", folder, *small, "--set", "max_unreadable=0.2", "--run", "r")
+    assert code == 0
+    for name in ("bird", "cat"):
+        for i in range(2):
+            assert f"{name}/broken{i}.jpg" in err
+            assert f"{name}/broken{i}.jpg" in (tmp_path / "r" / "bad_files.csv").read_text()
+    assert len((tmp_path / "r" / "split.csv").read_text().splitlines()) == 41
+    code, out, _ = cli("evaluate", "r", folder, "--max-unreadable", "0.2", "--json")
+    assert code == 0
+    assert len(json.loads(out)["unreadable"]) == 4
+
+
+def bad_pickle(path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("touch canary",)
+
+    torch.save({"state_dict": {"conv1.weight": Evil()}}, path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["train", "digit"], 3, "digits"),
+        (["train", "digits", "--model", "resnet5O"], 2, "resnet50"),
+        (["train", "digits", "--recipe", "paper-cifar"], 2, "paper-cifar10"),
+        (["train", "digits", "--set", "lrr=1"], 2, "lr"),
+        (["train", "digits", "--set", "lr=quick"], 2, "lr"),
+        (["train", "digits", "--set", "lr"], 2, "FIELD=VALUE"),
+        (["train", "digits", "--epochs", "many"], 2, "many"),
+        (["trian", "digits"], 2, "train"),
+        (["train", "digits", "--modle", "resnet18"], 2, "--model"),
+        (["train", "empty"], 3, "empty"),
+        (["train", "single"], 3, "one class"),
+        (["evaluate", "nothing", "digits"], 2, "nothing"),
+        (["evaluate", "text.pth", "digits"], 4, "text.pth"),
+        (["evaluate", "evil.pth", "digits"], 4, "evil.pth"),
+        (["predict", "evil.pth"], 2, "no input"),
+        (["resume"], 2, "no unfinished run"),
+        (["runs", "ls", "--set"], 2, "--set"),
+        (["data", "get", "mnist"], 2, "cifar10"),
+    ],
+)
+def test_bad_input_is_told_in_three_lines_with_its_exit_code(cli, tmp_path, arguments, code, words):
+    (tmp_path / "empty").mkdir()
+    pictures(tmp_path / "single", classes=("only",))
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    bad_pickle(tmp_path / "evil.pth")
+    got, _, err = cli(*arguments)
+    assert got == code, err
+    assert words in err
+    assert len(err.strip().splitlines()) <= 3
+    assert "Traceback" not in err
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_model_of_other_classes_is_refused(cli, digits_run, tmp_path):
+    folder = pictures(tmp_path / "pets")
+    code, _, err = cli("evaluate", digits_run, folder, "--split", "train")
+    assert code == 4
+    assert "bird" in err
+
+
+def test_verbose_shows_the_traceback(cli):
+    _, _, err = cli("-v", "train", "nothing-like-this")
+    assert "Traceback" in err
+
+
+def test_models_lists_counts(cli):
+    code, out, _ = cli("models", "resnet50", "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert rows["resnet50"]["parameters"] == 25_557_032
+    assert rows["wide_resnet50_2"]["depth"] == 50
+    code, out, _ = cli("models", "resnet1*")
+    names = re.findall(r"^(\S+)", out, re.MULTILINE)[1:]
+    assert names.index("resnet18") < names.index("resnet101") < names.index("resnet1202")
+
+
+def test_runs_ls(cli, digits_run):
+    code, out, _ = cli("runs", "ls", digits_run.parent, "--json")
+    assert code == 0
+    assert [row["finished"] for row in json.loads(out)] == [True]
+
+
+def test_data_info(cli):
+    code, out, _ = cli("data", "info", "digits", "--json")
+    assert code == 0
+    assert sum(map(sum, json.loads(out)["images"].values())) == 1797
+
+
+def test_doctor(cli):
+    code, out, _ = cli("doctor", "--quick", "--json")
+    assert code == 0
+    assert set(json.loads(out)) >= {"torch", "processor", "features", "gpu", "memory", "disk"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_resume_goes_on(tmp_path, number, code):
+    command = [sys.executable, "-m", "resnets"]
+    steps = ["--model", "resnet8", "--set", "size=8", "--set", "steps=400", "--set", "eval_every=1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "train", "digits", "--run", "r", *steps],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = tmp_path / "r" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "resnets resume r" in err
+    done = subprocess.run(
+        [*command, "-q", "resume", "r", "--json"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["images"] == 898
+    assert [row["step"] for row in map(json.loads, log.read_text().splitlines())][-1] == 400
+
+
+def test_python_has_the_same_verbs(digits_run):
+    import resnets
+
+    model = resnets.load(digits_run)
+    assert model.card.classes == tuple("0123456789")
+    network = resnets.create("resnet20", classes=7)
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    with pytest.raises(AttributeError):
+        resnets.nothing  # noqa: B018
+    assert Path(resnets.__file__).with_name("py.typed").exists()
