@@ -1,78 +1,20 @@
-"""Where images and labels come from."""
+"""Where images and labels come from, by name or place."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from glob import glob
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from resnets.data import get
 from resnets.data.draws import spread
-from resnets.errors import DataError, UsageError, nearest
+from resnets.data.folders import read_csv, read_folder, visible
+from resnets.data.splits import Source, Split, hold_out, in_memory
+from resnets.errors import DataError, nearest
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Split:
-    """Images and their labels.
-
-    Attributes:
-        images: uint8 (N, C, H, W) in memory, or N files.
-        labels: int64 (N,), indices into the source's classes.
-    """
-
-    images: Tensor | tuple[Path, ...]
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: Tensor) -> Split:
-        """The images at int64 `indices`, in their order."""
-        if isinstance(self.images, Tensor):
-            return Split(self.images[indices], self.labels[indices])
-        return Split(tuple(self.images[i] for i in indices.tolist()), self.labels[indices])
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Source:
-    """A data set.
-
-    Attributes:
-        name: "digits", "cifar10", "cifar100", or the name of the folder or CSV file.
-        classes: class names; a label is an index into them.
-        train, val, test: the splits that there are.
-        channels: of the images as they are kept or decoded.
-        size: side of the images in memory; 224 for files, which have sizes of their own.
-        digest: SHA-256 of the whole data set, however it is split: of pixels and labels in memory;
-            of relative paths, sizes in bytes and labels for files.
-        mean, std: for each channel, in 0..1, of the training images.
-        unreadable: files that were left out, each with the reason.
-        root: the folder that `split_table` counts paths from; None in memory.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    train: Split | None
-    val: Split | None = None
-    test: Split | None = None
-    channels: int
-    size: int
-    digest: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    unreadable: tuple[tuple[Path, str], ...] = ()
-    root: Path | None = None
-
-    def split_table(self) -> list[tuple[str, str, str]]:
-        """(path from the root, class, split) of every file in use; nothing for data in memory."""
-        return [
-            (path.relative_to(self.root).as_posix(), self.classes[label], name)
-            for name, split in (("train", self.train), ("val", self.val), ("test", self.test))
-            if self.root and split and not isinstance(split.images, Tensor)
-            for path, label in zip(split.images, split.labels.tolist(), strict=True)
-        ]
+__all__ = ["Source", "Split", "expand", "hold_out", "load"]
 
 
 def load(
@@ -82,7 +24,8 @@ def load(
 
     Args:
         data: "digits" (scikit-learn's 1,797 grey 8x8 images, split here into a training half and a
-            test half, stratified, always the same).
+            test half, stratified, always the same); "cifar10" or "cifar100" from the cache; a
+            folder (see `resnets.data.folders.read_folder`); or a CSV file (`read_csv`).
         holdout: part of the training images that becomes `val`, stratified; from 1 on their number.
         seed: of the held-out part and of an automatic split.
         max_unreadable: part of the files that may be unreadable and left out.
@@ -91,36 +34,26 @@ def load(
         DataError: there is no such data, or it is not in a known form, or too much is unreadable.
         UsageError: `holdout` leaves no training images, or there is a `val` already.
     """
+    path = Path(data)
     if data == "digits":
         source = digits()
+    elif data in get.ARCHIVES:
+        source = cifar(str(data))
+    elif path.is_dir():
+        source = read_folder(path, seed=seed, max_unreadable=max_unreadable)
+    elif path.suffix.lower() == ".csv" and path.is_file():
+        source = read_csv(path, seed=seed, max_unreadable=max_unreadable)
+    elif path.exists():
+        raise DataError(f"{data} is no folder and no CSV file; an archive has to be unpacked first")
     else:
-        raise DataError(f"no data {str(data)!r}: {nearest(str(data), ['digits'])}")
-    if holdout:
-        source = hold_out(source, holdout, seed)
-    return source
-
-
-def hold_out(source: Source, part: float, seed: int) -> Source:
-    """`source` with a stratified part of its training images (from 1 on their number) as `val`."""
-    if source.train is None or source.val is not None:
-        has = "no training images" if source.train is None else "a validation split already"
-        raise UsageError(f"holdout={part:g}: {source.name} has {has}; set holdout=0")
-    n = len(source.train)
-    count = round(part if part >= 1 else part * n)
-    if not 0 < count < n:
-        raise UsageError(f"holdout={part:g} would keep {count} of {n} images for validation")
-    places = spread(source.train.labels, seed)
-    train = source.train.take(places[count:].sort().values)
-    val = source.train.take(places[:count].sort().values)
-    if isinstance(train.images, Tensor):
-        mean, std = moments(train.images)
-        return replace(source, train=train, val=val, mean=mean, std=std)
-    return replace(source, train=train, val=val)
+        near = nearest(str(data), ["digits", *get.ARCHIVES])
+        raise DataError(f"no data {str(data)!r}, neither a folder nor a known name: {near}")
+    return hold_out(source, holdout, seed) if holdout else source
 
 
 def digits() -> Source:
     """scikit-learn's handwritten digits; values 0..16 are scaled to 0..255."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped,unused-ignore]
+    from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = torch.from_numpy(bunch.images * 255 / 16).round().to(torch.uint8)[:, None]
@@ -131,41 +64,29 @@ def digits() -> Source:
     return in_memory("digits", tuple("0123456789"), train, test)
 
 
-def in_memory(name: str, classes: tuple[str, ...], train: Split, test: Split) -> Source:
-    """A Source of two splits of uint8 tensors."""
-    assert isinstance(train.images, Tensor)
-    mean, std = moments(train.images)
-    return Source(
-        name=name,
-        classes=classes,
-        train=train,
-        test=test,
-        channels=train.images.shape[1],
-        size=train.images.shape[2],
-        digest=digest(train, test),
-        mean=mean,
-        std=std,
-    )
+def cifar(name: str) -> Source:
+    """CIFAR-10 or CIFAR-100 from the cache; 50,000 training and 10,000 test images of 3x32x32."""
+    tensors, classes = get.read(name)
+    train = Split(tensors["train_images"], tensors["train_labels"])
+    test = Split(tensors["test_images"], tensors["test_labels"])
+    return in_memory(name, classes, train, test)
 
 
-def digest(*splits: Split) -> str:
-    """SHA-256 of the pixels (uint8) and labels (int64, little endian) of splits in memory."""
-    sha = hashlib.sha256()
-    for split in splits:
-        assert isinstance(split.images, Tensor)
-        sha.update(split.images.contiguous().numpy().data)
-        sha.update(split.labels.numpy().astype("<i8").data)
-    return sha.hexdigest()
+def expand(inputs: Sequence[str | Path | bytes]) -> Iterator[str | Path | bytes]:
+    """Inputs with each folder replaced by its visible files, and each pattern by what it matches.
 
-
-def moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, in 0..1, of uint8 (N, C, H, W); exact sums."""
-    first, second = torch.zeros(2, images.shape[1], dtype=torch.int64)
-    for part in torch.split(images, 4096):
-        x = part.to(torch.int32)
-        first += x.sum((0, 2, 3))
-        second += (x * x).sum((0, 2, 3))
-    count = images.numel() // images.shape[1]
-    mean = first.double() / count
-    std = (second.double() / count - mean**2).clamp_min(0).sqrt()
-    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+    Raises:
+        DataError: a pattern matches nothing, or a folder holds nothing.
+    """
+    for item in inputs:
+        if isinstance(item, bytes) or Path(item).is_file():
+            yield item
+        elif Path(item).is_dir():
+            files = visible(Path(item))
+            if not files:
+                raise DataError(f"{item} holds no files")
+            yield from files
+        elif matches := sorted(glob(str(item), recursive=True)):
+            yield from expand([match for match in matches if match != item])
+        else:
+            raise DataError(f"no such file, folder or pattern: {item}")

