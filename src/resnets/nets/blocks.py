@@ -131,13 +131,15 @@ def _twice(
 
 @contextmanager
 def _statistics_kept(units: Iterable[nn.Module]) -> Iterator[None]:
-    # The second forward must not move the running statistics a second time.
+    # The second forward must not move the running statistics a second time. It cannot switch them
+    # off either: it has to save the same tensors for the backward pass as the first.
     norms = [m for unit in units for m in unit.modules() if isinstance(m, _BatchNorm)]
-    tracking = [norm for norm in norms if norm.training and norm.track_running_stats]
-    for norm in tracking:
-        norm.track_running_stats = False
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, _, count in before:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if count is None else count.clone()
     try:
         yield
     finally:
-        for norm in tracking:
-            norm.track_running_stats = True
+        for norm, momentum, count in before:
+            norm.momentum, norm.num_batches_tracked = momentum, count

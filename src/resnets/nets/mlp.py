@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from resnets.arch import MlpArch
 from resnets.nets.blocks import PreActivation, chain
-from resnets.nets.layers import initialise
 
 
 class Mlp(nn.Module):
@@ -20,7 +19,6 @@ class Mlp(nn.Module):
         self.units = chain({str(i): unit(arch) for i in range(arch.blocks)}, checkpoint)
         self.final = nn.Sequential(nn.BatchNorm1d(arch.width), nn.ReLU())
         self.fc = nn.Linear(arch.width, arch.classes)
-        initialise(self)
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """(N, channels) -> {"units": (N, width)}."""

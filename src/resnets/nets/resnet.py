@@ -39,16 +39,16 @@ class ResNet(nn.Module):
         self.levels = {"stem": (width, 2 if pooled else 1)}
 
         stride = 4 if pooled else 1  # of a level against the input
-        number, total = 0, sum(arch.blocks)
         c_in = width
         for stage, (count, c_out) in enumerate(zip(arch.blocks, arch.widths, strict=True)):
             units: dict[str, nn.Module] = {}
             for i in range(count):
                 step = 2 if stage > 0 and i == 0 else 1
                 # The stem ends in BN and ReLU, so the first unit needs no activation of its own.
-                pre = pre_activation(arch, make, c_in) if number else nn.Identity()
-                number += 1
-                drop = arch.drop_path * number / total
+                first = stage == 0 and i == 0
+                pre = nn.Identity() if first else pre_activation(arch, make, c_in)
+                number = sum(arch.blocks[:stage]) + i + 1
+                drop = arch.drop_path * number / sum(arch.blocks)
                 units[str(i)] = unit(arch, make, c_in, c_out, step, pre, drop)
                 c_in, stride = c_out, stride * step
             self.add_module(f"layer{stage + 1}", chain(units, checkpoint))
@@ -81,7 +81,7 @@ class ResNet(nn.Module):
 
 
 def stem(arch: ResNetArch, make: Layers) -> nn.Module:
-    """The convolutions before the first normalisation that is followed by the stages."""
+    """The first convolution; "deep" has three, with normalisation and ReLU between them."""
     width = arch.stem_width
     if arch.stem == "cifar":
         return make.conv(arch.channels, width, 3)
@@ -108,6 +108,15 @@ def pre_activation(arch: ResNetArch, make: Layers, channels: int) -> nn.Module:
     return nn.Identity()
 
 
+def after_addition(arch: ResNetArch, make: Layers, channels: int) -> nn.Module:
+    """f."""
+    if arch.order == "post":
+        return nn.ReLU()
+    if arch.order == "bn_after_add":
+        return make.norm_relu(channels)
+    return nn.Identity()
+
+
 def unit(
     arch: ResNetArch,
     make: Layers,
@@ -123,12 +132,7 @@ def unit(
     """
     layers = branch(arch, make, c_in, c_out, stride, drop)
     is_pre = arch.order in ("relu_only_pre", "pre")
-    f = {
-        "post": nn.ReLU,
-        "bn_after_add": lambda: make.norm_relu(c_out),
-        "relu_before_add": nn.Identity,
-    }.get(arch.order, nn.Identity)()
-
+    f = after_addition(arch, make, c_out)
     if arch.shortcut == "none":
         return nn.Sequential(OrderedDict(pre=pre, **layers, f=f))
     h = shortcut(arch, make, c_in, c_out, stride)
@@ -188,11 +192,10 @@ def shortcut(arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: int)
     h: nn.Module
     if join.kind == "conv" or arch.shortcut == "C" or (arch.shortcut == "B" and changes):
         h = projection(arch, make, c_in, c_out, stride)
+    elif changes and arch.blur:
+        h = nn.Sequential(Blur(stride), Pad(1, c_out - c_in))
     elif changes:
-        subsample = (
-            [Blur(stride), Pad(1, c_out - c_in)] if arch.blur else [Pad(stride, c_out - c_in)]
-        )
-        h = nn.Sequential(*subsample)
+        h = Pad(stride, c_out - c_in)
     else:
         h = nn.Identity()
     if join.kind == "scale":
