@@ -52,14 +52,14 @@ class VisionTransformer(nn.Module):
             got = " x ".join(str(n) for n in x.shape[2:])
             raise UsageError(f"this transformer takes {side} x {side} pixels, got {got}")
         patches = self.patches(x).flatten(2).mT
-        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], 1)
+        tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], 1)
         y: Tensor = self.norm(self.blocks(self.dropout(tokens + self.positions)))
         return y
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """(N, channels, size, size) -> {"blocks": (N, width, size / patch, size / patch)}."""
         side = self.arch.size // self.arch.patch
-        return {"blocks": self.tokens(x)[:, 1:].mT.reshape(len(x), -1, side, side)}
+        return {"blocks": self.tokens(x)[:, 1:].mT.reshape(x.shape[0], -1, side, side)}
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.fc(self.tokens(x)[:, 0])
