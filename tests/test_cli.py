@@ -182,7 +182,7 @@ def bad_pickle(path):
         (["trian", "digits"], 2, "train"),
         (["train", "digits", "--modle", "resnet18"], 2, "--model"),
         (["train", "empty"], 3, "empty"),
-        (["train", "single"], 3, "one class"),
+        (["train", "single"], 3, "two"),
         (["evaluate", "nothing", "digits"], 2, "nothing"),
         (["evaluate", "text.pth", "digits"], 4, "text.pth"),
         (["evaluate", "evil.pth", "digits"], 4, "evil.pth"),

@@ -160,7 +160,7 @@ def evaluate(
 def predict(
     model: Path,
     /,
-    *inputs: str,
+    *inputs: Annotated[str, Parameter(allow_leading_hyphen=True)],
     top: int = 3,
     device: Device = "auto",
     json: Json = False,

@@ -169,7 +169,7 @@ def predictions(items: Iterable[Prediction], *, as_json: bool) -> int:
     for item in items:
         if item.problem is not None:
             problems += 1
-            note(f"{item.file}: {item.problem}", always=True)
+            note(item.problem, always=True)
         pairs = list(zip(item.classes, item.probabilities, strict=True))
         if as_json:
             rows.append(
