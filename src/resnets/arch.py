@@ -314,6 +314,7 @@ FAMILY: dict[str, Arch] = {
         for name, arch in IMAGENET.items()
     },
     **{f"pre{name}": pre(arch) for name, arch in IMAGENET.items()},
+    **{f"pre{n}_v1": pre(replace(a, stride_on="1x1")) for n, a in BOTTLENECK.items()},
     **{
         f"se{n}": replace(a, se_reduction=16, source=SE)
         for n, a in IMAGENET.items()

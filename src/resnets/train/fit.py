@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -128,7 +129,7 @@ def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
     write_bad_files(run, bad)
 
 
-def estimate(plan: Plan, steps: int = 3) -> float:
+def estimate(plan: Plan, seconds: float = 2.0) -> float:
     """Seconds that the whole run will take, from real steps of a network that is thrown away."""
     state = State.start(plan.recipe, plan.arch, plan.device)
     batches = train_batches(
@@ -138,11 +139,14 @@ def estimate(plan: Plan, steps: int = 3) -> float:
         batch=plan.recipe.batch,
         seed=plan.recipe.seed,
         start=0,
-        stop=steps + 1,
+        stop=20,
         device=plan.device,
         workers=0,
     )
-    reading, stepping, began = [], [], time.perf_counter()
+    reading: list[float] = []
+    stepping: list[float] = []
+    began = time.perf_counter()
+    end = began + seconds
     for batch in batches:
         read = time.perf_counter()
         update(state, plan.recipe, plan.steps, batch, bfloat16=plan.bfloat16)
@@ -150,8 +154,10 @@ def estimate(plan: Plan, steps: int = 3) -> float:
         reading.append(read - began)
         stepping.append(done - read)
         began = done
+        if len(stepping) > 3 and done > end:
+            break
     # The first step warms up. Workers decode while the network computes.
-    read, step = min(reading[1:]), min(stepping[1:])
+    read, step = statistics.median(reading[1:]), statistics.median(stepping[1:])
     return plan.steps * (max(read / plan.workers, step) if plan.workers else read + step)
 
 
