@@ -1,0 +1,161 @@
+"""Which networks may have tensors of these names and shapes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from resnets.arch import FAMILY, Arch, DenseNetArch, MlpArch, ResNetArch, VitArch
+from resnets.nets import Network, build
+
+Shape = tuple[int, ...]
+COUNTER = "num_batches_tracked"  # absent before PyTorch 0.4.1, and no part of what is computed
+
+
+def skeleton(arch: Arch) -> Network:
+    """The network with shapes and no memory (on the meta device)."""
+    with torch.device("meta"):
+        return build(arch)
+
+
+def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Shape]) -> str:
+    """What tensors lack, have too much or have in another shape, in one line; "" if none."""
+    names = {name for name in wanted if not name.endswith(COUNTER)}
+    given = {name for name in found if not name.endswith(COUNTER)}
+    missing = [f"no {name}" for name in wanted if name in names - given]
+    extra = [f"unexpected {clip(name, 60)}" for name in found if name in given - names]
+    shaped = [
+        f"{name} is {found[name]}, not {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in found and found[name] != tuple(wanted[name].shape)
+    ]
+    parts = [*shaped[:2], *missing[:2], *extra[:2]]
+    more = len(shaped) + len(missing) + len(extra) - len(parts)
+    return "; ".join(parts) + (f"; and {more} more" if more else "")
+
+
+VISIBLE = ("blocks", "widths", "unit", "stem", "groups", "dims", "growth", "width", "patch")
+
+
+def candidates(shapes: Mapping[str, Shape]) -> Iterator[Arch]:
+    """Networks that may have these tensors: the family's first, then what the shapes say."""
+    try:
+        guesses = _guesses(shapes)
+    except (KeyError, IndexError, ValueError, ArithmeticError):
+        return
+    guess = guesses[0]
+    for known in FAMILY.values():
+        if type(known) is type(guess) and all(
+            getattr(known, name, None) == getattr(guess, name, None) for name in VISIBLE
+        ):
+            same = replace(known, classes=guess.classes, channels=guess.channels)
+            yield replace(same, size=guess.size) if isinstance(guess, VitArch) else same
+    yield from guesses
+
+
+def _guesses(shapes: Mapping[str, Shape]) -> Sequence[Arch]:
+    if "layer1.0.conv1.weight" in shapes:
+        return _resnets(shapes)
+    if "features.conv0.weight" in shapes:
+        first = "features.denseblock1.denselayer1"
+        growth = shapes[f"{first}.conv2.weight"][0]
+        transition = shapes.get("features.transition1.conv.weight", (1, 2))
+        return [
+            DenseNetArch(
+                blocks=_counts(shapes, r"features\.denseblock(\d+)\.denselayer(\d+)\."),
+                growth=growth,
+                stem_width=shapes["features.conv0.weight"][0],
+                stem="imagenet" if "features.norm0.weight" in shapes else "cifar",
+                bottleneck=shapes[f"{first}.conv1.weight"][0] // growth,
+                compression=transition[0] / transition[1],
+                channels=shapes["features.conv0.weight"][1],
+                classes=shapes["classifier.weight"][0],
+                size=224 if "features.norm0.weight" in shapes else 32,
+            )
+        ]
+    if "class_token" in shapes:
+        width, channels, patch, _ = shapes["patches.weight"]
+        return [
+            VitArch(
+                blocks=_counts(shapes, r"(blocks)\.(\d+)\.")[0],
+                width=width,
+                heads=max(1, width // 64),
+                hidden=shapes["blocks.0.mlp.linear1.weight"][0],
+                patch=patch,
+                channels=channels,
+                classes=shapes["fc.weight"][0],
+                size=patch * math.isqrt(shapes["positions"][1] - 1),
+            )
+        ]
+    width, channels = shapes["first.weight"]
+    return [
+        MlpArch(
+            blocks=_counts(shapes, r"(units)\.(\d+)\.")[0],
+            width=width,
+            hidden=shapes["units.0.linear1.weight"][0],
+            channels=channels,
+            classes=shapes["fc.weight"][0],
+        )
+    ]
+
+
+def _resnets(shapes: Mapping[str, Shape]) -> Sequence[Arch]:
+    blocks = _counts(shapes, r"layer(\d+)\.(\d+)\.")
+    convs = max(i for i in (1, 2, 3) if f"layer1.0.conv{i}.weight" in shapes)
+    widths = tuple(shapes[f"layer{i + 1}.0.conv{convs}.weight"][0] for i in range(len(blocks)))
+    inner = shapes["layer1.0.conv1.weight"][0]
+    deep = "conv1.0.weight" in shapes
+    first, last = ("conv1.0.weight", "conv1.6.weight") if deep else ("conv1.weight",) * 2
+    cifar = not deep and shapes[first][2] == 3
+    squeezed = shapes.get("layer1.0.se.fc1.weight")
+    projected = any(".downsample." in name for name in shapes)
+    averaged = projected and not any(name.endswith(".downsample.0.weight") for name in shapes)
+    arch = ResNetArch(
+        blocks=blocks,
+        widths=widths,
+        unit={1: "single", 2: "basic", 3: "bottleneck"}[convs],  # type: ignore[arg-type]
+        order="pre" if "final.bn.weight" in shapes else "post",
+        shortcut="B" if projected else "A",
+        stem="deep" if deep else "cifar" if cifar else "imagenet",
+        stem_width=shapes[last][0],
+        squeeze=widths[0] / inner if convs == 3 else 4,
+        groups=inner // shapes["layer1.0.conv2.weight"][1] if convs == 3 else 1,
+        downsample="avgpool" if averaged else "conv",
+        norm="batch" if "bn1.running_mean" in shapes else "group",
+        se_reduction=squeezed[1] // squeezed[0] if squeezed else 0,
+        dims=len(shapes[first]) - 2,  # type: ignore[arg-type]
+        channels=shapes[first][1],
+        classes=shapes["fc.weight"][0],
+        size=32 if cifar else 224,
+    )
+    return [arch, replace(arch, shortcut="C" if projected else "none")]
+
+
+def _counts(shapes: Mapping[str, Shape], pattern: str) -> tuple[int, ...]:
+    """How many units each stage has. Names are counted, so a number in a name allocates nothing."""
+    units: dict[str, set[str]] = {}
+    for name in shapes:
+        if match := re.match(pattern, name):
+            units.setdefault(match[1], set()).add(match[2])
+    return tuple(len(units[stage]) for stage in sorted(units, key=lambda s: (len(s), s)))
+
+
+def seen(shapes: Mapping[str, Shape]) -> str:
+    """What was found, for a message: how many layers, in which stages, from where to where."""
+    weights = {name: shape for name, shape in shapes.items() if len(shape) > 1}
+    if not weights:
+        return f"{len(shapes)} tensors, no layer among them"
+    stages = "-".join(str(n) for n in _counts(shapes, r"layer(\d+)\.(\d+)\."))
+    ends = [f"{clip(name, 50)} {clip(weights[name], 30)}" for name in weights]
+    return f"{len(weights)} layers, stages {stages or 'none'}, from {ends[0]} to {ends[-1]}"
+
+
+def clip(text: object, length: int = 120) -> str:
+    """Text that a file decides, for a message: one line, printable, not long."""
+    line = "".join(c if c.isprintable() else "?" for c in str(text).split("\n")[0])
+    return line if len(line) <= length else line[:length] + "..."

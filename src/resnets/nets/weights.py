@@ -1,0 +1,312 @@
+"""Weight files of others: read without running anything in them, recognised by their tensors.
+
+A pickle is a program. Its instructions are listed first, and only those that rebuild plain tensors
+pass; then `torch.load(weights_only=True)` reads it, whose own list of harmless calls is longer and
+includes some that allocate whatever a file of 40 bytes asks for. There is no second attempt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickletools
+import re
+import stat
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from resnets.arch import Arch, ResNetArch, VitArch
+from resnets.errors import CheckpointError, ResnetsError
+from resnets.nets import transformer
+from resnets.nets.recognition import candidates, clip, differences, seen, skeleton
+
+FILE_LIMIT = 8 * 2**30  # bytes; the largest network of the family has 0.4 GB
+HEADER_LIMIT = 16 * 2**20  # bytes of a safetensors header
+PICKLE_LIMIT = 16 * 2**20  # bytes of instructions in a pickle, its tensors apart
+
+PICKLES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
+# Where a training script keeps the weights, the averaged ones first: they are what it evaluates.
+STATES = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "weights"),
+)
+PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.|model\.)+")  # data parallel, compiled, Lightning
+DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64}
+
+PLAIN = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
+    r"|torch\.nn\.parameter Parameter|torch (\w+Storage|Size|device|float16|bfloat16|float32|int64)"
+    # The command line that torchvision's and timm's training scripts keep: attributes only.
+    r"|argparse Namespace"
+)
+CALLS = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}  # torch.save: none
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """The named tensors of a weights file, on the CPU. Nothing that the file contains is run.
+
+    Of a training script's checkpoint the averaged weights are taken, else the plain ones (`STATES`
+    in its order); prefixes that wrappers add to names are taken off; all that is no tensor is left.
+
+    Raises:
+        CheckpointError: the file is missing, broken, too large, not a weights file, holds code, or
+            has a tensor with values that are not finite.
+    """
+    path = Path(path)
+    size, start = look(path)
+    if is_safetensors(size, start):
+        with safetensors(path, start) as file:
+            found = {name: file.get_tensor(name) for name in list(file.keys())}
+    elif path.suffix == ".safetensors":
+        raise refused(path, "not a safetensors file, or cut short", "Download it again.")
+    elif path.suffix in PICKLES:
+        found = _state(_unpickle(path, start))
+    else:
+        raise refused(path, "not a weights file", f"Known: .safetensors {' '.join(PICKLES)}.")
+    if not found:
+        raise refused(path, "no tensors in it", "Save `model.state_dict()`.")
+    return _checked(path, found, size)
+
+
+def look(path: Path) -> tuple[int, bytes]:
+    """The size of a file and its first bytes. Raises CheckpointError if it may not be read."""
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise refused(path, "not a regular file", "Give the path of a weights file.")
+        with path.open("rb") as file:
+            start = file.read(9)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise refused(path, f"cannot be read: {reason}", "Check the path.") from None
+    if not start:
+        raise refused(path, "empty", "Download or save it again.")
+    if info.st_size > FILE_LIMIT:
+        raise refused(path, f"larger than {FILE_LIMIT >> 30} GiB", "Keep only the weights in it.")
+    return info.st_size, start
+
+
+def refused(path: Path, what: str, todo: str) -> CheckpointError:
+    """What is wrong with which file, and what to do."""
+    return CheckpointError(f"{path}: {what}.\n{todo}")
+
+
+def is_safetensors(size: int, start: bytes) -> bool:
+    """By content: eight bytes, the length of a header that fits in the file; a header in JSON."""
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= size - 8
+
+
+@contextmanager
+def safetensors(path: Path, start: bytes) -> Iterator[Any]:
+    """The opened file. The library checks that tensors neither overlap nor leave holes.
+
+    Raises CheckpointError, also for what fails while it is open.
+    """
+    length = int.from_bytes(start[:8], "little")
+    if length > HEADER_LIMIT:
+        raise refused(path, f"a header of {length} bytes", "Save the weights without metadata.")
+    try:
+        # Not mapped: the tensors stay what they are when the file changes.
+        with safe_open(path, framework="pt", backend="pread") as file:
+            yield file
+    except (SafetensorError, RuntimeError, ValueError, AttributeError, OSError) as error:
+        raise refused(path, f"broken or cut short ({clip(error)})", "Download it again.") from None
+
+
+def _unpickle(path: Path, start: bytes) -> object:
+    if torch.__version__ < "2.10":
+        raise refused(
+            path,
+            f"a pickle, which PyTorch {torch.__version__} cannot read safely (CVE-2026-24747)",
+            "Install torch>=2.10, or use a .safetensors file.",
+        )
+    try:
+        zipped = start.startswith(b"PK\x03\x04")
+        if zipped:
+            _inspect_zip(path)
+        elif start.startswith(b"\x80"):
+            with path.open("rb") as file:
+                for _ in range(5):  # magic number, version, system, the object, storage keys
+                    _inspect(path, file)
+        else:
+            raise refused(path, f"not a checkpoint: it starts with {start!r}", "Download it again.")
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except CheckpointError:
+        raise
+    except Exception as error:  # what a hostile file raises is its choice
+        reason = f"{type(error).__name__}: {clip(error)}"
+        raise refused(path, f"broken or cut short ({reason})", "Download it again.") from None
+
+
+def _inspect_zip(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        names = [entry.filename.lower() for entry in entries]
+        if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+            raise refused(
+                path,
+                "a TorchScript archive: code, not only weights",
+                "Save `module.state_dict()` of it where it comes from.",
+            )
+        pickled = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+        if len(pickled) != 1 or len(set(names)) != len(names):
+            raise refused(path, "a zip file that is no checkpoint", "Save `model.state_dict()`.")
+        # torch.save does not compress, so a compressed entry is there to grow.
+        if any(entry.compress_type or entry.file_size != entry.compress_size for entry in entries):
+            raise refused(path, "a compressed zip file", "Save it with `torch.save`.")
+        with archive.open(pickled[0]) as file:
+            _inspect(path, file)
+
+
+def _inspect(path: Path, file: IO[bytes]) -> None:
+    """Read one pickle's instructions without following them."""
+    for instruction, value, position in pickletools.genops(file):
+        name = instruction.name
+        if name in CALLS or (name == "GLOBAL" and not PLAIN.fullmatch(str(value))):
+            call = str(value).replace(" ", ".") if name == "GLOBAL" else f"instruction {name}"
+            raise refused(
+                path,
+                f"holds code or objects ({clip(call)}), not only tensors; nothing of it was run",
+                "Ask its author for a .safetensors file, or for `torch.save(model.state_dict())`.",
+            )
+        if (position or 0) > PICKLE_LIMIT:
+            raise refused(path, "too much besides tensors", "Save only `model.state_dict()`.")
+
+
+def _state(value: object, depth: int = 0) -> dict[str, Tensor]:
+    # dict.items and not value.items: a pickle may give an OrderedDict an attribute of that name.
+    if not isinstance(value, dict) or depth > 2:
+        return {}
+    for key in STATES:
+        if found := _state(dict.get(value, key), depth + 1):
+            return found
+    return {
+        name: tensor
+        for name, tensor in dict.items(value)
+        if isinstance(name, str) and isinstance(tensor, Tensor) and name != "n_averaged"
+    }
+
+
+def _checked(path: Path, found: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    total = 0
+    for key, tensor in found.items():
+        name = PREFIXES.sub("", key)
+        shown = clip(name, 80)
+        if name in tensors:
+            raise refused(path, f"two tensors for {shown}", "Keep one of them.")
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPES:
+            raise refused(path, f"{shown} is a {tensor.dtype} tensor", "Save it as float32.")
+        total += tensor.numel() * tensor.element_size()
+        if total > size:  # a stride of 0 makes terabytes of one number
+            raise refused(path, f"{shown} is larger than the file", "Save contiguous tensors.")
+        # A copy: a mapped file that is overwritten or cut later would change or end the process.
+        tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+        if not torch.isfinite(tensors[name]).all():
+            raise refused(path, f"{shown} has values that are not finite", "Train or get it again.")
+    return tensors
+
+
+# --- Recognising ----------------------------------------------------------------------------------
+
+
+def recognise(
+    tensors: Mapping[str, Tensor], arch: Arch | None = None
+) -> tuple[Arch, dict[str, Tensor]]:
+    """The network that has these tensors, and the tensors under our names, in float32.
+
+    Known are our own names, torchvision's (its ResNets, DenseNets and ViTs), timm's ResNets, and
+    the CIFAR ResNets of akamaster/pytorch_resnet_cifar10 (`linear`, and option A with zeros half
+    before and half after: channels are moved so that our zeros, all after, compute the same).
+
+    Names and shapes do not show everything. Where several networks of `FAMILY` have them the first
+    is given: the stride of a bottleneck on its 3x3 convolution ("v1.5"), option A and not a plain
+    network where nothing projects, ReLU after the addition, ViT heads 64 wide. With `arch` the
+    tensors are taken for that network.
+
+    Raises:
+        CheckpointError: no network has these tensors, with what was seen; or `arch` has not, with
+            the first differences.
+    """
+    named = _named(tensors)
+    shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
+    for candidate in [arch] if arch else candidates(shapes):
+        try:
+            wanted = skeleton(candidate).state_dict()
+        except (ResnetsError, ValueError, ArithmeticError, RuntimeError):
+            if arch:
+                raise
+            continue
+        problems = differences(wanted, shapes)
+        if arch and problems:
+            raise CheckpointError(f"the tensors are not those of the given network: {problems}")
+        if not problems:
+            ours = {
+                name: named[name].to(like.dtype)
+                if name in named
+                else like.new_zeros((), device="cpu")
+                for name, like in wanted.items()
+            }
+            if "linear.weight" in tensors and isinstance(candidate, ResNetArch):
+                ours = _zeros_after(ours, candidate)
+            return candidate, ours
+    raise CheckpointError(
+        f"not a network that is known here: {seen(shapes)}.\n"
+        "Give its description (`arch`), or rename its tensors as torchvision does."
+    )
+
+
+def to_torchvision(tensors: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
+    """Our tensors under torchvision's names: a ViT has others, the rest of the family the same."""
+    return transformer.to_torchvision(tensors) if isinstance(arch, VitArch) else dict(tensors)
+
+
+def _named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if "encoder.pos_embedding" in tensors:
+        try:
+            return transformer.from_torchvision(tensors)
+        except KeyError as error:
+            raise CheckpointError(f"a ViT with a tensor that is not known: {error}") from None
+    renamed = {}
+    for key, tensor in tensors.items():
+        # torchvision's DenseNet files of 2017: norm.1 for norm1.
+        name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key)
+        name = re.sub(r"^linear\.", "fc.", name)
+        renamed[re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", name)] = tensor
+    return renamed if len(renamed) == len(tensors) else dict(tensors)
+
+
+def _zeros_after(tensors: dict[str, Tensor], arch: ResNetArch) -> dict[str, Tensor]:
+    """Move channels from "zeros half before, half after" to ours, where all zeros come after.
+
+    `order[i]` is the channel of the other network that is our channel i. The new channels of a
+    stage are written by its last convolutions and normalisations, and read by the next first ones.
+    """
+    if arch.shortcut != "A":
+        return tensors
+    last = {"single": 1, "basic": 2, "bottleneck": 3}[arch.unit]
+    moved = dict(tensors)
+    order = list(range(arch.stem_width))
+    for stage, (count, width) in enumerate(zip(arch.blocks, arch.widths, strict=True), 1):
+        before, kept = order, len(order)
+        half = (width - kept) // 2
+        order = [i + half for i in before] + [*range(half), *range(half + kept, width)]
+        for unit in range(count):
+            prefix = f"layer{stage}.{unit}."
+            reads = f"{prefix}conv1.weight"
+            moved[reads] = moved[reads][:, before if unit == 0 else order]
+            for name in tensors:
+                if name.startswith((f"{prefix}conv{last}.", f"{prefix}bn{last}.")):
+                    moved[name] = moved[name][order] if moved[name].ndim else moved[name]
+    moved["fc.weight"] = moved["fc.weight"][:, order]
+    return moved
