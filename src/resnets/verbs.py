@@ -79,7 +79,9 @@ def plan(
     source = sources.load(data, max_unreadable=check.max_unreadable)
     auto = plans.choose(source, plans.training_images(source), place)
     resolved = merged(base or auto, changes)
-    resolved = replace(resolved, data=data)
+    # A run is resumed from anywhere, so a place is kept whole; a name stays a name.
+    place_or_name = data if source.root is None else str(Path(data).resolve())
+    resolved = replace(resolved, data=place_or_name)
     if resolved.holdout:
         source = sources.hold_out(source, resolved.holdout, resolved.seed)
     return plans.resolve(resolved, source, place, workers)
