@@ -8,6 +8,7 @@ includes some that allocate whatever a file of 40 bytes asks for. There is no se
 from __future__ import annotations
 
 import argparse
+import json
 import pickletools
 import re
 import stat
@@ -28,7 +29,9 @@ from resnets.nets.recognition import candidates, clip, differences, seen, skelet
 
 FILE_LIMIT = 8 * 2**30  # bytes; the largest network of the family has 0.4 GB
 HEADER_LIMIT = 16 * 2**20  # bytes of a safetensors header
-PICKLE_LIMIT = 16 * 2**20  # bytes of instructions in a pickle, its tensors apart
+# Of a pickle: twice what ResNet-1202 and its optimiser have. A tuple in a tuple in ... as the key
+# of a dict ends the interpreter at 130,000 levels.
+INSTRUCTION_LIMIT, TUPLE_LIMIT = 1_200_000, 80_000
 
 PICKLES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
 # Where a training script keeps the weights, the averaged ones first: they are what it evaluates.
@@ -107,7 +110,8 @@ def is_safetensors(size: int, start: bytes) -> bool:
 
 @contextmanager
 def safetensors(path: Path, start: bytes) -> Iterator[Any]:
-    """The opened file. The library checks that tensors neither overlap nor leave holes.
+    """The opened file. The library checks that tensors neither overlap nor leave holes, and takes
+    the last of two entries of one name: two readers could see two files.
 
     Raises CheckpointError, also for what fails while it is open.
     """
@@ -115,11 +119,21 @@ def safetensors(path: Path, start: bytes) -> Iterator[Any]:
     if length > HEADER_LIMIT:
         raise refused(path, f"a header of {length} bytes", "Save the weights without metadata.")
     try:
+        with path.open("rb") as header:
+            header.seek(8)
+            json.loads(header.read(length), object_pairs_hook=_once)
         # Not mapped: the tensors stay what they are when the file changes.
         with safe_open(path, framework="pt", backend="pread") as file:
             yield file
     except (SafetensorError, RuntimeError, ValueError, AttributeError, OSError) as error:
         raise refused(path, f"broken or cut short ({clip(error)})", "Download it again.") from None
+
+
+def _once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(entries)
+    if len(values) < len(entries):
+        raise ValueError("one name twice in its header")
+    return values
 
 
 def _unpickle(path: Path, start: bytes) -> object:
@@ -170,7 +184,8 @@ def _inspect_zip(path: Path) -> None:
 
 def _inspect(path: Path, file: IO[bytes]) -> None:
     """Read one pickle's instructions without following them."""
-    for instruction, value, position in pickletools.genops(file):
+    tuples = 0
+    for count, (instruction, value, _) in enumerate(pickletools.genops(file)):
         name = instruction.name
         if name in CALLS or (name == "GLOBAL" and not PLAIN.fullmatch(str(value))):
             call = str(value).replace(" ", ".") if name == "GLOBAL" else f"instruction {name}"
@@ -179,7 +194,8 @@ def _inspect(path: Path, file: IO[bytes]) -> None:
                 f"holds code or objects ({clip(call)}), not only tensors; nothing of it was run",
                 "Ask its author for a .safetensors file, or for `torch.save(model.state_dict())`.",
             )
-        if (position or 0) > PICKLE_LIMIT:
+        tuples += name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
+        if count > INSTRUCTION_LIMIT or tuples > TUPLE_LIMIT:
             raise refused(path, "too much besides tensors", "Save only `model.state_dict()`.")
 
 

@@ -1,0 +1,240 @@
+"""A trained network in one safetensors file: its tensors, and a card that says how to use them.
+
+The metadata has one entry, `resnets`, a JSON object: the format's version, the card, a SHA-256 of
+each tensor's bytes, and last a SHA-256 of all that. safetensors itself checks no values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import torch
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from resnets import arch as architectures
+from resnets.arch import Arch
+from resnets.errors import CheckpointError, DiskError, ResnetsError, UsageError
+from resnets.nets import Network, weights
+from resnets.nets.recognition import clip, differences, skeleton
+from resnets.nets.weights import refused
+from resnets.recipe import Preprocess
+
+FORMAT = 1
+KEY = "resnets"
+SIDE_LIMIT = 2**14  # pixels: what a card may ask an image to become
+CODES = {torch.float32: "F32", torch.int64: "I64"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What a network is and how to use it. `classes` has one name for each logit."""
+
+    arch: Arch
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    # Data, its digest, the recipe, versions, a licence: text for people.
+    provenance: dict[str, str] = field(default_factory=dict)
+    temperature: float | None = None  # logits are divided by it before the softmax
+
+
+def save(path: str | Path, network: Network, card: Card) -> None:
+    """Write the file in one step: at every moment `path` is the old file or the new one.
+
+    Raises:
+        UsageError: the card cannot be read back, or is of another network.
+        CheckpointError: a tensor has values that are not finite; nothing is written.
+        DiskError: the file cannot be written.
+    """
+    path = Path(path)
+    tensors = {
+        name: tensor.detach()
+        .to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)
+        .contiguous()
+        for name, tensor in network.state_dict().items()
+    }
+    body = {
+        "format": FORMAT,
+        "card": to_dict(card),
+        "tensors": {name: _digest(tensor) for name, tensor in tensors.items()},
+    }
+    try:
+        text = json.dumps(body, allow_nan=False)
+        if from_dict(json.loads(text)["card"]) != card:
+            raise ValueError("what is read back differs")
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"this card cannot be saved: {error}") from None
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if problems := differences(skeleton(card.arch).state_dict(), shapes):
+        raise UsageError(f"the card describes another network: {problems}")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise refused(path, f"not written, {name} is not finite", "Train with a lower rate.")
+    write(path, serialise(tensors, {KEY: _seal(text)}))
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replace a file in one step that survives a crash. Raises DiskError; the old file stays."""
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        raise DiskError(
+            f"{path} could not be written: {error.strerror or error}.\n"
+            "Free some space or choose another folder; a file that was there is as it was."
+        ) from None
+
+
+def load(path: str | Path) -> tuple[Network, Card]:
+    """The network, in evaluation mode on the CPU, and its card.
+
+    Raises:
+        CheckpointError: the file is missing, broken, of another version, not one of ours; a digest,
+            name, shape or type is wrong (the tensor is named), or a value is not finite.
+    """
+    path = Path(path)
+    size, start = weights.look(path)
+    if not weights.is_safetensors(size, start):
+        raise refused(path, "not a model file, or cut short", "Save or download it again.")
+    with weights.safetensors(path, start) as file:
+        card, digests = _unseal(path, (file.metadata() or {}).get(KEY, ""))
+        slices = {name: file.get_slice(name) for name in list(file.keys())}
+        network = _skeleton(path, card.arch, len(slices))
+        wanted = network.state_dict()
+        expected = {name: (CODES[like.dtype], [*like.shape]) for name, like in wanted.items()}
+        found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
+        if found != expected or digests.keys() != wanted.keys():
+            problems = differences(wanted, {name: (*shape,) for name, (_, shape) in found.items()})
+            raise refused(
+                path,
+                f"its tensors are not its card's ({problems or 'types or digests'})",
+                "Get the file again.",
+            )
+        tensors = {name: file.get_tensor(name) for name in wanted}
+    for name, tensor in tensors.items():
+        if _digest(tensor) != digests[name]:
+            raise refused(path, f"{name} is not what was saved (SHA-256)", "Get the file again.")
+        if not torch.isfinite(tensor).all():
+            raise refused(path, f"{name} has values that are not finite", "Train it again.")
+    network.load_state_dict(tensors, assign=True)
+    return network.eval(), card
+
+
+def open_model(path: str | Path) -> tuple[Network, Card | None]:
+    """One of our model files with its card, or a foreign weights file without; by content.
+
+    Raises CheckpointError for a file that is refused or not recognised.
+    """
+    path = Path(path)
+    size, start = weights.look(path)
+    if weights.is_safetensors(size, start):
+        with weights.safetensors(path, start) as file:
+            metadata = file.metadata() or {}
+        # One wrong letter in the key does not make a foreign file of ours.
+        if KEY in metadata or any(_SEAL in text for text in metadata.values()):
+            return load(path)
+    tensors = weights.read(path)
+    try:
+        arch, tensors = weights.recognise(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    network = skeleton(arch)
+    network.load_state_dict(tensors, assign=True)
+    return network.eval(), None
+
+
+def to_dict(card: Card) -> dict[str, Any]:
+    """JSON-ready; `from_dict` is the inverse."""
+    return {
+        "arch": architectures.to_dict(card.arch),
+        "classes": list(card.classes),
+        "preprocess": asdict(card.preprocess),
+        "provenance": card.provenance,
+        "temperature": card.temperature,
+    }
+
+
+def from_dict(data: Mapping[str, Any]) -> Card:
+    """A Card from JSON. Raises ValueError for values of wrong types or beyond what can be meant."""
+    known = {f.name for f in fields(Card)}
+    if set(data) != known or not isinstance(data["arch"], dict):
+        raise ValueError(f"a card has {', '.join(sorted(known))}")
+    arch = architectures.from_dict(data["arch"])
+    arch = pydantic.TypeAdapter(type(arch)).validate_python(asdict(arch))
+    card = pydantic.TypeAdapter(Card).validate_python({**data, "arch": arch})
+    see = card.preprocess
+    per_pixel = see.channels * see.size**2
+    checks = {
+        "classes": len(card.classes) == arch.classes,
+        "size": 0 < see.size <= SIDE_LIMIT and 0 <= see.resize <= SIDE_LIMIT,
+        "channels": see.channels == arch.channels,
+        "mean": len(see.mean) in (see.channels, per_pixel) and all(map(math.isfinite, see.mean)),
+        "std": len(see.std) in (see.channels, per_pixel)
+        and all(s > 0 and math.isfinite(s) for s in see.std),
+        "temperature": card.temperature is None or 0 < card.temperature < math.inf,
+    }
+    if wrong := [name for name, good in checks.items() if not good]:
+        raise ValueError(f"wrong {', '.join(wrong)} in a card")
+    return card
+
+
+_SEAL = ', "sha256": "'
+
+
+def _seal(body: str) -> str:
+    return f'{body[:-1]}{_SEAL}{hashlib.sha256(body.encode()).hexdigest()}"}}'
+
+
+def _unseal(path: Path, text: str) -> tuple[Card, dict[str, str]]:
+    body = text[: text.rfind(_SEAL)] + "}"
+    if not text:
+        raise refused(path, "no card: not a model file of resnets", "Open it as foreign weights.")
+    if _seal(body) != text:
+        raise refused(path, "its card is not what was saved (SHA-256)", "Get the file again.")
+    try:
+        data = json.loads(body)
+        version = data["format"]
+        if version != FORMAT:
+            raise refused(path, f"format {clip(version)}, not {FORMAT}", "Upgrade resnets.")
+        return from_dict(data["card"]), dict(data["tensors"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise refused(
+            path, f"a card that makes no sense ({clip(error)})", "Get it again."
+        ) from None
+
+
+def _skeleton(path: Path, arch: Arch, tensors: int) -> Network:
+    """The card's network without memory; each unit has tensors, so the file bounds their number."""
+    blocks = arch.blocks if isinstance(arch.blocks, tuple) else (arch.blocks,)
+    try:
+        if len(blocks) > tensors or sum(blocks) > tensors or min(blocks) < 1:
+            raise ValueError(f"{clip(sum(blocks))} units in {tensors} tensors")
+        return skeleton(arch)
+    except (ResnetsError, ValueError, ArithmeticError, RuntimeError, TypeError) as error:
+        raise refused(path, f"an impossible network ({clip(error)})", "Get it again.") from None
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().data).hexdigest()

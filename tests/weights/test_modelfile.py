@@ -1,0 +1,373 @@
+"""The model file: what is saved is what is loaded, and nothing else is loaded."""
+
+import errno
+import hashlib
+import json
+import os
+import random
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnets.arch import FAMILY, MlpArch, ResNetArch, cifar
+from resnets.arch import to_dict as arch_to_dict
+from resnets.errors import CheckpointError, DiskError, UsageError
+from resnets.nets import Network, build, modelfile
+from resnets.nets.modelfile import KEY, Card, from_dict, load, open_model, save, to_dict
+from resnets.recipe import Preprocess
+
+TINY = ResNetArch(
+    blocks=(1, 1), widths=(4, 8), shortcut="A", stem="cifar", stem_width=4, classes=2, size=8
+)
+CARD = Card(
+    arch=TINY,
+    classes=("cat", 'dog "é" \n'),
+    preprocess=Preprocess(size=8),
+    provenance={"data": "made", "licence": "CC0"},
+    temperature=1.5,
+)
+
+
+@pytest.fixture
+def network() -> Network:
+    torch.manual_seed(0)
+    return build(TINY)
+
+
+@pytest.fixture
+def path(tmp_path: Path, network: Network) -> Path:
+    path = tmp_path / "model.safetensors"
+    save(path, network, CARD)
+    return path
+
+
+def body(path: Path) -> dict[str, object]:
+    with safetensors.safe_open(path, "pt") as file:
+        return json.loads(file.metadata()[KEY])
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    """Change the metadata and seal it again, as someone would who means it."""
+    tensors = safetensors.torch.load_file(path)
+    values = {**body(path), **changes}
+    values.pop("sha256")
+    text = modelfile._seal(json.dumps(values))
+    path.write_bytes(safetensors.torch.save(tensors, {KEY: text}))
+
+
+# --- Round trip -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        *(TINY, MlpArch(blocks=2, width=8, hidden=8, channels=4, classes=3)),
+        *(FAMILY[name] for name in ("resnet20", "densenet_bc100_12", "preresnet164")),
+    ],
+    ids=lambda arch: f"{type(arch).__name__}-{arch.depth}",
+)
+def test_round_trip_is_exact(arch: ResNetArch, tmp_path: Path) -> None:
+    network, path = build(arch), tmp_path / "m.safetensors"
+    see = Preprocess(size=8, channels=arch.channels, mean=(0.1,) * arch.channels, std=(0.3,))
+    see = replace(see, std=(1 / 3,) * arch.channels)
+    card = Card(arch=arch, classes=tuple(f"c{i}" for i in range(arch.classes)), preprocess=see)
+    save(path, network, card)
+    loaded, read_back = load(path)
+    assert read_back == card
+    assert loaded.arch == arch
+    assert not loaded.training
+    state = loaded.state_dict()
+    assert list(state) == list(network.state_dict())
+    for name, tensor in network.state_dict().items():
+        assert state[name].dtype == tensor.dtype
+        assert torch.equal(state[name], tensor)
+    assert [p.requires_grad for p in loaded.parameters()] == [
+        p.requires_grad for p in network.parameters()
+    ]
+    assert open_model(path)[1] == card
+
+
+def test_the_same_network_is_the_same_file(path: Path, network: Network) -> None:
+    first = path.read_bytes()
+    save(path, load(path)[0].to(memory_format=torch.channels_last), CARD)
+    assert path.read_bytes() == first
+
+
+def test_loading_draws_no_random_number(path: Path) -> None:
+    before = torch.get_rng_state()
+    load(path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_bfloat16_is_saved_as_float32(path: Path, network: Network) -> None:
+    save(path, network.bfloat16(), CARD)
+    assert {t.dtype for t in load(path)[0].parameters()} == {torch.float32}
+
+
+def test_the_loaded_network_can_be_trained(path: Path) -> None:
+    network = load(path)[0].train()
+    network(torch.randn(2, 3, 8, 8)).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_digests_are_of_the_bytes(path: Path, network: Network) -> None:
+    digests = body(path)["tensors"]
+    assert isinstance(digests, dict)
+    bytes_ = network.fc.weight.detach().numpy().tobytes()
+    assert digests["fc.weight"] == hashlib.sha256(bytes_).hexdigest()
+
+
+def test_a_file_without_a_card(tmp_path: Path) -> None:
+    path, network = tmp_path / "w.safetensors", build(cifar(1)).eval()
+    safetensors.torch.save_file(network.state_dict(), path)
+    with pytest.raises(CheckpointError, match="no card"):
+        load(path)
+    opened, card = open_model(path)
+    assert card is None
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(opened(x), network(x))
+    safetensors.torch.save_file({"a": torch.ones(2)}, path)
+    with pytest.raises(CheckpointError, match=r"w\.safetensors: not a network that is known"):
+        open_model(path)
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
+cards = st.builds(
+    lambda arch, names, size, mean, std, provenance, temperature: Card(
+        arch=replace(arch, classes=len(names)),
+        classes=tuple(names),
+        preprocess=Preprocess(
+            size=size,
+            channels=arch.channels,
+            mean=(mean,) * arch.channels,
+            std=(std,) * arch.channels,
+        ),
+        provenance=provenance,
+        temperature=temperature,
+    ),
+    st.sampled_from(list(FAMILY.values())),
+    st.lists(st.text(), min_size=1, max_size=5),
+    st.integers(1, 2**14),
+    finite,
+    st.floats(1e-30, 1e30),
+    st.dictionaries(st.text(), st.text(), max_size=4),
+    st.none() | st.floats(1e-6, 1e6),
+)
+
+
+@given(cards)
+def test_cards_survive_json(card: Card) -> None:
+    assert from_dict(json.loads(json.dumps(to_dict(card)))) == card
+
+
+# --- Saving ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["fsync", "replace"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_failed_save_leaves_the_old_file(
+    operation: str, number: int, path: Path, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = path.read_bytes()
+    torch.nn.init.zeros_(network.fc.weight)
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, operation, fail)
+    with pytest.raises(DiskError, match=f"{path.name} could not be written: {os.strerror(number)}"):
+        save(path, network, CARD)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_missing_folder(tmp_path: Path, network: Network) -> None:
+    with pytest.raises(DiskError, match="No such file"):
+        save(tmp_path / "nowhere" / "m.safetensors", network, CARD)
+
+
+def test_permissions_are_those_of_any_new_file(path: Path) -> None:
+    (path.parent / "other").touch()
+    assert path.stat().st_mode == (path.parent / "other").stat().st_mode
+
+
+def test_values_that_are_not_finite_are_not_saved(path: Path, network: Network) -> None:
+    before = path.read_bytes()
+    torch.nn.init.constant_(network.fc.bias, float("nan"))
+    with pytest.raises(CheckpointError, match=r"fc\.bias"):
+        save(path, network, CARD)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": ("one",)},
+        {"arch": replace(TINY, blocks=(1, 2))},
+        {"arch": replace(TINY, classes=3), "classes": ("a", "b", "c")},
+        {"preprocess": Preprocess(size=8, mean=(float("nan"),) * 3)},
+        {"preprocess": Preprocess(size=8, std=(0.0,) * 3)},
+        {"preprocess": Preprocess(size=10**9)},
+        {"temperature": float("inf")},
+        {"provenance": {"steps": 3}},
+    ],
+)
+def test_a_card_that_load_would_refuse_is_not_saved(
+    change: dict[str, object], tmp_path: Path, network: Network
+) -> None:
+    with pytest.raises(UsageError):
+        save(tmp_path / "m.safetensors", network, replace(CARD, **change))  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+# --- Damage ---------------------------------------------------------------------------------------
+
+
+def damaged(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    for opening in (load, open_model):
+        with pytest.raises(CheckpointError) as error:
+            opening(path)
+        assert str(error.value).count("\n") < 3
+        assert path.name in str(error.value)
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def test_every_flipped_bit_is_found(path: Path) -> None:
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    draw = random.Random(0)
+    header = [draw.randrange(8 * 8, 8 * end) for _ in range(150)]
+    values = [draw.randrange(8 * end, 8 * len(data)) for _ in range(150)]
+    for bit in [*range(64), *header, *values]:
+        damaged(path, flipped(data, bit))
+
+
+@pytest.mark.slow
+def test_every_flipped_bit_of_all_is_found(path: Path) -> None:
+    data = path.read_bytes()
+    for byte in range(len(data)):
+        damaged(path, flipped(data, 8 * byte + byte % 8))
+
+
+def test_a_flipped_value_names_its_tensor(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(flipped(data, 8 * len(data) - 1))
+    with pytest.raises(CheckpointError, match=r"[a-z0-9.]+ is not what was saved \(SHA-256\)"):
+        load(path)
+
+
+def test_every_truncation_is_found(path: Path) -> None:
+    data = path.read_bytes()
+    for length in [*range(12), *(len(data) * part // 100 for part in range(100)), len(data) - 1]:
+        damaged(path, data[:length])
+    damaged(path, data + b"\0")
+
+
+def test_the_metadata_of_another_file(path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save(other, build(TINY), CARD)
+    with safetensors.safe_open(other, "pt") as file:
+        metadata = file.metadata()
+    damaged(path, safetensors.torch.save(safetensors.torch.load_file(path), metadata))
+
+
+# --- Malice: the seal is right --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "format 2, not 1"),
+        ({"format": "1"}, "format"),
+        ({"card": 3}, "card"),
+        ({"card": {}}, "card"),
+        ({"tensors": {}}, "digests"),
+        ({"tensors": 7}, "card"),
+    ],
+)
+def test_a_wrong_body(change: dict[str, object], message: str, path: Path) -> None:
+    rewrite(path, **change)
+    with pytest.raises(CheckpointError, match=message):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"blocks": [10**12, 1]}, {"blocks": [1] * 10**5}, {"blocks": []}, {"blocks": "ab"}),
+        *({"blocks": [-1, 2]}, {"blocks": [True, None]}, {"widths": [10**12, 10**12]}),
+        *({"widths": [2**70, 4]}, {"widths": [4]}, {"widths": [0, 0]}, {"classes": 10**12}),
+        *({"channels": 10**9}, {"dims": True}, {"unit": "os.system"}),
+        *(
+            {"unit": "bottleneck", "squeeze": 0},
+            {"unit": "bottleneck", "groups": 0},
+            {"dims": 9},
+            {"size": -1, "channels": 0},
+        ),
+        *({"join": 4}, {"join": {"kind": "conv", "x": 1}}, {"kind": "mlp"}, {"kind": "x"}),
+        *({"dropout": 1e999}, {"unknown": 1}, {"norm": []}, {"stem_width": -4}),
+        {"kind": "vit", "blocks": 2, "patch": 0},
+    ],
+    ids=lambda change: str(change)[:40],
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_an_impossible_network(change: dict[str, object], path: Path) -> None:
+    card = to_dict(CARD)
+    rewrite(path, card={**card, "arch": {**arch_to_dict(TINY), **change}})
+    with pytest.raises(CheckpointError):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"size": 10**9}, {"size": 0}, {"resize": 10**9}, {"channels": 1}, {"mean": [0.5]}),
+        *({"std": [0, 1, 1]}, {"std": [1e999, 1, 1]}, {"mean": [1e999, 0, 0]}, {"mean": "abc"}),
+    ],
+    ids=lambda change: str(change)[:40],
+)
+def test_impossible_preprocessing(change: dict[str, object], path: Path) -> None:
+    card = to_dict(CARD)
+    rewrite(path, card={**card, "preprocess": {**asdict(CARD.preprocess), **change}})
+    with pytest.raises(CheckpointError):
+        load(path)
+
+
+def test_sealed_values_that_are_not_finite(path: Path) -> None:
+    tensors = safetensors.torch.load_file(path)
+    tensors["fc.bias"][0] = float("inf")
+    values = body(path)
+    values.pop("sha256")
+    values["tensors"]["fc.bias"] = hashlib.sha256(tensors["fc.bias"].numpy()).hexdigest()
+    text = modelfile._seal(json.dumps(values))
+    path.write_bytes(safetensors.torch.save(tensors, {KEY: text}))
+    with pytest.raises(CheckpointError, match=r"fc\.bias has values that are not finite"):
+        load(path)
+
+
+def test_other_types_names_and_shapes(path: Path) -> None:
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load_file(path)
+    weight = tensors["fc.weight"]
+    for name, tensor in {
+        "fc.weight": weight.half(),
+        "fc.bias": tensors["fc.bias"].view(torch.int32),
+        "extra": weight.clone(),
+        "conv1.weight": tensors["conv1.weight"].flatten(),
+        "bn1.num_batches_tracked": torch.zeros(1, dtype=torch.int64),
+    }.items():
+        damaged(path, safetensors.torch.save({**tensors, name: tensor}, metadata))
+    del tensors["bn1.num_batches_tracked"]
+    damaged(path, safetensors.torch.save(tensors, metadata))
