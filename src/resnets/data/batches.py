@@ -104,7 +104,7 @@ def train_batches(
         for indices, epochs in steps:
             here = indices.to(device)
             draws = uniform(seed, epochs.to(device), here, DRAWS)
-            views = _views(images[here], preprocess, augment, draws)
+            views = _views(images.index_select(0, here), preprocess, augment, draws)
             yield Batch(augmented(views, augment, mean, std, draws), labels[here], indices)
         return
     drawn = ((indices, uniform(seed, epochs, indices, DRAWS)) for indices, epochs in steps)
