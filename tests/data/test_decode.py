@@ -96,6 +96,14 @@ def test_sixteen_bits_are_scaled_not_clipped(kind):
     assert np.array_equal(found, np.rint(wide / 257))
 
 
+def test_a_large_image_is_converted_by_strips_like_a_small_one():
+    wide = rng.integers(0, 256, (1500, 1500, 4), dtype=np.uint8)
+    found = decode(saved(Image.fromarray(wide, "RGBA"), compress_level=1), 3)
+    for top in (0, 600, 1400):
+        part = saved(Image.fromarray(wide[top : top + 100], "RGBA"))
+        assert np.array_equal(decode(part, 3), found[top : top + 100])
+
+
 def test_cmyk():
     flat = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     for kind in ("JPEG", "TIFF"):
@@ -116,12 +124,12 @@ def test_a_gif_is_its_first_frame():
     assert (decode(data, 3) == [250, 0, 0]).all()
 
 
-def header_bomb(side):
+def header_bomb(width, height=None):
     def chunk(kind, body):
         crc = zlib.crc32(kind + body)
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
 
-    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, width if height is None else height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
@@ -143,6 +151,7 @@ JPEG = saved(Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)),
         (header_bomb(60_000), "pixels"),
         (header_bomb(8_000), "8000 x 8000 is over 50,000,000 pixels"),
         (header_bomb(0), "."),
+        (header_bomb(1, 60_000), "1 x 60000 is too long"),
     ],
     ids=str,
 )

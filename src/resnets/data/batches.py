@@ -94,6 +94,10 @@ def train_batches(
         stop: number of the run's steps.
         device: of images and labels.
         workers: processes that decode files; the batches do not depend on it.
+
+    Raises:
+        UsageError: the augmentation cannot be done on such images.
+        DataError: not one file of a batch can be read, or a worker died or hung.
     """
     check(preprocess, augment)
     mean, std = statistics(preprocess, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,15 +17,18 @@ from resnets.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 50_000_000  # half a gigabyte at the peak, with Pillow's four bytes a pixel
+MAX_ASPECT = (
+    200  # of long side to short: the long one grows with the short one, when that is resized
+)
 
-_UPRIGHT = {  # by the value of the EXIF orientation tag
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    2: lambda x: x[:, ::-1],  # by the value of the EXIF orientation tag
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda x: np.rot90(x),
 }
 
 
@@ -57,10 +60,11 @@ def decode(image: str | Path | bytes, channels: int) -> NDArray[np.uint8]:
     """
     with _opened(image) as picture:
         picture.load()
-        turn = _UPRIGHT.get(_orientation(picture))
-        flat = _eight_bits(picture).convert("L" if channels == 1 else "RGB")
-        pixels = np.array(flat if turn is None else flat.transpose(turn))
-    return pixels.reshape(*pixels.shape[:2], channels)
+        orientation = _orientation(picture)
+        pixels = _pixels(picture, "L" if channels == 1 else "RGB")
+    pixels = pixels.reshape(*pixels.shape[:2], channels)
+    turn = _UPRIGHT.get(orientation)
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
 def check_header(image: str | Path | bytes) -> None:
@@ -87,6 +91,8 @@ def _opened(image: str | Path | bytes) -> Iterator[Image.Image]:
         ) as p:
             if p.width * p.height > MAX_PIXELS:
                 raise Unreadable(name, f"{p.width} x {p.height} is over {MAX_PIXELS:,} pixels")
+            if max(p.size) > MAX_ASPECT * min(p.size):
+                raise Unreadable(name, f"{p.width} x {p.height} is too long for a picture")
             yield p
     except Unreadable:
         raise
@@ -111,11 +117,22 @@ def _orientation(picture: Image.Image) -> int:
         return 1
 
 
+def _pixels(picture: Image.Image, mode: str) -> NDArray[np.uint8]:
+    if picture.mode == mode and not picture.has_transparency_data:
+        return np.array(picture)
+    width, height = picture.size
+    rows = max(1, 2**20 // width)  # by strips, since conversions need several copies
+    strips = (
+        picture.crop((0, top, width, min(top + rows, height))) for top in range(0, height, rows)
+    )
+    return np.concatenate([np.asarray(_eight_bits(strip).convert(mode)) for strip in strips])
+
+
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Any mode to one that converts to L or RGB without loss of range or of the background."""
     if picture.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
         wide = np.asarray(picture).astype(np.uint32)
-        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
     if picture.mode in ("I", "F"):
         raise ValueError("32-bit pixels have no known range; convert them to 8 or 16 bits")
     if picture.has_transparency_data:
