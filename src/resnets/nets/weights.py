@@ -29,8 +29,8 @@ from resnets.nets.recognition import candidates, clip, differences, seen, skelet
 
 FILE_LIMIT = 8 * 2**30  # bytes; the largest network of the family has 0.4 GB
 HEADER_LIMIT = 16 * 2**20  # bytes of a safetensors header
-# Of a pickle; ResNet-1202 and its momentum have 416,000 and 44,000. A tuple in a tuple in a tuple...
-# as the key of a dict ends the interpreter above 130,000 levels.
+# Of a pickle; ResNet-1202 and its momentum have 416,000 and 44,000. A tuple in a tuple in ...
+# ends the interpreter above 130,000 levels, as the key of a dict.
 INSTRUCTION_LIMIT, TUPLE_LIMIT = 1_200_000, 80_000
 
 PICKLES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
