@@ -39,7 +39,7 @@ def quick_cifar10() -> Recipe:
         model="resnet20",
         data="cifar10",
         augment=Augment(crop="pad", pad=4, flip=True),
-        epochs=28,
+        epochs=30,
         batch=128,
         lr=0.2,
         schedule="linear",
