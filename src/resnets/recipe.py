@@ -16,7 +16,7 @@ from resnets.errors import UsageError, nearest
 class Preprocess:
     """From an image to a network's input at test time. It travels in the model file.
 
-    The shorter side is resized to `resize` pixels (0: no resize), the centre `size` x `size` is
+    The shorter side is resized to `resize` pixels (0: to `size`), the centre `size` x `size` is
     taken, values 0..255 are divided by 255, `mean` is subtracted and `std` divided by. `mean` has
     one value for each channel, or channels * size * size values in (C, H, W) order (the per-pixel
     mean of 1512.03385, section 4.2).

@@ -22,7 +22,7 @@ from resnets.data import sources
 from resnets.data.sources import Source
 from resnets.errors import DataError, Interrupted, ResnetsError, UsageError
 from resnets.evaluate.classify import Result
-from resnets.evaluate.model import Model, Prediction, aligned, expand, load
+from resnets.evaluate.model import Model, Prediction, aligned, load
 from resnets.nets import create
 from resnets.nets.cost import cost
 from resnets.nets.modelfile import Card, save
@@ -346,7 +346,7 @@ def predict(
 ) -> Iterator[Prediction]:
     """The most probable classes of image files, folders of images, globs, or bytes."""
     loaded = load(model, device=plans.pick_device(device))
-    return loaded.predict(expand(inputs), top=top)
+    return loaded.predict(sources.expand(inputs), top=top)
 
 
 def models(pattern: str = "*") -> Iterator[dict[str, Any]]:

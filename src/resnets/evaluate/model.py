@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,29 +91,6 @@ class Model:
             classes = tuple(self.card.classes[i] for i in indices_)
             out.append(Prediction(name, classes, tuple(probabilities)))
         return out
-
-
-def expand(inputs: Iterable[str | Path | bytes]) -> list[Path | bytes]:
-    """Files in order: a folder gives the files in it, a pattern those that it matches.
-
-    Raises UsageError for a folder or pattern without files; a missing file is found when read.
-    """
-    files: list[Path | bytes] = []
-    for item in inputs:
-        if isinstance(item, bytes):
-            files.append(item)
-            continue
-        path = Path(item)
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
-        elif path.exists() or not set("*?[") & set(str(item)):
-            found = [path]
-        else:
-            found = [Path(name) for name in sorted(glob.glob(str(item), recursive=True))]
-        if not found:
-            raise UsageError(f"no files in {item}")
-        files += found
-    return files
 
 
 def view(image: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
