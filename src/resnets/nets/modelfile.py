@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -23,7 +21,8 @@ from torch import Tensor
 
 from resnets import arch as architectures
 from resnets.arch import Arch
-from resnets.errors import CheckpointError, DiskError, ResnetsError, UsageError
+from resnets.errors import CheckpointError, ResnetsError, UsageError
+from resnets.files import write_whole
 from resnets.nets import Network, weights
 from resnets.nets.recognition import clip, differences, skeleton
 from resnets.nets.weights import refused
@@ -65,7 +64,7 @@ def save(path: str | Path, network: Network, card: Card) -> None:
     body = {
         "format": FORMAT,
         "card": to_dict(card),
-        "tensors": {name: _digest(tensor) for name, tensor in tensors.items()},
+        "tensors": {name: digest(tensor) for name, tensor in tensors.items()},
     }
     try:
         text = json.dumps(body, allow_nan=False)
@@ -79,32 +78,7 @@ def save(path: str | Path, network: Network, card: Card) -> None:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise refused(path, f"not written, {name} is not finite", "Train with a lower rate.")
-    write(path, serialise(tensors, {KEY: _seal(text)}))
-
-
-def write(path: Path, data: bytes) -> None:
-    """Replace a file in one step that survives a crash. Raises DiskError; the old file stays."""
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        if os.name == "posix":  # elsewhere a folder cannot be opened
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except OSError as error:
-        raise DiskError(
-            f"{path} could not be written: {error.strerror or error}.\n"
-            "Free some space or choose another folder; a file that was there is as it was."
-        ) from None
+    write_whole(path, serialise(tensors, {KEY: _seal(text)}))
 
 
 def load(path: str | Path) -> tuple[Network, Card]:
@@ -134,7 +108,7 @@ def load(path: str | Path) -> tuple[Network, Card]:
             )
         tensors = {name: file.get_tensor(name) for name in wanted}
     for name, tensor in tensors.items():
-        if _digest(tensor) != digests[name]:
+        if digest(tensor) != digests[name]:
             raise refused(path, f"{name} is not what was saved (SHA-256)", "Get the file again.")
         if not torch.isfinite(tensor).all():
             raise refused(path, f"{name} has values that are not finite", "Train it again.")
@@ -236,5 +210,6 @@ def _skeleton(path: Path, arch: Arch, tensors: int) -> Network:
         raise refused(path, f"an impossible network ({clip(error)})", "Get it again.") from None
 
 
-def _digest(tensor: Tensor) -> str:
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of the bytes of a contiguous tensor on the CPU."""
     return hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().data).hexdigest()

@@ -15,9 +15,7 @@ result.json        figures on the test split
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,10 +24,11 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from resnets.errors import CheckpointError, DiskError, UsageError
+from resnets.files import sync_folder, write_synced, write_whole
+from resnets.nets.modelfile import digest
 
 KEEP = 2
 
@@ -174,37 +173,3 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
         if digest(tensor) != digests[name]:
             raise CheckpointError(f"{path}: the digest of {name} is wrong")
     return tensors, step
-
-
-def digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes in memory order of its dimensions."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(flat.numpy().tobytes()).hexdigest()
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Write and fsync a file."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under another name, then rename it over `path`."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        write_synced(temporary, data)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DiskError(f"cannot write {path}: {error.strerror}") from None
