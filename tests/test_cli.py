@@ -9,15 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
+import resnets
 from resnets import __version__
-from resnets.cli import main
+from resnets.cli import main, show
+from resnets.train.fit import Progress
 
 FEW = ["--model", "resnet8", "--set", "size=8", "--set", "steps=6", "--set", "batch=32"]
 
@@ -178,6 +182,17 @@ def bad_pickle(path):
         (["train", "digits", "--set", "lrr=1"], 2, "lr"),
         (["train", "digits", "--set", "lr=quick"], 2, "lr"),
         (["train", "digits", "--set", "lr"], 2, "FIELD=VALUE"),
+        (["train", "digits", "--set", "batch=0", "--set", "lr=nan"], 2, "batch"),
+        (["train", "digits", "--epochs", "-1"], 2, "epochs"),
+        (["train", "digits", "--device", "cuda:9"], 2, "--device cuda:9"),
+        (["train", "digits", "--model", "mlp_resnet"], 2, "2-D images"),
+        (["train", "digits", "--model", "resnet18_1d"], 2, "2-D images"),
+        (["train", "digits", "--recipe", "list.json"], 2, "not a table"),
+        (["train", "digits", "--recipe", "paper-cifar10", "--set", "size=16"], 2, "normalize"),
+        (["train", "cats", "--run", "cats/run", *FEW], 2, "--run"),
+        (["train", "digits", "--workers", "-1"], 2, "workers"),
+        (["evaluate", "evil.pth", "digits", "--batch", "0"], 2, "batch"),
+        (["predict", "evil.pth", "--tpo", "3"], 2, "--tpo"),
         (["train", "digits", "--epochs", "many"], 2, "many"),
         (["trian", "digits"], 2, "train"),
         (["train", "digits", "--modle", "resnet18"], 2, "--model"),
@@ -194,6 +209,8 @@ def bad_pickle(path):
 )
 def test_bad_input_is_told_in_three_lines_with_its_exit_code(cli, tmp_path, arguments, code, words):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "list.json").write_text("[1]")
+    pictures(tmp_path / "cats")
     pictures(tmp_path / "single", classes=("only",))
     (tmp_path / "text.pth").write_text("not a checkpoint")
     bad_pickle(tmp_path / "evil.pth")
@@ -210,6 +227,64 @@ def test_a_model_of_other_classes_is_refused(cli, digits_run, tmp_path):
     code, _, err = cli("evaluate", digits_run, folder, "--split", "train")
     assert code == 4
     assert "bird" in err
+
+
+def test_a_grey_network_of_others_reads_colour_and_the_other_way(cli, tmp_path):
+    for channels in (1, 3):
+        network = resnets.create("resnet8", classes=10, channels=channels)
+        torch.save(network.state_dict(), tmp_path / f"{channels}.pth")
+        for normalize in ("imagenet", "data", "none"):
+            code, out, err = cli(
+                "evaluate", f"{channels}.pth", "digits", "--normalize", normalize, "--json"
+            )
+            assert (code, json.loads(out)["images"]) == (0, 898), err
+
+
+def test_a_folder_that_the_model_never_saw_is_not_split_in_silence(cli, tmp_path):
+    folder = pictures(tmp_path / "pets", per_class=20)
+    small = ["--set", "size=32", "--set", "steps=2", "--set", "batch=8", "--model", "resnet8"]
+    assert cli("train", folder, "--run", "r", "--workers", "0", *small)[0] == 0
+    new = pictures(tmp_path / "new", per_class=3)
+    code, _, err = cli("evaluate", "r", new)
+    assert code == 2
+    assert "--split all" in err
+    code, out, _ = cli("evaluate", "r", new, "--split", "all", "--json", "--workers", "0")
+    assert (code, json.loads(out)["images"]) == (0, 6)
+
+
+def test_a_run_resumes_from_another_folder_and_not_on_other_data(cli, tmp_path, monkeypatch):
+    folder = pictures(tmp_path / "pets", per_class=20)
+    small = ["--set", "size=32", "--set", "steps=2", "--set", "batch=8", "--model", "resnet8"]
+    assert cli("train", "pets", "--run", "r", "--workers", "0", *small)[0] == 0
+    (tmp_path / "r" / "result.json").unlink()  # as if it was ended just before
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert cli("resume", "../r", "--workers", "0")[0] == 0
+    assert (tmp_path / "r" / "result.json").exists()
+    (tmp_path / "r" / "result.json").unlink()
+    (folder / "cat" / "0.jpg").unlink()
+    code, _, err = cli("resume", "../r", "--workers", "0")
+    assert code == 3
+    assert "has changed" in err
+
+
+def test_the_bar_on_a_terminal(monkeypatch):
+    text = io.StringIO()
+    monkeypatch.setattr(show, "err", Console(file=text, force_terminal=True, width=120))
+    with show.Bar() as bar:
+        standing = Progress(
+            step=3, steps=9, epoch=0.5, images_per_second=812.0, seconds_left=61.0, rate=0.1
+        )
+        bar.update(standing)
+        bar.update(replace(standing, loss=1.5, train_error=0.25, notes=("set aside",)))
+    assert "25.00 %" in text.getvalue()
+    assert "set aside" in text.getvalue()
+
+
+def test_dry_run_as_json(cli):
+    code, out, _ = cli("train", "digits", "--dry-run", "--json", *FEW)
+    assert code == 0
+    assert json.loads(out)["network"] == "resnet8, 8 layers"
 
 
 def test_verbose_shows_the_traceback(cli):
@@ -279,8 +354,6 @@ def test_a_signal_saves_and_resume_goes_on(tmp_path, number, code):
 
 
 def test_python_has_the_same_verbs(digits_run):
-    import resnets
-
     model = resnets.load(digits_run)
     assert model.card.classes == tuple("0123456789")
     network = resnets.create("resnet20", classes=7)

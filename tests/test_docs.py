@@ -48,7 +48,7 @@ def test_the_readmes_commands_run_in_order(tmp_path, monkeypatch):
     photographs(tmp_path / "photos")
     for command in commands(ROOT / "README.md"):
         if command[0] != "resnets" or any(NEEDS_CIFAR10 in word for word in command):
-            continue  # tests/test_cifar10.py runs those
+            continue  # it takes half an hour, or other people's files: tests/test_cifar10.py
         with pytest.raises(SystemExit) as caught:
             main(command[1:])
         assert caught.value.code == 0, command

@@ -5,11 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
+from pydantic import BeforeValidator, Field
 
 from resnets.errors import UsageError, nearest
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Part = Annotated[float, Field(ge=0, le=1)]
+
+
+def listed(value: object) -> object:
+    """A single value as a list of one, as `--set drops=0.5` gives it."""
+    return value if isinstance(value, list | tuple) else [value]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +51,13 @@ class Augment:
     """
 
     crop: Literal["none", "pad", "scale", "area"] = "none"
-    pad: int = 4
+    pad: Count = 4
     reflect: bool = False  # pad by reflection (Wide ResNets), not with zeros
     scale: tuple[int, int] = (256, 480)
     area: tuple[float, float] = (0.08, 1.0)
     flip: bool = False
     colour: Literal["none", "pca", "jitter"] = "none"
-    cutout: int = 0  # side of a square that is set to the mean
+    cutout: Count = 0  # side of a square that is set to the mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,36 +67,40 @@ class Recipe:
     model: str
     data: str = "digits"
     # data
-    size: int = 0  # input side; 0: the data's own, or 224 for folders
-    holdout: float = 0.0  # part of the training images kept for validation; from 1 on a number
+    size: Count = 0  # input side; 0: the data's own, or 224 for folders
+    holdout: NotNegative = (
+        0.0  # part of the training images kept for validation; from 1 on a number
+    )
     normalize: Literal["data", "imagenet", "pixel", "none"] = "data"
     augment: Augment = Augment()
-    max_unreadable: float = 0.01  # part of the images that may be unreadable and skipped
+    max_unreadable: Part = 0.01  # part of the images that may be unreadable and skipped
     # length
-    epochs: float = 30.0
-    steps: int = 0  # above 0 it replaces `epochs`
-    batch: int = 128
+    epochs: Positive = 30.0
+    steps: Count = 0  # above 0 it replaces `epochs`
+    batch: Annotated[int, Field(gt=0)] = 128
     # rate
-    lr: float = 0.1
+    lr: Positive = 0.1
     schedule: Literal["step", "cosine", "linear"] = "cosine"
-    drops: tuple[float, ...] = ()  # parts of the run after which "step" divides by 10
-    drop_factor: float = 0.1
-    warmup: float = 0.0  # steps from `warmup_lr` on; below 1 a part of the run
-    warmup_lr: float = 0.0
+    drops: Annotated[
+        tuple[Part, ...], BeforeValidator(listed)
+    ] = ()  # parts of the run after which "step" divides by 10
+    drop_factor: Positive = 0.1
+    warmup: NotNegative = 0.0  # steps from `warmup_lr` on; below 1 a part of the run
+    warmup_lr: NotNegative = 0.0
     warmup_shape: Literal["linear", "constant"] = "linear"
     # optimiser
-    momentum: float = 0.9
+    momentum: Part = 0.9
     nesterov: bool = False
-    weight_decay: float = 1e-4
+    weight_decay: NotNegative = 1e-4
     decay_all: bool = True  # False: no decay on normalisation parameters and biases
     # loss and averaging
-    label_smoothing: float = 0.0
-    ema: float = 0.0  # decay of the weights' exponential average, 0 is none
+    label_smoothing: Part = 0.0
+    ema: Part = 0.0  # decay of the weights' exponential average, 0 is none
     # execution
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    checkpoint_blocks: int = 0  # activation checkpointing: units a segment, 0 is none
+    checkpoint_blocks: Count = 0  # activation checkpointing: units a segment, 0 is none
     seed: int = 0
-    eval_every: float = 1.0  # epochs between evaluations
+    eval_every: Positive = 1.0  # epochs between evaluations
     watch: Literal["val", "test"] = "val"  # "test" draws the papers' curves; it never selects
 
     def rate(self, step: int, steps: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import time
@@ -35,8 +36,9 @@ from resnets.train.run import Run
 from resnets.train.state import State
 
 __all__ = [
-    "Model", "Outcome", "Prediction", "Result", "create", "data_info", "estimate", "evaluate",
-    "get", "go", "load", "models", "plan", "predict", "resume", "runs", "start", "summary", "train",
+    "Model", "Outcome", "Prediction", "Result", "create", "create_run", "data_info", "estimate",
+    "evaluate", "get", "go", "load", "models", "plan", "predict", "resume", "runs", "summary",
+    "train",
 ]  # fmt: skip
 
 
@@ -45,7 +47,7 @@ class Outcome:
     """A finished run."""
 
     run: Path
-    result: Result | None  # on the test split, opened once, at the end; None when there is none
+    result: Result | None  # on the test split, else on the validation split, if there is one
     seconds: float
 
 
@@ -72,8 +74,6 @@ def plan(
     said = {"model": model, "epochs": epochs, "seed": seed}
     changes = {key: value for key, value in said.items() if value is not None}
     changes |= nested(overrides or {})
-    if epochs is not None:
-        changes.setdefault("steps", 0)
     base = named_recipe(recipe) if recipe is not None else None
     check = merged(base or Recipe(model="resnet18"), changes)
     source = sources.load(data, max_unreadable=check.max_unreadable)
@@ -102,6 +102,8 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 def merged(base: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with some fields replaced, everything validated at once."""
     values = recipe_room.to_dict(base)
+    if "epochs" in changes:
+        values["steps"] = 0  # a length in epochs replaces one in steps
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(values.get(key), dict):
             values[key] |= value
@@ -120,6 +122,8 @@ def named_recipe(recipe: str | Recipe) -> Recipe:
     try:
         text = path.read_text()
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("it is not a table of fields")
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the recipe {path}: {error}") from None
     base = recipes.recipe(values.pop("recipe")) if "recipe" in values else None
@@ -156,14 +160,16 @@ def train(
         workers=workers,
         overrides=overrides,
     )
-    return go(start(chosen, run), chosen, watch)
+    return go(create_run(chosen, run), chosen, watch)
 
 
-def start(plan: Plan, path: str | Path | None = None) -> Run:
-    """Create the run folder of a plan."""
+def create_run(plan: Plan, path: str | Path | None = None) -> Run:
+    """Create the run folder of a plan. Raises UsageError where it would lie among the data."""
     run = Run(Path(path) if path is not None else fresh_folder(plan))
+    root = plan.source.root
+    if root is not None and run.path.resolve().is_relative_to(root.resolve()):
+        raise UsageError(f"the run folder {run.path} would lie in the data: give another, --run")
     run.create()
-    run.write_json("recipe.json", recipe_room.to_dict(plan.recipe))
     run.write_json(
         "source.json",
         {
@@ -178,6 +184,7 @@ def start(plan: Plan, path: str | Path | None = None) -> Run:
     run.write_json("environment.json", environment())
     if table := plan.source.split_table():
         run.write_csv("split.csv", ("file", "label", "split"), table)
+    run.write_json("recipe.json", recipe_room.to_dict(plan.recipe))  # last: now it is a run
     return run
 
 
@@ -225,16 +232,19 @@ def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
     )
     save(run.model, state.average, card)
     result = None
-    if plan.source.test is not None:
+    held_out = "test" if plan.source.test is not None else "val"
+    if (split := plan.source.test or plan.source.val) is not None:
         model = Model(state.average.eval(), card, plan.device)
-        result = model.evaluate(plan.source.test, workers=plan.workers)
+        result = model.evaluate(split, batch=plan.recipe.batch, workers=plan.workers)
+        result = replace(result, split=held_out)
         run.write_csv(
             "confusion.csv",
             ("true \\ predicted", *result.classes),
             ((name, *row) for name, row in zip(result.classes, result.confusion, strict=True)),
         )
-        plots.confusion(run.path / "confusion.png", result.confusion, result.classes)
     run.write_json("result.json", summary(result) if result else {"images": 0})
+    if result is not None:
+        plots.confusion(run.path / "confusion.png", result.confusion, result.classes)
     plots.curves(run.path / "curves.png", run.rows("metrics.jsonl"))
     return Outcome(run.path, result, seconds)
 
@@ -242,6 +252,7 @@ def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
 def summary(result: Result) -> dict[str, Any]:
     """The stable JSON form of a Result."""
     return {
+        "split": result.split,
         "images": result.images,
         "error": round(result.error, 6),
         "top1": round(result.top1, 6),
@@ -256,11 +267,14 @@ def summary(result: Result) -> dict[str, Any]:
 def resume(
     run: str | Path | None = None,
     *,
+    data: str | None = None,
     device: str = "auto",
     workers: int = 2,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> Outcome:
     """Go on with a run where its newest checkpoint stands; without a path the newest unfinished.
+
+    `data` says where the data is now, if it was moved.
 
     Raises:
         UsageError: there is nothing to resume.
@@ -274,11 +288,11 @@ def resume(
         )
     values = folder.read_json("recipe.json")
     recipe = recipe_room.parse(values)
-    resumed = plan(recipe.data, recipe=recipe, device=device, workers=workers)
+    resumed = plan(data or recipe.data, recipe=recipe, device=device, workers=workers)
     started = folder.read_json("source.json")
     if resumed.source.digest != started["digest"]:
         raise DataError(
-            f"{recipe.data} has changed since {folder.path} was started: digest "
+            f"{resumed.source.name} has changed since {folder.path} was started: digest "
             f"{resumed.source.digest[:12]}, was {started['digest'][:12]}.\n"
             "Restore the data, or start a new run."
         )
@@ -304,49 +318,68 @@ def evaluate(
     model: str | Path,
     data: str,
     *,
-    split: Literal["test", "val", "train"] = "test",
+    split: Literal["test", "val", "train", "all"] | None = None,
     normalize: Literal["data", "imagenet", "none"] | None = None,
     device: str = "auto",
     precision: Literal["float32", "bfloat16"] = "float32",
+    batch: int = 128,
     workers: int = 2,
     max_unreadable: float = 0.01,
 ) -> Result:
     """Figures of a model on one split of a data set, every image counted once.
 
+    Without `split` it is the test split; where the data has none of its own and is not what the
+    model was trained on, there is a choice to make, and UsageError says so.
+
     `normalize` replaces the preprocessing's mean and deviation, for foreign files that have none.
     """
     place = plans.pick_device(device)
     source = sources.load(data, max_unreadable=max_unreadable)
-    chosen = pick_split(source, split)
     loaded = load(model, device=place, bfloat16=precision == "bfloat16", classes=source.classes)
-    if normalize is not None:
-        recipe = Recipe(model="", normalize=normalize, size=loaded.card.preprocess.size)
-        measured = plans.preprocessing(recipe, source)
-        card = replace(
-            loaded.card,
-            preprocess=replace(loaded.card.preprocess, mean=measured.mean, std=measured.std),
+    trained_on = loaded.card.provenance.get("digest")
+    if split is None and source.automatic and source.digest != trained_on:
+        raise UsageError(
+            f"{data} has no splits of its own and is not what this model was trained on.\n"
+            "If the model never saw its images: --split all. If it is the training folder with "
+            "changes,\nimages of the training would be in the test: give it train/ and test/."
         )
-        loaded = replace(loaded, card=card)
-    result = loaded.evaluate(aligned(chosen, source.classes, loaded), workers=workers)
-    return replace(result, unreadable=(*source.unreadable, *result.unreadable))
+    name = split or "test"
+    chosen = aligned(pick_split(source, name), source.classes, loaded)
+    if normalize is not None:
+        loaded = loaded.normalized(*plans.moments(normalize, source, loaded.card.arch.channels))
+    result = loaded.evaluate(chosen, batch=batch, workers=workers)
+    unreadable = (*source.unreadable, *result.unreadable)
+    if not result.images or len(unreadable) > max(max_unreadable * source.files, 0):
+        raise DataError(
+            f"{len(unreadable)} of {source.files} files of {data} are unreadable, first: "
+            f"{unreadable[0][0] if unreadable else 'none'}\nMend them, or allow more: "
+            "--max-unreadable 0.1"
+        )
+    return replace(result, split=name, unreadable=unreadable)
 
 
-def pick_split(source: Source, name: Literal["test", "val", "train"]) -> sources.Split:
+def pick_split(source: Source, name: Literal["test", "val", "train", "all"]) -> sources.Split:
     """The split of that name. Raises DataError that says which there are."""
     splits = {"train": source.train, "val": source.val, "test": source.test}
-    chosen = splits[name]
-    if chosen is None:
-        there = ", ".join(key for key, value in splits.items() if value is not None)
-        raise DataError(f"{source.name} has no {name} split; it has: {there} (--split)")
-    return chosen
+    there = {key: value for key, value in splits.items() if value is not None}
+    if name == "all":
+        return functools.reduce(sources.Split.plus, there.values())
+    if name not in there:
+        raise DataError(f"{source.name} has no {name} split; it has: {', '.join(there)} (--split)")
+    return there[name]
 
 
 def predict(
-    model: str | Path, inputs: Sequence[str | Path | bytes], *, top: int = 5, device: str = "auto"
+    model: str | Path,
+    inputs: str | Path | bytes | Sequence[str | Path | bytes],
+    *,
+    top: int = 5,
+    device: str = "auto",
 ) -> Iterator[Prediction]:
     """The most probable classes of image files, folders of images, globs, or bytes."""
-    loaded = load(model, device=plans.pick_device(device))
-    return loaded.predict(sources.expand(inputs), top=top)
+    items = [inputs] if isinstance(inputs, str | Path | bytes) else inputs
+    files = list(sources.expand(items))
+    return load(model, device=plans.pick_device(device)).predict(files, top=top)
 
 
 def models(pattern: str = "*") -> Iterator[dict[str, Any]]:
@@ -409,7 +442,10 @@ def runs(root: str | Path = "runs") -> list[dict[str, Any]]:
     rows = []
     for path in sorted(Path(root).glob("*/recipe.json")):
         run = Run(path.parent)
-        recipe = run.read_json("recipe.json")
+        try:
+            recipe = run.read_json("recipe.json")
+        except ResnetsError:
+            recipe = {"data": "unreadable recipe.json", "model": "?"}
         metrics = run.rows("metrics.jsonl")
         error = run.read_json("result.json").get("error") if run.finished else None
         rows.append(

@@ -17,9 +17,7 @@ CPU = torch.device("cpu")
 
 
 def small_plan(**changes):
-    recipe = replace(
-        digits(), model="resnet8", size=8, epochs=0.0, steps=24, batch=32, eval_every=0.4
-    )
+    recipe = replace(digits(), model="resnet8", size=8, steps=24, batch=32, eval_every=0.4)
     recipe = replace(recipe, precision="float32", augment=Augment(crop="pad", pad=1))
     source = sources.load("digits", holdout=100)
     return plans.resolve(replace(recipe, **changes), source, CPU, 0)
@@ -57,6 +55,18 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
     assert digests(whole) == digests(halves)
     texts = [(r.path / "metrics.jsonl").read_text() for r in (whole, halves)]
     assert texts[0] == texts[1]
+
+
+def test_a_damaged_last_checkpoint_is_trained_again_and_told(tmp_path):
+    plan = small_plan()
+    whole = run_to(tmp_path / "whole", plan)
+    run = run_to(tmp_path / "run", plan, stop_after=10)
+    run_to(tmp_path / "run", plan)
+    (run.checkpoints()[-1] / "state.json").write_text("{")
+    told = [note for progress in fit(run, plan, Stop()) for note in progress.notes]
+    assert len(told) == 1
+    assert "step-00000024" in told[0]
+    assert digests(run) == digests(whole)
 
 
 def test_another_seed_is_another_run(tmp_path):

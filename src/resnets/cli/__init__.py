@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 from resnets import __version__
 from resnets.cli import show
-from resnets.errors import DiskError, MemoryExhausted, ResnetsError, UsageError
+from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError
 
 app = App(
     name="resnets",
@@ -39,7 +39,11 @@ Sets = Annotated[
     Parameter(name="--set", negative="", help="FIELD=VALUE of the recipe; may be repeated."),
 ]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")]
-Workers = Annotated[int, Parameter(help="Processes that decode image files.")]
+Workers = Annotated[
+    int,
+    Parameter(help="Processes that decode image files.", validator=validators.Number(gte=0)),
+]
+Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 
 
 @app.command
@@ -89,10 +93,17 @@ def train(
         workers=workers,
         overrides=assignments(set_ or []),
     )
-    show.plan(chosen.lines(verbs.estimate(chosen)), chosen.source.unreadable)
+    seconds = verbs.estimate(chosen)
+    show.plan(
+        chosen.lines(),
+        seconds,
+        chosen.source.unreadable,
+        as_json=json and dry_run,
+        always=dry_run,
+    )
     if dry_run:
         return
-    folder = verbs.start(chosen, run)
+    folder = verbs.create_run(chosen, run)
     show.note(f"run folder {folder.path}")
     with show.Bar() as bar:
         outcome = verbs.go(folder, chosen, bar.update)
@@ -104,15 +115,22 @@ def resume(
     run: Path | None = None,
     /,
     *,
+    data: str | None = None,
     device: Device = "auto",
     workers: Workers = 2,
     json: Json = False,
 ) -> None:
-    """Go on with an interrupted run; without RUN with the newest unfinished one."""
+    """Go on with an interrupted run; without RUN with the newest unfinished one.
+
+    Parameters
+    ----------
+    data
+        Where the data is now, if it was moved.
+    """
     from resnets import verbs
 
     with show.Bar() as bar:
-        outcome = verbs.resume(run, device=device, workers=workers, watch=bar.update)
+        outcome = verbs.resume(run, data=data, device=device, workers=workers, watch=bar.update)
     show.outcome(outcome, as_json=json)
 
 
@@ -122,10 +140,11 @@ def evaluate(
     data: str,
     /,
     *,
-    split: Literal["test", "val", "train"] = "test",
+    split: Literal["test", "val", "train", "all"] | None = None,
     normalize: Literal["data", "imagenet", "none"] | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
-    max_unreadable: float = 0.01,
+    batch: Count = 128,
+    max_unreadable: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=1))] = 0.01,
     device: Device = "auto",
     workers: Workers = 2,
     json: Json = False,
@@ -136,6 +155,8 @@ def evaluate(
     ----------
     model
         A run folder, a model file, or a foreign .pth or .safetensors file.
+    split
+        The test split when left out; `all` for a folder of images that are all new to the model.
     normalize
         Mean and deviation for a foreign file that does not say its own.
     max_unreadable
@@ -149,6 +170,7 @@ def evaluate(
         split=split,
         normalize=normalize,
         precision=precision,
+        batch=batch,
         max_unreadable=max_unreadable,
         device=device,
         workers=workers,
@@ -161,7 +183,7 @@ def predict(
     model: Path,
     /,
     *inputs: Annotated[str, Parameter(allow_leading_hyphen=True)],
-    top: int = 3,
+    top: Count = 3,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -176,6 +198,9 @@ def predict(
 
     if not inputs:
         raise UsageError("no input: give image files, folders, globs, or - for standard input")
+    for item in inputs:
+        if item.startswith("--"):
+            raise UsageError(f"unknown option {item}; `resnets predict --help` lists them")
     items: list[str | Path | bytes] = [
         sys.stdin.buffer.read() if item == "-" else item for item in inputs
     ]
@@ -262,13 +287,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MemoryError:
         fail("out of memory; try a smaller --set batch=N", MemoryExhausted.exit_code, verbose)
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}:
-            fail(f"{error.strerror}: {error.filename}", DiskError.exit_code, verbose)
-        raise
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+        place = f": {error.filename}" if error.filename else ""
+        what = f"{error.strerror or error}{place}"
+        fail(what, DiskError.exit_code if full else DataError.exit_code, verbose)
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
             fail(
-                "out of memory; try --set batch=N with a smaller N, or --set checkpoint_blocks=4",
+                "out of memory; train with a smaller --set batch=N or --set checkpoint_blocks=4,\n"
+                "evaluate with a smaller --batch N",
                 MemoryExhausted.exit_code,
                 verbose,
             )

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from resnets.train.fit import Progress as Standing
     from resnets.verbs import Outcome
 
-out = Console(highlight=False, soft_wrap=True)
+# In a pipe a row of a table stays one line.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 quiet = False
 
@@ -34,12 +35,24 @@ def dump(data: Any) -> None:
     print(json.dumps(data, indent=2))
 
 
-def plan(lines: Sequence[tuple[str, str]], unreadable: Sequence[tuple[Path, str]]) -> None:
-    """The plan of a run, and each unreadable file by name."""
-    for what, value in lines:
-        note(f"{what:>10}  {value}")
+def plan(
+    lines: Mapping[str, str],
+    estimate: float,
+    unreadable: Sequence[tuple[Path, str]],
+    *,
+    as_json: bool,
+    always: bool,
+) -> None:
+    """The plan of a run with its measured time, and each unreadable file by name."""
+    if as_json:
+        left_out = [{"file": str(path), "reason": reason} for path, reason in unreadable]
+        dump({**lines, "seconds": round(estimate, 1), "unreadable": left_out})
+        return
+    for what, value in lines.items():
+        note(f"{what:>10}  {value}", always=always)
+    note(f"{'time':>10}  about {seconds(estimate)}, measured on this machine", always=always)
     for path, reason in unreadable:
-        note(f"{'left out':>10}  {path}: {reason}")
+        note(f"{'left out':>10}  {path}: {reason}", always=True)
 
 
 def percent(part: float | None) -> str:
@@ -68,7 +81,7 @@ class Bar:
             transient=True,
             disable=quiet or not err.is_terminal,
         )
-        self.task = self.progress.add_task("", total=None, speed="-", left="-")
+        self.task = self.progress.add_task("", total=1, speed="-", left="-")
         self.progress.__enter__()
         self.headed = False
         return self
@@ -78,6 +91,8 @@ class Bar:
 
     def update(self, standing: Standing) -> None:
         """Move the bar; print a line where an interval ended."""
+        for text in standing.notes:
+            note(text, always=True)
         self.progress.update(
             self.task,
             completed=standing.step,
@@ -134,7 +149,7 @@ def headline(result: Result) -> None:
     """The figures of one split in one line."""
     low, high = (percent(1 - x).removesuffix(" %") for x in reversed(result.interval))
     out.print(
-        f"test error {percent(result.error)} ({low} to {high} at 95 %), "
+        f"{result.split} error {percent(result.error)} ({low} to {high} at 95 %), "
         f"top-5 error {percent(1 - result.top5)}, loss {result.loss:.4f}, "
         f"{result.images:,} images",
         markup=False,
@@ -215,7 +230,7 @@ def data(facts: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         dump(facts)
         return
-    size = f"{facts['size']} x {facts['size']}" if facts["size"] else "sizes differ"
+    size = f"{facts['size']} pixels on the shorter side"
     print(f"{facts['name']}: {facts['channels']} channels, {size}, digest {facts['digest']}")
     table = Table(box=None, pad_edge=False)
     table.add_column("class")

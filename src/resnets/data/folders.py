@@ -134,13 +134,15 @@ def _source(origin: Path, rows: list[Row], root: Path, seed: int, max_unreadable
         first = "; ".join(f"{path} ({reason})" for path, reason in bad[:3])
         raise DataError(
             f"{len(bad):,} of {len(rows):,} files are unreadable, allowed is {max_unreadable:g} of "
-            f"them.\n{first}\nMend or remove them, or allow more: --set max_unreadable=0.1"
+            f"them.\n{first}\nMend or remove them, or allow more: --set max_unreadable=0.1 "
+            "(train) or --max-unreadable 0.1 (evaluate)."
         )
     good = [(r, f) for r, f in zip(rows, findings, strict=True) if not isinstance(f, Unreadable)]
     _classes(origin, [row for row, _ in good], among=classes)
     labels = torch.tensor([classes.index(row.label) for row, _ in good])
     names = [row.split for row, _ in good]
-    if None in names:
+    automatic = None in names
+    if automatic:
         names = _automatic(labels, seed)
     splits = {
         name: Split(
@@ -151,7 +153,7 @@ def _source(origin: Path, rows: list[Row], root: Path, seed: int, max_unreadable
         if name in names
     }
     mean, std = _moments(
-        [f for (_, f), n in zip(good, names, strict=True) if n == "train" and f is not None]
+        [f.moments for (_, f), n in zip(good, names, strict=True) if n == "train" and f is not None]
     )
     return Source(
         name=origin.name or origin.resolve().name,
@@ -160,12 +162,13 @@ def _source(origin: Path, rows: list[Row], root: Path, seed: int, max_unreadable
         val=splits.get("val"),
         test=splits.get("test"),
         channels=3,
-        size=224,
+        size=int(np.median([f.side for _, f in good if f is not None])),
         digest=_digest(rows, root),
         mean=mean,
         std=std,
         unreadable=tuple(bad),
         root=root,
+        automatic=automatic,
     )
 
 
@@ -196,15 +199,22 @@ def _automatic(labels: torch.Tensor, seed: int) -> list[str | None]:
     return names
 
 
-Finding = Unreadable | NDArray[np.float64] | None
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """What a decoded image told: channel means and mean squares (2, 3) in 0..1; shorter side."""
+
+    moments: NDArray[np.float64]
+    side: int
+
+
+Finding = Unreadable | Look | None
 
 
 def examine(paths: Sequence[Path]) -> list[Finding]:
     """Every header, and whole images up to CHECKED of them, spread evenly.
 
     Returns:
-        For each path why it is unreadable; else, where it was decoded, float64 (2, 3): the channel
-        means and mean squares in 0..1.
+        For each path why it is unreadable, or what it told; None where only its header was read.
     """
     every = -(-len(paths) // CHECKED)
 
@@ -220,7 +230,7 @@ def examine(paths: Sequence[Path]) -> list[Finding]:
         # of a large image some 64 x 64 pixels: their mean and deviation are the image's
         step = max(1, min(image.shape[:2]) // 64)
         pixels = image[::step, ::step].reshape(-1, 3) / 255.0
-        return np.stack([pixels.mean(0), (pixels**2).mean(0)])
+        return Look(np.stack([pixels.mean(0), (pixels**2).mean(0)]), min(image.shape[:2]))
 
     # Pillow decodes without the interpreter's lock
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:

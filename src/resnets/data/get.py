@@ -87,7 +87,10 @@ def cache() -> Path:
     """The cache folder: $RESNETS_DATA, else `resnets` in $XDG_CACHE_HOME or ~/.cache."""
     if own := os.environ.get("RESNETS_DATA"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnets"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnets"
+    except RuntimeError:
+        raise DataError("there is no home folder for the cache; RESNETS_DATA names one") from None
 
 
 def get(name: str, watch: Watch = lambda done, total: None) -> Path:

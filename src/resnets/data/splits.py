@@ -29,6 +29,13 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def plus(self, other: Split) -> Split:
+        """These images, then the other's."""
+        labels = torch.cat([self.labels, other.labels])
+        if isinstance(self.images, Tensor) and isinstance(other.images, Tensor):
+            return Split(torch.cat([self.images, other.images]), labels)
+        return Split((*self.images, *other.images), labels)
+
     def take(self, indices: Tensor) -> Split:
         """The images at int64 `indices`, in their order."""
         if isinstance(self.images, Tensor):
@@ -45,12 +52,13 @@ class Source:
         classes: class names; a label is an index into them.
         train, val, test: the splits that there are.
         channels: of the images as they are kept or decoded.
-        size: side of the images in memory; 224 for files, which have sizes of their own.
+        size: side of the images in memory; of files the median of the shorter sides, in pixels.
         digest: SHA-256 of the whole data set, however it is split: of pixels and labels in memory;
             of relative paths, sizes in bytes and labels for files.
         mean, std: for each channel, in 0..1, of the training images; for files over every k-th
             pixel of those that were decoded, before a part was held out.
         unreadable: files that were left out, each with the reason.
+        automatic: the data says no splits, so they were drawn.
         root: the folder that `split_table` counts paths from; None in memory.
     """
 
@@ -66,6 +74,13 @@ class Source:
     std: tuple[float, ...]
     unreadable: tuple[tuple[Path, str], ...] = ()
     root: Path | None = None
+    automatic: bool = False
+
+    @property
+    def files(self) -> int:
+        """Images of all splits, the unreadable ones too."""
+        parts = (self.train, self.val, self.test)
+        return sum(len(part) for part in parts if part is not None) + len(self.unreadable)
 
     def split_table(self) -> list[tuple[str, str, str]]:
         """(path from the root, class, split) of every file in use; nothing for data in memory."""

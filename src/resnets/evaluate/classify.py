@@ -27,6 +27,7 @@ class Result:
     confusion: tuple[tuple[int, ...], ...]  # [true class][predicted class]
     classes: tuple[str, ...]
     unreadable: tuple[tuple[Path, str], ...] = ()
+    split: str = "test"
 
     @property
     def error(self) -> float:

@@ -51,6 +51,11 @@ class Model:
         )
         return evaluate(self.network, batches, self.card.classes, bfloat16=self.bfloat16)
 
+    def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Model:
+        """The same network behind another mean and deviation."""
+        preprocess = replace(self.card.preprocess, mean=mean, std=std)
+        return replace(self, card=replace(self.card, preprocess=preprocess))
+
     def predict(
         self, inputs: Iterable[str | Path | bytes], *, top: int = 5, batch: int = 32
     ) -> Iterator[Prediction]:
@@ -105,12 +110,11 @@ def load(
     device: torch.device | None = None,
     bfloat16: bool = False,
     classes: Sequence[str] | None = None,
-    preprocess: Preprocess | None = None,
 ) -> Model:
     """A model from a run folder, one of our model files, or a foreign weights file.
 
-    A foreign file does not say its classes and preprocessing: `classes` and `preprocess` do, else
-    the classes are numbered and the preprocessing is ImageNet's (small networks: no resize).
+    A foreign file does not say its classes and preprocessing: `classes` does, else they are
+    numbered; the preprocessing is ImageNet's (`Model.normalized` changes mean and deviation).
 
     Raises:
         UsageError: there is no such file, or the run is not finished.
@@ -133,9 +137,11 @@ def load(
         arch = network.arch
         names = tuple(classes or (str(k) for k in range(arch.classes)))
         blank = IMAGENET if arch.size >= 64 else Preprocess(size=arch.size)
-        card = Card(arch=arch, classes=names, preprocess=replace(blank, channels=arch.channels))
-    if preprocess is not None:
-        card = replace(card, preprocess=preprocess)
+        if arch.channels not in (1, 3):
+            raise CheckpointError(f"{path} takes {arch.channels} channels; images have 1 or 3")
+        if arch.channels == 1:
+            blank = replace(blank, channels=1, mean=(0.449,), std=(0.226,))  # of the three
+        card = Card(arch=arch, classes=names, preprocess=blank)
     if len(card.classes) != card.arch.classes:
         raise CheckpointError(
             f"{path} has {card.arch.classes} outputs, the data has {len(card.classes)} classes"

@@ -36,8 +36,8 @@ def confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequence[str
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
     if len(classes) <= 40:
-        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right")
-        axes.set_yticks(range(len(classes)), classes)
+        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", parse_math=False)
+        axes.set_yticks(range(len(classes)), classes, parse_math=False)
     if len(classes) <= 20:
         for i, row in enumerate(matrix):
             for j, count in enumerate(row):

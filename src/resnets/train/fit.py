@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import statistics
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ class Progress:
     loss: float | None = None
     train_error: float | None = None
     watched_error: float | None = None
+    notes: tuple[str, ...] = ()  # what a person should know, once
 
 
 @dataclass
@@ -48,6 +50,8 @@ class Stop:
     previous: dict[int, object] = field(default_factory=dict)
 
     def __enter__(self) -> Stop:
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python hands signals to the main thread only
         for number in (signal.SIGINT, signal.SIGTERM):
             self.previous[number] = signal.signal(number, self.catch)
         return self
@@ -76,7 +80,8 @@ def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
     recipe, images, steps = plan.recipe, len(plan.train), plan.steps
     every = max(1, round(recipe.eval_every * images / recipe.batch))
     state = State.start(recipe, plan.arch, plan.device)
-    if (newest := run.newest()) is not None:
+    newest = run.newest()
+    if newest is not None:
         state.restore(newest.tensors, newest.step)
     run.truncate("metrics.jsonl", state.step)
     run.truncate("timing.jsonl", state.step)
@@ -101,7 +106,7 @@ def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
         if batch.unreadable:
             bad |= {str(path): reason for path, reason in batch.unreadable}
             write_bad_files(run, bad)
-            refuse_too_many(bad, recipe.max_unreadable, images)
+            refuse_too_many(bad, recipe.max_unreadable, plan.source.files)
 
         due = state.step % every == 0 or state.step == steps
         stopping = stop.signal != 0  # read once: what comes later waits for the next step
@@ -117,10 +122,12 @@ def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
             images_per_second=speed,
             seconds_left=(steps - state.step) * recipe.batch / speed,
             rate=recipe.rate(state.step - 1, steps),
+            notes=() if newest is None else newest.problems,
         )
+        newest = None
         if due:
             progress = measure(run, events, plan, state, progress)
-        if stopping or state.step == steps or (due and now - saved > SAVE_SECONDS):
+        if stopping or state.step == steps or now - saved > SAVE_SECONDS:
             run.save(state.tensors(), state.step)
             saved = time.monotonic()
         yield progress

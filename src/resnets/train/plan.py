@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from resnets import arch as archs
-from resnets.arch import Arch
+from resnets.arch import Arch, MlpArch
 from resnets.data.sources import Source, Split
-from resnets.errors import DataError
+from resnets.errors import DataError, UsageError
 from resnets.nets.cost import cost
 from resnets.recipe import Augment, Preprocess, Recipe
 from resnets.recipes import RECIPES
@@ -34,36 +35,30 @@ class Plan:
         """Optimiser steps of the whole run."""
         return self.recipe.total_steps(len(self.train))
 
-    def lines(self, seconds: float) -> list[tuple[str, str]]:
-        """The plan for a person: (what, value), ten lines."""
+    def lines(self) -> dict[str, str]:
+        """The plan for a person, nine lines; the tenth is the measured time."""
         source, recipe, size = self.source, self.recipe, self.preprocess.size
         parts = {"train": self.train, "validation": source.val, "test": source.test}
         counts = ", ".join(f"{len(s):,} {name}" for name, s in parts.items() if s is not None)
         price = cost(self.arch)
         names = ", ".join(source.classes[:6]) + (", ..." if len(source.classes) > 6 else "")
-        return [
-            ("data", f"{source.name}, digest {source.digest[:12]}"),
-            ("classes", f"{len(source.classes)}: {names}"),
-            ("images", f"{counts}; {len(source.unreadable)} unreadable"),
-            ("input", f"{self.preprocess.channels} x {size} x {size}, {describe(recipe.augment)}"),
-            ("network", f"{recipe.model}, {self.arch.depth} layers"),
-            ("size", f"{price.parameters:,} parameters, {price.macs / 1e6:,.1f} M multiply-adds"),
-            (
-                "length",
-                f"{self.steps:,} steps of {recipe.batch}, "
-                f"{self.steps * recipe.batch / len(self.train):.1f} epochs",
+        epochs = self.steps * recipe.batch / len(self.train)
+        return {
+            "data": f"{source.name}, digest {source.digest[:12]}",
+            "classes": f"{len(source.classes)}: {names}",
+            "images": f"{counts}; {len(source.unreadable)} unreadable",
+            "input": f"{self.preprocess.channels} x {size} x {size}, {describe(recipe.augment)}",
+            "network": f"{recipe.model}, {self.arch.depth} layers",
+            "size": f"{price.parameters:,} parameters, {price.macs / 1e6:,.1f} M multiply-adds",
+            "length": f"{self.steps:,} steps of {recipe.batch}, {epochs:.1f} epochs",
+            "optimiser": (
+                f"SGD, rate {recipe.lr:g} {recipe.schedule}, weight decay {recipe.weight_decay:g}"
             ),
-            (
-                "optimiser",
-                f"SGD, rate {recipe.lr:g} {recipe.schedule}, weight decay {recipe.weight_decay:g}",
+            "machine": (
+                f"{self.device}, {recipe.precision}, "
+                f"{torch.get_num_threads()} threads, {self.workers} workers"
             ),
-            (
-                "machine",
-                f"{self.device}, {'bfloat16' if self.bfloat16 else 'float32'}, "
-                f"{torch.get_num_threads()} threads, {self.workers} workers",
-            ),
-            ("time", f"about {duration(seconds)}, measured on this machine"),
-        ]
+        }
 
 
 def describe(augment: Augment) -> str:
@@ -74,30 +69,25 @@ def describe(augment: Augment) -> str:
     return " + ".join(words) or "no augmentation"
 
 
-def duration(seconds: float) -> str:
-    """Seconds for a person: 42 s, 3 min 20 s, 5 h 12 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
 def choose(source: Source, train: Split, device: torch.device) -> Recipe:
     """A recipe for data that nobody named one for, by number and size of the images and device."""
     gpu = device.type == "cuda"
     if source.name == "digits":
         return RECIPES["digits"]()
     images = len(train)
-    batch = max(8, min(128, 2 ** ((images // 8).bit_length() - 1 if images >= 8 else 3)))
-    if isinstance(train.images, torch.Tensor):
+    batch = 2 ** max(3, (images // 8).bit_length() - 1)  # at least eight steps an epoch
+    if source.size < 64:  # the CIFAR networks are for small images
+        in_memory = isinstance(train.images, torch.Tensor)
         return replace(
             RECIPES["quick-cifar10"](),
             data=source.name,
             model="resnet56" if gpu else "resnet20",
+            size=0 if in_memory else 32,
             holdout=0.0 if source.val is not None else 0.1,
             watch="val",
+            batch=min(batch, 128),
+            lr=0.2 * min(batch, 128) / 128,
+            epochs=min(300.0, max(30.0, 100_000 / images)),
         )
     batch = min(batch, 64)
     return Recipe(
@@ -132,14 +122,18 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(processor_flags() & {"avx512_bf16", "amx_bf16"})
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name; `auto` is the GPU if there is one."""
+    """The device of that name; `auto` is the GPU if there is one. Raises UsageError."""
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"--device {name} cannot be used: {reason}") from None
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -150,9 +144,16 @@ def training_images(source: Source) -> Split:
     return source.train
 
 
+def takes_images(network: Arch) -> bool:
+    """Whether the input is (N, C, H, W)."""
+    return not isinstance(network, MlpArch) and getattr(network, "dims", 2) == 2
+
+
 def resolve(recipe: Recipe, source: Source, device: torch.device, workers: int) -> Plan:
     """Everything that follows from a recipe, the data and the machine."""
     network = archs.arch(recipe.model)
+    if not takes_images(network):
+        raise UsageError(f"{recipe.model} takes no 2-D images; `resnets models` lists others")
     preprocess = preprocessing(recipe, source)
     network = replace(
         network, channels=preprocess.channels, classes=len(source.classes), size=preprocess.size
@@ -160,42 +161,58 @@ def resolve(recipe: Recipe, source: Source, device: torch.device, workers: int) 
     train = training_images(source)
     if isinstance(train.images, torch.Tensor):
         workers = 0
+    bfloat16 = use_bfloat16(recipe.precision, device)
     return Plan(
-        recipe=recipe,
+        # With the precision said, the recipe repeats the run on another machine too.
+        recipe=replace(recipe, precision="bfloat16" if bfloat16 else "float32"),
         arch=network,
         source=source,
         train=train,
         preprocess=preprocess,
         device=device,
-        bfloat16=use_bfloat16(recipe.precision, device),
+        bfloat16=bfloat16,
         workers=workers,
     )
 
 
 def preprocessing(recipe: Recipe, source: Source) -> Preprocess:
     """How this run turns an image into the network's input, at test time."""
-    some = source.train or source.test or source.val
-    files = some is None or not isinstance(some.images, torch.Tensor)
+    files = not isinstance(training_images(source).images, torch.Tensor)
     size = recipe.size or (224 if files else source.size)
     # ImageNet's protocol: centre 224 of the shorter side 256 (fb.resnet.torch; 224 / 256 = 0.875).
-    resize = round(size / 0.875) if files else (0 if size == source.size else size)
-    channels = source.channels
-    mean, std = source.mean, source.std
-    if recipe.normalize == "imagenet":
-        blank = Preprocess(size=size)
-        mean, std = blank.mean, blank.std
-        if channels == 1:
-            mean, std = (sum(mean) / 3,), (sum(std) / 3,)
-    elif recipe.normalize == "none":
-        mean, std = (0.0,) * channels, (1.0,) * channels
-    elif recipe.normalize == "pixel":
-        mean, std = pixel_mean(training_images(source), size), (1.0,) * channels
-    return Preprocess(size=size, resize=resize, channels=channels, mean=mean, std=std)
+    resize = round(size / 0.875) if files and size >= 64 else size
+    if recipe.normalize == "pixel":
+        mean, std = pixel_mean(training_images(source), size), (1.0,) * source.channels
+    else:
+        mean, std = moments(recipe.normalize, source, source.channels)
+    return Preprocess(size=size, resize=resize, channels=source.channels, mean=mean, std=std)
+
+
+def moments(
+    normalize: Literal["data", "imagenet", "none"], source: Source, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation for a network of `channels` input channels. Raises UsageError."""
+    if normalize == "none":
+        return (0.0,) * channels, (1.0,) * channels
+    standard = Preprocess(size=1)
+    mean, std = standard.mean, standard.std
+    if normalize == "data":
+        mean, std = source.mean, source.std
+    if len(mean) == channels:
+        return mean, std
+    if channels == 1:
+        return (sum(mean) / len(mean),), (sum(std) / len(std),)
+    if len(mean) == 1:
+        return mean * channels, std * channels
+    raise UsageError(f"no mean of {len(mean)} channels for a network of {channels}")
 
 
 def pixel_mean(split: Split, size: int) -> tuple[float, ...]:
     """The mean training image, (C, H, W) flattened, in 0..1 (1512.03385, section 4.2)."""
     if not isinstance(split.images, torch.Tensor) or split.images.shape[-1] != size:
-        raise ValueError("the per-pixel mean is of a set in memory at its own size")
+        raise UsageError(
+            "normalize=pixel needs a data set in memory (digits, cifar10, cifar100) at its own "
+            "size; use --set normalize=data"
+        )
     mean = split.images.double().mean(0) / 255
     return tuple(round(value, 7) for value in mean.flatten().tolist())

@@ -132,7 +132,7 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """The finished checkpoints, oldest first."""
-        return sorted(p for p in (self.path / "checkpoints").glob("step-*") if p.suffix != ".tmp")
+        return sorted(p for p in (self.path / "checkpoints").glob("step-*") if not p.suffix)
 
     def truncate(self, name: str, step: int) -> None:
         """Drop the lines of a JSON-lines file that are later than the checkpoint's step."""
@@ -141,7 +141,7 @@ class Run:
         write_whole(self.path / name, text.encode())
 
     def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint, and what was wrong with newer ones.
+        """The newest whole checkpoint, and what was wrong with newer ones, which are set aside.
 
         None when there is no checkpoint yet. Raises CheckpointError when there are some and none
         is whole: training never starts afresh in silence.
@@ -151,7 +151,8 @@ class Run:
             try:
                 tensors, step = read_checkpoint(path)
             except CheckpointError as error:
-                problems.append(str(error))
+                problems.append(f"{error}; the one before it is taken")
+                path.rename(path.with_suffix(".damaged"))
                 continue
             return Checkpoint(tensors, step, tuple(problems))
         if problems:
