@@ -270,7 +270,10 @@ def test_a_run_resumes_from_another_folder_and_not_on_other_data(cli, tmp_path, 
 
 def test_the_bar_on_a_terminal(monkeypatch):
     text = io.StringIO()
-    monkeypatch.setattr(show, "err", Console(file=text, force_terminal=True, width=120))
+    monkeypatch.setattr(show, "quiet", False)
+    monkeypatch.setattr(
+        show, "err", Console(file=text, force_terminal=True, width=120, highlight=False)
+    )
     with show.Bar() as bar:
         standing = Progress(
             step=3, steps=9, epoch=0.5, images_per_second=812.0, seconds_left=61.0, rate=0.1

@@ -52,12 +52,6 @@ class Diverged(ResnetsError):
     exit_code = 7
 
 
-class MissingPackage(ResnetsError):
-    """An optional package is not installed; the message has the install line."""
-
-    exit_code = 8
-
-
 class Interrupted(ResnetsError):
     """A signal stopped training after a step; everything is saved."""
 

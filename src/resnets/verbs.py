@@ -37,8 +37,8 @@ from resnets.train.state import State
 
 __all__ = [
     "Model", "Outcome", "Prediction", "Result", "create", "create_run", "data_info", "estimate",
-    "evaluate", "get", "go", "load", "models", "plan", "predict", "resume", "runs", "summary",
-    "train",
+    "evaluate", "get", "go", "load", "models", "plan", "predict", "resume", "run_folder", "runs",
+    "summary", "train",
 ]  # fmt: skip
 
 
@@ -163,12 +163,19 @@ def train(
     return go(create_run(chosen, run), chosen, watch)
 
 
-def create_run(plan: Plan, path: str | Path | None = None) -> Run:
-    """Create the run folder of a plan. Raises UsageError where it would lie among the data."""
+def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
+    """Where a plan's run will be. Raises UsageError where a run is already, or among the data."""
     run = Run(Path(path) if path is not None else fresh_folder(plan))
     root = plan.source.root
     if root is not None and run.path.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"the run folder {run.path} would lie in the data: give another, --run")
+    run.check_free()
+    return run
+
+
+def create_run(plan: Plan, path: str | Path | None = None) -> Run:
+    """Create the run folder of a plan; errors as in `run_folder`, and DiskError."""
+    run = run_folder(plan, path)
     run.create()
     run.write_json(
         "source.json",

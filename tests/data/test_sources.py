@@ -95,7 +95,7 @@ def test_split_folders_by_any_of_their_names(tmp_path):
     assert [len(s) for s in (source.train, source.val, source.test)] == [8, 3, 2]
     assert source.train.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert ("train/a/deeper/UPPER.JPEG", "a", "train") in source.split_table()
-    assert (source.channels, source.size, source.name) == (3, 224, tmp_path.name)
+    assert (source.channels, source.size, source.name) == (3, 10, tmp_path.name)
 
 
 def test_an_automatic_split_is_stratified_and_told(tmp_path):

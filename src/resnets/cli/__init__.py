@@ -93,6 +93,7 @@ def train(
         workers=workers,
         overrides=assignments(set_ or []),
     )
+    verbs.run_folder(chosen, run)  # what is wrong with it is told before anything is measured
     seconds = verbs.estimate(chosen)
     show.plan(
         chosen.lines(),

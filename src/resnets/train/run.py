@@ -58,13 +58,17 @@ class Run:
         """Where the result is, once finished."""
         return self.path / "model.safetensors"
 
-    def create(self) -> None:
-        """Make the folder. Raises UsageError when a run is already there."""
+    def check_free(self) -> None:
+        """Raise UsageError when a run is already there."""
         if (self.path / "recipe.json").exists():
             raise UsageError(
                 f"{self.path} already holds a run.\n"
                 f"Go on with `resnets resume {self.path}` or give another folder with --run."
             )
+
+    def create(self) -> None:
+        """Make the folder. Raises UsageError when a run is already there, DiskError."""
+        self.check_free()
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
