@@ -14,7 +14,7 @@ import resnets
 from resnets.data import sources
 from resnets.recipe import Augment
 from resnets.recipes import digits
-from resnets.train.fit import Progress
+from resnets.training.fit import Progress
 
 RUNS = Path("runs/demo")
 

@@ -7,7 +7,7 @@ import pytest
 from resnets import verbs
 from resnets.cli import main
 from resnets.data.get import cache
-from resnets.train.fit import Stop, fit
+from resnets.training.fit import Stop, fit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -21,7 +21,7 @@ from rich.console import Console
 import resnets
 from resnets import __version__
 from resnets.cli import main, show
-from resnets.train.fit import Progress
+from resnets.training.fit import Progress
 
 FEW = ["--model", "resnet8", "--set", "size=8", "--set", "steps=6", "--set", "batch=32"]
 

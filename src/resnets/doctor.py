@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from resnets import arch, nets, verbs
-from resnets.train.plan import pick_device, processor_flags, use_bfloat16
+from resnets.training.plan import pick_device, processor_flags, use_bfloat16
 
 EXTRAS = {"tensorboard": "track"}
 

@@ -22,18 +22,18 @@ from resnets.data import get as data_get
 from resnets.data import sources
 from resnets.data.sources import Source
 from resnets.errors import DataError, Interrupted, ResnetsError, UsageError
-from resnets.evaluate.classify import Result
-from resnets.evaluate.model import Model, Prediction, aligned, load
+from resnets.evaluation.classify import Result
+from resnets.evaluation.model import Model, Prediction, aligned, load
 from resnets.nets import create
 from resnets.nets.cost import cost
 from resnets.nets.modelfile import Card, save
 from resnets.recipe import Recipe
-from resnets.report import plots
-from resnets.train import plan as plans
-from resnets.train.fit import Progress, Stop, estimate, fit
-from resnets.train.plan import Plan
-from resnets.train.run import Run
-from resnets.train.state import State
+from resnets.reporting import plots
+from resnets.training import plan as plans
+from resnets.training.fit import Progress, Stop, estimate, fit
+from resnets.training.plan import Plan
+from resnets.training.run import Run
+from resnets.training.state import State
 
 __all__ = [
     "Model", "Outcome", "Prediction", "Result", "create", "create_run", "data_info", "estimate",

@@ -8,10 +8,10 @@ from resnets.data import sources
 from resnets.errors import CheckpointError, Diverged
 from resnets.recipe import Augment
 from resnets.recipes import digits
-from resnets.train import plan as plans
-from resnets.train.fit import Stop, fit, update
-from resnets.train.run import Run, digest
-from resnets.train.state import State, blend
+from resnets.training import plan as plans
+from resnets.training.fit import Stop, fit, update
+from resnets.training.run import Run, digest
+from resnets.training.state import State, blend
 
 CPU = torch.device("cpu")
 

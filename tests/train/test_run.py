@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from resnets.errors import CheckpointError, DiskError, UsageError
-from resnets.train import run as room
-from resnets.train.run import Run
+from resnets.training import run as room
+from resnets.training.run import Run
 
 
 @pytest.fixture

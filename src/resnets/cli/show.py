@@ -13,9 +13,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from resnets.evaluate.classify import Result
-    from resnets.evaluate.model import Prediction
-    from resnets.train.fit import Progress as Standing
+    from resnets.evaluation.classify import Result
+    from resnets.evaluation.model import Prediction
+    from resnets.training.fit import Progress as Standing
     from resnets.verbs import Outcome
 
 # In a pipe a row of a table stays one line.

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 from resnets.data.batches import Batch, test_batches, train_batches
 from resnets.errors import DataError, Diverged
-from resnets.evaluate.classify import evaluate
+from resnets.evaluation.classify import evaluate
 from resnets.recipe import Recipe
-from resnets.train.events import Write, open_events
-from resnets.train.plan import Plan
-from resnets.train.run import Run
-from resnets.train.state import State, blend
+from resnets.training.events import Write, open_events
+from resnets.training.plan import Plan
+from resnets.training.run import Run
+from resnets.training.state import State, blend
 
 SAVE_SECONDS = 30.0  # at the least between checkpoints, so that saving stays under 1 % of a run
 
@@ -108,7 +108,8 @@ def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
             write_bad_files(run, bad)
             refuse_too_many(bad, recipe.max_unreadable, plan.source.files)
 
-        due = state.step % every == 0 or state.step == steps
+        # Not twice within a moment at the end.
+        due = state.step == steps or (state.step % every == 0 and steps - state.step > every // 4)
         stopping = stop.signal != 0  # read once: what comes later waits for the next step
         now = time.monotonic()
         if not (due or stopping or now - shown > 0.5):

@@ -13,7 +13,7 @@ from resnets.data.decode import decode
 from resnets.data.sources import Split
 from resnets.data.transforms import centre, cut, normalize, statistics
 from resnets.errors import CheckpointError, DataError, UsageError
-from resnets.evaluate.classify import Result, evaluate, predict_batch
+from resnets.evaluation.classify import Result, evaluate, predict_batch
 from resnets.nets import Network
 from resnets.nets.modelfile import Card, open_model
 from resnets.recipe import Preprocess
