@@ -54,8 +54,8 @@ def main() -> None:
     for guess in resnets.predict(outcome.run, files):
         print(f"  {guess.file}: {guess.classes[0]} ({100 * guess.probabilities[0]:.1f} %)")
 
-    print("\n4. Why residual: 56 layers, 300 steps, the same rate; only the shortcuts differ")
-    twins = replace(digits(), steps=300, batch=128, ema=0.0, augment=Augment(), eval_every=1e9)
+    print("\n4. Why residual: 56 layers, 200 steps, the same rate; only the shortcuts differ")
+    twins = replace(digits(), steps=200, batch=128, ema=0.0, augment=Augment(), eval_every=1e9)
     for name in ("plain56", "resnet56"):
         twin = resnets.train("digits", model=name, recipe=twins, run=RUNS / name)
         print(f"  {name:8} test error {100 * twin.result.error:5.1f} %", flush=True)
