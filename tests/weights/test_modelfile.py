@@ -151,11 +151,11 @@ cards = st.builds(
         temperature=temperature,
     ),
     st.sampled_from(list(FAMILY.values())),
-    st.lists(st.text(), min_size=1, max_size=5),
+    st.lists(st.text(max_size=40), min_size=1, max_size=5),
     st.integers(1, 2**14),
     finite,
     st.floats(1e-30, 1e30),
-    st.dictionaries(st.text(), st.text(), max_size=4),
+    st.dictionaries(st.text(max_size=40), st.text(max_size=40), max_size=4),
     st.none() | st.floats(1e-6, 1e6),
 )
 
