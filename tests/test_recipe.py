@@ -4,6 +4,7 @@ from typing import get_type_hints
 import pytest
 
 from resnets import recipe as room
+from resnets import recipes
 from resnets.arch import FAMILY
 from resnets.errors import UsageError
 from resnets.recipe import Recipe
@@ -59,3 +60,14 @@ def test_text_values_of_the_command_line_become_numbers():
 
 def test_every_field_of_a_recipe_is_typed():
     assert set(get_type_hints(Recipe)) == set(Recipe.__dataclass_fields__)
+
+
+def test_a_file_says_single_fields_on_top_of_a_published_recipe(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('recipe = "paper-cifar10"\nepochs = 5\n[augment]\nflip = false\n')
+    mine = recipes.read(str(path))
+    paper = paper_cifar10()
+    assert mine == replace(paper, epochs=5, steps=0, augment=replace(paper.augment, flip=False))
+    path.write_text('model = "resnet20"\nlrr = 1\n')
+    with pytest.raises(UsageError, match=r"mine\.toml: unknown key 'lrr': did you mean lr"):
+        recipes.read(str(path))

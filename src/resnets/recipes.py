@@ -1,9 +1,17 @@
-"""Published runs, one function each: the docstring cites the source and the expected number."""
+"""Published runs, one function each: the docstring cites the source and the expected number.
+
+At the end, how a person's own recipe is read: a file, and single fields on top of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+from resnets import recipe as room
 from resnets.errors import UsageError, nearest
 from resnets.recipe import Augment, Recipe
 
@@ -108,3 +116,49 @@ def recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise UsageError(f"unknown recipe {name!r}: {nearest(name, RECIPES)}")
     return RECIPES[name]()
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`augment.flip` style keys as nested dictionaries."""
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        head, _, tail = key.partition(".")
+        if tail:
+            out.setdefault(head, {})[tail] = value
+        else:
+            out[head] = value
+    return out
+
+
+def merged(base: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with some fields replaced, everything validated at once."""
+    values = room.to_dict(base)
+    if "epochs" in changes:
+        values["steps"] = 0  # a length in epochs replaces one in steps
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            values[key] |= value
+        else:
+            values[key] = value
+    return room.parse(values)
+
+
+def read(name: str | Recipe) -> Recipe:
+    """A recipe by name, or from a TOML or JSON file (a run's recipe.json runs again)."""
+    if isinstance(name, Recipe):
+        return name
+    path = Path(name)
+    if path.suffix not in {".toml", ".json"}:
+        return recipe(name)
+    try:
+        text = path.read_text()
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("it is not a table of fields")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the recipe {path}: {error}") from None
+    base = recipe(values.pop("recipe")) if "recipe" in values else None
+    try:
+        return merged(base, values) if base is not None else room.parse(values)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None

@@ -6,7 +6,6 @@ import functools
 import json
 import platform
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -73,64 +72,18 @@ def plan(
     place = plans.pick_device(device)
     said = {"model": model, "epochs": epochs, "seed": seed}
     changes = {key: value for key, value in said.items() if value is not None}
-    changes |= nested(overrides or {})
-    base = named_recipe(recipe) if recipe is not None else None
-    check = merged(base or Recipe(model="resnet18"), changes)
+    changes |= recipes.nested(overrides or {})
+    base = recipes.read(recipe) if recipe is not None else None
+    check = recipes.merged(base or Recipe(model="resnet18"), changes)
     source = sources.load(data, max_unreadable=check.max_unreadable)
     auto = plans.choose(source, plans.training_images(source), place)
-    resolved = merged(base or auto, changes)
+    resolved = recipes.merged(base or auto, changes)
     # A run is resumed from anywhere, so a place is kept whole; a name stays a name.
     place_or_name = data if source.root is None else str(Path(data).resolve())
     resolved = replace(resolved, data=place_or_name)
     if resolved.holdout:
         source = sources.hold_out(source, resolved.holdout, resolved.seed)
     return plans.resolve(resolved, source, place, workers)
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`augment.flip` style keys as nested dictionaries."""
-    out: dict[str, Any] = {}
-    for key, value in flat.items():
-        head, _, tail = key.partition(".")
-        if tail:
-            out.setdefault(head, {})[tail] = value
-        else:
-            out[head] = value
-    return out
-
-
-def merged(base: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe with some fields replaced, everything validated at once."""
-    values = recipe_room.to_dict(base)
-    if "epochs" in changes:
-        values["steps"] = 0  # a length in epochs replaces one in steps
-    for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(values.get(key), dict):
-            values[key] |= value
-        else:
-            values[key] = value
-    return recipe_room.parse(values)
-
-
-def named_recipe(recipe: str | Recipe) -> Recipe:
-    """A recipe by name, or from a TOML or JSON file (a run's recipe.json runs again)."""
-    if isinstance(recipe, Recipe):
-        return recipe
-    path = Path(recipe)
-    if path.suffix not in {".toml", ".json"}:
-        return recipes.recipe(recipe)
-    try:
-        text = path.read_text()
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError("it is not a table of fields")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the recipe {path}: {error}") from None
-    base = recipes.recipe(values.pop("recipe")) if "recipe" in values else None
-    try:
-        return merged(base, values) if base is not None else recipe_room.parse(values)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
 
 
 def train(
