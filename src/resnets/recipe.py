@@ -58,6 +58,12 @@ class Augment:
     flip: bool = False
     colour: Literal["none", "pca", "jitter"] = "none"
     cutout: Count = 0  # side of a square that is set to the mean
+    policy: Literal["none", "trivial", "rand"] = "none"  # TrivialAugmentWide; RandAugment
+    rand: tuple[int, float] = (7, 0.5)  # RandAugment's magnitude of 10, and its deviation
+    erase: Part = 0.0  # chance that a rectangle is erased (1708.04896)
+    repeats: Annotated[int, Field(ge=1)] = 1  # views of an image in a batch (1902.05509)
+    mixup: NotNegative = 0.0  # alpha of Beta(alpha, alpha), 0 is none (1710.09412)
+    cutmix: NotNegative = 0.0  # likewise (1905.04899); with both, either at half the chance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,35 +73,57 @@ class Recipe:
     model: str
     data: str = "digits"
     # data
-    size: Count = 0  # input side; 0: the data's own, or 224 for folders
-    holdout: NotNegative = (
-        0.0  # part of the training images kept for validation; from 1 on a number
-    )
+    size: Count = 0  # input side at test time; 0: the data's own, or 224 for folders
+    train_size: Count = 0  # input side in training; 0: `size`
+    grow_from: Count = 0  # side of the first steps; grows to `train_size` over 3/4 of the run
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875  # test crop / resized shorter side
+    holdout: NotNegative = 0.0  # training images kept for validation: a part; from 1 on a number
     normalize: Literal["data", "imagenet", "pixel", "none"] = "data"
     augment: Augment = Augment()
     max_unreadable: Part = 0.01  # part of the images that may be unreadable and skipped
     # length
     epochs: Positive = 30.0
     steps: Count = 0  # above 0 it replaces `epochs`
-    batch: Annotated[int, Field(gt=0)] = 128
+    budget: NotNegative = 0.0  # seconds; above 0 they replace both
+    batch: Annotated[int, Field(gt=0)] = 128  # images of an optimiser step, over all ranks
+    micro: Count = 0  # images of a forward pass and its batch statistics; 0: a rank's whole share
     # rate
     lr: Positive = 0.1
-    schedule: Literal["step", "cosine", "linear"] = "cosine"
+    lr_batch: Count = 0  # the batch that `lr` is for; the rate scales linearly; 0: `batch`
+    schedule: Literal["step", "plateau", "cosine", "linear", "one-cycle"] = "cosine"
     drops: Annotated[
         tuple[Part, ...], BeforeValidator(listed)
-    ] = ()  # parts of the run after which "step" divides by 10
+    ] = ()  # parts of the run after which "step" multiplies by `drop_factor`
     drop_factor: Positive = 0.1
+    patience: Annotated[int, Field(ge=1)] = 5  # evaluations without a better one before "plateau"
     warmup: NotNegative = 0.0  # steps from `warmup_lr` on; below 1 a part of the run
     warmup_lr: NotNegative = 0.0
     warmup_shape: Literal["linear", "constant"] = "linear"
     # optimiser
+    optimizer: Literal["sgd", "adamw", "lamb", "lars", "muon"] = "sgd"
     momentum: Part = 0.9
     nesterov: bool = False
+    betas: tuple[Part, Part] = (0.9, 0.999)  # adamw, lamb
     weight_decay: NotNegative = 1e-4
     decay_all: bool = True  # False: no decay on normalisation parameters and biases
+    clip: NotNegative = 0.0  # largest norm of the whole gradient, 0 is none
     # loss and averaging
+    loss: Literal["cross-entropy", "bce"] = "cross-entropy"
+    class_weights: Literal["none", "balanced"] = "none"
     label_smoothing: Part = 0.0
+    teacher: str = ""  # a model file whose answers are learned too (1503.02531)
+    distill: Part = 0.5  # the teacher's share of the loss
+    temperature: Positive = 1.0
     ema: Part = 0.0  # decay of the weights' exponential average, 0 is none
+    ema_every: Annotated[int, Field(ge=1)] = 1  # steps
+    precise_bn: Count = 0  # batches that the final normalisation statistics are averages of
+    # start and end
+    weights: str = ""  # a model file or foreign weights to start from; empty: from scratch
+    frozen: NotNegative = 0.0  # epochs in which the classifier alone learns
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # rate of a stage / rate of the next
+    norm: Literal["batch", "frozen", "sync"] = "batch"  # BN: own statistics, loaded ones, all ranks
+    keep: Literal["last", "best"] = "last"  # the result: the last state, or the best on validation
+    stop_after: Count = 0  # evaluations without a better one after which the run ends; 0: never
     # execution
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpoint_blocks: Count = 0  # activation checkpointing: units a segment, 0 is none
@@ -103,19 +131,22 @@ class Recipe:
     eval_every: Positive = 1.0  # epochs between evaluations
     watch: Literal["val", "test"] = "val"  # "test" draws the papers' curves; it never selects
 
-    def rate(self, step: int, steps: int) -> float:
-        """Learning rate of step `step` (from 0) of `steps`."""
+    def rate(self, step: int, steps: int, drops: int = 0) -> float:
+        """Learning rate of step `step` (from 0) of `steps`, after `drops` plateaus."""
+        peak = self.lr * (self.batch / self.lr_batch if self.lr_batch else 1)  # 1706.02677, 2.1
         warmup = self.warmup if self.warmup >= 1 else self.warmup * steps
         if step < warmup:
             if self.warmup_shape == "constant":
                 return self.warmup_lr
-            return self.warmup_lr + (self.lr - self.warmup_lr) * (step + 1) / warmup
+            return self.warmup_lr + (peak - self.warmup_lr) * (step + 1) / warmup
         if self.schedule == "step":
-            return self.lr * self.drop_factor ** sum(step >= round(d * steps) for d in self.drops)
+            drops = sum(step >= round(d * steps) for d in self.drops)
+        if self.schedule in ("step", "plateau"):
+            return peak * self.drop_factor**drops
         part = (step - warmup) / max(1, steps - warmup)
         if self.schedule == "linear":
-            return self.lr * (1 - part)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * part))
+            return peak * (1 - part)
+        return peak * 0.5 * (1 + math.cos(math.pi * part))
 
     def total_steps(self, images: int) -> int:
         """Optimiser steps of the run over `images` training images."""
