@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+import pydantic
+
 from resnets.errors import UsageError, nearest
 
 HE2015 = "He et al. 2015, arXiv 1512.03385"
@@ -165,12 +167,20 @@ def from_dict(data: Mapping[str, Any]) -> Arch:
     unknown = sorted(set(values) - {f.name for f in fields(kind)})
     if unknown:
         raise ValueError(f"unknown fields of a {data['kind']}: {', '.join(unknown)}")
-    for key, value in values.items():
-        if isinstance(value, list):
-            values[key] = tuple(value)
-    if "join" in values:
-        values["join"] = Join(**values["join"])
-    return kind(**values)
+    rebuilt: Arch = pydantic.TypeAdapter(kind).validate_python(values)
+    return rebuilt
+
+
+def changed(arch: Arch, values: Mapping[str, Any]) -> Arch:
+    """The arch with some fields replaced; texts are converted. Raises UsageError."""
+    try:
+        return from_dict({**to_dict(arch), **values})
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"arch.{field}: {first['msg']} (got {first['input']!r})") from None
+    except ValueError as error:
+        raise UsageError(f"arch: {error}") from None
 
 
 # --- ImageNet -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import time
 import torch
 from torch.nn import functional as F
 
-from resnets import arch, nets, verbs
+from resnets import arch, listing, nets
 from resnets.training.plan import pick_device, processor_flags, use_bfloat16
 
 EXTRAS = {"tensorboard": "track"}
@@ -21,7 +21,7 @@ def examine(*, speed: bool = True) -> dict[str, str]:
     """Facts about this machine by name, in the order of reading; the speed check takes 10 s."""
     flags = processor_flags()
     wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
-    facts = {name: value for name, value in verbs.environment().items() if name != "gpu"}
+    facts = {name: value for name, value in listing.environment().items() if name != "gpu"}
     facts["processor"] = f"{processor_name()}, {os.cpu_count()} cores"
     facts["features"] = ", ".join(f for f in wanted if f in flags) or "none known"
     facts["gpu"] = gpu()

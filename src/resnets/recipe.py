@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -71,6 +71,7 @@ class Recipe:
     """Everything that decides a training run, apart from the machine."""
 
     model: str
+    arch: dict[str, Any] = field(default_factory=dict)  # fields of the model that are changed
     data: str = "digits"
     # data
     size: Count = 0  # input side at test time; 0: the data's own, or 224 for folders
@@ -131,9 +132,14 @@ class Recipe:
     eval_every: Positive = 1.0  # epochs between evaluations
     watch: Literal["val", "test"] = "val"  # "test" draws the papers' curves; it never selects
 
+    @property
+    def peak(self) -> float:
+        """The rate for this batch: linear in its size (1706.02677, section 2.1)."""
+        return self.lr * (self.batch / self.lr_batch if self.lr_batch else 1)
+
     def rate(self, step: int, steps: int, drops: int = 0) -> float:
         """Learning rate of step `step` (from 0) of `steps`, after `drops` plateaus."""
-        peak = self.lr * (self.batch / self.lr_batch if self.lr_batch else 1)  # 1706.02677, 2.1
+        peak = self.peak
         warmup = self.warmup if self.warmup >= 1 else self.warmup * steps
         if step < warmup:
             if self.warmup_shape == "constant":
@@ -147,6 +153,10 @@ class Recipe:
         if self.schedule == "linear":
             return peak * (1 - part)
         return peak * 0.5 * (1 + math.cos(math.pi * part))
+
+    def cycled_momentum(self, step: int, steps: int) -> float:
+        """Momentum of "one-cycle": `momentum` - 0.1 at the peak of the rate (1803.09820)."""
+        return self.momentum - 0.1 * self.rate(step, steps) / self.peak
 
     def total_steps(self, images: int) -> int:
         """Optimiser steps of the run over `images` training images."""

@@ -3,40 +3,40 @@
 from __future__ import annotations
 
 import functools
-import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-import torchvision
-
-from resnets import __version__, recipes
 from resnets import arch as archs
 from resnets import recipe as recipe_room
+from resnets import recipes
 from resnets.data import get as data_get
 from resnets.data import sources
 from resnets.data.sources import Source
 from resnets.errors import DataError, Interrupted, ResnetsError, UsageError
 from resnets.evaluation.classify import Result
 from resnets.evaluation.model import Model, Prediction, aligned, load
-from resnets.nets import create
-from resnets.nets.cost import cost
-from resnets.nets.modelfile import Card, save
+from resnets.listing import data_info, environment, models, runs
+from resnets.nets import Network, create
+from resnets.nets.modelfile import save
 from resnets.recipe import Recipe
 from resnets.reporting import plots
+from resnets.training import checkpoint
 from resnets.training import plan as plans
-from resnets.training.fit import Progress, Stop, estimate, fit
+from resnets.training.fit import Progress, batches, estimate, fit
 from resnets.training.plan import Plan
+from resnets.training.precise import precise
 from resnets.training.run import Run
-from resnets.training.state import State
+from resnets.training.state import Course, State
+from resnets.training.stop import Stop
+from resnets.training.world import join, launched
+from resnets.training.world import launch as start_ranks
 
 __all__ = [
     "Model", "Outcome", "Prediction", "Result", "create", "create_run", "data_info", "estimate",
-    "evaluate", "get", "go", "load", "models", "plan", "predict", "resume", "run_folder", "runs",
+    "evaluate", "get", "go", "launch", "load", "models", "plan", "predict", "resume", "run_folder", "runs",
     "summary", "train",
 ]  # fmt: skip
 
@@ -56,6 +56,7 @@ def plan(
     model: str | None = None,
     recipe: str | Recipe | None = None,
     epochs: float | None = None,
+    budget: float | None = None,
     seed: int | None = None,
     device: str = "auto",
     workers: int = 2,
@@ -67,10 +68,12 @@ def plan(
         UsageError: an unknown model, recipe or key, or a value of the wrong type.
         DataError: the data is missing, empty, broken or has one class.
     """
+    began = time.monotonic()
     if model is not None:
         archs.arch(model)  # a typing error is told before minutes of reading
-    place = plans.pick_device(device)
-    said = {"model": model, "epochs": epochs, "seed": seed}
+    world = join(device)
+    place = world.device if world.size > 1 else plans.pick_device(device)
+    said = {"model": model, "epochs": epochs, "budget": budget, "seed": seed}
     changes = {key: value for key, value in said.items() if value is not None}
     changes |= recipes.nested(overrides or {})
     base = recipes.read(recipe) if recipe is not None else None
@@ -78,12 +81,17 @@ def plan(
     source = sources.load(data, max_unreadable=check.max_unreadable)
     auto = plans.choose(source, plans.training_images(source), place)
     resolved = recipes.merged(base or auto, changes)
-    # A run is resumed from anywhere, so a place is kept whole; a name stays a name.
-    place_or_name = data if source.root is None else str(Path(data).resolve())
-    resolved = replace(resolved, data=place_or_name)
+    # A run is resumed from anywhere, so places are kept whole; a name stays a name.
+    resolved = replace(
+        resolved,
+        data=data if source.root is None else str(Path(data).resolve()),
+        weights=resolved.weights and str(Path(resolved.weights).resolve()),
+        teacher=resolved.teacher and str(Path(resolved.teacher).resolve()),
+    )
     if resolved.holdout:
         source = sources.hold_out(source, resolved.holdout, resolved.seed)
-    return plans.resolve(resolved, source, place, workers)
+    chosen = plans.resolve(resolved, source, place, workers, world)
+    return replace(chosen, began=began)
 
 
 def train(
@@ -92,6 +100,7 @@ def train(
     model: str | None = None,
     recipe: str | Recipe | None = None,
     epochs: float | None = None,
+    budget: float | None = None,
     run: str | Path | None = None,
     seed: int | None = None,
     device: str = "auto",
@@ -101,13 +110,14 @@ def train(
 ) -> Outcome:
     """Train a network on `data` and test it; see `plan` for the arguments and errors.
 
-    Raises Interrupted when a signal stopped it: `resume` goes on.
+    `budget` is in seconds. Raises Interrupted when a signal stopped it: `resume` goes on.
     """
     chosen = plan(
         data,
         model=model,
         recipe=recipe,
         epochs=epochs,
+        budget=budget,
         seed=seed,
         device=device,
         workers=workers,
@@ -127,8 +137,20 @@ def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
 
 
 def create_run(plan: Plan, path: str | Path | None = None) -> Run:
-    """Create the run folder of a plan; errors as in `run_folder`, and DiskError."""
-    run = run_folder(plan, path)
+    """Create the run folder of a plan; errors as in `run_folder`, and DiskError.
+
+    Under torchrun, which starts the same command again after a failure, a run that is in the folder
+    already goes on instead.
+    """
+    world = plan.world
+    if launched():
+        if path is None:
+            raise UsageError("under torchrun give a folder that all its restarts share: --run DIR")
+        if world.share((Path(path) / "recipe.json").exists()):
+            return Run(Path(path))
+    run = run_folder(plan, path) if world.first else Run(Path(path or "."))
+    if not world.first:
+        return run
     run.create()
     run.write_json(
         "source.json",
@@ -160,52 +182,45 @@ def fresh_folder(plan: Plan) -> Path:
 
 def go(run: Run, plan: Plan, watch: Callable[[Progress], None]) -> Outcome:
     """Train from where the run stands, then test and write the result."""
-    began = time.monotonic()
     with Stop() as stop:
         for progress in fit(run, plan, stop):
             watch(progress)
+        plan.world.leave()
         if stop.signal:
             raise Interrupted(str(run.path), stop.signal)
-    seconds = time.monotonic() - began
-    return finish(run, plan, seconds)
+    seconds = time.monotonic() - plan.began
+    return finish(run, plan, seconds) if plan.world.first else Outcome(run.path, None, seconds)
 
 
 def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
-    """Write model.safetensors from the last state, test it once, and draw the pictures."""
-    state = State.start(plan.recipe, plan.arch, plan.device)
-    checkpoint = run.newest()
-    if checkpoint is None or checkpoint.step != plan.steps:
+    """Write model.safetensors from the last state or the best, test it once, draw the pictures."""
+    found = checkpoint.newest(run.path / "checkpoints")
+    if found is None or not found.course.ended:
         raise ResnetsError(f"{run.path} has no checkpoint of its last step")
-    state.restore(checkpoint.tensors, checkpoint.step)
-    card = Card(
-        arch=plan.arch,
-        classes=plan.source.classes,
-        preprocess=plan.preprocess,
-        provenance={
-            "data": plan.source.name,
-            "digest": plan.source.digest,
-            "recipe": json.dumps(recipe_room.to_dict(plan.recipe)),
-            "steps": str(plan.steps),
-            "resnets": __version__,
-            "torch": torch.__version__,
-        },
-    )
-    save(run.model, state.average, card)
+    state = State.start(plan.recipe, plan.arch, plan.device)
+    state.restore(found.tensors, found.course)
+    network: Network = state.average
+    if plan.recipe.keep == "best" and run.best.exists():
+        network = load(run.best, device=plan.device).network
+    if plan.recipe.precise_bn:
+        stream = batches(plan, Course(steps=plan.recipe.precise_bn))
+        precise(network, (batch.images for batch in stream))
+    steps = {"steps": str(found.course.step)}
+    card = replace(plan.card, provenance=plan.card.provenance | steps)
+    save(run.model, network, card)
     result = None
-    held_out = "test" if plan.source.test is not None else "val"
-    if (split := plan.source.test or plan.source.val) is not None:
-        model = Model(state.average.eval(), card, plan.device)
-        result = model.evaluate(split, batch=plan.recipe.batch, workers=plan.workers)
-        result = replace(result, split=held_out)
+    if plan.final is not None:
+        model = Model(network.eval(), card, plan.device)
+        result = model.evaluate(plan.final, batch=plan.recipe.batch, workers=plan.workers)
+        result = replace(result, split="test" if plan.source.test is not None else "val")
         run.write_csv(
             "confusion.csv",
             ("true \\ predicted", *result.classes),
             ((name, *row) for name, row in zip(result.classes, result.confusion, strict=True)),
         )
-    run.write_json("result.json", summary(result) if result else {"images": 0})
-    if result is not None:
         plots.confusion(run.path / "confusion.png", result.confusion, result.classes)
     plots.curves(run.path / "curves.png", run.rows("metrics.jsonl"))
+    run.write_json("result.json", summary(result) if result else {"images": 0})
     return Outcome(run.path, result, seconds)
 
 
@@ -246,8 +261,7 @@ def resume(
         raise UsageError(
             f"{folder.path} is finished; `resnets evaluate {folder.path} DATA` uses it"
         )
-    values = folder.read_json("recipe.json")
-    recipe = recipe_room.parse(values)
+    recipe = recipe_room.parse(folder.read_json("recipe.json"))
     resumed = plan(data or recipe.data, recipe=recipe, device=device, workers=workers)
     started = folder.read_json("source.json")
     if resumed.source.digest != started["digest"]:
@@ -257,6 +271,12 @@ def resume(
             "Restore the data, or start a new run."
         )
     return go(folder, resumed, watch)
+
+
+def launch(ranks: int, run: Path, device: str, workers: int, json: bool) -> int:
+    """Go on with a run in several processes of this machine; the exit code."""
+    options = ["--device", device, "--workers", str(workers), *["--json"] * json]
+    return start_ranks(ranks, ["resume", str(run), *options])
 
 
 def newest_unfinished(root: Path = Path("runs")) -> Run:
@@ -342,94 +362,6 @@ def predict(
     return load(model, device=plans.pick_device(device)).predict(files, top=top)
 
 
-def models(pattern: str = "*") -> Iterator[dict[str, Any]]:
-    """Name, depth, parameters, multiply-adds, input and source of each known network, sorted."""
-    import fnmatch
-
-    if not any(sign in pattern for sign in "*?["):
-        pattern = f"*{pattern}*"
-    for name in sorted(archs.FAMILY, key=natural):
-        if not fnmatch.fnmatchcase(name, pattern):
-            continue
-        arch = archs.FAMILY[name]
-        price = cost(arch)
-        yield {
-            "name": name,
-            "depth": arch.depth,
-            "parameters": price.parameters,
-            "multiply_adds": price.macs,
-            "channels": arch.channels,
-            "size": arch.size,
-            "source": arch.source,
-        }
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """A sort key by which resnet18 comes before resnet110."""
-    import re
-
-    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
-
-
 def get(name: str, watch: Callable[[int, int], None] = lambda done, total: None) -> Path:
     """Download a data set into the cache; see `resnets.data.get`."""
     return data_get.get(name, watch)
-
-
-def data_info(data: str, *, max_unreadable: float = 1.0) -> dict[str, Any]:
-    """What a data set holds: splits, classes, sizes, digest, unreadable files."""
-    source = sources.load(data, max_unreadable=max_unreadable)
-    splits = {"train": source.train, "val": source.val, "test": source.test}
-    return {
-        "name": source.name,
-        "digest": source.digest,
-        "channels": source.channels,
-        "size": source.size,
-        "mean": source.mean,
-        "std": source.std,
-        "classes": list(source.classes),
-        "images": {
-            name: torch.bincount(split.labels, minlength=len(source.classes)).tolist()
-            for name, split in splits.items()
-            if split is not None
-        },
-        "unreadable": [(str(path), reason) for path, reason in source.unreadable],
-    }
-
-
-def runs(root: str | Path = "runs") -> list[dict[str, Any]]:
-    """Every run below a folder: path, model, data, progress, error."""
-    rows = []
-    for path in sorted(Path(root).glob("*/recipe.json")):
-        run = Run(path.parent)
-        try:
-            recipe = run.read_json("recipe.json")
-        except ResnetsError:
-            recipe = {"data": "unreadable recipe.json", "model": "?"}
-        metrics = run.rows("metrics.jsonl")
-        error = run.read_json("result.json").get("error") if run.finished else None
-        rows.append(
-            {
-                "run": str(run.path),
-                "data": recipe["data"],
-                "model": recipe["model"],
-                "epoch": metrics[-1]["epoch"] if metrics else 0.0,
-                "train_error": metrics[-1]["train_error"] if metrics else None,
-                "finished": run.finished,
-                "test_error": error,
-            }
-        )
-    return rows
-
-
-def environment() -> dict[str, str]:
-    """Versions and machine, for the record."""
-    return {
-        "resnets": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "system": platform.platform(),
-        "threads": str(torch.get_num_threads()),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-    }

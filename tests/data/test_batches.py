@@ -5,6 +5,7 @@ import signal
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resnets.data import batches, load, order
-from resnets.data.batches import train_batches
+from resnets.data.batches import check, train_batches
 from resnets.data.splits import Split
 from resnets.errors import DataError, UsageError
 from resnets.recipe import Augment, Preprocess
@@ -32,27 +33,26 @@ def files(tmp_path_factory):
     return Split(tuple(paths), torch.arange(37) % 3)
 
 
-def training(split, preprocess, augment=STRONG, *, start=0, stop=9, workers=0, batch=8, seed=5):
+def training(split, preprocess, augment=STRONG, *, start=0, stop=9, batch=8, **changes):
     return train_batches(
         split,
         preprocess=preprocess,
         augment=augment,
         batch=batch,
-        seed=seed,
+        seed=5,
         start=start,
         stop=stop,
         device="cpu",
-        workers=workers,
+        **changes,
     )
 
 
-def shown(split, preprocess, *, batch=8, workers=0):
-    return batches.test_batches(
-        split, preprocess=preprocess, batch=batch, device="cpu", workers=workers
-    )
+def shown(split, preprocess, *, batch=8, **changes):
+    return batches.test_batches(split, preprocess=preprocess, batch=batch, device="cpu", **changes)
 
 
 INPUT = Preprocess(size=16, resize=20)
+GREY = Preprocess(size=16, channels=1, mean=(0.3,), std=(0.4,))
 
 
 def same(ours, theirs):
@@ -66,11 +66,79 @@ def same(ours, theirs):
 
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 12), st.integers(0, 12))
 def test_position_p_is_image_p_of_the_endless_order(n, batch, start, more):
-    stream = list(batches.stream(3, n, batch, start, start + more))
+    stream = list(batches.stream(3, n, batch, start, start + more, 1, 0, 1))
     assert len(stream) == more
     found = [pair for rows in stream for pair in zip(*(r.tolist() for r in rows), strict=True)]
     places = range(start * batch, (start + more) * batch)
     assert found == [(order(3, p // n, n)[p % n].item(), p // n) for p in places]
+
+
+@given(st.integers(1, 30), st.integers(1, 10), st.integers(1, 4), st.integers(1, 5))
+def test_the_stream_is_one_for_any_number_of_ranks(n, share, ranks, repeats):
+    parts = [
+        list(batches.stream(3, n, share * ranks, 2, 7, repeats, r, ranks)) for r in range(ranks)
+    ]
+    whole = list(batches.stream(3, n, share * ranks, 2, 7, repeats, 0, 1))
+    for step, rows in enumerate(whole):
+        for column in (0, 1):
+            assert torch.equal(torch.cat([p[step][column] for p in parts]), rows[column])
+
+
+def test_repeated_images_stand_together_and_look_different(files):
+    rows = list(batches.stream(3, 7, 7, 0, 2, 3, 0, 1))
+    for epoch, (indices, views) in enumerate(rows):
+        first, second, third = order(3, epoch, 7)[:3].tolist()
+        assert indices.tolist() == [first] * 3 + [second] * 3 + [third]
+        assert views.tolist() == [epoch + c * 2**32 for c in (0, 1, 2, 0, 1, 2, 0)]
+    (plain,) = training(files, INPUT, Augment(crop="area"), batch=2, stop=1)
+    (twice,) = training(files, INPUT, Augment(crop="area", repeats=2), batch=2, stop=1)
+    assert twice.indices.tolist() == [plain.indices[0]] * 2
+    assert torch.equal(twice.images[0], plain.images[0])
+    assert not torch.equal(twice.images[1], twice.images[0])
+
+
+@pytest.mark.parametrize("policy", ["none", "trivial", "rand"])
+def test_ranks_divide_each_step_and_each_pass(files, policy):
+    augment = Augment(crop="area", flip=True, policy=policy, erase=0.5, repeats=3)
+    for split, input_ in ((files, INPUT), (load("digits").train, GREY)):
+        whole = list(training(split, input_, augment, batch=12, stop=3))
+        parts = [
+            training(split, input_, augment, batch=12, stop=3, rank=r, ranks=3) for r in range(3)
+        ]
+        for one, *parted in zip(whole, *parts, strict=True):
+            assert torch.equal(torch.cat([p.images for p in parted]), one.images)
+            assert torch.equal(torch.cat([p.labels for p in parted]), one.labels)
+            assert torch.equal(torch.cat([p.indices for p in parted]), one.indices)
+    for rank in range(3):
+        found = torch.cat([b.indices for b in shown(files, INPUT, rank=rank, ranks=3)])
+        assert found.tolist() == list(range(rank, 37, 3))
+
+
+def test_a_rank_may_have_nothing_to_test(files):
+    for split, input_ in ((files, INPUT), (load("digits").test, GREY)):
+        found = [
+            b.images.shape for b in shown(split.take(torch.arange(2)), input_, rank=2, ranks=3)
+        ]
+        assert found in ([], [(0, input_.channels, 16, 16)])
+
+
+def test_the_side_of_the_input_follows_the_step(files):
+    def side(step):
+        return (8, 12, 16)[step]
+
+    for split, input_ in ((files, INPUT), (load("digits").train, GREY)):
+        for augment in (STRONG, Augment(crop="pad", pad=4), Augment(crop="scale", scale=(20, 30))):
+            if augment.colour != "none" and input_.channels == 1:
+                continue
+            grown = list(training(split, input_, augment, stop=3, sides=side))
+            whole = list(training(split, input_, augment, stop=3))
+            assert [b.images.shape[2:] for b in grown] == [(8, 8), (12, 12), (16, 16)]
+            assert all(torch.equal(a.indices, b.indices) for a, b in zip(grown, whole, strict=True))
+            assert torch.equal(grown[2].images, whole[2].images)
+    assert same(
+        training(files, INPUT, stop=3, sides=side),
+        training(files, INPUT, stop=3, sides=side, workers=1),
+    )
 
 
 def test_every_epoch_has_every_image_once(files):
@@ -173,7 +241,7 @@ def test_a_worker_that_dies_is_told_with_its_batch(files, monkeypatch):
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(
-        DataError, match=r"died or hung(.|\n)*It had a batch from(.|\n)*--workers 0"
+        DataError, match=r"died or hung(.|\n)*It (had a batch from|was reading)(.|\n)*--workers 0"
     ):
         for _ in stream:
             pass
@@ -190,13 +258,30 @@ def assert_no_children():
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_that_hangs_is_told(files, monkeypatch):
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on fewer cores
+@pytest.mark.parametrize("fault", ["died", "hung"])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_file_that_ends_a_worker_is_named(files, monkeypatch, fault, workers):
+    decode, bad = batches.decode, str(files.images[23])
+
+    def faulty(path, channels):
+        if path == bad:
+            os.kill(os.getpid(), signal.SIGKILL) if fault == "died" else time.sleep(1000)
+        return decode(path, channels)
+
     monkeypatch.setattr(batches, "PATIENCE", 2)
     monkeypatch.setattr(batches, "_LOOK", 1)
-    monkeypatch.setattr(batches, "decode", lambda path, channels: time.sleep(1000))
-    with pytest.raises(DataError, match="died or hung: DataLoader timed out"):
-        next(training(files, INPUT, workers=1))
+    monkeypatch.setattr(batches, "decode", faulty)
+    gc.collect()
+    before = psutil.Process().num_fds()
+    with pytest.raises(DataError) as caught:
+        list(training(files, INPUT, batch=4, stop=20, workers=workers))
+    assert f"It was reading {bad}." in str(caught.value)
+    assert ("DataLoader timed out" in str(caught.value)) == (fault == "hung")
+    del caught
     assert_no_children()
+    assert not psutil.Process().children()  # no zombies either
+    assert psutil.Process().num_fds() <= before
 
 
 def test_a_reader_that_stops_early_leaves_no_process(files):
@@ -205,6 +290,15 @@ def test_a_reader_that_stops_early_leaves_no_process(files):
     assert len(multiprocessing.active_children()) == 2
     stream.close()
     assert_no_children()
+
+
+def test_what_else_cannot_be_is_told(files):
+    with pytest.raises(UsageError, match="batch=8 cannot be divided among 3 processes"):
+        next(training(files, INPUT, ranks=3))
+    pixels = Preprocess(size=4, mean=(0.5,) * 48, std=(1.0,) * 3)
+    check(pixels, Augment(), 8, 2, False)
+    with pytest.raises(UsageError, match="grow_from=0, or normalize=data"):
+        next(training(files, pixels, Augment(), sides=lambda step: 4))
 
 
 @pytest.mark.parametrize(

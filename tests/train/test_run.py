@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from resnets.errors import CheckpointError, DiskError, UsageError
-from resnets.training import run as room
+from resnets.training import checkpoint
 from resnets.training.run import Run
+from resnets.training.state import Course
 
 
 @pytest.fixture
@@ -22,10 +23,22 @@ def tensors(seed=0):
     }
 
 
+def save(run, values, step):
+    checkpoint.write(run.path / "checkpoints", values, Course(step=step))
+
+
+def newest(run):
+    return checkpoint.newest(run.path / "checkpoints")
+
+
+def finished(run):
+    return checkpoint.finished(run.path / "checkpoints")
+
+
 def test_what_is_saved_comes_back_bit_for_bit(run):
-    run.save(tensors(), 5)
-    found = run.newest()
-    assert found.step == 5
+    save(run, tensors(), 5)
+    found = newest(run)
+    assert found.course.step == 5
     assert found.problems == ()
     assert found.tensors.keys() == tensors().keys()
     for name, value in tensors().items():
@@ -35,16 +48,16 @@ def test_what_is_saved_comes_back_bit_for_bit(run):
 
 def test_two_are_kept(run):
     for step in (1, 2, 3, 10):
-        run.save(tensors(step), step)
-    assert [p.name for p in run.checkpoints()] == ["step-00000003", "step-00000010"]
+        save(run, tensors(step), step)
+    assert [p.name for p in finished(run)] == ["step-00000003", "step-00000010"]
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "manifest", "missing"])
 def test_a_damaged_newest_is_named_and_the_one_before_is_taken(run, damage):
-    run.save(tensors(1), 1)
-    run.save(tensors(2), 2)
-    newest = run.checkpoints()[-1]
-    data = newest / "state.safetensors"
+    save(run, tensors(1), 1)
+    save(run, tensors(2), 2)
+    last = finished(run)[-1]
+    data = last / "state.safetensors"
     raw = bytearray(data.read_bytes())
     if damage == "truncate":
         data.write_bytes(raw[:-5])
@@ -52,34 +65,41 @@ def test_a_damaged_newest_is_named_and_the_one_before_is_taken(run, damage):
         raw[-3] ^= 1
         data.write_bytes(raw)
     elif damage == "manifest":
-        (newest / "state.json").write_text("{")
+        (last / "state.json").write_text("{")
     else:
         data.unlink()
-    found = run.newest()
-    assert found.step == 1
+    found = newest(run)
+    assert found.course.step == 1
     assert "step-00000002" in found.problems[0]
-    run.save(tensors(2), 2)  # the way is free for a whole one
-    assert run.newest().step == 2
+    save(run, tensors(2), 2)  # the way is free for a whole one
+    assert newest(run).course.step == 2
 
 
 def test_never_a_silent_fresh_start(run):
-    assert run.newest() is None
-    run.save(tensors(), 1)
-    (run.checkpoints()[0] / "state.json").unlink()
-    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
-        run.newest()
+    assert newest(run) is None
+    save(run, tensors(), 1)
+    (finished(run)[0] / "state.json").unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole"):
+        newest(run)
 
 
 def test_a_write_that_fails_leaves_the_earlier_ones_whole(run, monkeypatch):
-    run.save(tensors(1), 1)
+    save(run, tensors(1), 1)
 
     def full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(room, "write_synced", full)
+    monkeypatch.setattr(checkpoint, "write_synced", full)
+    writer = checkpoint.Writer(run.path / "checkpoints")
+    for _ in range(2):
+        writer.save(tensors(2), Course(step=2))
+        writer.wait()
+        assert "No space left" in writer.complaints()[0]
+    writer.save(tensors(2), Course(step=2))
+    writer.wait()
     with pytest.raises(DiskError, match=r"No space left(.|\n)*resnets resume"):
-        run.save(tensors(2), 2)
-    assert run.newest().step == 1
+        writer.complaints()
+    assert newest(run).course.step == 1
     assert [p.name for p in (run.path / "checkpoints").iterdir()] == ["step-00000001"]
 
 

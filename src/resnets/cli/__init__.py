@@ -14,11 +14,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
-from cyclopts import App, Parameter, validators
+from cyclopts import App, Parameter, Token, validators
 
 from resnets import __version__
 from resnets.cli import show
 from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError
+
+
+
+def duration(_: object, tokens: Sequence[Token]) -> float:
+    """Seconds of 90, 90s, 30m or 1.5h."""
+    text = tokens[0].value
+    number, unit = (text[:-1], text[-1]) if text[-1:] in "smh" else (text, "s")
+    try:
+        seconds = float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+    except (ValueError, KeyError):
+        raise UsageError(f"{text!r} is no time: write 90s, 30m or 1.5h") from None
+    if not seconds > 0:
+        raise UsageError(f"{text!r} is no time to train in")
+    return seconds
+
 
 app = App(
     name="resnets",
@@ -39,6 +54,7 @@ Sets = Annotated[
     Parameter(name="--set", negative="", help="FIELD=VALUE of the recipe; may be repeated."),
 ]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")]
+Seconds = Annotated[float | None, Parameter(converter=duration)]
 Workers = Annotated[
     int,
     Parameter(help="Processes that decode image files.", validator=validators.Number(gte=0)),
@@ -54,10 +70,12 @@ def train(
     model: str | None = None,
     recipe: str | None = None,
     epochs: float | None = None,
+    budget: Seconds = None,
     run: Path | None = None,
     seed: int | None = None,
     set_: Sets = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
+    devices: Count = 1,
     device: Device = "auto",
     workers: Workers = 2,
     json: Json = False,
@@ -74,12 +92,16 @@ def train(
         A published recipe (paper-cifar10, quick-cifar10, ...), a TOML file, or a run's recipe.json.
     epochs
         Passes over the training images.
+    budget
+        A time instead, as 90s, 30m or 1.5h: as many steps as fit, the rate annealed at the end.
     run
         The run folder; runs/DATA-MODEL when left out.
     seed
         Of the initial weights, the order of the images and their augmentation.
     dry_run
         Print the plan and stop.
+    devices
+        Processes (GPUs, where there are some) that share each batch; torchrun starts them.
     """
     from resnets import verbs
 
@@ -88,13 +110,16 @@ def train(
         model=model,
         recipe=recipe,
         epochs=epochs,
+        budget=budget,
         seed=seed,
         device=device,
         workers=workers,
         overrides=assignments(set_ or []),
     )
+    if chosen.recipe.batch % devices:
+        raise UsageError(f"batch={chosen.recipe.batch} cannot be shared by {devices} evenly")
     verbs.run_folder(chosen, run)  # what is wrong with it is told before anything is measured
-    seconds = verbs.estimate(chosen)
+    seconds = chosen.recipe.budget or verbs.estimate(chosen)
     show.plan(
         chosen.lines(),
         seconds,
@@ -106,6 +131,8 @@ def train(
         return
     folder = verbs.create_run(chosen, run)
     show.note(f"run folder {folder.path}")
+    if devices > 1:
+        raise SystemExit(verbs.launch(devices, folder.path, device, workers, json))
     with show.Bar() as bar:
         outcome = verbs.go(folder, chosen, bar.update)
     show.outcome(outcome, as_json=json)
@@ -117,6 +144,7 @@ def resume(
     /,
     *,
     data: str | None = None,
+    devices: Count = 1,
     device: Device = "auto",
     workers: Workers = 2,
     json: Json = False,
@@ -127,9 +155,15 @@ def resume(
     ----------
     data
         Where the data is now, if it was moved.
+    devices
+        Processes (GPUs, where there are some) that share each batch.
     """
     from resnets import verbs
 
+    if devices > 1:
+        if run is None or data is not None:
+            raise UsageError("--devices needs RUN, and its data where it was")
+        raise SystemExit(verbs.launch(devices, run, device, workers, json))
     with show.Bar() as bar:
         outcome = verbs.resume(run, data=data, device=device, workers=workers, watch=bar.update)
     show.outcome(outcome, as_json=json)

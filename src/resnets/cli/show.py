@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 quiet = False
+chief = os.environ.get("RANK", "0") == "0"  # of the ranks that torchrun started
 
 
 def note(text: str, *, always: bool = False) -> None:
     """A line on standard error, so that standard output holds results only."""
-    if always or not quiet:
+    if chief and (always or not quiet):
         err.print(text, markup=False)
 
 
@@ -79,7 +81,7 @@ class Bar:
             TextColumn("{task.fields[left]} left"),
             console=err,
             transient=True,
-            disable=quiet or not err.is_terminal,
+            disable=quiet or not chief or not err.is_terminal,
         )
         self.task = self.progress.add_task("", total=1, speed="-", left="-")
         self.progress.__enter__()
@@ -135,6 +137,8 @@ class Download:
 def outcome(finished: Outcome, *, as_json: bool) -> None:
     """The end of a run: its test figures, and what to type next."""
     result, folder = finished.result, finished.run
+    if not chief:
+        return
     if as_json:
         figures = {"error": result.error, "images": result.images} if result else {}
         dump({"run": str(folder), "seconds": round(finished.seconds, 1), **figures})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,19 +16,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from resnets.data.decode import Unreadable, decode
 from resnets.data.draws import order, uniform
 from resnets.data.sources import Split
 from resnets.data.transforms import (
     DRAWS,
+    at_side,
     centre,
     cut,
-    geometry,
     normalize,
     recolour,
     statistics,
+    view,
 )
 from resnets.data.transforms import (
     augment as augmented,
@@ -34,7 +37,7 @@ from resnets.data.transforms import (
 from resnets.errors import DataError, UsageError
 from resnets.recipe import Augment, Preprocess
 
-PATIENCE = 60  # seconds without a batch after which the workers count as hung
+PATIENCE = 55  # seconds without a batch after which the workers count as hung
 _LOOK = 5  # seconds after which one looks whether they are alive
 
 
@@ -56,18 +59,25 @@ class Batch:
     unreadable: tuple[tuple[Path, str], ...] = ()
 
 
-def stream(seed: int, n: int, batch: int, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(indices, epochs), int64 (batch,) each, of the steps `start` to `stop` - 1.
+def stream(
+    seed: int, n: int, batch: int, start: int, stop: int, repeats: int, rank: int, ranks: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(indices, views), int64 (batch / ranks,) each, of the steps `start` to `stop` - 1.
 
-    Step s holds the positions s * batch to (s + 1) * batch, and position p is image
-    order(seed, p // n)[p % n]. A batch may end one epoch and begin the next.
+    Step s holds the positions s * batch to (s + 1) * batch, of which each rank takes its part in
+    turn, and position p = e * n + q is image order(seed, e)[q // repeats] in view
+    e + 2**32 * (q % repeats), by which its draws are hashed. A batch may end one epoch and begin
+    the next.
     """
     permutation = functools.lru_cache(maxsize=2)(lambda epoch: order(seed, epoch, n))
+    share = batch // ranks
     for step in range(start, stop):
-        places = torch.arange(step * batch, (step + 1) * batch)
-        epochs = places // n
-        parts = range(step * batch // n, (step * batch + batch - 1) // n + 1)
-        yield torch.cat([permutation(e)[places[epochs == e] % n] for e in parts]), epochs
+        first = step * batch + rank * share
+        places = torch.arange(first, first + share)
+        epochs, within = places // n, places % n
+        parts = range(first // n, (first + share - 1) // n + 1)
+        indices = [permutation(e)[within[epochs == e] // repeats] for e in parts]
+        yield torch.cat(indices), epochs + (within % repeats << 32)
 
 
 def train_batches(
@@ -81,6 +91,9 @@ def train_batches(
     stop: int,
     device: torch.device | str,
     workers: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+    sides: Callable[[int], int] | None = None,
 ) -> Iterator[Batch]:
     """The batches of the training steps `start` to `stop` - 1.
 
@@ -88,56 +101,67 @@ def train_batches(
         split: the training images; those in memory are moved to the device once.
         preprocess: the input's side, channels, mean and deviation.
         augment: what happens to each image.
-        batch: images in a step, always as many.
+        batch: images in a step over all ranks, always as many.
         seed: of order and augmentation.
         start: 0, or the step at which a run goes on.
         stop: number of the run's steps.
         device: of images and labels.
         workers: processes that decode files; the batches do not depend on it.
+        rank: which of the `ranks` equal parts of each step is read here.
+        ranks: among how many processes a step is divided.
+        sides: input side of a step; None: `preprocess.size` in all of them.
 
     Raises:
         UsageError: the augmentation cannot be done on such images.
         DataError: not one file of a batch can be read, or a worker died or hung.
     """
-    check(preprocess, augment)
+    check(preprocess, augment, batch, ranks, sides is not None)
+    side = sides or (lambda _: preprocess.size)
     mean, std = statistics(preprocess, device)
-    steps = stream(seed, len(split), batch, start, stop)
+    rows = stream(seed, len(split), batch, start, stop, augment.repeats, rank, ranks)
+    steps = ((indices, views, side(step)) for step, (indices, views) in enumerate(rows, start))
     if isinstance(split.images, Tensor):
         images = recolour(split.images.to(device), preprocess.channels)
         labels = split.labels.to(device)
-        for indices, epochs in steps:
+        for indices, views, length in steps:
             here = indices.to(device)
-            draws = uniform(seed, epochs.to(device), here, DRAWS)
-            views = _views(images.index_select(0, here), preprocess, augment, draws)
-            yield Batch(augmented(views, augment, mean, std, draws), labels[here], indices)
+            draws = uniform(seed, views.to(device), here, DRAWS)
+            size, change = at_side(preprocess, augment, length)
+            x = _views(images.index_select(0, here), size, change, draws)
+            yield Batch(augmented(x, change, mean, std, draws), labels[here], indices)
         return
-    drawn = ((indices, uniform(seed, epochs, indices, DRAWS)) for indices, epochs in steps)
-    job = Decode(preprocess, augment)
-    for views, rest, draws, bad in _decoded(split.images, job, drawn, workers, mean.is_cuda):
+    drawn = ((i, uniform(seed, views, i, DRAWS), length) for i, views, length in steps)
+    for x, rest, draws, bad in _decoded(
+        split.images, preprocess, augment, drawn, workers, mean.is_cuda
+    ):
         if not len(rest):
             raise DataError(f"not one image of a batch can be read: {bad[0][0]} ({bad[0][1]}), ...")
-        x = augmented(_to(views, device), augment, mean, std, _to(draws, device))
+        _, change = at_side(preprocess, augment, x.shape[3])
+        x = augmented(_to(x, device), change, mean, std, _to(draws, device))
         yield Batch(x, _to(split.labels[rest], device), rest, bad)
 
 
-def check(preprocess: Preprocess, augment: Augment) -> None:
-    """Raise UsageError if the augmentation cannot be done on this input."""
+def check(preprocess: Preprocess, augment: Augment, batch: int, ranks: int, grows: bool) -> None:
+    """Raise UsageError if such batches cannot be made; `grows`: the input's side changes."""
+    size = preprocess.size
+    if batch % ranks:
+        raise UsageError(f"batch={batch} cannot be divided among {ranks} processes; set another")
+    if grows and len(preprocess.mean) != preprocess.channels:
+        raise UsageError("normalize=pixel is for one size: set grow_from=0, or normalize=data")
     if augment.colour != "none" and preprocess.channels != 3:
         raise UsageError(f"augment.colour={augment.colour} is for colour images, not for grey ones")
-    if augment.crop == "scale" and not preprocess.size <= augment.scale[0] <= augment.scale[1]:
-        raise UsageError(f"augment.scale={augment.scale} has to begin at {preprocess.size} or more")
-    if augment.crop == "pad" and augment.reflect and augment.pad >= preprocess.size:
-        raise UsageError(f"augment.pad={augment.pad} is too much to reflect of {preprocess.size}")
+    if augment.crop == "scale" and not size <= augment.scale[0] <= augment.scale[1]:
+        raise UsageError(f"augment.scale={augment.scale} has to begin at {size} or more")
+    if augment.crop == "pad" and augment.reflect and augment.pad >= size:
+        raise UsageError(f"augment.pad={augment.pad} is too much to reflect of {size}")
 
 
 def _views(images: Tensor, preprocess: Preprocess, augment: Augment, draws: Tensor) -> Tensor:
-    height, width = images.shape[2:]
-    if augment.crop in ("none", "pad"):
+    if augment.crop in ("none", "pad") and augment.policy == "none":
+        height, width = images.shape[2:]
         return cut(images, centre(height, width, preprocess), preprocess.size)
-    places = [geometry(height, width, preprocess, augment, row) for row in draws.tolist()]
-    return torch.cat(
-        [cut(images[i : i + 1], place, preprocess.size) for i, place in enumerate(places)]
-    )
+    rows = zip(torch.split(images, 1), draws.tolist(), strict=True)
+    return torch.cat([view(image, preprocess, augment, row) for image, row in rows])
 
 
 def test_batches(
@@ -147,13 +171,16 @@ def test_batches(
     batch: int,
     device: torch.device | str,
     workers: int = 0,  # noqa: PT028
+    rank: int = 0,  # noqa: PT028
+    ranks: int = 1,  # noqa: PT028
 ) -> Iterator[Batch]:
     """Every image once, in the split's order, as the network sees it at test time.
 
-    The arguments are those of `train_batches`; the last batch may be smaller.
+    The arguments are those of `train_batches`, but that `batch` is of one process. A rank has the
+    images rank, rank + ranks, ...; its last batch may be smaller, and it may have none at all.
     """
     mean, std = statistics(preprocess, device)
-    steps = torch.split(torch.arange(len(split)), batch)
+    steps = torch.split(torch.arange(rank, len(split), ranks), batch)
     if isinstance(split.images, Tensor):
         where = centre(split.images.shape[2], split.images.shape[3], preprocess)
         for indices in steps:
@@ -161,14 +188,15 @@ def test_batches(
             views = cut(images, where, preprocess.size)
             yield Batch(normalize(views, mean, std), split.labels[indices].to(device), indices)
         return
-    drawn = ((indices, torch.zeros(len(indices), DRAWS)) for indices in steps)
-    job = Decode(preprocess, Augment())
-    for views, rest, _, bad in _decoded(split.images, job, drawn, workers, mean.is_cuda):
+    drawn = ((indices, torch.zeros(len(indices), DRAWS), preprocess.size) for indices in steps)
+    for views, rest, _, bad in _decoded(
+        split.images, preprocess, Augment(), drawn, workers, mean.is_cuda
+    ):
         x = normalize(_to(views, device), mean, std)
         yield Batch(x, _to(split.labels[rest], device), rest, bad)
 
 
-Request = tuple[tuple[str, ...], NDArray[np.float32]]
+Request = tuple[int, tuple[str, ...], NDArray[np.float32], int]  # number, files, draws, side
 Answer = tuple[Tensor, list[int], list[tuple[str, str]]]
 
 
@@ -177,44 +205,56 @@ class Decode(Dataset[Answer]):
     """What a worker does: files and their draws -> (uint8 views, which rows they are, bad files).
 
     The request comes with all it needs, so a worker holds no list of files that forking copies.
+    `hands` is shared with the training process: int64 (workers, 3) of the worker's process, the
+    request that it works on, and the row that it is reading (-1: none).
     """
 
     preprocess: Preprocess
     augment: Augment
+    hands: Tensor
 
     def __getitem__(self, request: Request) -> Answer:
-        size, channels = self.preprocess.size, self.preprocess.channels
-        views, rows, bad = [torch.empty(0, channels, size, size, dtype=torch.uint8)], [], []
-        for row, (path, draws) in enumerate(zip(*request, strict=True)):
+        number, paths, draws, side = request
+        preprocess, augment = at_side(self.preprocess, self.augment, side)
+        channels = preprocess.channels
+        worker = get_worker_info()
+        hand = self.hands[0 if worker is None else worker.id]
+        views, rows, bad = [torch.empty(0, channels, side, side, dtype=torch.uint8)], [], []
+        for row, (path, numbers) in enumerate(zip(paths, draws.tolist(), strict=True)):
+            hand.copy_(torch.tensor([os.getpid(), number, row]))
             try:
                 image = torch.from_numpy(decode(path, channels)).permute(2, 0, 1)[None]
             except Unreadable as fault:
                 bad.append((path, fault.reason))
                 continue
-            height, width = image.shape[2:]
-            where = geometry(height, width, self.preprocess, self.augment, draws.tolist())
-            views.append(cut(image, where, size))
+            views.append(view(image, preprocess, augment, numbers))
             rows.append(row)
+        hand[2] = -1
         return torch.cat(views), rows, bad
 
 
 def _decoded(
     files: tuple[Path, ...],
-    job: Decode,
-    steps: Iterable[tuple[Tensor, Tensor]],
+    preprocess: Preprocess,
+    augment: Augment,
+    steps: Iterable[tuple[Tensor, Tensor, int]],
     workers: int,
     pin: bool,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[tuple[Path, str], ...]]]:
-    """(uint8 views, indices, draws, unreadable files) of steps of (indices, draws), in order."""
+    """(uint8 views, indices, draws, unreadable files) of steps of (indices, draws, side)."""
     asked = deque[tuple[Tensor, Tensor]]()
+    done = 0
+    hands = torch.full((max(1, workers), 3), -1)
+    if workers:
+        hands.share_memory_()  # type: ignore[no-untyped-call]
 
     def requests() -> Iterator[Request]:
-        for indices, draws in steps:
+        for number, (indices, draws, side) in enumerate(steps):
             asked.append((indices, draws))
-            yield tuple(str(files[i]) for i in indices.tolist()), draws.numpy()
+            yield number, tuple(str(files[i]) for i in indices.tolist()), draws.numpy(), side
 
     loader = DataLoader(
-        job,
+        Decode(preprocess, augment, hands),
         batch_size=None,  # a request is a whole batch
         sampler=requests(),
         num_workers=workers,
@@ -236,15 +276,29 @@ def _decoded(
                 continue
             if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
                 raise
-            batch = asked[0][0].tolist()
             raise DataError(
                 f"a process that decodes images died or hung: {error}\n"
-                f"It had a batch from {files[batch[0]]} to {files[batch[-1]]}.\n"
+                f"{_in_hand(files, [indices for indices, _ in asked], hands, done)}\n"
                 "If memory or /dev/shm is short, use fewer workers, or none: --workers 0"
             ) from None
         waited = 0
+        done += 1
         indices, draws = asked.popleft()
         yield views, indices[rows], draws[rows], tuple((Path(path), why) for path, why in bad)
+
+
+def _in_hand(files: tuple[Path, ...], asked: list[Tensor], hands: Tensor, done: int) -> str:
+    """What a dead worker was reading, or else what is being waited for, as a sentence.
+
+    `asked` are the requests from number `done` on, the first that has no answer yet.
+    """
+    alive = {process.pid for process in multiprocessing.active_children()}
+    begun = [hand for hand in hands.tolist() if hand[0] > 0]
+    dead = [hand for hand in begun if hand[0] not in alive]
+    for _, number, row in dead or [hand for hand in begun if hand[1] == done]:
+        if row >= 0:
+            return f"It was reading {files[asked[number - done][row]]}."
+    return f"It had a batch from {files[asked[0][0]]} to {files[asked[0][-1]]}."
 
 
 def _ignore_interrupt(_: int) -> None:

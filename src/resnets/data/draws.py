@@ -50,11 +50,21 @@ def uniform(seed: int, epochs: Tensor, indices: Tensor, draws: int) -> Tensor:
 
     Args:
         seed: of the run.
-        epochs: int64 (B,) or a scalar: the pass over the data that each row belongs to.
+        epochs: int64 (B,) or a scalar: the pass over the data that each row belongs to, plus
+            2**32 times the number of the view where an image has several in a pass.
         indices: int64 (B,): the images.
         draws: how many for each image; the first ones do not depend on how many.
     """
     return _shift(bits(seed, epochs, indices, range(1, draws + 1)), 40).float() * 2.0**-24
+
+
+def draws_of_step(seed: int, step: int, micro: int, count: int) -> Tensor:
+    """What a step draws for a whole batch: float32 (count,) in [0, 1).
+
+    `micro` is the number of the micro-batch in the step, over all ranks. The hash is that of an
+    image in a negative epoch, which no image and no `spread` has.
+    """
+    return uniform(seed, torch.tensor(-2 - micro), torch.tensor([step]), count)[0]
 
 
 def order(seed: int, epoch: int, n: int) -> Tensor:

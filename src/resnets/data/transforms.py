@@ -1,27 +1,30 @@
 """From uint8 images to a network's input: one test-time view, and what training changes about it.
 
-Training goes: crop "none", "scale" or "area" to the input's side; colour; mean and deviation; the
-shift of crop "pad"; mirror; cutout. Padding after the mean is taken off is the order of
-fb.resnet.torch: what is padded is the mean, and the per-pixel mean moves with the image.
+Training goes: crop "none", "scale" or "area" to the input's side; policy; colour; mean and
+deviation; the shift of crop "pad"; mirror; cutout; erasing. Padding after the mean is taken off is
+the order of fb.resnet.torch: what is padded is the mean, and the per-pixel mean moves along.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resnets.data import policies
 from resnets.recipe import Augment, Preprocess
 
-DRAWS = 32  # for each image; which draw is for what:
+DRAWS = 45  # for each image; which draw is for what:
 _CORNER = (0, 1)  # top and left of a crop
 _FLIP = 2
 _CUTOUT = (3, 4)
 _COLOUR = slice(5, 12)
 _AREA = slice(12, 32)  # ten attempts at (area, aspect ratio)
+_POLICY = slice(32, 32 + policies.DRAWS)
+_ERASE = slice(40, 45)
 
 # AlexNet's colour augmentation with the numbers of fb.resnet.torch (datasets/imagenet.lua).
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
@@ -83,6 +86,27 @@ def geometry(
 def _shorter(height: int, width: int, side: int) -> tuple[int, int]:
     short = min(height, width)
     return side * height // short, side * width // short
+
+
+def view(image: Tensor, preprocess: Preprocess, augment: Augment, draws: list[float]) -> Tensor:
+    """What training cuts out of an image, after the policy: uint8 (1, C, H, W) -> (1, C, S, S)."""
+    height, width = image.shape[2:]
+    x = cut(image, geometry(height, width, preprocess, augment, draws), preprocess.size)
+    if augment.policy == "trivial":
+        return policies.trivial(x, draws[_POLICY])
+    if augment.policy == "rand":
+        return policies.rand(x, *augment.rand, draws[_POLICY])
+    return x
+
+
+def at_side(preprocess: Preprocess, augment: Augment, side: int) -> tuple[Preprocess, Augment]:
+    """The same views at another input side: every length in pixels follows it."""
+    lengths = (preprocess.resize, augment.pad, augment.cutout, *augment.scale)
+    resize, pad, cutout, low, high = (length * side // preprocess.size for length in lengths)
+    return (
+        replace(preprocess, size=side, resize=resize),
+        replace(augment, pad=pad, cutout=cutout, scale=(low, high)),
+    )
 
 
 def cut(images: Tensor, where: Geometry, size: int) -> Tensor:
@@ -147,10 +171,11 @@ def augment(images: Tensor, choice: Augment, mean: Tensor, std: Tensor, draws: T
         float32 (B, C, S, S), normalised.
     """
     x: Tensor = images
-    if choice.colour == "pca":
-        x = pca(x / 255, draws[:, _COLOUR]) * 255
-    elif choice.colour == "jitter":
-        x = jitter(x / 255, draws[:, _COLOUR]) * 255
+    colour = draws[:, _COLOUR]
+    if "jitter" in choice.colour:
+        x = jitter(x / 255, colour) * 255
+    if "pca" in choice.colour:
+        x = pca(x / 255, colour[:, 4:] if "jitter" in choice.colour else colour) * 255
     x = normalize(x, mean, std)
     if choice.crop == "pad":
         x = shift(x, choice.pad, choice.reflect, draws[:, _CORNER])
@@ -158,6 +183,8 @@ def augment(images: Tensor, choice: Augment, mean: Tensor, std: Tensor, draws: T
         x = torch.where(draws[:, _FLIP].view(-1, 1, 1, 1) < 0.5, x.flip(3), x)
     if choice.cutout:
         x = cutout(x, choice.cutout, draws[:, _CUTOUT])
+    if choice.erase:
+        x = erase(x, choice.erase, draws[:, _ERASE])
     return x
 
 
@@ -179,11 +206,35 @@ def cutout(images: Tensor, side: int, draws: Tensor) -> Tensor:
     (B, C, H, W) and (B, 2) -> (B, C, H, W).
     """
     height, width = images.shape[2:]
-    y, x = (
-        torch.arange(length, device=images.device) - (draws[:, i, None] * length).long() + side // 2
-        for i, length in enumerate((height, width))
-    )
-    inside = ((y >= 0) & (y < side))[:, :, None] & ((x >= 0) & (x < side))[:, None, :]
+    top = (draws[:, 0] * height).long() - side // 2
+    left = (draws[:, 1] * width).long() - side // 2
+    sides = torch.full_like(top, side)
+    return zeroed(images, top, left, sides, sides)
+
+
+def erase(images: Tensor, chance: float, draws: Tensor) -> Tensor:
+    """Zero, with that chance, a rectangle of 0.02..0.33 of the area and 0.3..3.3 as high as wide.
+
+    Once in some 700 it would be longer than the image and is as long as that; the paper and
+    torchvision draw again. (B, C, H, W) and (B, 5) -> (B, C, H, W).    1708.04896, Algorithm 1
+    """
+    height, width = images.shape[2:]
+    hit, area, ratio, y, x = draws.unbind(1)
+    pixels = (0.02 + 0.31 * area) * height * width
+    aspect = torch.exp(math.log(0.3) + ratio * math.log(3.3 / 0.3))
+    high = (pixels * aspect).sqrt().round().clamp(max=height) * (hit < chance)
+    wide = (pixels / aspect).sqrt().round().clamp(max=width)
+    top, left = (y * (height - high + 1)).long(), (x * (width - wide + 1)).long()
+    return zeroed(images, top, left, high, wide)
+
+
+def zeroed(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """Each image with a rectangle of zeros: (B, C, H, W) and (B,) each, in pixels."""
+    rows = torch.arange(images.shape[2], device=images.device) - top[:, None]
+    columns = torch.arange(images.shape[3], device=images.device) - left[:, None]
+    inside_rows = (rows >= 0) & (rows < height[:, None])
+    inside_columns = (columns >= 0) & (columns < width[:, None])
+    inside = inside_rows[:, :, None] & inside_columns[:, None, :]
     return images.masked_fill(inside[:, None], 0.0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,29 +63,38 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
 
 
 def evaluate(
-    network: Network, batches: Iterable[Batch], classes: tuple[str, ...], *, bfloat16: bool = False
+    network: Network,
+    batches: Iterable[Batch],
+    classes: tuple[str, ...],
+    *,
+    bfloat16: bool = False,
+    total: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> Result:
     """Run `network` over `batches` in evaluation mode; (N, C, H, W) -> one Result.
 
-    The network's own mode (train or eval) is restored afterwards.
+    The network's own mode (train or eval) is restored afterwards. Where several ranks have a part
+    of the images each, `total` adds up their sums: float64 (2 + classes * classes,).
     """
     training = network.training
     network.eval()
-    images, loss, top5 = 0, 0.0, 0
-    confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+    place = next(network.parameters()).device
+    # Counts are exact in float64 up to 2**53.
+    sums = torch.zeros(2 + len(classes) ** 2, dtype=torch.float64, device=place)
     unreadable: list[tuple[Path, str]] = []
     for batch in batches:
         unreadable += batch.unreadable
         if not len(batch.labels):
             continue
         logits = predict_batch(network, batch.images, bfloat16=bfloat16)
-        images += len(batch.labels)
-        loss += float(F.cross_entropy(logits.double(), batch.labels, reduction="sum"))
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        top5 += int((best == batch.labels[:, None]).any(1).sum())
         pairs = batch.labels * len(classes) + best[:, 0]
-        confusion += torch.bincount(pairs, minlength=confusion.numel()).view_as(confusion).cpu()
+        sums[0] += F.cross_entropy(logits.double(), batch.labels, reduction="sum")
+        sums[1] += (best == batch.labels[:, None]).sum()
+        sums[2:] += torch.bincount(pairs, minlength=len(classes) ** 2)
     network.train(training)
+    loss, top5, *counts = total(sums).tolist()
+    images = round(sum(counts))
+    confusion = torch.tensor(counts).long().view(len(classes), len(classes))
     right = int(confusion.diagonal().sum())
     return Result(
         images=images,

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import math
-import signal
 import statistics
-import threading
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from types import FrameType
-
-import torch
-from torch.nn import functional as F
+from collections.abc import Generator, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from resnets.data.batches import Batch, test_batches, train_batches
 from resnets.errors import DataError, Diverged
 from resnets.evaluation.classify import evaluate
-from resnets.recipe import Recipe
+from resnets.nets.modelfile import save
+from resnets.training import checkpoint
+from resnets.training.checkpoint import Writer, all_finite
 from resnets.training.events import Write, open_events
 from resnets.training.plan import Plan
 from resnets.training.run import Run
-from resnets.training.state import State, blend
+from resnets.training.state import Course, State
+from resnets.training.step import BAD_STEPS, Step
+from resnets.training.stop import Stop
+from resnets.training.world import ALONE, World
 
 SAVE_SECONDS = 30.0  # at the least between checkpoints, so that saving stays under 1 % of a run
+REWINDS = 3  # times that a run may go back to a checkpoint before it is given up
 
 
 @dataclass(frozen=True)
@@ -42,122 +44,177 @@ class Progress:
     notes: tuple[str, ...] = ()  # what a person should know, once
 
 
-@dataclass
-class Stop:
-    """Ends training after the step in hand: SIGINT and SIGTERM set `signal`, a second one kills."""
-
-    signal: int = 0
-    previous: dict[int, object] = field(default_factory=dict)
-
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is not threading.main_thread():
-            return self  # Python hands signals to the main thread only
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, self.catch)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def catch(self, number: int, _: FrameType | None) -> None:
-        """Remember the signal; from the second on behave as Python does."""
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = number
-
-
 def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
     """Train to the end or until `stop.signal`, from the newest checkpoint of `run` if it has one.
 
     Yields its progress about twice a second and at each evaluation. When it returns, the last state
-    is saved in `run`.
+    is saved in `run`. A value that is not finite is never saved: see `Step.update`; where steps
+    cannot just be left out, training goes on from the newest checkpoint at half the rate.
 
     Raises:
-        Diverged: the loss is not finite; the checkpoints before it are kept.
+        UsageError: another process trains in this folder.
+        Diverged: values are not finite, again and again; the checkpoints are from before.
         DataError: more images turned out unreadable than the recipe allows.
+        DiskError: three checkpoints in a row, the last one, or the log could not be written.
     """
-    recipe, images, steps = plan.recipe, len(plan.train), plan.steps
-    every = max(1, round(recipe.eval_every * images / recipe.batch))
-    state = State.start(recipe, plan.arch, plan.device)
-    newest = run.newest()
-    if newest is not None:
-        state.restore(newest.tensors, newest.step)
-    run.truncate("metrics.jsonl", state.step)
-    run.truncate("timing.jsonl", state.step)
-    events = open_events(run.path / "tensorboard", state.step)
-    bad = {str(path): reason for path, reason in plan.source.unreadable}
-    first, began = state.step, time.monotonic()
-    shown = saved = began
+    with run.locked() if plan.world.first else nullcontext():
+        writer, notes = Writer(run.path / "checkpoints"), list[str]()
+        state = begin(run, plan, notes)
+        earlier, factor, rewinds = state.course.seconds, 1.0, 0
+        try:
+            while lost := (yield from stretch(run, plan, stop, writer, state, notes, earlier)):
+                writer.wait()
+                factor, rewinds = state.course.factor / 2, state.course.rewinds + 1
+                if rewinds > REWINDS:
+                    raise Diverged(
+                        f"{lost}, after going back {REWINDS} times; nothing of it was saved.\n"
+                        f"Try a lower rate, for instance --set lr={plan.recipe.lr / 10:.2g}, "
+                        "more --set warmup, or --set clip=1."
+                    )
+                notes.append(f"{lost}: back to the newest checkpoint, at {factor:g} times the rate")
+                state = begin(run, plan, notes)
+                state.course.factor, state.course.rewinds = factor, rewinds
+        finally:
+            writer.wait()
 
-    batches = train_batches(
-        plan.train,
-        preprocess=plan.preprocess,
-        augment=recipe.augment,
-        batch=recipe.batch,
-        seed=recipe.seed,
-        start=state.step,
-        stop=steps,
-        device=plan.device,
-        workers=plan.workers,
-    )
-    for batch in batches:
-        update(state, recipe, steps, batch, bfloat16=plan.bfloat16)
+
+def begin(run: Run, plan: Plan, notes: list[str]) -> State:
+    """The state of the newest checkpoint, or of the first step; the logs are cut to it."""
+    world = plan.world
+    state = State.start(plan.recipe, plan.arch, plan.device)
+    folder = run.path / "checkpoints"
+    found = world.share(checkpoint.newest(folder) if world.first else None)
+    if found is not None:
+        state.restore(found.tensors, found.course)
+        notes += found.problems
+    else:
+        plan.initialise(state.network, state.average)
+        budget, steps = plan.recipe.budget, plan.steps
+        if budget:
+            steps = world.share(max(1, round(steps * budget / estimate(plan))))
+        state.course = Course(steps=steps, micro=plan.micro)
+    if world.first:
+        # An evaluation may have been broken off after its step was saved.
+        for name, last in (("metrics", state.course.logged), ("timing", state.course.logged)):
+            run.truncate(f"{name}.jsonl", last)
+        run.truncate("notes.jsonl", state.course.step)
+    return state
+
+
+def stretch(
+    run: Run,
+    plan: Plan,
+    stop: Stop,
+    writer: Writer,
+    state: State,
+    notes: list[str],
+    earlier: float,
+) -> Generator[Progress, None, str]:
+    """Train to the end or a signal and return "", or until the state is lost and return why."""
+    recipe, world, course, images = plan.recipe, plan.world, state.course, len(plan.train)
+    every = max(1, round(recipe.eval_every * images / recipe.batch))
+    events = open_events(run.path / "tensorboard", course.step) if world.first else ignore
+    bad = {str(path): reason for path, reason in plan.source.unreadable}
+    write_bad_files(run, bad, world)
+    step, stream, first = Step.of(plan, state), batches(plan, course), course.step
+    began = shown = saved = planned = time.monotonic()
+    testing = 0.0  # seconds of the last evaluation
+
+    while True:
+        now = time.monotonic()
+        course.seconds = earlier + now - plan.began
+        speed = (course.step - first) * recipe.batch / (now - began + 1e-9)
+        progress = Progress(
+            step=course.step,
+            steps=course.steps,
+            epoch=course.step * recipe.batch / images,
+            images_per_second=speed,
+            seconds_left=(course.steps - course.step) * recipe.batch / max(speed, 1e-9),
+            rate=course.factor * recipe.rate(max(0, course.step - 1), course.steps, course.drops),
+        )
+        # Not twice within a moment at the end.
+        due = course.step % every == 0 and course.steps - course.step > every // 4
+        if (due or course.ended) and course.logged < course.step:
+            progress = measure(run, events, plan, state, progress, stop)
+            testing = time.monotonic() - now
+
+        # What one process sees is done by all: signals, the clock, a budget's new length.
+        wishes = [stop.signal, stop.save or (now - saved > SAVE_SECONDS and not writer.busy), 0]
+        if recipe.budget and now - planned > recipe.budget / 50 and course.step > first:
+            left = recipe.budget - course.seconds - plan.finishing(testing)
+            pace = (now - began) / (course.step - first)
+            wishes[2], planned = course.step + max(1, round(left / pace)), now
+        stopping, saving, steps = world.wishes(wishes)
+        if steps and not course.ended:
+            course.steps = steps
+        if stopping or course.ended or saving:
+            if not all_finite(tensors := state.tensors()):
+                return f"the state is not finite at step {course.step}"
+            stop.save, saved = False, now
+            if world.first:
+                writer.save(tensors, course)
+        if stopping or course.ended:
+            writer.wait()
+        notes += writer.complaints(last=bool(stopping) or course.ended)
+        if stopping or course.ended or notes or progress.loss is not None or now - shown > 0.5:
+            if world.first:
+                for note in notes:
+                    run.append("notes.jsonl", {"step": course.step, "note": note})
+            yield replace(progress, notes=tuple(notes))
+            notes.clear()
+            shown = now
+        if stopping or course.ended:
+            stop.signal = stopping
+            return ""
+
+        batch, micro = next(stream), course.micro
+        outcome = step.update(batch)
+        if outcome == "lost":
+            return f"{BAD_STEPS} steps to {course.step}, or the state, are not finite"
+        if outcome == "skipped":
+            notes.append(f"step {course.step} was left out: it was not finite")
+        if course.micro < micro:
+            notes.append(
+                f"out of memory: from step {course.step} on {course.micro} images in a forward "
+                f"pass, {recipe.batch} in a step as before"
+            )
         if batch.unreadable:
             bad |= {str(path): reason for path, reason in batch.unreadable}
-            write_bad_files(run, bad)
+            write_bad_files(run, bad, world)
             refuse_too_many(bad, recipe.max_unreadable, plan.source.files)
 
-        # Not twice within a moment at the end.
-        due = state.step == steps or (state.step % every == 0 and steps - state.step > every // 4)
-        stopping = stop.signal != 0  # read once: what comes later waits for the next step
-        now = time.monotonic()
-        if not (due or stopping or now - shown > 0.5):
-            continue
-        shown = now
-        speed = (state.step - first) * recipe.batch / max(1e-9, now - began)
-        progress = Progress(
-            step=state.step,
-            steps=steps,
-            epoch=state.step * recipe.batch / images,
-            images_per_second=speed,
-            seconds_left=(steps - state.step) * recipe.batch / speed,
-            rate=recipe.rate(state.step - 1, steps),
-            notes=() if newest is None else newest.problems,
-        )
-        newest = None
-        if due:
-            progress = measure(run, events, plan, state, progress)
-        if stopping or state.step == steps or now - saved > SAVE_SECONDS:
-            run.save(state.tensors(), state.step)
-            saved = time.monotonic()
-        yield progress
-        if stopping:
-            break
-    write_bad_files(run, bad)
 
-
-def estimate(plan: Plan, seconds: float = 2.0) -> float:
-    """Seconds that the whole run will take, from real steps of a network that is thrown away."""
-    state = State.start(plan.recipe, plan.arch, plan.device)
-    batches = train_batches(
+def batches(plan: Plan, course: Course) -> Iterator[Batch]:
+    """The training stream from where the course stands; a budget has no end of its own."""
+    return train_batches(
         plan.train,
         preprocess=plan.preprocess,
         augment=plan.recipe.augment,
         batch=plan.recipe.batch,
         seed=plan.recipe.seed,
-        start=0,
-        stop=20,
+        start=course.step,
+        stop=sys.maxsize if plan.recipe.budget else course.steps,
         device=plan.device,
-        workers=0,
+        workers=plan.workers,
+        rank=plan.world.rank,
+        ranks=plan.world.size,
+        sides=lambda step: plan.side(step, course.steps),
     )
+
+
+def estimate(plan: Plan, seconds: float = 2.0) -> float:
+    """Seconds that the whole run will take, from real steps of a network that is thrown away."""
+    plan = replace(plan, world=ALONE, workers=0, recipe=replace(plan.recipe, batch=plan.share))
+    state = State.start(plan.recipe, plan.arch, plan.device)
+    state.course = Course(steps=plan.steps, micro=plan.micro)
+    step = Step.of(plan, state)
     reading: list[float] = []
     stepping: list[float] = []
     began = time.perf_counter()
     end = began + seconds
-    for batch in batches:
+    for batch in takewhile(lambda _: len(stepping) < 20, batches(plan, state.course)):
         read = time.perf_counter()
-        update(state, plan.recipe, plan.steps, batch, bfloat16=plan.bfloat16)
+        step.update(batch)
         done = time.perf_counter()
         reading.append(read - began)
         stepping.append(done - read)
@@ -165,72 +222,89 @@ def estimate(plan: Plan, seconds: float = 2.0) -> float:
         if len(stepping) > 3 and done > end:
             break
     # The first step warms up. Workers decode while the network computes.
-    read, step = statistics.median(reading[1:]), statistics.median(stepping[1:])
-    return plan.steps * (max(read / plan.workers, step) if plan.workers else read + step)
+    read, stepped = statistics.median(reading[1:]), statistics.median(stepping[1:])
+    return plan.steps * (max(read / plan.workers, stepped) if plan.workers else read + stepped)
 
 
-def update(state: State, recipe: Recipe, steps: int, batch: Batch, *, bfloat16: bool) -> None:
-    """One optimiser step: set the rate, forward, backward, move the weights, average them."""
-    for group in state.optimizer.param_groups:
-        group["lr"] = recipe.rate(state.step, steps)
-    # Dropout and stochastic depth draw from the step's own seed, so a resume needs no generator.
-    torch.manual_seed(recipe.seed * 1_000_003 + state.step)
-    state.network.train()
-    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bfloat16):
-        logits = state.network(batch.images).float()
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=recipe.label_smoothing)
-    if not math.isfinite(loss.item()):
-        raise Diverged(
-            f"the loss is {loss.item()} at step {state.step}; nothing of this step was kept.\n"
-            f"Try a lower rate, for instance --set lr={recipe.lr / 3:.2g}, or more --set warmup."
-        )
-    state.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    state.optimizer.step()
-    state.step += 1
-    keep = min(recipe.ema, state.step / (state.step + 9))  # short memory while weights move fast
-    blend(state.average, state.network, keep)
-    count = len(batch.labels)
-    wrong = (logits.argmax(1) != batch.labels).sum()
-    state.totals += torch.stack([loss.detach() * count, wrong, torch.full_like(wrong, count)])
+def measure(
+    run: Run, events: Write, plan: Plan, state: State, progress: Progress, stop: Stop
+) -> Progress:
+    """Log training figures since the last row, and the error on the watched split.
 
-
-def measure(run: Run, events: Write, plan: Plan, state: State, progress: Progress) -> Progress:
-    """Log training figures since the last row, and the error on the watched split."""
+    A signal breaks the evaluation off; then nothing is logged, and a resume does it again.
+    """
+    recipe, world, course = plan.recipe, plan.world, state.course
     loss, wrong, seen = state.totals.tolist()
-    state.totals.zero_()
     row = {
         "step": progress.step,
         "epoch": progress.epoch,
         "lr": progress.rate,
-        "loss": loss / seen,
-        "train_error": wrong / seen,
+        "loss": loss / max(1, seen),
+        "train_error": wrong / max(1, seen),
     }
     progress = replace(progress, loss=row["loss"], train_error=row["train_error"])
-    watch = plan.recipe.watch
-    split = plan.source.test if watch == "test" else plan.source.val
-    if split is not None:
-        batches = test_batches(
-            split,
-            preprocess=plan.preprocess,
-            batch=plan.recipe.batch,
-            device=plan.device,
-            workers=plan.workers,
+    if plan.watched is not None:
+        result = evaluate(
+            state.average,
+            takewhile(lambda _: not stop.signal, tested(plan)),
+            plan.source.classes,
+            bfloat16=plan.bfloat16,
+            total=world.sum,
         )
-        result = evaluate(state.average, batches, plan.source.classes, bfloat16=plan.bfloat16)
-        row |= {f"{watch}_error": result.error, f"{watch}_loss": result.loss}
+        if world.wishes([stop.signal])[0]:
+            return replace(progress, loss=None)
+        row |= {f"{recipe.watch}_error": result.error, f"{recipe.watch}_loss": result.loss}
         progress = replace(progress, watched_error=result.error)
-    run.append("metrics.jsonl", row)
-    events(row)
-    speed = round(progress.images_per_second, 1)
-    run.append("timing.jsonl", {"step": progress.step, "images_per_second": speed})
+        judge(run, plan, state, result.error)
+    state.totals.zero_()
+    course.logged = course.step
+    if world.first:
+        run.append("metrics.jsonl", row)
+        events(row)
+        speed = round(progress.images_per_second, 1)
+        run.append("timing.jsonl", {"step": progress.step, "images_per_second": speed})
     return progress
 
 
-def write_bad_files(run: Run, bad: dict[str, str]) -> None:
-    """List unreadable images with the reason."""
+def tested(plan: Plan) -> Iterator[Batch]:
+    """This rank's part of the watched images."""
+    assert plan.watched is not None
+    return test_batches(
+        plan.watched,
+        preprocess=plan.preprocess,
+        batch=plan.recipe.batch,
+        device=plan.device,
+        workers=plan.workers,
+        rank=plan.world.rank,
+        ranks=plan.world.size,
+    )
+
+
+def judge(run: Run, plan: Plan, state: State, error: float) -> None:
+    """What a new error on the watched images means: a best state, a plateau, an early end."""
+    recipe, course = plan.recipe, state.course
+    if course.best is None or error < course.best:
+        course.best, course.waited, course.waited_drop = error, 0, 0
+        if recipe.keep == "best" and plan.world.first:
+            save(run.best, state.average, plan.card)
+        return
+    course.waited += 1
+    course.waited_drop += 1
+    if recipe.schedule == "plateau" and course.waited_drop >= recipe.patience:
+        course.drops, course.waited_drop = course.drops + 1, 0
+    if recipe.stop_after and course.waited >= recipe.stop_after:
+        course.steps = course.step
+
+
+def ignore(_: object) -> None:
+    """Write no events."""
+
+
+def write_bad_files(run: Run, bad: dict[str, str], world: World) -> None:
+    """List unreadable images with the reason; further ranks have a list of their own."""
     if bad:
-        run.write_csv("bad_files.csv", ("file", "reason"), sorted(bad.items()))
+        name = "bad_files.csv" if world.first else f"bad_files-{world.rank}.csv"
+        run.write_csv(name, ("file", "reason"), sorted(bad.items()))
 
 
 def refuse_too_many(bad: dict[str, str], allowed: float, images: int) -> None:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+import math
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from resnets import __version__
 from resnets import arch as archs
 from resnets.arch import Arch, MlpArch
 from resnets.data.sources import Source, Split
 from resnets.errors import DataError, UsageError
+from resnets.evaluation.model import Model, load
+from resnets.nets import Network
 from resnets.nets.cost import cost
-from resnets.recipe import Augment, Preprocess, Recipe
+from resnets.nets.modelfile import Card
+from resnets.recipe import Augment, Preprocess, Recipe, to_dict
 from resnets.recipes import RECIPES
+from resnets.training.state import adopt
+from resnets.training.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -29,33 +38,106 @@ class Plan:
     device: torch.device
     bfloat16: bool
     workers: int
+    world: World = ALONE
+    base: Model | None = None  # what training starts from
+    teacher: Model | None = None
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the whole run."""
+        """Optimiser steps of the whole run; a budget replaces them once a step is measured."""
         return self.recipe.total_steps(len(self.train))
 
+    @property
+    def share(self) -> int:
+        """Images of a step on this rank."""
+        return self.recipe.batch // self.world.size
+
+    @property
+    def micro(self) -> int:
+        """Images of one forward pass."""
+        return min(self.recipe.micro or self.share, self.share)
+
+    @property
+    def frozen_steps(self) -> int:
+        """Steps at the start in which the classifier alone learns."""
+        return round(self.recipe.frozen * len(self.train) / self.recipe.batch)
+
+    @property
+    def watched(self) -> Split | None:
+        """The images of the error curve."""
+        return self.source.test if self.recipe.watch == "test" else self.source.val
+
+    @property
+    def final(self) -> Split | None:
+        """The images of the result: the test split where there is one."""
+        return self.source.test or self.source.val
+
+    @property
+    def card(self) -> Card:
+        """What the model file will say of itself."""
+        return Card(
+            arch=self.arch,
+            classes=self.source.classes,
+            preprocess=self.preprocess,
+            provenance={
+                "data": self.source.name,
+                "digest": self.source.digest,
+                "recipe": json.dumps(to_dict(self.recipe)),
+                "resnets": __version__,
+                "torch": torch.__version__,
+            },
+        )
+
+    def side(self, step: int, steps: int) -> int:
+        """Side of the input in a training step: it grows over the first 3/4, in whole strides."""
+        size = self.recipe.train_size or self.preprocess.size
+        start, stride = self.recipe.grow_from or size, 32 if size >= 128 else 4
+        grown = start + (size - start) * min(1.0, step / (0.75 * steps))
+        return min(size, max(start, round(grown / stride) * stride))
+
+    def finishing(self, testing: float) -> float:
+        """Seconds that a run needs after its last step, if one evaluation takes `testing`."""
+        if self.final is None or self.watched is None:
+            return 2.0
+        # The result is computed in float32.
+        return 2.0 + 2 * testing * len(self.final) / len(self.watched)
+
+    def initialise(self, *networks: Network) -> None:
+        """Give each network the weights that the recipe starts from; a new classifier stays."""
+        if self.base is not None:
+            for network in networks:
+                adopt(network, self.base.network.state_dict())
+
     def lines(self) -> dict[str, str]:
-        """The plan for a person, nine lines; the tenth is the measured time."""
+        """The plan for a person, a line each; the measured time comes last."""
         source, recipe, size = self.source, self.recipe, self.preprocess.size
         parts = {"train": self.train, "validation": source.val, "test": source.test}
         counts = ", ".join(f"{len(s):,} {name}" for name, s in parts.items() if s is not None)
         price = cost(self.arch)
         names = ", ".join(source.classes[:6]) + (", ..." if len(source.classes) > 6 else "")
         epochs = self.steps * recipe.batch / len(self.train)
+        length = f"{self.steps:,} steps of {recipe.batch}, {epochs:.1f} epochs"
+        if recipe.budget:
+            length = f"as many steps of {recipe.batch} as fit into {recipe.budget / 60:.3g} minutes"
+        passes = math.ceil(self.share / self.micro)
+        if passes > 1:
+            length += f"; {passes} forward passes of {self.micro} images make one step"
         return {
             "data": f"{source.name}, digest {source.digest[:12]}",
             "classes": f"{len(source.classes)}: {names}",
             "images": f"{counts}; {len(source.unreadable)} unreadable",
             "input": f"{self.preprocess.channels} x {size} x {size}, {describe(recipe.augment)}",
-            "network": f"{recipe.model}, {self.arch.depth} layers",
+            "network": f"{recipe.model}, {self.arch.depth} layers"
+            + (f", from {recipe.weights}" if recipe.weights else ""),
             "size": f"{price.parameters:,} parameters, {price.macs / 1e6:,.1f} M multiply-adds",
-            "length": f"{self.steps:,} steps of {recipe.batch}, {epochs:.1f} epochs",
+            "length": length,
             "optimiser": (
-                f"SGD, rate {recipe.lr:g} {recipe.schedule}, weight decay {recipe.weight_decay:g}"
+                f"{recipe.optimizer}, rate {recipe.peak:g} {recipe.schedule}, "
+                f"weight decay {recipe.weight_decay:g}"
             ),
             "machine": (
-                f"{self.device}, {recipe.precision}, "
+                f"{self.device}, {recipe.precision}, {self.world.size} processes, "
                 f"{torch.get_num_threads()} threads, {self.workers} workers"
             ),
         }
@@ -149,18 +231,37 @@ def takes_images(network: Arch) -> bool:
     return not isinstance(network, MlpArch) and getattr(network, "dims", 2) == 2
 
 
-def resolve(recipe: Recipe, source: Source, device: torch.device, workers: int) -> Plan:
-    """Everything that follows from a recipe, the data and the machine."""
-    network = archs.arch(recipe.model)
+def resolve(
+    recipe: Recipe, source: Source, device: torch.device, workers: int, world: World = ALONE
+) -> Plan:
+    """Everything that follows from a recipe, the data and the machine. Raises UsageError."""
+    if recipe.watch == "test" and (
+        recipe.keep == "best" or recipe.stop_after or recipe.schedule == "plateau"
+    ):
+        raise UsageError(
+            "keep=best, stop_after and schedule=plateau choose by the watched images, and the test "
+            "images may not choose: --set watch=val, with --set holdout=0.1 where there are none"
+        )
+    base = load(recipe.weights) if recipe.weights else None
+    network = archs.changed(base.card.arch if base else archs.arch(recipe.model), recipe.arch)
     if not takes_images(network):
         raise UsageError(f"{recipe.model} takes no 2-D images; `resnets models` lists others")
+    if recipe.batch % world.size:
+        raise UsageError(f"batch={recipe.batch} cannot be shared by {world.size} processes evenly")
     preprocess = preprocessing(recipe, source)
+    if base:  # the weights know the moments that they were trained with
+        card = base.card.preprocess
+        if card.channels == preprocess.channels and len(card.mean) == card.channels:
+            preprocess = replace(preprocess, mean=card.mean, std=card.std)
     network = replace(
         network, channels=preprocess.channels, classes=len(source.classes), size=preprocess.size
     )
     train = training_images(source)
     if isinstance(train.images, torch.Tensor):
         workers = 0
+    teacher = load(recipe.teacher, classes=source.classes) if recipe.teacher else None
+    if teacher and teacher.card.classes != source.classes:
+        raise UsageError(f"the teacher {recipe.teacher} knows other classes than {source.name}")
     bfloat16 = use_bfloat16(recipe.precision, device)
     return Plan(
         # With the precision said, the recipe repeats the run on another machine too.
@@ -172,6 +273,9 @@ def resolve(recipe: Recipe, source: Source, device: torch.device, workers: int) 
         device=device,
         bfloat16=bfloat16,
         workers=workers,
+        world=world,
+        base=base,
+        teacher=teacher,
     )
 
 
@@ -180,7 +284,7 @@ def preprocessing(recipe: Recipe, source: Source) -> Preprocess:
     files = not isinstance(training_images(source).images, torch.Tensor)
     size = recipe.size or (224 if files else source.size)
     # ImageNet's protocol: centre 224 of the shorter side 256 (fb.resnet.torch; 224 / 256 = 0.875).
-    resize = round(size / 0.875) if files and size >= 64 else size
+    resize = round(size / recipe.crop_ratio) if files and size >= 64 else size
     if recipe.normalize == "pixel":
         mean, std = pixel_mean(training_images(source), size), (1.0,) * source.channels
     else:

@@ -8,6 +8,8 @@ timing.jsonl       seconds and images a second for the same steps
 tensorboard/       the same as events, with that package
 bad_files.csv      unreadable images with the reason
 checkpoints/       the two newest states
+notes.jsonl        what a person should know: skipped steps, lost files
+lock               held by the process that trains
 model.safetensors  the result, self-describing
 result.json        figures on the test split
 """
@@ -15,31 +17,18 @@ result.json        figures on the test split
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
 import json
-import shutil
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
-from torch import Tensor
-
 from resnets.errors import CheckpointError, DiskError, UsageError
-from resnets.files import sync_folder, write_synced, write_whole
-from resnets.nets.modelfile import digest
-
-KEEP = 2
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A whole checkpoint that was read back, and why newer ones were passed over."""
-
-    tensors: dict[str, Tensor]
-    step: int
-    problems: tuple[str, ...] = ()
+from resnets.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -57,6 +46,11 @@ class Run:
     def model(self) -> Path:
         """Where the result is, once finished."""
         return self.path / "model.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The best state on the validation images, as a model file."""
+        return self.path / "best.safetensors"
 
     def check_free(self) -> None:
         """Raise UsageError when a run is already there."""
@@ -89,9 +83,24 @@ class Run:
         return data
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Add one line to a JSON-lines file."""
-        with (self.path / name).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Add one line to a JSON-lines file. Raises DiskError; half a line is cut off again."""
+        path = self.path / name
+        line = (json.dumps(row) + "\n").encode()
+        try:
+            with path.open("ab", buffering=0) as file:
+                before = file.tell()
+                try:
+                    if file.write(line) < len(line):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(before)
+                    raise
+        except OSError as error:
+            raise DiskError(
+                f"{path} could not be written: {error.strerror or error}.\n"
+                f"Free some space, then `resnets resume {self.path}`."
+            ) from None
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """All lines of a JSON-lines file; a last line that a crash cut short is left out."""
@@ -108,73 +117,20 @@ class Run:
             writer.writerow(header)
             writer.writerows(rows)
 
-    def save(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Write a checkpoint: temporary folder, synced, renamed; the oldest beyond two goes."""
-        folder = self.path / "checkpoints"
-        final, temporary = folder / f"step-{step:08d}", folder / f"step-{step:08d}.tmp"
-        if final.exists():
-            return
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-            manifest = {"step": step, "sha256": {k: digest(v) for k, v in tensors.items()}}
-            data = safetensors.torch.save(dict(tensors))
-            write_synced(temporary / "state.safetensors", data)
-            write_synced(temporary / "state.json", json.dumps(manifest).encode())
-            sync_folder(temporary)
-            temporary.rename(final)
-            sync_folder(folder)
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise DiskError(
-                f"cannot write {final}: {error.strerror}\n"
-                f"The earlier checkpoints are whole; free space, then `resnets resume {self.path}`."
-            ) from None
-        for old in self.checkpoints()[:-KEEP]:
-            shutil.rmtree(old)
-
-    def checkpoints(self) -> list[Path]:
-        """The finished checkpoints, oldest first."""
-        return sorted(p for p in (self.path / "checkpoints").glob("step-*") if not p.suffix)
-
     def truncate(self, name: str, step: int) -> None:
         """Drop the lines of a JSON-lines file that are later than the checkpoint's step."""
         rows = [row for row in self.rows(name) if row["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_whole(self.path / name, text.encode())
 
-    def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint, and what was wrong with newer ones, which are set aside.
-
-        None when there is no checkpoint yet. Raises CheckpointError when there are some and none
-        is whole: training never starts afresh in silence.
-        """
-        problems: list[str] = []
-        for path in reversed(self.checkpoints()):
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process alone; a kill frees it. Raises UsageError."""
+        with (self.path / "lock").open("w") as file:
             try:
-                tensors, step = read_checkpoint(path)
-            except CheckpointError as error:
-                problems.append(f"{error}; the one before it is taken")
-                path.rename(path.with_suffix(".damaged"))
-                continue
-            return Checkpoint(tensors, step, tuple(problems))
-        if problems:
-            raise CheckpointError("no checkpoint is whole: " + "; ".join(problems))
-        return None
-
-
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
-    """Tensors and step of one checkpoint, every tensor's digest checked."""
-    try:
-        manifest = json.loads((path / "state.json").read_text())
-        tensors = safetensors.torch.load((path / "state.safetensors").read_bytes())
-        step, digests = int(manifest["step"]), dict(manifest["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if tensors.keys() != digests.keys():
-        raise CheckpointError(f"{path}: its tensors are not those of its manifest")
-    for name, tensor in tensors.items():
-        if digest(tensor) != digests[name]:
-            raise CheckpointError(f"{path}: the digest of {name} is wrong")
-    return tensors, step
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"another process is training in {self.path}; give this one its own --run"
+                ) from None
+            yield

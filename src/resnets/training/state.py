@@ -7,7 +7,8 @@ every random draw of a step are functions of the recipe and the step.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,52 +17,72 @@ from resnets import nets
 from resnets.arch import Arch
 from resnets.errors import CheckpointError
 from resnets.nets import Network
+from resnets.nets.sync import convert
 from resnets.recipe import Recipe
+from resnets.training import optim
+
+
+@dataclass
+class Course:
+    """Where a run stands, in numbers; the JSON part of a checkpoint."""
+
+    step: int = 0
+    steps: int = 0  # of the whole run; a budget or early stopping moves it
+    logged: int = 0  # the step of the last row in the log
+    micro: int = 0  # images of a forward pass; halved when memory runs out
+    factor: float = 1.0  # of the rate; halved at each rewind
+    skipped: int = 0  # steps in a row that were not finite
+    rewinds: int = 0
+    drops: int = 0  # plateaus so far
+    best: float | None = None  # watched error
+    waited: int = 0  # evaluations since the best one
+    waited_drop: int = 0  # evaluations since the best one or the last plateau
+    seconds: float = 0.0  # spent, over all resumes
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last step is done."""
+        return self.step >= self.steps
 
 
 @dataclass
 class State:
-    """One run's network, its averaged twin, the optimiser and the position."""
+    """One run's network, its averaged twin, the optimiser and the course."""
 
     network: Network
     average: Network  # evaluated and saved as the result; equals `network` when ema is 0
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     totals: Tensor  # (3,) float64: loss sum, wrong, images since the last logged row
-    step: int = 0
+    course: Course = field(default_factory=Course)
 
     @classmethod
     def start(cls, recipe: Recipe, arch: Arch, device: torch.device) -> State:
         """A fresh state: initial weights are a function of the recipe's seed."""
         torch.manual_seed(recipe.seed)
         network = nets.build(arch, checkpoint=recipe.checkpoint_blocks)
+        if recipe.norm == "sync":
+            network = convert(network)
         # Initialised in float32 NCHW on the CPU, so every device starts from the same weights.
         network = network.to(device)
         if getattr(arch, "dims", 2) == 2:
             network = network.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(
-            parameter_groups(network, recipe),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            foreach=True,
-        )
         totals = torch.zeros(3, dtype=torch.float64, device=device)
-        return cls(network, copy.deepcopy(network), optimizer, totals)
+        average = copy.deepcopy(network).requires_grad_(False)
+        return cls(network, average, optim.build(network, recipe), totals)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the run under one flat name, for a checkpoint."""
         flat = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         flat |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for name, parameter in self.network.named_parameters():
-            buffer = self.optimizer.state[parameter].get("momentum_buffer")
-            if buffer is not None:
-                flat[f"momentum.{name}"] = buffer
+            for key, value in self.optimizer.state[parameter].items():
+                flat[f"optimizer.{name}.{key}"] = value
         flat["totals"] = self.totals
         return flat
 
-    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
+    def restore(self, tensors: dict[str, Tensor], course: Course) -> None:
         """Take over what `tensors()` gave. Raises CheckpointError on another network's tensors."""
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "momentum": {}}
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}}
         for key, value in tensors.items():
             part, _, name = key.partition(".")
             if part in parts:
@@ -72,22 +93,40 @@ class State:
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip()
             raise CheckpointError(f"the checkpoint belongs to another network: {first}") from None
-        for name, parameter in self.network.named_parameters():
-            if name in parts["momentum"]:
-                buffer = torch.empty_like(parameter).copy_(parts["momentum"][name])
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        parameters = dict(self.network.named_parameters())
+        self.optimizer.state.clear()
+        for key, value in parts["optimizer"].items():
+            name, _, slot = key.rpartition(".")
+            like = parameters[name]
+            # A moment has its weight's device and layout; a counter stays on the processor.
+            own = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+            self.optimizer.state[like][slot] = own
         self.totals.copy_(tensors["totals"])
-        self.step = step
+        self.course = course
+
+    def finite(self) -> bool:
+        """Whether weights, averages and moments are all finite: one number is computed."""
+        return finite(
+            value
+            for value in (
+                *self.network.parameters(),
+                *self.average.parameters(),
+                *floats(self.average.buffers()),
+                *(v for state in self.optimizer.state.values() for v in state.values()),
+            )
+            if value.device == self.totals.device
+        )
 
 
-def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, object]]:
-    """All parameters in two groups: with weight decay, and without (norms and biases)."""
-    decayed: list[nn.Parameter] = []
-    exempt: list[nn.Parameter] = []
-    for parameter in network.parameters():
-        (decayed if recipe.decay_all or parameter.ndim > 1 else exempt).append(parameter)
-    groups = [(decayed, recipe.weight_decay), (exempt, 0.0)]
-    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+def floats(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Those that are floating."""
+    return [t for t in tensors if t.is_floating_point()]
+
+
+def finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no value is infinite or not a number."""
+    largest = torch._foreach_norm([t.detach() for t in tensors], torch.inf)
+    return bool(torch.stack([x.float() for x in largest]).isfinite().all())
 
 
 @torch.no_grad()
@@ -97,8 +136,23 @@ def blend(average: nn.Module, network: nn.Module, keep: float) -> None:
     Normalisation statistics are averaged like weights; counters are copied.
     """
     mine, theirs = average.state_dict().values(), network.state_dict().values()
-    floats = [(a, b) for a, b in zip(mine, theirs, strict=True) if a.is_floating_point()]
-    torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], 1 - keep)
+    pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if a.is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - keep)
     for a, b in zip(mine, theirs, strict=True):
         if not a.is_floating_point():
             a.copy_(b)
+
+
+def adopt(network: Network, weights: Mapping[str, Tensor]) -> None:
+    """Take over the tensors of a trained network, but for a classifier of another shape.
+
+    Raises CheckpointError that names the first other difference.
+    """
+    own = network.state_dict()
+    other = sorted(own.keys() ^ weights.keys()) + [
+        name for name in own if name in weights and own[name].shape != weights[name].shape
+    ]
+    head = next(n for n, m in network.named_modules() if m is optim.classifier(network))
+    if strange := [name for name in other if name.rpartition(".")[0] != head]:
+        raise CheckpointError(f"the weights belong to another network: {strange[0]} differs")
+    network.load_state_dict({k: v for k, v in weights.items() if k not in other}, strict=False)

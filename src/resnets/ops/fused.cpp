@@ -1,0 +1,309 @@
+// z = x * w (3x3, stride 1) or z = x, y = f(h + BN(z)), forward and backward: AVX512-BF16 kernels.
+//
+// Images are (N, H, W, C) in memory, C a multiple of 16. Each thread has its fixed share of the
+// images and partial sums are added in the order of the threads: equal threads give equal bits.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+namespace {
+
+using bf16 = uint16_t;
+using Int = int64_t;
+using Vector = __m512;  // 16 floats
+
+inline Vector load(const float* p) { return _mm512_loadu_ps(p); }
+inline Vector load(const bf16* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+inline void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
+inline void store(bf16* p, Vector v) {
+  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(v));
+}
+
+template <typename T>
+struct Buffer {  // zeros, on cache lines
+  explicit Buffer(Int n) : data((T*)std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64)) {
+    std::fill_n(data.get(), n, T(0));
+  }
+  operator T*() const { return data.get(); }
+  struct Free { void operator()(T* p) const { std::free(p); } };
+  std::unique_ptr<T, Free> data;
+};
+
+// work(thread, first, last) for each thread's share of 0..n.
+template <typename Work>
+void shared(Int n, int threads, const Work& work) {
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int t = 0; t < threads; ++t) work(t, n * t / threads, n * (t + 1) / threads);
+}
+
+// out[i] = the sum of parts[t][i] over the threads t.
+void add_up(const double* parts, int threads, Int n, double* out) {
+  for (Int i = 0; i < n; ++i)
+    for (int t = 0; t < threads; ++t) out[i] += parts[t * n + i];
+}
+
+// --- Batch normalisation: Ioffe and Szegedy 2015 -------------------------------------------------
+
+// Two sums a channel: `terms(i, c, s, q)` adds what the 16 elements from i on, of channels c on,
+// give. A float adds 512 rows at most, a double the rest.
+template <typename Terms>
+void column_sums(Int rows, Int C, int threads, double* sums, const Terms& terms) {
+  Buffer<double> parts(threads * 2 * C);
+  shared(rows, threads, [&](int t, Int first, Int last) {
+    Buffer<float> S(2 * C);
+    float* Q = S + C;
+    for (Int chunk = first; chunk < last; chunk += 512) {
+      const Int end = std::min(last, chunk + 512);
+      std::fill_n(+S, 2 * C, 0.f);
+      for (Int r = chunk; r < end; r += 8)
+        for (Int c = 0; c < C; c += 16) {
+          Vector s = load(S + c), q = load(Q + c);
+          for (Int k = r; k < std::min(r + 8, end); ++k) terms(k * C + c, c, s, q);
+          store(S + c, s), store(Q + c, q);
+        }
+      for (Int c = 0; c < 2 * C; ++c) parts[t * 2 * C + c] += S[c];
+    }
+  });
+  add_up(parts, threads, 2 * C, sums);
+}
+
+template <typename Body>
+void elements(Int rows, Int C, int threads, const Body& body) {
+  shared(rows, threads, [&](int, Int first, Int last) {
+    for (Int r = first; r < last; ++r)
+      for (Int c = 0; c < C; c += 16) body(r * C + c, c);
+  });
+}
+
+// --- 3x3 convolution, stride 1 -------------------------------------------------------------------
+
+// acc[p][b] += left[k][p] right[k][b] over k, both pairs of numbers: `left` advances by `step` and
+// has a row each `pitch`; `right` advances by `advance` and has a block each `block`.
+template <int P, int B>
+inline __attribute__((always_inline)) void multiply(Vector (&acc)[P][B], const bf16* left,
+                                                    Int pitch, Int step, const bf16* right,
+                                                    Int block, Int advance, Int K) {
+  for (Int k = 0; k < K; ++k, left += step, right += advance) {
+    __m512bh r[B];
+    for (int b = 0; b < B; ++b) r[b] = (__m512bh)_mm512_loadu_si512(right + b * block);
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+      const __m512bh l = (__m512bh)_mm512_set1_epi32(*(const int*)(left + p * pitch));
+      for (int b = 0; b < B; ++b) acc[p][b] = _mm512_dpbf16_ps(acc[p][b], l, r[b]);
+    }
+  }
+}
+
+// [out / 16][tap][in / 2][16][2] from weight(out, tap, in).
+template <typename Weight>
+void pack(bf16* packed, Int in, Int out, int threads, const Weight& weight) {
+  shared(out / 16, threads, [&](int, Int first, Int last) {
+    for (Int i = first * 9 * in; i < last * 9 * in; ++i) {
+      const Int block = i / (9 * in), tap = i / in % 9, c = i % in;
+      float values[16];
+      bf16 rounded[16];
+      for (int l = 0; l < 16; ++l) values[l] = weight(block * 16 + l, tap, c);
+      store(rounded, load(values));
+      for (int l = 0; l < 16; ++l) packed[(i - c % 2) * 16 + 2 * l + c % 2] = rounded[l];
+    }
+  });
+}
+
+// One image with a border of zeros, (H + 2, W + 2, C), to (H, W, O); `sums` gets the sums and the
+// sums of squares of the O channels.
+template <int B>
+void convolve(const bf16* padded, const bf16* packed, bf16* y, double* sums, Int H, Int W, Int C,
+              Int O) {
+  constexpr int P = 8;
+  for (Int o = 0; o < O; o += 16 * B) {
+    Vector s[B] = {}, q[B] = {};
+    for (Int h = 0; h < H; ++h)
+      for (Int w = 0; w < W; w += P) {
+        Vector acc[P][B] = {};
+        for (int tap = 0; tap < 9; ++tap)
+          multiply(acc, padded + ((h + tap / 3) * (W + 2) + w + tap % 3) * C, C, 2,
+                   packed + (o * 9 + tap * 16) * C, 9 * 16 * C, 32, C / 2);
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p)
+          for (int b = 0; b < B; ++b) {
+            store(y + (h * W + w + p) * O + o + 16 * b, acc[p][b]);
+            s[b] = _mm512_add_ps(s[b], acc[p][b]);
+            q[b] = _mm512_fmadd_ps(acc[p][b], acc[p][b], q[b]);
+          }
+      }
+    for (int b = 0; b < B; ++b)
+      for (int l = 0; l < 16; ++l) {
+        sums[o + 16 * b + l] += s[b][l];
+        sums[O + o + 16 * b + l] += q[b][l];
+      }
+  }
+}
+
+// p[0], q[0], p[1], q[1], ...
+inline void interleave(const bf16* p, const bf16* q, bf16* out, Int n) {
+  for (Int i = 0; i < n; i += 16) {
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(p + i)));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(q + i)));
+    _mm512_storeu_si512(out + 2 * i, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+}
+
+// dw[tap][c][o] += x[h + i][w + j][c] dz[h][w][o]: pairs of neighbouring pixels are multiplied, the
+// left one of a pair of x at an even column (`pairs[0]`) or an odd one (`pairs[1]`).
+template <int B>
+void correlate(const bf16* x, const bf16* dz, bf16* pairs, bf16* right, float* dw, Int H, Int W,
+               Int C, Int O) {
+  constexpr int P = 16 / B;
+  const Int half = W / 2, row = (half + 1) * 2 * C, plane = (H + 2) * row;
+  for (Int h = 0; h < H + 2; ++h)
+    for (Int k = 0; k < W + 1; ++k) {
+      const bf16* p = x + (h * (W + 2) + k) * C;
+      interleave(p, p + C, pairs + k % 2 * plane + h * row + k / 2 * 2 * C, C);
+    }
+  for (Int i = 0; i < H * half; ++i) {
+    const bf16* p = dz + ((i / half + 1) * (W + 2) + i % half * 2 + 1) * O;
+    interleave(p, p + O, right + i * 2 * O, O);
+  }
+  for (int tap = 0; tap < 9; ++tap)
+    for (Int c = 0; c < C; c += P)
+      for (Int o = 0; o < O; o += 16 * B) {
+        float* to = dw + (tap * C + c) * O + o;
+        const bf16* left = pairs + tap % 3 % 2 * plane + tap / 3 * row + (tap % 3 / 2 * C + c) * 2;
+        Vector acc[P][B];
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p)
+          for (int b = 0; b < B; ++b) acc[p][b] = load(to + p * O + 16 * b);
+        for (Int h = 0; h < H; ++h)
+          multiply(acc, left + h * row, 2, 2 * C, right + (h * half * O + o) * 2, 32, 2 * O, half);
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p)
+          for (int b = 0; b < B; ++b) store(to + p * O + 16 * b, acc[p][b]);
+      }
+}
+
+// --- Both ----------------------------------------------------------------------------------------
+
+void copy_padded(const bf16* x, bf16* out, Int H, Int W, Int C) {
+  for (Int h = 0; h < H; ++h) std::copy_n(x + h * W * C, W * C, out + ((h + 1) * (W + 2) + 1) * C);
+}
+
+template <typename T>
+void forward(const T* x, const float* w, T* z, const T* h, T* y, const float* gamma,
+             const float* beta, float* mean, float* inverse, float* running_mean,
+             float* running_var, Int N, Int H, Int W, Int C, Int O, double momentum, double eps,
+             int relu, int threads) {
+  const Int rows = N * H * W;
+  Buffer<double> sums(2 * O);
+  Buffer<float> origin(O), scale(O);
+  if constexpr (sizeof(T) == 2)
+    if (w) {
+      Buffer<bf16> packed(9 * C * O);
+      pack(packed, C, O, threads, [&](Int o, Int tap, Int c) { return w[(o * 9 + tap) * C + c]; });
+      Buffer<double> parts(threads * 2 * O);
+      shared(N, threads, [&](int t, Int first, Int last) {
+        Buffer<bf16> padded((H + 2) * (W + 2) * C);
+        for (Int n = first; n < last; ++n) {
+          copy_padded(x + n * H * W * C, padded, H, W, C);
+          (O % 32 ? convolve<1> : convolve<2>)(padded, packed, z + n * H * W * O,
+                                               parts + t * 2 * O, H, W, C, O);
+        }
+      });
+      add_up(parts, threads, 2 * O, sums);
+    }
+  if (!w) {
+    // Less the first row: squares alone would lose the variance of a channel far from zero.
+    for (Int c = 0; c < O; c += 16) store(origin + c, load(z + c));
+    column_sums(rows, O, threads, sums, [&](Int i, Int c, Vector& s, Vector& q) {
+      const Vector d = _mm512_sub_ps(load(z + i), load(origin + c));
+      s = _mm512_add_ps(s, d), q = _mm512_fmadd_ps(d, d, q);
+    });
+  }
+  for (Int c = 0; c < O; ++c) {
+    const double d = sums[c] / rows, var = std::max(0., sums[O + c] / rows - d * d);
+    mean[c] = origin[c] + d, inverse[c] = 1 / std::sqrt(var + eps), scale[c] = gamma[c] * inverse[c];
+    running_mean[c] += momentum * (mean[c] - running_mean[c]);
+    running_var[c] += momentum * (var * rows / (rows - 1) - running_var[c]);
+  }
+  elements(rows, O, threads, [&](Int i, Int c) {
+    const Vector d = _mm512_sub_ps(load(z + i), load(mean + c));
+    Vector v = _mm512_fmadd_ps(d, load(scale + c), load(beta + c));
+    if (h) v = _mm512_add_ps(v, load(h + i));
+    if (relu) v = _mm512_max_ps(_mm512_setzero_ps(), v);  // in this order NaN stays
+    store(y + i, v);
+  });
+}
+
+template <typename T>
+void backward(const T* dy, const T* x, const float* w, const T* z, const T* y, T* dx, float* dw,
+              T* dh, const float* gamma, const float* mean, const float* inverse, float* dgamma,
+              float* dbeta, Int N, Int H, Int W, Int C, Int O, int threads) {
+  const Int rows = N * H * W;
+  const auto g = [&](Int i) {  // y is given where there is a ReLU
+    if (!y) return load(dy + i);
+    const auto on = _mm512_cmp_ps_mask(load(y + i), _mm512_setzero_ps(), _CMP_NLE_UQ);
+    return _mm512_maskz_mov_ps(on, load(dy + i));
+  };
+  Buffer<double> sums(2 * O);
+  column_sums(rows, O, threads, sums, [&](Int i, Int c, Vector& s, Vector& q) {
+    const Vector v = g(i);
+    s = _mm512_add_ps(s, v);
+    q = _mm512_fmadd_ps(v, _mm512_sub_ps(load(z + i), load(mean + c)), q);
+  });
+  Buffer<float> scale(O), shift(O), slope(O);
+  for (Int c = 0; c < O; ++c) {
+    dbeta[c] = sums[c], dgamma[c] = sums[O + c] * inverse[c], scale[c] = gamma[c] * inverse[c];
+    shift[c] = sums[c] / rows, slope[c] = dgamma[c] * inverse[c] / rows;
+  }
+  // dz = gamma / sigma (g - mean(g) - (z - mean) mean(g (z - mean)) / sigma^2)
+  const auto dz = [&](Int i, Int c) {
+    const Vector v = g(i), d = _mm512_sub_ps(load(z + i), load(mean + c));
+    if (dh) store(dh + i, v);
+    const Vector centred = _mm512_sub_ps(v, load(shift + c));
+    return _mm512_mul_ps(_mm512_fnmadd_ps(d, load(slope + c), centred), load(scale + c));
+  };
+  if (!w) return elements(rows, O, threads, [&](Int i, Int c) { store(dx + i, dz(i, c)); });
+  if constexpr (sizeof(T) == 2) {
+    Buffer<bf16> packed(9 * C * O);
+    pack(packed, O, C, threads, [&](Int c, Int tap, Int o) { return w[(o * 9 + 8 - tap) * C + c]; });
+    Buffer<float> parts(threads * 9 * C * O);
+    shared(N, threads, [&](int t, Int first, Int last) {
+      const Int size = (H + 2) * (W + 2);
+      Buffer<bf16> image(size * C), grad(size * O), pairs(2 * size * C), right(H * W * O);
+      Buffer<double> unused(2 * C);
+      for (Int n = first; n < last; ++n) {
+        for (Int i = 0; i < H * W; ++i)
+          for (Int c = 0; c < O; c += 16)
+            store(grad + ((i / W + 1) * (W + 2) + i % W + 1) * O + c, dz((n * H * W + i) * O + c, c));
+        copy_padded(x + n * H * W * C, image, H, W, C);
+        (O % 32 ? correlate<1> : correlate<2>)(image, grad, pairs, right, parts + t * 9 * C * O, H,
+                                               W, C, O);
+        if (dx)
+          (C % 32 ? convolve<1> : convolve<2>)(grad, packed, dx + n * H * W * C, unused, H, W, O, C);
+      }
+    });
+    shared(O, threads, [&](int, Int first, Int last) {
+      for (Int i = first * 9 * C; i < last * 9 * C; ++i) {
+        dw[i] = 0;
+        for (int t = 0; t < threads; ++t)
+          dw[i] += parts[(t * 9 * C + i % (9 * C)) * O + i / (9 * C)];
+      }
+    });
+  }
+}
+
+}  // namespace
+
+#define ENTRIES(T, name)                                                     \
+  extern "C" auto forward_##name = forward<T>;                                \
+  extern "C" auto backward_##name = backward<T>;
+ENTRIES(float, float32)
+ENTRIES(bf16, bfloat16)

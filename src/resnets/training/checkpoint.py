@@ -1,0 +1,182 @@
+"""Checkpoints: written aside, synced and renamed, so that one is whole or not there.
+
+checkpoints/step-00001000/state.safetensors    every tensor
+checkpoints/step-00001000/state.json           the course, and SHA-256 of all of it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from resnets.errors import CheckpointError, DiskError
+from resnets.files import sync_folder, write_synced
+from resnets.nets.modelfile import digest
+from resnets.training.state import Course
+
+KEEP = 2
+FAILURES = 3  # saves in a row that may fail before the run stops
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint that was read back, and why newer ones were passed over."""
+
+    tensors: dict[str, Tensor]
+    course: Course
+    problems: tuple[str, ...] = ()
+
+
+def finished(folder: Path) -> list[Path]:
+    """The finished checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if not p.suffix)
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor], course: Course) -> None:
+    """Write a checkpoint of tensors on the CPU; those beyond the newest two go.
+
+    Raises OSError; then the earlier ones are as they were, and nothing half-written is left.
+    """
+    final = folder / f"step-{course.step:08d}"
+    temporary = final.with_suffix(".tmp")
+    if final.exists():
+        return
+    data = safetensors.torch.save(dict(tensors))
+    body = {
+        "course": asdict(course),
+        "file": hashlib.sha256(data).hexdigest(),
+        "tensors": {name: digest(value) for name, value in tensors.items()},
+    }
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write_synced(temporary / "state.safetensors", data)
+        write_synced(temporary / "state.json", sealed(body))
+        sync_folder(temporary)
+        temporary.rename(final)
+        sync_folder(folder)
+        for old in finished(folder)[:-KEEP]:
+            shutil.rmtree(old)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def sealed(body: Mapping[str, Any]) -> bytes:
+    """JSON that holds the SHA-256 of the rest of itself."""
+    rest = json.dumps(body, sort_keys=True)
+    return json.dumps({**body, "seal": hashlib.sha256(rest.encode()).hexdigest()}).encode()
+
+
+def read(path: Path) -> Checkpoint:
+    """One checkpoint, every digest checked. Raises CheckpointError that names file and tensor."""
+    try:
+        text, data = (path / "state.json").read_bytes(), (path / "state.safetensors").read_bytes()
+        body = json.loads(text)
+        del body["seal"]
+        if sealed(body) != text:
+            raise ValueError("state.json was changed")
+        course, digests = Course(**body["course"]), body["tensors"]
+        tensors = safetensors.torch.load(data)
+        for name, tensor in tensors.items():
+            if digest(tensor) != digests.get(name):
+                raise ValueError(f"state.safetensors: the digest of {name} is wrong")
+        if hashlib.sha256(data).hexdigest() != body["file"]:
+            raise ValueError("state.safetensors was changed")
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    return Checkpoint(tensors, course)
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint, and what was wrong with newer ones, which are set aside.
+
+    None when there is no checkpoint yet. Raises CheckpointError when there are some and none is
+    whole: training never starts afresh in silence.
+    """
+    problems: list[str] = []
+    for path in reversed(finished(folder)):
+        try:
+            found = read(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            shutil.rmtree(path.with_suffix(".damaged"), ignore_errors=True)
+            path.rename(path.with_suffix(".damaged"))
+            continue
+        taken = tuple(f"{problem}; the one before it is taken" for problem in problems)
+        return Checkpoint(found.tensors, found.course, taken)
+    if problems or any(folder.glob("step-*.damaged")):
+        raise CheckpointError(
+            f"no checkpoint in {folder} is whole, start a new run with another --run folder:\n"
+            f"{'; '.join(problems) or 'all are set aside'}"
+        )
+    return None
+
+
+class Writer:
+    """Writes checkpoints in the background; at most one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.thread: threading.Thread | None = None
+        self.error: OSError | None = None
+        self.failures = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self.thread is not None and self.thread.is_alive()
+
+    def save(self, tensors: Mapping[str, Tensor], course: Course) -> None:
+        """Copy the state and write it in the background. Waits for the one before, if any."""
+        self.wait()
+        # Copied now, so that the next step cannot reach into it.
+        copies = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+        frozen = Course(**asdict(course))
+        self.thread = threading.Thread(target=self._write, args=(copies, frozen))
+        self.thread.start()
+
+    def _write(self, tensors: Mapping[str, Tensor], course: Course) -> None:
+        try:
+            write(self.folder, tensors, course)
+            self.failures = 0
+        except OSError as error:
+            self.error, self.failures = error, self.failures + 1
+
+    def wait(self) -> None:
+        """Until the disk has it."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+
+    def complaints(self, last: bool = False) -> list[str]:
+        """What went wrong since the last call, for a person.
+
+        Raises DiskError after three failures in a row, or one where no other save follows.
+        """
+        error, self.error = self.error, None
+        if error is None:
+            return []
+        what = f"a checkpoint could not be written to {self.folder}: {error.strerror or error}"
+        if last or self.failures >= FAILURES:
+            raise DiskError(
+                f"{what}\nThe earlier checkpoints are whole; free space, then "
+                f"`resnets resume {self.folder.parent}`."
+            )
+        return [f"{what}; the earlier ones are whole, training goes on"]
+
+
+def all_finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a state may be saved."""
+    return all(bool(torch.isfinite(v).all()) for v in tensors.values() if v.is_floating_point())

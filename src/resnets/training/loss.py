@@ -1,0 +1,59 @@
+"""What training lowers: functions of logits and dense targets, so that there is one path."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PRESENT = 0.2  # share above which "bce" sees a class in a mixed image: timm's for 2110.00476
+
+
+def dense(labels: Tensor, classes: int) -> Tensor:
+    """Class indices, int64 (B,), or shares of each class, (B, K), as float32 (B, K)."""
+    return (F.one_hot(labels, classes) if labels.ndim == 1 else labels).float()
+
+
+def objective(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    kind: Literal["cross-entropy", "bce"],
+    smoothing: float = 0.0,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Mean loss over images: logits and targets float32 (B, K), class weights (K,) -> ().
+
+    A target t is smoothed to (1 - smoothing) t + smoothing / K (1512.00567, section 7). Weighted
+    cross-entropy is divided by the weight of the targets, as in torch. "bce" asks of each class by
+    itself whether the image has it, yes for all that were mixed (2110.00476, section 2.2), and is
+    the mean over classes too.
+    """
+    if kind == "bce":
+        present = (targets > PRESENT).float()
+        smooth = (1 - smoothing) * present + smoothing / targets.shape[1]
+        return F.binary_cross_entropy_with_logits(logits, smooth, weights)
+    mass = targets.sum() if weights is None else (targets * weights).sum()
+    total = F.cross_entropy(logits, targets, weights, reduction="sum", label_smoothing=smoothing)
+    return total / mass
+
+
+def balanced(labels: Tensor, classes: int) -> Tensor:
+    """Class weights (K,), inverse to the classes' frequencies, with mean 1 over the labels.
+
+    Labels are int64 (N,) or float (N, K). A class that never occurs has weight 1.
+    """
+    counts = torch.bincount(labels, minlength=classes) if labels.ndim == 1 else labels.sum(0)
+    seen = counts > 0
+    return torch.where(seen, counts.sum() / (seen.sum() * counts), 1.0).float()
+
+
+def distilled(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(logits / T)), mean over images: (B, K) twice -> ().
+
+    1503.02531, section 2; T^2 keeps the gradient's size when T changes.
+    """
+    ours, theirs = (F.log_softmax(x / temperature, 1) for x in (logits, teacher))
+    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)

@@ -1,0 +1,200 @@
+"""Which weights learn, how fast, and by which rule.
+
+All that an optimiser remembers is tensors in `state[parameter]`, so a checkpoint can hold it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from resnets.errors import UsageError
+from resnets.nets import Network
+from resnets.nets.densenet import DenseNet
+from resnets.recipe import Recipe
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
+State = list[dict[str, Tensor]]
+Rule = Callable[[State, Tensors, Tensors, dict[str, Any]], Tensors]
+
+# What `layer_decay` sets one rate for: a stage; where there are none, a unit.
+STAGE = re.compile(r"^(?:features\.)?((?:layer|denseblock|units\.|blocks\.)\d+|fc|classifier)\.")
+
+
+def build(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser of all parameters, frozen ones too.
+
+    The loop sets a group's "lr" to the step's rate times the group's "scale".
+    Raises UsageError for Nesterov's step without momentum.
+    """
+    lr, momentum, nesterov = recipe.lr, recipe.momentum, recipe.nesterov
+    if nesterov and not momentum:
+        raise UsageError("nesterov needs a momentum: --set momentum=0.9, or --set nesterov=false")
+    groups = parameter_groups(network, recipe)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr, momentum, nesterov=nesterov, foreach=True)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr, recipe.betas, foreach=True)
+    defaults = {"momentum": momentum, "nesterov": nesterov, "betas": recipe.betas}
+    return Layerwise(groups, defaults)
+
+
+def parameter_groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
+    """Parameters by weight decay, rate and rule; vectors have no decay without `decay_all`."""
+    matrices = {m.weight for m in network.modules() if isinstance(m, _ConvNd | nn.Linear)}
+    matrices.discard(classifier(network).weight)
+    scale = scales(network, recipe.layer_decay)
+    groups: dict[tuple[float, float, Rule | None], list[nn.Parameter]] = {}
+    for name, p in network.named_parameters():
+        decay = recipe.weight_decay if recipe.decay_all or p.ndim > 1 else 0.0
+        rules = {"lamb": lamb, "lars": lars, "muon": muon if p in matrices else adamw}
+        groups.setdefault((decay, scale[name], rules.get(recipe.optimizer)), []).append(p)
+    return [
+        {"params": ps, "weight_decay": w, "lr": recipe.lr * s, "scale": s, "rule": rule}
+        for (w, s, rule), ps in groups.items()
+    ]
+
+
+def scales(network: Network, decay: float) -> dict[str, float]:
+    """decay^(stages from a parameter to the classifier), by name: 1801.06146, section 3.2.
+
+    What follows a stage belongs to it; what precedes the first is one farther.
+    """
+    begun: set[str] = set()
+    place = {}
+    for name, _ in network.named_parameters():  # from the input to the output
+        begun.update(STAGE.findall(name))
+        place[name] = len(begun)
+    return {name: decay ** (len(begun) - at) for name, at in place.items()}
+
+
+def classifier(network: Network) -> nn.Linear:
+    """The layer that gives the logits."""
+    return network.classifier if isinstance(network, DenseNet) else network.fc
+
+
+def only_classifier(network: Network, alone: bool) -> None:
+    """Let the classifier alone learn, or everything."""
+    network.requires_grad_(not alone)
+    classifier(network).requires_grad_(True)
+
+
+def set_mode(network: nn.Module, frozen_norm: bool) -> None:
+    """Training mode, in which frozen batch normalisation uses and keeps its statistics."""
+    network.train()
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.train(not frozen_norm)
+
+
+class Layerwise(torch.optim.Optimizer):
+    """x -= lr * rule(x), for rules that measure each tensor by itself.
+
+    A group's "rule" is one of the functions below: it moves the state of the tensors x with
+    gradients g on and gives their steps.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move the parameters that have a gradient."""
+        for group in self.param_groups:
+            x = [p for p in group["params"] if p.grad is not None]
+            if x:
+                state = [self.state[p] for p in x]
+                move = group["rule"](state, x, [p.grad for p in x], group)
+                torch._foreach_add_(x, move, alpha=-group["lr"])
+
+
+def adamw(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors:
+    """1711.05101, algorithm 2."""
+    r = adam(state, x, g, group["betas"], 1e-8)
+    return torch._foreach_add(r, x, alpha=group["weight_decay"])
+
+
+def lamb(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors:
+    """1904.00962, algorithm 2, phi(x) = x, with bias correction, as timm has it for 2110.00476.
+
+    Without decay it is Adam's step. That the paper clips the gradient to norm 1 is the loop's part.
+    """
+    r = adam(state, x, g, group["betas"], 1e-6)
+    r = torch._foreach_add(r, x, alpha=group["weight_decay"])
+    return scaled(r, norms(x) / norms(r)) if group["weight_decay"] else r
+
+
+def lars(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors:
+    """1708.03888, algorithm 1, with its coefficient 0.001; without decay it is SGD's step."""
+    if decay := group["weight_decay"]:
+        ratio = 0.001 * norms(x) / (norms(g) + decay * norms(x))
+        g = scaled(torch._foreach_add(g, x, alpha=decay), ratio)
+    v = remembered(state, x, "momentum_buffer")
+    torch._foreach_mul_(v, group["momentum"])
+    torch._foreach_add_(v, g)
+    return torch._foreach_add(g, v, alpha=group["momentum"]) if group["nesterov"] else v
+
+
+def muon(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors:
+    """The momentum of a weight matrix, made orthogonal: Jordan et al. 2024, "Muon".
+
+    As its authors advise, convolutions are matrices (C_out, C_in * k * k), and AdamW moves vectors
+    and the classifier; they use momentum 0.95 and Nesterov's step. It is as long as AdamW's, so one
+    rate serves both (2502.16982, section 2.2). `torch.optim.Muon` refuses convolutions.
+    """
+    v = remembered(state, x, "momentum_buffer")
+    torch._foreach_lerp_(v, g, 1 - group["momentum"])
+    m = torch._foreach_lerp(g, v, group["momentum"]) if group["nesterov"] else v
+    o = [orthogonal(y.flatten(1)).reshape(y.shape) for y in m]
+    torch._foreach_mul_(o, [0.2 * math.sqrt(max(y.flatten(1).shape)) for y in m])
+    return torch._foreach_add(o, x, alpha=group["weight_decay"])
+
+
+def orthogonal(x: Tensor) -> Tensor:
+    """About U V^T of x = U S V^T (rows, columns): five Newton-Schulz steps of Jordan et al."""
+    wide = x.shape[0] <= x.shape[1]
+    y: Tensor = (x if wide else x.T).bfloat16()  # precise enough: singular values 0.7 to 1.2
+    y = y / y.norm().clamp(min=1e-7)  # singular values up to 1, where the steps converge
+    for _ in range(5):
+        a = y @ y.T
+        b = torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        y = torch.addmm(y, b, y, beta=3.4445)  # 3.4445 y - 4.7750 (y y^T) y + 2.0315 (y y^T)^2 y
+    return (y if wide else y.T).to(x.dtype)
+
+
+def adam(
+    state: State, x: Tensors, g: Tensors, betas: tuple[float, float], eps: float
+) -> tuple[Tensor, ...]:
+    """m / (sqrt(v) + eps), corrected for bias, of the moments moved on: 1412.6980, algorithm 1."""
+    m, v = (remembered(state, x, name) for name in ("exp_avg", "exp_avg_sq"))
+    torch._foreach_lerp_(m, g, 1 - betas[0])
+    torch._foreach_mul_(v, betas[1])
+    torch._foreach_addcmul_(v, g, g, 1 - betas[1])
+    # Counted for each parameter, since frozen ones start later; on the CPU, where reading is free.
+    t = [int(own.setdefault("step", torch.zeros(())).add_(1)) for own in state]
+    root = torch._foreach_sqrt(torch._foreach_div(v, [1 - betas[1] ** n for n in t]))
+    torch._foreach_add_(root, eps)
+    return torch._foreach_div(torch._foreach_div(m, [1 - betas[0] ** n for n in t]), root)
+
+
+def remembered(state: State, x: Tensors, name: str) -> Tensors:
+    """What the state holds under that name, at first zeros."""
+    for own, p in zip(state, x, strict=True):
+        if name not in own:
+            own[name] = torch.zeros_like(p)
+    return [own[name] for own in state]
+
+
+def norms(x: Tensors) -> Tensor:
+    """Euclidean, (tensors,)."""
+    return torch.stack(torch._foreach_norm(x))
+
+
+def scaled(x: Tensors, ratios: Tensor) -> Tensors:
+    """The tensors times (tensors,) ratios; as they are where a norm of zero leaves no ratio."""
+    usable = ratios.isfinite() & (ratios > 0)
+    return torch._foreach_mul(x, torch.where(usable, ratios, 1.0).unbind())

@@ -1,0 +1,164 @@
+"""One optimiser step, from a batch to moved weights, or back to where it began."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from resnets.data.batches import Batch
+from resnets.data.draws import draws_of_step
+from resnets.data.mix import mix
+from resnets.errors import MemoryExhausted
+from resnets.nets import Network
+from resnets.training.loss import balanced, dense, distilled, objective
+from resnets.training.optim import only_classifier, set_mode
+from resnets.training.plan import Plan
+from resnets.training.state import State, blend, finite, floats
+from resnets.training.world import accumulating
+
+BAD_STEPS = 3  # in a row that may be left out
+
+
+@dataclass
+class Step:
+    """What the steps of a run need besides the state."""
+
+    plan: Plan
+    state: State
+    replica: nn.Module  # the network, as DDP sees it
+    teacher: Network | None
+    class_weights: Tensor | None
+    frozen: bool = False  # whether the classifier alone learns now
+
+    @classmethod
+    def of(cls, plan: Plan, state: State) -> Step:
+        """For the state as it is now."""
+        weights = None
+        if plan.recipe.class_weights == "balanced":
+            weights = balanced(plan.train.labels, plan.arch.classes).to(plan.device)
+        teacher = plan.teacher.network.to(plan.device).eval() if plan.teacher else None
+        return cls(plan, state, plan.world.replicate(state.network), teacher, weights)
+
+    def update(self, batch: Batch) -> Literal["done", "skipped", "lost"]:
+        """Set the rate, forward, backward, move the weights, average them.
+
+        "skipped": loss, gradient or normalisation statistics were not finite, and but for the
+        position everything is as before. "lost": so three times in a row, or the state itself is
+        not finite; it has to be thrown away.
+        """
+        plan, state, course = self.plan, self.state, self.state.course
+        recipe, optimizer = plan.recipe, state.optimizer
+        self.set_frozen(course.step < plan.frozen_steps)
+        rate = course.factor * recipe.rate(course.step, course.steps, course.drops)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+            if recipe.schedule == "one-cycle":
+                group["momentum"] = recipe.cycled_momentum(course.step, course.steps)
+        set_mode(state.network, frozen_norm=recipe.norm == "frozen" or self.frozen)
+
+        buffers = list(state.network.buffers())
+        before = [b.clone() for b in buffers]
+        sums = self.backward(batch, buffers, before)
+        plan.world.average(floats(buffers))
+        gradients = [p.grad for p in state.network.parameters() if p.grad is not None]
+        course.step += 1
+        if not finite([plan.world.sum(sums), *gradients, *floats(buffers)]):
+            torch._foreach_copy_(buffers, before)
+            optimizer.zero_grad()
+            course.skipped += 1
+            return "skipped" if course.skipped < BAD_STEPS else "lost"
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad()
+        if course.step % recipe.ema_every == 0:
+            # a short memory while the weights move fast
+            count = course.step // recipe.ema_every
+            blend(state.average, state.network, min(recipe.ema, count / (count + 9)))
+        state.totals += sums
+        course.skipped = 0
+        return "done" if state.finite() else "lost"
+
+    def backward(self, batch: Batch, buffers: list[Tensor], before: list[Tensor]) -> Tensor:
+        """Gradients of the batch, in micro-batches; half as large ones where memory runs out.
+
+        Returns float64 (3,): sum of the losses, wrong answers, images.
+        """
+        course = self.state.course
+        while True:
+            try:
+                return self.accumulate(batch)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                if course.micro <= 1 or self.plan.world.size > 1:
+                    raise MemoryExhausted(
+                        f"out of memory with {course.micro} images in a forward pass; "
+                        "try --set micro=N with fewer, or --set checkpoint_blocks=4"
+                    ) from None
+            # Outside of `except`, which would keep the failed pass alive.
+            course.micro = (course.micro + 1) // 2
+            torch._foreach_copy_(buffers, before)
+            self.state.optimizer.zero_grad()
+
+    def accumulate(self, batch: Batch) -> Tensor:
+        """Forward and backward of each micro-batch; the gradient is that of the global mean loss.
+
+        Every draw of a micro-batch comes from its number in the global batch, so neither a resume
+        nor another number of ranks needs a generator's state.
+        """
+        plan, recipe, course = self.plan, self.plan.recipe, self.state.course
+        world, sums = plan.world, torch.zeros_like(self.state.totals)
+        parts = (torch.split(x, course.micro) for x in (batch.images, batch.labels))
+        pieces = list(zip(*parts, strict=True))
+        first = world.rank * (recipe.batch // world.size) // course.micro
+        for number, (images, labels) in enumerate(pieces, start=first):
+            torch.manual_seed((recipe.seed * 1_000_003 + course.step) * 4096 + number)
+            draws = draws_of_step(recipe.seed, course.step, number, 4)
+            targets = dense(labels, plan.arch.classes)
+            images, targets = mix(images, targets, recipe.augment, draws)
+            more = number < first + len(pieces) - 1
+            with accumulating(self.replica, more):
+                with torch.autocast(images.device.type, torch.bfloat16, enabled=plan.bfloat16):
+                    logits = self.replica(images).float()
+                loss = self.loss(images, logits, targets)
+                (loss * (len(images) * world.size / recipe.batch)).backward()  # type: ignore[no-untyped-call]
+            wrong = (logits.argmax(1) != targets.argmax(1)).sum()
+            count = torch.full_like(wrong, len(images))
+            sums += torch.stack([loss.detach() * count, wrong, count])
+        return sums
+
+    def loss(self, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+        """The recipe's loss, with the teacher's share if there is one."""
+        recipe = self.plan.recipe
+        loss = objective(
+            logits,
+            targets,
+            kind=recipe.loss,
+            smoothing=recipe.label_smoothing,
+            weights=self.class_weights,
+        )
+        if self.teacher is None:
+            return loss
+        with (
+            torch.no_grad(),
+            torch.autocast(images.device.type, torch.bfloat16, enabled=self.plan.bfloat16),
+        ):
+            answers = self.teacher(images).float()
+        taught = distilled(logits, answers, recipe.temperature)
+        return (1 - recipe.distill) * loss + recipe.distill * taught
+
+    def set_frozen(self, frozen: bool) -> None:
+        """Let the classifier alone learn, or everything."""
+        if frozen != self.frozen:
+            only_classifier(self.state.network, frozen)
+            self.replica = self.plan.world.replicate(self.state.network)
+            self.frozen = frozen
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device or the host has no more memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

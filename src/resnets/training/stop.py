@@ -1,0 +1,43 @@
+"""Signals, as wishes that the loop looks at once a step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from dataclasses import dataclass, field
+from types import FrameType
+
+
+@dataclass
+class Stop:
+    """SIGINT and SIGTERM end training after the step in hand; the same again ends it at once.
+
+    Not a different one: torchrun passes a SIGINT, which each rank gets by itself too, on as SIGTERM.
+
+    SIGUSR1 saves and goes on. SIGHUP, as when a terminal closes, changes nothing.
+    """
+
+    signal: int = 0
+    save: bool = False
+    previous: dict[int, object] = field(default_factory=dict)
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python hands signals to the main thread only
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
+            if number := getattr(signal, name, None):  # Windows has the first two
+                self.previous[number] = signal.signal(number, self.catch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def catch(self, number: int, _: FrameType | None) -> None:
+        """Remember the wish; at the second demand to stop behave as Python does."""
+        if number in (signal.SIGINT, signal.SIGTERM):
+            if self.signal == number:
+                raise KeyboardInterrupt
+            self.signal = self.signal or number
+        else:
+            self.save |= signal.Signals(number).name == "SIGUSR1"

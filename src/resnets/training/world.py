@@ -1,0 +1,160 @@
+"""The processes of one run: torchrun starts them, PyTorch's DDP and all-reduce join them.
+
+One process is a world of size 1, in which every function here gives back what it was given.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+import uuid
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.nn.parallel import DistributedDataParallel
+
+from resnets.errors import UsageError
+
+T = TypeVar("T")
+
+CPU = torch.device("cpu")
+
+RESTARTS = 3
+PATIENCE = datetime.timedelta(minutes=10)  # after which a rank that hangs ends the others
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size`."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU  # of messages
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the run folder."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def wishes(self, numbers: list[int]) -> list[int]:
+        """For each place the largest number of any rank."""
+        if self.size > 1:
+            values = torch.tensor(numbers, device=self.device)
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+            numbers = values.tolist()
+        return numbers
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace each floating tensor by its mean over the ranks, with one message."""
+        if self.size > 1:
+            flat = torch.cat([t.flatten() for t in tensors])
+            dist.all_reduce(flat)
+            parts = torch.split(flat / self.size, [t.numel() for t in tensors])
+            torch._foreach_copy_(
+                tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
+            )
+
+    def share(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box)
+        return box[0]
+
+    def replicate(self, network: nn.Module) -> nn.Module:
+        """The network whose backward pass averages the gradients over the ranks.
+
+        With `find_unused_parameters` DDP never regroups its messages after the first step, so the
+        order of the sums, and with it every bit, is the same after a restart; and a branch that
+        stochastic depth left out is no error.
+        """
+        if self.size == 1 or not any(p.requires_grad for p in network.parameters()):
+            return network
+        return DistributedDataParallel(
+            network, broadcast_buffers=False, find_unused_parameters=True
+        )
+
+    def leave(self) -> None:
+        """End the communication."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+ALONE = World()
+
+
+def accumulating(replica: nn.Module, more: bool) -> AbstractContextManager[None]:
+    """While `more` micro-batches follow, gradients add up on each rank without a message."""
+    if more and isinstance(replica, DistributedDataParallel):
+        context: AbstractContextManager[None] = replica.no_sync()
+        return context
+    return nullcontext()
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
+
+
+def join(device: str = "auto") -> World:
+    """Join the processes that torchrun started, with NCCL on GPUs and gloo on processors.
+
+    Raises UsageError where `device` is one GPU by number: torchrun gives each rank its own.
+    """
+    if not launched() or int(os.environ["WORLD_SIZE"]) == 1:
+        return World()
+    if device.startswith("cuda:"):
+        raise UsageError(f"--device {device}: under torchrun each rank has its own; write cuda")
+    own = torch.device("cpu")
+    if device != "cpu" and torch.cuda.is_available():
+        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(own)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=PATIENCE)
+    return World(dist.get_rank(), dist.get_world_size(), own)
+
+
+def launch(ranks: int, arguments: list[str]) -> int:
+    """Run `resnets` with these arguments in as many processes of this machine, by torchrun.
+
+    A rank that is killed takes the others with it, and all start again, three times at most; a rank
+    that ends by itself with an error ends the run. Returns the exit code.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    code = 1
+    for _ in range(1 + RESTARTS):
+        try:
+            elastic_launch(config, sys.executable)("-m", "resnets", *arguments)
+        except SignalException as stopped:
+            return 128 + stopped.sigval
+        except ChildFailedError as failed:
+            code = failed.get_first_failure()[1].exitcode
+            if code >= 0:
+                return code
+            code = 128 - code
+        else:
+            return 0
+    return code
