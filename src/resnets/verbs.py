@@ -31,7 +31,7 @@ from resnets.training.precise import precise
 from resnets.training.run import Run
 from resnets.training.state import Course, State
 from resnets.training.stop import Stop
-from resnets.training.world import join, launched
+from resnets.training.world import World, join, launched
 from resnets.training.world import launch as start_ranks
 
 __all__ = [
@@ -58,11 +58,14 @@ def plan(
     epochs: float | None = None,
     budget: float | None = None,
     seed: int | None = None,
+    devices: int = 1,
     device: str = "auto",
     workers: int = 2,
     overrides: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Everything a training run will do, chosen from the data where nothing is said.
+
+    It is a plan for `devices` processes, or for those that torchrun has started.
 
     Raises:
         UsageError: an unknown model, recipe or key, or a value of the wrong type.
@@ -71,8 +74,8 @@ def plan(
     began = time.monotonic()
     if model is not None:
         archs.arch(model)  # a typing error is told before minutes of reading
-    world = join(device)
-    place = world.device if world.size > 1 else plans.pick_device(device)
+    world = join(device) if launched() else World(size=devices)
+    place = world.device if launched() else plans.pick_device(device)
     said = {"model": model, "epochs": epochs, "budget": budget, "seed": seed}
     changes = {key: value for key, value in said.items() if value is not None}
     changes |= recipes.nested(overrides or {})

@@ -47,9 +47,7 @@ def test_cross_entropy_of_a_mixed_image_is_mixed_by_share():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_binary_cross_entropy_is_timms_of_indices(smoothing, weights):
-    loss = objective(
-        logits(), dense(LABELS, 3), kind="bce", smoothing=smoothing, weights=weights
-    )
+    loss = objective(logits(), dense(LABELS, 3), kind="bce", smoothing=smoothing, weights=weights)
     expected = BinaryCrossEntropy(smoothing=smoothing, weight=weights)(logits(), LABELS)
     torch.testing.assert_close(loss, expected)
 

@@ -112,12 +112,11 @@ def train(
         epochs=epochs,
         budget=budget,
         seed=seed,
+        devices=devices,
         device=device,
         workers=workers,
         overrides=assignments(set_ or []),
     )
-    if chosen.recipe.batch % devices:
-        raise UsageError(f"batch={chosen.recipe.batch} cannot be shared by {devices} evenly")
     verbs.run_folder(chosen, run)  # what is wrong with it is told before anything is measured
     seconds = chosen.recipe.budget or verbs.estimate(chosen)
     show.plan(

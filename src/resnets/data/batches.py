@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,8 @@ def _in_hand(files: tuple[Path, ...], asked: list[Tensor], hands: Tensor, done: 
 
     `asked` are the requests from number `done` on, the first that has no answer yet.
     """
+    # a worker whose connection was lost may be about to end
+    wait([process.sentinel for process in multiprocessing.active_children()], timeout=1)
     alive = {process.pid for process in multiprocessing.active_children()}
     begun = [hand for hand in hands.tolist() if hand[0] > 0]
     dead = [hand for hand in begun if hand[0] not in alive]

@@ -29,20 +29,20 @@ STAGE = re.compile(r"^(?:features\.)?((?:layer|denseblock|units\.|blocks\.)\d+|f
 
 
 def build(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser of all parameters, frozen ones too.
+    """The recipe's optimiser of all parameters, frozen ones too; raises UsageError.
 
     The loop sets a group's "lr" to the step's rate times the group's "scale".
-    Raises UsageError for Nesterov's step without momentum.
     """
-    lr, momentum, nesterov = recipe.lr, recipe.momentum, recipe.nesterov
+    lr, momentum, nesterov, betas = recipe.lr, recipe.momentum, recipe.nesterov, recipe.betas
     if nesterov and not momentum:
         raise UsageError("nesterov needs a momentum: --set momentum=0.9, or --set nesterov=false")
     groups = parameter_groups(network, recipe)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr, momentum, nesterov=nesterov, foreach=True)
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr, recipe.betas, foreach=True)
-    defaults = {"momentum": momentum, "nesterov": nesterov, "betas": recipe.betas}
+        return torch.optim.AdamW(groups, lr, betas, foreach=True)
+    eps = 1e-6 if recipe.optimizer == "lamb" else 1e-8  # of the papers
+    defaults = {"momentum": momentum, "nesterov": nesterov, "betas": betas, "eps": eps}
     return Layerwise(groups, defaults)
 
 
@@ -95,15 +95,13 @@ def set_mode(network: nn.Module, frozen_norm: bool) -> None:
 
 
 class Layerwise(torch.optim.Optimizer):
-    """x -= lr * rule(x), for rules that measure each tensor by itself.
+    """x -= lr * rule(x). A group's "rule" is one of the functions below.
 
-    A group's "rule" is one of the functions below: it moves the state of the tensors x with
-    gradients g on and gives their steps.
+    It moves the state of the tensors x with gradients g on, and gives their steps.
     """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move the parameters that have a gradient."""
         for group in self.param_groups:
             x = [p for p in group["params"] if p.grad is not None]
             if x:
@@ -113,9 +111,21 @@ class Layerwise(torch.optim.Optimizer):
 
 
 def adamw(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors:
-    """1711.05101, algorithm 2."""
-    r = adam(state, x, g, group["betas"], 1e-8)
-    return torch._foreach_add(r, x, alpha=group["weight_decay"])
+    """1711.05101, algorithm 2: m / (sqrt(v) + eps), corrected for bias, and the decay."""
+    m, v = (remembered(state, x, name) for name in ("exp_avg", "exp_avg_sq"))
+    beta1, beta2 = group["betas"]
+    torch._foreach_lerp_(m, g, 1 - beta1)
+    torch._foreach_mul_(v, beta2)
+    torch._foreach_addcmul_(v, g, g, 1 - beta2)
+    # Counted for each parameter, since frozen ones start later; on the CPU, where reading is free.
+    t = [int(own.setdefault("step", torch.zeros(())).add_(1)) for own in state]
+    root = torch._foreach_sqrt(v)
+    torch._foreach_div_(root, [math.sqrt(1 - beta2**n) for n in t])
+    torch._foreach_add_(root, group["eps"])
+    r = torch._foreach_div(m, [1 - beta1**n for n in t])
+    torch._foreach_div_(r, root)
+    torch._foreach_add_(r, x, alpha=group["weight_decay"])
+    return r
 
 
 def lamb(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors:
@@ -123,8 +133,7 @@ def lamb(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors
 
     Without decay it is Adam's step. That the paper clips the gradient to norm 1 is the loop's part.
     """
-    r = adam(state, x, g, group["betas"], 1e-6)
-    r = torch._foreach_add(r, x, alpha=group["weight_decay"])
+    r = adamw(state, x, g, group)
     return scaled(r, norms(x) / norms(r)) if group["weight_decay"] else r
 
 
@@ -151,7 +160,8 @@ def muon(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors
     m = torch._foreach_lerp(g, v, group["momentum"]) if group["nesterov"] else v
     o = [orthogonal(y.flatten(1)).reshape(y.shape) for y in m]
     torch._foreach_mul_(o, [0.2 * math.sqrt(max(y.flatten(1).shape)) for y in m])
-    return torch._foreach_add(o, x, alpha=group["weight_decay"])
+    torch._foreach_add_(o, x, alpha=group["weight_decay"])
+    return o
 
 
 def orthogonal(x: Tensor) -> Tensor:
@@ -164,21 +174,6 @@ def orthogonal(x: Tensor) -> Tensor:
         b = torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315)
         y = torch.addmm(y, b, y, beta=3.4445)  # 3.4445 y - 4.7750 (y y^T) y + 2.0315 (y y^T)^2 y
     return (y if wide else y.T).to(x.dtype)
-
-
-def adam(
-    state: State, x: Tensors, g: Tensors, betas: tuple[float, float], eps: float
-) -> tuple[Tensor, ...]:
-    """m / (sqrt(v) + eps), corrected for bias, of the moments moved on: 1412.6980, algorithm 1."""
-    m, v = (remembered(state, x, name) for name in ("exp_avg", "exp_avg_sq"))
-    torch._foreach_lerp_(m, g, 1 - betas[0])
-    torch._foreach_mul_(v, betas[1])
-    torch._foreach_addcmul_(v, g, g, 1 - betas[1])
-    # Counted for each parameter, since frozen ones start later; on the CPU, where reading is free.
-    t = [int(own.setdefault("step", torch.zeros(())).add_(1)) for own in state]
-    root = torch._foreach_sqrt(torch._foreach_div(v, [1 - betas[1] ** n for n in t]))
-    torch._foreach_add_(root, eps)
-    return torch._foreach_div(torch._foreach_div(m, [1 - betas[0] ** n for n in t]), root)
 
 
 def remembered(state: State, x: Tensors, name: str) -> Tensors:
@@ -195,6 +190,7 @@ def norms(x: Tensors) -> Tensor:
 
 
 def scaled(x: Tensors, ratios: Tensor) -> Tensors:
-    """The tensors times (tensors,) ratios; as they are where a norm of zero leaves no ratio."""
+    """x times (tensors,) ratios, in place; as it is where a norm of zero leaves no ratio."""
     usable = ratios.isfinite() & (ratios > 0)
-    return torch._foreach_mul(x, torch.where(usable, ratios, 1.0).unbind())
+    torch._foreach_mul_(x, torch.where(usable, ratios, 1.0).unbind())
+    return x

@@ -40,7 +40,9 @@ class Step:
         if plan.recipe.class_weights == "balanced":
             weights = balanced(plan.train.labels, plan.arch.classes).to(plan.device)
         teacher = plan.teacher.network.to(plan.device).eval() if plan.teacher else None
-        return cls(plan, state, plan.world.replicate(state.network), teacher, weights)
+        step = cls(plan, state, state.network, teacher, weights)
+        step.replicate()
+        return step
 
     def update(self, batch: Batch) -> Literal["done", "skipped", "lost"]:
         """Set the rate, forward, backward, move the weights, average them.
@@ -155,8 +157,14 @@ class Step:
         """Let the classifier alone learn, or everything."""
         if frozen != self.frozen:
             only_classifier(self.state.network, frozen)
-            self.replica = self.plan.world.replicate(self.state.network)
             self.frozen = frozen
+            self.replicate()
+
+    def replicate(self) -> None:
+        """Join the ranks' gradients, for the parameters that learn now."""
+        shape = self.plan.preprocess
+        images = torch.zeros(2, shape.channels, shape.size, shape.size, device=self.plan.device)
+        self.replica = self.plan.world.replicate(self.state.network, images)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

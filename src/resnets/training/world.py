@@ -6,6 +6,7 @@ One process is a world of size 1, in which every function here gives back what i
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
 import sys
 import uuid
@@ -75,18 +76,24 @@ class World:
             dist.broadcast_object_list(box)
         return box[0]
 
-    def replicate(self, network: nn.Module) -> nn.Module:
+    def replicate(self, network: nn.Module, images: Tensor) -> nn.Module:
         """The network whose backward pass averages the gradients over the ranks.
 
-        With `find_unused_parameters` DDP never regroups its messages after the first step, so the
-        order of the sums, and with it every bit, is the same after a restart; and a branch that
-        stochastic depth left out is no error.
+        DDP regroups its messages after the first backward pass. That one is done here, on `images`,
+        so that the order of the sums, and with it every bit, is the same after a restart.
         """
-        if self.size == 1 or not any(p.requires_grad for p in network.parameters()):
+        if self.size == 1:
             return network
-        return DistributedDataParallel(
-            network, broadcast_buffers=False, find_unused_parameters=True
-        )
+        # Renamed in torch 2.15. `average` does the buffers.
+        known = inspect.signature(DistributedDataParallel).parameters
+        name = "broadcast_buffers"
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else name
+        replica = DistributedDataParallel(network, **{name: False})
+        before = [b.clone() for b in network.buffers()]
+        replica(images).sum().backward()
+        torch._foreach_copy_(list(network.buffers()), before)
+        network.zero_grad()
+        return replica
 
     def leave(self) -> None:
         """End the communication."""
@@ -115,8 +122,6 @@ def join(device: str = "auto") -> World:
 
     Raises UsageError where `device` is one GPU by number: torchrun gives each rank its own.
     """
-    if not launched() or int(os.environ["WORLD_SIZE"]) == 1:
-        return World()
     if device.startswith("cuda:"):
         raise UsageError(f"--device {device}: under torchrun each rank has its own; write cuda")
     own = torch.device("cpu")
