@@ -1,14 +1,16 @@
+import json
 from dataclasses import replace
 from typing import get_type_hints
 
 import pytest
 
+from resnets import arch as archs
 from resnets import recipe as room
 from resnets import recipes
 from resnets.arch import FAMILY
 from resnets.errors import UsageError
 from resnets.recipe import Recipe
-from resnets.recipes import RECIPES, paper_cifar10
+from resnets.recipes import RECIPES, merged, paper_cifar10
 
 
 def test_the_papers_schedule_by_hand():
@@ -19,6 +21,140 @@ def test_the_papers_schedule_by_hand():
     assert rates == pytest.approx(
         {0: 0.01, 399: 0.01, 400: 0.1, 31_999: 0.1, 32_000: 0.01, 47_999: 0.01, 48_000: 0.001}
     )
+
+
+CIFAR, IMAGENET = 50_000, 1_281_167
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "steps", "rates"),
+    [
+        ("paper-cifar10", CIFAR, 64_000, {0: 0.1, 31_999: 0.1, 32_000: 0.01, 63_999: 0.001}),
+        ("paper-cifar10-110", CIFAR, 64_000, {0: 0.01, 399: 0.01, 400: 0.1, 48_000: 0.001}),
+        ("preact-cifar10", CIFAR, 64_000, {0: 0.01, 399: 0.01, 400: 0.1, 48_000: 0.001}),
+        # 164 epochs of 390.625 steps; 80 and 121 parts of 64,062 are 31,249.8 and 47,265.3
+        (
+            "fb-cifar10",
+            CIFAR,
+            64_062,
+            {0: 0.1, 31_249: 0.1, 31_250: 0.01, 47_264: 0.01, 47_265: 1e-3},
+        ),
+        (
+            "wide-cifar10",
+            CIFAR,
+            78_125,
+            {0: 0.1, 23_437: 0.1, 23_438: 0.02, 46_875: 0.004, 62_500: 8e-4},
+        ),
+        ("dense-cifar10", CIFAR, 234_375, {0: 0.1, 117_187: 0.1, 117_188: 0.01, 175_781: 1e-3}),
+        (
+            "stochastic-depth-cifar10",
+            45_000,
+            175_781,
+            {0: 0.1, 87_889: 0.1, 87_890: 0.01, 131_836: 1e-3},
+        ),
+        ("paper-imagenet", IMAGENET, 600_000, {0: 0.1, 599_999: 0.1}),  # no plateau yet
+        (
+            "preact-imagenet",
+            IMAGENET,
+            450_410,
+            {0: 0.1, 150_136: 0.1, 150_137: 0.01, 300_273: 1e-3},
+        ),
+        ("fb-resnet", IMAGENET, 450_410, {0: 0.1, 150_136: 0.1, 150_137: 0.01, 300_273: 1e-3}),
+        ("torchvision-v1", IMAGENET, 450_410, {0: 0.1, 150_137: 0.01, 450_409: 1e-3}),
+        # 90 epochs of 156.39 steps: 782 of warm-up from 0.1 to 3.2
+        (
+            "goyal-8k",
+            IMAGENET,
+            14_075,
+            {
+                0: 0.1 + 3.1 / 781.944,
+                781: 0.1 + 3.1 * 782 / 781.944,
+                782: 3.2,
+                4692: 0.32,
+                12_511: 3.2e-3,
+            },
+        ),
+        # 600 epochs of 1,251.14 steps, of which 6,255.7 warm up from 0.005 to 0.5
+        (
+            "torchvision-v2",
+            IMAGENET,
+            750_684,
+            {0: 0.005 + 0.495 / 6255.7, 378_470: 0.25, 750_683: 0.0},
+        ),
+        # half of the peak is half way between the 5th epoch and the last
+        ("rsb-a1", IMAGENET, 375_342, {0: 5e-3 / 3127.85, 189_235: 2.5e-3, 375_341: 0.0}),
+        ("rsb-a2", IMAGENET, 187_671, {0: 5e-3 / 3127.85, 95_399: 2.5e-3, 187_670: 0.0}),
+        ("rsb-a3", IMAGENET, 62_557, {0: 8e-3 / 3127.85, 32_842: 4e-3, 62_556: 0.0}),
+        # 20 epochs of 195.3 steps: up for 976.5, down for 2,929.5
+        (
+            "fast-cifar10",
+            CIFAR,
+            3906,
+            {0: 0.2 / 976.5, 975: 0.2 * 976 / 976.5, 2441: 0.1, 3905: 0.0},
+        ),
+        ("fine-tune", 6400, 1000, {0: 2e-4, 99: 0.02, 100: 0.02, 550: 0.01, 999: 0.0}),
+    ],
+)
+def test_length_and_rates_by_hand(name, images, steps, rates):
+    recipe = RECIPES[name]()
+    assert recipe.total_steps(images) == steps
+    found = {step: recipe.rate(step, steps) for step in rates}
+    assert found == pytest.approx(rates, rel=5e-4, abs=1e-6)
+
+
+def test_the_rate_follows_the_batch_that_a_person_says():
+    for name in RECIPES:
+        recipe = RECIPES[name]()
+        if recipe.lr_batch and name != "goyal-8k":
+            assert recipe.lr_batch == recipe.batch
+            twice = merged(recipe, {"batch": 2 * recipe.batch, "warmup": 0})
+            assert twice.rate(0, 100) == pytest.approx(2 * recipe.lr, rel=1e-3)
+    assert {n for n, r in RECIPES.items() if not r().lr_batch} == {
+        "digits",
+        "quick-cifar10",
+        "rsb-a1",
+        "rsb-a2",
+        "rsb-a3",
+    }
+
+
+def test_the_plateau_divides_by_ten():
+    recipe = RECIPES["paper-imagenet"]()
+    assert [recipe.rate(9, 10, drops) for drops in range(3)] == pytest.approx([0.1, 0.01, 1e-3])
+
+
+def test_what_the_papers_say_of_the_rest():
+    rows = {name: recipe() for name, recipe in RECIPES.items()}
+    assert rows["goyal-8k"].batch // rows["goyal-8k"].micro == 256  # workers
+    assert rows["paper-imagenet"].batch // rows["paper-imagenet"].micro == 8
+    assert rows["torchvision-v2"].batch // rows["torchvision-v2"].micro == 8
+    # alpha = 1 - 0.99998 times 8 x 128 x 32 / 600 (torchvision's references)
+    assert 1 - rows["torchvision-v2"].ema == pytest.approx(2e-5 * 54.6133, rel=1e-4)
+    assert round(224 / rows["torchvision-v2"].crop_ratio) == 232
+    a1, a2, a3 = (rows[f"rsb-a{i}"] for i in (1, 2, 3))
+    assert [r.augment.mixup for r in (a1, a2, a3)] == [0.2, 0.1, 0.1]
+    assert [r.augment.repeats for r in (a1, a2, a3)] == [3, 3, 1]
+    assert [r.augment.rand for r in (a1, a2, a3)] == [(7, 0.5), (7, 0.5), (6, 0.5)]
+    assert [r.weight_decay for r in (a1, a2, a3)] == [0.01, 0.02, 0.02]
+    assert [r.label_smoothing for r in (a1, a2, a3)] == [0.1, 0, 0]
+    assert [r.arch.get("drop_path", 0) for r in (a1, a2, a3)] == [0.05, 0.05, 0]
+    assert (a3.train_size, a3.size, a1.train_size) == (160, 224, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "lengths"),
+    [
+        ({}, (30.0, 7, 9.0)),
+        ({"epochs": 5}, (5.0, 0, 0.0)),
+        ({"steps": 5}, (30.0, 5, 0.0)),
+        ({"budget": 5}, (30.0, 0, 5.0)),
+        ({"steps": "5", "budget": 6.0}, (30.0, 5, 6.0)),
+    ],
+)
+def test_one_length_replaces_another(changes, lengths):
+    base = Recipe(model="resnet20", epochs=30, steps=7, budget=9)
+    found = merged(base, changes)
+    assert (found.epochs, found.steps, found.budget) == lengths
 
 
 @pytest.mark.parametrize(
@@ -38,8 +174,10 @@ def test_cosine_ends_near_zero_and_is_half_way_at_half():
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_survives_json_and_names_a_network(name):
     recipe = RECIPES[name]()
-    assert room.parse(room.to_dict(recipe)) == recipe
+    assert room.parse(json.loads(json.dumps(room.to_dict(recipe)))) == recipe
     assert recipe.model in FAMILY
+    archs.changed(FAMILY[recipe.model], recipe.arch)
+    assert len(RECIPES[name].__doc__.splitlines()[0]) > 20
 
 
 def test_all_mistakes_are_told_at_once_with_the_nearest_names():

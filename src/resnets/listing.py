@@ -6,13 +6,13 @@ import fnmatch
 import platform
 import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
 
-from resnets import __version__
 from resnets import arch as archs
 from resnets.data import sources
 from resnets.errors import ResnetsError
@@ -94,7 +94,7 @@ def runs(root: str | Path = "runs") -> list[dict[str, Any]]:
 def environment() -> dict[str, str]:
     """Versions and machine, for the record."""
     return {
-        "resnets": __version__,
+        "resnets": version("resnets"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

@@ -16,6 +16,7 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Part = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 def listed(value: object) -> object:
@@ -102,9 +103,9 @@ class Recipe:
     warmup_shape: Literal["linear", "constant"] = "linear"
     # optimiser
     optimizer: Literal["sgd", "adamw", "lamb", "lars", "muon"] = "sgd"
-    momentum: Part = 0.9
+    momentum: Decay = 0.9
     nesterov: bool = False
-    betas: tuple[Part, Part] = (0.9, 0.999)  # adamw, lamb
+    betas: tuple[Decay, Decay] = (0.9, 0.999)  # adamw, lamb
     weight_decay: NotNegative = 1e-4
     decay_all: bool = True  # False: no decay on normalisation parameters and biases
     clip: NotNegative = 0.0  # largest norm of the whole gradient, 0 is none
@@ -115,7 +116,7 @@ class Recipe:
     teacher: str = ""  # a model file whose answers are learned too (1503.02531)
     distill: Part = 0.5  # the teacher's share of the loss
     temperature: Positive = 1.0
-    ema: Part = 0.0  # decay of the weights' exponential average, 0 is none
+    ema: Decay = 0.0  # decay of the weights' exponential average, 0 is none
     ema_every: Annotated[int, Field(ge=1)] = 1  # steps
     precise_bn: Count = 0  # batches that the final normalisation statistics are averages of
     # start and end

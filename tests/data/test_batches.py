@@ -296,9 +296,10 @@ def test_what_else_cannot_be_is_told(files):
     with pytest.raises(UsageError, match="batch=8 cannot be divided among 3 processes"):
         next(training(files, INPUT, ranks=3))
     pixels = Preprocess(size=4, mean=(0.5,) * 48, std=(1.0,) * 3)
-    check(pixels, Augment(), 8, 2, False)
-    with pytest.raises(UsageError, match="grow_from=0, or normalize=data"):
-        next(training(files, pixels, Augment(), sides=lambda step: 4))
+    check(pixels, Augment(), 8, 2, 4)
+    next(training(files, pixels, Augment(), sides=lambda step: 4))
+    with pytest.raises(UsageError, match="is of 4 pixels, not 3: set normalize=data"):
+        next(training(files, pixels, Augment(), sides=lambda step: 3))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
-from resnets.data import transforms
+from resnets.data import policies, transforms
 from resnets.data.draws import uniform
 from resnets.data.transforms import DRAWS, centre, cut, geometry, normalize, statistics
 from resnets.recipe import Augment, Preprocess
@@ -186,6 +186,78 @@ def test_cutout_is_a_naive_loop(side):
                 assert torch.equal(found[n, :, y, x], images[n, :, y, x] * (not hole))
 
 
+def test_erasing_by_hand():
+    images = torch.ones(4, 2, 10, 10)
+    draws = torch.tensor(
+        [
+            [0.4, 0.0, 0.5, 0.0, 0.0],  # area 2, aspect sqrt(0.99): 1 x 1 at the corner
+            [0.4, 1.0, 0.5, 0.999, 0.5],  # area 33, 6 x 6 of 5 x 5 places
+            [0.4, 1.0, 0.999, 0.5, 0.5],  # 10.4 x 3.2 is cut to 10 x 3
+            [0.5, 1.0, 0.5, 0.0, 0.0],  # not hit
+        ]
+    )
+    found = transforms.erase(images, 0.5, draws)
+    for image, (top, bottom, left, right) in zip(
+        found, [(0, 1, 0, 1), (4, 10, 2, 8), (0, 10, 4, 7), (0, 0, 0, 0)], strict=True
+    ):
+        expected = torch.ones(2, 10, 10)
+        expected[:, top:bottom, left:right] = 0
+        assert torch.equal(image, expected)
+
+
+def test_erased_rectangles_have_the_papers_areas_and_shapes():
+    n = 4000
+    draws = uniform(0, torch.tensor(0), torch.arange(n), DRAWS)
+    images = torch.ones(n, 1, 100, 100)
+    found = transforms.augment(
+        (images * 200).byte(), Augment(erase=0.25), torch.zeros(1, 1, 1), torch.ones(1, 1, 1), draws
+    )
+    hole = found[:, 0] == 0
+    hit = hole.flatten(1).any(1)
+    assert hit.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    area = hole[hit].flatten(1).float().mean(1)
+    high, wide = hole[hit].any(2).sum(1).float(), hole[hit].any(1).sum(1).float()
+    assert torch.equal((high * wide / 10_000), area)
+    assert 0.018 < area.min() < 0.03
+    assert 0.3 < area.max() < 0.335
+    assert area.mean().item() == pytest.approx(0.175, abs=0.01)
+    assert (high / wide).log().mean().item() == pytest.approx(math.log(0.99) / 2, abs=0.1)
+    assert (high / wide).min() > 0.28
+    assert (high / wide).max() < 3.5
+
+
+def test_another_side_scales_every_length():
+    augment = Augment(crop="pad", pad=4, cutout=9, scale=(40, 60))
+    preprocess = Preprocess(size=32, resize=36)
+    assert transforms.at_side(preprocess, augment, 32) == (preprocess, augment)
+    smaller = transforms.at_side(preprocess, augment, 16)
+    assert smaller == (
+        Preprocess(size=16, resize=18),
+        Augment(crop="pad", pad=2, cutout=4, scale=(20, 30)),
+    )
+
+
+@given(st.integers(2, 300), st.integers(0, 100), st.integers(1, 300))
+def test_what_can_be_done_at_one_side_can_be_done_at_all(size, more, side):
+    preprocess = Preprocess(size=size)
+    augment = Augment(pad=size - 1, scale=(size + more, size + 2 * more))
+    small, change = transforms.at_side(preprocess, augment, side)
+    assert small.size == side <= change.scale[0] <= change.scale[1]
+    assert change.pad < side
+
+
+def test_the_view_is_the_crop_and_then_the_policy():
+    image, row = noise(1, 3, 30, 40), drawn(1)[0].tolist()
+    preprocess, crop = Preprocess(size=16), Augment(crop="area")
+    plain = transforms.view(image, preprocess, crop, row)
+    for policy, expected in (
+        ("trivial", policies.trivial(plain, row[32:])),
+        ("rand", policies.rand(plain, 9, 1.0, row[32:40])),
+    ):
+        augment = Augment(crop="area", policy=policy, rand=(9, 1.0))
+        assert torch.equal(transforms.view(image, preprocess, augment, row), expected)
+
+
 def test_pca_is_fb_resnet_torchs_lighting():
     n = 20_000
     images = noise(n, 3, 1, 1).float() / 255
@@ -198,6 +270,14 @@ def test_pca_is_fb_resnet_torchs_lighting():
     assert torch.allclose(change.T.cov(), expected, atol=2e-5)
     alpha = change @ vectors / (0.1 * values)  # normal: 68.3 % within one deviation
     assert ((alpha.abs() < 1).double().mean(0) - 0.6827).abs().max() < 0.02
+
+
+def test_jitter_and_pca_have_draws_of_their_own():
+    images, draws = noise(5, 3, 4, 4), drawn(5)
+    zero, one = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    found = transforms.augment(images, Augment(colour="jitter+pca"), zero, one, draws)
+    jittered = transforms.jitter(images / 255, draws[:, 5:9])
+    assert torch.allclose(found, transforms.pca(jittered, draws[:, 9:12]), atol=1e-6)
 
 
 def test_jitter_is_a_naive_loop():

@@ -116,8 +116,8 @@ def train_batches(
         UsageError: the augmentation cannot be done on such images.
         DataError: not one file of a batch can be read, or a worker died or hung.
     """
-    check(preprocess, augment, batch, ranks, sides is not None)
     side = sides or (lambda _: preprocess.size)
+    check(preprocess, augment, batch, ranks, side(start))
     mean, std = statistics(preprocess, device)
     rows = stream(seed, len(split), batch, start, stop, augment.repeats, rank, ranks)
     steps = ((indices, views, side(step)) for step, (indices, views) in enumerate(rows, start))
@@ -142,13 +142,13 @@ def train_batches(
         yield Batch(x, _to(split.labels[rest], device), rest, bad)
 
 
-def check(preprocess: Preprocess, augment: Augment, batch: int, ranks: int, grows: bool) -> None:
-    """Raise UsageError if such batches cannot be made; `grows`: the input's side changes."""
+def check(preprocess: Preprocess, augment: Augment, batch: int, ranks: int, side: int) -> None:
+    """Raise UsageError if such batches cannot be made; `side` is the first step's."""
     size = preprocess.size
     if batch % ranks:
         raise UsageError(f"batch={batch} cannot be divided among {ranks} processes; set another")
-    if grows and len(preprocess.mean) != preprocess.channels:
-        raise UsageError("normalize=pixel is for one size: set grow_from=0, or normalize=data")
+    if side != size and len(preprocess.mean) != preprocess.channels:
+        raise UsageError(f"normalize=pixel is of {size} pixels, not {side}: set normalize=data")
     if augment.colour != "none" and preprocess.channels != 3:
         raise UsageError(f"augment.colour={augment.colour} is for colour images, not for grey ones")
     if augment.crop == "scale" and not size <= augment.scale[0] <= augment.scale[1]:

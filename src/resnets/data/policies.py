@@ -35,7 +35,7 @@ OPERATIONS: dict[str, Callable[[Tensor, float, Fill], Tensor]] = {
     "invert": lambda x, _, fill: 255 - x,
     "rotate": lambda x, degrees, fill: F.rotate(x, degrees, BILINEAR, fill=fill),
     "posterize": lambda x, bits, fill: F.posterize(x, int(bits)),
-    "solarize": lambda x, least, fill: torch.where(x < least, x, 255 - x),
+    "solarize": lambda x, least, fill: torch.where(x < float(least), x, 255 - x),
     "solarize_add": lambda x, levels, fill: torch.where(x < 128, x + int(levels), x),
     "brightness": lambda x, factor, fill: F.adjust_brightness(x, factor),
     "saturation": lambda x, factor, fill: F.adjust_saturation(x, factor),

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from resnets.ops.fused import Plus, chained
+
 
 class Residual(nn.Module):
     """y = f(h(x) + F(x)): He et al. 2015, eq. 1 and 2; He et al. 2016, eq. 1.
@@ -29,11 +31,10 @@ class Residual(nn.Module):
 
     def branch(self, x: Tensor) -> Tensor:
         """F(x)."""
-        return _chain(self, self.names, x)
+        return chained(_layers(self), x)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.f(self.downsample(x) + self.branch(x))
-        return y
+        return chained([*_layers(self), Plus(self.downsample(x)), self.f], x)
 
 
 class ExclusiveGate(Residual):
@@ -74,7 +75,7 @@ class PreActivation(nn.Module):
 
     def branch(self, a: Tensor) -> Tensor:
         """F(a)."""
-        return _chain(self, self.names, a)
+        return chained(_layers(self), a)
 
     def forward(self, x: Tensor) -> Tensor:
         a = self.pre(x)
@@ -88,10 +89,8 @@ def _register(unit: nn.Module, layers: Mapping[str, nn.Module]) -> tuple[str, ..
     return tuple(layers)
 
 
-def _chain(unit: nn.Module, names: Iterable[str], x: Tensor) -> Tensor:
-    for name in names:
-        x = getattr(unit, name)(x)
-    return x
+def _layers(unit: Residual | PreActivation) -> list[nn.Module]:
+    return [unit.get_submodule(name) for name in unit.names]
 
 
 class Recomputed(nn.Sequential):

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resnets.ops.fused import Chain
+
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 MAX_POOL: dict[int, type[nn.Module]] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
@@ -47,7 +49,7 @@ class Layers:
         return nn.GroupNorm(groups, channels)
 
     def norm_relu(self, channels: int) -> nn.Module:
-        return nn.Sequential(OrderedDict(bn=self.norm(channels), relu=nn.ReLU()))
+        return Chain(OrderedDict(bn=self.norm(channels), relu=nn.ReLU()))
 
     def max_pool(self, blur: bool) -> nn.Module:
         """3x3, stride 2; with `blur` the maximum is dense and a blur subsamples it."""

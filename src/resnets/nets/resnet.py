@@ -17,6 +17,7 @@ from resnets.arch import ResNetArch
 from resnets.errors import UsageError
 from resnets.nets.blocks import ExclusiveGate, PreActivation, Residual, chain
 from resnets.nets.layers import Blur, Layers, SqueezeExcite, global_mean, initialise
+from resnets.ops.fused import Chain, chained
 
 
 class ResNet(nn.Module):
@@ -65,7 +66,7 @@ class ResNet(nn.Module):
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """(N, channels, *S) -> {level: (N, C, *S / stride)}, C and stride as in `levels`."""
-        maps = {"stem": self.relu(self.bn1(self.conv1(x)))}
+        maps = {"stem": chained([self.conv1, self.bn1, self.relu], x)}
         x = self.maxpool(maps["stem"])
         for name, stage in self.stages.items():
             maps[name] = x = stage(x)
@@ -73,7 +74,7 @@ class ResNet(nn.Module):
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(chained([self.conv1, self.bn1, self.relu], x))
         for stage in self.stages.values():
             x = stage(x)
         logits: Tensor = self.fc(global_mean(self.final(x)))
@@ -88,7 +89,7 @@ def stem(arch: ResNetArch, make: Layers) -> nn.Module:
     if arch.stem == "imagenet":
         return make.conv(arch.channels, width, 7, 2)
     half = width // 2  # 32, 32, 64: He et al. 2018, "ResNet-C"
-    return nn.Sequential(
+    return Chain(
         make.conv(arch.channels, half, 3, 2),
         make.norm(half),
         nn.ReLU(),
@@ -134,7 +135,7 @@ def unit(
     is_pre = arch.order in ("relu_only_pre", "pre")
     f = after_addition(arch, make, c_out)
     if arch.shortcut == "none":
-        return nn.Sequential(OrderedDict(pre=pre, **layers, f=f))
+        return Chain(OrderedDict(pre=pre, **layers, f=f))
     h = shortcut(arch, make, c_in, c_out, stride)
     if arch.join.kind == "exclusive_gate":
         if is_pre:
@@ -219,7 +220,7 @@ def projection(arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: in
     layers.append(make.conv(c_in, c_out, 1, stride))
     if arch.order not in ("bn_after_add", "pre"):
         layers.append(make.norm(c_out))
-    return nn.Sequential(*layers)
+    return Chain(*layers)
 
 
 class Pad(nn.Module):

@@ -46,7 +46,8 @@ void shared(Int n, int threads, const Work& work) {
 }
 
 // out[i] = the sum of parts[t][i] over the threads t.
-void add_up(const double* parts, int threads, Int n, double* out) {
+template <typename T>
+void add_up(const T* parts, int threads, Int n, T* out) {
   for (Int i = 0; i < n; ++i)
     for (int t = 0; t < threads; ++t) out[i] += parts[t * n + i];
 }
@@ -73,7 +74,7 @@ void column_sums(Int rows, Int C, int threads, double* sums, const Terms& terms)
       for (Int c = 0; c < 2 * C; ++c) parts[t * 2 * C + c] += S[c];
     }
   });
-  add_up(parts, threads, 2 * C, sums);
+  add_up(+parts, threads, 2 * C, sums);
 }
 
 template <typename Body>
@@ -157,36 +158,35 @@ inline void interleave(const bf16* p, const bf16* q, bf16* out, Int n) {
   }
 }
 
-// dw[tap][c][o] += x[h + i][w + j][c] dz[h][w][o]: pairs of neighbouring pixels are multiplied, the
-// left one of a pair of x at an even column (`pairs[0]`) or an odd one (`pairs[1]`).
-template <int B>
-void correlate(const bf16* x, const bf16* dz, bf16* pairs, bf16* right, float* dw, Int H, Int W,
+// dw[o][i][j][c] += x[h + i][w + j][c] dz[h][w][o], x and dz with their borders. Pairs of neighbouring
+// pixels are multiplied: those of x are laid out in `right` twice, from even columns and from odd.
+void correlate(const bf16* x, const bf16* dz, bf16* left, bf16* right, float* dw, Int H, Int W,
                Int C, Int O) {
-  constexpr int P = 16 / B;
+  constexpr int P = 8;
   const Int half = W / 2, row = (half + 1) * 2 * C, plane = (H + 2) * row;
   for (Int h = 0; h < H + 2; ++h)
     for (Int k = 0; k < W + 1; ++k) {
       const bf16* p = x + (h * (W + 2) + k) * C;
-      interleave(p, p + C, pairs + k % 2 * plane + h * row + k / 2 * 2 * C, C);
+      interleave(p, p + C, right + k % 2 * plane + h * row + k / 2 * 2 * C, C);
     }
   for (Int i = 0; i < H * half; ++i) {
     const bf16* p = dz + ((i / half + 1) * (W + 2) + i % half * 2 + 1) * O;
-    interleave(p, p + O, right + i * 2 * O, O);
+    interleave(p, p + O, left + i * 2 * O, O);
   }
-  for (int tap = 0; tap < 9; ++tap)
-    for (Int c = 0; c < C; c += P)
-      for (Int o = 0; o < O; o += 16 * B) {
-        float* to = dw + (tap * C + c) * O + o;
-        const bf16* left = pairs + tap % 3 % 2 * plane + tap / 3 * row + (tap % 3 / 2 * C + c) * 2;
-        Vector acc[P][B];
+  for (Int o = 0; o < O; o += P)
+    for (int j = 0; j < 3; ++j)
+      for (Int c = 0; c < C; c += 16) {
+        const bf16* columns = right + j % 2 * plane + (j / 2 * C + c) * 2;
+        float* to = dw + (o * 9 + j) * C + c;
+        Vector acc[P][3];
 #pragma GCC unroll 16
         for (int p = 0; p < P; ++p)
-          for (int b = 0; b < B; ++b) acc[p][b] = load(to + p * O + 16 * b);
+          for (int i = 0; i < 3; ++i) acc[p][i] = load(to + (p * 9 + i * 3) * C);
         for (Int h = 0; h < H; ++h)
-          multiply(acc, left + h * row, 2, 2 * C, right + (h * half * O + o) * 2, 32, 2 * O, half);
+          multiply(acc, left + (h * half * O + o) * 2, 2, 2 * O, columns + h * row, row, 2 * C, half);
 #pragma GCC unroll 16
         for (int p = 0; p < P; ++p)
-          for (int b = 0; b < B; ++b) store(to + p * O + 16 * b, acc[p][b]);
+          for (int i = 0; i < 3; ++i) store(to + (p * 9 + i * 3) * C, acc[p][i]);
       }
 }
 
@@ -217,7 +217,7 @@ void forward(const T* x, const float* w, T* z, const T* h, T* y, const float* ga
                                                parts + t * 2 * O, H, W, C, O);
         }
       });
-      add_up(parts, threads, 2 * O, sums);
+      add_up(+parts, threads, 2 * O, +sums);
     }
   if (!w) {
     // Less the first row: squares alone would lose the variance of a channel far from zero.
@@ -277,26 +277,20 @@ void backward(const T* dy, const T* x, const float* w, const T* z, const T* y, T
     Buffer<float> parts(threads * 9 * C * O);
     shared(N, threads, [&](int t, Int first, Int last) {
       const Int size = (H + 2) * (W + 2);
-      Buffer<bf16> image(size * C), grad(size * O), pairs(2 * size * C), right(H * W * O);
+      Buffer<bf16> image(size * C), grad(size * O), left(H * W * O), right(2 * size * C);
       Buffer<double> unused(2 * C);
       for (Int n = first; n < last; ++n) {
         for (Int i = 0; i < H * W; ++i)
           for (Int c = 0; c < O; c += 16)
             store(grad + ((i / W + 1) * (W + 2) + i % W + 1) * O + c, dz((n * H * W + i) * O + c, c));
         copy_padded(x + n * H * W * C, image, H, W, C);
-        (O % 32 ? correlate<1> : correlate<2>)(image, grad, pairs, right, parts + t * 9 * C * O, H,
-                                               W, C, O);
+        correlate(image, grad, left, right, parts + t * 9 * C * O, H, W, C, O);
         if (dx)
           (C % 32 ? convolve<1> : convolve<2>)(grad, packed, dx + n * H * W * C, unused, H, W, O, C);
       }
     });
-    shared(O, threads, [&](int, Int first, Int last) {
-      for (Int i = first * 9 * C; i < last * 9 * C; ++i) {
-        dw[i] = 0;
-        for (int t = 0; t < threads; ++t)
-          dw[i] += parts[(t * 9 * C + i % (9 * C)) * O + i / (9 * C)];
-      }
-    });
+    std::fill_n(dw, 9 * C * O, 0.f);
+    add_up(+parts, threads, 9 * C * O, dw);
   }
 }
 

@@ -1,8 +1,7 @@
-"""f(h + BN(x * w)) in one step of training on the CPU: what the plain layers compute, faster.
+"""f(h + BN(x * w)) of a training step on the CPU in one call: what the plain layers do, faster.
 
-`chain` runs layers one after another. Where `fits` says so, a convolution, batch normalisation,
-addition and ReLU that follow each other are one call of the kernels in `fused.cpp`, which the
-machine's C++ compiler makes once. Everything else is the plain composition of the layers.
+The kernels of `fused.cpp` are compiled once by the machine's C++ compiler. Where `fits` says no,
+as always at test time, the layers themselves are called.
 """
 
 from __future__ import annotations
@@ -13,19 +12,24 @@ import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-w"]
-FLAGS += [f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16")]
+from resnets.errors import DiskError
+from resnets.files import write_whole
+
+SOURCE = Path(__file__).with_name("fused.cpp")
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-w")
+AVX512 = tuple(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16"))
+NHWC = torch.channels_last
 
 
 class Plus(nn.Module):
-    """x -> h + x, as a layer of one call."""
+    """h + x, as a layer that is called once."""
 
     def __init__(self, h: Tensor) -> None:
         super().__init__()
@@ -36,30 +40,33 @@ class Plus(nn.Module):
 
 
 class Chain(nn.Sequential):
-    """The layers in order, with `chain`."""
+    """Layers in order."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return chain(self, x)
+        return chained(self, x)
 
 
-def chain(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """The last layer's answer, the first given x and each what the one before answers."""
-    layers = list(layers)
-    while layers:
-        match layers:
+def chained(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """The layers in order, applied to x. Convolution, BN, `Plus` and ReLU in a row are one call."""
+    todo = list(layers)
+    while todo:
+        match todo:
             case [nn.Conv2d() as conv, nn.BatchNorm2d() as norm, *rest] if fits(norm, x, conv):
-                pass
+                w = conv.weight
             case [nn.BatchNorm2d() as norm, *rest] if fits(norm, x):
-                conv = None
-            case [layer, *layers]:
+                w = None
+            case [layer, *todo]:
                 x = layer(x)
                 continue
-        h = rest.pop(0).h if rest and isinstance(rest[0], Plus) else None
-        relu = bool(rest) and isinstance(rest[0], nn.ReLU)
-        if relu:
-            rest.pop(0)
-        x = _ConvNormAct.apply(x, conv and conv.weight, h, norm.weight, norm.bias, norm, relu)
-        layers = rest
+        h = None
+        match rest:
+            case [Plus(h=h), nn.ReLU(), *todo] if h.dtype == x.dtype:
+                relu = True
+            case [nn.ReLU(), *todo]:
+                h, relu = None, True
+            case todo:
+                h, relu = None, False
+        x = _ConvNormAct.apply(x, w, h, norm.weight, norm.bias, norm, relu)
     return x
 
 
@@ -67,77 +74,76 @@ def fits(norm: nn.BatchNorm2d, x: Tensor, conv: nn.Conv2d | None = None) -> bool
     """Whether the kernels compute these layers on this input: the one choice there is."""
     return (
         norm.training
-        and norm.num_features % 16 == 0
-        and norm.momentum is not None
         and type(norm) is nn.BatchNorm2d
-        and norm.weight.dtype is torch.float32
+        and norm.num_features % 16 == 0
+        and norm.weight.dtype == torch.float32
+        and norm.momentum is not None
         and type(x) is Tensor
         and x.device.type == "cpu"
         and x.dtype in (torch.bfloat16, torch.float32)
+        and x.is_contiguous(memory_format=NHWC)
         and x.numel() > x.shape[1]
-        and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.compiler.is_compiling()
-        and (conv is None or conv_fits(conv, x))
+        and (
+            conv is None
+            or (
+                torch.is_autocast_enabled("cpu")
+                and x.dtype == torch.bfloat16
+                and conv.weight.dtype == torch.float32
+                and (conv.kernel_size, conv.stride, conv.groups) == ((3, 3), (1, 1), 1)
+                and conv.bias is None
+                and conv.in_channels % 16 == 0
+                and x.shape[3] % 8 == 0
+                and not torch.cpu._is_amx_tile_supported()  # oneDNN is faster with it
+            )
+        )
         and library() is not None
-    )
-
-
-def conv_fits(conv: nn.Conv2d, x: Tensor) -> bool:
-    return (
-        x.dtype is torch.bfloat16
-        and torch.is_autocast_enabled("cpu")
-        and conv.weight.dtype is torch.float32
-        and (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
-        and conv.groups == 1
-        and conv.bias is None
-        and conv.in_channels % 16 == 0
-        and x.shape[3] % 8 == 0
     )
 
 
 class _ConvNormAct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w, h, gamma, beta, norm, relu):
-        N, C, H, W = x.shape
-        O = len(gamma)
-        cl = torch.channels_last
-        if w is not None:
-            w = w.detach().contiguous(memory_format=cl)
-        if h is not None:
-            h = h.to(x.dtype).contiguous(memory_format=cl)
-        z = x if w is None else torch.empty((N, O, H, W), dtype=x.dtype, memory_format=cl)
-        y = torch.empty((N, O, H, W), dtype=x.dtype, memory_format=cl)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        w: Tensor | None,
+        h: Tensor | None,
+        gamma: Tensor,
+        beta: Tensor,
+        norm: nn.BatchNorm2d,
+        relu: bool,
+    ) -> Tensor:
+        (N, C, H, W), O = x.shape, len(gamma)
+        w = None if w is None else w.contiguous(memory_format=NHWC)
+        h = None if h is None else h.contiguous(memory_format=NHWC)
+        y = torch.empty((N, O, H, W), dtype=x.dtype, memory_format=NHWC)
+        z = x if w is None else torch.empty_like(y)
         mean, inverse = torch.empty(O), torch.empty(O)
         norm.num_batches_tracked.add_(1)
-        library()["forward", x.dtype](
-            *pointers(x, w, z, h, y, gamma, beta, mean, inverse, norm.running_mean, norm.running_var),
-            N, H, W, C, O, norm.momentum, norm.eps, relu, torch.get_num_threads())
+        _call("forward", x.dtype, x, w, z, h, y, gamma, beta, mean, inverse, norm.running_mean, norm.running_var, N, H, W, C, O, norm.momentum, norm.eps, relu)
         ctx.save_for_backward(x, w, z, y if relu else None, gamma, mean, inverse)
         ctx.add = h is not None
         return y
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w, z, y, gamma, mean, inverse = ctx.saved_tensors
-        N, C, H, W = x.shape
-        O = len(gamma)
-        dy = dy.contiguous(memory_format=torch.channels_last)
-        dx = torch.empty_like(x, memory_format=torch.channels_last)
+        (N, C, H, W), O = x.shape, len(gamma)
+        dy = dy.contiguous(memory_format=NHWC)
+        dx, dgamma, dbeta = torch.empty_like(x), torch.empty_like(gamma), torch.empty_like(gamma)
         dw = None if w is None else torch.empty_like(w)
-        dh = torch.empty_like(z) if ctx.add and y is not None else None
-        dgamma, dbeta = torch.empty(O), torch.empty(O)
-        library()["backward", x.dtype](
-            *pointers(dy, x, w, z, y, dx, dw, dh, gamma, mean, inverse, dgamma, dbeta),
-            N, H, W, C, O, torch.get_num_threads())
-        return dx, dw, (dy if dh is None else dh) if ctx.add else None, dgamma, dbeta, None, None
+        dh = torch.empty_like(dy) if ctx.add else None
+        _call("backward", x.dtype, dy, x, w, z, y, dx, dw, dh, gamma, mean, inverse, dgamma, dbeta, N, H, W, C, O)
+        return dx, dw, dh, dgamma, dbeta, None, None
 
-
-def pointers(*tensors):
-    return [None if t is None else t.data_ptr() for t in tensors]
-
+def _call(name, dtype, *values):
+    args = [v.data_ptr() if isinstance(v, Tensor) else v for v in values]
+    library()[name, dtype](*args, torch.get_num_threads())
 
 @functools.cache
 def library():
+    if not torch.cpu._is_avx512_bf16_supported():
+        return None
     lib = ctypes.CDLL("/tmp/A/f.so")
     P, I, D, i = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
     types = {

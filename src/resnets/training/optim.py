@@ -167,7 +167,7 @@ def muon(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors
 def orthogonal(x: Tensor) -> Tensor:
     """About U V^T of x = U S V^T (rows, columns): five Newton-Schulz steps of Jordan et al."""
     wide = x.shape[0] <= x.shape[1]
-    y: Tensor = (x if wide else x.T).bfloat16()  # precise enough: singular values 0.7 to 1.2
+    y: Tensor = (x if wide else x.T).bfloat16()  # enough: singular values end near 1, not at 1
     y = y / y.norm().clamp(min=1e-7)  # singular values up to 1, where the steps converge
     for _ in range(5):
         a = y @ y.T

@@ -6,12 +6,12 @@ import json
 import math
 import time
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from resnets import __version__
 from resnets import arch as archs
 from resnets.arch import Arch, MlpArch
 from resnets.data.sources import Source, Split
@@ -84,7 +84,7 @@ class Plan:
                 "data": self.source.name,
                 "digest": self.source.digest,
                 "recipe": json.dumps(to_dict(self.recipe)),
-                "resnets": __version__,
+                "resnets": version("resnets"),
                 "torch": torch.__version__,
             },
         )
