@@ -36,8 +36,8 @@ from resnets.training.world import launch as start_ranks
 
 __all__ = [
     "Model", "Outcome", "Prediction", "Result", "create", "create_run", "data_info", "estimate",
-    "evaluate", "get", "go", "launch", "load", "models", "plan", "predict", "resume", "run_folder", "runs",
-    "summary", "train",
+    "evaluate", "get", "go", "launch", "load", "models", "plan", "predict", "resume",
+    "run_folder", "runs", "summary", "train",
 ]  # fmt: skip
 
 
@@ -130,12 +130,16 @@ def train(
 
 
 def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
-    """Where a plan's run will be. Raises UsageError where a run is already, or among the data."""
+    """Where a plan's run will be. Raises UsageError where a run is already, or among the data.
+
+    Under torchrun, which may start a command again, a run that is there is for `create_run`.
+    """
     run = Run(Path(path) if path is not None else fresh_folder(plan))
     root = plan.source.root
     if root is not None and run.path.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"the run folder {run.path} would lie in the data: give another, --run")
-    run.check_free()
+    if not launched():
+        run.check_free()
     return run
 
 
@@ -185,7 +189,7 @@ def fresh_folder(plan: Plan) -> Path:
 
 def go(run: Run, plan: Plan, watch: Callable[[Progress], None]) -> Outcome:
     """Train from where the run stands, then test and write the result."""
-    with Stop() as stop:
+    with plan.world.together(), Stop() as stop:
         for progress in fit(run, plan, stop):
             watch(progress)
         plan.world.leave()

@@ -129,7 +129,7 @@ def test_averaging_by_hand(keep):
         for p in network.parameters():
             p.add_(1.0)
     before = average.state_dict()["fc.weight"].clone()
-    blend(average, network, keep)
+    blend(*(list(n.state_dict().values()) for n in (average, network)), keep)
     expected = keep * before + (1 - keep) * network.state_dict()["fc.weight"]
     torch.testing.assert_close(average.state_dict()["fc.weight"], expected)
 

@@ -293,9 +293,10 @@ def _in_hand(files: tuple[Path, ...], asked: list[Tensor], hands: Tensor, done: 
 
     `asked` are the requests from number `done` on, the first that has no answer yet.
     """
-    # a worker whose connection was lost may be about to end
-    wait([process.sentinel for process in multiprocessing.active_children()], timeout=1)
-    alive = {process.pid for process in multiprocessing.active_children()}
+    children = multiprocessing.active_children()
+    # a process that ends loses its connections first, and is a child for some time after
+    ended = wait([child.sentinel for child in children], timeout=1)
+    alive = {child.pid for child in children if child.sentinel not in ended}
     begun = [hand for hand in hands.tolist() if hand[0] > 0]
     dead = [hand for hand in begun if hand[0] not in alive]
     for _, number, row in dead or [hand for hand in begun if hand[1] == done]:

@@ -16,7 +16,7 @@ from torchvision.ops import StochasticDepth
 from resnets.arch import ResNetArch
 from resnets.errors import UsageError
 from resnets.nets.blocks import ExclusiveGate, PreActivation, Residual, chain
-from resnets.nets.layers import Blur, Layers, SqueezeExcite, global_mean, initialise
+from resnets.nets.layers import AVG_POOL, Blur, Layers, SqueezeExcite, global_mean, initialise
 from resnets.ops.fused import Chain, chained
 
 
@@ -236,10 +236,10 @@ class Pad(nn.Module):
         self.stride, self.extra = stride, extra
 
     def forward(self, x: Tensor) -> Tensor:
-        dims = x.ndim - 2
-        for dim in range(2, x.ndim):
-            x = x[(slice(None),) * dim + (slice(None, None, self.stride),)]
-        return F.pad(x, (0, 0) * dims + (0, self.extra))
+        # Pooling over one pixel is x[:, :, ::stride, ...]. The gradient of slices would come in
+        # another memory format, and be slow to add to that of F.
+        taken = AVG_POOL[x.ndim - 2](1, self.stride)(x)
+        return F.pad(taken, (0, 0) * (x.ndim - 2) + (0, self.extra))
 
 
 class Scale(nn.Module):

@@ -119,24 +119,25 @@ void pack(bf16* packed, Int in, Int out, int threads, const Weight& weight) {
   });
 }
 
-// One image with a border of zeros, (H + 2, W + 2, C), to (H, W, O); `sums` gets the sums and the
-// sums of squares of the O channels.
+// One image with a border of zeros, (H + 2, W + 2, C), to (H, W, O), where h is added if it is given.
+// `sums` gets the sums and the sums of squares of the O channels.
 template <int B>
-void convolve(const bf16* padded, const bf16* packed, bf16* y, double* sums, Int H, Int W, Int C,
-              Int O) {
+void convolve(const bf16* padded, const bf16* packed, const bf16* h, bf16* y, double* sums, Int H,
+              Int W, Int C, Int O) {
   constexpr int P = 8;
   for (Int o = 0; o < O; o += 16 * B) {
     Vector s[B] = {}, q[B] = {};
-    for (Int h = 0; h < H; ++h)
+    for (Int r = 0; r < H; ++r)
       for (Int w = 0; w < W; w += P) {
         Vector acc[P][B] = {};
         for (int tap = 0; tap < 9; ++tap)
-          multiply(acc, padded + ((h + tap / 3) * (W + 2) + w + tap % 3) * C, C, 2,
+          multiply(acc, padded + ((r + tap / 3) * (W + 2) + w + tap % 3) * C, C, 2,
                    packed + (o * 9 + tap * 16) * C, 9 * 16 * C, 32, C / 2);
 #pragma GCC unroll 16
         for (int p = 0; p < P; ++p)
           for (int b = 0; b < B; ++b) {
-            store(y + (h * W + w + p) * O + o + 16 * b, acc[p][b]);
+            const Int i = (r * W + w + p) * O + o + 16 * b;
+            store(y + i, h ? _mm512_add_ps(acc[p][b], load(h + i)) : acc[p][b]);
             s[b] = _mm512_add_ps(s[b], acc[p][b]);
             q[b] = _mm512_fmadd_ps(acc[p][b], acc[p][b], q[b]);
           }
@@ -213,7 +214,7 @@ void forward(const T* x, const float* w, T* z, const T* h, T* y, const float* ga
         Buffer<bf16> padded((H + 2) * (W + 2) * C);
         for (Int n = first; n < last; ++n) {
           copy_padded(x + n * H * W * C, padded, H, W, C);
-          (O % 32 ? convolve<1> : convolve<2>)(padded, packed, z + n * H * W * O,
+          (O % 32 ? convolve<1> : convolve<2>)(padded, packed, nullptr, z + n * H * W * O,
                                                parts + t * 2 * O, H, W, C, O);
         }
       });
@@ -243,7 +244,7 @@ void forward(const T* x, const float* w, T* z, const T* h, T* y, const float* ga
 }
 
 template <typename T>
-void backward(const T* dy, const T* x, const float* w, const T* z, const T* y, T* dx, float* dw,
+void backward(const T* dy, const T* skip, const T* x, const float* w, const T* z, const T* y, T* dx, float* dw,
               T* dh, const float* gamma, const float* mean, const float* inverse, float* dgamma,
               float* dbeta, Int N, Int H, Int W, Int C, Int O, int threads) {
   const Int rows = N * H * W;
@@ -270,7 +271,10 @@ void backward(const T* dy, const T* x, const float* w, const T* z, const T* y, T
     const Vector centred = _mm512_sub_ps(v, load(shift + c));
     return _mm512_mul_ps(_mm512_fnmadd_ps(d, load(slope + c), centred), load(scale + c));
   };
-  if (!w) return elements(rows, O, threads, [&](Int i, Int c) { store(dx + i, dz(i, c)); });
+  if (!w) return elements(rows, O, threads, [&](Int i, Int c) { 
+    const Vector v = dz(i, c);
+    store(dx + i, skip ? _mm512_add_ps(v, load(skip + i)) : v);
+  });
   if constexpr (sizeof(T) == 2) {
     Buffer<bf16> packed(9 * C * O);
     pack(packed, O, C, threads, [&](Int c, Int tap, Int o) { return w[(o * 9 + 8 - tap) * C + c]; });
@@ -286,7 +290,7 @@ void backward(const T* dy, const T* x, const float* w, const T* z, const T* y, T
         copy_padded(x + n * H * W * C, image, H, W, C);
         correlate(image, grad, left, right, parts + t * 9 * C * O, H, W, C, O);
         if (dx)
-          (C % 32 ? convolve<1> : convolve<2>)(grad, packed, dx + n * H * W * C, unused, H, W, O, C);
+          (C % 32 ? convolve<1> : convolve<2>)(grad, packed, skip ? skip + n * H * W * C : skip, dx + n * H * W * C, unused, H, W, O, C);
       }
     });
     std::fill_n(dw, 9 * C * O, 0.f);

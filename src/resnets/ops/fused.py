@@ -66,7 +66,9 @@ def chained(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
                 h, relu = None, True
             case todo:
                 h, relu = None, False
-        x = _ConvNormAct.apply(x, w, h, norm.weight, norm.bias, norm, relu)
+        before = x
+        x, same = _ConvNormAct.apply(x, w, h, norm.weight, norm.bias, norm, relu)
+        todo = [Plus(same) if isinstance(l, Plus) and l.h is before else l for l in todo]
     return x
 
 
@@ -123,17 +125,19 @@ class _ConvNormAct(torch.autograd.Function):
         _call("forward", x.dtype, x, w, z, h, y, gamma, beta, mean, inverse, norm.running_mean, norm.running_var, N, H, W, C, O, norm.momentum, norm.eps, relu)
         ctx.save_for_backward(x, w, z, y if relu else None, gamma, mean, inverse)
         ctx.add = h is not None
-        return y
+        ctx.set_materialize_grads(False)
+        return y, x
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor, skip) -> tuple[Tensor | None, ...]:
         x, w, z, y, gamma, mean, inverse = ctx.saved_tensors
         (N, C, H, W), O = x.shape, len(gamma)
         dy = dy.contiguous(memory_format=NHWC)
+        skip = None if skip is None else skip.contiguous(memory_format=NHWC)
         dx, dgamma, dbeta = torch.empty_like(x), torch.empty_like(gamma), torch.empty_like(gamma)
         dw = None if w is None else torch.empty_like(w)
         dh = torch.empty_like(dy) if ctx.add else None
-        _call("backward", x.dtype, dy, x, w, z, y, dx, dw, dh, gamma, mean, inverse, dgamma, dbeta, N, H, W, C, O)
+        _call("backward", x.dtype, dy, skip, x, w, z, y, dx, dw, dh, gamma, mean, inverse, dgamma, dbeta, N, H, W, C, O)
         return dx, dw, dh, dgamma, dbeta, None, None
 
 def _call(name, dtype, *values):
@@ -148,7 +152,7 @@ def library():
     P, I, D, i = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
     types = {
         "forward": ctypes.CFUNCTYPE(None, *[P] * 11, *[I] * 5, D, D, i, i),
-        "backward": ctypes.CFUNCTYPE(None, *[P] * 13, *[I] * 5, i),
+        "backward": ctypes.CFUNCTYPE(None, *[P] * 14, *[I] * 5, i),
     }
     return {
         (name, dtype): kind.in_dll(lib, f"{name}_{str(dtype)[6:]}")

@@ -139,7 +139,8 @@ def stretch(
             testing = time.monotonic() - now
 
         # What one process sees is done by all: signals, the clock, a budget's new length.
-        wishes = [stop.signal, stop.save or (now - saved > SAVE_SECONDS and not writer.busy), 0]
+        save_now = world.first and now - saved > SAVE_SECONDS and not writer.busy
+        wishes = [stop.signal, stop.save or save_now, 0]
         if recipe.budget and now - planned > recipe.budget / 50 and course.step > first:
             left = recipe.budget - course.seconds - plan.finishing(testing)
             pace = (now - began) / (course.step - first)
@@ -204,7 +205,11 @@ def batches(plan: Plan, course: Course) -> Iterator[Batch]:
 
 def estimate(plan: Plan, seconds: float = 2.0) -> float:
     """Seconds that the whole run will take, from real steps of a network that is thrown away."""
-    plan = replace(plan, world=ALONE, workers=0, recipe=replace(plan.recipe, batch=plan.share))
+    recipe = plan.recipe
+    # Each rank makes its own number of steps, so none may wait for another.
+    norm = "batch" if recipe.norm == "sync" else recipe.norm
+    recipe = replace(recipe, batch=plan.share, norm=norm)
+    plan = replace(plan, world=ALONE, workers=0, recipe=recipe)
     state = State.start(plan.recipe, plan.arch, plan.device)
     state.course = Course(steps=plan.steps, micro=plan.micro)
     step = Step.of(plan, state)

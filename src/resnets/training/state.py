@@ -7,6 +7,7 @@ every random draw of a step are functions of the recipe and the step.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ from resnets.nets import Network
 from resnets.nets.sync import convert
 from resnets.recipe import Recipe
 from resnets.training import optim
+
+SMALL = 2**16
 
 
 @dataclass
@@ -104,43 +107,40 @@ class State:
         self.totals.copy_(tensors["totals"])
         self.course = course
 
-    def finite(self) -> bool:
-        """Whether weights, averages and moments are all finite: one number is computed."""
-        return finite(
-            value
-            for value in (
-                *self.network.parameters(),
-                *self.average.parameters(),
-                *floats(self.average.buffers()),
-                *(v for state in self.optimizer.state.values() for v in state.values()),
-            )
-            if value.device == self.totals.device
-        )
-
 
 def floats(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Those that are floating."""
     return [t for t in tensors if t.is_floating_point()]
 
 
+@torch.no_grad()
 def finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no value is infinite or not a number."""
-    largest = torch._foreach_norm([t.detach() for t in tensors], torch.inf)
-    return bool(torch.stack([x.float() for x in largest]).isfinite().all())
+    """Whether no value is infinite or not a number, nor so large that their sum would be.
+
+    One number comes back from the device; small tensors are added up together.
+    """
+    small: list[Tensor] = []
+    sums: list[Tensor] = []
+    for tensor in tensors:
+        if tensor.numel() < SMALL:
+            small.append(tensor.reshape(-1))
+        else:
+            sums.append(tensor.sum())
+    return math.isfinite(float(torch.stack([*sums, torch.cat(small).sum()]).sum()))
 
 
 @torch.no_grad()
-def blend(average: nn.Module, network: nn.Module, keep: float) -> None:
-    """average = keep * average + (1 - keep) * network; `keep` 0 copies, so there is no second path.
+def blend(average: list[Tensor], current: list[Tensor], keep: float) -> None:
+    """average = keep * average + (1 - keep) * current; `keep` 0 copies, so there is no second path.
 
     Normalisation statistics are averaged like weights; counters are copied.
     """
-    mine, theirs = average.state_dict().values(), network.state_dict().values()
-    pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if a.is_floating_point()]
-    torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - keep)
-    for a, b in zip(mine, theirs, strict=True):
-        if not a.is_floating_point():
-            a.copy_(b)
+    pairs = list(zip(average, current, strict=True))
+    numbers = [(a, b) for a, b in pairs if a.is_floating_point()]
+    counters = [(a, b) for a, b in pairs if not a.is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in numbers], [b for _, b in numbers], 1 - keep)
+    if counters:
+        torch._foreach_copy_([a for a, _ in counters], [b for _, b in counters])
 
 
 def adopt(network: Network, weights: Mapping[str, Tensor]) -> None:

@@ -33,6 +33,15 @@ class Step:
     class_weights: Tensor | None
     frozen: bool = False  # whether the classifier alone learns now
 
+    def __post_init__(self) -> None:
+        # Looked up once: walking over the modules of a deep network takes milliseconds.
+        network, average = self.state.network, self.state.average
+        self.parameters = list(network.parameters())
+        self.buffers = list(network.buffers())
+        self.current = list(network.state_dict().values())
+        self.average = list(average.state_dict().values())
+        self.replicate()
+
     @classmethod
     def of(cls, plan: Plan, state: State) -> Step:
         """For the state as it is now."""
@@ -40,9 +49,7 @@ class Step:
         if plan.recipe.class_weights == "balanced":
             weights = balanced(plan.train.labels, plan.arch.classes).to(plan.device)
         teacher = plan.teacher.network.to(plan.device).eval() if plan.teacher else None
-        step = cls(plan, state, state.network, teacher, weights)
-        step.replicate()
-        return step
+        return cls(plan, state, state.network, teacher, weights)
 
     def update(self, batch: Batch) -> Literal["done", "skipped", "lost"]:
         """Set the rate, forward, backward, move the weights, average them.
@@ -59,32 +66,32 @@ class Step:
             group["lr"] = rate * group["scale"]
             if recipe.schedule == "one-cycle":
                 group["momentum"] = recipe.cycled_momentum(course.step, course.steps)
-        set_mode(state.network, frozen_norm=recipe.norm == "frozen" or self.frozen)
 
-        buffers = list(state.network.buffers())
-        before = [b.clone() for b in buffers]
-        sums = self.backward(batch, buffers, before)
-        plan.world.average(floats(buffers))
-        gradients = [p.grad for p in state.network.parameters() if p.grad is not None]
+        before = [b.clone() for b in self.buffers]
+        sums = self.backward(batch, before)
+        numbers = floats(self.buffers)
+        plan.world.average(numbers)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
         course.step += 1
-        if not finite([plan.world.sum(sums), *gradients, *floats(buffers)]):
-            torch._foreach_copy_(buffers, before)
+        if not finite([plan.world.sum(sums).float(), *gradients, *numbers]):
+            torch._foreach_copy_(self.buffers, before)
             optimizer.zero_grad()
             course.skipped += 1
             return "skipped" if course.skipped < BAD_STEPS else "lost"
         if recipe.clip:
-            nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip, foreach=True)
+            nn.utils.clip_grad_norm_(self.parameters, recipe.clip, foreach=True)
         optimizer.step()
         optimizer.zero_grad()
         if course.step % recipe.ema_every == 0:
             # a short memory while the weights move fast
             count = course.step // recipe.ema_every
-            blend(state.average, state.network, min(recipe.ema, count / (count + 9)))
+            blend(self.average, self.current, min(recipe.ema, count / (count + 9)))
         state.totals += sums
         course.skipped = 0
-        return "done" if state.finite() else "lost"
+        # What is not finite in a moment is so in its weight by now.
+        return "done" if finite([*self.parameters, *floats(self.average)]) else "lost"
 
-    def backward(self, batch: Batch, buffers: list[Tensor], before: list[Tensor]) -> Tensor:
+    def backward(self, batch: Batch, before: list[Tensor]) -> Tensor:
         """Gradients of the batch, in micro-batches; half as large ones where memory runs out.
 
         Returns float64 (3,): sum of the losses, wrong answers, images.
@@ -103,7 +110,7 @@ class Step:
                     ) from None
             # Outside of `except`, which would keep the failed pass alive.
             course.micro = (course.micro + 1) // 2
-            torch._foreach_copy_(buffers, before)
+            torch._foreach_copy_(self.buffers, before)
             self.state.optimizer.zero_grad()
 
     def accumulate(self, batch: Batch) -> Tensor:
@@ -162,6 +169,8 @@ class Step:
 
     def replicate(self) -> None:
         """Join the ranks' gradients, for the parameters that learn now."""
+        frozen_norm = self.plan.recipe.norm == "frozen" or self.frozen
+        set_mode(self.state.network, frozen_norm=frozen_norm)
         shape = self.plan.preprocess
         images = torch.zeros(2, shape.channels, shape.size, shape.size, device=self.plan.device)
         self.replica = self.plan.world.replicate(self.state.network, images)

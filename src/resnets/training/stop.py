@@ -12,7 +12,7 @@ from types import FrameType
 class Stop:
     """SIGINT and SIGTERM end training after the step in hand; the same again ends it at once.
 
-    Not a different one: torchrun passes a SIGINT, which each rank gets by itself too, on as SIGTERM.
+    Not a different one: each rank gets a SIGINT itself, and torchrun passes it on as SIGTERM.
 
     SIGUSR1 saves and goes on. SIGHUP, as when a terminal closes, changes nothing.
     """

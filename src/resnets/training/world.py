@@ -8,11 +8,14 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
+import signal
 import sys
+import time
 import uuid
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,7 +25,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn.parallel import DistributedDataParallel
 
-from resnets.errors import UsageError
+from resnets.errors import ResnetsError, UsageError
 
 T = TypeVar("T")
 
@@ -30,6 +33,7 @@ CPU = torch.device("cpu")
 
 RESTARTS = 3
 PATIENCE = datetime.timedelta(minutes=10)  # after which a rank that hangs ends the others
+GRACE = 5.0  # seconds in which ranks that lost another find each other
 
 
 @dataclass(frozen=True)
@@ -88,12 +92,36 @@ class World:
         known = inspect.signature(DistributedDataParallel).parameters
         name = "broadcast_buffers"
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else name
-        replica = DistributedDataParallel(network, **{name: False})
+        options: dict[str, Any] = {name: False}
+        replica = DistributedDataParallel(network, **options)
         before = [b.clone() for b in network.buffers()]
         replica(images).sum().backward()
         torch._foreach_copy_(list(network.buffers()), before)
         network.zero_grad()
         return replica
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Raises ResnetsError that names the ranks that are gone when a message fails.
+
+        The wait also lets the rank that failed first end first, so that its exit code is the run's.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1:
+                raise
+            store = dist.distributed_c10d._get_default_store()
+            store.append("here", f"{self.rank} ")  # type: ignore[attr-defined]
+            time.sleep(GRACE)
+            gone = set(range(self.size)) - {int(rank) for rank in store.get("here").split()}
+            if not gone:
+                raise
+            names = ", ".join(str(rank) for rank in sorted(gone))
+            raise ResnetsError(
+                f"of {self.size} processes, rank {names} died or hangs: {error}\n"
+                "The checkpoints are whole; `resnets resume` goes on."
+            ) from error
 
     def leave(self) -> None:
         """End the communication."""
@@ -156,10 +184,12 @@ def launch(ranks: int, arguments: list[str]) -> int:
         except SignalException as stopped:
             return 128 + stopped.sigval
         except ChildFailedError as failed:
-            code = failed.get_first_failure()[1].exitcode
-            if code >= 0:
-                return code
-            code = 128 - code
+            codes = [failure.exitcode for failure in failed.failures.values()]
+            # The others lost a message, which is 1, or were ended while they waited.
+            killed = [-c for c in codes if c < 0 and c != -signal.SIGTERM]
+            if max(codes) > 1 or not killed:
+                return max(1, *codes)
+            code = 128 + killed[0]
         else:
             return 0
     return code
