@@ -16,6 +16,7 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Part = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -55,12 +56,12 @@ class Augment:
     pad: Count = 4
     reflect: bool = False  # pad by reflection (Wide ResNets), not with zeros
     scale: tuple[int, int] = (256, 480)
-    area: tuple[float, float] = (0.08, 1.0)
+    area: tuple[Share, Share] = (0.08, 1.0)
     flip: bool = False
-    colour: Literal["none", "pca", "jitter"] = "none"
+    colour: Literal["none", "pca", "jitter", "jitter+pca"] = "none"
     cutout: Count = 0  # side of a square that is set to the mean
     policy: Literal["none", "trivial", "rand"] = "none"  # TrivialAugmentWide; RandAugment
-    rand: tuple[int, float] = (7, 0.5)  # RandAugment's magnitude of 10, and its deviation
+    rand: tuple[Annotated[int, Field(ge=0, le=10)], NotNegative] = (7, 0.5)  # RandAugment's magnitude of 10, and its deviation
     erase: Part = 0.0  # chance that a rectangle is erased (1708.04896)
     repeats: Annotated[int, Field(ge=1)] = 1  # views of an image in a batch (1902.05509)
     mixup: NotNegative = 0.0  # alpha of Beta(alpha, alpha), 0 is none (1710.09412)
@@ -78,7 +79,7 @@ class Recipe:
     size: Count = 0  # input side at test time; 0: the data's own, or 224 for folders
     train_size: Count = 0  # input side in training; 0: `size`
     grow_from: Count = 0  # side of the first steps; grows to `train_size` over 3/4 of the run
-    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875  # test crop / resized shorter side
+    crop_ratio: Share = 0.875  # test crop / resized shorter side
     holdout: NotNegative = 0.0  # training images kept for validation: a part; from 1 on a number
     normalize: Literal["data", "imagenet", "pixel", "none"] = "data"
     augment: Augment = Augment()
@@ -122,7 +123,7 @@ class Recipe:
     # start and end
     weights: str = ""  # a model file or foreign weights to start from; empty: from scratch
     frozen: NotNegative = 0.0  # epochs in which the classifier alone learns
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # rate of a stage / rate of the next
+    layer_decay: Share = 1.0  # rate of a stage / rate of the next
     norm: Literal["batch", "frozen", "sync"] = "batch"  # BN: own statistics, loaded ones, all ranks
     keep: Literal["last", "best"] = "last"  # the result: the last state, or the best on validation
     stop_after: Count = 0  # evaluations without a better one after which the run ends; 0: never

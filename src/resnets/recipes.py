@@ -185,13 +185,13 @@ def fb_resnet() -> Recipe:
     """fb.resnet.torch on ImageNet, 4 GPUs: areas and aspect ratios, Nesterov, all decayed.
 
     1-crop top-1 error in % over depth 18, 34, 50, 101, 152 (there 8 GPUs, micro=32): 30.43, 26.73,
-    24.01, 22.44, 22.16. It also adds "pca" after the jitter.
+    24.01, 22.44, 22.16.
     """
     return replace(
         preact_imagenet(),
         model="resnet50",
         normalize="imagenet",
-        augment=replace(AREA, colour="jitter"),
+        augment=replace(AREA, colour="jitter+pca"),
         micro=64,
         nesterov=True,
         decay_all=True,

@@ -79,7 +79,8 @@ class Driver:
         return code, told
 
     def close(self) -> None:
-        self.process.communicate("")
+        self.process.kill()
+        self.process.communicate()
 
 
 def calls() -> dict[str, tuple[object, str]]:

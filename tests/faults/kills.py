@@ -1,6 +1,7 @@
 """kill -9 at named points and at random times, and what must be left."""
 
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,32 +24,41 @@ POINTS = {
     "in a step beside the writer": Fault("step while writing"),
 }
 ONCE = {"while the result is written", "before the first checkpoint"}
-SECONDS = (0.02, 0.8)  # a run's length, about
 
 
-def fault(rng: random.Random, name: str = "") -> Fault:
-    """A kill at that point, at one of its first passings, or else at any time."""
+def kill(driver: Driver, whole: Path, folder: Path, names: list[str], seed: int) -> int:
+    """Kill at each of these points, "" for any time, up to five times in a run.
+
+    Returns the number of runs, of which each ended as `whole` did. A name leaves the list when its
+    kill came; a run that ended before it is followed by another.
+    """
+    rng, runs = random.Random(seed), 0
+    rng.shuffle(names)
+    while names:
+        run = folder / f"run-{runs}"
+        begun = False
+        for name in names[: rng.randint(1, 5)]:
+            code, told = driver.train(run, fault(rng, name))
+            assert (code, told) in ((0, ""), (-9, "")), told
+            if code == 0:
+                break
+            names.remove(name)
+            there = checkpoint.finished(run / "checkpoints")
+            begun = begun or bool(there)
+            assert not begun or any(loads(path) for path in there), name
+        if not (run / "result.json").exists():
+            assert driver.train(run) == (0, "")
+        assert differences(run, whole) == []
+        shutil.rmtree(run)
+        runs += 1
+    return runs
+
+
+def fault(rng: random.Random, name: str) -> Fault:
+    """A kill at one of the first passings of a point, or at any time of about a run's length."""
     if not name:
-        return Fault("clock", rng.uniform(*SECONDS))
+        return Fault("clock", rng.uniform(0.02, 0.8))
     return replace(POINTS[name], n=1 if name in ONCE else rng.randint(1, 6))
-
-
-def chain(driver: Driver, run: Path, faults: list[Fault]) -> int:
-    """Train with one fault after another, then to the end; how many of them killed the run."""
-    killed, begun = 0, False
-    for each in [*faults, None]:
-        if (run / "result.json").exists():
-            return killed
-        code, told = driver.train(run, *([each] if each else []))
-        assert code in (0, -9), told
-        assert not told
-        killed += code == -9
-        if code == 0:
-            return killed
-        there = checkpoint.finished(run / "checkpoints")
-        begun = begun or bool(there)
-        assert not begun or any(loads(path) for path in there[-2:])
-    raise AssertionError("the run never ended")
 
 
 def loads(path: Path) -> bool:

@@ -13,14 +13,9 @@ from resnets.recipe import Augment
 def mix(images: Tensor, targets: Tensor, augment: Augment, draws: Tensor) -> tuple[Tensor, Tensor]:
     """Row i mixed with row B - 1 - i, all in one proportion, which is Beta(alpha, alpha).
 
-    Args:
-        images: floating (B, C, H, W).
-        targets: floating (B, K), the probabilities of the classes.
-        augment: its `mixup` and `cutmix` are the alphas; with both, it is either half of the time.
-        draws: (>= 4,) in [0, 1), of `draws_of_step`.
-
-    Returns:
-        images and targets of the same shapes; the arguments themselves if both alphas are 0.
+    Floating (B, C, H, W), classes' probabilities (B, K), and 4 draws of `draws_of_step` -> the
+    same shapes; the arguments themselves if `augment.mixup` and `cutmix`, the alphas, are both 0.
+    With both it is either, half of the time.
     """
     choice, share, y, x = draws[:4].tolist()
     cut = augment.cutmix and (not augment.mixup or choice < 0.5)

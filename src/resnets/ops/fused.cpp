@@ -119,34 +119,46 @@ void pack(bf16* packed, Int in, Int out, int threads, const Weight& weight) {
   });
 }
 
-// One image with a border of zeros, (H + 2, W + 2, C), to (H, W, O), where h is added if it is given.
-// `sums` gets the sums and the sums of squares of the O channels.
+// From an image with a border of zeros to (H, W, O), or of a transposed convolution (U > 1) to
+// (U H, U W, O); h is added if it is given. Neighbours of the output are S pixels of the image
+// apart. `sums` gets the sums and the sums of squares of the O channels.
 template <int B>
 void convolve(const bf16* padded, const bf16* packed, const bf16* h, bf16* y, double* sums, Int H,
-              Int W, Int C, Int O) {
+              Int W, Int C, Int O, Int S, Int U) {
   constexpr int P = 8;
-  for (Int o = 0; o < O; o += 16 * B) {
-    Vector s[B] = {}, q[B] = {};
-    for (Int r = 0; r < H; ++r)
-      for (Int w = 0; w < W; w += P) {
-        Vector acc[P][B] = {};
-        for (int tap = 0; tap < 9; ++tap)
-          multiply(acc, padded + ((r + tap / 3) * (W + 2) + w + tap % 3) * C, C, 2,
-                   packed + (o * 9 + tap * 16) * C, 9 * 16 * C, 32, C / 2);
+  const Int pitch = (W * S + 2) * C;
+  for (Int phase = 0; phase < U * U; ++phase) {
+    const Int a = phase / U, b = phase % U;
+    Int from[9], taps[9], count = 0;  // tap (i, j) meets the pixels of this phase, or zeros only
+    for (Int i = 0; i < 3; ++i)
+      for (Int j = 0; j < 3; ++j)
+        if ((a + i + 1) % U == 0 && (b + j + 1) % U == 0) {
+          from[count] = (a + i - 1 + U) / U * pitch + (b + j - 1 + U) / U * C;
+          taps[count++] = i * 3 + j;
+        }
+    for (Int o = 0; o < O; o += 16 * B) {
+      Vector s[B] = {}, q[B] = {};
+      for (Int r = 0; r < H; ++r)
+        for (Int w = 0; w < W; w += P) {
+          Vector acc[P][B] = {};
+          for (Int t = 0; t < count; ++t)
+            multiply(acc, padded + r * S * pitch + w * S * C + from[t], S * C, 2,
+                     packed + (o * 9 + taps[t] * 16) * C, 9 * 16 * C, 32, C / 2);
 #pragma GCC unroll 16
-        for (int p = 0; p < P; ++p)
-          for (int b = 0; b < B; ++b) {
-            const Int i = (r * W + w + p) * O + o + 16 * b;
-            store(y + i, h ? _mm512_add_ps(acc[p][b], load(h + i)) : acc[p][b]);
-            s[b] = _mm512_add_ps(s[b], acc[p][b]);
-            q[b] = _mm512_fmadd_ps(acc[p][b], acc[p][b], q[b]);
-          }
-      }
-    for (int b = 0; b < B; ++b)
-      for (int l = 0; l < 16; ++l) {
-        sums[o + 16 * b + l] += s[b][l];
-        sums[O + o + 16 * b + l] += q[b][l];
-      }
+          for (int p = 0; p < P; ++p)
+            for (int k = 0; k < B; ++k) {
+              const Int i = ((r * U + a) * W * U + (w + p) * U + b) * O + o + 16 * k;
+              store(y + i, h ? _mm512_add_ps(acc[p][k], load(h + i)) : acc[p][k]);
+              s[k] = _mm512_add_ps(s[k], acc[p][k]);
+              q[k] = _mm512_fmadd_ps(acc[p][k], acc[p][k], q[k]);
+            }
+        }
+      for (int k = 0; k < B; ++k)
+        for (int l = 0; l < 16; ++l) {
+          sums[o + 16 * k + l] += s[k][l];
+          sums[O + o + 16 * k + l] += q[k][l];
+        }
+    }
   }
 }
 
@@ -159,17 +171,18 @@ inline void interleave(const bf16* p, const bf16* q, bf16* out, Int n) {
   }
 }
 
-// dw[o][i][j][c] += x[h + i][w + j][c] dz[h][w][o], x and dz with their borders. Pairs of neighbouring
-// pixels are multiplied: those of x are laid out in `right` twice, from even columns and from odd.
+// dw[o][i][j][c] += x[S h + i][S w + j][c] dz[h][w][o], x and dz with their borders. Pairs of
+// pixels (w, w + 1) are multiplied; those of x are laid out in `right` for each j.
 void correlate(const bf16* x, const bf16* dz, bf16* left, bf16* right, float* dw, Int H, Int W,
-               Int C, Int O) {
+               Int C, Int O, Int S) {
   constexpr int P = 8;
-  const Int half = W / 2, row = (half + 1) * 2 * C, plane = (H + 2) * row;
-  for (Int h = 0; h < H + 2; ++h)
-    for (Int k = 0; k < W + 1; ++k) {
-      const bf16* p = x + (h * (W + 2) + k) * C;
-      interleave(p, p + C, right + k % 2 * plane + h * row + k / 2 * 2 * C, C);
-    }
+  const Int half = W / 2, row = half * 2 * C, plane = (H * S + 2) * row;
+  for (int j = 0; j < 3; ++j)
+    for (Int h = 0; h < H * S + 2; ++h)
+      for (Int k = 0; k < half; ++k) {
+        const bf16* p = x + (h * (W * S + 2) + 2 * k * S + j) * C;
+        interleave(p, p + S * C, right + j * plane + h * row + k * 2 * C, C);
+      }
   for (Int i = 0; i < H * half; ++i) {
     const bf16* p = dz + ((i / half + 1) * (W + 2) + i % half * 2 + 1) * O;
     interleave(p, p + O, left + i * 2 * O, O);
@@ -177,14 +190,15 @@ void correlate(const bf16* x, const bf16* dz, bf16* left, bf16* right, float* dw
   for (Int o = 0; o < O; o += P)
     for (int j = 0; j < 3; ++j)
       for (Int c = 0; c < C; c += 16) {
-        const bf16* columns = right + j % 2 * plane + (j / 2 * C + c) * 2;
+        const bf16* columns = right + j * plane + c * 2;
         float* to = dw + (o * 9 + j) * C + c;
         Vector acc[P][3];
 #pragma GCC unroll 16
         for (int p = 0; p < P; ++p)
           for (int i = 0; i < 3; ++i) acc[p][i] = load(to + (p * 9 + i * 3) * C);
         for (Int h = 0; h < H; ++h)
-          multiply(acc, left + (h * half * O + o) * 2, 2, 2 * O, columns + h * row, row, 2 * C, half);
+          multiply(acc, left + (h * half * O + o) * 2, 2, 2 * O, columns + h * S * row, row, 2 * C,
+                   half);
 #pragma GCC unroll 16
         for (int p = 0; p < P; ++p)
           for (int i = 0; i < 3; ++i) store(to + (p * 9 + i * 3) * C, acc[p][i]);
@@ -200,7 +214,7 @@ void copy_padded(const bf16* x, bf16* out, Int H, Int W, Int C) {
 template <typename T>
 void forward(const T* x, const float* w, T* z, const T* h, T* y, const float* gamma,
              const float* beta, float* mean, float* inverse, float* running_mean,
-             float* running_var, Int N, Int H, Int W, Int C, Int O, double momentum, double eps,
+             float* running_var, Int N, Int H, Int W, Int C, Int O, Int S, double momentum, double eps,
              int relu, int threads) {
   const Int rows = N * H * W;
   Buffer<double> sums(2 * O);
@@ -211,11 +225,11 @@ void forward(const T* x, const float* w, T* z, const T* h, T* y, const float* ga
       pack(packed, C, O, threads, [&](Int o, Int tap, Int c) { return w[(o * 9 + tap) * C + c]; });
       Buffer<double> parts(threads * 2 * O);
       shared(N, threads, [&](int t, Int first, Int last) {
-        Buffer<bf16> padded((H + 2) * (W + 2) * C);
+        Buffer<bf16> padded((H * S + 2) * (W * S + 2) * C);
         for (Int n = first; n < last; ++n) {
-          copy_padded(x + n * H * W * C, padded, H, W, C);
+          copy_padded(x + n * H * W * S * S * C, padded, H * S, W * S, C);
           (O % 32 ? convolve<1> : convolve<2>)(padded, packed, nullptr, z + n * H * W * O,
-                                               parts + t * 2 * O, H, W, C, O);
+                                               parts + t * 2 * O, H, W, C, O, S, 1);
         }
       });
       add_up(+parts, threads, 2 * O, +sums);
@@ -246,7 +260,8 @@ void forward(const T* x, const float* w, T* z, const T* h, T* y, const float* ga
 template <typename T>
 void backward(const T* dy, const T* skip, const T* x, const float* w, const T* z, const T* y, T* dx, float* dw,
               T* dh, const float* gamma, const float* mean, const float* inverse, float* dgamma,
-              float* dbeta, Int N, Int H, Int W, Int C, Int O, int threads) {
+              float* dbeta, Int N, Int H, Int W, Int C, Int O, Int S,
+              int threads) {
   const Int rows = N * H * W;
   const auto g = [&](Int i) {  // y is given where there is a ReLU
     if (!y) return load(dy + i);
@@ -280,17 +295,18 @@ void backward(const T* dy, const T* skip, const T* x, const float* w, const T* z
     pack(packed, O, C, threads, [&](Int c, Int tap, Int o) { return w[(o * 9 + 8 - tap) * C + c]; });
     Buffer<float> parts(threads * 9 * C * O);
     shared(N, threads, [&](int t, Int first, Int last) {
-      const Int size = (H + 2) * (W + 2);
-      Buffer<bf16> image(size * C), grad(size * O), left(H * W * O), right(2 * size * C);
+      const Int map = H * W * S * S * C;
+      Buffer<bf16> image((H * S + 2) * (W * S + 2) * C), grad((H + 2) * (W + 2) * O);
+      Buffer<bf16> left(H * W * O), right(3 * (H * S + 2) * W * C);
       Buffer<double> unused(2 * C);
       for (Int n = first; n < last; ++n) {
         for (Int i = 0; i < H * W; ++i)
           for (Int c = 0; c < O; c += 16)
             store(grad + ((i / W + 1) * (W + 2) + i % W + 1) * O + c, dz((n * H * W + i) * O + c, c));
-        copy_padded(x + n * H * W * C, image, H, W, C);
-        correlate(image, grad, left, right, parts + t * 9 * C * O, H, W, C, O);
+        copy_padded(x + n * map, image, H * S, W * S, C);
+        correlate(image, grad, left, right, parts + t * 9 * C * O, H, W, C, O, S);
         if (dx)
-          (C % 32 ? convolve<1> : convolve<2>)(grad, packed, skip ? skip + n * H * W * C : skip, dx + n * H * W * C, unused, H, W, O, C);
+          (C % 32 ? convolve<1> : convolve<2>)(grad, packed, skip ? skip + n * map : skip, dx + n * map, unused, H, W, O, C, 1, S);
       }
     });
     std::fill_n(dw, 9 * C * O, 0.f);

@@ -66,8 +66,9 @@ def chained(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
                 h, relu = None, True
             case todo:
                 h, relu = None, False
+        stride = 1 if w is None else conv.stride[0]
         before = x
-        x, same = _ConvNormAct.apply(x, w, h, norm.weight, norm.bias, norm, relu)
+        x, same = _ConvNormAct.apply(x, w, h, norm.weight, norm.bias, norm, relu, stride)
         todo = [Plus(same) if isinstance(l, Plus) and l.h is before else l for l in todo]
     return x
 
@@ -92,10 +93,12 @@ def fits(norm: nn.BatchNorm2d, x: Tensor, conv: nn.Conv2d | None = None) -> bool
                 torch.is_autocast_enabled("cpu")
                 and x.dtype == torch.bfloat16
                 and conv.weight.dtype == torch.float32
-                and (conv.kernel_size, conv.stride, conv.groups) == ((3, 3), (1, 1), 1)
+                and (conv.kernel_size, conv.padding, conv.groups) == ((3, 3), (1, 1), 1)
+                and conv.stride in ((1, 1), (2, 2))
+                and x.shape[2] % conv.stride[0] == 0
                 and conv.bias is None
                 and conv.in_channels % 16 == 0
-                and x.shape[3] % 8 == 0
+                and x.shape[3] % (8 * conv.stride[0]) == 0
                 and not torch.cpu._is_amx_tile_supported()  # oneDNN is faster with it
             )
         )
@@ -114,31 +117,33 @@ class _ConvNormAct(torch.autograd.Function):
         beta: Tensor,
         norm: nn.BatchNorm2d,
         relu: bool,
+        stride: int,
     ) -> Tensor:
         (N, C, H, W), O = x.shape, len(gamma)
+        H, W = H // stride, W // stride
         w = None if w is None else w.contiguous(memory_format=NHWC)
         h = None if h is None else h.contiguous(memory_format=NHWC)
         y = torch.empty((N, O, H, W), dtype=x.dtype, memory_format=NHWC)
         z = x if w is None else torch.empty_like(y)
         mean, inverse = torch.empty(O), torch.empty(O)
         norm.num_batches_tracked.add_(1)
-        _call("forward", x.dtype, x, w, z, h, y, gamma, beta, mean, inverse, norm.running_mean, norm.running_var, N, H, W, C, O, norm.momentum, norm.eps, relu)
+        _call("forward", x.dtype, x, w, z, h, y, gamma, beta, mean, inverse, norm.running_mean, norm.running_var, N, H, W, C, O, stride, norm.momentum, norm.eps, relu)
         ctx.save_for_backward(x, w, z, y if relu else None, gamma, mean, inverse)
-        ctx.add = h is not None
+        ctx.add, ctx.stride = h is not None, stride
         ctx.set_materialize_grads(False)
         return y, x
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, skip) -> tuple[Tensor | None, ...]:
         x, w, z, y, gamma, mean, inverse = ctx.saved_tensors
-        (N, C, H, W), O = x.shape, len(gamma)
+        (N, O, H, W), C = z.shape, x.shape[1]
         dy = dy.contiguous(memory_format=NHWC)
         skip = None if skip is None else skip.contiguous(memory_format=NHWC)
         dx, dgamma, dbeta = torch.empty_like(x), torch.empty_like(gamma), torch.empty_like(gamma)
         dw = None if w is None else torch.empty_like(w)
         dh = torch.empty_like(dy) if ctx.add else None
-        _call("backward", x.dtype, dy, skip, x, w, z, y, dx, dw, dh, gamma, mean, inverse, dgamma, dbeta, N, H, W, C, O)
-        return dx, dw, dh, dgamma, dbeta, None, None
+        _call("backward", x.dtype, dy, skip, x, w, z, y, dx, dw, dh, gamma, mean, inverse, dgamma, dbeta, N, H, W, C, O, ctx.stride)
+        return dx, dw, dh, dgamma, dbeta, None, None, None
 
 def _call(name, dtype, *values):
     args = [v.data_ptr() if isinstance(v, Tensor) else v for v in values]
@@ -151,8 +156,8 @@ def library():
     lib = ctypes.CDLL("/tmp/A/f.so")
     P, I, D, i = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
     types = {
-        "forward": ctypes.CFUNCTYPE(None, *[P] * 11, *[I] * 5, D, D, i, i),
-        "backward": ctypes.CFUNCTYPE(None, *[P] * 14, *[I] * 5, i),
+        "forward": ctypes.CFUNCTYPE(None, *[P] * 11, *[I] * 6, D, D, i, i),
+        "backward": ctypes.CFUNCTYPE(None, *[P] * 14, *[I] * 6, i),
     }
     return {
         (name, dtype): kind.in_dll(lib, f"{name}_{str(dtype)[6:]}")

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from resnets.errors import CheckpointError, DiskError, UsageError
-from resnets.files import write_whole
+from resnets.files import sync_folder, write_whole
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,11 @@ class Run:
     def create(self) -> None:
         """Make the folder. Raises UsageError when a run is already there, DiskError."""
         self.check_free()
+        new = [p for p in (self.path, *self.path.parents) if not p.exists()]
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            for made in new:  # a synced file is lost with the name of its folder
+                sync_folder(made.parent)
         except OSError as error:
             raise DiskError(f"cannot create {self.path}: {error.strerror}") from None
 

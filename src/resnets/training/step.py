@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -123,7 +124,7 @@ class Step:
         world, sums = plan.world, torch.zeros_like(self.state.totals)
         parts = (torch.split(x, course.micro) for x in (batch.images, batch.labels))
         pieces = list(zip(*parts, strict=True))
-        first = world.rank * (recipe.batch // world.size) // course.micro
+        first = world.rank * math.ceil(plan.share / course.micro)
         for number, (images, labels) in enumerate(pieces, start=first):
             torch.manual_seed((recipe.seed * 1_000_003 + course.step) * 4096 + number)
             draws = draws_of_step(recipe.seed, course.step, number, 4)

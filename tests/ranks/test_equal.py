@@ -1,0 +1,229 @@
+"""One run is one run on any number of ranks."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from processes import together
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from resnets.data import sources
+from resnets.data.batches import test_batches as shown
+from resnets.data.batches import train_batches
+from resnets.evaluation.classify import evaluate
+from resnets.recipe import Augment, Preprocess
+from resnets.recipes import digits
+from resnets.training import checkpoint
+from resnets.training import plan as plans
+from resnets.training.fit import batches, fit
+from resnets.training.run import Run
+from resnets.training.state import Course, State
+from resnets.training.step import Step
+from resnets.training.stop import Stop
+from resnets.training.world import ALONE
+
+CPU = torch.device("cpu")
+
+
+def small_plan(world, changes):
+    recipe = replace(digits(), model="resnet8", size=8, steps=30, batch=32, eval_every=0.4)
+    recipe = replace(recipe, precision="float32", augment=Augment(crop="pad", pad=1))
+    source = sources.load("digits", holdout=101)
+    return plans.resolve(replace(recipe, **changes), source, CPU, 0, world)
+
+
+def train(world, folder, changes, stop_after=None):
+    run, stop = Run(folder), Stop()
+    if world.first and not folder.exists():
+        run.create()
+    for progress in fit(run, small_plan(world, changes), stop):
+        if stop_after is not None and progress.step >= stop_after:
+            stop.signal = 15
+    world.leave()
+
+
+def trained(ranks, folder, **changes):
+    together(ranks, train, folder, changes)
+    return newest(folder)
+
+
+def newest(folder):
+    found = checkpoint.newest(folder / "checkpoints")
+    assert found.course.ended
+    return found.tensors
+
+
+def distance(ours, theirs, names):
+    """The greatest relative difference, in Euclidean norm, of any tensor."""
+    return max(float((ours[n] - theirs[n]).norm() / theirs[n].norm()) for n in names)
+
+
+def learned(tensors):
+    """Weights, their averages and moments; what is neither running statistics nor a count."""
+    skipped = ("running_mean", "running_var", "num_batches_tracked")
+    return [name for name in tensors if not name.endswith(skipped)]
+
+
+def floating(tensors):
+    return [name for name, value in tensors.items() if value.is_floating_point()]
+
+
+def test_weights_do_not_depend_on_the_number_of_ranks(tmp_path):
+    one, two, four = (trained(n, tmp_path / str(n), micro=8) for n in (1, 2, 4))
+    for other in (two, four):
+        assert distance(other, one, learned(one)) < 1e-5
+        # One rank has seen four forward passes a step, the mean of four ranks is as old as one.
+        assert distance(other, one, floating(one)) > 1e-3
+    rows = [Run(tmp_path / str(n)).rows("metrics.jsonl") for n in (1, 2, 4)]
+    for other in rows[1:]:
+        assert [r["loss"] for r in other] == pytest.approx([r["loss"] for r in rows[0]], rel=1e-5)
+        assert [r["train_error"] for r in other] == [r["train_error"] for r in rows[0]]
+
+
+def test_synchronous_statistics_are_those_of_the_whole_batch(tmp_path):
+    one, two, four = (trained(n, tmp_path / str(n), norm="sync") for n in (1, 2, 4))
+    for other in (two, four):
+        assert distance(other, one, floating(one)) < 1e-5
+
+
+def test_micro_batches_are_the_batch_where_nothing_normalises_over_it(tmp_path):
+    same = {"arch": {"norm": "group"}, "ema": 0.5}
+    whole = trained(1, tmp_path / "whole", **same)
+    for ranks, micro in ((1, 8), (2, 8), (2, 6), (4, 0)):
+        parts = trained(ranks, tmp_path / f"{ranks}-{micro}", **same, micro=micro)
+        assert distance(parts, whole, floating(whole)) < 1e-5
+
+
+CHANCE = {
+    "arch": {"drop_path": 0.5},
+    "augment": Augment(crop="pad", pad=1, mixup=0.2, cutmix=1.0),
+    "frozen": 0.3,
+    "micro": 8,
+    "optimizer": "adamw",
+    "lr": 0.001,
+}
+
+
+def test_chance_and_a_frozen_start_do_not_depend_on_the_number_of_ranks(tmp_path):
+    one, two, four = (trained(n, tmp_path / str(n), **CHANCE) for n in (1, 2, 4))
+    assert distance(two, one, learned(one)) < 1e-4  # AdamW divides by small roots
+    assert distance(four, one, learned(one)) < 1e-4
+    plan = small_plan(ALONE, CHANCE)
+    fresh = State.start(plan.recipe, plan.arch, CPU).network.state_dict()
+    assert 0 < plan.frozen_steps < 30
+    frozen = trained(2, tmp_path / "frozen", **CHANCE | {"steps": plan.frozen_steps})
+    moved = [n for n in fresh if not torch.equal(fresh[n], frozen[f"network.{n}"])]
+    assert moved == ["fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_a_run_of_two_ranks_goes_on_with_others(ranks, tmp_path):
+    whole = trained(2, tmp_path / "whole", micro=8)
+    together(2, train, tmp_path / "halves", {"micro": 8}, 10)
+    assert Run(tmp_path / "halves").rows("metrics.jsonl")[-1]["step"] < 30
+    halves = trained(ranks, tmp_path / "halves", micro=8)
+    assert distance(halves, whole, learned(whole)) < 1e-5
+
+
+def count_messages(world, folder):
+    plan = small_plan(world, {"steps": 4, "micro": 4})
+    state = State.start(plan.recipe, plan.arch, CPU)
+    state.course = Course(steps=4, micro=plan.share)
+    step, counts = Step.of(plan, state), []
+
+    def count(box, bucket):
+        counts[-1] += 1
+        return allreduce_hook(None, bucket)
+
+    step.replica.register_comm_hook(None, count)
+    for micro, batch in zip((plan.share, 4, 4), batches(plan, state.course), strict=False):
+        state.course.micro = micro
+        counts.append(0)
+        step.accumulate(batch)
+    (folder / f"{world.rank}.json").write_text(json.dumps(counts))
+    world.leave()
+
+
+def test_only_the_last_micro_batch_sends_gradients(tmp_path):
+    together(2, count_messages, tmp_path)
+    for rank in (0, 1):
+        whole, *four = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert whole > 0
+        assert four == [whole, whole]
+
+
+def count_images(world, folder):
+    results = {}
+    plan = small_plan(world, {})
+    torch.manual_seed(0)
+    network = State.start(plan.recipe, plan.arch, CPU).network
+    for images in (101, 3):
+        split = plan.source.val
+        part = replace(split, images=split.images[:images], labels=split.labels[:images])
+        rows = shown(
+            part,
+            preprocess=plan.preprocess,
+            batch=8,
+            device=CPU,
+            rank=world.rank,
+            ranks=world.size,
+        )
+        results[images] = evaluate(network, rows, plan.source.classes, total=world.sum)
+    torch.save(results, folder / f"{world.size}-{world.rank}")
+    world.leave()
+
+
+def test_every_image_is_tested_once(tmp_path):
+    for ranks in (1, 2, 4):
+        together(ranks, count_images, tmp_path)
+    one = torch.load(tmp_path / "1-0", weights_only=False)
+    assert [(n, r.images) for n, r in one.items()] == [(101, 101), (3, 3)]
+    for ranks in (2, 4):
+        for rank in range(ranks):
+            found = torch.load(tmp_path / f"{ranks}-{rank}", weights_only=False)
+            for n, result in found.items():
+                assert result.loss == pytest.approx(one[n].loss, rel=1e-6)
+                assert replace(result, loss=0) == replace(one[n], loss=0)
+
+
+def digest(split, ranks, workers):
+    """Of indices and pixels of three steps, in the order of the ranks."""
+    parts = [
+        list(
+            train_batches(
+                split,
+                preprocess=Preprocess(size=16, resize=20),
+                augment=Augment(crop="area", flip=True, colour="jitter"),
+                batch=8,
+                seed=5,
+                start=1,
+                stop=4,
+                device="cpu",
+                workers=workers,
+                rank=rank,
+                ranks=ranks,
+            )
+        )
+        for rank in range(ranks)
+    ]
+    sums = hashlib.sha256()
+    for step in zip(*parts, strict=True):
+        for column in ("indices", "labels", "images"):
+            sums.update(torch.cat([getattr(b, column) for b in step]).numpy().tobytes())
+    return sums.hexdigest()
+
+
+def test_indices_and_pixels_are_one_stream(tmp_path):
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    for k in range(22):
+        pixels = torch.randint(256, (20 + k, 24, 3), generator=generator, dtype=torch.uint8)
+        path = tmp_path / ("cat", "dog")[k % 2] / f"{k}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(path)
+    split = sources.load(str(tmp_path)).train
+    cases = [(ranks, workers) for ranks in (1, 2, 4) for workers in (0, 1, 3)]
+    assert len({digest(split, *case) for case in cases}) == 1
