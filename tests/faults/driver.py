@@ -31,8 +31,8 @@ BROKEN = 99  # the exit code for an exception that no person should see
 class Fault:
     """What happens at the n-th passing of a point.
 
-    `at` is a kind of `disk.Call`, "io" for any of them, a name of `calls()`, or "clock" where `n` is
-    seconds. `do` is a signal, or the name of an errno which the call then raises; "TORN" kills in
+    `at` is a kind of `disk.Call`, "io" for any of them, a name of `calls()`, or "clock", where `n`
+    is seconds. `do` is a signal, or the name of an errno that the call then raises; "TORN" kills in
     the middle of a write. `where` is a pattern of the file below the run folder.
     """
 
@@ -126,13 +126,15 @@ def injected(faults: list[Fault], run: Path) -> AbstractContextManager[None]:
             call.write(call.data[: len(call.data) // 2])
         os.kill(os.getpid(), getattr(signal, "SIGKILL" if fault.do == "TORN" else fault.do))
 
-    for name, (place, attribute) in calls().items():
-
-        def told(*rest, name=name, function=getattr(place, attribute), **named):
+    def point(name: str, function):
+        def told(*rest, **named):
             reach(name)
             return function(*rest, **named)
 
-        setattr(place, attribute, told)
+        return told
+
+    for name, (place, attribute) in calls().items():
+        setattr(place, attribute, point(name, getattr(place, attribute)))
 
     write, update = checkpoint.write, step.Step.update
 
@@ -245,13 +247,9 @@ def results(run: Path) -> dict[str, str]:
     """SHA-256 of everything that a kill must not change, once the run is finished."""
     from resnets.training import checkpoint
 
-    newest = checkpoint.read(checkpoint.finished(run / "checkpoints")[-1])
-    body = json.loads(
-        (checkpoint.finished(run / "checkpoints")[-1] / "state.json").read_text()
-    )
-    course = asdict(newest.course) | {"seconds": 0}
-    parts = {name: digest for name, digest in body["tensors"].items()}
-    parts["course"] = json.dumps(course)
+    last = checkpoint.finished(run / "checkpoints")[-1]
+    parts = dict(json.loads((last / "state.json").read_text())["tensors"])
+    parts["course"] = str(asdict(checkpoint.read(last).course) | {"seconds": 0})
     for name in ("metrics.jsonl", "model.safetensors", "result.json", "best.safetensors"):
         if (run / name).exists():
             parts[name] = hashlib.sha256((run / name).read_bytes()).hexdigest()

@@ -1,4 +1,8 @@
-"""One run is one run on any number of ranks."""
+"""One run is one run on any number of ranks.
+
+Sums in another order differ in the last bits. A ReLU whose input is close to 0 makes them large (on
+one process, too, where the first weights are changed by 1e-7), so the networks here have softplus.
+"""
 
 import hashlib
 import json
@@ -7,8 +11,10 @@ from dataclasses import replace
 import pytest
 import torch
 from processes import together
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+from resnets import nets
 from resnets.data import sources
 from resnets.data.batches import test_batches as shown
 from resnets.data.batches import train_batches
@@ -27,9 +33,23 @@ from resnets.training.world import ALONE
 CPU = torch.device("cpu")
 
 
+def smooth(arch, checkpoint=0, build=nets.build):
+    network = build(arch, checkpoint=checkpoint)
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.Softplus())
+    return network
+
+
+@pytest.fixture(autouse=True)
+def smooth_networks(monkeypatch):
+    monkeypatch.setattr(nets, "build", smooth)
+
+
 def small_plan(world, changes):
     recipe = replace(digits(), model="resnet8", size=8, steps=30, batch=32, eval_every=0.4)
-    recipe = replace(recipe, precision="float32", augment=Augment(crop="pad", pad=1))
+    recipe = replace(recipe, lr=0.02, precision="float32", augment=Augment(crop="pad", pad=1))
     source = sources.load("digits", holdout=101)
     return plans.resolve(replace(recipe, **changes), source, CPU, 0, world)
 
@@ -61,13 +81,14 @@ def distance(ours, theirs, names):
 
 
 def learned(tensors):
-    """Weights, their averages and moments; what is neither running statistics nor a count."""
-    skipped = ("running_mean", "running_var", "num_batches_tracked")
+    """Weights, their averages and moments; neither running statistics nor counts."""
+    skipped = ("running_mean", "running_var", "num_batches_tracked", "totals")
     return [name for name in tensors if not name.endswith(skipped)]
 
 
 def floating(tensors):
-    return [name for name, value in tensors.items() if value.is_floating_point()]
+    floats = [name for name, value in tensors.items() if value.is_floating_point()]
+    return [name for name in floats if name != "totals"]
 
 
 def test_weights_do_not_depend_on_the_number_of_ranks(tmp_path):
@@ -101,15 +122,13 @@ CHANCE = {
     "augment": Augment(crop="pad", pad=1, mixup=0.2, cutmix=1.0),
     "frozen": 0.3,
     "micro": 8,
-    "optimizer": "adamw",
-    "lr": 0.001,
 }
 
 
 def test_chance_and_a_frozen_start_do_not_depend_on_the_number_of_ranks(tmp_path):
     one, two, four = (trained(n, tmp_path / str(n), **CHANCE) for n in (1, 2, 4))
-    assert distance(two, one, learned(one)) < 1e-4  # AdamW divides by small roots
-    assert distance(four, one, learned(one)) < 1e-4
+    assert distance(two, one, learned(one)) < 1e-5
+    assert distance(four, one, learned(one)) < 1e-5
     plan = small_plan(ALONE, CHANCE)
     fresh = State.start(plan.recipe, plan.arch, CPU).network.state_dict()
     assert 0 < plan.frozen_steps < 30
@@ -215,6 +234,8 @@ def digest(split, ranks, workers):
     return sums.hexdigest()
 
 
+# Three workers are more than some machines have processors.
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_indices_and_pixels_are_one_stream(tmp_path):
     from PIL import Image
 

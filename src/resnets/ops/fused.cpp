@@ -1,7 +1,8 @@
-// z = x * w (3x3, stride 1) or z = x, y = f(h + BN(z)), forward and backward: AVX512-BF16 kernels.
+// y = f(h + BN(z)), z = x * w (a 3x3 convolution) or z = x, and its gradients, with AVX512-BF16.
 //
-// Images are (N, H, W, C) in memory, C a multiple of 16. Each thread has its fixed share of the
-// images and partial sums are added in the order of the threads: equal threads give equal bits.
+// Images are (N, H, W, C) in memory, C a multiple of 16; weights are (O, 3, 3, C). Each thread has
+// its fixed share of the images and partial sums are added in the order of the threads, so that the
+// same number of threads gives the same bits.
 
 #include <immintrin.h>
 
@@ -10,7 +11,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
-#include <new>
 
 namespace {
 
@@ -85,7 +85,7 @@ void elements(Int rows, Int C, int threads, const Body& body) {
   });
 }
 
-// --- 3x3 convolution, stride 1 -------------------------------------------------------------------
+// --- 3x3 convolution ----------------------------------------------------------------------------
 
 // acc[p][b] += left[k][p] right[k][b] over k, both pairs of numbers: `left` advances by `step` and
 // has a row each `pitch`; `right` advances by `advance` and has a block each `block`.
@@ -95,10 +95,12 @@ inline __attribute__((always_inline)) void multiply(Vector (&acc)[P][B], const b
                                                     Int block, Int advance, Int K) {
   for (Int k = 0; k < K; ++k, left += step, right += advance) {
     __m512bh r[B];
+#pragma GCC unroll 3
     for (int b = 0; b < B; ++b) r[b] = (__m512bh)_mm512_loadu_si512(right + b * block);
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
       const __m512bh l = (__m512bh)_mm512_set1_epi32(*(const int*)(left + p * pitch));
+#pragma GCC unroll 3
       for (int b = 0; b < B; ++b) acc[p][b] = _mm512_dpbf16_ps(acc[p][b], l, r[b]);
     }
   }
@@ -146,6 +148,7 @@ void convolve(const bf16* padded, const bf16* packed, const bf16* h, bf16* y, do
                      packed + (o * 9 + taps[t] * 16) * C, 9 * 16 * C, 32, C / 2);
 #pragma GCC unroll 16
           for (int p = 0; p < P; ++p)
+#pragma GCC unroll 3
             for (int k = 0; k < B; ++k) {
               const Int i = ((r * U + a) * W * U + (w + p) * U + b) * O + o + 16 * k;
               store(y + i, h ? _mm512_add_ps(acc[p][k], load(h + i)) : acc[p][k]);
@@ -153,6 +156,7 @@ void convolve(const bf16* padded, const bf16* packed, const bf16* h, bf16* y, do
               q[k] = _mm512_fmadd_ps(acc[p][k], acc[p][k], q[k]);
             }
         }
+#pragma GCC unroll 3
       for (int k = 0; k < B; ++k)
         for (int l = 0; l < 16; ++l) {
           sums[o + 16 * k + l] += s[k][l];
@@ -214,8 +218,8 @@ void copy_padded(const bf16* x, bf16* out, Int H, Int W, Int C) {
 template <typename T>
 void forward(const T* x, const float* w, T* z, const T* h, T* y, const float* gamma,
              const float* beta, float* mean, float* inverse, float* running_mean,
-             float* running_var, Int N, Int H, Int W, Int C, Int O, Int S, double momentum, double eps,
-             int relu, int threads) {
+             float* running_var, Int N, Int H, Int W, Int C, Int O, Int S, double momentum,
+             double eps, int relu, int threads) {
   const Int rows = N * H * W;
   Buffer<double> sums(2 * O);
   Buffer<float> origin(O), scale(O);
@@ -244,7 +248,8 @@ void forward(const T* x, const float* w, T* z, const T* h, T* y, const float* ga
   }
   for (Int c = 0; c < O; ++c) {
     const double d = sums[c] / rows, var = std::max(0., sums[O + c] / rows - d * d);
-    mean[c] = origin[c] + d, inverse[c] = 1 / std::sqrt(var + eps), scale[c] = gamma[c] * inverse[c];
+    mean[c] = origin[c] + d, inverse[c] = 1 / std::sqrt(var + eps);
+    scale[c] = gamma[c] * inverse[c];
     running_mean[c] += momentum * (mean[c] - running_mean[c]);
     running_var[c] += momentum * (var * rows / (rows - 1) - running_var[c]);
   }
@@ -258,10 +263,9 @@ void forward(const T* x, const float* w, T* z, const T* h, T* y, const float* ga
 }
 
 template <typename T>
-void backward(const T* dy, const T* skip, const T* x, const float* w, const T* z, const T* y, T* dx, float* dw,
-              T* dh, const float* gamma, const float* mean, const float* inverse, float* dgamma,
-              float* dbeta, Int N, Int H, Int W, Int C, Int O, Int S,
-              int threads) {
+void backward(const T* dy, const T* skip, const T* x, const float* w, const T* z, const T* y, T* dx,
+              float* dw, T* dh, const float* gamma, const float* mean, const float* inverse,
+              float* dgamma, float* dbeta, Int N, Int H, Int W, Int C, Int O, Int S, int threads) {
   const Int rows = N * H * W;
   const auto g = [&](Int i) {  // y is given where there is a ReLU
     if (!y) return load(dy + i);
@@ -292,7 +296,8 @@ void backward(const T* dy, const T* skip, const T* x, const float* w, const T* z
   });
   if constexpr (sizeof(T) == 2) {
     Buffer<bf16> packed(9 * C * O);
-    pack(packed, O, C, threads, [&](Int c, Int tap, Int o) { return w[(o * 9 + 8 - tap) * C + c]; });
+    pack(packed, O, C, threads,
+         [&](Int c, Int tap, Int o) { return w[(o * 9 + 8 - tap) * C + c]; });
     Buffer<float> parts(threads * 9 * C * O);
     shared(N, threads, [&](int t, Int first, Int last) {
       const Int map = H * W * S * S * C;
@@ -302,11 +307,12 @@ void backward(const T* dy, const T* skip, const T* x, const float* w, const T* z
       for (Int n = first; n < last; ++n) {
         for (Int i = 0; i < H * W; ++i)
           for (Int c = 0; c < O; c += 16)
-            store(grad + ((i / W + 1) * (W + 2) + i % W + 1) * O + c, dz((n * H * W + i) * O + c, c));
+            store(grad + ((i / W + 1) * (W + 2) + i % W + 1) * O + c,
+                  dz((n * H * W + i) * O + c, c));
         copy_padded(x + n * map, image, H * S, W * S, C);
         correlate(image, grad, left, right, parts + t * 9 * C * O, H, W, C, O, S);
-        if (dx)
-          (C % 32 ? convolve<1> : convolve<2>)(grad, packed, skip ? skip + n * map : skip, dx + n * map, unused, H, W, O, C, 1, S);
+        (C % 32 ? convolve<1> : convolve<2>)(grad, packed, skip ? skip + n * map : skip,
+                                             dx + n * map, unused, H, W, O, C, 1, S);
       }
     });
     std::fill_n(dw, 9 * C * O, 0.f);
@@ -316,8 +322,9 @@ void backward(const T* dy, const T* skip, const T* x, const float* w, const T* z
 
 }  // namespace
 
-#define ENTRIES(T, name)                                                     \
-  extern "C" auto forward_##name = forward<T>;                                \
-  extern "C" auto backward_##name = backward<T>;
-ENTRIES(float, float32)
-ENTRIES(bf16, bfloat16)
+extern "C" {
+auto forward_float32 = forward<float>;
+auto forward_bfloat16 = forward<bf16>;
+auto backward_float32 = backward<float>;
+auto backward_bfloat16 = backward<bf16>;
+}

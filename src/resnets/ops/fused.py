@@ -1,7 +1,7 @@
-"""f(h + BN(x * w)) of a training step on the CPU in one call: what the plain layers do, faster.
+"""y = f(h + BN(x * w)) of a training step on the CPU as one call: what the layers do, faster.
 
-The kernels of `fused.cpp` are compiled once by the machine's C++ compiler. Where `fits` says no,
-as always at test time, the layers themselves are called.
+The kernels of `fused.cpp` are compiled once, by the machine's C++ compiler. Where `fits` says no,
+and always at test time, the layers themselves are called.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from resnets.errors import DiskError
 from resnets.files import write_whole
 
-SOURCE = Path(__file__).with_name("fused.cpp")
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-w")
-AVX512 = tuple(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16"))
 NHWC = torch.channels_last
+AVX512 = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "bf16")]
+FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-w", *AVX512]
 
 
 class Plus(nn.Module):
@@ -40,73 +40,86 @@ class Plus(nn.Module):
 
 
 class Chain(nn.Sequential):
-    """Layers in order."""
+    """Layers in order, with `chained`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return chained(self, x)
 
 
 def chained(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """The layers in order, applied to x. Convolution, BN, `Plus` and ReLU in a row are one call."""
+    """Apply layers in order; convolution, normalisation, `Plus` and ReLU in a row are one call.
+
+    Hooks of layers inside such a call do not run.
+    """
     todo = list(layers)
     while todo:
+        w: Tensor | None = None
+        stride = 1
         match todo:
             case [nn.Conv2d() as conv, nn.BatchNorm2d() as norm, *rest] if fits(norm, x, conv):
-                w = conv.weight
-            case [nn.BatchNorm2d() as norm, *rest] if fits(norm, x):
-                w = None
+                w, stride = conv.weight, conv.stride[0]
+            case [nn.BatchNorm2d() as norm, *rest] if fits(norm, x, None):
+                pass
             case [layer, *todo]:
                 x = layer(x)
                 continue
-        h = None
-        match rest:
-            case [Plus(h=h), nn.ReLU(), *todo] if h.dtype == x.dtype:
-                relu = True
-            case [nn.ReLU(), *todo]:
-                h, relu = None, True
-            case todo:
-                h, relu = None, False
-        stride = 1 if w is None else conv.stride[0]
-        before = x
-        x, same = _ConvNormAct.apply(x, w, h, norm.weight, norm.bias, norm, relu, stride)
-        todo = [Plus(same) if isinstance(l, Plus) and l.h is before else l for l in todo]
+        shape = (len(x), norm.num_features, x.shape[2] // stride, x.shape[3] // stride)
+        h = rest[0].h if rest and isinstance(rest[0], Plus) else None
+        if h is not None and (h.shape != shape or h.dtype != x.dtype):
+            h = None
+        rest = rest[h is not None :]
+        relu = bool(rest) and type(rest[0]) is nn.ReLU
+        y, same = _ConvNormAct.apply(x, w, h, norm.weight, norm.bias, norm, relu, shape)
+        # Where x is also added later, its two gradients meet in this call's backward pass.
+        todo = [Plus(same) if isinstance(m, Plus) and m.h is x else m for m in rest[relu:]]
+        x = y
     return x
 
 
-def fits(norm: nn.BatchNorm2d, x: Tensor, conv: nn.Conv2d | None = None) -> bool:
+def fits(norm: nn.BatchNorm2d, x: Tensor, conv: nn.Conv2d | None) -> bool:
     """Whether the kernels compute these layers on this input: the one choice there is."""
     return (
         norm.training
         and type(norm) is nn.BatchNorm2d
-        and norm.num_features % 16 == 0
-        and norm.weight.dtype == torch.float32
+        and norm.affine
+        and norm.track_running_stats
         and norm.momentum is not None
+        and norm.weight.dtype == torch.float32
         and type(x) is Tensor
         and x.device.type == "cpu"
         and x.dtype in (torch.bfloat16, torch.float32)
+        and x.ndim == 4
         and x.is_contiguous(memory_format=NHWC)
-        and x.numel() > x.shape[1]
+        and x.numel() > 4 * x.shape[1]
+        and norm.num_features % 16 == 0
+        and norm.num_features == (x.shape[1] if conv is None else conv.out_channels)
+        and (conv is None or _convolution_fits(conv, x))
         and not torch.compiler.is_compiling()
-        and (
-            conv is None
-            or (
-                torch.is_autocast_enabled("cpu")
-                and x.dtype == torch.bfloat16
-                and conv.weight.dtype == torch.float32
-                and (conv.kernel_size, conv.padding, conv.groups) == ((3, 3), (1, 1), 1)
-                and conv.stride in ((1, 1), (2, 2))
-                and x.shape[2] % conv.stride[0] == 0
-                and conv.bias is None
-                and conv.in_channels % 16 == 0
-                and x.shape[3] % (8 * conv.stride[0]) == 0
-                and not torch.cpu._is_amx_tile_supported()  # oneDNN is faster with it
-            )
-        )
         and library() is not None
     )
 
 
+def _convolution_fits(conv: nn.Conv2d, x: Tensor) -> bool:
+    return (
+        type(conv) is nn.Conv2d
+        and torch.is_autocast_enabled("cpu")
+        and x.dtype == torch.bfloat16
+        and conv.weight.dtype == torch.float32
+        and conv.bias is None
+        and (conv.kernel_size, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1))
+        and conv.stride in ((1, 1), (2, 2))
+        and conv.groups == 1
+        and conv.in_channels == x.shape[1]
+        and conv.in_channels % 16 == 0
+        and x.shape[2] % conv.stride[0] == 0
+        and x.shape[3] % (8 * conv.stride[0]) == 0
+        and not torch.cpu._is_amx_tile_supported()  # oneDNN is faster with it
+    )
+
+
 class _ConvNormAct(torch.autograd.Function):
+    """(y, x) from x; w or None; h or None; the normalisation's weight, bias and module."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -117,49 +130,84 @@ class _ConvNormAct(torch.autograd.Function):
         beta: Tensor,
         norm: nn.BatchNorm2d,
         relu: bool,
-        stride: int,
-    ) -> Tensor:
-        (N, C, H, W), O = x.shape, len(gamma)
-        H, W = H // stride, W // stride
+        shape: tuple[int, int, int, int],
+    ) -> tuple[Tensor, Tensor]:
         w = None if w is None else w.contiguous(memory_format=NHWC)
         h = None if h is None else h.contiguous(memory_format=NHWC)
-        y = torch.empty((N, O, H, W), dtype=x.dtype, memory_format=NHWC)
+        y = torch.empty(shape, dtype=x.dtype, memory_format=NHWC)
         z = x if w is None else torch.empty_like(y)
-        mean, inverse = torch.empty(O), torch.empty(O)
-        norm.num_batches_tracked.add_(1)
-        _call("forward", x.dtype, x, w, z, h, y, gamma, beta, mean, inverse, norm.running_mean, norm.running_var, N, H, W, C, O, stride, norm.momentum, norm.eps, relu)
+        mean, inverse = torch.empty_like(gamma), torch.empty_like(gamma)
+        running = norm.running_mean, norm.running_var
+        norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        tensors = (x, w, z, h, y, gamma, beta, mean, inverse, *running)
+        _call("forward", x, z, tensors, norm.momentum, norm.eps, relu)
         ctx.save_for_backward(x, w, z, y if relu else None, gamma, mean, inverse)
-        ctx.add, ctx.stride = h is not None, stride
         ctx.set_materialize_grads(False)
         return y, x
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, skip) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, skip: Tensor | None) -> tuple[Tensor | None, ...]:
         x, w, z, y, gamma, mean, inverse = ctx.saved_tensors
-        (N, O, H, W), C = z.shape, x.shape[1]
         dy = dy.contiguous(memory_format=NHWC)
         skip = None if skip is None else skip.contiguous(memory_format=NHWC)
         dx, dgamma, dbeta = torch.empty_like(x), torch.empty_like(gamma), torch.empty_like(gamma)
         dw = None if w is None else torch.empty_like(w)
-        dh = torch.empty_like(dy) if ctx.add else None
-        _call("backward", x.dtype, dy, skip, x, w, z, y, dx, dw, dh, gamma, mean, inverse, dgamma, dbeta, N, H, W, C, O, ctx.stride)
+        dh = torch.empty_like(dy) if ctx.needs_input_grad[2] else None
+        tensors = (dy, skip, x, w, z, y, dx, dw, dh, gamma, mean, inverse, dgamma, dbeta)
+        _call("backward", x, z, tensors)
         return dx, dw, dh, dgamma, dbeta, None, None, None
 
-def _call(name, dtype, *values):
-    args = [v.data_ptr() if isinstance(v, Tensor) else v for v in values]
-    library()[name, dtype](*args, torch.get_num_threads())
+
+def _call(
+    name: str, x: Tensor, z: Tensor, tensors: Iterable[Tensor | None], *values: float | None
+) -> None:
+    kernel = (library() or {})[name, x.dtype]
+    images, c_out, height, width = z.shape
+    sizes = (images, height, width, x.shape[1], c_out, x.shape[2] // height)
+    pointers = [None if t is None else t.data_ptr() for t in tensors]
+    kernel(*pointers, *sizes, *values, torch.get_num_threads())
+
 
 @functools.cache
-def library():
+def library() -> dict[tuple[str, torch.dtype], Callable[..., None]] | None:
+    """The kernels by name and type of the images; None where they cannot be built or run."""
     if not torch.cpu._is_avx512_bf16_supported():
         return None
-    lib = ctypes.CDLL("/tmp/A/f.so")
-    P, I, D, i = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
-    types = {
-        "forward": ctypes.CFUNCTYPE(None, *[P] * 11, *[I] * 6, D, D, i, i),
-        "backward": ctypes.CFUNCTYPE(None, *[P] * 14, *[I] * 6, i),
+    source = Path(__file__).with_name("fused.cpp")
+    digest = hashlib.sha256(source.read_bytes() + " ".join(FLAGS).encode()).hexdigest()
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnets"
+        path = cache / f"fused-{digest[:16]}.so"
+        if not path.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            write_whole(path, _compiled(source))
+        loaded = ctypes.CDLL(str(path))
+        # Freed maps of some megabytes would go back to the system and be faulted in anew at every
+        # step: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc.
+        system = ctypes.CDLL(None)
+        system.mallopt(-3, 1 << 28), system.mallopt(-1, 1 << 30)
+    except (OSError, RuntimeError, AttributeError, DiskError, subprocess.SubprocessError):
+        return None
+    sizes = [ctypes.c_int64] * 6
+    kinds = {
+        "forward": [ctypes.c_void_p] * 11 + sizes + [ctypes.c_double] * 2 + [ctypes.c_int] * 2,
+        "backward": [ctypes.c_void_p] * 14 + sizes + [ctypes.c_int],
     }
     return {
-        (name, dtype): kind.in_dll(lib, f"{name}_{str(dtype)[6:]}")
-        for name, kind in types.items() for dtype in (torch.float32, torch.bfloat16)
+        (name, dtype): ctypes.CFUNCTYPE(None, *kind).in_dll(loaded, f"{name}_{key}")
+        for name, kind in kinds.items()
+        for key, dtype in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items()
     }
+
+
+def _compiled(source: Path) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        made, linked = f"{folder}/fused.o", f"{folder}/fused.so"
+        # Linked without -fopenmp: the threads are those of the OpenMP that torch has loaded.
+        for command in (
+            ["c++", *FLAGS, "-c", str(source), "-o", made],
+            ["c++", "-shared", made, "-o", linked],
+        ):
+            subprocess.run(command, check=True, capture_output=True, timeout=60)
+        return Path(linked).read_bytes()

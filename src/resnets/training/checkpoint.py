@@ -6,6 +6,8 @@ checkpoints/step-00001000/state.json           the course, and SHA-256 of all of
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import shutil
@@ -26,6 +28,8 @@ from resnets.nets.modelfile import digest
 from resnets.training.state import Course
 
 KEEP = 2
+# What keeps a whole file from being read, for now.
+PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ESTALE}
 FAILURES = 3  # saves in a row that may fail before the run stops
 
 
@@ -48,18 +52,21 @@ def write(folder: Path, tensors: Mapping[str, Tensor], course: Course) -> None:
 
     Raises OSError; then the earlier ones are as they were, and nothing half-written is left.
     """
-    final = folder / f"step-{course.step:08d}"
+    # A step is saved twice where its evaluation was broken off: before it, and after it.
+    final = folder / f"step-{course.step:08d}{'-logged' * (course.logged == course.step)}"
     temporary = final.with_suffix(".tmp")
     if final.exists():
         return
     data = safetensors.torch.save(dict(tensors))
     body = {
         "course": asdict(course),
+        "run": identity(folder.parent),
         "file": hashlib.sha256(data).hexdigest(),
         "tensors": {name: digest(value) for name, value in tensors.items()},
     }
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for stale in folder.glob("*.tmp"):  # of a run that was killed
+            shutil.rmtree(stale, ignore_errors=True)
         temporary.mkdir(parents=True)
         write_synced(temporary / "state.safetensors", data)
         write_synced(temporary / "state.json", sealed(body))
@@ -67,7 +74,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], course: Course) -> None:
         temporary.rename(final)
         sync_folder(folder)
         for old in finished(folder)[:-KEEP]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # the next save tries again
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -79,23 +86,41 @@ def sealed(body: Mapping[str, Any]) -> bytes:
     return json.dumps({**body, "seal": hashlib.sha256(rest.encode()).hexdigest()}).encode()
 
 
+def identity(run: Path) -> str:
+    """SHA-256 of what was asked: the checkpoints of a run are no other run's."""
+    asked = [run / name for name in ("recipe.json", "source.json")]
+    return hashlib.sha256(b"".join(p.read_bytes() for p in asked if p.exists())).hexdigest()
+
+
 def read(path: Path) -> Checkpoint:
-    """One checkpoint, every digest checked. Raises CheckpointError that names file and tensor."""
+    """One checkpoint, every digest checked.
+
+    Raises:
+        CheckpointError: a file is missing or was changed; it is named, and the tensor.
+        DiskError: the files cannot be read now, and that is not their fault.
+    """
+    file = path / "state.json"
     try:
-        text, data = (path / "state.json").read_bytes(), (path / "state.safetensors").read_bytes()
+        text = file.read_bytes()
         body = json.loads(text)
         del body["seal"]
         if sealed(body) != text:
-            raise ValueError("state.json was changed")
+            raise ValueError("it was changed")
+        if body["run"] != identity(path.parent.parent):
+            raise ValueError("it belongs to another run, or recipe.json was changed")
         course, digests = Course(**body["course"]), body["tensors"]
+        file = path / "state.safetensors"
+        data = file.read_bytes()
         tensors = safetensors.torch.load(data)
         for name, tensor in tensors.items():
             if digest(tensor) != digests.get(name):
-                raise ValueError(f"state.safetensors: the digest of {name} is wrong")
+                raise ValueError(f"{name} is not what was saved (SHA-256)")
         if hashlib.sha256(data).hexdigest() != body["file"]:
-            raise ValueError("state.safetensors was changed")
+            raise ValueError("its header was changed")
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+        if isinstance(error, OSError) and error.errno in PASSING:
+            raise DiskError(f"{file} cannot be read now: {error.strerror}; try again") from None
+        raise CheckpointError(f"{file} cannot be read: {error}") from None
     return Checkpoint(tensors, course)
 
 
@@ -111,8 +136,10 @@ def newest(folder: Path) -> Checkpoint | None:
             found = read(path)
         except CheckpointError as error:
             problems.append(str(error))
-            shutil.rmtree(path.with_suffix(".damaged"), ignore_errors=True)
-            path.rename(path.with_suffix(".damaged"))
+            aside = path.with_suffix(".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            with contextlib.suppress(OSError):  # where nothing can be renamed, nothing is logged
+                path.rename(aside)
             continue
         taken = tuple(f"{problem}; the one before it is taken" for problem in problems)
         return Checkpoint(found.tensors, found.course, taken)

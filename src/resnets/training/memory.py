@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resnets import nets
 from resnets.training.plan import Plan
@@ -30,32 +29,31 @@ class Need:
 
 
 def need(plan: Plan) -> Need:
-    """Count what forward passes of 2 and of 3 images keep for the backward pass.
+    """Count what a forward pass of 2 images keeps for the backward pass, in the plan's precision.
 
-    `fixed` is what both have (weights in bfloat16, statistics), and in float32 the weights, their
-    average, the moments, all three copied and as a file while a checkpoint is written, the gradient
-    and the optimiser's own copy of it.
+    `fixed` is what has the shape of a parameter (weights in bfloat16, statistics), and in float32
+    weights, average and moments, all of them copied and as a file while a checkpoint is written,
+    the gradient and the optimiser's own copy of it.
     """
     with torch.device("meta"):
         network = nets.build(plan.arch)
-    # Zeros instead of the initial weights, whose random numbers are the longest part.
+    # Zeros instead of the initial weights, whose random numbers would take the longest.
     network = network.to_empty(device=plan.device).train()
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data.zero_()
     weights = list(network.parameters())
-    two, three = (saved(network, inputs(plan, n), plan.bfloat16) for n in (2, 3))
-    copies = 3 * (2 + MOMENTS[plan.recipe.optimizer]) + 2
-    size = sum(p.numel() * p.element_size() for p in weights)
-    return Need(copies * size + 3 * two - 2 * three, three - two)
-
-
-def inputs(plan: Plan, images: int) -> Tensor:
-    """Zeros of the largest input in training, (images, C, H, W)."""
+    shapes = {p.shape for p in weights}
     side = plan.recipe.train_size or plan.preprocess.size
-    x = torch.zeros(images, plan.preprocess.channels, side, side, device=plan.device)
-    return x.contiguous(memory_format=torch.channels_last)
+    images = torch.zeros(2, plan.preprocess.channels, side, side, device=plan.device)
+    kept = saved(network, images.contiguous(memory_format=torch.channels_last), plan.bfloat16)
+    fixed = sum(x.untyped_storage().nbytes() for x in kept if x.shape in shapes)
+    image = sum(x.untyped_storage().nbytes() for x in kept if x.shape not in shapes) // 2
+    copies = 3 * (2 + MOMENTS[plan.recipe.optimizer]) + 2
+    return Need(fixed + copies * sum(p.numel() * p.element_size() for p in weights), image)
 
 
-def saved(network: torch.nn.Module, images: Tensor, bfloat16: bool) -> int:
-    """Bytes that a forward pass keeps for the backward pass, besides the network itself."""
+def saved(network: nn.Module, images: Tensor, bfloat16: bool) -> list[Tensor]:
+    """What a forward pass keeps for the backward pass, each storage once, without the network's."""
     own = {p.untyped_storage().data_ptr() for p in (*network.parameters(), *network.buffers())}
     found: dict[int, Tensor] = {}
 
@@ -68,7 +66,7 @@ def saved(network: torch.nn.Module, images: Tensor, bfloat16: bool) -> int:
         torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16),
     ):
         network(images)
-    return sum(x.untyped_storage().nbytes() for at, x in found.items() if at not in own)
+    return [x for at, x in found.items() if at not in own]
 
 
 def available(device: torch.device) -> int | None:
@@ -93,9 +91,24 @@ def available(device: torch.device) -> int | None:
     return min(limits, default=None)
 
 
-def fitting(plan: Plan, available: int, needed: Need) -> int:
-    """The largest micro-batch, halved from a rank's share, that the available bytes hold."""
-    micro = plan.micro
-    while micro > 1 and needed.of(micro) > MARGIN * available:
-        micro = (micro + 1) // 2
-    return micro
+def fitting(needed: Need, images: int, available: int) -> int:
+    """The largest micro-batch, halved from `images`, that fits; 1 where nothing does."""
+    while images > 1 and needed.of(images) > MARGIN * available:
+        images = (images + 1) // 2
+    return images
+
+
+def fitted(plan: Plan) -> Plan:
+    """The plan with a smaller micro-batch where the processor's memory holds no larger one.
+
+    On a GPU the loop finds it, since there an allocation that fails can be tried again. What
+    activation checkpointing saves is not counted, so such a recipe stays as it is.
+    """
+    free = available(plan.device)
+    chosen = plan.recipe.micro or plan.recipe.checkpoint_blocks
+    if free is None or chosen or plan.device.type != "cpu":
+        return plan
+    micro = fitting(need(plan), plan.share, free // plan.world.size)
+    if launched():  # all ranks alike
+        micro = -plan.world.wishes([-micro])[0]
+    return replace(plan, recipe=replace(plan.recipe, micro=micro if micro < plan.share else 0))

@@ -19,6 +19,7 @@ from __future__ import annotations
 import csv
 import errno
 import fcntl
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -106,19 +107,24 @@ class Run:
             ) from None
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """All lines of a JSON-lines file; a last line that a crash cut short is left out."""
+        """All lines of a JSON-lines file; a last line that a crash cut short is left out.
+
+        Raises CheckpointError that names it.
+        """
         path = self.path / name
         if not path.exists():
             return []
-        lines = path.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        try:
+            lines = path.read_text().splitlines(keepends=True)
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot read {path}: {error}") from None
 
     def write_csv(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-        """Write a CSV file."""
-        with (self.path / name).open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows(rows)
+        """Write a CSV file as a whole or not at all."""
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([header, *rows])
+        write_whole(self.path / name, text.getvalue().encode())
 
     def truncate(self, name: str, step: int) -> None:
         """Drop the lines of a JSON-lines file that are later than the checkpoint's step."""
@@ -128,8 +134,12 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process alone; a kill frees it. Raises UsageError."""
-        with (self.path / "lock").open("w") as file:
+        """Hold the run for this process alone; a kill frees it. Raises UsageError, DiskError."""
+        try:
+            file = (self.path / "lock").open("w")
+        except OSError as error:
+            raise DiskError(f"{self.path / 'lock'} cannot be opened: {error.strerror}") from None
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

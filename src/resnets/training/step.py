@@ -75,7 +75,8 @@ class Step:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         course.step += 1
         if not finite([plan.world.sum(sums).float(), *gradients, *numbers]):
-            torch._foreach_copy_(self.buffers, before)
+            for buffer, old in zip(self.buffers, before, strict=True):
+                buffer.copy_(old)
             optimizer.zero_grad()
             course.skipped += 1
             return "skipped" if course.skipped < BAD_STEPS else "lost"
@@ -111,7 +112,8 @@ class Step:
                     ) from None
             # Outside of `except`, which would keep the failed pass alive.
             course.micro = (course.micro + 1) // 2
-            torch._foreach_copy_(self.buffers, before)
+            for buffer, old in zip(self.buffers, before, strict=True):
+                buffer.copy_(old)
             self.state.optimizer.zero_grad()
 
     def accumulate(self, batch: Batch) -> Tensor:

@@ -65,7 +65,7 @@ class World:
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replace each floating tensor by its mean over the ranks, with one message."""
-        if self.size > 1:
+        if self.size > 1 and tensors:
             flat = torch.cat([t.flatten() for t in tensors])
             dist.all_reduce(flat)
             parts = torch.split(flat / self.size, [t.numel() for t in tensors])
@@ -96,7 +96,8 @@ class World:
         replica = DistributedDataParallel(network, **options)
         before = [b.clone() for b in network.buffers()]
         replica(images).sum().backward()
-        torch._foreach_copy_(list(network.buffers()), before)
+        for buffer, old in zip(network.buffers(), before, strict=True):
+            buffer.copy_(old)
         network.zero_grad()
         return replica
 
