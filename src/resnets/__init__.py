@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         create,
         data_info,
         evaluate,
+        find_rate,
         get,
         load,
         models,
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
         resume,
         runs,
         train,
+        tune,
     )
 
 __all__ = [
-    "create", "data_info", "evaluate", "get", "load", "models", "plan", "predict", "resume",
-    "runs", "train",
+    "create", "data_info", "evaluate", "find_rate", "get", "load", "models", "plan", "predict",
+    "resume", "runs", "train", "tune",
 ]  # fmt: skip
 
 

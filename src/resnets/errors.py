@@ -52,11 +52,17 @@ class Diverged(ResnetsError):
     exit_code = 7
 
 
-class Interrupted(ResnetsError):
-    """A signal stopped training after a step; everything is saved."""
+class MissingPackage(ResnetsError):
+    """An optional package is not installed; the message has the install line."""
 
-    def __init__(self, run: str, signal: int) -> None:
-        super().__init__(f"stopped; everything is saved. Go on with `resnets resume {run}`")
+    exit_code = 8
+
+
+class Interrupted(ResnetsError):
+    """A signal stopped training after a step; everything is saved, and `again` goes on."""
+
+    def __init__(self, again: str, signal: int) -> None:
+        super().__init__(f"stopped; everything is saved. Go on with {again}")
         self.exit_code = 128 + signal
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from resnets import arch as archs
 from resnets import recipe as recipe_room
@@ -26,18 +26,23 @@ from resnets.reporting import plots
 from resnets.training import checkpoint
 from resnets.training import plan as plans
 from resnets.training.fit import Progress, batches, estimate, fit
+from resnets.training.memory import fitted
 from resnets.training.plan import Plan
 from resnets.training.precise import precise
+from resnets.training.rates import find_rate
 from resnets.training.run import Run
 from resnets.training.state import Course, State
 from resnets.training.stop import Stop
 from resnets.training.world import World, join, launched
 from resnets.training.world import launch as start_ranks
 
+if TYPE_CHECKING:
+    from resnets.training.tune import Trial
+
 __all__ = [
     "Model", "Outcome", "Prediction", "Result", "create", "create_run", "data_info", "estimate",
-    "evaluate", "get", "go", "launch", "load", "models", "plan", "predict", "resume",
-    "run_folder", "runs", "summary", "train",
+    "evaluate", "find_rate", "get", "go", "launch", "load", "models", "plan", "predict", "resume",
+    "run_folder", "runs", "summary", "train", "tune",
 ]  # fmt: skip
 
 
@@ -94,7 +99,7 @@ def plan(
     if resolved.holdout:
         source = sources.hold_out(source, resolved.holdout, resolved.seed)
     chosen = plans.resolve(resolved, source, place, workers, world)
-    return replace(chosen, began=began)
+    return replace(fitted(chosen), began=began)
 
 
 def train(
@@ -194,7 +199,7 @@ def go(run: Run, plan: Plan, watch: Callable[[Progress], None]) -> Outcome:
             watch(progress)
         plan.world.leave()
         if stop.signal:
-            raise Interrupted(str(run.path), stop.signal)
+            raise Interrupted(f"`resnets resume {run.path}`", stop.signal)
     seconds = time.monotonic() - plan.began
     return finish(run, plan, seconds) if plan.world.first else Outcome(run.path, None, seconds)
 
@@ -218,7 +223,7 @@ def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
     result = None
     if plan.final is not None:
         model = Model(network.eval(), card, plan.device)
-        result = model.evaluate(plan.final, batch=plan.recipe.batch, workers=plan.workers)
+        result = model.evaluate(plan.final, batch=plan.micro, workers=plan.workers)
         result = replace(result, split="test" if plan.source.test is not None else "val")
         run.write_csv(
             "confusion.csv",
@@ -278,6 +283,25 @@ def resume(
             "Restore the data, or start a new run."
         )
     return go(folder, resumed, watch)
+
+
+def tune(
+    plan: Plan,
+    run: str | Path,
+    *,
+    trials: int = 20,
+    budget: float = 0.0,
+    search: Sequence[str] = (),
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> Iterator[list[Trial]]:
+    """Search for better fields of the plan's recipe, in the folder `run`: see `tune.search`.
+
+    Yields the trials that have ended, after each. Raises MissingPackage without Optuna.
+    """
+    from resnets.training import tune as tuning
+
+    folder = run_folder(plan, run)
+    return tuning.search(folder, plan, search, trials, budget, create_run, finish, watch)
 
 
 def launch(ranks: int, run: Path, device: str, workers: int, json: bool) -> int:

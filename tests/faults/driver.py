@@ -31,9 +31,9 @@ BROKEN = 99  # the exit code for an exception that no person should see
 class Fault:
     """What happens at the n-th passing of a point.
 
-    `at` is a kind of `disk.Call`, "io" for any of them, a name of `calls()`, or "clock", where `n`
-    is seconds. `do` is a signal, or the name of an errno that the call then raises; "TORN" kills in
-    the middle of a write. `where` is a pattern of the file below the run folder.
+    `at` is a kind of `disk.Call`, "io" for any that writes, a name of `calls()`, or "clock", where
+    `n` is seconds. `do` is a signal, or the name of an errno that the call then raises; "TORN"
+    kills in the middle of a write. `where` is a pattern of the file below the run folder.
     """
 
     at: str
@@ -46,14 +46,13 @@ class Driver:
     """The warm process; `train` runs one job in a fork of it."""
 
     def __init__(self) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        folder = str(Path(__file__).parents[1])
+        path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "faults.driver"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment | {"PYTHONPATH": folder},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         )
 
     def train(
@@ -85,16 +84,13 @@ class Driver:
 
 def calls() -> dict[str, tuple[object, str]]:
     """Functions of the product that are points of a fault: the namespace and the name."""
-    from resnets import verbs
     from resnets.evaluation import classify
     from resnets.training import fit, step
 
     return {
         "begin": (fit, "begin"),
-        "evaluate": (fit, "evaluate"),
         "evaluated batch": (classify, "predict_batch"),
         "step": (step.Step, "update"),
-        "finish": (verbs, "finish"),
     }
 
 
@@ -108,15 +104,15 @@ def injected(faults: list[Fault], run: Path) -> AbstractContextManager[None]:
 
     def reach(point: str, file: str = "", call: Call | None = None) -> None:
         for i, fault in enumerate(faults):
-            if fault.at not in (point, "io" if call else "") or not fnmatch.fnmatch(
-                file, fault.where
-            ):
+            kinds = (point, "io") if call and call.kind != "read" else (point,)
+            if fault.at not in kinds or not fnmatch.fnmatch(file, fault.where):
                 continue
             passed[i] += 1
             if passed[i] == fault.n:
                 act(fault, call)
 
     def act(fault: Fault, call: Call | None) -> None:
+        fired(run).touch()
         if fault.do.startswith("E"):
             if call and call.kind == "write":
                 call.write(call.data[: len(call.data) // 2])
@@ -155,6 +151,11 @@ def injected(faults: list[Fault], run: Path) -> AbstractContextManager[None]:
         if fault.at == "clock":
             threading.Timer(fault.n, act, (fault, None)).start()
     return watched(run, lambda call: reach(call.kind, call.path, call))
+
+
+def fired(run: Path) -> Path:
+    """A file beside the run folder that is there once a fault came."""
+    return run.with_name(run.name + ".fired")
 
 
 def surround(under: str, folder: Path) -> None:

@@ -1,8 +1,5 @@
 """Signals, two processes in one folder, and unusual surroundings."""
 
-import json
-import shutil
-
 import pytest
 
 from faults.driver import Fault
@@ -47,7 +44,7 @@ def test_a_checkpoint_now_and_the_run_goes_on(driver, tmp_path, at):
     run = tmp_path / "run"
     faults = Fault(at, 6, "SIGUSR1"), Fault("step", 20)
     assert driver.train(run, *faults, save_seconds=SELDOM)[0] == -9
-    assert steps(run) == ([6] if at == "step" else [12])
+    assert steps(run) == ([6] if at == "step" else [10])
 
 
 @pytest.mark.parametrize("at", ["step", "evaluated batch"])
@@ -69,16 +66,13 @@ def test_what_evaluations_decide_is_the_same_with_interruptions(driver, tmp_path
     recipe = WITHOUT_END[name]
     assert driver.train(tmp_path / "whole", recipe=recipe) == (0, "")
     rows = Run(tmp_path / "whole").rows("metrics.jsonl")
-    assert rows[-1]["step"] < 48 or name == "plateau"
+    assert rows[-1]["step"] < 48
+    assert len({row["lr"] for row in rows}) > 2
     run = tmp_path / "run"
-    broken = 0
-    while (code := driver.train(run, Fault(at, 4, "SIGINT"), recipe=recipe)[0]) == 130:
-        broken += 1
-        if at == "evaluated batch":  # the next time it may end
-            code = driver.train(run, Fault(at, 9, "SIGINT"), recipe=recipe)[0]
-        if code == 0:
-            break
-    assert broken > 1
+    # Every evaluation, of four batches, is broken off once; the last signal comes in the test.
+    for passing in [1, *[5] * len(rows)] if at == "evaluated batch" else [3] * 4:
+        assert driver.train(run, Fault(at, passing, "SIGINT"), recipe=recipe)[0] == 130
+    assert driver.train(run, recipe=recipe) == (0, "")
     assert differences(run, tmp_path / "whole") == []
 
 

@@ -43,23 +43,23 @@ def together(ranks, work, *rest):
     assert [process.exitcode for process in processes] == [0] * ranks
 
 
-def command(folder, arguments, log):
-    """The command line in a process group of its own; the process."""
-    process = FORKS.Process(target=shell, args=(folder, arguments, log))
+def command(folder, words):
+    """Start `resnets` or torchrun in a process group of its own; it prints into folder/log."""
+    process = FORKS.Process(target=shell, args=(folder, words))
     process.start()
     return process
 
 
-def shell(folder, arguments, log):
+def shell(folder, words):
     os.setpgid(0, 0)
     os.chdir(folder)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with open(log, "ab") as file:
+    os.environ |= {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with (folder / "log").open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
-    if arguments[0] == "torchrun":
+    if words[0] == "torchrun":
         from torch.distributed.run import main as torchrun
 
-        sys.exit(torchrun(arguments[1:]))
-    main(arguments)
+        sys.exit(torchrun(words[1:]))
+    main(words)

@@ -11,28 +11,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import cyclopts
-from cyclopts import App, Parameter, Token, validators
+from cyclopts import App, Parameter, validators
 
 from resnets import __version__
 from resnets.cli import show
+from resnets.cli.options import PLAIN, Asked, Count, Device, Json, Seconds, Workers
 from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError
 
-
-
-def duration(_: object, tokens: Sequence[Token]) -> float:
-    """Seconds of 90, 90s, 30m or 1.5h."""
-    text = tokens[0].value
-    number, unit = (text[:-1], text[-1]) if text[-1:] in "smh" else (text, "s")
-    try:
-        seconds = float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
-    except (ValueError, KeyError):
-        raise UsageError(f"{text!r} is no time: write 90s, 30m or 1.5h") from None
-    if not seconds > 0:
-        raise UsageError(f"{text!r} is no time to train in")
-    return seconds
+if TYPE_CHECKING:
+    from resnets.training.tune import Trial
 
 
 app = App(
@@ -48,36 +38,17 @@ app.command(data_app)
 app.command(runs_app)
 app.register_install_completion_command()
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
-Sets = Annotated[
-    list[str] | None,
-    Parameter(name="--set", negative="", help="FIELD=VALUE of the recipe; may be repeated."),
-]
-Device = Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")]
-Seconds = Annotated[float | None, Parameter(converter=duration)]
-Workers = Annotated[
-    int,
-    Parameter(help="Processes that decode image files.", validator=validators.Number(gte=0)),
-]
-Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
-
 
 @app.command
 def train(
     data: str,
     /,
     *,
-    model: str | None = None,
-    recipe: str | None = None,
-    epochs: float | None = None,
+    asked: Asked = PLAIN,
     budget: Seconds = None,
     run: Path | None = None,
-    seed: int | None = None,
-    set_: Sets = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     devices: Count = 1,
-    device: Device = "auto",
-    workers: Workers = 2,
     json: Json = False,
 ) -> None:
     """Train a network on DATA, test it, and leave a run folder.
@@ -86,18 +57,10 @@ def train(
     ----------
     data
         digits, cifar10, cifar100, a folder of class folders, or a CSV of path,label.
-    model
-        A name from `resnets models`; chosen from the data when left out.
-    recipe
-        A published recipe (paper-cifar10, quick-cifar10, ...), a TOML file, or a run's recipe.json.
-    epochs
-        Passes over the training images.
     budget
-        A time instead, as 90s, 30m or 1.5h: as many steps as fit, the rate annealed at the end.
+        A time instead of epochs, as 90s, 30m or 1.5h: as many steps as fit, the rate annealed.
     run
         The run folder; runs/DATA-MODEL when left out.
-    seed
-        Of the initial weights, the order of the images and their augmentation.
     dry_run
         Print the plan and stop.
     devices
@@ -105,18 +68,7 @@ def train(
     """
     from resnets import verbs
 
-    chosen = verbs.plan(
-        data,
-        model=model,
-        recipe=recipe,
-        epochs=epochs,
-        budget=budget,
-        seed=seed,
-        devices=devices,
-        device=device,
-        workers=workers,
-        overrides=assignments(set_ or []),
-    )
+    chosen = asked.plan(data, budget, devices)
     verbs.run_folder(chosen, run)  # what is wrong with it is told before anything is measured
     seconds = chosen.recipe.budget or verbs.estimate(chosen)
     show.plan(
@@ -131,10 +83,64 @@ def train(
     folder = verbs.create_run(chosen, run)
     show.note(f"run folder {folder.path}")
     if devices > 1:
-        raise SystemExit(verbs.launch(devices, folder.path, device, workers, json))
+        arguments = (devices, folder.path, asked.device, asked.workers, json)
+        raise SystemExit(verbs.launch(*arguments))
     with show.Bar() as bar:
         outcome = verbs.go(folder, chosen, bar.update)
     show.outcome(outcome, as_json=json)
+
+
+@app.command
+def tune(
+    data: str,
+    /,
+    *,
+    asked: Asked = PLAIN,
+    trials: Count = 20,
+    budget: Seconds = None,
+    search: Annotated[list[str] | None, Parameter(negative="")] = None,
+    run: Path | None = None,
+    rate_only: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> None:
+    """Search for better fields of a recipe by the error on validation images; again goes on.
+
+    Parameters
+    ----------
+    trials
+        How many choices are tried; those that fall behind are stopped early.
+    budget
+        A time for all of them, as 30m or 8h, that they share evenly.
+    search
+        FIELD=LOW:HIGH, FIELD=LOW:HIGH:log, FIELD=A,B,C, or FIELD of those that are searched when
+        left out: lr, weight_decay, warmup, label_smoothing, ema, augment.policy, augment.mixup.
+    run
+        The folder of the study; runs/DATA-MODEL-tune when left out.
+    rate_only
+        Only suggest a learning rate, by a range test: some seconds, no folder.
+    """
+    from resnets import verbs
+
+    chosen = asked.plan(data)
+    if rate_only:
+        show.rates(*verbs.find_rate(chosen), as_json=json)
+        return
+    seconds = budget or trials * verbs.estimate(chosen)
+    show.plan(chosen.lines(), seconds, chosen.source.unreadable, as_json=False, always=False)
+    folder = run or Path(f"runs/{Path(data).stem}-{chosen.recipe.model}-tune")
+    done: list[Trial] = []
+    with show.Bar() as bar:
+        study = verbs.tune(
+            chosen,
+            folder,
+            trials=trials,
+            budget=budget or 0.0,
+            search=search or (),
+            watch=bar.update,
+        )
+        for done in study:
+            show.trial(done, trials)
+    show.study(done, folder, as_json=json)
 
 
 @app.command
@@ -289,17 +295,6 @@ def doctor(*, quick: Annotated[bool, Parameter(negative="")] = False, json: Json
     from resnets import doctor as examine
 
     show.pairs(examine.examine(speed=not quick), as_json=json)
-
-
-def assignments(items: Sequence[str]) -> dict[str, Any]:
-    """FIELD=VALUE texts as a dictionary; a comma makes a list."""
-    values: dict[str, Any] = {}
-    for item in items:
-        key, sign, text = item.partition("=")
-        if not sign:
-            raise UsageError(f"--set {item}: write FIELD=VALUE, for instance --set lr=0.1")
-        values[key.strip()] = text.split(",") if "," in text else text
-    return values
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

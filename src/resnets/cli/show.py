@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from resnets.evaluation.classify import Result
     from resnets.evaluation.model import Prediction
     from resnets.training.fit import Progress as Standing
+    from resnets.training.tune import Trial
     from resnets.verbs import Outcome
 
 # In a pipe a row of a table stays one line.
@@ -204,6 +206,47 @@ def predictions(items: Iterable[Prediction], *, as_json: bool) -> int:
     if as_json:
         dump(rows)
     return problems
+
+
+def rates(
+    tried: Sequence[float], losses: Sequence[float], suggestion: float, *, as_json: bool
+) -> None:
+    """Every fifth line of a range test, and the rate that follows."""
+    if as_json:
+        dump({"suggestion": suggestion, "rates": tried, "losses": losses})
+        return
+    for rate, loss in list(zip(tried, losses, strict=True))[::5]:
+        note(f"{rate:10.3g}  {loss:.4f}")
+    best = f"{10 * suggestion:.2g}"
+    out.print(f"--set lr={suggestion:.2g}, a tenth of {best} where the loss is lowest")
+
+
+def trial(done: Sequence[Trial], trials: int) -> None:
+    """The trial that has just ended, and the time that the others will take."""
+    if done:
+        left = seconds((trials - len(done)) * sum(t.seconds for t in done) / len(done))
+        note(f"trial {done[-1].number} of {trials}: {fields(done[-1])}; about {left} left")
+
+
+def fields(trial: Trial) -> str:
+    """How a trial ended, and what it had, in a line."""
+    pairs = trial.fields.items()
+    texts = (f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in pairs)
+    return f"{trial.state} {percent(trial.error)}  {' '.join(texts)}"
+
+
+def study(done: Sequence[Trial], folder: Path, *, as_json: bool) -> None:
+    """The trials from the best on, what their errors are worth, and what to type next."""
+    if as_json:
+        dump({"best": str(folder / "best.toml"), "trials": [asdict(t) for t in done]})
+        return
+    for t in sorted(done, key=lambda t: (t.error is None, t.error)):
+        out.print(f"{t.number:4d}  {fields(t)}", markup=False)
+    note(
+        f"The best of {len(done)} errors on the same validation images is optimistic; "
+        "the test images were not used."
+    )
+    note(f"next: resnets train DATA --recipe {folder / 'best.toml'}")
 
 
 def models(rows: Iterable[Mapping[str, Any]], pattern: str, *, as_json: bool) -> None:

@@ -17,9 +17,7 @@ from resnets.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 50_000_000  # half a gigabyte at the peak, with Pillow's four bytes a pixel
-MAX_ASPECT = (
-    200  # of long side to short: the long one grows with the short one, when that is resized
-)
+MAX_ASPECT = 200  # of long side to short: the long one grows when the short one is resized
 
 _UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     2: lambda x: x[:, ::-1],  # by the value of the EXIF orientation tag
@@ -77,14 +75,9 @@ def check_header(image: str | Path | bytes) -> None:
 def _opened(image: str | Path | bytes) -> Iterator[Image.Image]:
     name = "the image" if isinstance(image, bytes) else str(image)
     try:
-        if isinstance(image, bytes):
-            empty = not image
-        else:
-            status = os.stat(image)
-            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-                raise Unreadable(name, "not a regular file")
-            empty = status.st_size == 0
-        if empty:
+        if not isinstance(image, bytes) and not stat.S_ISREG(os.stat(image).st_mode):
+            raise Unreadable(name, "not a regular file")  # opening a pipe would wait for ever
+        if not (len(image) if isinstance(image, bytes) else os.path.getsize(image)):
             raise Unreadable(name, "the file is empty")
         with Image.open(
             io.BytesIO(image) if isinstance(image, bytes) else image, "r", FORMATS

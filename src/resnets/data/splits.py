@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor
 
 from resnets.data.draws import spread
-from resnets.data.get import digest
 from resnets.errors import UsageError
 
 
@@ -41,6 +41,11 @@ class Split:
         if isinstance(self.images, Tensor):
             return Split(self.images[indices], self.labels[indices])
         return Split(tuple(self.images[i] for i in indices.tolist()), self.labels[indices])
+
+    def divided(self, seed: int, *ends: int) -> list[Split]:
+        """Stratified samples by chance, from each of `ends` to the next, in the images' order."""
+        parts = spread(self.labels, seed).tensor_split(ends)
+        return [self.take(part.sort().values) for part in parts]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -77,17 +82,22 @@ class Source:
     automatic: bool = False
 
     @property
+    def splits(self) -> dict[str, Split]:
+        """The splits that there are, by name."""
+        every = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in every.items() if split is not None}
+
+    @property
     def files(self) -> int:
         """Images of all splits, the unreadable ones too."""
-        parts = (self.train, self.val, self.test)
-        return sum(len(part) for part in parts if part is not None) + len(self.unreadable)
+        return sum(map(len, self.splits.values())) + len(self.unreadable)
 
     def split_table(self) -> list[tuple[str, str, str]]:
         """(path from the root, class, split) of every file in use; nothing for data in memory."""
         return [
             (Path(os.path.relpath(path, self.root)).as_posix(), self.classes[label], name)
-            for name, split in (("train", self.train), ("val", self.val), ("test", self.test))
-            if self.root and split and not isinstance(split.images, Tensor)
+            for name, split in self.splits.items()
+            if self.root and not isinstance(split.images, Tensor)
             for path, label in zip(split.images, split.labels.tolist(), strict=True)
         ]
 
@@ -101,13 +111,10 @@ def hold_out(source: Source, part: float, seed: int) -> Source:
     count = round(part if part >= 1 else part * n)
     if not 0 < count < n:
         raise UsageError(f"holdout={part:g} would keep {count} of {n} images for validation")
-    places = spread(source.train.labels, seed)
-    train = source.train.take(places[count:].sort().values)
-    val = source.train.take(places[:count].sort().values)
-    if isinstance(train.images, Tensor):
-        mean, std = moments(train.images)
-        return replace(source, train=train, val=val, mean=mean, std=std)
-    return replace(source, train=train, val=val)
+    val, train = source.train.divided(seed, count)
+    known = source.mean, source.std
+    mean, std = moments(train.images) if isinstance(train.images, Tensor) else known
+    return replace(source, train=train, val=val, mean=mean, std=std)
 
 
 def in_memory(name: str, classes: tuple[str, ...], train: Split, test: Split) -> Source:
@@ -128,14 +135,19 @@ def in_memory(name: str, classes: tuple[str, ...], train: Split, test: Split) ->
     )
 
 
+def digest(*tensors: Tensor) -> str:
+    """SHA-256 of tensors' values, little endian, one after the other."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        values = tensor.contiguous().numpy()
+        sha.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
+    return sha.hexdigest()
+
+
 def moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, in 0..1, of uint8 (N, C, H, W); exact sums."""
-    first, second = torch.zeros(2, images.shape[1], dtype=torch.int64)
-    for part in torch.split(images, 4096):
-        x = part.to(torch.int32)
-        first += x.sum((0, 2, 3))
-        second += (x * x).sum((0, 2, 3))
-    count = images.numel() // images.shape[1]
-    mean = first.double() / count
-    std = (second.double() / count - mean**2).clamp_min(0).sqrt()
+    counts = torch.stack([torch.bincount(x.flatten(), minlength=256) for x in images.unbind(1)])
+    values, count = torch.arange(256), images.numel() // images.shape[1]
+    mean = (counts * values).sum(1).double() / count
+    std = ((counts * values**2).sum(1).double() / count - mean**2).clamp_min(0).sqrt()
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())

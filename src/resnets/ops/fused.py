@@ -190,7 +190,7 @@ def library() -> dict[tuple[str, torch.dtype], Callable[..., None]] | None:
     except (OSError, RuntimeError, AttributeError, DiskError, subprocess.SubprocessError):
         return None
     sizes = [ctypes.c_int64] * 6
-    kinds = {
+    kinds: dict[str, list[Any]] = {
         "forward": [ctypes.c_void_p] * 11 + sizes + [ctypes.c_double] * 2 + [ctypes.c_int] * 2,
         "backward": [ctypes.c_void_p] * 14 + sizes + [ctypes.c_int],
     }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from resnets.files import write_whole
 
 BLUE, ORANGE = "#1f6feb", "#d9730d"
 
@@ -24,7 +27,7 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set(xlabel="epoch", ylabel="error (%)", ylim=(0, None))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    write(path, figure, 120)
 
 
 def confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
@@ -43,4 +46,11 @@ def confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequence[str
             for j, count in enumerate(row):
                 colour = "white" if share[i][j] > 0.5 else "black"
                 axes.text(j, i, str(count), ha="center", va="center", color=colour, fontsize=8)
-    figure.savefig(path, dpi=100)
+    write(path, figure, 100)
+
+
+def write(path: Path, figure: Figure, dpi: int) -> None:
+    """Write the picture as a whole or not at all. Raises DiskError."""
+    file = io.BytesIO()
+    figure.savefig(file, dpi=dpi, format="png")
+    write_whole(path, file.getvalue())

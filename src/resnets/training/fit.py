@@ -73,7 +73,7 @@ def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
                     )
                 notes.append(f"{lost}: back to the newest checkpoint, at {factor:g} times the rate")
                 state = begin(run, plan, notes)
-                state.course.factor, state.course.rewinds = factor, rewinds
+                state.course.factor, state.course.rewinds, state.course.skipped = factor, rewinds, 0
         finally:
             writer.wait()
 
@@ -277,7 +277,7 @@ def tested(plan: Plan) -> Iterator[Batch]:
     return test_batches(
         plan.watched,
         preprocess=plan.preprocess,
-        batch=plan.recipe.batch,
+        batch=plan.micro,
         device=plan.device,
         workers=plan.workers,
         rank=plan.world.rank,

@@ -41,6 +41,7 @@ class Plan:
     world: World = ALONE
     base: Model | None = None  # what training starts from
     teacher: Model | None = None
+    crowded: str = ""  # why forward passes are smaller than asked
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -123,6 +124,7 @@ class Plan:
         passes = math.ceil(self.share / self.micro)
         if passes > 1:
             length += f"; {passes} forward passes of {self.micro} images make one step"
+            length += self.crowded
         return {
             "data": f"{source.name}, digest {source.digest[:12]}",
             "classes": f"{len(source.classes)}: {names}",

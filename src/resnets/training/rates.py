@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from resnets.errors import UsageError
 from resnets.training.fit import batches
@@ -15,55 +14,40 @@ MEMORY = 0.9  # decay of the average loss
 WORSE = 4.0  # times the best average loss, where the test ends
 
 
-@dataclass(frozen=True)
-class RangeTest:
-    """Rates, the average loss after a step at each, and what follows."""
+def find_rate(
+    plan: Plan, low: float = 1e-5, high: float = 10.0, steps: int = 100
+) -> tuple[list[float], list[float], float]:
+    """Rates that grow exponentially, the average loss after a step at each, and a suggestion.
 
-    rates: tuple[float, ...]
-    losses: tuple[float, ...]
+    A fresh network is trained with the plan's own steps, but for warmup, frozen layers and growing
+    images, and thrown away. It ends early when a step is not finite or the average loss is four
+    times its best. Suggested is a tenth of the rate where the loss is lowest, and not the one where
+    it falls fastest: from step to step that is noise, and the average lags behind.
 
-    @property
-    def suggestion(self) -> float:
-        """A tenth of the rate where the loss is lowest.
-
-        Not where it falls fastest: from step to step that is noise, and the average lags behind.
-        """
-        return self.rates[self.losses.index(min(self.losses))] / 10
-
-
-def find_rate(plan: Plan, low: float = 1e-5, high: float = 10.0, steps: int = 100) -> RangeTest:
-    """Train a fresh network, which is thrown away, at a rate that grows exponentially.
-
-    Each step is the plan's own (precision, micro-batches, averaging); warmup, frozen layers and
-    growing images are left out. It ends after `steps`, or when the average loss is four times its
-    best or no longer finite.
-
-    Raises:
-        UsageError: not 0 < low < high, fewer than 2 steps, or a first step that is not finite.
+    Raises UsageError: not 0 < low < high, fewer than 2 steps, or no finite loss at all.
     """
     if not 0 < low < high or steps < 2:
         raise UsageError(f"no range of rates: {steps} steps from {low:g} to {high:g}")
-    length = replace(plan.recipe, steps=steps, budget=0.0, frozen=0.0, grow_from=0)
-    constant = replace(length, lr=1.0, lr_batch=0, schedule="step", drops=(), warmup=0.0)
+    whole = replace(plan.recipe, steps=steps, budget=0.0, frozen=0.0, grow_from=0)
+    constant = replace(whole, lr=1.0, lr_batch=0, schedule="step", drops=(), warmup=0.0)
     plan = replace(plan, recipe=constant)
     state = State.start(plan.recipe, plan.arch, plan.device)
     plan.initialise(state.network, state.average)
     state.course = Course(steps=steps, micro=plan.micro)
-    step, stream = Step.of(plan, state), batches(plan, state.course)
+    step, average = Step.of(plan, state), 0.0
     rates: list[float] = []
     losses: list[float] = []
-    average = 0.0
-    for k in range(steps):
-        state.course.factor = low * (high / low) ** (k / (steps - 1))
-        if step.update(next(stream)) != "done":
+    for k, batch in enumerate(batches(plan, state.course)):
+        rate = state.course.factor = low * (high / low) ** (k / (steps - 1))
+        if step.update(batch) != "done":
             break
         loss, _, images = state.totals.tolist()
         state.totals.zero_()
         average = MEMORY * average + (1 - MEMORY) * loss / images
+        rates.append(rate)
         losses.append(average / (1 - MEMORY ** (k + 1)))  # without the zero that it began at
-        rates.append(state.course.factor)
-        if not math.isfinite(average) or losses[-1] > WORSE * min(losses):
+        if losses[-1] > WORSE * min(losses):
             break
     if not losses:
         raise UsageError(f"the loss is not finite at the rate {low:g} already; try a lower one")
-    return RangeTest(tuple(rates), tuple(losses))
+    return rates, losses, rates[losses.index(min(losses))] / 10

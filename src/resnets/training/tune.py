@@ -1,22 +1,23 @@
 """A search for better fields of a recipe, judged by the error on validation images.
 
-study.json       what is searched, over which recipe and data
-trial-0001/      an ordinary run, and trial.json: its fields, how it ended, its error
-trials.csv       the table; trials.json the same
-best.toml        the recipe with the best fields
+study.json      what is searched, over which recipe and data
+trial-0001/     an ordinary run, and trial.json: its fields, how it ended, its error
+trials.csv      the table
+best.toml       the recipe with the best fields
 
-These files are the whole study. Optuna's own lives in memory, filled from them before each trial,
-so a kill loses what a killed run loses, and what is proposed is a function of seed and folder.
+These files are the whole study. Optuna's own is filled from them before each trial, so a kill loses
+what a killed run loses, and what is proposed is a function of the seed and the folder.
 """
 
 from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from resnets import recipe as room
 from resnets import recipes
@@ -32,12 +33,7 @@ from resnets.training.stop import Stop
 
 try:
     import optuna
-    from optuna.distributions import (
-        BaseDistribution,
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
+    from optuna import distributions
     from optuna.trial import TrialState
 except ImportError:
     raise MissingPackage("tuning needs Optuna: pip install 'resnets[tune]'") from None
@@ -52,18 +48,15 @@ class Trial:
     """One choice of the fields, and its end."""
 
     number: int
-    state: Literal["running", "complete", "pruned", "failed"]
     fields: dict[str, Any]
+    state: str = "running"  # then "complete", "pruned" or "failed"
     error: float | None = None  # on the validation images; 1 where training was not possible
-    seconds: float = 0.0
+    seconds: float = 0.0  # since it was last started
     curve: list[float] = field(default_factory=list)  # the errors along the way
 
 
 def choices(recipe: Recipe, asked: Sequence[str]) -> dict[str, str]:
-    """What is searched, FIELD: LOW:HIGH, LOW:HIGH:log or A,B,C; with none asked, all of these.
-
-    Raises UsageError for an item that is neither a field of this table nor FIELD=RANGE.
-    """
+    """What is searched, FIELD: LOW:HIGH, LOW:HIGH:log or A,B,C; all of these when none is asked."""
     decay = recipe.weight_decay or 1e-4
     table = {
         "lr": f"{recipe.lr / 10:g}:{recipe.lr * 10:g}:log",
@@ -75,37 +68,26 @@ def choices(recipe: Recipe, asked: Sequence[str]) -> dict[str, str]:
         "augment.mixup": "0:0.4",
     }
     pairs = [item.partition("=") for item in asked]
-    for key, _, text in pairs:
-        if not text and key not in table:
-            raise UsageError(f"--search {key}: write FIELD=LOW:HIGH, LOW:HIGH:log or A,B,C")
-    return {key: text or table[key] for key, _, text in pairs} or table
+    return {key: text or table.get(key, "") for key, _, text in pairs} or table
 
 
-def distribution(recipe: Recipe, key: str, text: str) -> BaseDistribution:
-    """Integers where the field has one. Raises UsageError for an unknown field or wrong values."""
-    low, *rest = text.split(":")
-    values = [low, *rest[:1]] if rest else text.split(",")
+def distribution(recipe: Recipe, key: str, text: str) -> distributions.BaseDistribution:
+    """Of integers where the field is one. Raises UsageError for a wrong field, value or form."""
+    values = text.removesuffix(":log").split(":" if ":" in text else ",")
     try:
-        for value in values:  # an error is told before anything is trained
-            recipes.merged(recipe, recipes.nested({key: value}))
-        if not rest:
-            return CategoricalDistribution(values)
+        for value in values:  # told before anything is trained
+            changed = room.to_dict(recipes.merged(recipe, recipes.nested({key: value})))
+        if ":" not in text:
+            return distributions.CategoricalDistribution(values)
+        low, high = values
         head, _, tail = key.partition(".")
-        own = getattr(getattr(recipe, head), tail) if tail else getattr(recipe, head)
-        log = rest[1:] == ["log"]
-        if len(rest) > 1 + log:
-            raise ValueError("it is LOW:HIGH or LOW:HIGH:log")
-        if isinstance(own, int):
-            return IntDistribution(int(low), int(rest[0]), log=log)
-        return FloatDistribution(float(low), float(rest[0]), log=log)
+        log = text.endswith(":log")
+        if isinstance(changed[head][tail] if tail else changed[head], int):
+            return distributions.IntDistribution(int(low), int(high), log=log)
+        return distributions.FloatDistribution(float(low), float(high), log=log)
     except (ValueError, UsageError) as error:
-        raise UsageError(f"--search {key}={text}: {error}") from None
-
-
-def recorded(folder: Run) -> list[Trial]:
-    """The trials so far, by number."""
-    paths = sorted(folder.path.glob("trial-*/trial.json"))
-    return [Trial(**Run(path.parent).read_json("trial.json")) for path in paths]
+        form = "write FIELD=LOW:HIGH, FIELD=LOW:HIGH:log or FIELD=A,B,C"
+        raise UsageError(f"--search {key}={text}: {form} ({error})") from None
 
 
 def search(
@@ -117,64 +99,98 @@ def search(
     create: Callable[[Plan, Path], Run],
     finish: Callable[[Run, Plan, float], object],
     watch: Callable[[Progress], None],
-) -> Iterator[Trial]:
-    """Run trials until there are `trials` of them; yields each as it ends.
+) -> Iterator[list[Trial]]:
+    """Run trials until `trials` of them have ended; yields all that have, at first and after each.
 
-    With a `budget` each has the same part of these seconds, the ones that are over included.
+    With a `budget` each has the same part of these seconds, those of earlier calls included.
     `create` and `finish` make a run folder and write a run's result.
 
     Raises:
-        UsageError: the folder holds another study, or another process is at work there.
-        Interrupted: by a signal; the trial in hand goes on when it is called again.
+        UsageError: a wrong field or range, another study in the folder, or another process there.
+        Interrupted: by a signal; the same call goes on with the trial in hand.
     """
     texts = choices(plan.recipe, asked)
     space = {key: distribution(plan.recipe, key, text) for key, text in texts.items()}
+    length = {"budget": budget / trials} if budget else {}
     study = {
         "recipe": json.loads(json.dumps(room.to_dict(plan.recipe))),
         "digest": plan.source.digest,
         "space": texts,
-        "seconds": budget / trials,
+        "length": length,
     }
+    source, recipe = plan.source, replace(plan.recipe, watch="val")
+    if source.val is None:
+        recipe = replace(recipe, holdout=HOLDOUT)
+        source = hold_out(source, HOLDOUT, recipe.seed)
+    source = replace(source, test=None)  # nobody looks at it before the search is over
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.locked():
-        if (folder.path / "study.json").exists():
-            before = folder.read_json("study.json")
-            if other := [key for key in study if before[key] != study[key]]:
-                raise UsageError(
-                    f"{folder.path} holds a study with other {', '.join(other)}: repeat its command"
-                    " (with a budget, budget / trials stays), or give another folder with --run"
-                )
+        before = folder.read_json("study.json") if (folder.path / "study.json").exists() else study
+        if other := [key for key in study if before[key] != study[key]]:
+            raise UsageError(
+                f"{folder.path} is a study with other {', '.join(other)}: repeat its command, in "
+                "which budget / trials may not change, or give another folder with --run"
+            )
         folder.write_json("study.json", study)
-        source, recipe = plan.source, replace(plan.recipe, watch="val", budget=plan.recipe.budget)
-        if source.val is None:
-            recipe = replace(recipe, holdout=HOLDOUT)
-            source = hold_out(source, HOLDOUT, recipe.seed)
-        source = replace(source, test=None)  # nobody looks at it before the search is over
-        while len(done := [t for t in recorded(folder) if t.state != "running"]) < trials:
-            proposed = propose(space, recipe.seed, recorded(folder))
-            changes = recipes.nested(proposed.params)
-            if budget:
-                changes["budget"] = budget / trials
-            chosen = recipes.merged(recipe, changes)
+        yield (done := ended(known := recorded(folder)))
+        while len(done) < trials:
+            proposed = propose(space, recipe.seed, done, known[len(done) :])
+            chosen = recipes.merged(recipe, recipes.nested(proposed.params) | length)
             own = fitted(resolve(chosen, source, plan.device, plan.workers))
-            trial = Trial(len(done) + 1, "running", proposed.params)
-            yield conduct(folder, trial, proposed, own, create, finish, watch)
-            tabulate(folder, plan.recipe)
+            trial = Trial(len(done) + 1, proposed.params)
+            run = Run(folder.path / f"trial-{trial.number:04d}")
+            run.path.mkdir(exist_ok=True)
+            run.write_json("trial.json", asdict(trial))
+            if not (run.path / "recipe.json").exists():
+                create(own, run.path)
+            run.write_json("trial.json", asdict(conduct(run, own, trial, proposed, finish, watch)))
+            done = ended(known := recorded(folder))
+            names = ("number", "state", "error", "seconds")
+            rows = ([*map(asdict(t).get, names), *map(t.fields.get, space)] for t in done)
+            folder.write_csv("trials.csv", (*names, *space), rows)
+            winner = recipes.merged(plan.recipe, recipes.nested(best(done).fields))
+            write_whole(folder.path / "best.toml", "".join(toml(room.to_dict(winner))).encode())
+            yield done
+
+
+def recorded(folder: Run) -> list[Trial]:
+    """The trials so far, by number."""
+    paths = sorted(folder.path.glob("trial-*/trial.json"))
+    return [Trial(**Run(path.parent).read_json("trial.json")) for path in paths]
+
+
+def ended(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that are not running."""
+    return [trial for trial in trials if trial.state != "running"]
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """The trial with the lowest error, the first of equals; those that were pruned have none."""
+    return min(trials, key=lambda t: 2.0 if t.error is None else t.error)
+
+
+def toml(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """A line for each key, tables as dotted keys. TOML's scalars and lists are JSON's."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from toml(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key} = {json.dumps(value, ensure_ascii=False)}\n"
 
 
 def propose(
-    space: dict[str, BaseDistribution], seed: int, before: Sequence[Trial]
+    space: dict[str, distributions.BaseDistribution],
+    seed: int,
+    done: Sequence[Trial],
+    running: Sequence[Trial],
 ) -> optuna.Trial:
-    """The next trial; one that is still running is the next."""
+    """The trial that was interrupted, or the next, a function of the seed and those done."""
     study = optuna.create_study(
-        sampler=optuna.samplers.TPESampler(seed=seed * 10_000 + len(before)),
-        # From the third evaluation on: before, a rate that rises slowly looks worse than it is.
+        sampler=optuna.samplers.TPESampler(seed=seed * 10_000 + len(done)),
+        # From the third evaluation on: a rate that warms up longer is behind at first.
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
     )
-    for trial in before:
-        if trial.state == "running":
-            study.enqueue_trial(trial.fields)
-            continue
+    for trial in done:
         study.add_trial(
             optuna.create_trial(
                 state=TrialState.PRUNED if trial.state == "pruned" else TrialState.COMPLETE,
@@ -184,42 +200,41 @@ def propose(
                 intermediate_values=dict(enumerate(trial.curve)),
             )
         )
+    for trial in running:
+        study.enqueue_trial(trial.fields)
     return study.ask(space)
 
 
 def conduct(
-    folder: Run,
+    run: Run,
+    plan: Plan,
     trial: Trial,
     proposed: optuna.Trial,
-    plan: Plan,
-    create: Callable[[Plan, Path], Run],
     finish: Callable[[Run, Plan, float], object],
     watch: Callable[[Progress], None],
 ) -> Trial:
-    """Train one trial from where its folder stands, until its end or the median is better."""
-    run = Run(folder.path / f"trial-{trial.number:04d}")
-    run.path.mkdir(exist_ok=True)
-    run.write_json("trial.json", asdict(trial))
-    if not (run.path / "recipe.json").exists():
-        create(plan, run.path)
-    seconds, curve, pruned = 0.0, list[float](), False
+    """Train from where the run stands to its end, or until the median of the others is better."""
+    curve: list[float] = []
+    state = "complete"
     try:
         with Stop() as stop:
             for progress in fit(run, plan, stop):
                 watch(progress)
                 if progress.loss is None:
                     continue
-                errors = [row["val_error"] for row in run.rows("metrics.jsonl")]
-                for k in range(len(curve), len(errors)):  # after a kill, the earlier ones too
-                    proposed.report(errors[k], k)
-                curve = errors
+                for row in run.rows("metrics.jsonl")[len(curve) :]:  # first those before a kill
+                    proposed.report(row["val_error"], len(curve))
+                    curve.append(row["val_error"])
                 if progress.step < progress.steps and proposed.should_prune():
-                    pruned, stop.signal = True, signal.SIGTERM  # saved like any interrupted run
-        if stop.signal and not pruned:
+                    state, stop.signal = "pruned", signal.SIGTERM  # saved, as by a signal
+        if stop.signal and state != "pruned":
             raise Interrupted("the same command", stop.signal)
-        if not pruned:
-            finish(run, plan, seconds)
+        if state == "complete":
+            finish(run, plan, time.monotonic() - plan.began)
     except (Diverged, MemoryExhausted):
-        trial = replace(trial, state="failed", error=1.0)
-    ...
-    return trial
+        state = "failed"
+    error = {"pruned": None, "failed": 1.0}.get(state, 0.0)
+    if state == "complete":
+        error = run.read_json("result.json")["error"]
+    seconds = round(time.monotonic() - plan.began, 1)
+    return replace(trial, state=state, error=error, seconds=seconds, curve=curve)

@@ -113,9 +113,12 @@ class World:
             if self.size == 1:
                 raise
             store = dist.distributed_c10d._get_default_store()
-            store.append("here", f"{self.rank} ")  # type: ignore[attr-defined]
-            time.sleep(GRACE)
-            gone = set(range(self.size)) - {int(rank) for rank in store.get("here").split()}
+            try:
+                store.append("here", f"{self.rank} ")  # type: ignore[attr-defined]
+                time.sleep(2 * GRACE if self.first else GRACE)  # it may hold the store
+                gone = set(range(self.size)) - {int(rank) for rank in store.get("here").split()}
+            except RuntimeError:
+                gone = {0}
             if not gone:
                 raise
             names = ", ".join(str(rank) for rank in sorted(gone))
@@ -149,10 +152,18 @@ def launched() -> bool:
 def join(device: str = "auto") -> World:
     """Join the processes that torchrun started, with NCCL on GPUs and gloo on processors.
 
-    Raises UsageError where `device` is one GPU by number: torchrun gives each rank its own.
+    Raises UsageError where `device` is one GPU by number, since torchrun gives each rank its own,
+    and where torchrun could not start the ranks again.
     """
     if device.startswith("cuda:"):
         raise UsageError(f"--device {device}: under torchrun each rank has its own; write cuda")
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # PyTorch 2.15 leaves the addresses of the dead processes in the store that all share.
+        raise UsageError(
+            "--max-restarts would hang: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, "
+            "with --rdzv-backend c10d or --standalone"
+        )
     own = torch.device("cpu")
     if device != "cpu" and torch.cuda.is_available():
         own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

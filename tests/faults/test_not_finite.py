@@ -1,0 +1,172 @@
+"""Values that are not finite, from outside, and memory that runs out."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from resnets.data import sources
+from resnets.errors import Diverged
+from resnets.nets.modelfile import load
+from resnets.recipes import digits
+from resnets.training import checkpoint, fit, step
+from resnets.training import plan as plans
+from resnets.training.run import Run
+from resnets.training.stop import Stop
+
+FIRST = 6  # the passing at which it begins
+STEPS = 12
+
+
+def small_plan():
+    recipe = replace(digits(), model="resnet8", size=8, steps=STEPS, batch=32, eval_every=0.2)
+    recipe = replace(recipe, precision="float32", keep="best")
+    return plans.resolve(recipe, sources.load("digits", holdout=100), torch.device("cpu"), 0)
+
+
+def poison(tensor: torch.Tensor, value: float) -> None:
+    with torch.no_grad():
+        tensor.view(-1)[0] = value
+
+
+def wrapped(patch, place: object, name: str, change: Callable) -> None:
+    """Let `change` see the result and the arguments of a function, and return the result."""
+    function = getattr(place, name)
+    patch.setattr(place, name, lambda *rest: change(function(*rest), *rest))
+
+
+def inject(patch, where: str, bad: Callable[[], float | None]) -> None:
+    """Put what `bad` returns, if anything, in that place, at each passing."""
+
+    def into(pick):
+        def change(result, *rest):
+            if (value := bad()) is not None:
+                poison(pick(*rest), value)
+            return result
+
+        return change
+
+    Step = step.Step
+    if where == "loss":
+        wrapped(patch, Step, "loss", lambda x, *_: x * v if (v := bad()) is not None else x)
+    elif where == "input":
+        accumulate = Step.accumulate
+
+        def accumulated(self, batch):
+            if (value := bad()) is not None:
+                poison(batch.images, value)
+            return accumulate(self, batch)
+
+        patch.setattr(Step, "accumulate", accumulated)
+    elif where == "gradient":
+        wrapped(patch, Step, "accumulate", into(lambda self, _: self.parameters[0].grad))
+    elif where == "statistics":
+        wrapped(
+            patch,
+            Step,
+            "accumulate",
+            into(lambda self, _: self.state.network.get_buffer("bn1.running_var")),
+        )
+    elif where == "average":
+        wrapped(patch, step, "blend", into(lambda average, *_: average[0]))
+    else:
+
+        def after(optimizer, *_):
+            weight = optimizer.param_groups[0]["params"][0]
+            if (value := bad()) is not None:
+                poison(optimizer.state[weight]["momentum_buffer"] if where == "moment" else weight,
+                       value)  # fmt: skip
+
+        handle = register_optimizer_step_post_hook(after)
+        patch.setattr(checkpoint, "removed", handle, raising=False)
+
+
+PLACES = ("loss", "input", "gradient", "statistics", "weight", "moment", "average")
+BEFORE = PLACES[:4]  # seen before the weights move, so that the step alone is left out
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("times", [1, 3, math.inf])
+@pytest.mark.parametrize("where", PLACES)
+def test_nothing_of_it_is_kept(tmp_path, monkeypatch, where, times, value):
+    passed = 0
+
+    def bad() -> float | None:
+        nonlocal passed
+        passed += 1
+        return value if FIRST <= passed < FIRST + times else None
+
+    monkeypatch.setattr(fit, "SAVE_SECONDS", 0)
+    seen = []
+    write = checkpoint.write
+
+    def checked(folder, tensors, course):
+        seen.append(course.step)
+        assert all(v.isfinite().all() for v in tensors.values())
+        write(folder, tensors, course)
+
+    monkeypatch.setattr(checkpoint, "write", checked)
+    run = Run(tmp_path / "run")
+    run.create()
+    inject(monkeypatch, where, bad)
+    notes: list[str] = []
+
+    def train():
+        for progress in fit.fit(run, small_plan(), Stop()):
+            notes.extend(progress.notes)
+
+    try:
+        if times == math.inf:
+            with pytest.raises(Diverged, match="going back 3 times"):
+                train()
+        else:
+            train()
+    finally:
+        if handle := getattr(checkpoint, "removed", None):
+            handle.remove()
+    assert load(run.best)  # refuses what is not finite
+    course = checkpoint.newest(run.path / "checkpoints").course
+    if times == math.inf:
+        assert course.step < FIRST + step.BAD_STEPS
+        return
+    assert course.ended
+    if where in BEFORE and times == 1:
+        assert (course.rewinds, course.factor) == (0, 1)
+        assert notes == [f"step {FIRST} was left out: it was not finite"]
+    else:
+        returns = 1 if where in BEFORE else times
+        assert 1 <= course.rewinds <= returns
+        assert course.factor == 0.5**course.rewinds
+        assert sum("back to the newest checkpoint" in note for note in notes) == course.rewinds
+
+
+def test_less_memory_means_smaller_passes_and_the_same_batch(tmp_path, monkeypatch):
+    """A network that takes ten images at once gets eight, and every image of the step counts."""
+    plan, run = small_plan(), Run(tmp_path / "run")
+    run.create()
+    passes = []
+    start = fit.State.start
+
+    def started(*rest):
+        state = start(*rest)
+        forward = state.network.forward
+
+        def limited(images):
+            if len(images) > 10:
+                raise torch.OutOfMemoryError("no more")
+            passes.append(len(images))
+            return forward(images)
+
+        state.network.forward = limited
+        return state
+
+    monkeypatch.setattr(fit.State, "start", started)
+    notes = [note for p in fit.fit(run, plan, Stop()) for note in p.notes]
+    assert passes == [8] * 4 * STEPS
+    told = "from step 1 on 8 images in a forward pass, 32 in a step as before"
+    assert [note for note in notes if told in note] == notes
+    assert len(notes) == 1
+    assert checkpoint.newest(run.path / "checkpoints").course.micro == 8
