@@ -126,6 +126,7 @@ def main() -> None:
     for row in args.rows:
         pipes[row], other = context.Pipe()
         context.Process(target=child, args=(other, row, args), daemon=True).start()
+        other.close()  # so that a child that dies is an error here and not a wait
         pipes[row].recv()
     rounds: dict[str, list[list[float]]] = {row: [] for row in args.rows}
     for _ in range(args.rounds):

@@ -14,11 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pydantic
 
 from resnets.errors import UsageError, nearest
+
+JoinKind = Literal["identity", "scale", "exclusive_gate", "shortcut_gate", "conv", "dropout"]
+Order = Literal["post", "bn_after_add", "relu_before_add", "relu_only_pre", "pre"]
+LAYERS = {"single": 1, "basic": 2, "bottleneck": 3}  # of a residual unit
 
 HE2015 = "He et al. 2015, arXiv 1512.03385"
 HE2016 = "He et al. 2016, arXiv 1603.05027"
@@ -34,9 +38,7 @@ class Join:
     0.5 on the shortcut.
     """
 
-    kind: Literal["identity", "scale", "exclusive_gate", "shortcut_gate", "conv", "dropout"] = (
-        "identity"
-    )
+    kind: JoinKind = "identity"
     x_scale: float = 1.0
     f_scale: float = 1.0
     gate_bias: float = 0.0
@@ -46,14 +48,13 @@ class Join:
 class ResNetArch:
     """A residual network, or with `shortcut="none"` its plain twin.
 
-    `order` is the placement of normalisation and ReLU, the five of 1603.05027 Table 2 in its order:
-    "post", "bn_after_add", "relu_before_add", "relu_only_pre", "pre".
+    `order` is the placement of normalisation and ReLU, 1603.05027 Table 2 from top to bottom.
     """
 
     blocks: tuple[int, ...]  # residual units in each stage
     widths: tuple[int, ...]  # output channels of each stage
     unit: Literal["single", "basic", "bottleneck"] = "basic"  # one 3x3; two; 1x1, 3x3, 1x1
-    order: Literal["post", "bn_after_add", "relu_before_add", "relu_only_pre", "pre"] = "post"
+    order: Order = "post"
     # Option A pads with zeros, B projects where the shape changes, C projects everywhere.
     shortcut: Literal["A", "B", "C", "none"] = "B"
     join: Join = Join()
@@ -79,9 +80,7 @@ class ResNetArch:
 
     @property
     def depth(self) -> int:
-        return (
-            sum(self.blocks) * {"single": 1, "basic": 2, "bottleneck": 3}[self.unit] + self.counted
-        )
+        return sum(self.blocks) * LAYERS[self.unit] + self.counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,8 +163,7 @@ def from_dict(data: Mapping[str, Any]) -> Arch:
     if kind is None:
         raise ValueError(f"unknown kind of network {data.get('kind')!r}; known: {', '.join(KINDS)}")
     values = {key: value for key, value in data.items() if key != "kind"}
-    unknown = sorted(set(values) - {f.name for f in fields(kind)})
-    if unknown:
+    if unknown := sorted(set(values) - {f.name for f in fields(kind)}):
         raise ValueError(f"unknown fields of a {data['kind']}: {', '.join(unknown)}")
     rebuilt: Arch = pydantic.TypeAdapter(kind).validate_python(values)
     return rebuilt
@@ -186,18 +184,15 @@ def changed(arch: Arch, values: Mapping[str, Any]) -> Arch:
 # --- ImageNet -------------------------------------------------------------------------------------
 
 R18 = ResNetArch(blocks=(2, 2, 2, 2), widths=(64, 128, 256, 512))
-R34 = replace(R18, blocks=(3, 4, 6, 3))
 R50 = ResNetArch(blocks=(3, 4, 6, 3), widths=(256, 512, 1024, 2048), unit="bottleneck")
 R101 = replace(R50, blocks=(3, 4, 23, 3))
-R152 = replace(R50, blocks=(3, 8, 36, 3))
-R200 = replace(R50, blocks=(3, 24, 36, 3), source=HE2016)
 IMAGENET = {
     "resnet18": R18,
-    "resnet34": R34,
+    "resnet34": replace(R18, blocks=(3, 4, 6, 3)),
     "resnet50": R50,
     "resnet101": R101,
-    "resnet152": R152,
-    "resnet200": R200,
+    "resnet152": replace(R50, blocks=(3, 8, 36, 3)),
+    "resnet200": replace(R50, blocks=(3, 24, 36, 3), source=HE2016),
 }
 BOTTLENECK = {name: arch for name, arch in IMAGENET.items() if arch.unit == "bottleneck"}
 BAG = "He et al. 2018, arXiv 1812.01187"
@@ -232,11 +227,6 @@ def cifar_bottleneck(n: int) -> ResNetArch:
         stride_on="1x1",
         source=HE2016,
     )
-
-
-def single(arch: ResNetArch) -> ResNetArch:
-    """The same layers with a shortcut around each one instead of each two (1603.05027 Table 3)."""
-    return replace(arch, blocks=tuple(2 * n for n in arch.blocks), unit="single", source=HE2016)
 
 
 def pre(arch: ResNetArch) -> ResNetArch:
@@ -288,6 +278,8 @@ def dense(blocks: tuple[int, ...], growth: int = 32) -> DenseNetArch:
 
 
 R110 = replace(cifar(18), source=HE2016)
+# A shortcut around each layer instead of each two: 1603.05027 Table 3.
+R110_1LAYER = replace(R110, blocks=(36, 36, 36), unit="single")
 R164 = cifar_bottleneck(18)
 
 SHORTCUTS = {  # 1603.05027 Table 1, on ResNet-110
@@ -303,11 +295,8 @@ SHORTCUTS = {  # 1603.05027 Table 1, on ResNet-110
     "conv_shortcut": Join(kind="conv"),
     "dropout_shortcut": Join(kind="dropout"),
 }
-PLACEMENTS: tuple[Literal["bn_after_add", "relu_before_add", "relu_only_pre"], ...] = (
-    "bn_after_add",
-    "relu_before_add",
-    "relu_only_pre",
-)  # 1603.05027 Table 2; its "original" is the plain name, its "full pre-activation" the `pre` name
+# Table 2 without its ends: "original" is the plain name, "full pre-activation" the `pre` name.
+PLACEMENTS = get_args(Order)[1:4]
 
 FAMILY: dict[str, Arch] = {
     **IMAGENET,
@@ -330,8 +319,7 @@ FAMILY: dict[str, Arch] = {
         for n, a in IMAGENET.items()
         if a.depth < 200
     },
-    "plain18": plain(R18),
-    "plain34": plain(R34),
+    **{f"plain{depth}": plain(IMAGENET[f"resnet{depth}"]) for depth in (18, 34)},
     "resnext50_32x4d": replace(R50, squeeze=2, groups=32, source=RESNEXT),
     "resnext101_32x8d": replace(R101, squeeze=1, groups=32, source=RESNEXT),
     "resnext101_64x4d": replace(R101, squeeze=1, groups=64, source=RESNEXT),
@@ -347,8 +335,8 @@ FAMILY: dict[str, Arch] = {
     **{f"resnet{6 * n + 2}": cifar(n) for n in (1, 2, 3, 5, 7, 9, 18, 200)},
     **{f"plain{6 * n + 2}": plain(cifar(n)) for n in (3, 5, 7, 9, 18)},
     **{f"preresnet{6 * n + 2}": pre(cifar(n)) for n in (3, 5, 7, 9, 18)},
-    "resnet110_1layer": single(R110),
-    "preresnet110_1layer": pre(single(R110)),
+    "resnet110_1layer": R110_1LAYER,
+    "preresnet110_1layer": pre(R110_1LAYER),
     "resnet164": R164,
     "preresnet164": pre(R164),
     "resnet1001": cifar_bottleneck(111),

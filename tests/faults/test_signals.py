@@ -47,6 +47,7 @@ def test_a_checkpoint_now_and_the_run_goes_on(driver, tmp_path, at):
     assert steps(run) == ([6] if at == "step" else [10])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["step", "evaluated batch"])
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGSTOP"])
 def test_others_change_nothing(driver, whole, tmp_path, at, name):
@@ -61,7 +62,7 @@ WITHOUT_END = {
 
 
 @pytest.mark.parametrize("name", WITHOUT_END)
-@pytest.mark.parametrize("at", ["step", "evaluated batch"])
+@pytest.mark.parametrize("at", [pytest.param("step", marks=pytest.mark.slow), "evaluated batch"])
 def test_what_evaluations_decide_is_the_same_with_interruptions(driver, tmp_path, name, at):
     recipe = WITHOUT_END[name]
     assert driver.train(tmp_path / "whole", recipe=recipe) == (0, "")
@@ -87,6 +88,7 @@ def test_a_second_run_in_the_folder_is_refused(driver, whole, tmp_path):
     assert differences(run, whole) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("under", ["umask", "no home", "read-only folder", "clock"])
 def test_unusual_surroundings(driver, whole, tmp_path, under):
     run = tmp_path / "a run 🐌 'quoted' %s"

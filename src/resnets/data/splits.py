@@ -16,15 +16,10 @@ from resnets.errors import UsageError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Images and their labels.
+    """Images and their labels."""
 
-    Attributes:
-        images: uint8 (N, C, H, W) in memory, or N files.
-        labels: int64 (N,), indices into the source's classes.
-    """
-
-    images: Tensor | tuple[Path, ...]
-    labels: Tensor
+    images: Tensor | tuple[Path, ...]  # uint8 (N, C, H, W) in memory, or N files
+    labels: Tensor  # int64 (N,), indices into the source's classes
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,36 +45,27 @@ class Split:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Source:
-    """A data set.
+    """A data set, with the splits that there are.
 
-    Attributes:
-        name: "digits", "cifar10", "cifar100", or the name of the folder or CSV file.
-        classes: class names; a label is an index into them.
-        train, val, test: the splits that there are.
-        channels: of the images as they are kept or decoded.
-        size: side of the images in memory; of files the median of the shorter sides, in pixels.
-        digest: SHA-256 of the whole data set, however it is split: of pixels and labels in memory;
-            of relative paths, sizes in bytes and labels for files.
-        mean, std: for each channel, in 0..1, of the training images; for files over every k-th
-            pixel of those that were decoded, before a part was held out.
-        unreadable: files that were left out, each with the reason.
-        automatic: the data says no splits, so they were drawn.
-        root: the folder that `split_table` counts paths from; None in memory.
+    The digest is the SHA-256 of the whole, however it is split: of pixels and labels in memory; of
+    relative paths, sizes in bytes and labels for files. `mean` and `std` are of each channel of the
+    training images, in 0..1; for files over every k-th pixel of those that were decoded, before a
+    part was held out.
     """
 
-    name: str
-    classes: tuple[str, ...]
+    name: str  # "digits", "cifar10", "cifar100", or the name of the folder or CSV file
+    classes: tuple[str, ...]  # names; a label is an index into them
     train: Split | None
     val: Split | None = None
     test: Split | None = None
-    channels: int
-    size: int
+    channels: int  # of the images as they are kept or decoded
+    size: int  # side of the images in memory; of files the median of the shorter sides, in pixels
     digest: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    unreadable: tuple[tuple[Path, str], ...] = ()
-    root: Path | None = None
-    automatic: bool = False
+    unreadable: tuple[tuple[Path, str], ...] = ()  # files that were left out, each with the reason
+    root: Path | None = None  # the folder that `split_table` counts paths from; None in memory
+    automatic: bool = False  # the data says no splits, so they were drawn
 
     @property
     def splits(self) -> dict[str, Split]:

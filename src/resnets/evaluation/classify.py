@@ -36,20 +36,18 @@ class Result:
 
     def per_class(self) -> list[dict[str, str | float | int]]:
         """Precision, recall and F1 of each class; 0 where a ratio has no denominator."""
+        true = [sum(row) for row in self.confusion]
         predicted = [sum(column) for column in zip(*self.confusion, strict=True)]
-        rows: list[dict[str, str | float | int]] = []
-        for k, name in enumerate(self.classes):
-            hits, true = self.confusion[k][k], sum(self.confusion[k])
-            rows.append(
-                {
-                    "class": name,
-                    "images": true,
-                    "precision": hits / predicted[k] if predicted[k] else 0.0,
-                    "recall": hits / true if true else 0.0,
-                    "f1": 2 * hits / (true + predicted[k]) if true + predicted[k] else 0.0,
-                }
-            )
-        return rows
+        return [
+            {
+                "class": name,
+                "images": true[k],
+                "precision": self.confusion[k][k] / max(1, predicted[k]),
+                "recall": self.confusion[k][k] / max(1, true[k]),
+                "f1": 2 * self.confusion[k][k] / max(1, true[k] + predicted[k]),
+            }
+            for k, name in enumerate(self.classes)
+        ]
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -60,42 +61,28 @@ class Model:
         self, inputs: Iterable[str | Path | bytes], *, top: int = 5, batch: int = 32
     ) -> Iterator[Prediction]:
         """The `top` classes of each image file (or its bytes), in order; bad files are named."""
-        chunk: list[tuple[str, torch.Tensor | str]] = []
-        for item in inputs:
-            name = "-" if isinstance(item, bytes) else str(item)
-            try:
-                image = decode(item, self.card.preprocess.channels)  # (H, W, C)
-                chunk.append((name, view(torch.from_numpy(image), self.card.preprocess)))
-            except DataError as error:
-                chunk.append((name, str(error)))
-            if len(chunk) == batch:
-                yield from self.predict_chunk(chunk, top)
-                chunk = []
-        yield from self.predict_chunk(chunk, top)
+        rest = iter(inputs)
+        while chunk := list(islice(rest, batch)):
+            yield from self._predicted(chunk, top)
 
-    def predict_chunk(
-        self, chunk: Sequence[tuple[str, torch.Tensor | str]], top: int
-    ) -> list[Prediction]:
-        """Predictions of some images (C, S, S) uint8; where there is a problem instead, that."""
-        good = [image for _, image in chunk if isinstance(image, torch.Tensor)]
-        rows: list[tuple[list[float], list[int]]] = []
+    def _predicted(self, inputs: Sequence[str | Path | bytes], top: int) -> list[Prediction]:
+        see, good = self.card.preprocess, dict[int, torch.Tensor]()
+        answers = [Prediction("-" if isinstance(x, bytes) else str(x)) for x in inputs]
+        for k, item in enumerate(inputs):
+            try:
+                good[k] = view(torch.from_numpy(decode(item, see.channels)), see)
+            except DataError as error:
+                answers[k] = replace(answers[k], problem=str(error))
         if good:
-            mean, std = statistics(self.card.preprocess, self.device)
-            images = normalize(torch.stack(good).to(self.device), mean, std)
+            images = torch.stack(list(good.values())).to(self.device)
+            images = normalize(images, *statistics(see, self.device))
             logits = predict_batch(self.network, images, bfloat16=self.bfloat16)
-            best = (logits / (self.card.temperature or 1.0)).softmax(1)
-            values, indices = best.topk(min(top, best.shape[1]), dim=1)
-            rows = list(zip(values.tolist(), indices.tolist(), strict=True))
-        answers = iter(rows)
-        out = []
-        for name, image in chunk:
-            if isinstance(image, str):
-                out.append(Prediction(name, problem=image))
-                continue
-            probabilities, indices_ = next(answers)
-            classes = tuple(self.card.classes[i] for i in indices_)
-            out.append(Prediction(name, classes, tuple(probabilities)))
-        return out
+            shares = (logits / (self.card.temperature or 1.0)).softmax(1)
+            best = shares.topk(min(top, shares.shape[1]), dim=1)
+            for k, values, indices in zip(good, *(x.tolist() for x in best), strict=True):
+                names = tuple(self.card.classes[i] for i in indices)
+                answers[k] = replace(answers[k], classes=names, probabilities=tuple(values))
+        return answers
 
 
 def view(image: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
@@ -135,7 +122,7 @@ def load(
     network, card = open_model(path)
     if card is None:
         arch = network.arch
-        names = tuple(classes or (str(k) for k in range(arch.classes)))
+        names = tuple(classes or map(str, range(arch.classes)))
         blank = IMAGENET if arch.size >= 64 else Preprocess(size=arch.size)
         if arch.channels not in (1, 3):
             raise CheckpointError(f"{path} takes {arch.channels} channels; images have 1 or 3")

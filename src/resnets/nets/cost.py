@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,17 +40,14 @@ def input_shape(arch: Arch, batch: int = 1) -> tuple[int, ...]:
 
 
 CREATE = {torch.empty, torch.zeros, torch.ones, torch.tensor}
-CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
+WEIGHTED = {torch.conv1d, torch.conv2d, torch.conv3d, F.linear}
+ADD = {torch.Tensor.add, torch.Tensor.__add__}
 # Shapes are all that is wanted here. The meta kernels of normalisations take up to a millisecond a
 # call to answer with the shape that they got, and random numbers are drawn for nothing.
-KEEP_SHAPE = {F.batch_norm, F.group_norm, F.layer_norm, F.relu, F.gelu, F.dropout}
-ADD = {torch.Tensor.add, torch.Tensor.__add__}
-FILL = {
+KEEP_SHAPE = {
+    *(F.batch_norm, F.group_norm, F.layer_norm, F.relu, F.gelu, F.dropout),
+    *(torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.fill_, torch.Tensor.zero_),
     nn.init.kaiming_uniform_,
-    torch.Tensor.normal_,
-    torch.Tensor.uniform_,
-    torch.Tensor.fill_,
-    torch.Tensor.zero_,
 }
 
 
@@ -62,25 +58,17 @@ class _Shapes(TorchFunctionMode):
         super().__init__()
         self.macs = 0
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in KEEP_SHAPE or func in FILL:
+        if func in KEEP_SHAPE:
             return args[0] if args else kwargs["tensor"]
         if func in ADD and args[0].shape == args[1].shape:
             return args[0]
         if func in CREATE:
-            return func(*args, **{**kwargs, "device": "meta"})
+            kwargs = {**kwargs, "device": "meta"}
         out = func(*args, **kwargs)
-        if func in CONVOLUTIONS:
+        if func in WEIGHTED:
             self.macs += out.numel() * math.prod(args[1].shape[1:])
-        elif func is F.linear:
-            self.macs += out.numel() * args[1].shape[1]
         elif func is F.scaled_dot_product_attention:
             query: Tensor = args[0]
             self.macs += 2 * query.numel() * args[1].shape[-2]  # q k^T, and its weights times v

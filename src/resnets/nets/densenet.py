@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +48,7 @@ class Features(nn.Module):
         for block, count in enumerate(arch.blocks, 1):
             if block > 1:
                 reduced = int(c * arch.compression)
-                self.add_module(f"transition{block - 1}", Transition(make, c, reduced))
+                self.add_module(f"transition{block - 1}", transition(make, c, reduced))
                 c, stride = reduced, stride * 2
             layers = {
                 f"denselayer{i + 1}": DenseLayer(
@@ -71,39 +73,30 @@ class Features(nn.Module):
         return maps
 
 
-class DenseLayer(nn.Module):
+class DenseLayer(nn.Sequential):
     """y = [x, F(x)], F = BN-ReLU-1x1-BN-ReLU-3x3: the sum of a residual unit made a concatenation.
 
     Shapes: (N, C, H, W) -> (N, C + k, H, W).
     """
 
     def __init__(self, make: Layers, c_in: int, inner: int, growth: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1, self.relu1 = make.norm(c_in), nn.ReLU()
-        self.conv1 = make.conv(c_in, inner, 1)
-        self.norm2, self.relu2 = make.norm(inner), nn.ReLU()
-        self.conv2 = make.conv(inner, growth, 3)
-        self.dropout = nn.Dropout(dropout)
-
-    def branch(self, x: Tensor) -> Tensor:
-        """F(x)."""
-        x = self.conv1(self.relu1(self.norm1(x)))
-        y: Tensor = self.dropout(self.conv2(self.relu2(self.norm2(x))))
-        return y
+        layers: dict[str, nn.Module] = {
+            "norm1": make.norm(c_in),
+            "relu1": nn.ReLU(),
+            "conv1": make.conv(c_in, inner, 1),
+            "norm2": make.norm(inner),
+            "relu2": nn.ReLU(),
+            "conv2": make.conv(inner, growth, 3),
+            "dropout": nn.Dropout(dropout),
+        }
+        super().__init__(OrderedDict(layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, self.branch(x)], 1)
+        y: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return torch.cat([x, y], 1)
 
 
-class Transition(nn.Module):
+def transition(make: Layers, c_in: int, c_out: int) -> nn.Sequential:
     """BN-ReLU-1x1, then a 2x2 mean. Shapes: (N, C, H, W) -> (N, C', H // 2, W // 2)."""
-
-    def __init__(self, make: Layers, c_in: int, c_out: int) -> None:
-        super().__init__()
-        self.norm, self.relu = make.norm(c_in), nn.ReLU()
-        self.conv = make.conv(c_in, c_out, 1)
-        self.pool = nn.AvgPool2d(2, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.pool(self.conv(self.relu(self.norm(x))))
-        return y
+    norm, conv = make.norm(c_in), make.conv(c_in, c_out, 1)
+    return nn.Sequential(OrderedDict(norm=norm, relu=nn.ReLU(), conv=conv, pool=nn.AvgPool2d(2, 2)))

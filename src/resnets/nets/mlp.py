@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from resnets.arch import MlpArch
+from resnets.arch import MlpArch, VitArch
 from resnets.nets.blocks import PreActivation, chain
 
 
@@ -31,11 +31,15 @@ class Mlp(nn.Module):
 
 def unit(arch: MlpArch) -> PreActivation:
     """x + Dropout(Linear(Dropout(ReLU(Linear(BatchNorm(x))))))."""
-    layers: dict[str, nn.Module] = {
+    return PreActivation(nn.BatchNorm1d(arch.width), layers(arch, nn.ReLU()), nn.Identity())
+
+
+def layers(arch: MlpArch | VitArch, activation: nn.Module) -> dict[str, nn.Module]:
+    """Linear, activation, dropout, linear, dropout: (..., width) -> (..., width)."""
+    return {
         "linear1": nn.Linear(arch.width, arch.hidden),
-        "relu": nn.ReLU(),
+        "activation": activation,
         "dropout1": nn.Dropout(arch.dropout),
         "linear2": nn.Linear(arch.hidden, arch.width),
         "dropout2": nn.Dropout(arch.dropout),
     }
-    return PreActivation(nn.BatchNorm1d(arch.width), layers, nn.Identity())

@@ -141,13 +141,7 @@ def open_model(path: str | Path) -> tuple[Network, Card | None]:
 
 def to_dict(card: Card) -> dict[str, Any]:
     """JSON-ready; `from_dict` is the inverse."""
-    return {
-        "arch": architectures.to_dict(card.arch),
-        "classes": list(card.classes),
-        "preprocess": asdict(card.preprocess),
-        "provenance": card.provenance,
-        "temperature": card.temperature,
-    }
+    return {**asdict(card), "arch": architectures.to_dict(card.arch)}
 
 
 def from_dict(data: Mapping[str, Any]) -> Card:
@@ -156,7 +150,6 @@ def from_dict(data: Mapping[str, Any]) -> Card:
     if set(data) != known or not isinstance(data["arch"], dict):
         raise ValueError(f"a card has {', '.join(sorted(known))}")
     arch = architectures.from_dict(data["arch"])
-    arch = pydantic.TypeAdapter(type(arch)).validate_python(asdict(arch))
     card = pydantic.TypeAdapter(Card).validate_python({**data, "arch": arch})
     see = card.preprocess
     per_pixel = see.channels * see.size**2

@@ -25,17 +25,15 @@ def skeleton(arch: Arch) -> Network:
 
 def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Shape]) -> str:
     """What tensors lack, have too much or have in another shape, in one line; "" if none."""
-    names = {name for name in wanted if not name.endswith(COUNTER)}
-    given = {name for name in found if not name.endswith(COUNTER)}
-    missing = [f"no {name}" for name in wanted if name in names - given]
-    extra = [f"unexpected {clip(name, 60)}" for name in found if name in given - names]
-    shaped = [
-        f"{name} is {found[name]}, not {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in found and found[name] != tuple(wanted[name].shape)
-    ]
-    parts = [*shaped[:2], *missing[:2], *extra[:2]]
-    more = len(shaped) + len(missing) + len(extra) - len(parts)
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    lone = [name for name in (*shapes, *found) if not name.endswith(COUNTER)]
+    kinds = (
+        [f"{n} is {found[n]}, not {s}" for n, s in shapes.items() if found.get(n, s) != s],
+        [f"no {name}" for name in lone if name not in found],
+        [f"unexpected {clip(name, 60)}" for name in lone if name not in shapes],
+    )
+    parts = [part for kind in kinds for part in kind[:2]]
+    more = sum(map(len, kinds)) - len(parts)
     return "; ".join(parts) + (f"; and {more} more" if more else "")
 
 

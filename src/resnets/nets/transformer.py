@@ -6,6 +6,7 @@ A block is two residual additions, x + attention(norm(x)) and x + mlp(norm(x)): 
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from resnets.arch import VitArch
 from resnets.errors import UsageError
 from resnets.nets.blocks import PreActivation, chain
+from resnets.nets.mlp import layers
 
 
 class VisionTransformer(nn.Module):
@@ -68,24 +70,16 @@ class VisionTransformer(nn.Module):
 
 def block(arch: VitArch) -> nn.Sequential:
     """x + attention(norm(x)), then x + mlp(norm(x))."""
-    attention: dict[str, nn.Module] = {
-        "mix": Attention(arch.width, arch.heads),
-        "dropout": nn.Dropout(arch.dropout),
-    }
-    mlp: dict[str, nn.Module] = {
-        "linear1": nn.Linear(arch.width, arch.hidden),
-        "gelu": nn.GELU(),
-        "dropout1": nn.Dropout(arch.dropout),
-        "linear2": nn.Linear(arch.hidden, arch.width),
-        "dropout2": nn.Dropout(arch.dropout),
-    }
+    mix, drop = Attention(arch.width, arch.heads), nn.Dropout(arch.dropout)
+    mlp = layers(arch, nn.GELU())
     for linear in (mlp["linear1"], mlp["linear2"]):
         nn.init.xavier_uniform_(linear.weight)  # type: ignore[arg-type]
         nn.init.normal_(linear.bias, std=1e-6)  # type: ignore[arg-type]
+    branches = {"attention": {"mix": mix, "dropout": drop}, "mlp": mlp}
     return nn.Sequential(
         OrderedDict(
-            attention=PreActivation(nn.LayerNorm(arch.width, 1e-6), attention, nn.Identity()),
-            mlp=PreActivation(nn.LayerNorm(arch.width, 1e-6), mlp, nn.Identity()),
+            (name, PreActivation(nn.LayerNorm(arch.width, 1e-6), branch, nn.Identity()))
+            for name, branch in branches.items()
         )
     )
 
@@ -114,27 +108,20 @@ class Attention(nn.Module):
         return y
 
 
-# Ours -> torchvision's, in which a block stands under encoder.layers.encoder_layer_<i>.
+# Parts of names, ours -> torchvision's.
 NAMES = {
     "class_token": "class_token",
     "positions": "encoder.pos_embedding",
-    "patches": "conv_proj",
-    "norm": "encoder.ln",
-    "fc": "heads.head",
-}
-BLOCK_NAMES = {
-    "attention.pre.weight": "ln_1.weight",
-    "attention.pre.bias": "ln_1.bias",
-    "attention.mix.qkv.weight": "self_attention.in_proj_weight",
-    "attention.mix.qkv.bias": "self_attention.in_proj_bias",
-    "attention.mix.out.weight": "self_attention.out_proj.weight",
-    "attention.mix.out.bias": "self_attention.out_proj.bias",
-    "mlp.pre.weight": "ln_2.weight",
-    "mlp.pre.bias": "ln_2.bias",
-    "mlp.linear1.weight": "mlp.0.weight",
-    "mlp.linear1.bias": "mlp.0.bias",
-    "mlp.linear2.weight": "mlp.3.weight",
-    "mlp.linear2.bias": "mlp.3.bias",
+    "patches.": "conv_proj.",
+    "blocks.": "encoder.layers.encoder_layer_",
+    "attention.pre.": "ln_1.",
+    "attention.mix.qkv.": "self_attention.in_proj_",
+    "attention.mix.out.": "self_attention.out_proj.",
+    "mlp.pre.": "ln_2.",
+    "mlp.linear1.": "mlp.0.",
+    "mlp.linear2.": "mlp.3.",
+    "norm.": "encoder.ln.",
+    "fc.": "heads.head.",
 }
 
 
@@ -143,28 +130,17 @@ def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises KeyError for a name that a `VisionTransformer` does not have.
     """
-    return {_to_torchvision(name): tensor for name, tensor in state.items()}
+    return _renamed(state, NAMES)
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `to_torchvision`. Raises KeyError for a name that it does not give."""
-    return {_from_torchvision(name): tensor for name, tensor in state.items()}
+    return _renamed(state, {theirs: ours for ours, theirs in NAMES.items()})
 
 
-def _to_torchvision(name: str) -> str:
-    if name.startswith("blocks."):
-        _, i, rest = name.split(".", 2)
-        return f"encoder.layers.encoder_layer_{i}.{BLOCK_NAMES[rest]}"
-    module, dot, tensor = name.partition(".")
-    return NAMES[module] + dot + tensor
-
-
-def _from_torchvision(name: str) -> str:
-    prefix = "encoder.layers.encoder_layer_"
-    if name.startswith(prefix):
-        i, rest = name.removeprefix(prefix).split(".", 1)
-        return f"blocks.{i}.{ {theirs: ours for ours, theirs in BLOCK_NAMES.items()}[rest] }"
-    for ours, theirs in NAMES.items():
-        if name == theirs or name.startswith(theirs + "."):
-            return ours + name.removeprefix(theirs)
-    raise KeyError(name)
+def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    part = "|".join(map(re.escape, names))
+    for name in state:
+        if not re.fullmatch(rf"(?:{part}|\d+\.)+(?:weight|bias)?", name):
+            raise KeyError(name)
+    return {re.sub(part, lambda m: names[m[0]], name): state[name] for name in state}

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from resnets.arch import Arch, ResNetArch, VitArch
+from resnets.arch import LAYERS, Arch, ResNetArch, VitArch
 from resnets.errors import CheckpointError, ResnetsError
 from resnets.nets import transformer
 from resnets.nets.recognition import candidates, clip, differences, seen, skeleton
@@ -310,7 +310,7 @@ def _zeros_after(tensors: dict[str, Tensor], arch: ResNetArch) -> dict[str, Tens
     """
     if arch.shortcut != "A":
         return tensors
-    last = {"single": 1, "basic": 2, "bottleneck": 3}[arch.unit]
+    last = LAYERS[arch.unit]
     moved = dict(tensors)
     order = list(range(arch.stem_width))
     for stage, (count, width) in enumerate(zip(arch.blocks, arch.widths, strict=True), 1):

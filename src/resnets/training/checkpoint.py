@@ -74,7 +74,8 @@ def write(folder: Path, tensors: Mapping[str, Tensor], course: Course) -> None:
         temporary.rename(final)
         sync_folder(folder)
         for old in finished(folder)[:-KEEP]:
-            shutil.rmtree(old, ignore_errors=True)  # the next save tries again
+            # Under another name first: what is half deleted is no checkpoint.
+            shutil.rmtree(old.rename(old.with_suffix(".tmp")), ignore_errors=True)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

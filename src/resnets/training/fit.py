@@ -73,7 +73,7 @@ def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
                     )
                 notes.append(f"{lost}: back to the newest checkpoint, at {factor:g} times the rate")
                 state = begin(run, plan, notes)
-                state.course.factor, state.course.rewinds, state.course.skipped = factor, rewinds, 0
+                state.course.factor, state.course.rewinds = factor, rewinds
         finally:
             writer.wait()
 
@@ -139,7 +139,9 @@ def stretch(
             testing = time.monotonic() - now
 
         # What one process sees is done by all: signals, the clock, a budget's new length.
-        save_now = world.first and now - saved > SAVE_SECONDS and not writer.busy
+        # After a step that was left out is no place to go back to.
+        free = world.first and not writer.busy and not course.skipped
+        save_now = free and now - saved > SAVE_SECONDS
         wishes = [stop.signal, stop.save or save_now, 0]
         if recipe.budget and now - planned > recipe.budget / 50 and course.step > first:
             left = recipe.budget - course.seconds - plan.finishing(testing)

@@ -103,9 +103,10 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Raises ResnetsError that names the ranks that are gone when a message fails.
+        """Where a message fails, raises ResnetsError that names the ranks that do not notice it.
 
-        The wait also lets the rank that failed first end first, so that its exit code is the run's.
+        Those that hang or died are among them. The wait also lets the rank that failed first end
+        first, so that its exit code is the run's.
         """
         try:
             yield
@@ -123,7 +124,7 @@ class World:
                 raise
             names = ", ".join(str(rank) for rank in sorted(gone))
             raise ResnetsError(
-                f"of {self.size} processes, rank {names} died or hangs: {error}\n"
+                f"no answer from rank {names} of {self.size}: {error}\n"
                 "The checkpoints are whole; `resnets resume` goes on."
             ) from error
 
