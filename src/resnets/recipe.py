@@ -61,7 +61,10 @@ class Augment:
     colour: Literal["none", "pca", "jitter", "jitter+pca"] = "none"
     cutout: Count = 0  # side of a square that is set to the mean
     policy: Literal["none", "trivial", "rand"] = "none"  # TrivialAugmentWide; RandAugment
-    rand: tuple[Annotated[int, Field(ge=0, le=10)], NotNegative] = (7, 0.5)  # RandAugment's magnitude of 10, and its deviation
+    rand: tuple[Annotated[int, Field(ge=0, le=10)], NotNegative] = (
+        7,
+        0.5,
+    )  # RandAugment's magnitude of 10, and its deviation
     erase: Part = 0.0  # chance that a rectangle is erased (1708.04896)
     repeats: Annotated[int, Field(ge=1)] = 1  # views of an image in a batch (1902.05509)
     mixup: NotNegative = 0.0  # alpha of Beta(alpha, alpha), 0 is none (1710.09412)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -194,14 +195,15 @@ def fresh_folder(plan: Plan) -> Path:
 
 def go(run: Run, plan: Plan, watch: Callable[[Progress], None]) -> Outcome:
     """Train from where the run stands, then test and write the result."""
-    with plan.world.together(), Stop() as stop:
-        for progress in fit(run, plan, stop):
-            watch(progress)
-        plan.world.leave()
+    with run.locked() if plan.world.first else nullcontext():
+        with plan.world.together(), Stop() as stop:
+            for progress in fit(run, plan, stop):
+                watch(progress)
+            plan.world.leave()
         if stop.signal:
             raise Interrupted(f"`resnets resume {run.path}`", stop.signal)
-    seconds = time.monotonic() - plan.began
-    return finish(run, plan, seconds) if plan.world.first else Outcome(run.path, None, seconds)
+        seconds = time.monotonic() - plan.began
+        return finish(run, plan, seconds) if plan.world.first else Outcome(run.path, None, seconds)
 
 
 def finish(run: Run, plan: Plan, seconds: float) -> Outcome:

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from resnets.data import sources
 from resnets.errors import CheckpointError, Diverged
+from resnets.nets.modelfile import digest
 from resnets.recipe import Augment
 from resnets.recipes import digits
-from resnets.training import plan as plans
-from resnets.nets.modelfile import digest
 from resnets.training import checkpoint
+from resnets.training import plan as plans
 from resnets.training.fit import fit
 from resnets.training.run import Run
 from resnets.training.state import Course, State, blend

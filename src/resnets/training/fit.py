@@ -6,7 +6,6 @@ import statistics
 import sys
 import time
 from collections.abc import Generator, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
@@ -52,30 +51,28 @@ def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
     cannot just be left out, training goes on from the newest checkpoint at half the rate.
 
     Raises:
-        UsageError: another process trains in this folder.
         Diverged: values are not finite, again and again; the checkpoints are from before.
         DataError: more images turned out unreadable than the recipe allows.
         DiskError: three checkpoints in a row, the last one, or the log could not be written.
     """
-    with run.locked() if plan.world.first else nullcontext():
-        writer, notes = Writer(run.path / "checkpoints"), list[str]()
-        state = begin(run, plan, notes)
-        earlier, factor, rewinds = state.course.seconds, 1.0, 0
-        try:
-            while lost := (yield from stretch(run, plan, stop, writer, state, notes, earlier)):
-                writer.wait()
-                factor, rewinds = state.course.factor / 2, state.course.rewinds + 1
-                if rewinds > REWINDS:
-                    raise Diverged(
-                        f"{lost}, after going back {REWINDS} times; nothing of it was saved.\n"
-                        f"Try a lower rate, for instance --set lr={plan.recipe.lr / 10:.2g}, "
-                        "more --set warmup, or --set clip=1."
-                    )
-                notes.append(f"{lost}: back to the newest checkpoint, at {factor:g} times the rate")
-                state = begin(run, plan, notes)
-                state.course.factor, state.course.rewinds = factor, rewinds
-        finally:
+    writer, notes = Writer(run.path / "checkpoints"), list[str]()
+    state = begin(run, plan, notes)
+    earlier, factor, rewinds = state.course.seconds, 1.0, 0
+    try:
+        while lost := (yield from stretch(run, plan, stop, writer, state, notes, earlier)):
             writer.wait()
+            factor, rewinds = state.course.factor / 2, state.course.rewinds + 1
+            if rewinds > REWINDS:
+                raise Diverged(
+                    f"{lost}, after going back {REWINDS} times; nothing of it was saved.\n"
+                    f"Try a lower rate, for instance --set lr={plan.recipe.lr / 10:.2g}, "
+                    "more --set warmup, or --set clip=1."
+                )
+            notes.append(f"{lost}: back to the newest checkpoint, at {factor:g} times the rate")
+            state = begin(run, plan, notes)
+            state.course.factor, state.course.rewinds = factor, rewinds
+    finally:
+        writer.wait()
 
 
 def begin(run: Run, plan: Plan, notes: list[str]) -> State:

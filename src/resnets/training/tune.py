@@ -217,7 +217,7 @@ def conduct(
     curve: list[float] = []
     state = "complete"
     try:
-        with Stop() as stop:
+        with run.locked(), Stop() as stop:
             for progress in fit(run, plan, stop):
                 watch(progress)
                 if progress.loss is None:
