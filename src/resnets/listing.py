@@ -48,7 +48,6 @@ def natural(name: str) -> list[tuple[int, str]]:
 def data_info(data: str, *, max_unreadable: float = 1.0) -> dict[str, Any]:
     """What a data set holds: splits, classes, sizes, digest, unreadable files."""
     source = sources.load(data, max_unreadable=max_unreadable)
-    splits = {"train": source.train, "val": source.val, "test": source.test}
     return {
         "name": source.name,
         "digest": source.digest,
@@ -59,8 +58,7 @@ def data_info(data: str, *, max_unreadable: float = 1.0) -> dict[str, Any]:
         "classes": list(source.classes),
         "images": {
             name: torch.bincount(split.labels, minlength=len(source.classes)).tolist()
-            for name, split in splits.items()
-            if split is not None
+            for name, split in source.splits.items()
         },
         "unreadable": [(str(path), reason) for path, reason in source.unreadable],
     }

@@ -373,8 +373,7 @@ def evaluate(
 
 def pick_split(source: Source, name: Literal["test", "val", "train", "all"]) -> sources.Split:
     """The split of that name. Raises DataError that says which there are."""
-    splits = {"train": source.train, "val": source.val, "test": source.test}
-    there = {key: value for key, value in splits.items() if value is not None}
+    there = source.splits
     if name == "all":
         return functools.reduce(sources.Split.plus, there.values())
     if name not in there:

@@ -14,6 +14,7 @@ from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation.model import load
 from resnets.recipe import Augment
 from resnets.training import fit as loop
+from resnets.training.plan import resolve
 from resnets.training.state import Course, State, adopt
 from resnets.training.step import Step
 
@@ -117,7 +118,7 @@ def test_frozen_normalisation_keeps_the_statistics():
 def test_the_teacher_has_its_share_of_the_loss(trained):
     plan = small_plan(teacher=str(trained), distill=1.0, temperature=2.0)
     batch = first_batch(plan)
-    state, step = begin(plan)
+    _, step = begin(plan)
     sums = step.accumulate(batch)
     teacher = load(trained).network
     with torch.no_grad():
@@ -129,11 +130,9 @@ def test_the_teacher_has_its_share_of_the_loss(trained):
 
 def test_a_teacher_of_other_classes_is_refused(trained):
     plan = small_plan()
+    other = replace(plan.source, classes=tuple("abcdefghij"))
     with pytest.raises(UsageError, match="other classes"):
-        loop_plan = replace(plan.source, classes=tuple("abcdefghij"))
-        from resnets.training.plan import resolve
-
-        resolve(replace(plan.recipe, teacher=str(trained)), loop_plan, CPU, 0)
+        resolve(replace(plan.recipe, teacher=str(trained)), other, CPU, 0)
 
 
 def errors_of(run):

@@ -79,7 +79,7 @@ def test_never_a_silent_fresh_start(run):
     assert newest(run) is None
     save(run, tensors(), 1)
     (finished(run)[0] / "state.json").unlink()
-    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
         newest(run)
 
 

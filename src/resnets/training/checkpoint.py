@@ -158,7 +158,7 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.thread: threading.Thread | None = None
-        self.error: OSError | None = None
+        self.error: Exception | None = None
         self.failures = 0
 
     @property
@@ -179,7 +179,7 @@ class Writer:
         try:
             write(self.folder, tensors, course)
             self.failures = 0
-        except OSError as error:
+        except Exception as error:  # it is for the thread that trains
             self.error, self.failures = error, self.failures + 1
 
     def wait(self) -> None:
@@ -196,6 +196,8 @@ class Writer:
         error, self.error = self.error, None
         if error is None:
             return []
+        if not isinstance(error, OSError):
+            raise error
         what = f"a checkpoint could not be written to {self.folder}: {error.strerror or error}"
         if last or self.failures >= FAILURES:
             raise DiskError(

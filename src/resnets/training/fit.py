@@ -226,7 +226,7 @@ def estimate(plan: Plan, seconds: float = 2.0) -> float:
         if len(stepping) > 3 and done > end:
             break
     # The first step warms up. Workers decode while the network computes.
-    read, stepped = statistics.median(reading[1:]), statistics.median(stepping[1:])
+    read, stepped = (statistics.median(x[1:] or x) for x in (reading, stepping))
     return plan.steps * (max(read / plan.workers, stepped) if plan.workers else read + stepped)
 
 
