@@ -21,7 +21,7 @@ from resnets.recipes import quick_cifar10
 from resnets.training import checkpoint, fit
 from resnets.training.plan import resolve
 from resnets.training.run import Run
-from resnets.training.state import Course, State, blend, finite, floats
+from resnets.training.state import Course, State, blend, finite, floats, row
 from resnets.training.step import Step
 
 RUN = 300.0
@@ -62,8 +62,8 @@ def main():
     whole = median(lambda: step.update(next(stream)))
     averaging = median(lambda: blend(step.average, step.current, 0.99))
     grads = [p.detach() for p in step.parameters]
-    checking = median(lambda: finite([*grads, *floats(step.buffers)]))
-    checking += median(lambda: finite([*step.parameters, *floats(step.average)]))
+    checking = median(lambda: finite([*map(row, grads), *floats(step.buffers)]))
+    checking += median(lambda: finite(step.rows))
 
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))

@@ -23,7 +23,6 @@ from resnets.listing import data_info, environment, models, runs
 from resnets.nets import Network, create
 from resnets.nets.modelfile import save
 from resnets.recipe import Recipe
-from resnets.reporting import plots
 from resnets.training import checkpoint
 from resnets.training import plan as plans
 from resnets.training.fit import Progress, batches, estimate, fit
@@ -208,6 +207,8 @@ def go(run: Run, plan: Plan, watch: Callable[[Progress], None]) -> Outcome:
 
 def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
     """Write model.safetensors from the last state or the best, test it once, draw the pictures."""
+    from resnets.reporting import plots  # here, since matplotlib delays every start
+
     found = checkpoint.newest(run.path / "checkpoints")
     if found is None or not found.course.ended:
         raise ResnetsError(f"{run.path} has no checkpoint of its last step")

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resnets.data import policies
 from resnets.recipe import Augment, Preprocess
 
 DRAWS = 45  # for each image; which draw is for what:
@@ -23,7 +22,7 @@ _FLIP = 2
 _CUTOUT = (3, 4)
 _COLOUR = slice(5, 12)
 _AREA = slice(12, 32)  # ten attempts at (area, aspect ratio)
-_POLICY = slice(32, 32 + policies.DRAWS)
+_POLICY = slice(32, 40)
 _ERASE = slice(40, 45)
 
 # AlexNet's colour augmentation with the numbers of fb.resnet.torch (datasets/imagenet.lua).
@@ -92,11 +91,13 @@ def view(image: Tensor, preprocess: Preprocess, augment: Augment, draws: list[fl
     """What training cuts out of an image, after the policy: uint8 (1, C, H, W) -> (1, C, S, S)."""
     height, width = image.shape[2:]
     x = cut(image, geometry(height, width, preprocess, augment, draws), preprocess.size)
+    if augment.policy == "none":
+        return x
+    from resnets.data import policies  # here, since its torchvision takes 1.7 s to import
+
     if augment.policy == "trivial":
         return policies.trivial(x, draws[_POLICY])
-    if augment.policy == "rand":
-        return policies.rand(x, *augment.rand, draws[_POLICY])
-    return x
+    return policies.rand(x, *augment.rand, draws[_POLICY])
 
 
 def at_side(preprocess: Preprocess, augment: Augment, side: int) -> tuple[Preprocess, Augment]:

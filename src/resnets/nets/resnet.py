@@ -11,7 +11,6 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth
 
 from resnets.arch import ResNetArch
 from resnets.errors import UsageError
@@ -178,6 +177,8 @@ def branch(
     if arch.join.f_scale != 1:
         layers["scale"] = Scale(arch.join.f_scale)
     if drop:
+        from torchvision.ops import StochasticDepth  # here, since torchvision takes 1.7 s to import
+
         layers["drop_path"] = StochasticDepth(drop, "row")
     if arch.zero_gamma:
         if norm is None:

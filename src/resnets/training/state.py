@@ -113,6 +113,11 @@ def floats(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [t for t in tensors if t.is_floating_point()]
 
 
+def row(tensor: Tensor) -> Tensor:
+    """The same memory as one row, whatever the order of a dense tensor's dimensions."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
+
+
 @torch.no_grad()
 def finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no value is infinite or not a number, nor so large that their sum would be.

@@ -17,7 +17,7 @@ from resnets.nets import Network
 from resnets.training.loss import balanced, dense, distilled, objective
 from resnets.training.optim import only_classifier, set_mode
 from resnets.training.plan import Plan
-from resnets.training.state import State, blend, finite, floats
+from resnets.training.state import State, blend, finite, floats, row
 from resnets.training.world import accumulating
 
 BAD_STEPS = 3  # in a row that may be left out
@@ -41,6 +41,7 @@ class Step:
         self.buffers = list(network.buffers())
         self.current = list(network.state_dict().values())
         self.average = list(average.state_dict().values())
+        self.rows = [row(t) for t in (*self.parameters, *floats(self.average))]
         self.replicate()
 
     @classmethod
@@ -72,7 +73,7 @@ class Step:
         sums = self.backward(batch, before)
         numbers = floats(self.buffers)
         plan.world.average(numbers)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        gradients = [row(p.grad) for p in self.parameters if p.grad is not None]
         course.step += 1
         if not finite([plan.world.sum(sums).float(), *gradients, *numbers]):
             for buffer, old in zip(self.buffers, before, strict=True):
@@ -91,7 +92,7 @@ class Step:
         state.totals += sums
         course.skipped = 0
         # What is not finite in a moment is so in its weight by now.
-        return "done" if finite([*self.parameters, *floats(self.average)]) else "lost"
+        return "done" if finite(self.rows) else "lost"
 
     def backward(self, batch: Batch, before: list[Tensor]) -> Tensor:
         """Gradients of the batch, in micro-batches; half as large ones where memory runs out.
