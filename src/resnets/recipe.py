@@ -132,6 +132,7 @@ class Recipe:
     stop_after: Count = 0  # evaluations without a better one after which the run ends; 0: never
     # execution
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    shard: bool = False  # weights, averages and moments split over the ranks (FSDP2)
     checkpoint_blocks: Count = 0  # activation checkpointing: units a segment, 0 is none
     seed: int = 0
     eval_every: Positive = 1.0  # epochs between evaluations

@@ -12,6 +12,7 @@ from itertools import takewhile
 from resnets.data.batches import Batch, test_batches, train_batches
 from resnets.errors import DataError, Diverged
 from resnets.evaluation.classify import evaluate
+from resnets.nets import Network
 from resnets.nets.modelfile import save
 from resnets.training import checkpoint
 from resnets.training.checkpoint import Writer, all_finite
@@ -78,7 +79,7 @@ def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
 def begin(run: Run, plan: Plan, notes: list[str]) -> State:
     """The state of the newest checkpoint, or of the first step; the logs are cut to it."""
     world = plan.world
-    state = State.start(plan.recipe, plan.arch, plan.device)
+    state = State.start(plan.recipe, plan.arch, plan.device, world)
     folder = run.path / "checkpoints"
     found = world.share(checkpoint.newest(folder) if world.first else None)
     if found is not None:
@@ -248,8 +249,9 @@ def measure(
     }
     progress = replace(progress, loss=row["loss"], train_error=row["train_error"])
     if plan.watched is not None:
+        average = state.whole_average(plan.arch)
         result = evaluate(
-            state.average,
+            average,
             takewhile(lambda _: not stop.signal, tested(plan)),
             plan.source.classes,
             bfloat16=plan.bfloat16,
@@ -259,7 +261,7 @@ def measure(
             return replace(progress, loss=None)
         row |= {f"{recipe.watch}_error": result.error, f"{recipe.watch}_loss": result.loss}
         progress = replace(progress, watched_error=result.error)
-        judge(run, plan, state, result.error)
+        judge(run, plan, course, average, result.error)
     state.totals.zero_()
     course.logged = course.step
     if world.first:
@@ -284,13 +286,13 @@ def tested(plan: Plan) -> Iterator[Batch]:
     )
 
 
-def judge(run: Run, plan: Plan, state: State, error: float) -> None:
+def judge(run: Run, plan: Plan, course: Course, average: Network, error: float) -> None:
     """What a new error on the watched images means: a best state, a plateau, an early end."""
-    recipe, course = plan.recipe, state.course
+    recipe = plan.recipe
     if course.best is None or error < course.best:
         course.best, course.waited, course.waited_drop = error, 0, 0
         if recipe.keep == "best" and plan.world.first:
-            save(run.best, state.average, plan.card)
+            save(run.best, average, plan.card)
         return
     course.waited += 1
     course.waited_drop += 1

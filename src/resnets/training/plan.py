@@ -244,6 +244,8 @@ def resolve(
             "keep=best, stop_after and schedule=plateau choose by the watched images, and the test "
             "images may not choose: --set watch=val, with --set holdout=0.1 where there are none"
         )
+    if recipe.shard and (recipe.frozen or recipe.optimizer not in ("sgd", "adamw")):
+        raise UsageError("shard=true is for optimizer sgd or adamw, and not with frozen epochs")
     base = load(recipe.weights) if recipe.weights else None
     network = archs.changed(base.card.arch if base else archs.arch(recipe.model), recipe.arch)
     if not takes_images(network):

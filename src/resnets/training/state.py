@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from resnets import nets
 from resnets.arch import Arch
@@ -21,6 +22,7 @@ from resnets.nets import Network
 from resnets.nets.sync import convert
 from resnets.recipe import Recipe
 from resnets.training import optim
+from resnets.training.world import ALONE, World, split_as, whole
 
 SMALL = 2**16
 
@@ -59,7 +61,7 @@ class State:
     course: Course = field(default_factory=Course)
 
     @classmethod
-    def start(cls, recipe: Recipe, arch: Arch, device: torch.device) -> State:
+    def start(cls, recipe: Recipe, arch: Arch, device: torch.device, world: World = ALONE) -> State:
         """A fresh state: initial weights are a function of the recipe's seed."""
         torch.manual_seed(recipe.seed)
         network = nets.build(arch, checkpoint=recipe.checkpoint_blocks)
@@ -67,10 +69,13 @@ class State:
             network = convert(network)
         # Initialised in float32 NCHW on the CPU, so every device starts from the same weights.
         network = network.to(device)
-        if getattr(arch, "dims", 2) == 2:
+        if getattr(arch, "dims", 2) == 2 and not recipe.shard:  # FSDP2 takes plain layouts only
             network = network.to(memory_format=torch.channels_last)
         totals = torch.zeros(3, dtype=torch.float64, device=device)
         average = copy.deepcopy(network).requires_grad_(False)
+        if recipe.shard:
+            world.shard(network)
+            world.shard(average)
         return cls(network, average, optim.build(network, recipe), totals)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -81,7 +86,15 @@ class State:
             for key, value in self.optimizer.state[parameter].items():
                 flat[f"optimizer.{name}.{key}"] = value
         flat["totals"] = self.totals
-        return flat
+        return {name: whole(value) for name, value in flat.items()}
+
+    def whole_average(self, arch: Arch) -> Network:
+        """The averaged network, put together where it is split over the ranks."""
+        if not any(isinstance(p, DTensor) for p in self.average.parameters()):
+            return self.average
+        network = nets.build(arch).to(self.totals.device)
+        load(network, {k: whole(v) for k, v in self.average.state_dict().items()})
+        return network
 
     def restore(self, tensors: dict[str, Tensor], course: Course) -> None:
         """Take over what `tensors()` gave. Raises CheckpointError on another network's tensors."""
@@ -91,8 +104,8 @@ class State:
             if part in parts:
                 parts[part][name] = value
         try:
-            self.network.load_state_dict(parts["network"])
-            self.average.load_state_dict(parts["average"])
+            load(self.network, parts["network"])
+            load(self.average, parts["average"])
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip()
             raise CheckpointError(f"the checkpoint belongs to another network: {first}") from None
@@ -102,10 +115,17 @@ class State:
             name, _, slot = key.rpartition(".")
             like = parameters[name]
             # A moment has its weight's device and layout; a counter stays on the processor.
-            own = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
-            self.optimizer.state[like][slot] = own
+            if value.shape == like.shape:
+                value = torch.empty_like(like).copy_(split_as(value, like))
+            self.optimizer.state[like][slot] = value
         self.totals.copy_(tensors["totals"])
         self.course = course
+
+
+def load(network: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """`load_state_dict` of whole tensors, also where the network's are split over the ranks."""
+    own = network.state_dict()
+    network.load_state_dict({k: split_as(v, own[k]) if k in own else v for k, v in values.items()})
 
 
 def floats(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -113,9 +133,15 @@ def floats(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [t for t in tensors if t.is_floating_point()]
 
 
+def part(tensor: Tensor) -> Tensor:
+    """What this rank has of a tensor, without a copy."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def row(tensor: Tensor) -> Tensor:
     """The same memory as one row, whatever the order of a dense tensor's dimensions."""
-    return tensor.detach().as_strided((tensor.numel(),), (1,))
+    own = part(tensor.detach())
+    return own.as_strided((own.numel(),), (1,))
 
 
 @torch.no_grad()
@@ -160,4 +186,4 @@ def adopt(network: Network, weights: Mapping[str, Tensor]) -> None:
     head = next(n for n, m in network.named_modules() if m is optim.classifier(network))
     if strange := [name for name in other if name.rpartition(".")[0] != head]:
         raise CheckpointError(f"the weights belong to another network: {strange[0]} differs")
-    network.load_state_dict({k: v for k, v in weights.items() if k not in other}, strict=False)
+    load(network, own | {k: v for k, v in weights.items() if k not in other})

@@ -17,7 +17,7 @@ from resnets.nets import Network
 from resnets.training.loss import balanced, dense, distilled, objective
 from resnets.training.optim import only_classifier, set_mode
 from resnets.training.plan import Plan
-from resnets.training.state import State, blend, finite, floats, row
+from resnets.training.state import State, blend, finite, floats, part, row
 from resnets.training.world import accumulating
 
 BAD_STEPS = 3  # in a row that may be left out
@@ -39,8 +39,8 @@ class Step:
         network, average = self.state.network, self.state.average
         self.parameters = list(network.parameters())
         self.buffers = list(network.buffers())
-        self.current = list(network.state_dict().values())
-        self.average = list(average.state_dict().values())
+        self.current = [part(t) for t in network.state_dict().values()]
+        self.average = [part(t) for t in average.state_dict().values()]
         self.rows = [row(t) for t in (*self.parameters, *floats(self.average))]
         self.replicate()
 
@@ -75,7 +75,7 @@ class Step:
         plan.world.average(numbers)
         gradients = [row(p.grad) for p in self.parameters if p.grad is not None]
         course.step += 1
-        if not finite([plan.world.sum(sums).float(), *gradients, *numbers]):
+        if not self.finite([plan.world.sum(sums).float(), *gradients, *numbers]):
             for buffer, old in zip(self.buffers, before, strict=True):
                 buffer.copy_(old)
             optimizer.zero_grad()
@@ -92,7 +92,12 @@ class Step:
         state.totals += sums
         course.skipped = 0
         # What is not finite in a moment is so in its weight by now.
-        return "done" if finite(self.rows) else "lost"
+        return "done" if self.finite(self.rows) else "lost"
+
+    def finite(self, tensors: list[Tensor]) -> bool:
+        """Whether all are finite, of all ranks: without sharding they have the same."""
+        bad = not finite(tensors)
+        return not (self.plan.world.wishes([bad])[0] if self.plan.recipe.shard else bad)
 
     def backward(self, batch: Batch, before: list[Tensor]) -> Tensor:
         """Gradients of the batch, in micro-batches; half as large ones where memory runs out.
@@ -177,7 +182,8 @@ class Step:
         set_mode(self.state.network, frozen_norm=frozen_norm)
         shape = self.plan.preprocess
         images = torch.zeros(2, shape.channels, shape.size, shape.size, device=self.plan.device)
-        self.replica = self.plan.world.replicate(self.state.network, images)
+        if not self.plan.recipe.shard:
+            self.replica = self.plan.world.replicate(self.state.network, images)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

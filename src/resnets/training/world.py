@@ -20,9 +20,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from resnets.errors import ResnetsError, UsageError
@@ -101,6 +104,14 @@ class World:
         network.zero_grad()
         return replica
 
+    def shard(self, network: nn.Module) -> None:
+        """Split the parameters over the ranks: each stage's are whole only while it computes."""
+        if self.size > 1:
+            mesh = init_device_mesh(self.device.type, (self.size,))
+            stages = [m for name, m in network.named_children() if name.startswith("layer")]
+            for module in (*stages, network):
+                fully_shard(module, mesh=mesh)
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Where a message fails, raises ResnetsError that names the ranks that do not notice it.
@@ -139,10 +150,24 @@ ALONE = World()
 
 def accumulating(replica: nn.Module, more: bool) -> AbstractContextManager[None]:
     """While `more` micro-batches follow, gradients add up on each rank without a message."""
+    if isinstance(replica, FSDPModule):
+        replica.set_requires_gradient_sync(not more)
     if more and isinstance(replica, DistributedDataParallel):
         context: AbstractContextManager[None] = replica.no_sync()
         return context
     return nullcontext()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that is split over the ranks, on each of them."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def split_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, where `like` is split."""
+    if isinstance(like, DTensor):
+        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+    return tensor
 
 
 def launched() -> bool:
