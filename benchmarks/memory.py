@@ -2,11 +2,13 @@
 
     python benchmarks/memory.py                                  # about 20 GB and some minutes
     python benchmarks/memory.py --batch 4 --checkpoint 0 16      # a try
+    python benchmarks/memory.py --precision bfloat16             # as training runs where it can
 
 Each row is a process of its own, so that the peak of one does not hide in that of another. "peak"
 is the greatest resident size less the size before the first step (on CUDA what was allocated);
 "saved" is what autograd keeps between forward and backward, each storage counted once, without
-the parameters. The time is the least of `--steps` steps after one that is not counted.
+the parameters. The time is the least of `--steps` steps after one that is not counted. float32 is
+in PyTorch's own layout with its own layers, bfloat16 in channels_last with the fused ones.
 """
 
 from __future__ import annotations
@@ -23,12 +25,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnets import nets
+from resnets.ops import fused
 
 
-def measure(name: str, checkpoint: int, batch: int, size: int, steps: int, device: str) -> None:
+def measure(
+    name: str, checkpoint: int, precision: str, batch: int, size: int, steps: int, device: str
+) -> None:
     """Prints one row as JSON."""
     network = nets.create(name, checkpoint=checkpoint).to(device)
     images = torch.randn(batch, 3, size, size, device=device)
+    half = precision == "bfloat16"
+    if half:
+        network = network.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+    else:
+        fused.fits = lambda *_: False  # type: ignore[assignment]
+
+    def loss_of() -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            logits = network(images)
+        return F.cross_entropy(logits.float(), labels)
+
     labels = torch.randint(10, (batch,), device=device)
     cuda = torch.device(device).type == "cuda"
     before = resident()
@@ -43,7 +60,7 @@ def measure(name: str, checkpoint: int, batch: int, size: int, steps: int, devic
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        loss = F.cross_entropy(network(images), labels)
+        loss = loss_of()
     saved = sum(storages.values())
     loss.backward()
     del loss
@@ -51,7 +68,7 @@ def measure(name: str, checkpoint: int, batch: int, size: int, steps: int, devic
     seconds = []
     for _ in range(steps):
         start = time.perf_counter()
-        F.cross_entropy(network(images), labels).backward()
+        loss_of().backward()
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
@@ -71,6 +88,7 @@ def main() -> None:
     )
     parser.add_argument("--model", nargs="+", default=["resnet1202", "preresnet1001"])
     parser.add_argument("--checkpoint", nargs="+", type=int, default=[0, 8, 16, 24])
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=1)
@@ -78,15 +96,20 @@ def main() -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        measure(args.model[0], args.checkpoint[0], args.batch, args.size, args.steps, args.device)
+        rest = (args.precision, args.batch, args.size, args.steps, args.device)
+        measure(args.model[0], args.checkpoint[0], *rest)
         return
 
-    print(f"batch {args.batch}, {args.size} px, {args.device}, torch {torch.__version__}")
+    print(
+        f"batch {args.batch}, {args.size} px, {args.precision}, {args.device}, "
+        f"torch {torch.__version__}"
+    )
     print(f"{'network':16} {'segment':>7} {'peak MiB':>9} {'saved MiB':>9} {'s / step':>9}")
     for model in args.model:
         for checkpoint in args.checkpoint:
             case = ["--model", model, "--checkpoint", str(checkpoint), "--child"]
-            rest = [f"--{key}={getattr(args, key)}" for key in ("batch", "size", "steps", "device")]
+            keys = ("precision", "batch", "size", "steps", "device")
+            rest = [f"--{key}={getattr(args, key)}" for key in keys]
             run = subprocess.run(
                 [sys.executable, __file__, *case, *rest], stdout=subprocess.PIPE, text=True
             )

@@ -43,10 +43,11 @@ def test_every_command_is_one_of_ours(page):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_readmes_commands_run_in_order(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_a_pages_commands_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     photographs(tmp_path / "photos")
-    for command in commands(ROOT / "README.md"):
+    for command in commands(page):
         if command[0] != "resnets" or any(NEEDS_CIFAR10 in word for word in command):
             continue  # it takes half an hour, or other people's files: tests/test_cifar10.py
         with pytest.raises(SystemExit) as caught:

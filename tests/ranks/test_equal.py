@@ -265,6 +265,6 @@ def test_split_states_learn_what_whole_ones_do(tmp_path, optimizer, limit):
     assert distance(split, whole, floating(whole)) < limit
     best = [load(tmp_path / name / "best.safetensors").network for name in ("whole", "split")]
     for ours, theirs in zip(*(n.state_dict().values() for n in best), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+        assert float((ours - theirs).float().norm()) <= limit * float(theirs.float().norm())
     alone = trained(1, tmp_path / "split", **changes)  # an ended run: nothing is left to do
     assert alone.keys() == whole.keys()
