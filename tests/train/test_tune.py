@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import tomllib
 from dataclasses import asdict, replace
 
 import pytest
@@ -20,7 +19,7 @@ from resnets.cli import main
 from resnets.errors import Interrupted, MissingPackage, UsageError
 from resnets.training import tune
 from resnets.training.run import Run
-from resnets.training.tune import Trial, best, choices, distribution, propose, toml
+from resnets.training.tune import Trial, best, choices, distribution, propose
 
 SPACE = ("lr=0.001:1:log", "batch=32,64")
 
@@ -65,7 +64,7 @@ def test_the_table_and_the_best_recipe_say_the_same(study):
         rows = list(csv.DictReader(file))
     assert [float(row["error"]) for row in rows] == [trial.error for trial in done]
     assert [float(row["lr"]) for row in rows] == [trial.fields["lr"] for trial in done]
-    winner = recipes.read(str(folder / "best.toml"))
+    winner = recipes.read(str(folder / "best.json"))
     wanted = replace(a_plan().recipe, lr=best(done).fields["lr"])
     assert winner == replace(wanted, batch=int(best(done).fields["batch"]))
 
@@ -127,7 +126,7 @@ def test_the_trials_share_the_budget(tmp_path):
     for trial in done:
         recipe = json.loads((tmp_path / f"trial-{trial.number:04d}/recipe.json").read_text())
         assert recipe["budget"] == 4.0
-    assert recipes.read(str(tmp_path / "best.toml")).epochs == 1000
+    assert recipes.read(str(tmp_path / "best.json")).epochs == 1000
 
 
 def test_what_is_proposed_is_a_function_of_the_seed_and_the_trials():
@@ -169,11 +168,6 @@ def test_a_wrong_range_is_told_before_anything_runs(asked, reason):
         [distribution(recipe, key, text) for key, text in texts.items()]
 
 
-def test_toml_is_read_back_whole():
-    values = {"a": 1e-05, "b": 'é"\\\n', "c": {"d": True, "e": {"f": [1, 2.5]}}, "g": []}
-    assert tomllib.loads("".join(toml(values))) == values
-
-
 def test_without_optuna_the_install_line_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MissingPackage, match=r"pip install 'resnets\[tune\]'") as caught:
@@ -192,7 +186,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     assert "trial 2 of 2: complete" in err
     assert "optimistic" in err
     with pytest.raises(SystemExit):
-        main(["-q", "train", "digits", "--recipe", "runs/digits-resnet8-tune/best.toml"])
+        main(["-q", "train", "digits", "--recipe", "runs/digits-resnet8-tune/best.json"])
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["tune", "digits", *few, "--rate-only", "--json"])

@@ -209,15 +209,15 @@ def estimate(plan: Plan, seconds: float = 2.0) -> float:
     # Each rank makes its own number of steps, so none may wait for another.
     norm = "batch" if recipe.norm == "sync" else recipe.norm
     recipe = replace(recipe, batch=plan.share, norm=norm)
-    plan = replace(plan, world=ALONE, workers=0, recipe=recipe)
-    state = State.start(plan.recipe, plan.arch, plan.device)
-    state.course = Course(steps=plan.steps, micro=plan.micro)
-    step = Step.of(plan, state)
+    own = replace(plan, world=ALONE, workers=0, recipe=recipe)
+    state = State.start(own.recipe, own.arch, own.device)
+    state.course = Course(steps=own.steps, micro=own.micro)
+    step = Step.of(own, state)
     reading: list[float] = []
     stepping: list[float] = []
     began = time.perf_counter()
     end = began + seconds
-    for batch in takewhile(lambda _: len(stepping) < 20, batches(plan, state.course)):
+    for batch in takewhile(lambda _: len(stepping) < 20, batches(own, state.course)):
         read = time.perf_counter()
         step.update(batch)
         done = time.perf_counter()
