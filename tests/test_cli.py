@@ -274,12 +274,12 @@ def test_the_bar_on_a_terminal(monkeypatch):
     monkeypatch.setattr(
         show, "err", Console(file=text, force_terminal=True, width=120, highlight=False)
     )
-    with show.Bar() as bar:
+    with show.bar() as update:
         standing = Progress(
             step=3, steps=9, epoch=0.5, images_per_second=812.0, seconds_left=61.0, rate=0.1
         )
-        bar.update(standing)
-        bar.update(replace(standing, loss=1.5, train_error=0.25, notes=("set aside",)))
+        update(standing)
+        update(replace(standing, loss=1.5, train_error=0.25, notes=("set aside",)))
     assert "25.00 %" in text.getvalue()
     assert "set aside" in text.getvalue()
 

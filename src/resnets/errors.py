@@ -15,47 +15,36 @@ class ResnetsError(Exception):
 
     exit_code = 1
 
+    def __init_subclass__(cls, exit_code: int = 1) -> None:
+        cls.exit_code = exit_code
 
-class UsageError(ResnetsError):
+
+class UsageError(ResnetsError, exit_code=2):
     """A wrong name, option or value."""
 
-    exit_code = 2
 
-
-class DataError(ResnetsError):
+class DataError(ResnetsError, exit_code=3):
     """Data that is missing, empty, broken or not what was said."""
 
-    exit_code = 3
 
-
-class CheckpointError(ResnetsError):
+class CheckpointError(ResnetsError, exit_code=4):
     """A checkpoint or weights file that is refused."""
 
-    exit_code = 4
 
-
-class MemoryExhausted(ResnetsError):
+class MemoryExhausted(ResnetsError, exit_code=5):
     """Out of memory, on the device or the host."""
 
-    exit_code = 5
 
-
-class DiskError(ResnetsError):
+class DiskError(ResnetsError, exit_code=6):
     """A file could not be written."""
 
-    exit_code = 6
 
-
-class Diverged(ResnetsError):
+class Diverged(ResnetsError, exit_code=7):
     """Training produced a value that is not finite."""
 
-    exit_code = 7
 
-
-class MissingPackage(ResnetsError):
+class MissingPackage(ResnetsError, exit_code=8):
     """An optional package is not installed; the message has the install line."""
-
-    exit_code = 8
 
 
 class Interrupted(ResnetsError):

@@ -23,9 +23,7 @@ def models(pattern: str = "*") -> Iterator[dict[str, Any]]:
     """Name, depth, parameters, multiply-adds, input and source of each known network, sorted."""
     if not any(sign in pattern for sign in "*?["):
         pattern = f"*{pattern}*"
-    for name in sorted(archs.FAMILY, key=natural):
-        if not fnmatch.fnmatchcase(name, pattern):
-            continue
+    for name in sorted(fnmatch.filter(archs.FAMILY, pattern), key=natural):
         arch = archs.FAMILY[name]
         price = cost(arch)
         yield {
@@ -81,8 +79,8 @@ def runs(root: str | Path = "runs") -> list[dict[str, Any]]:
                 "model": recipe["model"],
                 "epoch": metrics[-1]["epoch"] if metrics else 0.0,
                 "train_error": metrics[-1]["train_error"] if metrics else None,
-                "finished": run.finished,
                 "test_error": error,
+                "finished": run.finished,
             }
         )
     return rows

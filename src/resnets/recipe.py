@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field
 from resnets.errors import UsageError, nearest
 
 Count = Annotated[int, Field(ge=0)]
+Tenths = Annotated[int, Field(ge=0, le=10)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Part = Annotated[float, Field(ge=0, le=1)]
@@ -23,6 +24,9 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 def listed(value: object) -> object:
     """A single value as a list of one, as `--set drops=0.5` gives it."""
     return value if isinstance(value, list | tuple) else [value]
+
+
+Parts = Annotated[tuple[Part, ...], BeforeValidator(listed)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +65,7 @@ class Augment:
     colour: Literal["none", "pca", "jitter", "jitter+pca"] = "none"
     cutout: Count = 0  # side of a square that is set to the mean
     policy: Literal["none", "trivial", "rand"] = "none"  # TrivialAugmentWide; RandAugment
-    rand: tuple[Annotated[int, Field(ge=0, le=10)], NotNegative] = (
-        7,
-        0.5,
-    )  # RandAugment's magnitude of 10, and its deviation
+    rand: tuple[Tenths, NotNegative] = (7, 0.5)  # RandAugment's magnitude, and its deviation
     erase: Part = 0.0  # chance that a rectangle is erased (1708.04896)
     repeats: Annotated[int, Field(ge=1)] = 1  # views of an image in a batch (1902.05509)
     mixup: NotNegative = 0.0  # alpha of Beta(alpha, alpha), 0 is none (1710.09412)
@@ -97,9 +98,7 @@ class Recipe:
     lr: Positive = 0.1
     lr_batch: Count = 0  # the batch that `lr` is for; the rate scales linearly; 0: `batch`
     schedule: Literal["step", "plateau", "cosine", "linear", "one-cycle"] = "cosine"
-    drops: Annotated[
-        tuple[Part, ...], BeforeValidator(listed)
-    ] = ()  # parts of the run after which "step" multiplies by `drop_factor`
+    drops: Parts = ()  # parts of the run after which "step" multiplies by `drop_factor`
     drop_factor: Positive = 0.1
     patience: Annotated[int, Field(ge=1)] = 5  # evaluations without a better one before "plateau"
     warmup: NotNegative = 0.0  # steps from `warmup_lr` on; below 1 a part of the run
@@ -194,9 +193,8 @@ def parse(values: Mapping[str, Any]) -> Recipe:
     try:
         return pydantic.TypeAdapter(Recipe).validate_python(dict(values))
     except pydantic.ValidationError as error:
-        raise UsageError(
-            "; ".join(
-                f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})"
-                for e in error.errors()
-            )
-        ) from None
+        problems = [
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})"
+            for e in error.errors()
+        ]
+        raise UsageError("; ".join(problems)) from None

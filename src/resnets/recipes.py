@@ -352,28 +352,18 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]()
 
 
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`augment.flip` style keys as nested dictionaries."""
-    out: dict[str, Any] = {}
-    for key, value in flat.items():
-        head, _, tail = key.partition(".")
-        if tail:
-            out.setdefault(head, {})[tail] = value
-        else:
-            out[head] = value
-    return out
-
-
 def merged(base: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe with some fields replaced, everything validated at once."""
+    """The recipe with some fields replaced, `augment.flip` too, everything validated at once."""
     values = room.to_dict(base)
     if changes.keys() & {"epochs", "steps", "budget"}:
         values |= {"steps": 0, "budget": 0.0}  # one length replaces another
-    for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(values.get(key), dict):
-            values[key] |= value
+    for name, value in changes.items():
+        key, _, inner = name.partition(".")
+        new = {inner: value} if inner else value
+        if isinstance(new, dict) and isinstance(values.get(key), dict):
+            values[key] |= new
         else:
-            values[key] = value
+            values[key] = new
     return room.parse(values)
 
 
@@ -393,6 +383,6 @@ def read(name: str | Recipe) -> Recipe:
         raise UsageError(f"cannot read the recipe {path}: {error}") from None
     base = recipe(values.pop("recipe")) if "recipe" in values else None
     try:
-        return merged(base, values) if base is not None else room.parse(values)
+        return merged(base, values) if base else room.parse(values)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None

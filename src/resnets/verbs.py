@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from resnets import arch as archs
 from resnets import recipe as recipe_room
 from resnets import recipes
-from resnets.data import get as data_get
 from resnets.data import sources
+from resnets.data.get import get
 from resnets.data.sources import Source
 from resnets.errors import DataError, Interrupted, ResnetsError, UsageError
 from resnets.evaluation.classify import Result
@@ -33,8 +34,7 @@ from resnets.training.rates import find_rate
 from resnets.training.run import Run
 from resnets.training.state import Course, State
 from resnets.training.stop import Stop
-from resnets.training.world import World, join, launched
-from resnets.training.world import launch as start_ranks
+from resnets.training.world import World, join, launch, launched
 
 if TYPE_CHECKING:
     from resnets.training.tune import Trial
@@ -83,7 +83,7 @@ def plan(
     place = world.device if launched() else plans.pick_device(device)
     said = {"model": model, "epochs": epochs, "budget": budget, "seed": seed}
     changes = {key: value for key, value in said.items() if value is not None}
-    changes |= recipes.nested(overrides or {})
+    changes |= overrides or {}
     base = recipes.read(recipe) if recipe is not None else None
     check = recipes.merged(base or Recipe(model="resnet18"), changes)
     source = sources.load(data, max_unreadable=check.max_unreadable)
@@ -160,9 +160,9 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
             raise UsageError("under torchrun give a folder that all its restarts share: --run DIR")
         if world.share((Path(path) / "recipe.json").exists()):
             return Run(Path(path))
-    run = run_folder(plan, path) if world.first else Run(Path(path or "."))
     if not world.first:
-        return run
+        return Run(Path(path or "."))
+    run = run_folder(plan, path)
     run.create()
     run.write_json(
         "source.json",
@@ -185,11 +185,8 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
 def fresh_folder(plan: Plan) -> Path:
     """runs/DATA-MODEL, with a number where that is taken."""
     stem = f"{Path(plan.recipe.data).stem or 'data'}-{plan.recipe.model}"
-    path, number = Path("runs") / stem, 1
-    while path.exists():
-        number += 1
-        path = Path("runs") / f"{stem}-{number}"
-    return path
+    names = chain([stem], (f"{stem}-{number}" for number in count(2)))
+    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
 
 
 def go(run: Run, plan: Plan, watch: Callable[[Progress], None]) -> Outcome:
@@ -244,10 +241,7 @@ def summary(result: Result) -> dict[str, Any]:
     return {
         "split": result.split,
         "images": result.images,
-        "error": round(result.error, 6),
-        "top1": round(result.top1, 6),
-        "top5": round(result.top5, 6),
-        "loss": round(result.loss, 6),
+        **{name: round(getattr(result, name), 6) for name in ("error", "top1", "top5", "loss")},
         "top1_interval_95": [round(x, 6) for x in result.interval],
         "unreadable": [str(path) for path, _ in result.unreadable],
         "per_class": result.per_class(),
@@ -307,25 +301,13 @@ def tune(
     return tuning.search(folder, plan, search, trials, budget, create_run, finish, watch)
 
 
-def launch(ranks: int, run: Path, device: str, workers: int, json: bool) -> int:
-    """Go on with a run in several processes of this machine; the exit code."""
-    options = ["--device", device, "--workers", str(workers), *["--json"] * json]
-    return start_ranks(ranks, ["resume", str(run), *options])
-
-
 def newest_unfinished(root: Path = Path("runs")) -> Run:
     """The unfinished run that was written to last. Raises UsageError when there is none."""
     open_runs = [Run(p.parent) for p in root.glob("*/recipe.json") if not Run(p.parent).finished]
     if not open_runs:
         raise UsageError(f"there is no unfinished run in {root}/")
-    return max(
-        open_runs,
-        key=lambda r: (
-            (r.path / "metrics.jsonl").stat().st_mtime
-            if (r.path / "metrics.jsonl").exists()
-            else 0.0
-        ),
-    )
+    logs = {run: run.path / "metrics.jsonl" for run in open_runs}
+    return max(logs, key=lambda run: logs[run].stat().st_mtime if logs[run].exists() else 0.0)
 
 
 def evaluate(
@@ -393,8 +375,3 @@ def predict(
     items = [inputs] if isinstance(inputs, str | Path | bytes) else inputs
     files = list(sources.expand(items))
     return load(model, device=plans.pick_device(device)).predict(files, top=top)
-
-
-def get(name: str, watch: Callable[[int, int], None] = lambda done, total: None) -> Path:
-    """Download a data set into the cache; see `resnets.data.get`."""
-    return data_get.get(name, watch)

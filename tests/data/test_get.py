@@ -76,9 +76,8 @@ def fake(monkeypatch, name="cifar10"):
         for i, file in enumerate(archive.train)
     }
     members |= {archive.test[0]: records(*test, coarse), "../evil": b"x"}
-    members[archive.names] = (
-        "\n".join(f"name{i}" for i in range(archive.classes)).encode() + b"\n\n"
-    )
+    classes = {"cifar10": 10, "cifar100": 100}[name]
+    members[archive.names] = "\n".join(f"name{i}" for i in range(classes)).encode() + b"\n\n"
     data = tar(members)
     new = replace(archive, md5=hashlib.md5(data).hexdigest(), digest=None)
     monkeypatch.setitem(get.ARCHIVES, name, new)

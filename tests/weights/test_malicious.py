@@ -193,12 +193,6 @@ def test_the_environment_cannot_switch_it_off(monkeypatch: pytest.MonkeyPatch) -
     refuse(Path("w.pth"))
 
 
-def test_an_old_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save({"a": torch.ones(1)}, "w.pth")
-    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1+cpu"))
-    refuse(Path("w.pth"), "CVE-2026-24747")
-
-
 # --- Checkpoints that are not what they say -------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import cyclopts
 from cyclopts import App, Parameter, validators
 
-from resnets import __version__
+import resnets
 from resnets.cli import show
 from resnets.cli.options import PLAIN, Asked, Count, Device, Json, Seconds, Workers
 from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError
@@ -24,12 +24,13 @@ from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, 
 if TYPE_CHECKING:
     from resnets.training.tune import Trial
 
+VERBOSE, QUIET = {"-v", "--verbose"}, {"-q", "--quiet"}
 
 app = App(
     name="resnets",
     help="Deep residual learning: train, test and use residual networks.\n\n"
     "-v shows tracebacks, -q prints results only.",
-    version=__version__,
+    version=resnets.__version__,
     help_format="plaintext",
 )
 data_app = App(name="data", help="Fetch data sets and look at them.")
@@ -53,40 +54,28 @@ def train(
 ) -> None:
     """Train a network on DATA, test it, and leave a run folder.
 
-    Parameters
-    ----------
-    data
-        digits, cifar10, cifar100, a folder of class folders, or a CSV of path,label.
-    budget
-        A time instead of epochs, as 90s, 30m or 1.5h: as many steps as fit, the rate annealed.
-    run
-        The run folder; runs/DATA-MODEL when left out.
-    dry_run
-        Print the plan and stop.
-    devices
-        Processes (GPUs, where there are some) that share each batch; torchrun starts them.
+    Args:
+        data: digits, cifar10, cifar100, a folder of class folders, or a CSV of path,label.
+        budget: A time instead of epochs, as 90s, 30m or 1.5h: as many steps as fit, the rate
+            annealed.
+        run: The run folder; runs/DATA-MODEL when left out.
+        dry_run: Print the plan and stop.
+        devices: Processes (GPUs, where there are some) that share each batch; torchrun starts them.
     """
     from resnets import verbs
 
     chosen = asked.plan(data, budget, devices)
     verbs.run_folder(chosen, run)  # what is wrong with it is told before anything is measured
     seconds = chosen.recipe.budget or verbs.estimate(chosen)
-    show.plan(
-        chosen.lines(),
-        seconds,
-        chosen.source.unreadable,
-        as_json=json and dry_run,
-        always=dry_run,
-    )
+    show.plan(chosen, seconds, as_json=json and dry_run, always=dry_run)
     if dry_run:
         return
     folder = verbs.create_run(chosen, run)
     show.note(f"run folder {folder.path}")
-    if devices > 1:
-        arguments = (devices, folder.path, asked.device, asked.workers, json)
-        raise SystemExit(verbs.launch(*arguments))
-    with show.Bar() as bar:
-        outcome = verbs.go(folder, chosen, bar.update)
+    if devices > 1:  # the ranks are other processes; this one ends with theirs
+        resume(folder.path, devices=devices, device=asked.device, workers=asked.workers, json=json)
+    with show.bar() as watch:
+        outcome = verbs.go(folder, chosen, watch)
     show.outcome(outcome, as_json=json)
 
 
@@ -105,19 +94,14 @@ def tune(
 ) -> None:
     """Search for better fields of a recipe by the error on validation images; again goes on.
 
-    Parameters
-    ----------
-    trials
-        How many choices are tried; those that fall behind are stopped early.
-    budget
-        A time for all of them, as 30m or 8h, that they share evenly.
-    search
-        FIELD=LOW:HIGH, FIELD=LOW:HIGH:log, FIELD=A,B,C, or FIELD of those that are searched when
-        left out: lr, weight_decay, warmup, label_smoothing, ema, augment.policy, augment.mixup.
-    run
-        The folder of the study; runs/DATA-MODEL-tune when left out.
-    rate_only
-        Only suggest a learning rate, by a range test: some seconds, no folder.
+    Args:
+        trials: How many choices are tried; those that fall behind are stopped early.
+        budget: A time for all of them, as 30m or 8h, that they share evenly.
+        search: FIELD=LOW:HIGH, FIELD=LOW:HIGH:log, FIELD=A,B,C, or FIELD of those that are searched
+            when left out: lr, weight_decay, warmup, label_smoothing, ema, augment.policy,
+            augment.mixup.
+        run: The folder of the study; runs/DATA-MODEL-tune when left out.
+        rate_only: Only suggest a learning rate, by a range test: some seconds, no folder.
     """
     from resnets import verbs
 
@@ -126,19 +110,13 @@ def tune(
         show.rates(*verbs.find_rate(chosen), as_json=json)
         return
     seconds = budget or trials * verbs.estimate(chosen)
-    show.plan(chosen.lines(), seconds, chosen.source.unreadable, as_json=False, always=False)
+    show.plan(chosen, seconds, as_json=False, always=False)
     folder = run or Path(f"runs/{Path(data).stem}-{chosen.recipe.model}-tune")
     done: list[Trial] = []
-    with show.Bar() as bar:
-        study = verbs.tune(
-            chosen,
-            folder,
-            trials=trials,
-            budget=budget or 0.0,
-            search=search or (),
-            watch=bar.update,
-        )
-        for done in study:
+    with show.bar() as watch:
+        for done in verbs.tune(
+            chosen, folder, trials=trials, budget=budget or 0.0, search=search or (), watch=watch
+        ):
             show.trial(done, trials)
     show.study(done, folder, as_json=json)
 
@@ -156,21 +134,19 @@ def resume(
 ) -> None:
     """Go on with an interrupted run; without RUN with the newest unfinished one.
 
-    Parameters
-    ----------
-    data
-        Where the data is now, if it was moved.
-    devices
-        Processes (GPUs, where there are some) that share each batch.
+    Args:
+        data: Where the data is now, if it was moved.
+        devices: Processes (GPUs, where there are some) that share each batch.
     """
     from resnets import verbs
 
     if devices > 1:
         if run is None or data is not None:
             raise UsageError("--devices needs RUN, and its data where it was")
-        raise SystemExit(verbs.launch(devices, run, device, workers, json))
-    with show.Bar() as bar:
-        outcome = verbs.resume(run, data=data, device=device, workers=workers, watch=bar.update)
+        options = ["--device", device, "--workers", str(workers), *["--json"] * json]
+        raise SystemExit(verbs.launch(devices, ["resume", str(run), *options]))
+    with show.bar() as watch:
+        outcome = verbs.resume(run, data=data, device=device, workers=workers, watch=watch)
     show.outcome(outcome, as_json=json)
 
 
@@ -191,16 +167,12 @@ def evaluate(
 ) -> None:
     """Test MODEL on one split of DATA: top-1, top-5, loss, and each class.
 
-    Parameters
-    ----------
-    model
-        A run folder, a model file, or a foreign .pth or .safetensors file.
-    split
-        The test split when left out; `all` for a folder of images that are all new to the model.
-    normalize
-        Mean and deviation for a foreign file that does not say its own.
-    max_unreadable
-        Part of the images that may be unreadable and left out.
+    Args:
+        model: A run folder, a model file, or a foreign .pth or .safetensors file.
+        split: The test split when left out; `all` for a folder of images that are all new to the
+            model.
+        normalize: Mean and deviation for a foreign file that does not say its own.
+        max_unreadable: Part of the images that may be unreadable and left out.
     """
     from resnets import verbs
 
@@ -229,13 +201,9 @@ def predict(
 ) -> None:
     """Name what is on images: files, folders, globs, or - for an image on standard input.
 
-    Parameters
-    ----------
-    top
-        How many classes to name.
+    Args:
+        top: How many classes to name.
     """
-    from resnets import verbs
-
     if not inputs:
         raise UsageError("no input: give image files, folders, globs, or - for standard input")
     for item in inputs:
@@ -244,7 +212,7 @@ def predict(
     items: list[str | Path | bytes] = [
         sys.stdin.buffer.read() if item == "-" else item for item in inputs
     ]
-    problems = show.predictions(verbs.predict(model, items, top=top, device=device), as_json=json)
+    problems = show.predictions(resnets.predict(model, items, top=top, device=device), as_json=json)
     if problems:
         raise SystemExit(3)
 
@@ -252,56 +220,50 @@ def predict(
 @app.command
 def models(pattern: str = "*", /, *, json: Json = False) -> None:
     """List the networks: name, depth, parameters, multiply-adds, input, source."""
-    from resnets import verbs
-
-    show.models(verbs.models(pattern), pattern, as_json=json)
+    rows = list(resnets.models(pattern))
+    show.dump(rows) if json else show.listed(rows, f"no network matches {pattern!r}")
 
 
 @data_app.command
 def get(name: Literal["cifar10", "cifar100"], /) -> None:
     """Fetch a data set into the cache (RESNETS_DATA, else the user's cache folder)."""
-    from resnets import verbs
-
-    with show.Download(name) as bar:
-        path = verbs.get(name, bar.update)
+    with show.download(name) as watch:
+        path = resnets.get(name, watch)
     show.note(f"{name} is in {path}", always=True)
 
 
 @data_app.command
 def info(data: str, /, *, json: Json = False) -> None:
     """Show what DATA holds: splits, classes, sizes, digest, unreadable files."""
-    from resnets import verbs
-
-    show.data(verbs.data_info(data), as_json=json)
+    facts = resnets.data_info(data)
+    show.dump(facts) if json else show.data(facts)
 
 
 @runs_app.command(name="ls")
 def list_runs(root: Path = Path("runs"), /, *, json: Json = False) -> None:
     """List the runs below a folder with their errors."""
-    from resnets import verbs
-
-    show.runs(verbs.runs(root), root, as_json=json)
+    rows = resnets.runs(root)
+    show.dump(rows) if json else show.listed(rows, f"no runs in {root}")
 
 
 @app.command
 def doctor(*, quick: Annotated[bool, Parameter(negative="")] = False, json: Json = False) -> None:
     """Look at this machine: versions, processor, GPU, memory, disk, and a ten-second speed check.
 
-    Parameters
-    ----------
-    quick
-        Leave out the speed check.
+    Args:
+        quick: Leave out the speed check.
     """
     from resnets import doctor as examine
 
-    show.pairs(examine.examine(speed=not quick), as_json=json)
+    facts = examine.examine(speed=not quick)
+    show.dump(facts) if json else show.pairs(facts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the documented code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    verbose = take(tokens, "-v", "--verbose")
-    show.quiet = take(tokens, "-q", "--quiet")
+    verbose, show.quiet = (not flags.isdisjoint(tokens) for flags in (VERBOSE, QUIET))
+    tokens = [token for token in tokens if token not in VERBOSE | QUIET]
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
@@ -313,33 +275,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
-    except MemoryError:
-        fail("out of memory; try a smaller --set batch=N", MemoryExhausted.exit_code, verbose)
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
         place = f": {error.filename}" if error.filename else ""
         what = f"{error.strerror or error}{place}"
         fail(what, DiskError.exit_code if full else DataError.exit_code, verbose)
-    except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-            fail(
-                "out of memory; train with a smaller --set batch=N or --set checkpoint_blocks=4,\n"
-                "evaluate with a smaller --batch N",
-                MemoryExhausted.exit_code,
-                verbose,
-            )
-        raise
+    except (MemoryError, RuntimeError) as error:
+        told = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+        if not told and isinstance(error, RuntimeError):
+            raise
+        fail(
+            "out of memory; train with a smaller --set batch=N or --set checkpoint_blocks=4,\n"
+            "evaluate with a smaller --batch N",
+            MemoryExhausted.exit_code,
+            verbose,
+        )
     raise SystemExit(0)
-
-
-def take(tokens: list[str], *names: str) -> bool:
-    """Remove a global flag from the tokens wherever it stands; whether it was there."""
-    there = False
-    for name in names:
-        while name in tokens:
-            tokens.remove(name)
-            there = True
-    return there
 
 
 def fail(message: str, code: int, verbose: bool) -> None:

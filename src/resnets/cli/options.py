@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,13 +18,10 @@ if TYPE_CHECKING:
 def duration(_: object, tokens: Sequence[Token]) -> float:
     """Seconds of 90, 90s, 30m or 1.5h."""
     text = tokens[0].value
-    number, unit = (text[:-1], text[-1]) if text[-1:] in "smh" else (text, "s")
-    try:
-        seconds = float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
-    except (ValueError, KeyError):
-        raise UsageError(f"{text!r} is no time: write 90s, 30m or 1.5h") from None
-    if not seconds > 0:
-        raise UsageError(f"{text!r} is no time to train in")
+    said = re.fullmatch(r"(\d+\.?\d*|\.\d+)([smh]?)", text)
+    seconds = float(said[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[said[2]] if said else 0.0
+    if not seconds:
+        raise UsageError(f"{text!r} is no time to train in: write 90s, 30m or 1.5h")
     return seconds
 
 
@@ -57,16 +55,12 @@ Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 class Asked:
     """What is trained: the options that `train` and `tune` share.
 
-    Parameters
-    ----------
-    model
-        A name from `resnets models`; chosen from the data when left out.
-    recipe
-        A published recipe (paper-cifar10, quick-cifar10, ...), a TOML file, or a run's recipe.json.
-    epochs
-        Passes over the training images.
-    seed
-        Of the initial weights, the order of the images and their augmentation.
+    Args:
+        model: A name from `resnets models`; chosen from the data when left out.
+        recipe: A published recipe (paper-cifar10, quick-cifar10, ...), a TOML file, or a run's
+            recipe.json.
+        epochs: Passes over the training images.
+        seed: Of the initial weights, the order of the images and their augmentation.
     """
 
     model: str | None = None

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
     from resnets.evaluation.classify import Result
     from resnets.evaluation.model import Prediction
     from resnets.training.fit import Progress as Standing
+    from resnets.training.plan import Plan
     from resnets.training.tune import Trial
     from resnets.verbs import Outcome
 
@@ -26,6 +29,11 @@ out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty()
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 quiet = False
 chief = os.environ.get("RANK", "0") == "0"  # of the ranks that torchrun started
+
+FORMS: dict[str, Callable[[Any], str]] = {  # of columns; others go by their values' types
+    "multiply_adds": lambda count: f"{count / 1e6:,.1f} M",
+    "epoch": lambda epoch: f"{epoch:.1f}",
+}
 
 
 def note(text: str, *, always: bool = False) -> None:
@@ -39,22 +47,16 @@ def dump(data: Any) -> None:
     print(json.dumps(data, indent=2))
 
 
-def plan(
-    lines: Mapping[str, str],
-    estimate: float,
-    unreadable: Sequence[tuple[Path, str]],
-    *,
-    as_json: bool,
-    always: bool,
-) -> None:
+def plan(chosen: Plan, estimate: float, *, as_json: bool, always: bool) -> None:
     """The plan of a run with its measured time, and each unreadable file by name."""
+    lines, unreadable = chosen.lines(), chosen.source.unreadable
     if as_json:
         left_out = [{"file": str(path), "reason": reason} for path, reason in unreadable]
         dump({**lines, "seconds": round(estimate, 1), "unreadable": left_out})
         return
+    lines["time"] = f"about {seconds(estimate)}, measured on this machine"
     for what, value in lines.items():
         note(f"{what:>10}  {value}", always=always)
-    note(f"{'time':>10}  about {seconds(estimate)}, measured on this machine", always=always)
     for path, reason in unreadable:
         note(f"{'left out':>10}  {path}: {reason}", always=True)
 
@@ -71,34 +73,24 @@ def seconds(value: float) -> str:
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
-class Bar:
-    """A bar on a terminal, and one line for each evaluation."""
+def moving(*columns: ProgressColumn) -> Progress:
+    """A bar on a terminal; nothing elsewhere."""
+    disable = quiet or not chief or not err.is_terminal
+    return Progress(*columns, console=err, transient=True, disable=disable)
 
-    def __enter__(self) -> Bar:
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-            TextColumn("{task.fields[speed]} images/s"),
-            TextColumn("{task.fields[left]} left"),
-            console=err,
-            transient=True,
-            disable=quiet or not chief or not err.is_terminal,
-        )
-        self.task = self.progress.add_task("", total=1, speed="-", left="-")
-        self.progress.__enter__()
-        self.headed = False
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+@contextmanager
+def bar() -> Iterator[Callable[[Standing], None]]:
+    """A bar, and what moves it, which also prints a line for each evaluation."""
+    head = " epoch      loss   train error   held out   rate      images/s   left"
+    headed = False
 
-    def update(self, standing: Standing) -> None:
-        """Move the bar; print a line where an interval ended."""
+    def update(standing: Standing) -> None:
+        nonlocal headed
         for text in standing.notes:
             note(text, always=True)
-        self.progress.update(
-            self.task,
+        progress.update(
+            task,
             completed=standing.step,
             total=standing.steps,
             speed=f"{standing.images_per_second:,.0f}",
@@ -106,34 +98,54 @@ class Bar:
         )
         if standing.loss is None:
             return
-        if not self.headed:
-            note(" epoch      loss   train error   held out   rate      images/s   left")
-            self.headed = True
+        if not headed:
+            note(head)
+            headed = True
         note(
             f"{standing.epoch:6.1f}  {standing.loss:8.4f}  {percent(standing.train_error):>12}"
             f"  {percent(standing.watched_error):>9}   {standing.rate:<8.4g}"
             f"  {standing.images_per_second:8,.0f}   {seconds(standing.seconds_left)}"
         )
 
+    with moving(
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+        TextColumn("{task.fields[speed]} images/s"),
+        TextColumn("{task.fields[left]} left"),
+    ) as progress:
+        task = progress.add_task("", total=1, speed="-", left="-")
+        yield update
 
-class Download:
-    """Bytes of a download, on a terminal."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+@contextmanager
+def download(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes, and what moves it."""
+    with moving() as progress:
+        task = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total or None)
 
-    def __enter__(self) -> Download:
-        self.progress = Progress(console=err, transient=True, disable=quiet or not err.is_terminal)
-        self.task = self.progress.add_task(self.name, total=None)
-        self.progress.__enter__()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+def cell(name: str, value: Any) -> str:
+    """A value of a table's column: counts with commas, parts as percent."""
+    if name in FORMS:
+        return FORMS[name](value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return value if isinstance(value, str) else percent(value)
 
-    def update(self, done: int, total: int) -> None:
-        """Move the bar."""
-        self.progress.update(self.task, completed=done, total=total or None)
+
+def table(rows: Iterable[Mapping[str, Any]]) -> None:
+    """A table with the keys as its head; columns of numbers to the right."""
+    texts = [{name: cell(name, value) for name, value in row.items()} for row in rows]
+    shown = Table(box=None, pad_edge=False)
+    for name in texts[0]:
+        numbers = all(row[name][:1] in "-0123456789" for row in texts)
+        shown.add_column(name.replace("_", " "), justify="right" if numbers else "left")
+    for row in texts:
+        shown.add_row(*map(escape, row.values()))
+    out.print(shown)
 
 
 def outcome(finished: Outcome, *, as_json: bool) -> None:
@@ -170,18 +182,8 @@ def result(figures: Result, summary: Mapping[str, Any], *, as_json: bool) -> Non
         dump(summary)
         return
     headline(figures)
-    if quiet:
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in ("class", "images", "precision", "recall", "F1"):
-        table.add_column(column, justify="left" if column == "class" else "right")
-    for row in figures.per_class():
-        table.add_row(
-            str(row["class"]),
-            f"{row['images']:,}",
-            *(percent(float(row[key])) for key in ("precision", "recall", "f1")),
-        )
-    out.print(table)
+    if not quiet:
+        table(figures.per_class())
 
 
 def predictions(items: Iterable[Prediction], *, as_json: bool) -> int:
@@ -193,13 +195,8 @@ def predictions(items: Iterable[Prediction], *, as_json: bool) -> int:
             note(item.problem, always=True)
         pairs = list(zip(item.classes, item.probabilities, strict=True))
         if as_json:
-            rows.append(
-                {
-                    "file": item.file,
-                    "problem": item.problem,
-                    "classes": [{"class": c, "probability": round(p, 6)} for c, p in pairs],
-                }
-            )
+            best = [{"class": name, "probability": round(p, 6)} for name, p in pairs]
+            rows.append({"file": item.file, "problem": item.problem, "classes": best})
         elif pairs:
             answer = "  ".join(f"{name} {100 * p:.1f} %" for name, p in pairs)
             out.print(f"{item.file}  {answer}", markup=False)
@@ -238,7 +235,7 @@ def fields(trial: Trial) -> str:
 def study(done: Sequence[Trial], folder: Path, *, as_json: bool) -> None:
     """The trials from the best on, what their errors are worth, and what to type next."""
     if as_json:
-        dump({"best": str(folder / "best.toml"), "trials": [asdict(t) for t in done]})
+        dump({"best": str(folder / "best.json"), "trials": [asdict(t) for t in done]})
         return
     for t in sorted(done, key=lambda t: (t.error is None, t.error)):
         out.print(f"{t.number:4d}  {fields(t)}", markup=False)
@@ -246,80 +243,30 @@ def study(done: Sequence[Trial], folder: Path, *, as_json: bool) -> None:
         f"The best of {len(done)} errors on the same validation images is optimistic; "
         "the test images were not used."
     )
-    note(f"next: resnets train DATA --recipe {folder / 'best.toml'}")
+    note(f"next: resnets train DATA --recipe {folder / 'best.json'}")
 
 
-def models(rows: Iterable[Mapping[str, Any]], pattern: str, *, as_json: bool) -> None:
-    """The table of networks."""
-    rows = list(rows)
-    if as_json:
-        dump(rows)
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in ("name", "depth", "parameters", "multiply-adds", "input", "source"):
-        table.add_column(column, justify="left" if column in {"name", "source"} else "right")
-    for row in rows:
-        table.add_row(
-            row["name"],
-            str(row["depth"]),
-            f"{row['parameters']:,}",
-            f"{row['multiply_adds'] / 1e6:,.1f} M",
-            f"{row['channels']} x {row['size']}",
-            row["source"],
-        )
-    out.print(table)
-    if not rows:
-        note(f"no network matches {pattern!r}", always=True)
+def listed(rows: Sequence[Mapping[str, Any]], none: str) -> None:
+    """Rows that may be `none`."""
+    if rows:
+        table(rows)
+    else:
+        note(none, always=True)
 
 
-def data(facts: Mapping[str, Any], *, as_json: bool) -> None:
+def data(facts: Mapping[str, Any]) -> None:
     """What a data set holds."""
-    if as_json:
-        dump(facts)
-        return
     size = f"{facts['size']} pixels on the shorter side"
     print(f"{facts['name']}: {facts['channels']} channels, {size}, digest {facts['digest']}")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("class")
-    for split in facts["images"]:
-        table.add_column(split, justify="right")
-    for k, name in enumerate(facts["classes"]):
-        table.add_row(name, *(f"{counts[k]:,}" for counts in facts["images"].values()))
-    table.add_row("all", *(f"{sum(counts):,}" for counts in facts["images"].values()))
-    out.print(table)
+    splits = {name: [*counts, sum(counts)] for name, counts in facts["images"].items()}
+    names = [*facts["classes"], "all"]
+    table({"class": name, **{s: splits[s][k] for s in splits}} for k, name in enumerate(names))
     for path, reason in facts["unreadable"]:
         print(f"unreadable {path}: {reason}")
 
 
-def runs(rows: Sequence[Mapping[str, Any]], root: Path, *, as_json: bool) -> None:
-    """The table of runs."""
-    if as_json:
-        dump(rows)
-        return
-    if not rows:
-        note(f"no runs in {root}", always=True)
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in ("run", "data", "model", "epoch", "train error", "test error", "finished"):
-        table.add_column(column)
-    for row in rows:
-        table.add_row(
-            row["run"],
-            row["data"],
-            row["model"],
-            f"{row['epoch']:.1f}",
-            percent(row["train_error"]),
-            percent(row["test_error"]),
-            "yes" if row["finished"] else "no",
-        )
-    out.print(table)
-
-
-def pairs(rows: Mapping[str, str], *, as_json: bool) -> None:
+def pairs(rows: Mapping[str, str]) -> None:
     """Name and value, a line each."""
-    if as_json:
-        dump(dict(rows))
-        return
     width = max(len(name) for name in rows)
     for name, value in rows.items():
         sys.stdout.write(f"{name:>{width}}  {value}\n")

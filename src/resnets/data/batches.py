@@ -19,22 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from resnets.data import transforms
 from resnets.data.decode import Unreadable, decode
 from resnets.data.draws import order, uniform
 from resnets.data.sources import Split
-from resnets.data.transforms import (
-    DRAWS,
-    at_side,
-    centre,
-    cut,
-    normalize,
-    recolour,
-    statistics,
-    view,
-)
-from resnets.data.transforms import (
-    augment as augmented,
-)
+from resnets.data.transforms import DRAWS
 from resnets.errors import DataError, UsageError
 from resnets.recipe import Augment, Preprocess
 
@@ -44,20 +33,12 @@ _LOOK = 5  # seconds after which one looks whether they are alive
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """What a step works on.
+    """What a step works on; files that could not be read have no row in the tensors."""
 
-    Attributes:
-        images: float32 (B, C, S, S), normalised, on the device.
-        labels: int64 (B,), on the device.
-        indices: int64 (B,), on the CPU: which images of the split these are.
-        unreadable: files that belong here and could not be read, each with the reason; they have no
-            row in the other three.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-    unreadable: tuple[tuple[Path, str], ...] = ()
+    images: Tensor  # float32 (B, C, S, S), normalised, on the device
+    labels: Tensor  # int64 (B,), on the device
+    indices: Tensor  # int64 (B,), on the CPU: which images of the split these are
+    unreadable: tuple[tuple[Path, str], ...] = ()  # files that belong here, each with the reason
 
 
 def stream(
@@ -98,19 +79,9 @@ def train_batches(
 ) -> Iterator[Batch]:
     """The batches of the training steps `start` to `stop` - 1.
 
-    Args:
-        split: the training images; those in memory are moved to the device once.
-        preprocess: the input's side, channels, mean and deviation.
-        augment: what happens to each image.
-        batch: images in a step over all ranks, always as many.
-        seed: of order and augmentation.
-        start: 0, or the step at which a run goes on.
-        stop: number of the run's steps.
-        device: of images and labels.
-        workers: processes that decode files; the batches do not depend on it.
-        rank: which of the `ranks` equal parts of each step is read here.
-        ranks: among how many processes a step is divided.
-        sides: input side of a step; None: `preprocess.size` in all of them.
+    A step has `batch` images over all `ranks`, of which the part of `rank` is read here. Images in
+    memory are moved to the device once; `workers` processes decode files, and the batches do not
+    depend on them. `sides` gives a step's input side; without it `preprocess.size` is that of all.
 
     Raises:
         UsageError: the augmentation cannot be done on such images.
@@ -118,18 +89,18 @@ def train_batches(
     """
     side = sides or (lambda _: preprocess.size)
     check(preprocess, augment, batch, ranks, side(start))
-    mean, std = statistics(preprocess, device)
+    mean, std = transforms.statistics(preprocess, device)
     rows = stream(seed, len(split), batch, start, stop, augment.repeats, rank, ranks)
     steps = ((indices, views, side(step)) for step, (indices, views) in enumerate(rows, start))
     if isinstance(split.images, Tensor):
-        images = recolour(split.images.to(device), preprocess.channels)
+        images = transforms.recolour(split.images.to(device), preprocess.channels)
         labels = split.labels.to(device)
         for indices, views, length in steps:
             here = indices.to(device)
             draws = uniform(seed, views.to(device), here, DRAWS)
-            size, change = at_side(preprocess, augment, length)
+            size, change = transforms.at_side(preprocess, augment, length)
             x = _views(images.index_select(0, here), size, change, draws)
-            yield Batch(augmented(x, change, mean, std, draws), labels[here], indices)
+            yield Batch(transforms.augment(x, change, mean, std, draws), labels[here], indices)
         return
     drawn = ((i, uniform(seed, views, i, DRAWS), length) for i, views, length in steps)
     for x, rest, draws, bad in _decoded(
@@ -137,8 +108,8 @@ def train_batches(
     ):
         if not len(rest):
             raise DataError(f"not one image of a batch can be read: {bad[0][0]} ({bad[0][1]}), ...")
-        _, change = at_side(preprocess, augment, x.shape[3])
-        x = augmented(_to(x, device), change, mean, std, _to(draws, device))
+        _, change = transforms.at_side(preprocess, augment, x.shape[3])
+        x = transforms.augment(_to(x, device), change, mean, std, _to(draws, device))
         yield Batch(x, _to(split.labels[rest], device), rest, bad)
 
 
@@ -160,9 +131,9 @@ def check(preprocess: Preprocess, augment: Augment, batch: int, ranks: int, side
 def _views(images: Tensor, preprocess: Preprocess, augment: Augment, draws: Tensor) -> Tensor:
     if augment.crop in ("none", "pad") and augment.policy == "none":
         height, width = images.shape[2:]
-        return cut(images, centre(height, width, preprocess), preprocess.size)
+        return transforms.cut(images, transforms.centre(height, width, preprocess), preprocess.size)
     rows = zip(torch.split(images, 1), draws.tolist(), strict=True)
-    return torch.cat([view(image, preprocess, augment, row) for image, row in rows])
+    return torch.cat([transforms.view(image, preprocess, augment, row) for image, row in rows])
 
 
 def test_batches(
@@ -180,20 +151,21 @@ def test_batches(
     The arguments are those of `train_batches`, but that `batch` is of one process. A rank has the
     images rank, rank + ranks, ...; its last batch may be smaller, and it may have none at all.
     """
-    mean, std = statistics(preprocess, device)
+    mean, std = transforms.statistics(preprocess, device)
     steps = torch.split(torch.arange(rank, len(split), ranks), batch)
     if isinstance(split.images, Tensor):
-        where = centre(split.images.shape[2], split.images.shape[3], preprocess)
+        where = transforms.centre(split.images.shape[2], split.images.shape[3], preprocess)
         for indices in steps:
-            images = recolour(split.images[indices].to(device), preprocess.channels)
-            views = cut(images, where, preprocess.size)
-            yield Batch(normalize(views, mean, std), split.labels[indices].to(device), indices)
+            images = transforms.recolour(split.images[indices].to(device), preprocess.channels)
+            views = transforms.cut(images, where, preprocess.size)
+            x = transforms.normalize(views, mean, std)
+            yield Batch(x, split.labels[indices].to(device), indices)
         return
     drawn = ((indices, torch.zeros(len(indices), DRAWS), preprocess.size) for indices in steps)
     for views, rest, _, bad in _decoded(
         split.images, preprocess, Augment(), drawn, workers, mean.is_cuda
     ):
-        x = normalize(_to(views, device), mean, std)
+        x = transforms.normalize(_to(views, device), mean, std)
         yield Batch(x, _to(split.labels[rest], device), rest, bad)
 
 
@@ -216,7 +188,7 @@ class Decode(Dataset[Answer]):
 
     def __getitem__(self, request: Request) -> Answer:
         number, paths, draws, side = request
-        preprocess, augment = at_side(self.preprocess, self.augment, side)
+        preprocess, augment = transforms.at_side(self.preprocess, self.augment, side)
         channels = preprocess.channels
         worker = get_worker_info()
         hand = self.hands[0 if worker is None else worker.id]
@@ -228,7 +200,7 @@ class Decode(Dataset[Answer]):
             except Unreadable as fault:
                 bad.append((path, fault.reason))
                 continue
-            views.append(view(image, preprocess, augment, numbers))
+            views.append(transforms.view(image, preprocess, augment, numbers))
             rows.append(row)
         hand[2] = -1
         return torch.cat(views), rows, bad

@@ -49,7 +49,6 @@ class Archive:
     test: tuple[str, ...]
     names: str
     label_bytes: int  # the last one is the label: CIFAR-100 has the coarse class before it
-    classes: int
     digest: str | None = None
 
 
@@ -61,7 +60,6 @@ ARCHIVES = {
         test=("cifar-10-batches-bin/test_batch.bin",),
         names="cifar-10-batches-bin/batches.meta.txt",
         label_bytes=1,
-        classes=10,
         digest="9048fcbac9c08a64d57a7c5a5a66750a974ad4eab380914df129f7e223d823df",
     ),
     "cifar100": Archive(
@@ -71,14 +69,10 @@ ARCHIVES = {
         test=("cifar-100-binary/test.bin",),
         names="cifar-100-binary/fine_label_names.txt",
         label_bytes=2,
-        classes=100,
     ),
 }
 
-CIFAR10 = (
-    *("airplane", "automobile", "bird", "cat", "deer"),
-    *("dog", "frog", "horse", "ship", "truck"),
-)
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 Watch = Callable[[int, int], None]
 Tensors = dict[str, Tensor]  # {train,test}_{images,labels}

@@ -162,14 +162,7 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def augment(images: Tensor, choice: Augment, mean: Tensor, std: Tensor, draws: Tensor) -> Tensor:
     """What training does to views that are cut to the input's side.
 
-    Args:
-        images: uint8 (B, C, S, S) on any device.
-        choice: the recipe's.
-        mean, std: of `statistics`.
-        draws: (B, DRAWS) of `uniform`.
-
-    Returns:
-        float32 (B, C, S, S), normalised.
+    uint8 (B, C, S, S), `statistics` and (B, DRAWS) of `uniform` -> float32 (B, C, S, S).
     """
     x: Tensor = images
     colour = draws[:, _COLOUR]

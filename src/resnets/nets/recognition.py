@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -43,66 +43,61 @@ VISIBLE = ("blocks", "widths", "unit", "stem", "groups", "dims", "growth", "widt
 def candidates(shapes: Mapping[str, Shape]) -> Iterator[Arch]:
     """Networks that may have these tensors: the family's first, then what the shapes say."""
     try:
-        guesses = _guesses(shapes)
+        guess = _guess(shapes)
     except (KeyError, IndexError, ValueError, ArithmeticError):
         return
-    guess = guesses[0]
     for known in FAMILY.values():
         if type(known) is type(guess) and all(
             getattr(known, name, None) == getattr(guess, name, None) for name in VISIBLE
         ):
             same = replace(known, classes=guess.classes, channels=guess.channels)
             yield replace(same, size=guess.size) if isinstance(guess, VitArch) else same
-    yield from guesses
+    yield guess
+    if isinstance(guess, ResNetArch):  # A and "none" have the same tensors, B and C may have
+        yield replace(guess, shortcut="none" if guess.shortcut == "A" else "C")
 
 
-def _guesses(shapes: Mapping[str, Shape]) -> Sequence[Arch]:
+def _guess(shapes: Mapping[str, Shape]) -> Arch:
     if "layer1.0.conv1.weight" in shapes:
-        return _resnets(shapes)
+        return _resnet(shapes)
     if "features.conv0.weight" in shapes:
         first = "features.denseblock1.denselayer1"
         growth = shapes[f"{first}.conv2.weight"][0]
         transition = shapes.get("features.transition1.conv.weight", (1, 2))
-        return [
-            DenseNetArch(
-                blocks=_counts(shapes, r"features\.denseblock(\d+)\.denselayer(\d+)\."),
-                growth=growth,
-                stem_width=shapes["features.conv0.weight"][0],
-                stem="imagenet" if "features.norm0.weight" in shapes else "cifar",
-                bottleneck=shapes[f"{first}.conv1.weight"][0] // growth,
-                compression=transition[0] / transition[1],
-                channels=shapes["features.conv0.weight"][1],
-                classes=shapes["classifier.weight"][0],
-                size=224 if "features.norm0.weight" in shapes else 32,
-            )
-        ]
+        return DenseNetArch(
+            blocks=_counts(shapes, r"features\.denseblock(\d+)\.denselayer(\d+)\."),
+            growth=growth,
+            stem_width=shapes["features.conv0.weight"][0],
+            stem="imagenet" if "features.norm0.weight" in shapes else "cifar",
+            bottleneck=shapes[f"{first}.conv1.weight"][0] // growth,
+            compression=transition[0] / transition[1],
+            channels=shapes["features.conv0.weight"][1],
+            classes=shapes["classifier.weight"][0],
+            size=224 if "features.norm0.weight" in shapes else 32,
+        )
     if "class_token" in shapes:
         width, channels, patch, _ = shapes["patches.weight"]
-        return [
-            VitArch(
-                blocks=_counts(shapes, r"(blocks)\.(\d+)\.")[0],
-                width=width,
-                heads=max(1, width // 64),
-                hidden=shapes["blocks.0.mlp.linear1.weight"][0],
-                patch=patch,
-                channels=channels,
-                classes=shapes["fc.weight"][0],
-                size=patch * math.isqrt(shapes["positions"][1] - 1),
-            )
-        ]
-    width, channels = shapes["first.weight"]
-    return [
-        MlpArch(
-            blocks=_counts(shapes, r"(units)\.(\d+)\.")[0],
+        return VitArch(
+            blocks=_counts(shapes, r"(blocks)\.(\d+)\.")[0],
             width=width,
-            hidden=shapes["units.0.linear1.weight"][0],
+            heads=max(1, width // 64),
+            hidden=shapes["blocks.0.mlp.linear1.weight"][0],
+            patch=patch,
             channels=channels,
             classes=shapes["fc.weight"][0],
+            size=patch * math.isqrt(shapes["positions"][1] - 1),
         )
-    ]
+    width, channels = shapes["first.weight"]
+    return MlpArch(
+        blocks=_counts(shapes, r"(units)\.(\d+)\.")[0],
+        width=width,
+        hidden=shapes["units.0.linear1.weight"][0],
+        channels=channels,
+        classes=shapes["fc.weight"][0],
+    )
 
 
-def _resnets(shapes: Mapping[str, Shape]) -> Sequence[Arch]:
+def _resnet(shapes: Mapping[str, Shape]) -> ResNetArch:
     blocks = _counts(shapes, r"layer(\d+)\.(\d+)\.")
     convs = max(i for i in (1, 2, 3) if f"layer1.0.conv{i}.weight" in shapes)
     widths = tuple(shapes[f"layer{i + 1}.0.conv{convs}.weight"][0] for i in range(len(blocks)))
@@ -113,7 +108,7 @@ def _resnets(shapes: Mapping[str, Shape]) -> Sequence[Arch]:
     squeezed = shapes.get("layer1.0.se.fc1.weight")
     projected = any(".downsample." in name for name in shapes)
     averaged = projected and not any(name.endswith(".downsample.0.weight") for name in shapes)
-    arch = ResNetArch(
+    return ResNetArch(
         blocks=blocks,
         widths=widths,
         unit={1: "single", 2: "basic", 3: "bottleneck"}[convs],  # type: ignore[arg-type]
@@ -131,7 +126,6 @@ def _resnets(shapes: Mapping[str, Shape]) -> Sequence[Arch]:
         classes=shapes["fc.weight"][0],
         size=32 if cifar else 224,
     )
-    return [arch, replace(arch, shortcut="C" if projected else "none")]
 
 
 def _counts(shapes: Mapping[str, Shape], pattern: str) -> tuple[int, ...]:

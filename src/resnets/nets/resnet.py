@@ -18,6 +18,10 @@ from resnets.nets.blocks import ExclusiveGate, PreActivation, Residual, chain
 from resnets.nets.layers import AVG_POOL, Blur, Layers, SqueezeExcite, global_mean, initialise
 from resnets.ops.fused import Chain, chained
 
+# By the order: what stands before a unit's convolutions, and once more after the last unit; and f.
+BEFORE = {"pre": "norm_relu", "relu_only_pre": "relu"}
+AFTER = {"post": "relu", "bn_after_add": "norm_relu"}
+
 
 class ResNet(nn.Module):
     """A residual network, He et al. 2015 and 2016.
@@ -31,6 +35,7 @@ class ResNet(nn.Module):
         make = Layers(arch.dims, arch.norm)
         width = arch.stem_width
         pooled = arch.stem != "cifar"
+        before = BEFORE.get(arch.order, "")
 
         self.conv1 = stem(arch, make)
         self.bn1 = make.norm(width)
@@ -46,7 +51,7 @@ class ResNet(nn.Module):
                 step = 2 if stage > 0 and i == 0 else 1
                 # The stem ends in BN and ReLU, so the first unit needs no activation of its own.
                 first = stage == 0 and i == 0
-                pre = nn.Identity() if first else pre_activation(arch, make, c_in)
+                pre = nn.Identity() if first else activation(before, make, c_in)
                 number = sum(arch.blocks[:stage]) + i + 1
                 drop = arch.drop_path * number / sum(arch.blocks)
                 units[str(i)] = unit(arch, make, c_in, c_out, step, pre, drop)
@@ -54,7 +59,7 @@ class ResNet(nn.Module):
             self.add_module(f"layer{stage + 1}", chain(units, checkpoint))
             self.levels[f"layer{stage + 1}"] = (c_out, stride)
 
-        self.final = pre_activation(arch, make, c_in)
+        self.final = activation(before, make, c_in)
         self.fc = nn.Linear(c_in, arch.classes)
         initialise(self)
 
@@ -99,22 +104,11 @@ def stem(arch: ResNetArch, make: Layers) -> nn.Module:
     )
 
 
-def pre_activation(arch: ResNetArch, make: Layers, channels: int) -> nn.Module:
-    """What stands before a unit's convolutions, and once more after the last unit."""
-    if arch.order == "pre":
+def activation(kind: str, make: Layers, channels: int) -> nn.Module:
+    """ReLU, or normalisation and ReLU, or nothing."""
+    if kind == "norm_relu":
         return make.norm_relu(channels)
-    if arch.order == "relu_only_pre":
-        return nn.ReLU()
-    return nn.Identity()
-
-
-def after_addition(arch: ResNetArch, make: Layers, channels: int) -> nn.Module:
-    """f."""
-    if arch.order == "post":
-        return nn.ReLU()
-    if arch.order == "bn_after_add":
-        return make.norm_relu(channels)
-    return nn.Identity()
+    return nn.ReLU() if kind == "relu" else nn.Identity()
 
 
 def unit(
@@ -131,18 +125,17 @@ def unit(
     Raises UsageError for exclusive gates in an order that has no f after the addition.
     """
     layers = branch(arch, make, c_in, c_out, stride, drop)
-    is_pre = arch.order in ("relu_only_pre", "pre")
-    f = after_addition(arch, make, c_out)
+    f = activation(AFTER.get(arch.order, ""), make, c_out)
     if arch.shortcut == "none":
         return Chain(OrderedDict(pre=pre, **layers, f=f))
     h = shortcut(arch, make, c_in, c_out, stride)
     if arch.join.kind == "exclusive_gate":
-        if is_pre:
+        if arch.order in BEFORE:
             raise UsageError(
                 f"exclusive gates are defined for f(h(x) + F(x)), not for order {arch.order!r}"
             )
         return ExclusiveGate(layers, h, f, Gate(make, c_in, c_out, stride, arch.join.gate_bias))
-    if is_pre:
+    if arch.order in BEFORE:
         return PreActivation(pre, layers, h, shared=stride != 1 or c_in != c_out)
     return Residual(layers, h, f)
 

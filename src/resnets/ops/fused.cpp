@@ -17,6 +17,7 @@ namespace {
 using bf16 = uint16_t;
 using Int = int64_t;
 using Vector = __m512;  // 16 floats
+constexpr int P = 8;    // rows of sums that are kept in registers
 
 inline Vector load(const float* p) { return _mm512_loadu_ps(p); }
 inline Vector load(const bf16* p) {
@@ -39,15 +40,13 @@ struct Buffer {  // zeros, on cache lines
 };
 
 // work(thread, first, last) for each thread's share of 0..n.
-template <typename Work>
-void shared(Int n, int threads, const Work& work) {
+void shared(Int n, int threads, const auto& work) {
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int t = 0; t < threads; ++t) work(t, n * t / threads, n * (t + 1) / threads);
 }
 
 // out[i] = the sum of parts[t][i] over the threads t.
-template <typename T>
-void add_up(const T* parts, int threads, Int n, T* out) {
+void add_up(const auto* parts, int threads, Int n, auto* out) {
   for (Int i = 0; i < n; ++i)
     for (int t = 0; t < threads; ++t) out[i] += parts[t * n + i];
 }
@@ -56,8 +55,7 @@ void add_up(const T* parts, int threads, Int n, T* out) {
 
 // Two sums a channel: `terms(i, c, s, q)` adds what the 16 elements from i on, of channels c on,
 // give. A float adds 512 rows at most, a double the rest.
-template <typename Terms>
-void column_sums(Int rows, Int C, int threads, double* sums, const Terms& terms) {
+void column_sums(Int rows, Int C, int threads, double* sums, const auto& terms) {
   Buffer<double> parts(threads * 2 * C);
   shared(rows, threads, [&](int t, Int first, Int last) {
     Buffer<float> S(2 * C);
@@ -77,11 +75,14 @@ void column_sums(Int rows, Int C, int threads, double* sums, const Terms& terms)
   add_up(+parts, threads, 2 * C, sums);
 }
 
-template <typename Body>
-void elements(Int rows, Int C, int threads, const Body& body) {
+// `body(c)` is what is done to the 16 elements from i on, of channels c on.
+void elements(Int rows, Int C, int threads, const auto& body) {
   shared(rows, threads, [&](int, Int first, Int last) {
-    for (Int r = first; r < last; ++r)
-      for (Int c = 0; c < C; c += 16) body(r * C + c, c);
+    for (Int r = first; r < last; r += 8)
+      for (Int c = 0; c < C; c += 16) {
+        const auto element = body(c);
+        for (Int k = r; k < std::min(r + 8, last); ++k) element(k * C + c);
+      }
   });
 }
 
@@ -89,7 +90,7 @@ void elements(Int rows, Int C, int threads, const Body& body) {
 
 // acc[p][b] += left[k][p] right[k][b] over k, both pairs of numbers: `left` advances by `step` and
 // has a row each `pitch`; `right` advances by `advance` and has a block each `block`.
-template <int P, int B>
+template <int B>
 inline __attribute__((always_inline)) void multiply(Vector (&acc)[P][B], const bf16* left,
                                                     Int pitch, Int step, const bf16* right,
                                                     Int block, Int advance, Int K) {
@@ -107,8 +108,7 @@ inline __attribute__((always_inline)) void multiply(Vector (&acc)[P][B], const b
 }
 
 // [out / 16][tap][in / 2][16][2] from weight(out, tap, in).
-template <typename Weight>
-void pack(bf16* packed, Int in, Int out, int threads, const Weight& weight) {
+void pack(bf16* packed, Int in, Int out, int threads, const auto& weight) {
   shared(out / 16, threads, [&](int, Int first, Int last) {
     for (Int i = first * 9 * in; i < last * 9 * in; ++i) {
       const Int block = i / (9 * in), tap = i / in % 9, c = i % in;
@@ -127,7 +127,6 @@ void pack(bf16* packed, Int in, Int out, int threads, const Weight& weight) {
 template <int B>
 void convolve(const bf16* padded, const bf16* packed, const bf16* h, bf16* y, double* sums, Int H,
               Int W, Int C, Int O, Int S, Int U) {
-  constexpr int P = 8;
   const Int pitch = (W * S + 2) * C;
   for (Int phase = 0; phase < U * U; ++phase) {
     const Int a = phase / U, b = phase % U;
@@ -158,10 +157,8 @@ void convolve(const bf16* padded, const bf16* packed, const bf16* h, bf16* y, do
         }
 #pragma GCC unroll 3
       for (int k = 0; k < B; ++k)
-        for (int l = 0; l < 16; ++l) {
-          sums[o + 16 * k + l] += s[k][l];
-          sums[O + o + 16 * k + l] += q[k][l];
-        }
+        for (int l = 0; l < 16; ++l)
+          sums[o + 16 * k + l] += s[k][l], sums[O + o + 16 * k + l] += q[k][l];
     }
   }
 }
@@ -170,8 +167,7 @@ void convolve(const bf16* padded, const bf16* packed, const bf16* h, bf16* y, do
 inline void interleave(const bf16* p, const bf16* q, bf16* out, Int n) {
   for (Int i = 0; i < n; i += 16) {
     const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(p + i)));
-    const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(q + i)));
-    _mm512_storeu_si512(out + 2 * i, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    _mm512_storeu_si512(out + 2 * i, _mm512_or_si512(low, (__m512i)load(q + i)));
   }
 }
 
@@ -179,7 +175,6 @@ inline void interleave(const bf16* p, const bf16* q, bf16* out, Int n) {
 // pixels (w, w + 1) are multiplied; those of x are laid out in `right` for each j.
 void correlate(const bf16* x, const bf16* dz, bf16* left, bf16* right, float* dw, Int H, Int W,
                Int C, Int O, Int S) {
-  constexpr int P = 8;
   const Int half = W / 2, row = half * 2 * C, plane = (H * S + 2) * row;
   for (int j = 0; j < 3; ++j)
     for (Int h = 0; h < H * S + 2; ++h)
@@ -187,10 +182,11 @@ void correlate(const bf16* x, const bf16* dz, bf16* left, bf16* right, float* dw
         const bf16* p = x + (h * (W * S + 2) + 2 * k * S + j) * C;
         interleave(p, p + S * C, right + j * plane + h * row + k * 2 * C, C);
       }
-  for (Int i = 0; i < H * half; ++i) {
-    const bf16* p = dz + ((i / half + 1) * (W + 2) + i % half * 2 + 1) * O;
-    interleave(p, p + O, left + i * 2 * O, O);
-  }
+  for (Int h = 0; h < H; ++h)
+    for (Int k = 0; k < half; ++k) {
+      const bf16* p = dz + ((h + 1) * (W + 2) + k * 2 + 1) * O;
+      interleave(p, p + O, left + (h * half + k) * 2 * O, O);
+    }
   for (Int o = 0; o < O; o += P)
     for (int j = 0; j < 3; ++j)
       for (Int c = 0; c < C; c += 16) {
@@ -253,12 +249,13 @@ void forward(const T* x, const float* w, T* z, const T* h, T* y, const float* ga
     running_mean[c] += momentum * (mean[c] - running_mean[c]);
     running_var[c] += momentum * (var * rows / (rows - 1) - running_var[c]);
   }
-  elements(rows, O, threads, [&](Int i, Int c) {
-    const Vector d = _mm512_sub_ps(load(z + i), load(mean + c));
-    Vector v = _mm512_fmadd_ps(d, load(scale + c), load(beta + c));
-    if (h) v = _mm512_add_ps(v, load(h + i));
-    if (relu) v = _mm512_max_ps(_mm512_setzero_ps(), v);  // in this order NaN stays
-    store(y + i, v);
+  elements(rows, O, threads, [=, &scale](Int c) {
+    return [=, m = load(mean + c), a = load(scale + c), b = load(beta + c)](Int i) {
+      Vector v = _mm512_fmadd_ps(_mm512_sub_ps(load(z + i), m), a, b);
+      if (h) v = _mm512_add_ps(v, load(h + i));
+      if (relu) v = _mm512_max_ps(_mm512_setzero_ps(), v);  // in this order NaN stays
+      store(y + i, v);
+    };
   });
 }
 
@@ -267,7 +264,7 @@ void backward(const T* dy, const T* skip, const T* x, const float* w, const T* z
               float* dw, T* dh, const float* gamma, const float* mean, const float* inverse,
               float* dgamma, float* dbeta, Int N, Int H, Int W, Int C, Int O, Int S, int threads) {
   const Int rows = N * H * W;
-  const auto g = [&](Int i) {  // y is given where there is a ReLU
+  const auto g = [=](Int i) {  // y is given where there is a ReLU
     if (!y) return load(dy + i);
     const auto on = _mm512_cmp_ps_mask(load(y + i), _mm512_setzero_ps(), _CMP_NLE_UQ);
     return _mm512_maskz_mov_ps(on, load(dy + i));
@@ -284,15 +281,18 @@ void backward(const T* dy, const T* skip, const T* x, const float* w, const T* z
     shift[c] = sums[c] / rows, slope[c] = dgamma[c] * inverse[c] / rows;
   }
   // dz = gamma / sigma (g - mean(g) - (z - mean) mean(g (z - mean)) / sigma^2)
-  const auto dz = [&](Int i, Int c) {
-    const Vector v = g(i), d = _mm512_sub_ps(load(z + i), load(mean + c));
-    if (dh) store(dh + i, v);
-    const Vector centred = _mm512_sub_ps(v, load(shift + c));
-    return _mm512_mul_ps(_mm512_fnmadd_ps(d, load(slope + c), centred), load(scale + c));
+  const auto dz = [=, &scale, &shift, &slope](Int c) {
+    return [=, m = load(mean + c), a = load(scale + c), b = load(shift + c),
+            k = load(slope + c)](Int i) {
+      const Vector v = g(i), d = _mm512_sub_ps(load(z + i), m);
+      if (dh) store(dh + i, v);
+      return _mm512_mul_ps(_mm512_fnmadd_ps(d, k, _mm512_sub_ps(v, b)), a);
+    };
   };
-  if (!w) return elements(rows, O, threads, [&](Int i, Int c) { 
-    const Vector v = dz(i, c);
-    store(dx + i, skip ? _mm512_add_ps(v, load(skip + i)) : v);
+  if (!w) return elements(rows, O, threads, [=, &dz](Int c) {
+    return [=, dz = dz(c)](Int i) {
+      store(dx + i, skip ? _mm512_add_ps(dz(i), load(skip + i)) : dz(i));
+    };
   });
   if constexpr (sizeof(T) == 2) {
     Buffer<bf16> packed(9 * C * O);
@@ -305,10 +305,11 @@ void backward(const T* dy, const T* skip, const T* x, const float* w, const T* z
       Buffer<bf16> left(H * W * O), right(3 * (H * S + 2) * W * C);
       Buffer<double> unused(2 * C);
       for (Int n = first; n < last; ++n) {
-        for (Int i = 0; i < H * W; ++i)
-          for (Int c = 0; c < O; c += 16)
-            store(grad + ((i / W + 1) * (W + 2) + i % W + 1) * O + c,
-                  dz((n * H * W + i) * O + c, c));
+        for (Int r = 0; r < H; ++r)
+          for (Int k = 0; k < W; ++k)
+            for (Int c = 0; c < O; c += 16)
+              store(grad + ((r + 1) * (W + 2) + k + 1) * O + c,
+                    dz(c)(((n * H + r) * W + k) * O + c));
         copy_padded(x + n * map, image, H * S, W * S, C);
         correlate(image, grad, left, right, parts + t * 9 * C * O, H, W, C, O, S);
         (C % 32 ? convolve<1> : convolve<2>)(grad, packed, skip ? skip + n * map : skip,

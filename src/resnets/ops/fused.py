@@ -25,7 +25,7 @@ from resnets.files import write_whole
 
 NHWC = torch.channels_last
 AVX512 = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "bf16")]
-FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-w", *AVX512]
+FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fopenmp", "-fno-math-errno", "-w", *AVX512]
 
 
 class Plus(nn.Module):
@@ -137,9 +137,8 @@ class _ConvNormAct(torch.autograd.Function):
         y = torch.empty(shape, dtype=x.dtype, memory_format=NHWC)
         z = x if w is None else torch.empty_like(y)
         mean, inverse = torch.empty_like(gamma), torch.empty_like(gamma)
-        running = norm.running_mean, norm.running_var
         norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-        tensors = (x, w, z, h, y, gamma, beta, mean, inverse, *running)
+        tensors = (x, w, z, h, y, gamma, beta, mean, inverse, norm.running_mean, norm.running_var)
         _call("forward", x, z, tensors, norm.momentum, norm.eps, relu)
         ctx.save_for_backward(x, w, z, y if relu else None, gamma, mean, inverse)
         ctx.set_materialize_grads(False)

@@ -182,7 +182,6 @@ def choose(source: Source, train: Split, device: torch.device) -> Recipe:
         epochs=min(90.0, max(20.0, 200_000 / images)),
         batch=batch,
         lr=0.05 * batch / 64,
-        schedule="cosine",
         warmup=0.1,
         nesterov=True,
         weight_decay=5e-4,
@@ -228,11 +227,6 @@ def training_images(source: Source) -> Split:
     return source.train
 
 
-def takes_images(network: Arch) -> bool:
-    """Whether the input is (N, C, H, W)."""
-    return not isinstance(network, MlpArch) and getattr(network, "dims", 2) == 2
-
-
 def resolve(
     recipe: Recipe, source: Source, device: torch.device, workers: int, world: World = ALONE
 ) -> Plan:
@@ -248,7 +242,7 @@ def resolve(
         raise UsageError("shard=true is for optimizer sgd or adamw, and not with frozen epochs")
     base = load(recipe.weights) if recipe.weights else None
     network = archs.changed(base.card.arch if base else archs.arch(recipe.model), recipe.arch)
-    if not takes_images(network):
+    if isinstance(network, MlpArch) or getattr(network, "dims", 2) != 2:
         raise UsageError(f"{recipe.model} takes no 2-D images; `resnets models` lists others")
     if recipe.batch % world.size:
         raise UsageError(f"batch={recipe.batch} cannot be shared by {world.size} processes evenly")
@@ -302,10 +296,8 @@ def moments(
     """Mean and deviation for a network of `channels` input channels. Raises UsageError."""
     if normalize == "none":
         return (0.0,) * channels, (1.0,) * channels
-    standard = Preprocess(size=1)
-    mean, std = standard.mean, standard.std
-    if normalize == "data":
-        mean, std = source.mean, source.std
+    known = source if normalize == "data" else Preprocess(size=1)
+    mean, std = known.mean, known.std
     if len(mean) == channels:
         return mean, std
     if channels == 1:

@@ -3,7 +3,7 @@
 study.json      what is searched, over which recipe and data
 trial-0001/     an ordinary run, and trial.json: its fields, how it ended, its error
 trials.csv      the table
-best.toml       the recipe with the best fields
+best.json       the recipe with the best fields
 
 These files are the whole study. Optuna's own is filled from them before each trial, so a kill loses
 what a killed run loses, and what is proposed is a function of the seed and the folder.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from resnets import recipe as room
 from resnets import recipes
 from resnets.data.splits import hold_out
 from resnets.errors import Diverged, Interrupted, MemoryExhausted, MissingPackage, UsageError
-from resnets.files import write_whole
 from resnets.recipe import Recipe
 from resnets.training.fit import Progress, fit
 from resnets.training.memory import fitted
@@ -76,7 +75,7 @@ def distribution(recipe: Recipe, key: str, text: str) -> distributions.BaseDistr
     values = text.removesuffix(":log").split(":" if ":" in text else ",")
     try:
         for value in values:  # told before anything is trained
-            changed = room.to_dict(recipes.merged(recipe, recipes.nested({key: value})))
+            changed = room.to_dict(recipes.merged(recipe, {key: value}))
         if ":" not in text:
             return distributions.CategoricalDistribution(values)
         low, high = values
@@ -135,7 +134,7 @@ def search(
         yield (done := ended(known := recorded(folder)))
         while len(done) < trials:
             proposed = propose(space, recipe.seed, done, known[len(done) :])
-            chosen = recipes.merged(recipe, recipes.nested(proposed.params) | length)
+            chosen = recipes.merged(recipe, proposed.params | length)
             own = fitted(resolve(chosen, source, plan.device, plan.workers))
             trial = Trial(len(done) + 1, proposed.params)
             run = Run(folder.path / f"trial-{trial.number:04d}")
@@ -148,8 +147,8 @@ def search(
             names = ("number", "state", "error", "seconds")
             rows = ([*map(asdict(t).get, names), *map(t.fields.get, space)] for t in done)
             folder.write_csv("trials.csv", (*names, *space), rows)
-            winner = recipes.merged(plan.recipe, recipes.nested(best(done).fields))
-            write_whole(folder.path / "best.toml", "".join(toml(room.to_dict(winner))).encode())
+            winner = recipes.merged(plan.recipe, best(done).fields)
+            folder.write_json("best.json", room.to_dict(winner))
             yield done
 
 
@@ -167,15 +166,6 @@ def ended(trials: Sequence[Trial]) -> list[Trial]:
 def best(trials: Sequence[Trial]) -> Trial:
     """The trial with the lowest error, the first of equals; those that were pruned have none."""
     return min(trials, key=lambda t: 2.0 if t.error is None else t.error)
-
-
-def toml(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """A line for each key, tables as dotted keys. TOML's scalars and lists are JSON's."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from toml(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key} = {json.dumps(value, ensure_ascii=False)}\n"
 
 
 def propose(
