@@ -147,9 +147,10 @@ class Recipe:
         peak = self.peak
         warmup = self.warmup if self.warmup >= 1 else self.warmup * steps
         if step < warmup:
+            low = min(self.warmup_lr, peak)
             if self.warmup_shape == "constant":
-                return self.warmup_lr
-            return self.warmup_lr + (peak - self.warmup_lr) * (step + 1) / warmup
+                return low
+            return low + (peak - low) * (step + 1) / warmup
         if self.schedule == "step":
             drops = sum(step >= round(d * steps) for d in self.drops)
         if self.schedule in ("step", "plateau"):
@@ -161,7 +162,7 @@ class Recipe:
 
     def cycled_momentum(self, step: int, steps: int) -> float:
         """Momentum of "one-cycle": `momentum` - 0.1 at the peak of the rate (1803.09820)."""
-        return self.momentum - 0.1 * self.rate(step, steps) / self.peak
+        return max(0.0, self.momentum - 0.1 * self.rate(step, steps) / self.peak)
 
     def total_steps(self, images: int) -> int:
         """Optimiser steps of the run over `images` training images."""
@@ -179,22 +180,23 @@ def parse(values: Mapping[str, Any]) -> Recipe:
     Raises:
         UsageError: names each unknown key, with the nearest known ones, and each wrong value.
     """
+    nested = values.get("augment", {})
     problems = [
         f"unknown key {key!r}: {nearest(key, known)}"
         for part, known in (
             (values, [f.name for f in fields(Recipe)]),
-            (values.get("augment", {}), [f.name for f in fields(Augment)]),
+            (nested if isinstance(nested, Mapping) else {}, [f.name for f in fields(Augment)]),
         )
         for key in part
         if key not in known
     ]
-    if problems:
-        raise UsageError("; ".join(problems))
     try:
-        return pydantic.TypeAdapter(Recipe).validate_python(dict(values))
+        recipe: Recipe = pydantic.TypeAdapter(Recipe).validate_python(dict(values))
     except pydantic.ValidationError as error:
-        problems = [
+        problems += [
             f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})"
             for e in error.errors()
         ]
-        raise UsageError("; ".join(problems)) from None
+    if problems:
+        raise UsageError("; ".join(problems))
+    return recipe

@@ -23,7 +23,7 @@ def paper_cifar10() -> Recipe:
     """Deep Residual Learning, section 4.2: 64,000 iterations of 128 images, rate / 10 at 32k, 48k.
 
     Test error in % over depth 20, 32, 44, 56: 8.75, 7.51, 7.17, 6.97 (Table 6). Biases and
-    normalisation are not decayed, as in the authors' code; micro=64 is their two GPUs.
+    normalisation are not decayed, as in the authors' code; --set micro=64 is their two GPUs.
     """
     return Recipe(
         model="resnet20",
@@ -268,6 +268,7 @@ def rsb_a2() -> Recipe:
         optimizer="lamb",
         weight_decay=0.02,
         decay_all=False,
+        clip=1.0,
         loss="bce",
     )
 

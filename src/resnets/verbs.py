@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -76,7 +77,8 @@ def plan(
         UsageError: an unknown model, recipe or key, or a value of the wrong type.
         DataError: the data is missing, empty, broken or has one class.
     """
-    began = time.monotonic()
+    # The command line and a launcher of ranks say since when a budget counts.
+    began = time.monotonic() - (now := time.time()) + float(os.environ.pop("RESNETS_BEGAN", now))
     if model is not None:
         archs.arch(model)  # a typing error is told before minutes of reading
     world = join(device) if launched() else World(size=devices)
@@ -96,9 +98,15 @@ def plan(
         weights=resolved.weights and str(Path(resolved.weights).resolve()),
         teacher=resolved.teacher and str(Path(resolved.teacher).resolve()),
     )
+    if not resolved.weights and (resolved.frozen or resolved.norm == "frozen"):
+        raise UsageError("frozen=N and norm=frozen need weights to start from: --set weights=...")
     if resolved.holdout:
         source = sources.hold_out(source, resolved.holdout, resolved.seed)
     chosen = plans.resolve(resolved, source, place, workers, world)
+    if model is not None and chosen.recipe.model != model:
+        raise UsageError(
+            f"--model {model}: {resolved.weights} is {chosen.recipe.model}; leave it out"
+        )
     return replace(fitted(chosen), began=began)
 
 
@@ -141,7 +149,8 @@ def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
     """
     run = Run(Path(path) if path is not None else fresh_folder(plan))
     root = plan.source.root
-    if root is not None and run.path.resolve().is_relative_to(root.resolve()):
+    folder = Path(plan.recipe.data).is_dir()  # a CSV may lie beside its runs
+    if root is not None and folder and run.path.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"the run folder {run.path} would lie in the data: give another, --run")
     if not launched():
         run.check_free()
@@ -215,7 +224,9 @@ def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
     if plan.recipe.keep == "best" and run.best.exists():
         network = load(run.best, device=plan.device).network
     if plan.recipe.precise_bn:
-        stream = batches(plan, Course(steps=plan.recipe.precise_bn))
+        # At the final size of a growing input, and without a budget's endless stream.
+        plain = replace(plan, recipe=replace(plan.recipe, budget=0.0, grow_from=0))
+        stream = batches(plain, Course(steps=plan.recipe.precise_bn))
         precise(network, (batch.images for batch in stream))
     steps = {"steps": str(found.course.step)}
     card = replace(plan.card, provenance=plan.card.provenance | steps)

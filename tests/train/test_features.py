@@ -232,3 +232,56 @@ def test_exact_normalisation_statistics_are_in_the_result(tmp_path):
     images = torch.cat([b.images for b in itertools.islice(loop.batches(plan, Course(steps=3)), 3)])
     means = F.conv2d(images, model.network.conv1.weight, padding=1).mean((0, 2, 3))
     torch.testing.assert_close(model.network.bn1.running_mean, means, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"keep": "best"}, "holdout=0.1"),
+        ({"frozen": 1}, "weights="),
+        ({"norm": "frozen"}, "weights="),
+        ({"momentun": 0.9, "lr": "abc"}, r"did you mean momentum(.|\n)*lr:"),
+        ({"augment": 3}, "augment:"),
+    ],
+)
+def test_contradictions_are_told_before_training(fields, message):
+    with pytest.raises(UsageError, match=message):
+        resnets.plan("digits", overrides=fields)
+
+
+def test_a_teacher_that_sees_other_pixels_is_refused(trained):
+    with pytest.raises(UsageError, match="normalises otherwise"):
+        small_plan(teacher=str(trained), normalize="imagenet")
+
+
+def test_another_model_than_that_of_the_weights_is_refused(trained):
+    with pytest.raises(UsageError, match="resnet8"):
+        resnets.plan("digits", model="resnet20", overrides={"weights": str(trained)})
+
+
+def test_class_weights_do_not_depend_on_the_micro_batch():
+    gradients = []
+    for micro in (32, 8):
+        plan = small_plan(arch={"norm": "group"}, micro=micro, class_weights="balanced")
+        state, step = begin(plan)
+        step.accumulate(first_batch(plan))
+        gradients.append([p.grad for p in state.network.parameters()])
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_without_an_average_the_result_is_the_last_state():
+    state, step = begin(small_plan(ema=0.0, ema_every=1000))
+    step.update(first_batch(small_plan()))
+    assert torch.equal(state.average.fc.weight, state.network.fc.weight)
+
+
+def test_a_large_seed_is_a_seed():
+    _, step = begin(small_plan(seed=99_999_999_999))
+    assert step.update(first_batch(small_plan())) == "done"
+
+
+def test_exact_statistics_after_a_budget_end(tmp_path):
+    few = {"size": 8, "batch": 32, "precise_bn": 2, "budget": 3.0, "precision": "float32"}
+    outcome = resnets.train("digits", model="resnet8", run=tmp_path / "r", overrides=few)
+    assert outcome.result is not None

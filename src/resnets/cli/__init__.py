@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -73,6 +74,7 @@ def train(
     folder = verbs.create_run(chosen, run)
     show.note(f"run folder {folder.path}")
     if devices > 1:  # the ranks are other processes; this one ends with theirs
+        os.environ["RESNETS_BEGAN"] = str(time.time() - time.monotonic() + chosen.began)
         resume(folder.path, devices=devices, device=asked.device, workers=asked.workers, json=json)
     with show.bar() as watch:
         outcome = verbs.go(folder, chosen, watch)
@@ -261,6 +263,8 @@ def doctor(*, quick: Annotated[bool, Parameter(negative="")] = False, json: Json
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the documented code."""
+    if "RANK" not in os.environ:
+        os.environ["RESNETS_BEGAN"] = str(time.time())
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     verbose, show.quiet = (not flags.isdisjoint(tokens) for flags in (VERBOSE, QUIET))
     tokens = [token for token in tokens if token not in VERBOSE | QUIET]

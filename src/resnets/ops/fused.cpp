@@ -75,13 +75,13 @@ void column_sums(Int rows, Int C, int threads, double* sums, const auto& terms) 
   add_up(+parts, threads, 2 * C, sums);
 }
 
-// `body(c)` is what is done to the 16 elements from i on, of channels c on.
+// body(c)(i) works on the 16 elements from i on, of channels c on. Wide rows are taken one by one.
 void elements(Int rows, Int C, int threads, const auto& body) {
   shared(rows, threads, [&](int, Int first, Int last) {
-    for (Int r = first; r < last; r += 8)
+    for (Int r = first, tile = std::max(Int(1), 512 / C); r < last; r += tile)
       for (Int c = 0; c < C; c += 16) {
         const auto element = body(c);
-        for (Int k = r; k < std::min(r + 8, last); ++k) element(k * C + c);
+        for (Int k = r; k < std::min(r + tile, last); ++k) element(k * C + c);
       }
   });
 }

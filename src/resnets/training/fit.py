@@ -208,7 +208,8 @@ def estimate(plan: Plan, seconds: float = 2.0) -> float:
     recipe = plan.recipe
     # Each rank makes its own number of steps, so none may wait for another.
     norm = "batch" if recipe.norm == "sync" else recipe.norm
-    recipe = replace(recipe, batch=plan.share, norm=norm)
+    # A frozen start and a small input are the cheap steps.
+    recipe = replace(recipe, batch=plan.share, norm=norm, frozen=0.0, grow_from=0)
     own = replace(plan, world=ALONE, workers=0, recipe=recipe)
     state = State.start(own.recipe, own.arch, own.device)
     state.course = Course(steps=own.steps, micro=own.micro)

@@ -26,8 +26,9 @@ def objective(
 ) -> Tensor:
     """Mean loss over images: logits and targets float32 (B, K), class weights (K,) -> ().
 
-    A target t is smoothed to (1 - smoothing) t + smoothing / K (1512.00567, section 7). Weighted
-    cross-entropy is divided by the weight of the targets, as in torch. "bce" asks of each class by
+    A target t is smoothed to (1 - smoothing) t + smoothing / K (1512.00567, section 7). Weights
+    multiply each image's loss; unlike torch's, the mean is over images and not over their weights,
+    so that it does not depend on how a batch is cut into micro-batches. "bce" asks of each class by
     itself whether the image has it, yes for all that were mixed (2110.00476, section 2.2), and is
     the mean over classes too.
     """
@@ -35,9 +36,8 @@ def objective(
         present = (targets > PRESENT).float()
         smooth = (1 - smoothing) * present + smoothing / targets.shape[1]
         return F.binary_cross_entropy_with_logits(logits, smooth, weights)
-    mass = targets.sum() if weights is None else (targets * weights).sum()
     total = F.cross_entropy(logits, targets, weights, reduction="sum", label_smoothing=smoothing)
-    return total / mass
+    return total / len(logits)
 
 
 def balanced(labels: Tensor, classes: int) -> Tensor:

@@ -231,16 +231,20 @@ def resolve(
     recipe: Recipe, source: Source, device: torch.device, workers: int, world: World = ALONE
 ) -> Plan:
     """Everything that follows from a recipe, the data and the machine. Raises UsageError."""
-    if recipe.watch == "test" and (
-        recipe.keep == "best" or recipe.stop_after or recipe.schedule == "plateau"
-    ):
+    chooses = recipe.keep == "best" or recipe.stop_after or recipe.schedule == "plateau"
+    if chooses and (recipe.watch == "test" or source.val is None):
         raise UsageError(
-            "keep=best, stop_after and schedule=plateau choose by the watched images, and the test "
-            "images may not choose: --set watch=val, with --set holdout=0.1 where there are none"
+            "keep=best, stop_after and schedule=plateau choose by validation images, never by the "
+            "test: --set watch=val, with --set holdout=0.1 where there are none"
         )
     if recipe.shard and (recipe.frozen or recipe.optimizer not in ("sgd", "adamw")):
         raise UsageError("shard=true is for optimizer sgd or adamw, and not with frozen epochs")
     base = load(recipe.weights) if recipe.weights else None
+    if base and base.card.arch.channels != source.channels:
+        raise UsageError(
+            f"{recipe.weights} takes {base.card.arch.channels} channels, "
+            f"the images of {source.name} have {source.channels}"
+        )
     network = archs.changed(base.card.arch if base else archs.arch(recipe.model), recipe.arch)
     if isinstance(network, MlpArch) or getattr(network, "dims", 2) != 2:
         raise UsageError(f"{recipe.model} takes no 2-D images; `resnets models` lists others")
@@ -260,10 +264,16 @@ def resolve(
     teacher = load(recipe.teacher, classes=source.classes) if recipe.teacher else None
     if teacher and teacher.card.classes != source.classes:
         raise UsageError(f"the teacher {recipe.teacher} knows other classes than {source.name}")
+    if teacher and not near(teacher.card.preprocess, preprocess):
+        raise UsageError(f"the teacher {recipe.teacher} normalises otherwise: --set normalize=...")
     bfloat16 = use_bfloat16(recipe.precision, device)
     return Plan(
         # With the precision said, the recipe repeats the run on another machine too.
-        recipe=replace(recipe, precision="bfloat16" if bfloat16 else "float32"),
+        recipe=replace(
+            recipe,
+            precision="bfloat16" if bfloat16 else "float32",
+            model=named(base.card.arch) or recipe.model if base else recipe.model,
+        ),
         arch=network,
         source=source,
         train=train,
@@ -275,6 +285,21 @@ def resolve(
         base=base,
         teacher=teacher,
     )
+
+
+def near(one: Preprocess, other: Preprocess) -> bool:
+    """Whether what one network sees suits another: the same moments but for another sample."""
+    pairs = zip((*one.mean, *one.std), (*other.mean, *other.std), strict=False)
+    return len(one.mean) == len(other.mean) and all(abs(a - b) < 0.05 for a, b in pairs)
+
+
+def named(arch: Arch) -> str | None:
+    """The model of that architecture, whatever its input and classes."""
+    for name, known in archs.FAMILY.items():
+        alike = replace(known, channels=arch.channels, classes=arch.classes, size=arch.size)
+        if alike == arch:
+            return name
+    return None
 
 
 def preprocessing(recipe: Recipe, source: Source) -> Preprocess:

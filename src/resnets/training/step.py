@@ -85,7 +85,7 @@ class Step:
             nn.utils.clip_grad_norm_(self.parameters, recipe.clip, foreach=True)
         optimizer.step()
         optimizer.zero_grad()
-        if course.step % recipe.ema_every == 0:
+        if not recipe.ema or course.step % recipe.ema_every == 0 or course.ended:
             # a short memory while the weights move fast
             count = course.step // recipe.ema_every
             blend(self.average, self.current, min(recipe.ema, count / (count + 9)))
@@ -134,7 +134,7 @@ class Step:
         pieces = list(zip(*parts, strict=True))
         first = world.rank * math.ceil(plan.share / course.micro)
         for number, (images, labels) in enumerate(pieces, start=first):
-            torch.manual_seed((recipe.seed * 1_000_003 + course.step) * 4096 + number)
+            torch.manual_seed(((recipe.seed * 1_000_003 + course.step) * 4096 + number) % 2**63)
             draws = draws_of_step(recipe.seed, course.step, number, 4)
             targets = dense(labels, plan.arch.classes)
             images, targets = mix(images, targets, recipe.augment, draws)

@@ -228,6 +228,7 @@ def launch(ranks: int, arguments: list[str]) -> int:
             if max(codes) > 1 or not killed:
                 return max(1, *codes)
             code = 128 + killed[0]
+            os.environ.pop("RESNETS_BEGAN", None)  # what was spent is in the checkpoint
         else:
             return 0
     return code
