@@ -130,9 +130,11 @@ class Step:
         """
         plan, recipe, course = self.plan, self.plan.recipe, self.state.course
         world, sums = plan.world, torch.zeros_like(self.state.totals)
-        parts = (torch.split(x, course.micro) for x in (batch.images, batch.labels))
+        # As many on each rank, also where an image could not be read: they exchange messages.
+        count = math.ceil(plan.share / course.micro)
+        parts = (torch.tensor_split(x, count) for x in (batch.images, batch.labels))
         pieces = list(zip(*parts, strict=True))
-        first = world.rank * math.ceil(plan.share / course.micro)
+        first = world.rank * count
         for number, (images, labels) in enumerate(pieces, start=first):
             torch.manual_seed(((recipe.seed * 1_000_003 + course.step) * 4096 + number) % 2**63)
             draws = draws_of_step(recipe.seed, course.step, number, 4)
@@ -145,8 +147,8 @@ class Step:
                 loss = self.loss(images, logits, targets)
                 (loss * (len(images) * world.size / recipe.batch)).backward()  # type: ignore[no-untyped-call]
             wrong = (logits.argmax(1) != targets.argmax(1)).sum()
-            count = torch.full_like(wrong, len(images))
-            sums += torch.stack([loss.detach() * count, wrong, count])
+            seen = torch.full_like(wrong, len(images))
+            sums += torch.stack([loss.detach() * seen, wrong, seen])
         return sums
 
     def loss(self, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
