@@ -101,8 +101,8 @@ class Plan:
         """Seconds that a run needs after its last step, if one evaluation takes `testing`."""
         if self.final is None or self.watched is None:
             return 2.0
-        # The result is computed in float32.
-        return 2.0 + 2 * testing * len(self.final) / len(self.watched)
+        # One evaluation ends the training; the result's is in float32.
+        return 2.0 + testing + 2 * testing * len(self.final) / len(self.watched)
 
     def initialise(self, *networks: Network) -> None:
         """Give each network the weights that the recipe starts from; a new classifier stays."""
