@@ -191,6 +191,16 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names():
     assert "'cosine'" in str(caught.value)
 
 
+def test_a_wrong_field_of_a_network_is_named():
+    for values, message in (
+        ({"blocks": "ab"}, r"^arch\.blocks: .* \(got 'ab'\)$"),
+        ({"join": {"kind": "sum"}}, r"^arch\.join\.kind: .* \(got 'sum'\)$"),
+        ({"depth": 20}, r"^arch: unknown fields of a resnet: depth$"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            archs.changed(FAMILY["resnet20"], values)
+
+
 def test_text_values_of_the_command_line_become_numbers():
     recipe = room.parse({"model": "resnet20", "lr": "0.2", "nesterov": "true", "drops": ["0.5"]})
     assert (recipe.lr, recipe.nesterov, recipe.drops) == (0.2, True, (0.5,))

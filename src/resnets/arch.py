@@ -143,7 +143,7 @@ class VitArch:
 
 
 Arch = ResNetArch | DenseNetArch | MlpArch | VitArch
-KINDS: dict[str, type[ResNetArch] | type[DenseNetArch] | type[MlpArch] | type[VitArch]] = {
+KINDS: dict[str, type[Arch]] = {
     "resnet": ResNetArch,
     "densenet": DenseNetArch,
     "mlp": MlpArch,
@@ -174,11 +174,16 @@ def changed(arch: Arch, values: Mapping[str, Any]) -> Arch:
     try:
         return from_dict({**to_dict(arch), **values})
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"arch.{field}: {first['msg']} (got {first['input']!r})") from None
+        raise UsageError(f"arch.{wrong(error)[0]}") from None
     except ValueError as error:
         raise UsageError(f"arch: {error}") from None
+
+
+def wrong(error: pydantic.ValidationError) -> list[str]:
+    """What is wrong with each field, for a person: "drops.0: ... (got 'x')"."""
+    return [
+        f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()
+    ]
 
 
 # --- ImageNet -------------------------------------------------------------------------------------
@@ -195,6 +200,7 @@ IMAGENET = {
     "resnet200": replace(R50, blocks=(3, 24, 36, 3), source=HE2016),
 }
 BOTTLENECK = {name: arch for name, arch in IMAGENET.items() if arch.unit == "bottleneck"}
+SMALL = {name: arch for name, arch in IMAGENET.items() if arch.depth <= 50}
 BAG = "He et al. 2018, arXiv 1812.01187"
 RESNEXT = "Xie et al. 2016, arXiv 1611.05431"
 WIDE = "Zagoruyko and Komodakis 2016, arXiv 1605.07146"
@@ -206,27 +212,14 @@ SE = "Hu et al. 2017, arXiv 1709.01507"
 
 def cifar(n: int) -> ResNetArch:
     """6n+2 layers, 1512.03385 section 4.2: n units at 32, 16 and 8 pixels, option A throughout."""
-    return ResNetArch(
-        blocks=(n, n, n),
-        widths=(16, 32, 64),
-        shortcut="A",
-        stem="cifar",
-        stem_width=16,
-        classes=10,
-        size=32,
-    )
+    units = ResNetArch(blocks=(n, n, n), widths=(16, 32, 64), shortcut="A")
+    return replace(units, stem="cifar", stem_width=16, classes=10, size=32)
 
 
 def cifar_bottleneck(n: int) -> ResNetArch:
     """9n+2 layers, 1603.05027 appendix: [1x1, 16; 3x3, 16; 1x1, 64] and projections."""
-    return replace(
-        cifar(n),
-        widths=(64, 128, 256),
-        unit="bottleneck",
-        shortcut="B",
-        stride_on="1x1",
-        source=HE2016,
-    )
+    units = replace(cifar(n), widths=(64, 128, 256), unit="bottleneck", stride_on="1x1")
+    return replace(units, shortcut="B", source=HE2016)
 
 
 def pre(arch: ResNetArch) -> ResNetArch:
@@ -241,27 +234,20 @@ def plain(arch: ResNetArch) -> ResNetArch:
 
 def wrn(depth: int, k: int) -> ResNetArch:
     """WRN-depth-k; its authors count the three projections and not the classifier: 6n + 4."""
-    return replace(
-        pre(cifar((depth - 4) // 6)),
-        widths=(16 * k, 32 * k, 64 * k),
-        shortcut="B",
-        counted=4,
-        source=WIDE,
-    )
+    units = replace(pre(cifar((depth - 4) // 6)), widths=(16 * k, 32 * k, 64 * k))
+    return replace(units, shortcut="B", counted=4, source=WIDE)
 
 
 def resnext29(groups: int, width: int) -> ResNetArch:
     """29 layers, `groups` x `width`d at the first stage, whose output is 256 wide: section 5.3."""
-    return replace(
-        cifar(3),
-        widths=(256, 512, 1024),
-        unit="bottleneck",
-        shortcut="B",
-        stem_width=64,
-        squeeze=256 / (groups * width),
-        groups=groups,
-        source=RESNEXT,
-    )
+    units = replace(cifar(3), widths=(256, 512, 1024), unit="bottleneck", shortcut="B")
+    inner = replace(units, squeeze=256 / (groups * width), groups=groups)
+    return replace(inner, stem_width=64, source=RESNEXT)
+
+
+def se(arch: ResNetArch) -> ResNetArch:
+    """Squeeze-and-excitation at the end of each unit."""
+    return replace(arch, se_reduction=16, source=SE)
 
 
 def densenet_bc(depth: int, growth: int) -> DenseNetArch:
@@ -286,12 +272,11 @@ SHORTCUTS = {  # 1603.05027 Table 1, on ResNet-110
     "constant_0_1": Join(kind="scale", x_scale=0.0),
     "constant_0.5_1": Join(kind="scale", x_scale=0.5),
     "constant_0.5_0.5": Join(kind="scale", x_scale=0.5, f_scale=0.5),
-    "exclusive_gate_0": Join(kind="exclusive_gate"),
-    "exclusive_gate_-5": Join(kind="exclusive_gate", gate_bias=-5.0),
-    "exclusive_gate_-6": Join(kind="exclusive_gate", gate_bias=-6.0),
-    "exclusive_gate_-7": Join(kind="exclusive_gate", gate_bias=-7.0),
-    "shortcut_gate_0": Join(kind="shortcut_gate"),
-    "shortcut_gate_-6": Join(kind="shortcut_gate", gate_bias=-6.0),
+    **{
+        f"exclusive_gate_{b}": Join(kind="exclusive_gate", gate_bias=float(b))
+        for b in (0, -5, -6, -7)
+    },
+    **{f"shortcut_gate_{b}": Join(kind="shortcut_gate", gate_bias=float(b)) for b in (0, -6)},
     "conv_shortcut": Join(kind="conv"),
     "dropout_shortcut": Join(kind="dropout"),
 }
@@ -300,25 +285,21 @@ PLACEMENTS = get_args(Order)[1:4]
 
 FAMILY: dict[str, Arch] = {
     **IMAGENET,
-    **{f"{name}_v1": replace(arch, stride_on="1x1") for name, arch in BOTTLENECK.items()},
+    **{f"{n}_v1": replace(a, stride_on="1x1") for n, a in BOTTLENECK.items()},
     **{
-        f"{n}_option_{o.lower()}": replace(IMAGENET[n], shortcut=o)
-        for n in ("resnet18", "resnet34")
+        f"resnet{depth}_option_{o.lower()}": replace(IMAGENET[f"resnet{depth}"], shortcut=o)
+        for depth in (18, 34)
         for o in ("A", "C")
     },
     "resnet50_v1_option_c": replace(R50, stride_on="1x1", shortcut="C"),
-    **{f"{name}c": replace(arch, stem="deep", source=BAG) for name, arch in BOTTLENECK.items()},
+    **{f"{n}c": replace(a, stem="deep", source=BAG) for n, a in BOTTLENECK.items()},
     **{
-        f"{name}d": replace(arch, stem="deep", downsample="avgpool", source=BAG)
-        for name, arch in IMAGENET.items()
-    },
-    **{f"pre{name}": pre(arch) for name, arch in IMAGENET.items()},
-    **{f"pre{n}_v1": pre(replace(a, stride_on="1x1")) for n, a in BOTTLENECK.items()},
-    **{
-        f"se{n}": replace(a, se_reduction=16, source=SE)
+        f"{n}d": replace(a, stem="deep", downsample="avgpool", source=BAG)
         for n, a in IMAGENET.items()
-        if a.depth < 200
     },
+    **{f"pre{n}": pre(a) for n, a in IMAGENET.items()},
+    **{f"pre{n}_v1": pre(replace(a, stride_on="1x1")) for n, a in BOTTLENECK.items()},
+    **{f"se{n}": se(a) for n, a in IMAGENET.items() if a.depth < 200},
     **{f"plain{depth}": plain(IMAGENET[f"resnet{depth}"]) for depth in (18, 34)},
     "resnext50_32x4d": replace(R50, squeeze=2, groups=32, source=RESNEXT),
     "resnext101_32x8d": replace(R101, squeeze=1, groups=32, source=RESNEXT),
@@ -344,26 +325,13 @@ FAMILY: dict[str, Arch] = {
     **{f"resnet110_{case}": replace(R110, join=join) for case, join in SHORTCUTS.items()},
     **{f"resnet110_{order}": replace(R110, order=order) for order in PLACEMENTS},
     **{f"resnet164_{order}": replace(R164, order=order) for order in PLACEMENTS},
-    **{
-        f"seresnet{6 * n + 2}": replace(cifar(n), se_reduction=16, source=SE) for n in (3, 5, 9, 18)
-    },
-    "wrn_16_8": wrn(16, 8),
-    "wrn_28_10": wrn(28, 10),
-    "wrn_40_4": wrn(40, 4),
-    "resnext29_8x64d": resnext29(8, 64),
-    "resnext29_16x64d": resnext29(16, 64),
-    "densenet_bc100_12": densenet_bc(100, 12),
-    "densenet_bc190_40": densenet_bc(190, 40),
-    "densenet_bc250_24": densenet_bc(250, 24),
+    **{f"seresnet{6 * n + 2}": se(cifar(n)) for n in (3, 5, 9, 18)},
+    **{f"wrn_{depth}_{k}": wrn(depth, k) for depth, k in ((16, 8), (28, 10), (40, 4))},
+    **{f"resnext29_{groups}x64d": resnext29(groups, 64) for groups in (8, 16)},
+    **{f"densenet_bc{d}_{k}": densenet_bc(d, k) for d, k in ((100, 12), (190, 40), (250, 24))},
     # Signals, volumes, tables
-    **{
-        f"{name}_1d": replace(IMAGENET[name], dims=1, channels=1, size=1000)
-        for name in ("resnet18", "resnet34", "resnet50")
-    },
-    **{
-        f"{name}_3d": replace(IMAGENET[name], dims=3, channels=3, size=112)
-        for name in ("resnet18", "resnet34", "resnet50")
-    },
+    **{f"{n}_1d": replace(a, dims=1, channels=1, size=1000) for n, a in SMALL.items()},
+    **{f"{n}_3d": replace(a, dims=3, channels=3, size=112) for n, a in SMALL.items()},
     "mlp_resnet": MlpArch(),
 }
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BeforeValidator, Field
 
+from resnets.arch import wrong
 from resnets.errors import UsageError, nearest
 
 Count = Annotated[int, Field(ge=0)]
@@ -19,6 +20,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Part = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Side = Annotated[int, Field(ge=0, le=2**14)]  # pixels: what a card may ask an image to become
 
 
 def listed(value: object) -> object:
@@ -39,11 +41,11 @@ class Preprocess:
     mean of 1512.03385, section 4.2).
     """
 
-    size: int
-    resize: int = 0
+    size: Annotated[Side, Field(gt=0)]
+    resize: Side = 0
     channels: int = 3
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[pydantic.FiniteFloat, ...] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,10 +195,7 @@ def parse(values: Mapping[str, Any]) -> Recipe:
     try:
         recipe: Recipe = pydantic.TypeAdapter(Recipe).validate_python(dict(values))
     except pydantic.ValidationError as error:
-        problems += [
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})"
-            for e in error.errors()
-        ]
+        problems += wrong(error)
     if problems:
         raise UsageError("; ".join(problems))
     return recipe

@@ -16,6 +16,7 @@ from resnets import recipe as room
 from resnets.errors import UsageError, nearest
 from resnets.recipe import Augment, Recipe
 
+PAD = Augment(crop="pad", pad=4, flip=True)
 AREA = Augment(crop="area", flip=True)
 
 
@@ -25,22 +26,10 @@ def paper_cifar10() -> Recipe:
     Test error in % over depth 20, 32, 44, 56: 8.75, 7.51, 7.17, 6.97 (Table 6). Biases and
     normalisation are not decayed, as in the authors' code; --set micro=64 is their two GPUs.
     """
-    return Recipe(
-        model="resnet20",
-        data="cifar10",
-        normalize="pixel",
-        augment=Augment(crop="pad", pad=4, flip=True),
-        steps=64_000,
-        batch=128,
-        lr=0.1,
-        lr_batch=128,
-        schedule="step",
-        drops=(0.5, 0.75),
-        warmup_lr=0.01,
-        warmup_shape="constant",
-        decay_all=False,
-        watch="test",
-    )
+    data = Recipe(model="resnet20", data="cifar10", normalize="pixel", augment=PAD, watch="test")
+    steps = replace(data, steps=64_000, batch=128, schedule="step", drops=(0.5, 0.75))
+    rate = replace(steps, lr=0.1, lr_batch=128, warmup_lr=0.01, warmup_shape="constant")
+    return replace(rate, decay_all=False)
 
 
 def paper_cifar10_110() -> Recipe:
@@ -55,74 +44,35 @@ def preact_cifar10() -> Recipe:
 
 def fb_cifar10() -> Recipe:
     """fb.resnet.torch on CIFAR-10: Nesterov, all is decayed. Errors about as in the paper."""
-    return replace(
-        paper_cifar10(),
-        normalize="data",
-        steps=0,
-        epochs=164,
-        drops=(80 / 164, 121 / 164),
-        nesterov=True,
-        decay_all=True,
-    )
+    epochs = replace(paper_cifar10(), steps=0, epochs=164, drops=(80 / 164, 121 / 164))
+    return replace(epochs, normalize="data", nesterov=True, decay_all=True)
 
 
 def wide_cifar10() -> Recipe:
     """Wide Residual Networks (1605.07146), section 3: WRN-28-10, 200 epochs. Test error 4.00 %."""
-    return replace(
-        fb_cifar10(),
-        model="wrn_28_10",
-        augment=Augment(crop="pad", pad=4, reflect=True, flip=True),
-        epochs=200,
-        drops=(0.3, 0.6, 0.8),
-        drop_factor=0.2,
-        weight_decay=5e-4,
-    )
+    epochs = replace(fb_cifar10(), epochs=200, drops=(0.3, 0.6, 0.8), drop_factor=0.2)
+    augment = replace(PAD, reflect=True)
+    return replace(epochs, model="wrn_28_10", augment=augment, weight_decay=5e-4)
 
 
 def dense_cifar10() -> Recipe:
     """DenseNet (1608.06993), section 4.2: 300 epochs of batch 64. DenseNet-BC-100-12: 4.51 %."""
-    return replace(
-        fb_cifar10(),
-        model="densenet_bc100_12",
-        epochs=300,
-        batch=64,
-        lr_batch=64,
-        drops=(0.5, 0.75),
-    )
+    epochs = replace(fb_cifar10(), epochs=300, drops=(0.5, 0.75))
+    return replace(epochs, model="densenet_bc100_12", batch=64, lr_batch=64)
 
 
 def stochastic_depth_cifar10() -> Recipe:
     """Stochastic Depth (1603.09382), section 4: 5.25 %, at the best epoch on 5,000 held out."""
-    return replace(
-        fb_cifar10(),
-        model="resnet110",
-        arch={"drop_path": 0.5},
-        epochs=500,
-        drops=(0.5, 0.75),
-        holdout=5000,
-        watch="val",
-        keep="best",
-    )
+    epochs = replace(fb_cifar10(), epochs=500, drops=(0.5, 0.75))
+    held = replace(epochs, holdout=5000, watch="val", keep="best")
+    return replace(held, model="resnet110", arch={"drop_path": 0.5})
 
 
 def quick_cifar10() -> Recipe:
     """A short schedule for CIFAR-10 on two CPU cores, ours; its measured error is in the README."""
-    return Recipe(
-        model="resnet20",
-        data="cifar10",
-        augment=Augment(crop="pad", pad=4, flip=True),
-        epochs=30,
-        batch=128,
-        lr=0.2,
-        schedule="linear",
-        warmup=0.15,
-        nesterov=True,
-        weight_decay=5e-4,
-        decay_all=False,
-        ema=0.998,
-        watch="test",
-        eval_every=2,
-    )
+    data = Recipe(model="resnet20", data="cifar10", augment=PAD, watch="test", eval_every=2)
+    rate = replace(data, epochs=30, batch=128, lr=0.2, schedule="linear", warmup=0.15)
+    return replace(rate, nesterov=True, weight_decay=5e-4, decay_all=False, ema=0.998)
 
 
 def fast_cifar10() -> Recipe:
@@ -130,18 +80,10 @@ def fast_cifar10() -> Recipe:
 
     Not measured yet. `--model resnet20` for a CPU.
     """
-    return replace(
-        quick_cifar10(),
-        model="wrn_16_8",
-        augment=Augment(crop="pad", pad=4, reflect=True, flip=True, cutout=8),
-        epochs=20,
-        batch=256,
-        lr_batch=256,
-        schedule="one-cycle",
-        warmup=0.25,
-        label_smoothing=0.1,
-        ema=0.995,
-    )
+    rate = replace(quick_cifar10(), lr_batch=256, schedule="one-cycle", warmup=0.25)
+    augment = replace(PAD, reflect=True, cutout=8)
+    soft = replace(rate, augment=augment, label_smoothing=0.1, ema=0.995)
+    return replace(soft, model="wrn_16_8", epochs=20, batch=256)
 
 
 def paper_imagenet() -> Recipe:
@@ -151,19 +93,10 @@ def paper_imagenet() -> Recipe:
     (Tables 2 and 3). The rate falls when the error has been at a plateau for five epochs; the
     paper does not say how it judged that.
     """
-    return Recipe(
-        model="resnet50_v1",
-        data="imagenet",
-        size=224,
-        augment=Augment(crop="scale", scale=(256, 480), flip=True, colour="pca"),
-        steps=600_000,
-        batch=256,
-        micro=32,
-        lr=0.1,
-        lr_batch=256,
-        schedule="plateau",
-        decay_all=False,
-    )
+    augment = Augment(crop="scale", scale=(256, 480), flip=True, colour="pca")
+    data = Recipe(model="resnet50_v1", data="imagenet", size=224, augment=augment)
+    steps = replace(data, steps=600_000, batch=256, micro=32)
+    return replace(steps, lr=0.1, lr_batch=256, schedule="plateau", decay_all=False)
 
 
 def preact_imagenet() -> Recipe:
@@ -171,14 +104,8 @@ def preact_imagenet() -> Recipe:
 
     Top-1 error in % of one 320 x 320 crop (Table 5): ResNet-152 21.1, ResNet-200 20.7.
     """
-    return replace(
-        paper_imagenet(),
-        model="preresnet200_v1",
-        steps=0,
-        epochs=90,
-        schedule="step",
-        drops=(1 / 3, 2 / 3),
-    )
+    epochs = replace(paper_imagenet(), steps=0, epochs=90, schedule="step", drops=(1 / 3, 2 / 3))
+    return replace(epochs, model="preresnet200_v1")
 
 
 def fb_resnet() -> Recipe:
@@ -187,15 +114,9 @@ def fb_resnet() -> Recipe:
     1-crop top-1 error in % over depth 18, 34, 50, 101, 152 (there 8 GPUs, micro=32): 30.43, 26.73,
     24.01, 22.44, 22.16.
     """
-    return replace(
-        preact_imagenet(),
-        model="resnet50",
-        normalize="imagenet",
-        augment=replace(AREA, colour="jitter+pca"),
-        micro=64,
-        nesterov=True,
-        decay_all=True,
-    )
+    augment = replace(AREA, colour="jitter+pca")
+    data = replace(preact_imagenet(), model="resnet50", normalize="imagenet", augment=augment)
+    return replace(data, micro=64, nesterov=True, decay_all=True)
 
 
 def goyal_8k() -> Recipe:
@@ -203,17 +124,9 @@ def goyal_8k() -> Recipe:
 
     0.1 for 256 images is 3.2 here, reached over 5 epochs. ResNet-50: 23.74 +- 0.09 % top-1 error.
     """
-    return replace(
-        fb_resnet(),
-        arch={"zero_gamma": True},
-        augment=AREA,
-        batch=8192,
-        micro=32,
-        drops=(30 / 90, 60 / 90, 80 / 90),
-        warmup=5 / 90,
-        warmup_lr=0.1,
-        decay_all=False,
-    )
+    drops = (30 / 90, 60 / 90, 80 / 90)
+    rate = replace(fb_resnet(), batch=8192, micro=32, drops=drops, warmup=5 / 90, warmup_lr=0.1)
+    return replace(rate, arch={"zero_gamma": True}, augment=AREA, decay_all=False)
 
 
 def torchvision_v1() -> Recipe:
@@ -229,73 +142,39 @@ def torchvision_v2() -> Recipe:
 
     Top-1 accuracy in % of ResNet-50, 101, 152: 80.86, 81.89, 82.28.
     """
-    return replace(
-        torchvision_v1(),
-        train_size=176,
-        crop_ratio=224 / 232,
-        augment=replace(AREA, policy="trivial", erase=0.1, repeats=4, mixup=0.2, cutmix=1.0),
-        epochs=600,
-        batch=1024,
-        micro=128,
-        lr=0.5,
-        lr_batch=1024,
-        schedule="cosine",
-        warmup=5 / 600,
-        warmup_lr=0.005,
-        weight_decay=2e-5,
-        decay_all=False,
-        label_smoothing=0.1,
-        ema=1 - (1 - 0.99998) * 1024 * 32 / 600,  # times images between two averages / epochs
-        ema_every=32,
-    )
+    augment = replace(AREA, policy="trivial", erase=0.1, repeats=4, mixup=0.2, cutmix=1.0)
+    data = replace(torchvision_v1(), train_size=176, crop_ratio=224 / 232, augment=augment)
+    epochs = replace(data, epochs=600, batch=1024, micro=128, schedule="cosine")
+    rate = replace(epochs, lr=0.5, lr_batch=1024, warmup=5 / 600, warmup_lr=0.005)
+    soft = replace(rate, weight_decay=2e-5, decay_all=False, label_smoothing=0.1)
+    # One average in 32 steps: torchvision's decay times images between two averages / epochs.
+    return replace(soft, ema=1 - (1 - 0.99998) * 1024 * 32 / 600, ema_every=32)
 
 
 def rsb_a2() -> Recipe:
     """ResNet Strikes Back (2110.00476), A2: 300 epochs on 4 GPUs. ResNet-50: 79.8 % top-1."""
-    return Recipe(
-        model="resnet50",
-        arch={"drop_path": 0.05, "zero_gamma": True},
-        data="imagenet",
-        size=224,
-        crop_ratio=0.95,
-        normalize="imagenet",
-        augment=replace(AREA, policy="rand", repeats=3, mixup=0.1, cutmix=1.0),
-        epochs=300,
-        batch=2048,
-        micro=512,
-        lr=5e-3,
-        warmup=5 / 300,
-        optimizer="lamb",
-        weight_decay=0.02,
-        decay_all=False,
-        clip=1.0,
-        loss="bce",
-    )
+    arch = {"drop_path": 0.05, "zero_gamma": True}
+    augment = replace(AREA, policy="rand", repeats=3, mixup=0.1, cutmix=1.0)
+    data = Recipe(model="resnet50", arch=arch, data="imagenet", size=224, augment=augment)
+    view = replace(data, crop_ratio=0.95, normalize="imagenet")
+    rate = replace(view, epochs=300, batch=2048, micro=512, lr=5e-3, warmup=5 / 300)
+    lamb = replace(rate, optimizer="lamb", weight_decay=0.02, decay_all=False, clip=1.0)
+    return replace(lamb, loss="bce")
 
 
 def rsb_a1() -> Recipe:
     """ResNet Strikes Back, A1: 600 epochs. ResNet-50: 80.4 % top-1."""
-    return replace(
-        rsb_a2(),
-        augment=replace(AREA, policy="rand", repeats=3, mixup=0.2, cutmix=1.0),
-        epochs=600,
-        warmup=5 / 600,
-        weight_decay=0.01,
-        label_smoothing=0.1,
-    )
+    a2 = rsb_a2()
+    longer = replace(a2, epochs=600, warmup=5 / 600, augment=replace(a2.augment, mixup=0.2))
+    return replace(longer, weight_decay=0.01, label_smoothing=0.1)
 
 
 def rsb_a3() -> Recipe:
     """ResNet Strikes Back, A3: 100 epochs at 160 pixels. ResNet-50: 78.1 % top-1 at 224."""
-    return replace(
-        rsb_a2(),
-        arch={"zero_gamma": True},
-        train_size=160,
-        augment=replace(AREA, policy="rand", rand=(6, 0.5), mixup=0.1, cutmix=1.0),
-        epochs=100,
-        lr=8e-3,
-        warmup=5 / 100,
-    )
+    a2 = rsb_a2()
+    augment = replace(a2.augment, rand=(6, 0.5), repeats=1)
+    data = replace(a2, arch={"zero_gamma": True}, train_size=160, augment=augment)
+    return replace(data, epochs=100, lr=8e-3, warmup=5 / 100)
 
 
 def fine_tune() -> Recipe:
@@ -303,38 +182,18 @@ def fine_tune() -> Recipe:
 
     The classifier learns alone for an epoch; then earlier stages move less than later ones.
     """
-    return Recipe(
-        model="resnet50",
-        size=224,
-        normalize="imagenet",
-        augment=replace(AREA, area=(0.35, 1.0)),
-        epochs=10,
-        batch=64,
-        lr=0.02,
-        lr_batch=64,
-        warmup=0.1,
-        nesterov=True,
-        decay_all=False,
-        label_smoothing=0.1,
-        frozen=1,
-        layer_decay=0.7,
-    )
+    augment = replace(AREA, area=(0.35, 1.0))
+    data = Recipe(model="resnet50", size=224, normalize="imagenet", augment=augment)
+    rate = replace(data, epochs=10, batch=64, lr=0.02, lr_batch=64, warmup=0.1, nesterov=True)
+    return replace(rate, decay_all=False, label_smoothing=0.1, frozen=1, layer_decay=0.7)
 
 
 def digits() -> Recipe:
     """The embedded digits at 16 px, in seconds on two cores; ours."""
-    return replace(
-        quick_cifar10(),
-        data="digits",
-        size=16,
-        augment=Augment(crop="pad", pad=2),
-        epochs=60,
-        batch=64,
-        lr=0.1,
-        ema=0.99,
-        watch="val",
-        eval_every=5,
-    )
+    augment = Augment(crop="pad", pad=2)
+    data = replace(quick_cifar10(), data="digits", size=16, augment=augment)
+    rate = replace(data, epochs=60, batch=64, lr=0.1, ema=0.99)
+    return replace(rate, watch="val", eval_every=5)
 
 
 PAPERS = (paper_cifar10, paper_cifar10_110, paper_imagenet, preact_cifar10, preact_imagenet)

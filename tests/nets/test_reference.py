@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from resnets.arch import FAMILY
 from resnets.nets import build
-from resnets.nets.transformer import from_torchvision, to_torchvision
+from resnets.nets.transformer import NAMES, renamed
 
 FAST = ["resnet18", "resnet34", "resnet50", "resnext50_32x4d", "densenet121"]
 SLOW = [
@@ -23,6 +23,9 @@ SLOW = [
     "densenet201",
 ]
 TIMM = ["seresnet50", "resnet50c", "resnet50d", "resnet18d", "resnet34d"]
+
+
+OURS = {theirs: ours for ours, theirs in NAMES.items()}
 
 
 def slow(names: list[str]) -> list[object]:
@@ -76,8 +79,8 @@ def test_vision_transformer() -> None:
     with torch.device("meta"):
         theirs, ours = torchvision.models.vit_b_16(), build(FAMILY["vit_b_16"])
     theirs = randomised(theirs)
-    ours.load_state_dict(from_torchvision(theirs.state_dict()), strict=True, assign=True)
-    theirs.load_state_dict(to_torchvision(ours.state_dict()), strict=True, assign=True)
+    ours.load_state_dict(renamed(theirs.state_dict(), OURS), strict=True, assign=True)
+    theirs.load_state_dict(renamed(ours.state_dict(), NAMES), strict=True, assign=True)
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(images), theirs(images), rtol=1e-5, atol=1e-5)
@@ -86,10 +89,10 @@ def test_vision_transformer() -> None:
 def test_names_of_the_transformer_go_both_ways() -> None:
     with torch.device("meta"):
         state = build(FAMILY["vit_s_16"]).state_dict()
-    back = from_torchvision(to_torchvision(state))
+    back = renamed(renamed(state, NAMES), OURS)
     assert list(back) == list(state)
     assert all(back[name] is state[name] for name in state)
     with pytest.raises(KeyError):
-        from_torchvision({"fc.weight": torch.empty(0)})
+        renamed({"fc.weight": torch.empty(0)}, OURS)
     with pytest.raises(KeyError):
-        to_torchvision({"heads.head.weight": torch.empty(0)})
+        renamed({"heads.head.weight": torch.empty(0)}, NAMES)

@@ -136,6 +136,12 @@ def test_a_file_without_a_card(tmp_path: Path) -> None:
         open_model(path)
 
 
+def test_a_checkpoint_of_others_is_no_model_file(tmp_path: Path) -> None:
+    torch.save(build(cifar(1)).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"w\.pth: no card: not a model file of resnets"):
+        load(tmp_path / "w.pth")
+
+
 finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 cards = st.builds(
     lambda arch, names, size, mean, std, provenance, temperature: Card(

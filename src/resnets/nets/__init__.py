@@ -47,8 +47,6 @@ def create(
     Raises UsageError with the nearest known names.
     """
     arch = named(model) if isinstance(model, str) else model
-    if classes is not None:
-        arch = replace(arch, classes=classes)
-    if channels is not None:
-        arch = replace(arch, channels=channels)
+    arch = replace(arch, classes=arch.classes if classes is None else classes)
+    arch = replace(arch, channels=arch.channels if channels is None else channels)
     return build(arch, checkpoint=checkpoint)

@@ -17,16 +17,16 @@ from resnets.ops.fused import Plus, chained
 class Residual(nn.Module):
     """y = f(h(x) + F(x)): He et al. 2015, eq. 1 and 2; He et al. 2016, eq. 1.
 
-    F is the chain of `layers`, h is `shortcut`; f is the ReLU of He et al. 2015. The layers are
-    registered under their own names and h as `downsample`, as in torchvision.
+    F is the chain of `layers`; f is the ReLU of He et al. 2015. The layers are registered under
+    their own names and the shortcut h as `downsample`, as in torchvision.
 
     Shapes: (N, C, *S) -> (N, C', *S').
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], shortcut: nn.Module, f: nn.Module) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], h: nn.Module, f: nn.Module) -> None:
         super().__init__()
         self.names = _register(self, layers)
-        self.downsample = shortcut
+        self.downsample = h
         self.f = f
 
     def branch(self, x: Tensor) -> Tensor:
@@ -41,9 +41,9 @@ class ExclusiveGate(Residual):
     """y = f((1 - g(x)) h(x) + g(x) F(x)): He et al. 2016, section 3.1, exclusive gating."""
 
     def __init__(
-        self, layers: Mapping[str, nn.Module], shortcut: nn.Module, f: nn.Module, gate: nn.Module
+        self, layers: Mapping[str, nn.Module], h: nn.Module, f: nn.Module, gate: nn.Module
     ) -> None:
-        super().__init__(layers, shortcut, f)
+        super().__init__(layers, h, f)
         self.gate = gate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,16 +61,12 @@ class PreActivation(nn.Module):
     """
 
     def __init__(
-        self,
-        pre: nn.Module,
-        layers: Mapping[str, nn.Module],
-        shortcut: nn.Module,
-        shared: bool = False,
+        self, pre: nn.Module, layers: Mapping[str, nn.Module], h: nn.Module, shared: bool = False
     ) -> None:
         super().__init__()
         self.pre = pre
         self.names = _register(self, layers)
-        self.downsample = shortcut
+        self.downsample = h
         self.shared = shared
 
     def branch(self, a: Tensor) -> Tensor:
@@ -107,19 +103,14 @@ class Recomputed(nn.Sequential):
         units = list(self)
         for start in range(0, len(units), self.segment):
             part = units[start : start + self.segment]
-            x = checkpoint(_run, part, x, use_reentrant=False, context_fn=partial(_twice, part))
+            twice = partial(_twice, part)
+            x = checkpoint(chained, part, x, use_reentrant=False, context_fn=twice)
         return x
 
 
 def chain(units: Mapping[str, nn.Module], segment: int) -> nn.Sequential:
     """The units in order, recomputed in segments of that many; 0 keeps everything."""
     return Recomputed(units, segment) if segment else nn.Sequential(OrderedDict(units))
-
-
-def _run(units: Iterable[nn.Module], x: Tensor) -> Tensor:
-    for unit in units:
-        x = unit(x)
-    return x
 
 
 def _twice(

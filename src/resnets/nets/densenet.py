@@ -50,13 +50,10 @@ class Features(nn.Module):
                 reduced = int(c * arch.compression)
                 self.add_module(f"transition{block - 1}", transition(make, c, reduced))
                 c, stride = reduced, stride * 2
-            layers = {
-                f"denselayer{i + 1}": DenseLayer(
-                    make, c + i * k, arch.bottleneck * k, k, arch.dropout
-                )
-                for i in range(count)
-            }
-            c += count * k
+            layers = {}
+            for i in range(1, count + 1):
+                layers[f"denselayer{i}"] = DenseLayer(make, c, arch.bottleneck * k, k, arch.dropout)
+                c += k
             self.add_module(f"denseblock{block}", chain(layers, checkpoint))
             self.levels[f"denseblock{block}"] = (c, stride)
         self.norm5, self.relu5 = make.norm(c), nn.ReLU()

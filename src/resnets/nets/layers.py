@@ -27,18 +27,10 @@ class Layers:
     norm_kind: Literal["batch", "group"] = "batch"
 
     def conv(
-        self,
-        c_in: int,
-        c_out: int,
-        kernel: int,
-        stride: int = 1,
-        groups: int = 1,
-        bias: bool = False,
+        self, c_in: int, c_out: int, k: int, stride: int = 1, groups: int = 1, bias: bool = False
     ) -> nn.Module:
-        """A convolution with an odd kernel that keeps the size (or divides it by the stride)."""
-        return CONV[self.dims](
-            c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=bias
-        )
+        """A k-wide convolution, k odd, that keeps the size (or divides it by the stride)."""
+        return CONV[self.dims](c_in, c_out, k, stride, padding=k // 2, groups=groups, bias=bias)
 
     def norm(self, channels: int) -> nn.Module:
         if self.norm_kind == "batch":
@@ -74,15 +66,12 @@ class Blur(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         dims, channels = x.ndim - 2, x.shape[1]
         line = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype, device=x.device)
-        kernel = line
-        for _ in range(dims - 1):
-            kernel = kernel.unsqueeze(-1) * line
+        kernel = torch.stack(torch.meshgrid(*[line] * dims, indexing="ij")).prod(0)
+        weight = kernel.expand(channels, 1, *kernel.shape)
         conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[dims]
         # The border is repeated and not reflected: a map may be one pixel wide.
         padded = F.pad(x, (1, 1) * dims, mode="replicate")
-        return conv(
-            padded, kernel.expand(channels, 1, *kernel.shape), None, self.stride, 0, 1, channels
-        )
+        return conv(padded, weight, None, self.stride, 0, 1, channels)
 
 
 class SqueezeExcite(nn.Module):

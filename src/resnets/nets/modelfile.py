@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -26,12 +25,10 @@ from resnets.files import write_whole
 from resnets.nets import Network, weights
 from resnets.nets.recognition import clip, differences, skeleton
 from resnets.nets.weights import refused
-from resnets.recipe import Preprocess
+from resnets.recipe import Positive, Preprocess
 
 FORMAT = 1
 KEY = "resnets"
-SIDE_LIMIT = 2**14  # pixels: what a card may ask an image to become
-CODES = {torch.float32: "F32", torch.int64: "I64"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +40,7 @@ class Card:
     preprocess: Preprocess
     # Data, its digest, the recipe, versions, a licence: text for people.
     provenance: dict[str, str] = field(default_factory=dict)
-    temperature: float | None = None  # logits are divided by it before the softmax
+    temperature: Positive | None = None  # logits are divided by it before the softmax
 
 
 def save(path: str | Path, network: Network, card: Card) -> None:
@@ -72,8 +69,7 @@ def save(path: str | Path, network: Network, card: Card) -> None:
             raise ValueError("what is read back differs")
     except (ValueError, TypeError) as error:
         raise UsageError(f"this card cannot be saved: {error}") from None
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if problems := differences(skeleton(card.arch).state_dict(), shapes):
+    if problems := differences(skeleton(card.arch).state_dict(), tensors):
         raise UsageError(f"the card describes another network: {problems}")
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -89,31 +85,7 @@ def load(path: str | Path) -> tuple[Network, Card]:
             name, shape or type is wrong (the tensor is named), or a value is not finite.
     """
     path = Path(path)
-    size, start = weights.look(path)
-    if not weights.is_safetensors(size, start):
-        raise refused(path, "not a model file, or cut short", "Save or download it again.")
-    with weights.safetensors(path, start) as file:
-        card, digests = _unseal(path, (file.metadata() or {}).get(KEY, ""))
-        slices = {name: file.get_slice(name) for name in list(file.keys())}
-        network = _skeleton(path, card.arch, len(slices))
-        wanted = network.state_dict()
-        expected = {name: (CODES[like.dtype], [*like.shape]) for name, like in wanted.items()}
-        found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
-        if found != expected or digests.keys() != wanted.keys():
-            problems = differences(wanted, {name: (*shape,) for name, (_, shape) in found.items()})
-            raise refused(
-                path,
-                f"its tensors are not its card's ({problems or 'types or digests'})",
-                "Get the file again.",
-            )
-        tensors = {name: file.get_tensor(name) for name in wanted}
-    for name, tensor in tensors.items():
-        if digest(tensor) != digests[name]:
-            raise refused(path, f"{name} is not what was saved (SHA-256)", "Get the file again.")
-        if not torch.isfinite(tensor).all():
-            raise refused(path, f"{name} has values that are not finite", "Train it again.")
-    network.load_state_dict(tensors, assign=True)
-    return network.eval(), card
+    return _ours(path, *weights.contents(path))
 
 
 def open_model(path: str | Path) -> tuple[Network, Card | None]:
@@ -122,14 +94,10 @@ def open_model(path: str | Path) -> tuple[Network, Card | None]:
     Raises CheckpointError for a file that is refused or not recognised.
     """
     path = Path(path)
-    size, start = weights.look(path)
-    if weights.is_safetensors(size, start):
-        with weights.safetensors(path, start) as file:
-            metadata = file.metadata() or {}
-        # One wrong letter in the key does not make a foreign file of ours.
-        if KEY in metadata or any(_SEAL in text for text in metadata.values()):
-            return load(path)
-    tensors = weights.read(path)
+    tensors, metadata = weights.contents(path)
+    # One wrong letter in the key does not make a foreign file of ours.
+    if KEY in metadata or any(_SEAL in text for text in metadata.values()):
+        return _ours(path, tensors, metadata)
     try:
         arch, tensors = weights.recognise(tensors)
     except CheckpointError as error:
@@ -137,6 +105,23 @@ def open_model(path: str | Path) -> tuple[Network, Card | None]:
     network = skeleton(arch)
     network.load_state_dict(tensors, assign=True)
     return network.eval(), None
+
+
+def _ours(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[Network, Card]:
+    card, digests = _unseal(path, metadata.get(KEY, ""))
+    network = _skeleton(path, card.arch, len(tensors))
+    wanted = network.state_dict()
+    kinds = [{name: (t.dtype, t.shape) for name, t in d.items()} for d in (tensors, wanted)]
+    if kinds[0] != kinds[1] or digests.keys() != wanted.keys():
+        problems = differences(wanted, tensors) or "types or digests"
+        raise refused(path, f"its tensors are not its card's ({problems})", "Get the file again.")
+    for name, tensor in tensors.items():
+        if digest(tensor) != digests[name]:
+            raise refused(path, f"{name} is not what was saved (SHA-256)", "Get the file again.")
+    network.load_state_dict(tensors, assign=True)
+    return network.eval(), card
 
 
 def to_dict(card: Card) -> dict[str, Any]:
@@ -155,12 +140,9 @@ def from_dict(data: Mapping[str, Any]) -> Card:
     per_pixel = see.channels * see.size**2
     checks = {
         "classes": len(card.classes) == arch.classes,
-        "size": 0 < see.size <= SIDE_LIMIT and 0 <= see.resize <= SIDE_LIMIT,
         "channels": see.channels == arch.channels,
-        "mean": len(see.mean) in (see.channels, per_pixel) and all(map(math.isfinite, see.mean)),
-        "std": len(see.std) in (see.channels, per_pixel)
-        and all(s > 0 and math.isfinite(s) for s in see.std),
-        "temperature": card.temperature is None or 0 < card.temperature < math.inf,
+        "mean": len(see.mean) in (see.channels, per_pixel),
+        "std": len(see.std) in (see.channels, per_pixel),
     }
     if wrong := [name for name, good in checks.items() if not good]:
         raise ValueError(f"wrong {', '.join(wrong)} in a card")

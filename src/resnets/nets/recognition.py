@@ -23,14 +23,14 @@ def skeleton(arch: Arch) -> Network:
         return build(arch)
 
 
-def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Shape]) -> str:
+def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """What tensors lack, have too much or have in another shape, in one line; "" if none."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
-    lone = [name for name in (*shapes, *found) if not name.endswith(COUNTER)]
+    both = [(n, (*found[n].shape,), (*t.shape,)) for n, t in wanted.items() if n in found]
+    lone = {name for name in wanted.keys() ^ found if not name.endswith(COUNTER)}
     kinds = (
-        [f"{n} is {found[n]}, not {s}" for n, s in shapes.items() if found.get(n, s) != s],
-        [f"no {name}" for name in lone if name not in found],
-        [f"unexpected {clip(name, 60)}" for name in lone if name not in shapes],
+        [f"{name} is {shape}, not {like}" for name, shape, like in both if shape != like],
+        [f"no {name}" for name in wanted if name in lone],
+        [f"unexpected {clip(name, 60)}" for name in found if name in lone],
     )
     parts = [part for kind in kinds for part in kind[:2]]
     more = sum(map(len, kinds)) - len(parts)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,33 +32,28 @@ class ResNet(nn.Module):
         super().__init__()
         self.arch = arch
         make = Layers(arch.dims, arch.norm)
-        width = arch.stem_width
+        c_in = arch.stem_width
         pooled = arch.stem != "cifar"
-        before = BEFORE.get(arch.order, "")
 
         self.conv1 = stem(arch, make)
-        self.bn1 = make.norm(width)
+        self.bn1 = make.norm(c_in)
         self.relu = nn.ReLU()
         self.maxpool = make.max_pool(arch.blur) if pooled else nn.Identity()
-        self.levels = {"stem": (width, 2 if pooled else 1)}
+        self.levels = {"stem": (c_in, 2 if pooled else 1)}
 
         stride = 4 if pooled else 1  # of a level against the input
-        c_in = width
-        for stage, (count, c_out) in enumerate(zip(arch.blocks, arch.widths, strict=True)):
+        number = 0
+        for stage, (count, c_out) in enumerate(zip(arch.blocks, arch.widths, strict=True), 1):
             units: dict[str, nn.Module] = {}
             for i in range(count):
-                step = 2 if stage > 0 and i == 0 else 1
-                # The stem ends in BN and ReLU, so the first unit needs no activation of its own.
-                first = stage == 0 and i == 0
-                pre = nn.Identity() if first else activation(before, make, c_in)
-                number = sum(arch.blocks[:stage]) + i + 1
-                drop = arch.drop_path * number / sum(arch.blocks)
-                units[str(i)] = unit(arch, make, c_in, c_out, step, pre, drop)
+                step = 2 if stage > 1 and i == 0 else 1
+                number += 1
+                units[str(i)] = unit(arch, make, c_in, c_out, step, number)
                 c_in, stride = c_out, stride * step
-            self.add_module(f"layer{stage + 1}", chain(units, checkpoint))
-            self.levels[f"layer{stage + 1}"] = (c_out, stride)
+            self.add_module(f"layer{stage}", chain(units, checkpoint))
+            self.levels[f"layer{stage}"] = (c_out, stride)
 
-        self.final = activation(before, make, c_in)
+        self.final = activation(BEFORE.get(arch.order), make, c_in)
         self.fc = nn.Linear(c_in, arch.classes)
         initialise(self)
 
@@ -93,18 +87,12 @@ def stem(arch: ResNetArch, make: Layers) -> nn.Module:
     if arch.stem == "imagenet":
         return make.conv(arch.channels, width, 7, 2)
     half = width // 2  # 32, 32, 64: He et al. 2018, "ResNet-C"
-    return Chain(
-        make.conv(arch.channels, half, 3, 2),
-        make.norm(half),
-        nn.ReLU(),
-        make.conv(half, half, 3),
-        make.norm(half),
-        nn.ReLU(),
-        make.conv(half, width, 3),
-    )
+    first = [make.conv(arch.channels, half, 3, 2), make.norm(half), nn.ReLU()]
+    second = [make.conv(half, half, 3), make.norm(half), nn.ReLU()]
+    return Chain(*first, *second, make.conv(half, width, 3))
 
 
-def activation(kind: str, make: Layers, channels: int) -> nn.Module:
+def activation(kind: str | None, make: Layers, channels: int) -> nn.Module:
     """ReLU, or normalisation and ReLU, or nothing."""
     if kind == "norm_relu":
         return make.norm_relu(channels)
@@ -112,20 +100,17 @@ def activation(kind: str, make: Layers, channels: int) -> nn.Module:
 
 
 def unit(
-    arch: ResNetArch,
-    make: Layers,
-    c_in: int,
-    c_out: int,
-    stride: int,
-    pre: nn.Module,
-    drop: float,
+    arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: int, number: int
 ) -> nn.Module:
-    """One residual unit. The order decides the law and what follows the addition.
+    """Residual unit `number`, from 1. The order decides the law and what follows the addition.
 
     Raises UsageError for exclusive gates in an order that has no f after the addition.
     """
+    # The stem ends in BN and ReLU, so the first unit needs no activation of its own.
+    pre = activation(BEFORE.get(arch.order) if number > 1 else None, make, c_in)
+    drop = arch.drop_path * number / sum(arch.blocks)
     layers = branch(arch, make, c_in, c_out, stride, drop)
-    f = activation(AFTER.get(arch.order, ""), make, c_out)
+    f = activation(AFTER.get(arch.order), make, c_out)
     if arch.shortcut == "none":
         return Chain(OrderedDict(pre=pre, **layers, f=f))
     h = shortcut(arch, make, c_in, c_out, stride)
@@ -134,7 +119,7 @@ def unit(
             raise UsageError(
                 f"exclusive gates are defined for f(h(x) + F(x)), not for order {arch.order!r}"
             )
-        return ExclusiveGate(layers, h, f, Gate(make, c_in, c_out, stride, arch.join.gate_bias))
+        return ExclusiveGate(layers, h, f, gate(arch, make, c_in, c_out, stride))
     if arch.order in BEFORE:
         return PreActivation(pre, layers, h, shared=stride != 1 or c_in != c_out)
     return Residual(layers, h, f)
@@ -184,21 +169,19 @@ def shortcut(arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: int)
     """h: option A, B or C of He et al. 2015, section 3.3, and on it the join's h of 2016."""
     join = arch.join
     changes = stride != 1 or c_in != c_out
-    h: nn.Module
+    h: nn.Module = nn.Identity()
     if join.kind == "conv" or arch.shortcut == "C" or (arch.shortcut == "B" and changes):
         h = projection(arch, make, c_in, c_out, stride)
     elif changes and arch.blur:
         h = nn.Sequential(Blur(stride), Pad(1, c_out - c_in))
     elif changes:
         h = Pad(stride, c_out - c_in)
-    else:
-        h = nn.Identity()
     if join.kind == "scale":
         return nn.Sequential(h, Scale(join.x_scale))
     if join.kind == "dropout":
         return nn.Sequential(h, nn.Dropout(0.5))
     if join.kind == "shortcut_gate":
-        return ShortcutGate(h, Gate(make, c_in, c_out, stride, join.gate_bias))
+        return ShortcutGate(h, gate(arch, make, c_in, c_out, stride))
     return h
 
 
@@ -215,6 +198,13 @@ def projection(arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: in
     if arch.order not in ("bn_after_add", "pre"):
         layers.append(make.norm(c_out))
     return Chain(*layers)
+
+
+def gate(arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: int) -> nn.Module:
+    """g(x) = sigmoid(W x + b), a 1x1 convolution: He et al. 2016, section 3.1."""
+    conv = make.conv(c_in, c_out, 1, stride, bias=True)
+    nn.init.constant_(conv.bias, arch.join.gate_bias)  # type: ignore[arg-type]
+    return nn.Sequential(OrderedDict(conv=conv, sigmoid=nn.Sigmoid()))
 
 
 class Pad(nn.Module):
@@ -245,18 +235,6 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.factor * x
-
-
-class Gate(nn.Module):
-    """g(x) = sigmoid(W x + b), a 1x1 convolution: He et al. 2016, section 3.1."""
-
-    def __init__(self, make: Layers, c_in: int, c_out: int, stride: int, bias: float) -> None:
-        super().__init__()
-        self.conv = make.conv(c_in, c_out, 1, stride, bias=True)
-        nn.init.constant_(self.conv.bias, bias)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(self.conv(x))
 
 
 class ShortcutGate(nn.Module):

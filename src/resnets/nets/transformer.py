@@ -43,9 +43,8 @@ class VisionTransformer(nn.Module):
         # As torchvision: patches ~ N(0, 1 / fan-in), a classifier of zeros.
         fan_in = arch.channels * arch.patch**2
         nn.init.trunc_normal_(self.patches.weight, std=fan_in**-0.5)
-        nn.init.zeros_(self.patches.bias)  # type: ignore[arg-type]
-        nn.init.zeros_(self.fc.weight)
-        nn.init.zeros_(self.fc.bias)
+        for zero in (self.patches.bias, self.fc.weight, self.fc.bias):
+            nn.init.zeros_(zero)  # type: ignore[arg-type]
 
     def tokens(self, x: Tensor) -> Tensor:
         """(N, channels, size, size) -> (N, 1 + patches, width), the class token first."""
@@ -125,20 +124,11 @@ NAMES = {
 }
 
 
-def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors of a vision transformer under torchvision's names (`vit_b_16` and kin).
+def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors of a vision transformer under torchvision's names (`vit_b_16` and kin): by `NAMES`.
 
-    Raises KeyError for a name that a `VisionTransformer` does not have.
+    Raises KeyError for a name that is not put together from `names`.
     """
-    return _renamed(state, NAMES)
-
-
-def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `to_torchvision`. Raises KeyError for a name that it does not give."""
-    return _renamed(state, {theirs: ours for ours, theirs in NAMES.items()})
-
-
-def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     part = "|".join(map(re.escape, names))
     for name in state:
         if not re.fullmatch(rf"(?:{part}|\d+\.)+(?:weight|bias)?", name):

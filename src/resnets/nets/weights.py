@@ -13,8 +13,7 @@ import pickletools
 import re
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,8 +23,8 @@ from torch import Tensor
 
 from resnets.arch import LAYERS, Arch, ResNetArch, VitArch
 from resnets.errors import CheckpointError, ResnetsError
-from resnets.nets import transformer
 from resnets.nets.recognition import candidates, clip, differences, seen, skeleton
+from resnets.nets.transformer import NAMES, renamed
 
 FILE_LIMIT = 8 * 2**30  # bytes; the largest network of the family has 0.4 GB
 HEADER_LIMIT = 16 * 2**20  # bytes of a safetensors header
@@ -64,11 +63,16 @@ def read(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: the file is missing, broken, too large, not a weights file, holds code, or
             has a tensor with values that are not finite.
     """
-    path = Path(path)
-    size, start = look(path)
-    if is_safetensors(size, start):
-        with safetensors(path, start) as file:
-            found = {name: file.get_tensor(name) for name in list(file.keys())}
+    return contents(Path(path))[0]
+
+
+def contents(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `read` gives, and a safetensors file's metadata. Raises as `read` does."""
+    size, start = _look(path)
+    length = int.from_bytes(start[:8], "little")
+    metadata: dict[str, str] = {}
+    if start[8:] == b"{" and length <= size - 8:  # the length of a header that fits; it is JSON
+        found, metadata = _safetensors(path, length)
     elif path.suffix == ".safetensors":
         raise refused(path, "not a safetensors file, or cut short", "Download it again.")
     elif path.suffix in PICKLES:
@@ -77,11 +81,16 @@ def read(path: str | Path) -> dict[str, Tensor]:
         raise refused(path, "not a weights file", f"Known: .safetensors {' '.join(PICKLES)}.")
     if not found:
         raise refused(path, "no tensors in it", "Save `model.state_dict()`.")
-    return _checked(path, found, size)
+    return _checked(path, found, size), metadata
 
 
-def look(path: Path) -> tuple[int, bytes]:
-    """The size of a file and its first bytes. Raises CheckpointError if it may not be read."""
+def refused(path: Path, what: str, todo: str) -> CheckpointError:
+    """What is wrong with which file, and what to do."""
+    return CheckpointError(f"{path}: {what}.\n{todo}")
+
+
+def _look(path: Path) -> tuple[int, bytes]:
+    """The size of a file and its first bytes."""
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
@@ -98,24 +107,9 @@ def look(path: Path) -> tuple[int, bytes]:
     return info.st_size, start
 
 
-def refused(path: Path, what: str, todo: str) -> CheckpointError:
-    """What is wrong with which file, and what to do."""
-    return CheckpointError(f"{path}: {what}.\n{todo}")
-
-
-def is_safetensors(size: int, start: bytes) -> bool:
-    """By content: eight bytes, the length of a header that fits in the file; a header in JSON."""
-    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= size - 8
-
-
-@contextmanager
-def safetensors(path: Path, start: bytes) -> Iterator[Any]:
-    """The opened file. The library checks that tensors neither overlap nor leave holes, and takes
-    the last of two entries of one name: two readers could see two files.
-
-    Raises CheckpointError, also for what fails while it is open.
-    """
-    length = int.from_bytes(start[:8], "little")
+def _safetensors(path: Path, length: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    # The library checks that tensors neither overlap nor leave holes, and takes the last of two
+    # entries of one name: two readers could see two files.
     if length > HEADER_LIMIT:
         raise refused(path, f"a header of {length} bytes", "Save the weights without metadata.")
     try:
@@ -124,7 +118,9 @@ def safetensors(path: Path, start: bytes) -> Iterator[Any]:
             json.loads(header.read(length), object_pairs_hook=_once)
         # Not mapped: the tensors stay what they are when the file changes.
         with safe_open(path, framework="pt", backend="pread") as file:
-            yield file
+            return {
+                name: file.get_tensor(name) for name in list(file.keys())
+            }, file.metadata() or {}
     except (SafetensorError, RuntimeError, ValueError, AttributeError, OSError) as error:
         raise refused(path, f"broken or cut short ({clip(error)})", "Download it again.") from None
 
@@ -257,7 +253,7 @@ def recognise(
             if arch:
                 raise
             continue
-        problems = differences(wanted, shapes)
+        problems = differences(wanted, named)
         if arch and problems:
             raise CheckpointError(f"the tensors are not those of the given network: {problems}")
         if not problems:
@@ -274,22 +270,22 @@ def recognise(
 
 def to_torchvision(tensors: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
     """Our tensors under torchvision's names: a ViT has others, the rest of the family the same."""
-    return transformer.to_torchvision(tensors) if isinstance(arch, VitArch) else dict(tensors)
+    return renamed(tensors, NAMES) if isinstance(arch, VitArch) else dict(tensors)
 
 
 def _named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "encoder.pos_embedding" in tensors:
         try:
-            return transformer.from_torchvision(tensors)
+            return renamed(tensors, {theirs: ours for ours, theirs in NAMES.items()})
         except KeyError as error:
             raise CheckpointError(f"a ViT with a tensor that is not known: {error}") from None
-    renamed = {}
+    changed = {}
     for key, tensor in tensors.items():
         # torchvision's DenseNet files of 2017: norm.1 for norm1.
         name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key)
         name = re.sub(r"^linear\.", "fc.", name)
-        renamed[re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", name)] = tensor
-    return renamed if len(renamed) == len(tensors) else dict(tensors)
+        changed[re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", name)] = tensor
+    return changed if len(changed) == len(tensors) else dict(tensors)
 
 
 def _zeros_after(tensors: dict[str, Tensor], arch: ResNetArch) -> dict[str, Tensor]:
