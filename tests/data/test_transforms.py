@@ -247,15 +247,16 @@ def test_what_can_be_done_at_one_side_can_be_done_at_all(size, more, side):
 
 
 def test_the_view_is_the_crop_and_then_the_policy():
-    image, row = noise(1, 3, 30, 40), drawn(1)[0].tolist()
+    image, draws = noise(1, 3, 30, 40), drawn(1)
     preprocess, crop = Preprocess(size=16), Augment(crop="area")
-    plain = transforms.view(image, preprocess, crop, row)
+    plain, row = transforms.views(image, draws, 16, preprocess, crop), draws[0].tolist()
     for policy, expected in (
         ("trivial", policies.trivial(plain, row[32:])),
         ("rand", policies.rand(plain, 9, 1.0, row[32:40])),
     ):
         augment = Augment(crop="area", policy=policy, rand=(9, 1.0))
-        assert torch.equal(transforms.view(image, preprocess, augment, row), expected)
+        found = transforms.views(image, draws, 16, preprocess, augment)
+        assert torch.equal(found, expected)
 
 
 def test_pca_is_fb_resnet_torchs_lighting():

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -23,7 +22,7 @@ from resnets.data import transforms
 from resnets.data.decode import Unreadable, decode
 from resnets.data.draws import order, uniform
 from resnets.data.sources import Split
-from resnets.data.transforms import DRAWS
+from resnets.data.transforms import DRAWS, Crops
 from resnets.errors import DataError, UsageError
 from resnets.recipe import Augment, Preprocess
 
@@ -36,7 +35,7 @@ class Batch:
     """What a step works on; files that could not be read have no row in the tensors."""
 
     images: Tensor  # float32 (B, C, S, S), normalised, on the device
-    labels: Tensor  # int64 (B,), on the device
+    labels: Tensor  # as the split's: int64 (B,) or float32 (B, K), on the device
     indices: Tensor  # int64 (B,), on the CPU: which images of the split these are
     unreadable: tuple[tuple[Path, str], ...] = ()  # files that belong here, each with the reason
 
@@ -91,26 +90,17 @@ def train_batches(
     check(preprocess, augment, batch, ranks, side(start))
     mean, std = transforms.statistics(preprocess, device)
     rows = stream(seed, len(split), batch, start, stop, augment.repeats, rank, ranks)
-    steps = ((indices, views, side(step)) for step, (indices, views) in enumerate(rows, start))
-    if isinstance(split.images, Tensor):
-        images = transforms.recolour(split.images.to(device), preprocess.channels)
-        labels = split.labels.to(device)
-        for indices, views, length in steps:
-            here = indices.to(device)
-            draws = uniform(seed, views.to(device), here, DRAWS)
-            size, change = transforms.at_side(preprocess, augment, length)
-            x = _views(images.index_select(0, here), size, change, draws)
-            yield Batch(transforms.augment(x, change, mean, std, draws), labels[here], indices)
-        return
-    drawn = ((i, uniform(seed, views, i, DRAWS), length) for i, views, length in steps)
-    for x, rest, draws, bad in _decoded(
-        split.images, preprocess, augment, drawn, workers, mean.is_cuda
-    ):
-        if not len(rest):
+    steps = (
+        (indices, uniform(seed, views, indices, DRAWS), side(step))
+        for step, (indices, views) in enumerate(rows, start)
+    )
+    see = functools.partial(transforms.views, preprocess=preprocess, augment=augment)
+    for x, indices, draws, bad in _read(split, see, preprocess.channels, steps, device, workers):
+        if not len(indices):
             raise DataError(f"not one image of a batch can be read: {bad[0][0]} ({bad[0][1]}), ...")
         _, change = transforms.at_side(preprocess, augment, x.shape[3])
-        x = transforms.augment(_to(x, device), change, mean, std, _to(draws, device))
-        yield Batch(x, _to(split.labels[rest], device), rest, bad)
+        x = transforms.augment(x, change, mean, std, _to(draws, device))
+        yield Batch(x, _to(split.labels[indices], device), indices, bad)
 
 
 def check(preprocess: Preprocess, augment: Augment, batch: int, ranks: int, side: int) -> None:
@@ -128,14 +118,6 @@ def check(preprocess: Preprocess, augment: Augment, batch: int, ranks: int, side
         raise UsageError(f"augment.pad={augment.pad} is too much to reflect of {size}")
 
 
-def _views(images: Tensor, preprocess: Preprocess, augment: Augment, draws: Tensor) -> Tensor:
-    if augment.crop in ("none", "pad") and augment.policy == "none":
-        height, width = images.shape[2:]
-        return transforms.cut(images, transforms.centre(height, width, preprocess), preprocess.size)
-    rows = zip(torch.split(images, 1), draws.tolist(), strict=True)
-    return torch.cat([transforms.view(image, preprocess, augment, row) for image, row in rows])
-
-
 def test_batches(
     split: Split,
     *,
@@ -145,93 +127,108 @@ def test_batches(
     workers: int = 0,  # noqa: PT028
     rank: int = 0,  # noqa: PT028
     ranks: int = 1,  # noqa: PT028
+    crops: Crops = "center",  # noqa: PT028
+    change: Callable[[Tensor, Tensor], Tensor] | None = None,  # noqa: PT028
 ) -> Iterator[Batch]:
     """Every image once, in the split's order, as the network sees it at test time.
 
     The arguments are those of `train_batches`, but that `batch` is of one process. A rank has the
     images rank, rank + ranks, ...; its last batch may be smaller, and it may have none at all.
+
+    `crops` says what is seen of an image (see `transforms.shown`): "corners" are five rows, with
+    labels and indices five times; of files, which differ in shape, a "whole" image is a batch.
+    `change` is done to the uint8 (B, C, H, W) views on the device, given their int64 (B,) indices
+    on the CPU, before they are normalised.
+
+    Raises:
+        UsageError: `preprocess` has a mean for each pixel, and a "whole" image another shape.
+        DataError: a worker died or hung.
     """
     mean, std = transforms.statistics(preprocess, device)
-    steps = torch.split(torch.arange(rank, len(split), ranks), batch)
-    if isinstance(split.images, Tensor):
-        where = transforms.centre(split.images.shape[2], split.images.shape[3], preprocess)
-        for indices in steps:
-            images = transforms.recolour(split.images[indices].to(device), preprocess.channels)
-            views = transforms.cut(images, where, preprocess.size)
-            x = transforms.normalize(views, mean, std)
-            yield Batch(x, split.labels[indices].to(device), indices)
-        return
-    drawn = ((indices, torch.zeros(len(indices), DRAWS), preprocess.size) for indices in steps)
-    for views, rest, _, bad in _decoded(
-        split.images, preprocess, Augment(), drawn, workers, mean.is_cuda
-    ):
-        x = transforms.normalize(_to(views, device), mean, std)
-        yield Batch(x, _to(split.labels[rest], device), rest, bad)
+    each = 1 if crops == "whole" and not isinstance(split.images, Tensor) else batch
+    parts = torch.split(torch.arange(rank, len(split), ranks), each)
+    steps = ((indices, torch.zeros(len(indices), 0), preprocess.size) for indices in parts)
+    see = functools.partial(transforms.shown, preprocess=preprocess, crops=crops)
+    for x, read, _, bad in _read(split, see, preprocess.channels, steps, device, workers):
+        if mean.shape[1:] not in ((1, 1), x.shape[2:]):
+            height, width = x.shape[2:]
+            raise UsageError(
+                f"normalize=pixel is of {preprocess.size} x {preprocess.size} pixels and fits no "
+                f"whole image of {height} x {width}: take crops of the centre or the corners"
+            )
+        indices = read.repeat_interleave(len(x) // max(1, len(read)))
+        x = transforms.normalize(change(x, indices) if change else x, mean, std)
+        yield Batch(x, _to(split.labels[indices], device), indices, bad)
 
 
-Request = tuple[int, tuple[str, ...], NDArray[np.float32], int]  # number, files, draws, side
-Answer = tuple[Tensor, list[int], list[tuple[str, str]]]
+# What testing or training sees of uint8 (B, C, H, W) images, given (B, DRAWS) and the input's side.
+See = Callable[[Tensor, Tensor, int], Tensor]
+# Indices, draws, side of the input, files; a tensor would take a file descriptor to each worker.
+Request = tuple[NDArray[np.int64], NDArray[np.float32], int, tuple[str, ...]]
+# The views, and indices and draws of the images that could be read; the files that could not be.
+Answer = tuple[Tensor, Tensor, Tensor, tuple[tuple[Path, str], ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Decode(Dataset[Answer]):
-    """What a worker does: files and their draws -> (uint8 views, which rows they are, bad files).
+    """What a worker does with a request.
 
     The request comes with all it needs, so a worker holds no list of files that forking copies.
-    `hands` is shared with the training process: int64 (workers, 3) of the worker's process, the
-    request that it works on, and the row that it is reading (-1: none).
+    `hands` is shared with the training process: int64 (workers, 2) of the worker's process and the
+    index of the file that it is reading, or -1 - that of the last that it read.
     """
 
-    preprocess: Preprocess
-    augment: Augment
+    see: See
+    channels: int
     hands: Tensor
 
     def __getitem__(self, request: Request) -> Answer:
-        number, paths, draws, side = request
-        preprocess, augment = transforms.at_side(self.preprocess, self.augment, side)
-        channels = preprocess.channels
+        indices, draws = (torch.from_numpy(x) for x in request[:2])
+        side, files = request[2:]
         worker = get_worker_info()
         hand = self.hands[0 if worker is None else worker.id]
-        views, rows, bad = [torch.empty(0, channels, side, side, dtype=torch.uint8)], [], []
-        for row, (path, numbers) in enumerate(zip(paths, draws.tolist(), strict=True)):
-            hand.copy_(torch.tensor([os.getpid(), number, row]))
+        views, rows, bad = [], [], []
+        for row, (index, path) in enumerate(zip(indices.tolist(), files, strict=True)):
+            hand.copy_(torch.tensor([os.getpid(), index]))
             try:
-                image = torch.from_numpy(decode(path, channels)).permute(2, 0, 1)[None]
+                image = torch.from_numpy(decode(path, self.channels)).permute(2, 0, 1)[None]
             except Unreadable as fault:
-                bad.append((path, fault.reason))
-                continue
-            views.append(transforms.view(image, preprocess, augment, numbers))
-            rows.append(row)
-        hand[2] = -1
-        return torch.cat(views), rows, bad
+                bad.append((Path(path), fault.reason))
+            else:
+                views.append(self.see(image, draws[row : row + 1], side))
+                rows.append(row)
+            hand[1] = -1 - index
+        none = torch.empty(0, self.channels, side, side, dtype=torch.uint8)
+        return torch.cat(views or [none]), indices[rows], draws[rows], tuple(bad)
 
 
-def _decoded(
-    files: tuple[Path, ...],
-    preprocess: Preprocess,
-    augment: Augment,
+def _read(
+    split: Split,
+    see: See,
+    channels: int,
     steps: Iterable[tuple[Tensor, Tensor, int]],
+    device: torch.device | str,
     workers: int,
-    pin: bool,
-) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[tuple[Path, str], ...]]]:
-    """(uint8 views, indices, draws, unreadable files) of steps of (indices, draws, side)."""
-    asked = deque[tuple[Tensor, Tensor]]()
-    done = 0
-    hands = torch.full((max(1, workers), 3), -1)
+) -> Iterator[Answer]:
+    """What is seen, on the device, in each of the steps (indices, draws, side of the input)."""
+    if isinstance(split.images, Tensor):
+        images = split.images.to(device)
+        for indices, draws, side in steps:
+            yield see(images.index_select(0, indices.to(device)), draws, side), indices, draws, ()
+        return
+    files = split.images
+    hands = torch.full((max(1, workers), 2), -1)
     if workers:
         hands.share_memory_()  # type: ignore[no-untyped-call]
-
-    def requests() -> Iterator[Request]:
-        for number, (indices, draws, side) in enumerate(steps):
-            asked.append((indices, draws))
-            yield number, tuple(str(files[i]) for i in indices.tolist()), draws.numpy(), side
-
     loader = DataLoader(
-        Decode(preprocess, augment, hands),
+        Decode(see, channels, hands),
         batch_size=None,  # a request is a whole batch
-        sampler=requests(),
+        sampler=(
+            (indices.numpy(), draws.numpy(), side, tuple(str(files[i]) for i in indices.tolist()))
+            for indices, draws, side in steps
+        ),
         num_workers=workers,
-        pin_memory=pin,
+        pin_memory=torch.device(device).type == "cuda",
         timeout=_LOOK if workers else 0,
         worker_init_fn=_ignore_interrupt,
     )
@@ -239,7 +236,7 @@ def _decoded(
     waited = 0
     while True:
         try:
-            views, rows, bad = next(answers)
+            views, indices, draws, bad = next(answers)
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError) as error:
@@ -250,31 +247,26 @@ def _decoded(
             if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
                 raise
             raise DataError(
-                f"a process that decodes images died or hung: {error}\n"
-                f"{_in_hand(files, [indices for indices, _ in asked], hands, done)}\n"
+                f"a process that decodes images died or hung: {error}\n{_in_hand(files, hands)}\n"
                 "If memory or /dev/shm is short, use fewer workers, or none: --workers 0"
             ) from None
         waited = 0
-        done += 1
-        indices, draws = asked.popleft()
-        yield views, indices[rows], draws[rows], tuple((Path(path), why) for path, why in bad)
+        # what is pinned comes as lists
+        yield _to(views, device), indices, draws, tuple((path, why) for path, why in bad)
 
 
-def _in_hand(files: tuple[Path, ...], asked: list[Tensor], hands: Tensor, done: int) -> str:
-    """What a dead worker was reading, or else what is being waited for, as a sentence.
-
-    `asked` are the requests from number `done` on, the first that has no answer yet.
-    """
+def _in_hand(files: tuple[Path, ...], hands: Tensor) -> str:
+    """What a dead worker was reading, or else what a living one is, as a sentence."""
     children = multiprocessing.active_children()
     # a process that ends loses its connections first, and is a child for some time after
     ended = wait([child.sentinel for child in children], timeout=1)
     alive = {child.pid for child in children if child.sentinel not in ended}
-    begun = [hand for hand in hands.tolist() if hand[0] > 0]
-    dead = [hand for hand in begun if hand[0] not in alive]
-    for _, number, row in dead or [hand for hand in begun if hand[1] == done]:
-        if row >= 0:
-            return f"It was reading {files[asked[number - done][row]]}."
-    return f"It had a batch from {files[asked[0][0]]} to {files[asked[0][-1]]}."
+    begun = [(pid, index) for pid, index in hands.tolist() if pid > 0]
+    dead = [index for pid, index in begun if pid not in alive]
+    reading = [index for index in dead or (i for _, i in begun) if index >= 0]
+    if reading:
+        return f"It was reading {files[reading[0]]}."
+    return f"The last that it read is {files[-1 - dead[0]]}." if dead else "It had read nothing."
 
 
 def _ignore_interrupt(_: int) -> None:

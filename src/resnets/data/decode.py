@@ -5,29 +5,19 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resnets.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 50_000_000  # half a gigabyte at the peak, with Pillow's four bytes a pixel
 MAX_ASPECT = 200  # of long side to short: the long one grows when the short one is resized
-
-_UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
-    2: lambda x: x[:, ::-1],  # by the value of the EXIF orientation tag
-    3: lambda x: x[::-1, ::-1],
-    4: lambda x: x[::-1],
-    5: lambda x: x.transpose(1, 0, 2),
-    6: lambda x: np.rot90(x, -1),
-    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda x: np.rot90(x),
-}
 
 
 class Unreadable(DataError):
@@ -36,9 +26,6 @@ class Unreadable(DataError):
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"cannot read {name!r}: {reason}")
         self.name, self.reason = name, reason
-
-    def __reduce__(self) -> tuple[type[Unreadable], tuple[str, str]]:
-        return Unreadable, (self.name, self.reason)
 
 
 def decode(image: str | Path | bytes, channels: int) -> NDArray[np.uint8]:
@@ -58,11 +45,10 @@ def decode(image: str | Path | bytes, channels: int) -> NDArray[np.uint8]:
     """
     with _opened(image) as picture:
         picture.load()
-        orientation = _orientation(picture)
+        with suppress(Exception):  # broken EXIF does not make the pixels worse: they are upright
+            ImageOps.exif_transpose(picture, in_place=True)
         pixels = _pixels(picture, "L" if channels == 1 else "RGB")
-    pixels = pixels.reshape(*pixels.shape[:2], channels)
-    turn = _UPRIGHT.get(orientation)
-    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+    return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def check_header(image: str | Path | bytes) -> None:
@@ -101,13 +87,6 @@ def _opened(image: str | Path | bytes) -> Iterator[Image.Image]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _orientation(picture: Image.Image) -> int:
-    try:
-        return int(picture.getexif().get(0x0112, 1))
-    except Exception:  # broken EXIF does not make the pixels worse; they are taken as upright
-        return 1
 
 
 def _pixels(picture: Image.Image, mode: str) -> NDArray[np.uint8]:

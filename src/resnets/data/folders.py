@@ -1,4 +1,4 @@
-"""Image files with a class each: a folder of folders, or a CSV file."""
+"""Image files with their classes: a folder of folders, or a CSV file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from resnets.data.decode import Unreadable, check_header, decode
 from resnets.data.splits import Source, Split
@@ -28,10 +29,10 @@ _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # that systems leave in ever
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A file, its class, and its split if the data says one."""
+    """A file, its class or classes, and its split if the data says one."""
 
     path: Path
-    label: str
+    labels: tuple[str, ...]
     split: str | None
 
 
@@ -66,7 +67,7 @@ def _class_rows(folder: Path, split: str | None) -> list[Row]:
     if not classes:
         found = f"{len(visible(folder))} files but no folders"
         raise DataError(f"{folder} has {found}: it needs one folder for each class")
-    rows = {c.name: [Row(path, c.name, split) for path in visible(c)] for c in classes}
+    rows = {c.name: [Row(path, (c.name,), split) for path in visible(c)] for c in classes}
     if empty := [name for name, files in rows.items() if not files]:
         raise DataError(
             f"{folder} has {len(empty)} empty class folders: {', '.join(empty[:5])}\n"
@@ -78,44 +79,55 @@ def _class_rows(folder: Path, split: str | None) -> list[Row]:
 def read_csv(table: Path, *, seed: int, max_unreadable: float) -> Source:
     """A CSV file with the header `path,label`, and optionally `split` (train, val, test).
 
-    Paths count from the file's folder. Without `split` the rows are split as in `read_folder`.
+    Paths count from the file's folder. Without `split` the rows are split as in `read_folder`. One
+    `|` in any label says that images may have several classes, as `cat|dog` (in any order), or none
+    at all, which is an empty label; `cat|` is a cat alone.
 
     Raises:
         DataError: a column or value is missing (with its line), a path comes twice, or as in
             `read_folder`.
     """
-    rows: dict[Path, Row] = {}
-    lines: dict[Path, int] = {}
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, restval="")
             if missing := {"path", "label"} - set(reader.fieldnames or ()):
                 raise DataError(f"{table}: no column {' or '.join(sorted(missing))} in line 1")
-            for entry in reader:
-                line, split = reader.line_num, entry.get("split")
-                if not entry["path"] or not entry["label"]:
-                    raise DataError(f"{table}, line {line}: path or label is missing")
-                if split is not None and split not in _SPLITS:
-                    known = nearest(split, _SPLITS)
-                    raise DataError(f"{table}, line {line}: split {split!r}: {known}")
-                path = Path(os.path.normpath(table.parent / entry["path"]))
-                if path in lines:
-                    raise DataError(f"{table}: lines {lines[path]}, {line}: {path}")
-                lines[path] = line
-                rows[path] = Row(path, entry["label"], _SPLITS.get(split or ""))
+            entries = [(reader.line_num, entry) for entry in reader]
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{table} is no CSV file in UTF-8: {error}") from None
-    return _source(table, list(rows.values()), table.parent, seed, max_unreadable)
+    several = any("|" in entry["label"] for _, entry in entries)
+    rows: list[Row] = []
+    lines: dict[Path, int] = {}
+    for line, entry in entries:
+        label, split = entry["label"], entry.get("split")
+        if not entry["path"] or not (label or several):
+            raise DataError(f"{table}, line {line}: path or label is missing")
+        if split is not None and split not in _SPLITS:
+            raise DataError(f"{table}, line {line}: split {split!r}: {nearest(split, _SPLITS)}")
+        path = Path(os.path.normpath(table.parent / entry["path"]))
+        if lines.setdefault(path, line) != line:
+            raise DataError(f"{table}: lines {lines[path]}, {line}: {path}")
+        labels = tuple(sorted({*label.split("|")} - {""})) if several else (label,)
+        rows.append(Row(path, labels, _SPLITS.get(split or "")))
+    return _source(table, rows, table.parent, seed, max_unreadable, several=several)
 
 
-def _source(origin: Path, rows: list[Row], root: Path, seed: int, max_unreadable: float) -> Source:
-    known = _labels(rows)
-    if alien := sorted({row.label for row in rows} - known):
+def _source(
+    origin: Path,
+    rows: list[Row],
+    root: Path,
+    seed: int,
+    max_unreadable: float,
+    *,
+    several: bool = False,
+) -> Source:
+    known = _classes(rows)
+    if alien := sorted({name for row in rows for name in row.labels} - known):
         raise DataError(f"{origin}: val or test have classes that train has not: {alien[:5]}")
     if len(known) < 2:
         raise DataError(f"{origin} has {len(known)} classes; it takes two to tell apart")
-    looks = dict(zip(rows, examine([row.path for row in rows]), strict=True))
-    bad = [(row.path, x.reason) for row, x in looks.items() if isinstance(x, Unreadable)]
+    looked = list(zip(rows, examine([row.path for row in rows]), strict=True))
+    bad = [(row.path, look.reason) for row, look in looked if isinstance(look, Unreadable)]
     if len(bad) > max_unreadable * len(rows):
         first = "; ".join(f"{path} ({reason})" for path, reason in bad[:3])
         raise DataError(
@@ -123,22 +135,20 @@ def _source(origin: Path, rows: list[Row], root: Path, seed: int, max_unreadable
             f"them.\n{first}\nMend or remove them, or allow more: --set max_unreadable=0.1 "
             "(train) or --max-unreadable 0.1 (evaluate)."
         )
-    good = [row for row, look in looks.items() if not isinstance(look, Unreadable)]
-    if lost := sorted(known - _labels(good)):
+    good = [row for row, look in looked if not isinstance(look, Unreadable)]
+    if lost := sorted(known - _classes(good)):
         raise DataError(f"{origin}: not one image can be read of the classes {lost[:5]}")
     classes = tuple(sorted(known))
-    labels = torch.tensor([classes.index(row.label) for row in good])
-    every = Split(tuple(row.path for row in good), labels)
-    automatic = any(row.split is None for row in good)
+    every = Split(tuple(row.path for row in good), _labels(good, classes, several))
+    automatic = any(row.split is None for row in rows)
     if automatic:  # 80 : 10 : 10
         tenth = round(len(every) / 10)
         test, val, train = every.divided(seed, tenth, 2 * tenth)
     else:
         masks = [torch.tensor([row.split == s for row in good]) for s in ("train", "val", "test")]
         train, val, test = (every.take(mask.nonzero()[:, 0]) for mask in masks)
-    seen = [(row.path, look) for row, look in looks.items() if isinstance(look, Look)]
-    trained = set(train.images)
-    mean, std = _moments([look.moments for path, look in seen if path in trained])
+    seen = {row.path: look for row, look in looked if isinstance(look, Look)}
+    mean, std = _moments([seen[path].moments for path in train.images if path in seen])
     return Source(
         name=origin.name or origin.resolve().name,
         classes=classes,
@@ -146,8 +156,8 @@ def _source(origin: Path, rows: list[Row], root: Path, seed: int, max_unreadable
         val=val or None,
         test=test or None,
         channels=3,
-        size=int(np.median([look.side for _, look in seen])),
-        digest=_digest(rows, root),
+        size=int(np.median([look.side for look in seen.values()])),
+        digest=_digest(rows, root, several),
         mean=mean,
         std=std,
         unreadable=tuple(bad),
@@ -156,10 +166,22 @@ def _source(origin: Path, rows: list[Row], root: Path, seed: int, max_unreadable
     )
 
 
-def _labels(rows: Iterable[Row]) -> set[str]:
+def _classes(rows: Iterable[Row]) -> set[str]:
     """The classes of the training rows, or of all where none is for training."""
     rows = list(rows)
-    return {row.label for row in rows if row.split in (None, "train")} or {r.label for r in rows}
+    training = [row for row in rows if row.split in (None, "train")]
+    return {name for row in training or rows for name in row.labels}
+
+
+def _labels(rows: Sequence[Row], classes: tuple[str, ...], several: bool) -> Tensor:
+    """The labels of a `Split`."""
+    number = {name: k for k, name in enumerate(classes)}
+    if not several:
+        return torch.tensor([number[name] for row in rows for name in row.labels])
+    labels = torch.zeros(len(rows), len(classes))
+    for k, row in enumerate(rows):
+        labels[k, [number[name] for name in row.labels]] = 1
+    return labels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,17 +192,14 @@ class Look:
     side: int
 
 
-Finding = Unreadable | Look | None
-
-
-def examine(paths: Sequence[Path]) -> list[Finding]:
+def examine(paths: Sequence[Path]) -> list[Unreadable | Look | None]:
     """For each path why it is unreadable, or what it told; None where only its header was read.
 
     Every header is read, and up to CHECKED whole images, spread evenly.
     """
     every = -(-len(paths) // CHECKED)
 
-    def one(job: tuple[int, Path]) -> Finding:
+    def one(job: tuple[int, Path]) -> Unreadable | Look | None:
         number, path = job
         try:
             if number % every:
@@ -208,11 +227,11 @@ def _moments(
     return tuple(mean.tolist()), tuple(np.sqrt(square - mean**2).tolist())
 
 
-def _digest(rows: Iterable[Row], root: Path) -> str:
+def _digest(rows: Iterable[Row], root: Path, several: bool) -> str:
     def entry(row: Row) -> str:
         size = row.path.stat().st_size if row.path.is_file() else -1
         place = Path(os.path.relpath(row.path, root)).as_posix()
-        return json.dumps([place, size, row.label, row.split])
+        return json.dumps([place, size, row.labels if several else row.labels[0], row.split])
 
     lines = "\n".join(sorted(map(entry, rows)))
     return hashlib.sha256(lines.encode()).hexdigest()

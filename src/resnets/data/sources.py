@@ -16,38 +16,32 @@ from resnets.errors import DataError, nearest
 __all__ = ["Source", "Split", "expand", "hold_out", "load"]
 
 
-def load(
-    data: str | Path, *, holdout: float = 0.0, seed: int = 0, max_unreadable: float = 0.01
-) -> Source:
+def load(data: str | Path, *, seed: int = 0, max_unreadable: float = 0.01) -> Source:
     """A data set by its name or place.
 
     Args:
         data: "digits" (scikit-learn's 1,797 grey 8x8 images, split here into a training half and a
             test half, stratified, always the same); "cifar10" or "cifar100" from the cache; a
             folder (see `resnets.data.folders.read_folder`); or a CSV file (`read_csv`).
-        holdout: part of the training images that becomes `val`, stratified; from 1 on their number.
-        seed: of the held-out part and of an automatic split.
+        seed: of an automatic split.
         max_unreadable: part of the files that may be unreadable and left out.
 
     Raises:
         DataError: there is no such data, or it is not in a known form, or too much is unreadable.
-        UsageError: `holdout` leaves no training images, or there is a `val` already.
     """
     path = Path(data)
     if data == "digits":
-        source = digits()
-    elif data in get.ARCHIVES:
-        source = get.read(str(data))
-    elif path.is_dir():
-        source = read_folder(path, seed=seed, max_unreadable=max_unreadable)
-    elif path.suffix.lower() == ".csv" and path.is_file():
-        source = read_csv(path, seed=seed, max_unreadable=max_unreadable)
-    elif path.exists():
+        return digits()
+    if data in get.ARCHIVES:
+        return get.read(str(data))
+    if path.is_dir():
+        return read_folder(path, seed=seed, max_unreadable=max_unreadable)
+    if path.suffix.lower() == ".csv" and path.is_file():
+        return read_csv(path, seed=seed, max_unreadable=max_unreadable)
+    if path.exists():
         raise DataError(f"{data} is no folder and no CSV file; an archive has to be unpacked first")
-    else:
-        near = nearest(str(data), ["digits", *get.ARCHIVES])
-        raise DataError(f"no data {str(data)!r}, neither a folder nor a known name: {near}")
-    return hold_out(source, holdout, seed) if holdout else source
+    near = nearest(str(data), ["digits", *get.ARCHIVES])
+    raise DataError(f"no data {str(data)!r}, neither a folder nor a known name: {near}")
 
 
 def digits() -> Source:

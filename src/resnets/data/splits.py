@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from resnets.data.draws import spread
 from resnets.errors import UsageError
@@ -19,10 +21,16 @@ class Split:
     """Images and their labels."""
 
     images: Tensor | tuple[Path, ...]  # uint8 (N, C, H, W) in memory, or N files
-    labels: Tensor  # int64 (N,), indices into the source's classes
+    labels: Tensor  # int64 (N,), indices into the source's classes; of several, (N, K) float32 0, 1
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def counts(self, classes: int) -> Tensor:
+        """How many images each class has: int64 (classes,)."""
+        if self.labels.ndim == 2:
+            return self.labels.sum(0, dtype=torch.int64)
+        return torch.bincount(self.labels, minlength=classes)
 
     def plus(self, other: Split) -> Split:
         """These images, then the other's."""
@@ -38,8 +46,16 @@ class Split:
         return Split(tuple(self.images[i] for i in indices.tolist()), self.labels[indices])
 
     def divided(self, seed: int, *ends: int) -> list[Split]:
-        """Stratified samples by chance, from each of `ends` to the next, in the images' order."""
-        parts = spread(self.labels, seed).tensor_split(ends)
+        """Stratified samples by chance, from each of `ends` to the next, in the images' order.
+
+        The strata are the classes; an image of several counts for the rarest of them, and those of
+        no class are a stratum too.
+        """
+        strata = self.labels
+        if strata.ndim == 2:
+            rarity = torch.where(strata > 0, strata.sum(0), torch.inf)
+            strata = F.pad(rarity, (0, 1), value=len(self) + 1).argmin(1)
+        parts = spread(strata, seed).tensor_split(ends)
         return [self.take(part.sort().values) for part in parts]
 
 
@@ -79,9 +95,18 @@ class Source:
         return sum(map(len, self.splits.values())) + len(self.unreadable)
 
     def split_table(self) -> list[tuple[str, str, str]]:
-        """(path from the root, class, split) of every file in use; nothing for data in memory."""
+        """(path from the root, class, split) of every file in use; nothing for data in memory.
+
+        Several classes stand as in the CSV file, joined by `|`.
+        """
+
+        def named(label: int | list[float]) -> str:
+            if isinstance(label, int):
+                return self.classes[label]
+            return "|".join(compress(self.classes, label))
+
         return [
-            (Path(os.path.relpath(path, self.root)).as_posix(), self.classes[label], name)
+            (Path(os.path.relpath(path, self.root)).as_posix(), named(label), name)
             for name, split in self.splits.items()
             if self.root and not isinstance(split.images, Tensor)
             for path, label in zip(split.images, split.labels.tolist(), strict=True)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from resnets.recipe import Augment, Preprocess
+
+Crops = Literal["center", "corners", "whole"]
 
 DRAWS = 45  # for each image; which draw is for what:
 _CORNER = (0, 1)  # top and left of a crop
@@ -87,17 +90,51 @@ def _shorter(height: int, width: int, side: int) -> tuple[int, int]:
     return side * height // short, side * width // short
 
 
-def view(image: Tensor, preprocess: Preprocess, augment: Augment, draws: list[float]) -> Tensor:
-    """What training cuts out of an image, after the policy: uint8 (1, C, H, W) -> (1, C, S, S)."""
-    height, width = image.shape[2:]
-    x = cut(image, geometry(height, width, preprocess, augment, draws), preprocess.size)
-    if augment.policy == "none":
-        return x
-    from resnets.data import policies  # here, since its torchvision takes 1.7 s to import
+def views(
+    images: Tensor, draws: Tensor, side: int, preprocess: Preprocess, augment: Augment
+) -> Tensor:
+    """What training cuts out of images, after the policy, at an input side of `side` pixels.
 
-    if augment.policy == "trivial":
-        return policies.trivial(x, draws[_POLICY])
-    return policies.rand(x, *augment.rand, draws[_POLICY])
+    uint8 (B, C, H, W) and (B, DRAWS) -> uint8 (B, channels, side, side).
+    """
+    images = recolour(images, preprocess.channels)
+    height, width = images.shape[2:]
+    preprocess, augment = at_side(preprocess, augment, side)
+    if augment.crop in ("none", "pad") and augment.policy == "none":  # one view for all
+        return cut(images, centre(height, width, preprocess), side)
+    numbers = draws.tolist()
+    rows = [
+        cut(image, geometry(height, width, preprocess, augment, row), side)
+        for image, row in zip(torch.split(images, 1), numbers, strict=True)
+    ]
+    if augment.policy != "none":
+        from resnets.data import policies  # here, since its torchvision takes 1.7 s to import
+
+        rows = [
+            policies.trivial(image, row[_POLICY])
+            if augment.policy == "trivial"
+            else policies.rand(image, *augment.rand, row[_POLICY])
+            for image, row in zip(rows, numbers, strict=True)
+        ]
+    return torch.cat(rows)
+
+
+def shown(images: Tensor, draws: Tensor, side: int, preprocess: Preprocess, crops: Crops) -> Tensor:
+    """What testing sees of images; the arguments are those of `views`, the draws do not count.
+
+    uint8 (B, C, H, W) -> uint8 (B, channels, side, side) of the "center"; of the "corners" (top
+    left, top right, bottom left, bottom right, centre) 5 B rows, those of an image one after
+    another; "whole" is resized and not cut.
+    """
+    images = recolour(images, preprocess.channels)
+    where = centre(images.shape[2], images.shape[3], preprocess)
+    whole = resized(images, where.sides)
+    if crops == "whole":
+        return whole
+    bottom, right = (length - side for length in where.sides)
+    places = [(0, 0), (0, right), (bottom, 0), (bottom, right)] if crops == "corners" else []
+    rows = [whole[:, :, y : y + side, x : x + side] for y, x in (*places, where.corner)]
+    return torch.stack(rows, 1).flatten(0, 1)
 
 
 def at_side(preprocess: Preprocess, augment: Augment, side: int) -> tuple[Preprocess, Augment]:
@@ -111,19 +148,24 @@ def at_side(preprocess: Preprocess, augment: Augment, side: int) -> tuple[Prepro
 
 
 def cut(images: Tensor, where: Geometry, size: int) -> Tensor:
-    """uint8 (B, C, H, W) -> uint8 (B, C, size, size), one geometry for all, antialiased bilinear.
+    """uint8 (B, C, H, W) -> uint8 (B, C, size, size), one geometry for all."""
+    top, left, height, width = where.box
+    x = resized(images[:, :, top : top + height, left : left + width], where.sides)
+    top, left = where.corner
+    return x[:, :, top : top + size, left : left + size]
+
+
+def resized(images: Tensor, sides: tuple[int, int]) -> Tensor:
+    """uint8 (B, C, H, W) -> uint8 (B, C, *sides), antialiased bilinear.
 
     Pillow's filter, three times as fast; at most one level from it, in 0.2 to 0.6 % of the values.
     """
-    top, left, height, width = where.box
-    images = images[:, :, top : top + height, left : left + width]
-    if (height, width) != where.sides:
-        # torch has no uint8 kernel on a GPU
-        x = images if images.device.type == "cpu" else images.float()
-        x = F.interpolate(x, where.sides, mode="bilinear", antialias=True)
-        images = x.round().clamp(0, 255).to(torch.uint8) if x.is_floating_point() else x
-    top, left = where.corner
-    return images[:, :, top : top + size, left : left + size]
+    if tuple(images.shape[2:]) == sides:
+        return images
+    # torch has no uint8 kernel on a GPU
+    x = images if images.device.type == "cpu" else images.float()
+    x = F.interpolate(x, sides, mode="bilinear", antialias=True)
+    return x.round().clamp(0, 255).to(torch.uint8) if x.is_floating_point() else x
 
 
 def recolour(images: Tensor, channels: int) -> Tensor:
