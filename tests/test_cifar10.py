@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from resnets import verbs
+from resnets import lifecycle, verbs
 from resnets.cli import main
 from resnets.data.get import cache
 from resnets.training.fit import Stop, fit
@@ -35,7 +35,7 @@ def test_the_papers_recipe_through_its_first_thousand_iterations(tmp_path):
     plan = verbs.plan("cifar10", recipe="paper-cifar10", overrides={"eval_every": 0.64})
     assert (plan.steps, plan.recipe.batch, len(plan.train)) == (64_000, 128, 50_000)
     assert len(plan.preprocess.mean) == 3 * 32 * 32
-    run = verbs.create_run(plan, tmp_path / "run")
+    run = lifecycle.create_run(plan, tmp_path / "run")
     stop = Stop()
     for progress in fit(run, plan, stop):
         if progress.step >= 1000:

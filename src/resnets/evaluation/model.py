@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from resnets.data.batches import test_batches
 from resnets.data.decode import decode
 from resnets.data.sources import Split
 from resnets.data.transforms import centre, cut, normalize, statistics
 from resnets.errors import CheckpointError, DataError, UsageError
-from resnets.evaluation.classify import Result, evaluate, predict_batch
+from resnets.evaluation import classify
+from resnets.evaluation.classify import predict_batch
+from resnets.evaluation.metrics import Result, result
+from resnets.evaluation.scores import Scores, ensemble
+from resnets.evaluation.views import View, forward, passes
 from resnets.nets import Network
 from resnets.nets.modelfile import Card, open_model
 from resnets.recipe import Preprocess
@@ -41,16 +46,52 @@ class Model:
     device: torch.device
     bfloat16: bool = False
 
+    @property
+    def several(self) -> bool:
+        """Whether it was trained on images with several labels, or none."""
+        return self.card.provenance.get("labels") == "several"
+
+    def scores(
+        self,
+        split: Split,
+        *,
+        view: View = "center",
+        size: int = 0,
+        batch: int = 250,
+        workers: int = 0,
+        change: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Scores:
+        """What the network says of each image of a labelled split whose classes are this model's.
+
+        `view` and `size` are those of `views.passes`; `change` is done to the uint8 views, given
+        their indices. Raises UsageError for a view that the network cannot have.
+        """
+        see, parts = self.card.preprocess, []
+        network = forward(self.network, view, see, size)
+        for each in passes(view, see, size):
+            batches = test_batches(
+                split,
+                preprocess=each.preprocess,
+                batch=max(1, batch // each.load),
+                device=self.device,
+                workers=workers,
+                crops=each.crops,
+                change=change,
+            )
+            said = classify.scores(
+                network,
+                batches,
+                self.card.classes,
+                mirrored=each.mirrored,
+                temperature=self.card.temperature or 1.0,
+                bfloat16=self.bfloat16,
+            )
+            parts.append(said)
+        return ensemble(parts)
+
     def evaluate(self, split: Split, *, batch: int = 250, workers: int = 0) -> Result:
-        """Figures over a labelled split whose classes are this model's."""
-        batches = test_batches(
-            split,
-            preprocess=self.card.preprocess,
-            batch=batch,
-            device=self.device,
-            workers=workers,
-        )
-        return evaluate(self.network, batches, self.card.classes, bfloat16=self.bfloat16)
+        """Figures of the centre view."""
+        return result(self.scores(split, batch=batch, workers=workers))
 
     def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Model:
         """The same network behind another mean and deviation."""
@@ -77,7 +118,8 @@ class Model:
             images = torch.stack(list(good.values())).to(self.device)
             images = normalize(images, *statistics(see, self.device))
             logits = predict_batch(self.network, images, bfloat16=self.bfloat16)
-            shares = (logits / (self.card.temperature or 1.0)).softmax(1)
+            logits = logits / (self.card.temperature or 1.0)
+            shares = logits.sigmoid() if self.several else logits.softmax(1)
             best = shares.topk(min(top, shares.shape[1]), dim=1)
             for k, values, indices in zip(good, *(x.tolist() for x in best), strict=True):
                 names = tuple(self.card.classes[i] for i in indices)
@@ -150,4 +192,8 @@ def aligned(split: Split, classes: tuple[str, ...], model: Model) -> Split:
             f"{', '.join(unknown[:5])}\nIt knows: {', '.join(model.card.classes[:8])}"
         )
     table = torch.tensor([known[name] for name in classes], device=split.labels.device)
-    return replace(split, labels=table[split.labels])
+    if split.labels.ndim == 1:
+        return replace(split, labels=table[split.labels])
+    labels = split.labels.new_zeros(len(split), len(known))
+    labels[:, table] = split.labels
+    return replace(split, labels=labels)

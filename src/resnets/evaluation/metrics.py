@@ -1,0 +1,296 @@
+"""Figures of scores; each image counts once. Errors and accuracies are fractions in 0..1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resnets.evaluation.scores import Scores, common
+
+
+@dataclass(frozen=True)
+class Means:
+    """What training asks for at each evaluation.
+
+    Where an image has several labels, top1 counts the images of which exactly the labels have a
+    probability above 0.5, and the loss is the classes' mean binary cross-entropy.
+    """
+
+    images: int
+    loss: float  # mean cross-entropy, nats
+    top1: float
+    top5: float  # of images with a label among the five most probable classes
+
+    @property
+    def error(self) -> float:
+        """Top-1 error."""
+        return 1 - self.top1
+
+
+@dataclass(frozen=True)
+class Result:
+    """Figures of a classifier on one split; `loss`, `top1` and `top5` as in `Means`."""
+
+    images: int
+    loss: float
+    top1: float
+    top5: float
+    interval: tuple[float, float]  # of top1, 95 %
+    # [class][wrong answer], with the right answers on the diagonal
+    confusion: tuple[tuple[int, ...], ...]
+    counts: tuple[tuple[int, int], ...]  # of each class: images that have it, that were given it
+    classes: tuple[str, ...]
+    ece: float  # expected calibration error, in 15 bins
+    # of each class where images have several labels; nan where no image has the class
+    average_precision: tuple[float, ...] = ()
+    unreadable: tuple[tuple[Path, str], ...] = ()
+    split: str = "test"
+    # where they were asked for:
+    comparison: Comparison | None = None  # against another model
+    abstention: tuple[float, float] | None = None  # see `abstention`
+    familiarity: float | None = None  # see `ood`
+    corruptions: tuple[tuple[str, int, float], ...] = ()  # kind, strength (1 to 5), error
+
+    @property
+    def error(self) -> float:
+        """Top-1 error."""
+        return 1 - self.top1
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean recall of the classes that occur."""
+        return fmean([row["recall"] for row in self.per_class() if row["images"]] or [0.0])
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes that occur or are answered."""
+        rows = self.per_class()
+        return fmean([row["f1"] for row in rows if row["images"] or row["answers"]] or [0.0])
+
+    @property
+    def mean_average_precision(self) -> float | None:
+        """Mean over the classes that occur; None where an image has one label."""
+        each = self.average_precision
+        return fmean([x for x in each if not math.isnan(x)] or [0.0]) if each else None
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """Precision, recall and F1 of each class; 0 where a ratio has no denominator."""
+        return [
+            {
+                "class": name,
+                "images": images,
+                "answers": answers,
+                "precision": self.confusion[k][k] / max(1, answers),
+                "recall": self.confusion[k][k] / max(1, images),
+                "f1": 2 * self.confusion[k][k] / max(1, images + answers),
+            }
+            for k, (name, (images, answers)) in enumerate(
+                zip(self.classes, self.counts, strict=True)
+            )
+        ]
+
+
+def truth(labels: Tensor, classes: int) -> Tensor:
+    """The classes that an image has: labels as in `Scores` -> bool (N, classes)."""
+    if labels.ndim == 2:
+        return labels.bool()
+    return labels[:, None] == torch.arange(classes, device=labels.device)
+
+
+def answers(scores: Scores) -> Tensor:
+    """The most probable class, or those above 0.5 where there may be several: bool (N, K)."""
+    x = scores.logits
+    return x > 0 if scores.several else truth(x.argmax(1), x.shape[1])
+
+
+def agreement(scores: Scores) -> Tensor:
+    """Whether a class is answered exactly where the image has it: bool (N, K)."""
+    return answers(scores) == truth(scores.labels, len(scores.classes))
+
+
+def right(scores: Scores) -> Tensor:
+    """Whether an image is given its labels and no other: bool (N,)."""
+    return agreement(scores).all(1)
+
+
+def decisions(scores: Scores) -> tuple[Tensor, Tensor]:
+    """Each answer's probability, float64 (M,), and whether it is right, bool (M,).
+
+    M is N, and N * K where an image has several labels: each class is a yes or no of its own.
+    """
+    p = scores.probabilities
+    if scores.several:
+        return torch.maximum(p, 1 - p).flatten(), agreement(scores).flatten()
+    return p.amax(1), right(scores)
+
+
+def loss(scores: Scores) -> Tensor:
+    """Cross-entropy of each image, nats, or the mean over classes of binary ones: float64 (N,)."""
+    x, labels = scores.logits.double(), scores.labels
+    if scores.several:
+        return F.binary_cross_entropy_with_logits(x, labels.double(), reduction="none").mean(1)
+    return F.cross_entropy(x, labels, reduction="none")
+
+
+def sums(scores: Scores) -> Tensor:
+    """Images, loss, top-1 and top-5 answers, to add up over ranks: float64 (4,)."""
+    best = scores.logits.topk(min(5, len(scores.classes)), dim=1).indices
+    among = truth(scores.labels, len(scores.classes)).gather(1, best).any(1)
+    each = (torch.ones(len(best)), loss(scores), right(scores), among)
+    return torch.stack([values.double().sum() for values in each])
+
+
+def means(sums: Tensor) -> Means:
+    """What the `sums` of all images say."""
+    images, *rest = sums.tolist()
+    return Means(round(images), *(x / max(1, images) for x in rest))
+
+
+def result(scores: Scores, split: str = "test") -> Result:
+    """All figures of a split."""
+    has, given = truth(scores.labels, len(scores.classes)), answers(scores)
+    wrong = has.float().T @ (given & ~has).float()  # exact up to 2**24 images
+    confusion = wrong.long() + (has & given).sum(0).diag()
+    return Result(
+        **asdict(means(sums(scores))),
+        interval=interval(right(scores)),
+        confusion=tuple(map(tuple, confusion.tolist())),
+        counts=tuple(zip(has.sum(0).tolist(), given.sum(0).tolist(), strict=True)),
+        classes=scores.classes,
+        ece=calibration_error(scores),
+        average_precision=average_precision(scores) if scores.several else (),
+        unreadable=scores.unreadable,
+        split=split,
+    )
+
+
+def interval(correct: Tensor) -> tuple[float, float]:
+    """The 95 % interval of an accuracy, from bool (N,)."""
+    hits, images = int(correct.sum()), len(correct)
+    if 0 < hits < images or not images:
+        return bootstrap(correct)
+    from scipy.stats import binomtest  # here, since it takes 1 s to import
+
+    # No resample has another mean: the score interval (Wilson 1927).
+    return tuple(binomtest(hits, images).proportion_ci(method="wilson"))
+
+
+def bootstrap(values: Tensor, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean of (N,) values, one an image (Efron 1979).
+
+    Images with equal values are interchangeable, so it is drawn how often each value comes.
+    """
+    kinds, counts = np.unique(values.double().numpy(), return_counts=True)
+    if not len(values):
+        return 0.0, 1.0
+    drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), draws)
+    low, high = np.quantile(drawn @ kinds / len(values), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def reliability(scores: Scores, bins: int = 15) -> list[tuple[int, float, float]]:
+    """(answers, their mean probability, the part that is right) of equal bins of probability."""
+    confidence, correct = decisions(scores)
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    which = (torch.bucketize(confidence, edges, right=True) - 1).clamp(max=bins - 1)
+    count, sure, hits = (
+        torch.bincount(which, weights, bins) for weights in (None, confidence, correct.double())
+    )
+    below = count.clamp(min=1)
+    return list(zip(count.tolist(), (sure / below).tolist(), (hits / below).tolist(), strict=True))
+
+
+def calibration_error(scores: Scores, bins: int = 15) -> float:
+    """Expected calibration error: the mean distance of confidence and accuracy (1706.04599, 3)."""
+    rows = np.array(reliability(scores, bins))
+    return float(rows[:, 0] @ abs(rows[:, 1] - rows[:, 2]) / max(1, rows[:, 0].sum()))
+
+
+def average_precision(scores: Scores) -> tuple[float, ...]:
+    """Area under precision over recall of each class; nan where no image has it."""
+    from sklearn.metrics import average_precision_score  # here, since it takes 1 s to import
+
+    columns = zip(scores.labels.numpy().T, scores.logits.numpy().T, strict=True)
+    return tuple(
+        float(average_precision_score(has, logits)) if has.any() else math.nan
+        for has, logits in columns
+    )
+
+
+def fit_temperature(scores: Scores) -> float:
+    """What to divide the logits by for the lowest loss on these images (1706.04599, section 4.2).
+
+    It multiplies the temperature that the scores have already.
+    """
+    from scipy.optimize import minimize_scalar
+
+    def at(log_t: float) -> float:
+        return float(loss(replace(scores, logits=scores.logits / math.exp(log_t))).mean())
+
+    best = minimize_scalar(at, bounds=(-4, 4), method="bounded", options={"xatol": 1e-3})
+    return math.exp(best.x)
+
+
+def abstention(scores: Scores, precision: float) -> tuple[float, float]:
+    """(threshold, coverage): the least probability from which on answers reach that precision.
+
+    Coverage is the part of the answers that is given; (inf, 0) where no threshold will do.
+    """
+    confidence, correct = decisions(scores)
+    confidence, order = confidence.sort(descending=True)
+    answered = torch.arange(1, len(order) + 1)
+    reached = correct[order].double().cumsum(0) / answered >= precision
+    reached[:-1] &= confidence[:-1] > confidence[1:]  # equal ones are answered together
+    if not reached.any():
+        return math.inf, 0.0
+    last = int(reached.nonzero()[-1])
+    return float(confidence[last]), (last + 1) / len(order)
+
+
+def ood(scores: Scores, others: Scores) -> float:
+    """The chance that an image of the split looks more familiar than one of another kind.
+
+    Familiar is a great maximum probability (1610.02136): the area under the ROC curve.
+    """
+    from scipy.stats import mannwhitneyu
+
+    known, unknown = (each.probabilities.amax(1) for each in (scores, others))
+    return float(mannwhitneyu(known, unknown).statistic) / (len(known) * len(unknown))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A second model against a first on the same images."""
+
+    images: int
+    difference: float  # of the accuracies, second minus first
+    interval: tuple[float, float]  # of it, 95 %, images drawn in pairs
+    p: float  # exact McNemar test: the chance of so uneven a change if both are as good
+    fixed: tuple[int, ...]  # the images that only the second has right, as indices of the split
+    broken: tuple[int, ...]  # those that only the first has right
+
+
+def compare(first: Scores, second: Scores) -> Comparison:
+    """Which images changed, and whether that is more than chance. Raises as `scores.common`."""
+    from scipy.stats import binomtest
+
+    first, second = common([first, second])
+    change = right(second).long() - right(first).long()
+    fixed, broken = (tuple(first.indices[change == sign].tolist()) for sign in (1, -1))
+    changed = len(fixed) + len(broken)
+    return Comparison(
+        images=len(change),
+        difference=float(change.double().mean()) if len(change) else 0.0,
+        interval=bootstrap(change),
+        p=float(binomtest(len(fixed), changed).pvalue) if changed else 1.0,
+        fixed=fixed,
+        broken=broken,
+    )

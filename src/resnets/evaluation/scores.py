@@ -1,0 +1,125 @@
+"""What models say of the images of a split; every figure is a function of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+from torch.nn import functional as F
+
+from resnets.errors import CheckpointError, UsageError
+from resnets.files import write_whole
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """What models say of each readable image of a split, in the split's order."""
+
+    logits: Tensor  # float32 (N, K), on the CPU, divided by the temperature
+    labels: Tensor  # int64 (N,), or float32 (N, K) of 0 and 1 where an image has several labels
+    indices: Tensor  # int64 (N,): which images of the split the rows are
+    classes: tuple[str, ...]
+    unreadable: tuple[tuple[Path, str], ...] = ()
+    seconds: float = 0.0  # of reading and computing
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.labels.ndim == 2
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Softmax of the logits, or sigmoid where an image has several labels: float64 (N, K)."""
+        logits = self.logits.double()
+        return logits.sigmoid() if self.several else logits.softmax(1)
+
+    def take(self, rows: Tensor) -> Scores:
+        """The rows at int64 (n,) `rows`, or where bool (N,) `rows` is true."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in _TENSORS})
+
+
+def mean(logits: Tensor, several: bool) -> Tensor:
+    """Logits whose probabilities are the mean of V views' or models': (V, N, K) -> (N, K).
+
+    Their logarithm of the sum of exponentials is the mean too, so that one view keeps its logits.
+    """
+    x = logits.double()
+    if several:  # log p - log (1 - p)
+        present, absent = (F.logsigmoid(sign * x).logsumexp(0) for sign in (1, -1))
+        return (present - absent).float()
+    log_p = x.log_softmax(2).logsumexp(0) - math.log(len(x))
+    return (log_p + x.logsumexp(2).mean(0)[:, None]).float()
+
+
+def common(scores: Sequence[Scores]) -> list[Scores]:
+    """Each with the rows alone that all have.
+
+    Raises:
+        CheckpointError: the classes differ.
+        UsageError: there are no scores, or they are of different images.
+    """
+    if not scores:
+        raise UsageError("no model and no data to average or compare: name at least one")
+    first, *others = scores
+    for other in others:
+        if other.classes != first.classes:
+            pairs = zip_longest(first.classes, other.classes)
+            ours, theirs = next(pair for pair in pairs if pair[0] != pair[1])
+            raise CheckpointError(f"the models' classes differ: {ours} in one, {theirs} in another")
+        first = first.take(torch.isin(first.indices, other.indices))
+    parts = [each.take(torch.isin(each.indices, first.indices)) for each in scores]
+    if not all(
+        torch.equal(part.indices, first.indices) and torch.equal(part.labels, first.labels)
+        for part in parts
+    ):
+        raise UsageError("the scores are of different images: evaluate all on the same split")
+    return parts
+
+
+def ensemble(scores: Sequence[Scores]) -> Scores:
+    """The mean of the probabilities, of the images that all could read. Raises as `common`."""
+    parts = common(scores)
+    return replace(
+        parts[0],
+        logits=mean(torch.stack([part.logits for part in parts]), parts[0].several),
+        unreadable=tuple(dict.fromkeys(bad for part in parts for bad in part.unreadable)),
+        seconds=sum(part.seconds for part in parts),
+    )
+
+
+def save(path: str | Path, scores: Scores) -> None:
+    """One safetensors file, replaced in one step. Raises DiskError."""
+    card = {
+        "classes": scores.classes,
+        "unreadable": [(str(file), reason) for file, reason in scores.unreadable],
+        "seconds": scores.seconds,
+    }
+    tensors = {name: getattr(scores, name).contiguous() for name in _TENSORS}
+    write_whole(Path(path), serialise(tensors, {"scores": json.dumps(card)}))
+
+
+def load(path: str | Path) -> Scores:
+    """What `save` wrote. Raises CheckpointError for a file that is missing, broken or another."""
+    try:
+        with safe_open(path, "pt") as file:
+            card = json.loads(file.metadata()["scores"])
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+        bad = tuple((Path(name), reason) for name, reason in card["unreadable"])
+        return Scores(
+            **tensors, classes=(*card["classes"],), unreadable=bad, seconds=card["seconds"]
+        )
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} has no scores ({error}); `resnets evaluate` writes them again"
+        ) from None
+
+
+_TENSORS = ("logits", "labels", "indices")
