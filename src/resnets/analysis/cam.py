@@ -1,0 +1,179 @@
+"""Which parts of an input an answer rests on: heat maps, a picture of them, whether to trust them.
+
+Networks are in evaluation mode; inputs are normalised, so 0 is the mean of the training data.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from matplotlib import colormaps
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from resnets.errors import UsageError, nearest
+from resnets.nets import Network, build
+from resnets.nets.layers import global_mean
+from resnets.nets.mlp import Mlp
+from resnets.nets.transformer import VisionTransformer
+from resnets.training.optim import classifier
+
+Heat = Callable[[Network, Tensor, Tensor], Tensor]  # (B, C, *S), int64 (B,) -> (B, *S)
+LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+LIMIT = 0.5  # rank correlation with a random network's maps from which on a map proves nothing
+
+
+def grad_cam(
+    network: Network, images: Tensor, targets: Tensor, *, level: str | None = None
+) -> Tensor:
+    """ReLU of the level's channels, each weighted by its mean gradient of the target's logit.
+
+    Selvaraju et al. 2017 (1610.02391), eq. 1 and 2, upsampled linearly and divided by its maximum;
+    0 everywhere where nothing speaks for the class. `level` is the last one if none is said. A
+    transformer's are the patches that enter its last block: what leaves it has no effect.
+
+    Shapes: (B, C, *S) and int64 (B,) -> (B, *S) in 0..1.
+
+    Raises UsageError for a level that the network does not have, or a network without maps.
+    """
+    if isinstance(network, Mlp):
+        raise UsageError("a network for tables has no maps: there is nothing to draw")
+    last = list(network.levels)[-1]
+    if level and level not in network.levels:
+        raise UsageError(f"the network has no level {level!r}: {nearest(level, network.levels)}")
+    with torch.enable_grad():
+        x = images.detach().clone().requires_grad_()
+        if isinstance(network, VisionTransformer):
+            kept: list[Tensor] = []
+            with network.blocks[-1].register_forward_pre_hook(lambda _, x: kept.extend(x)):
+                logits = network(x)
+            source = kept[0]
+        else:
+            maps = network.features(x)
+            logits = classifier(network)(global_mean(maps[last]))
+            source = maps[level or last]
+        (gradient,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), source)
+    if isinstance(network, VisionTransformer):
+        side = network.arch.size // network.arch.patch
+        size = (len(images), -1, side, side)
+        source, gradient = (t[:, 1:].mT.reshape(size) for t in (source, gradient))
+    heat = torch.einsum("nc...,nc->n...", source.detach(), global_mean(gradient)).relu()
+    mode = LINEAR[images.ndim - 2]
+    return scaled(F.interpolate(heat[:, None], images.shape[2:], mode=mode)[:, 0])
+
+
+@torch.no_grad()
+def occlusion(
+    network: Network,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    window: int = 0,
+    stride: int = 0,
+    several: bool = False,
+) -> Tensor:
+    """How far the target's probability falls when a window of the mean hides a place.
+
+    Zeiler and Fergus 2014 (1311.2901), section 4.2; the mean over the windows that hide it. Needs
+    no gradient. `window` 0 is a quarter of the shortest side, `stride` 0 half the window;
+    `several` says that an image may have several classes.
+
+    Shapes: (B, C, *S) and int64 (B,) -> (B, *S) in -1..1; below 0 where hiding helps.
+    """
+    window = window or max(1, min(images.shape[2:]) // 4)
+    stride = stride or max(1, window // 2)
+    hidden = torch.ones(1, dtype=torch.uint8)  # (windows, *S)
+    for side in images.shape[2:]:
+        start = torch.arange(0, max(0, side - window) + stride, stride)[:, None]
+        line = (torch.arange(side) >= start) & (torch.arange(side) < start + window)
+        hidden = torch.einsum("p...,qs->pq...s", hidden, line.byte()).flatten(0, 1)
+    hidden = hidden.to(images)
+    views = torch.cat([torch.zeros_like(hidden[:1]), hidden])
+    heats = []
+    for image, target in zip(images, targets, strict=True):
+        parts = [image * (1 - part[:, None]) for part in torch.split(views, 64)]
+        logits = torch.cat([network(part) for part in parts])
+        chance = (logits.sigmoid() if several else logits.softmax(1))[:, target]
+        heats.append(torch.einsum("p,p...->...", chance[0] - chance[1:], hidden) / hidden.sum(0))
+    return torch.stack(heats)
+
+
+def scaled(heat: Tensor) -> Tensor:
+    """What speaks for the class, divided by its maximum: (B, *S) -> (B, *S) in 0..1."""
+    most = heat.flatten(1).amax(1).view(-1, *(1,) * (heat.ndim - 1))
+    return heat.clamp_min(0) / torch.where(most > 0, most, 1)
+
+
+def overlay(image: Tensor, heat: Tensor, side: int = 224) -> Image.Image:
+    """The picture in grey under the heat in colour, as opaque as it is hot; at least `side` wide.
+
+    Shapes: uint8 (C, H, W), (H, W) in 0..1.
+    """
+    layers = torch.stack([image.float().mean(0).cpu() / 255, heat.float().cpu()])[None]
+    factor = max(1, math.ceil(side / min(heat.shape)))
+    grey, warm = F.interpolate(layers, scale_factor=factor, mode="bicubic")[0].clamp(0, 1)
+    colour = torch.from_numpy(colormaps["inferno"](warm.numpy())[..., :3])
+    blend = torch.lerp(grey[..., None].double(), colour, 0.8 * warm[..., None].double().sqrt())
+    return Image.fromarray((255 * blend).byte().numpy())
+
+
+@dataclass(frozen=True, slots=True)
+class Sanity:
+    """Rank correlation (Spearman) of maps with those of networks that know less and less.
+
+    By the part down to which, from the classifier on, weights are random; the last is all of them.
+    """
+
+    correlations: dict[str, float | None]  # None where no image has heat in both maps
+
+    @property
+    def depends(self) -> bool:
+        """Whether the maps are shown to depend on what was learned."""
+        rho = list(self.correlations.values())[-1]
+        return rho is not None and abs(rho) < LIMIT
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        rho = list(self.correlations.values())[-1]
+        if rho is None:
+            return "Whether the map depends on what was learned cannot be told: nothing to compare."
+        what = "depends" if self.depends else "does not depend"
+        return (
+            f"The map {what} on what was learned: its rank correlation with the map of a random "
+            f"network is {rho:.2f}."
+        )
+
+
+def sanity(
+    network: Network, images: Tensor, targets: Tensor, *, heat: Heat = grad_cam, seed: int = 0
+) -> Sanity:
+    """The cascading randomisation check of Adebayo et al. 2018 (1810.03292), section 3.1.
+
+    Shapes: (B, C, *S), int64 (B,). A map without heat, or with nan, is left out.
+    """
+    from scipy.stats import rankdata  # here, since it takes 1 s to import
+
+    def ranks(network: Network) -> Tensor:
+        rows = torch.from_numpy(rankdata(heat(network, images, targets).flatten(1).cpu(), axis=1))
+        return rows - rows.mean(1, keepdim=True)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = build(network.arch).state_dict()
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in fresh.items():
+        parts.setdefault(name.removeprefix("features.").split(".")[0], {})[name] = tensor
+    learned, other, correlations = ranks(network), copy.deepcopy(network), dict[str, float | None]()
+    for part, tensors in reversed(parts.items()):
+        other.load_state_dict(tensors, strict=False)
+        if any(tensor.ndim > 1 for tensor in tensors.values()):
+            rho = F.cosine_similarity(learned, drawn := ranks(other))
+            told = learned.any(1) & drawn.any(1) & rho.isfinite()
+            correlations[part] = rho[told].mean().item() if told.any() else None
+    return Sanity(correlations)

@@ -1,0 +1,117 @@
+"""Images as points: neighbours, a map of a data set, and the same picture twice."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from torch import Tensor
+from torch.nn import functional as F
+
+from resnets.data.batches import test_batches
+from resnets.data.splits import Split
+from resnets.evaluation.model import Model
+from resnets.nets.layers import global_mean
+from resnets.recipe import Preprocess
+
+GREY = Preprocess(size=32, channels=1, mean=(0.0,), std=(1.0,))
+# Measured on CIFAR-10, whose test images have near-duplicates in the training set: up to 10 bits of
+# difference all pairs that correlate are right; a shift by one pixel of 32 makes 6 to 16 bits, and
+# there the network has to agree.
+NEAR, FAR, CORRELATION, COSINE = 10, 16, 0.9, 0.95
+
+
+@torch.no_grad()
+def vector(model: Model, images: Tensor) -> Tensor:
+    """The mean of the last level's map: (N, C, H, W), normalised -> float32 (N, D) on the CPU."""
+    return global_mean(model.network.features(images)[list(model.network.levels)[-1]]).cpu()
+
+
+def vectors(model: Model, split: Split, *, workers: int = 0) -> tuple[Tensor, Tensor]:
+    """The `vector` of each readable image, and which images these are.
+
+    Returns float32 (N, D) and int64 (N,), on the CPU.
+    """
+    batches = test_batches(
+        split, preprocess=model.card.preprocess, batch=250, device=model.device, workers=workers
+    )
+    rows = [(vector(model, batch.images), batch.indices) for batch in batches]
+    points, indices = (torch.cat(column) for column in zip(*rows, strict=True))
+    return points, indices
+
+
+def project(points: Tensor) -> dict[str, Tensor]:
+    """(N, D) -> (N, 2) by name: principal components, and t-SNE (van der Maaten and Hinton)."""
+    x = PCA(min(50, *points.shape), random_state=0).fit_transform(points.double().numpy())
+    placed = TSNE(perplexity=min(30, (len(x) - 1) / 3), random_state=0).fit_transform(x)
+    return {"PCA": torch.from_numpy(x[:, :2]), "t-SNE": torch.from_numpy(placed)}
+
+
+def nearest(points: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Cosines and rows of the `count` points nearest to each query, nearest first.
+
+    Shapes: (N, D), (Q, D) -> float (Q, count), int64 (Q, count).
+    """
+    found = (F.normalize(queries) @ F.normalize(points).T).topk(count)
+    return found.values, found.indices
+
+
+class Pair(NamedTuple):
+    """Nearly the same picture: image `first` of one split and image `second` of the other."""
+
+    first: int
+    second: int
+    distance: int  # bits of 64
+    correlation: float
+
+
+class Prints(NamedTuple):
+    """What stays of an image that is shifted a little, compressed again or made brighter."""
+
+    bits: Tensor  # float32 (N, 64) of -1 and 1: is a cell of 8 x 9 darker than the next?
+    thumbnails: Tensor  # float32 (N, 288): 16 x 18 in grey, of mean 0 and norm 1
+    rows: Tensor  # int64 (N,): which images of the split
+
+
+def prints(split: Split, *, workers: int = 0) -> Prints:
+    """Of the central square of each readable image."""
+    batches = list(test_batches(split, preprocess=GREY, batch=500, device="cpu", workers=workers))
+    cells = torch.cat([F.adaptive_avg_pool2d(b.images, (16, 18)) for b in batches])
+    coarse, flat = F.avg_pool2d(cells, 2), cells.flatten(1)
+    bits = torch.where(coarse.diff(dim=3) > 0, 1.0, -1.0).flatten(1)
+    # What varies by less than a grey level is of one colour.
+    thumbnails = F.normalize(flat - flat.mean(1, keepdim=True), eps=0.01)
+    return Prints(bits, thumbnails, torch.cat([b.indices for b in batches]))
+
+
+def duplicates(
+    one: Split, other: Split, *, model: Model | None = None, workers: int = 0
+) -> list[Pair]:
+    """Near-duplicates across two splits, the surest first.
+
+    Their difference hashes are nearly the same and their thumbnails correlate; with a `model` also
+    those whose hashes are less near and whose vectors agree. Images of one colour are left out.
+    """
+    a, b = (prints(split, workers=workers) for split in (one, other))
+    found = []
+    for part in torch.split(torch.arange(len(a.rows)), 128):
+        distance = 32 - a.bits[part] @ b.bits.T / 2
+        alike = a.thumbnails[part] @ b.thumbnails.T
+        near = (distance <= (FAR if model else NEAR)) & (alike >= CORRELATION)
+        i, j = near.nonzero(as_tuple=True)
+        found.append(
+            torch.stack([a.rows[part[i]], b.rows[j], distance[near], alike[near].double()])
+        )
+    i, j, distance, alike = torch.cat(found, 1)
+    sure = distance <= NEAR
+    if model and not sure.all():
+        x, y = (
+            vectors(model, split.take(images[~sure].long()), workers=workers)[0]
+            for split, images in ((one, i), (other, j))
+        )
+        sure[~sure] = F.cosine_similarity(x, y) >= COSINE
+    order = alike[sure].argsort(descending=True)
+    pairs = torch.stack([i, j, distance, alike])[:, sure][:, order].T.tolist()
+    return [Pair(int(i), int(j), int(bits), float(c)) for i, j, bits, c in pairs]

@@ -1,0 +1,237 @@
+"""Folders of pictures with their figures beside them: answers explained, a data set explored."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from resnets.analysis import cam, embedding, findings
+from resnets.data.decode import decode
+from resnets.data.splits import Split
+from resnets.data.transforms import normalize, statistics
+from resnets.errors import UsageError
+from resnets.evaluation.metrics import truth
+from resnets.evaluation.model import Model, Prediction, view
+from resnets.evaluation.scores import Scores
+from resnets.files import write_whole
+
+# Okabe and Ito's colours, with the markers: nobody has to tell 28 classes by colour alone.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+MARKERS = "o^sD"
+SHOWN = 24  # images of a contact sheet
+POINTS = 2000  # images of a map: t-SNE of more takes minutes and is a blot
+NEIGHBOURS = 5
+CHECKED = 4  # images that the randomisation check looks at
+Tile = tuple[Image.Image, str]  # a picture, and what stands above it
+
+
+@dataclass(frozen=True)
+class Explained(Prediction):
+    """With the picture that says why, a file of the folder, and the known images nearest to it."""
+
+    picture: str | None = None
+    neighbours: tuple[str, ...] = ()
+
+
+def explain(
+    model: Model,
+    inputs: Iterable[str | Path | bytes],
+    out: Path,
+    *,
+    level: str | None = None,
+    method: Literal["grad-cam", "occlusion"] = "grad-cam",
+    top: int = 1,
+    known: Split | None = None,
+    workers: int = 0,
+) -> Iterator[Explained | cam.Sanity]:
+    """Draw what speaks for the `top` classes of each image; the randomisation check comes last.
+
+    The folder gets a picture for each image, and explain.json with all that is given here. With
+    `known` images, of the model's classes, those whose features are nearest are drawn beside it.
+
+    Raises:
+        UsageError: the folder has files already, or the network has no such level.
+        DiskError: a file cannot be written.
+    """
+    _new(out)
+    hidden, hot = partial(cam.occlusion, several=model.several), partial(cam.grad_cam, level=level)
+    heat = hidden if method == "occlusion" else hot
+    see, device, names = model.card.preprocess, model.device, model.card.classes
+    answers, seen = list[Explained](), list[tuple[Tensor, Tensor]]()
+    if known:
+        points, rows = embedding.vectors(model, known, workers=workers)
+    for number, item in enumerate(inputs, 1):
+        (said,) = model.predict([item], top=top)
+        answers.append(Explained(**asdict(said)))
+        if said.problem is None:
+            shown = view(torch.from_numpy(decode(item, see.channels)), see)
+            x = normalize(shown[None].to(device), *statistics(see, device))
+            targets = torch.tensor([names.index(name) for name in said.classes], device=device)
+            heats = cam.scaled(heat(model.network, x.expand(len(targets), *x.shape[1:]), targets))
+            texts = [f"{c}  {p:.1%}" for c, p in zip(said.classes, said.probabilities, strict=True)]
+            tiles = [*zip((cam.overlay(shown, h) for h in heats), texts, strict=True)]
+            near = list[str]()
+            if known:
+                cosines, found = embedding.nearest(points, embedding.vector(model, x), NEIGHBOURS)
+                near = [_name(known, index) for index in rows[found[0]].tolist()]
+                whose = _labels(known.labels[rows[found[0]]], names)
+                for index, label, cosine in zip(rows[found[0]], whose, cosines[0], strict=True):
+                    tiles.append((picture(known, int(index)), f"{label}\ncosine {cosine:.3f}"))
+            file = f"{number:04}-{Path(said.file).stem[:100]}.png"
+            _draw(out / file, sheet([(_image(shown), Path(said.file).name), *tiles]))
+            answers[-1] = Explained(**asdict(said), picture=file, neighbours=(*near,))
+            seen = [*seen, (x, targets[:1])][:CHECKED]
+        yield answers[-1]
+    facts: dict[str, Any] = {"method": method, "level": level, "images": [*map(asdict, answers)]}
+    if seen:
+        images, targets = (torch.cat(column) for column in zip(*seen, strict=True))
+        check = cam.sanity(model.network, images, targets, heat=heat)
+        facts["sanity"] = {"verdict": check.verdict, **asdict(check)}
+    write_whole(out / "explain.json", json.dumps(facts, indent=2).encode())
+    if seen:
+        yield check
+
+
+def explore(
+    model: Model, split: Split, scores: Scores, out: Path, *, train: Split | None, workers: int = 0
+) -> dict[str, int]:
+    """Draw what deserves a look in a split of which these are the model's scores.
+
+    The folder gets a CSV file and a picture of each of: the most wrong, the most unsure, the likely
+    mislabelled images, near-duplicates among the training images, and a map of images spread over
+    the split. Returns how many there are of each. Raises UsageError and DiskError as `explain`.
+    """
+    _new(out)
+    labels = _labels(scores.labels, scores.classes)
+    shares, best = scores.probabilities.max(1)
+
+    def about(row: int) -> dict[str, object]:
+        name, answer = _name(split, int(scores.indices[row])), scores.classes[best[row]]
+        share = f"{shares[row]:.4f}"
+        return {"image": name, "label": labels[row], "answer": answer, "probability": share}
+
+    found = {
+        "most-wrong": findings.most_wrong(scores, SHOWN),
+        "most-unsure": findings.most_unsure(scores, SHOWN),
+        "mislabelled": findings.mislabelled(scores),
+    }
+    for kind, rows in found.items():
+        images = [picture(split, index) for index in scores.indices[rows[:SHOWN]].tolist()]
+        _table(out / kind, [about(row) for row in rows.tolist()], images)
+    counts = {kind: len(rows) for kind, rows in found.items()}
+    if train and model.card.preprocess.size >= 16:  # of fewer pixels no hash is left
+        pairs = embedding.duplicates(split, train, model=model, workers=workers)
+        lines = [
+            {"image": _name(split, i), "training": _name(train, j), "bits": d, "correlation": c}
+            for i, j, d, c in pairs
+        ]
+        sides = ((picture(split, i), picture(train, j)) for i, j, *_ in pairs[:SHOWN])
+        images = [
+            Image.fromarray(np.hstack([*map(np.asarray, (a, b.resize(a.size)))])) for a, b in sides
+        ]
+        _table(out / "duplicates", lines, images)
+        counts["duplicates"] = len(pairs)
+    rows = torch.linspace(0, len(labels) - 1, min(POINTS, len(labels))).long()
+    points, _ = embedding.vectors(model, split.take(scores.indices[rows]), workers=workers)
+    places = embedding.project(points)
+    axes = [f"{method} {axis}" for method in places for axis in "xy"]
+    spots = torch.cat([*places.values()], 1).tolist()
+    lines = [
+        about(row) | dict(zip(axes, spot, strict=True))
+        for row, spot in zip(rows.tolist(), spots, strict=True)
+    ]
+    _table(out / "map", lines)
+    _draw(out / "map.png", scatter(places, [labels[row] for row in rows.tolist()]))
+    return counts | {"map": len(rows)}
+
+
+def sheet(tiles: Sequence[Tile], columns: int = 6) -> Figure:
+    """Pictures in rows, each under its lines of text."""
+    columns = min(columns, len(tiles))
+    rows = math.ceil(len(tiles) / columns)
+    figure = Figure(figsize=(2.2 * columns, 3.0 * rows), layout="constrained")
+    for axes, tile in zip_longest(figure.subplots(rows, columns, squeeze=False).flat, tiles):
+        axes.set_axis_off()
+        if tile:
+            axes.imshow(tile[0], interpolation="bicubic")
+            # Of a long path the end tells more.
+            lines = [line if len(line) < 34 else f"…{line[-32:]}" for line in tile[1].splitlines()]
+            axes.set_title("\n".join(lines), fontsize=8, loc="left", parse_math=False)
+    return figure
+
+
+def scatter(places: Mapping[str, Tensor], labels: Sequence[str]) -> Figure:
+    """Points (N, 2) by the method that placed them, in the colour of their label, with its name."""
+    figure = Figure(figsize=(6.5 * len(places), 6.3), layout="constrained")
+    kinds = sorted(set(labels))
+    drawn = figure.subplots(1, len(places), squeeze=False)[0]
+    for axes, (method, points) in zip(drawn, places.items(), strict=True):
+        axes.set(title=method, xticks=[], yticks=[])
+        for k, kind in enumerate(kinds):
+            some = points[[label == kind for label in labels]]
+            marker, colour = MARKERS[k % len(MARKERS)], COLOURS[k % len(COLOURS)]
+            axes.scatter(*some.T, 10, colour, marker=marker, alpha=0.6, linewidths=0)
+            if len(kinds) <= len(COLOURS) * len(MARKERS):
+                box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": colour, "alpha": 0.85}
+                axes.annotate(kind, some.median(0).values, ha="center", bbox=box, parse_math=False)
+    return figure
+
+
+def picture(split: Split, index: int) -> Image.Image:
+    """One image of a split, whole. Raises DataError for a file that cannot be read any more."""
+    if isinstance(split.images, Tensor):
+        return _image(split.images[index])
+    return Image.fromarray(decode(split.images[index], 3))
+
+
+def _image(pixels: Tensor) -> Image.Image:
+    return Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())
+
+
+def _labels(labels: Tensor, classes: Sequence[str]) -> list[str]:
+    has = truth(labels, len(classes))
+    return [" + ".join(classes[k] for k in row.nonzero()[:, 0]) for row in has]
+
+
+def _name(split: Split, index: int) -> str:
+    return f"#{index}" if isinstance(split.images, Tensor) else str(split.images[index])
+
+
+def _new(out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        raise UsageError(f"{out} has files, which nothing here overwrites: choose a new folder")
+
+
+def _draw(path: Path, figure: Figure) -> None:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    write_whole(path, file.getvalue())
+
+
+def _table(
+    path: Path, lines: Sequence[dict[str, object]], images: Sequence[Image.Image] = ()
+) -> None:
+    """PATH.csv, and PATH.png with the first lines' images if there are any."""
+    text = io.StringIO()
+    csv.writer(text).writerows(
+        [*(list(line) for line in lines[:1]), *(line.values() for line in lines)]
+    )
+    write_whole(path.with_suffix(".csv"), text.getvalue().encode(errors="backslashreplace"))
+    if images:
+        texts = ("\n".join(f"{key} {value}" for key, value in line.items()) for line in lines)
+        _draw(path.with_suffix(".png"), sheet([*zip(images, texts, strict=False)]))

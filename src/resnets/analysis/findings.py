@@ -1,0 +1,77 @@
+"""Which images of a split deserve a look: rows of its `Scores`, worst first."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resnets.evaluation.metrics import right
+from resnets.evaluation.scores import Scores
+
+
+def most_wrong(scores: Scores, count: int) -> Tensor:
+    """The wrong answers of largest loss: int64 (n,), n <= count."""
+    x, labels = scores.logits.double(), scores.labels
+    if scores.several:
+        loss = F.binary_cross_entropy_with_logits(x, labels.double(), reduction="none").mean(1)
+    else:
+        loss = F.cross_entropy(x, labels, reduction="none")
+    return _largest(loss, ~right(scores))[:count]
+
+
+def most_unsure(scores: Scores, count: int) -> Tensor:
+    """The answers of largest entropy: int64 (n,), n <= count."""
+    p = scores.probabilities
+    entropy = torch.special.entr(p) + (torch.special.entr(1 - p) if scores.several else 0)
+    return _largest(entropy.sum(1), torch.ones(len(p), dtype=torch.bool))[:count]
+
+
+def mislabelled(scores: Scores) -> Tensor:
+    """The images whose label is likely wrong, by confident learning: int64 (n,).
+
+    Northcutt et al. 2021 (1911.00068), eq. 1 and 2: an image counts for a class from the mean
+    probability of the images that are labelled so. Given are those that count for another class
+    than their label's, which is not the model's answer either, by their normalised margin. Several
+    labels are as many questions of yes or no. The model must not have learned these images.
+    """
+    p = scores.probabilities
+    if scores.several:
+        questions = zip(p.T, scores.labels.long().T, strict=True)
+        margins = [_margin(torch.stack([1 - yes, yes], 1), label) for yes, label in questions]
+        margin = torch.stack(margins).amin(0)
+    else:
+        margin = _margin(p, scores.labels)
+    return _largest(-margin, margin < 0)
+
+
+def _margin(p: Tensor, labels: Tensor) -> Tensor:
+    """p of the label less the largest other one, or 0 where the label stands: (N, K) -> (N,)."""
+    given = F.one_hot(labels, p.shape[1]).bool()
+    threshold = (p * given).sum(0) / given.sum(0)  # nan where a class has no image: none counts
+    counts = p >= threshold
+    other = torch.where(counts, p, -1).argmax(1) != labels
+    margin = p[given] - p.masked_fill(given, -1).amax(1)
+    return torch.where(counts.any(1) & other, margin, 0).clamp_max(0)
+
+
+def confusions(scores: Scores) -> list[tuple[str, str, int]]:
+    """Pairs of classes and how often one was taken for the other, most often first.
+
+    The first is taken for the second at least as often as the other way round. There are none
+    where an image has several labels.
+    """
+    if scores.several:
+        return []
+    answers, k = scores.logits.argmax(1), len(scores.classes)
+    counts = torch.bincount(scores.labels * k + answers, minlength=k * k).view(k, k)
+    both = counts + counts.T
+    first = (counts > counts.T) | (counts == counts.T).triu()
+    pairs = (both * first).fill_diagonal_(0)
+    rows = sorted(pairs.nonzero().tolist(), key=lambda pair: -int(pairs[*pair]))
+    return [(scores.classes[i], scores.classes[j], int(pairs[i, j])) for i, j in rows]
+
+
+def _largest(values: Tensor, among: Tensor) -> Tensor:
+    rows = among.nonzero()[:, 0]
+    return rows[values[rows].argsort(descending=True, stable=True)]

@@ -1,0 +1,154 @@
+"""The folders that explaining and exploring write."""
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from resnets.analysis import cam
+from resnets.analysis.explain import explain, explore, scatter, sheet
+from resnets.arch import arch
+from resnets.data import sources
+from resnets.data.splits import Split
+from resnets.errors import UsageError
+from resnets.evaluation.model import Model
+from resnets.evaluation.scores import Scores
+from resnets.nets import build
+from resnets.nets.modelfile import Card
+from resnets.recipe import Preprocess
+
+NAMES = ("ant", "bee & wasp", "$c$")
+
+
+def model(channels=3, classes=NAMES):
+    torch.manual_seed(0)
+    description = replace(arch("resnet20"), classes=len(classes), channels=channels)
+    see = Preprocess(
+        size=8, resize=10, channels=channels, mean=(0.5,) * channels, std=(0.2,) * channels
+    )
+    return Model(
+        build(description).eval(),
+        Card(arch=description, classes=classes, preprocess=see),
+        torch.device("cpu"),
+    )
+
+
+@pytest.fixture
+def files(tmp_path):
+    torch.manual_seed(0)
+    made = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.png", tmp_path / "broken.jpg"]
+    for file in made[:2]:
+        file.parent.mkdir()
+        pixels = torch.randint(256, (12, 16, 3), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(file)
+    made[2].write_bytes(b"no picture")
+    return made
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "occlusion"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_explaining_writes_a_picture_for_each_image_and_names_the_broken(
+    tmp_path, files, method, channels
+):
+    out, whole = tmp_path / "out", model(channels)
+    inputs = [*files, files[0].read_bytes()]
+    *images, check = explain(whole, inputs, out, method=method, top=2)
+    assert [said.file for said in images] == [*map(str, files), "-"]
+    assert [said.picture for said in images] == ["0001-x.png", "0002-x.png", None, "0004--.png"]
+    assert "broken.jpg" in images[2].problem
+    assert isinstance(check, cam.Sanity)
+    for said, predicted in zip(images, whole.predict(inputs, top=2), strict=True):
+        assert said.classes == predicted.classes
+        assert said.probabilities == pytest.approx(predicted.probabilities, rel=1e-5)
+    assert {path.name for path in out.iterdir()} == {
+        "0001-x.png", "0002-x.png", "0004--.png", "explain.json",
+    }  # fmt: skip
+    facts = json.loads((out / "explain.json").read_text())
+    assert facts["method"] == method
+    assert facts["sanity"] == {"verdict": check.verdict, "correlations": check.correlations}
+    assert [said["picture"] for said in facts["images"]] == [said.picture for said in images]
+    with Image.open(out / "0001-x.png") as drawn:
+        width, height = drawn.size
+    assert width > 2 * height  # the view and two maps, side by side
+
+
+def test_nothing_is_overwritten_and_a_wrong_level_is_named(tmp_path, files):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    with pytest.raises(UsageError, match=r"out has files.*choose a new folder"):
+        list(explain(model(), files[:1], out))
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    with pytest.raises(UsageError, match="did you mean layer"):
+        list(explain(model(), files[:1], tmp_path / "new", level="layer7"))
+
+
+def test_only_broken_images_leave_a_list_of_them(tmp_path, files):
+    (said,) = explain(model(), files[2:], tmp_path / "out")
+    assert said.problem
+    facts = json.loads((tmp_path / "out" / "explain.json").read_text())
+    assert [image["file"] for image in facts["images"]] == [str(files[2])]
+    assert "sanity" not in facts
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_exploring_digits(tmp_path):
+    source = sources.load("digits")
+    whole = model(1, source.classes)
+    test = source.test.take(torch.arange(60))
+    train = Split(torch.cat([source.train.images[:20], test.images[7:8]]), source.train.labels[:21])
+    logits = 8 * torch.nn.functional.one_hot(test.labels, 10).float()
+    wrong = [4, 30]
+    logits[wrong] = logits[wrong].roll(1, 1)
+    scores = Scores(logits, test.labels, torch.arange(60), source.classes)
+    counts = explore(whole, test, scores, tmp_path / "out", train=train)
+    names = {"most-wrong", "most-unsure", "mislabelled", "duplicates", "map"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        name + suffix for name in names for suffix in (".csv", ".png")
+    }
+    tables = {name: rows(tmp_path / "out" / f"{name}.csv") for name in names}
+    assert counts == {name: len(table) for name, table in tables.items()}
+    assert [row["image"] for row in tables["most-wrong"]] == ["#4", "#30"]
+    assert tables["most-wrong"][0]["label"] == source.classes[test.labels[4]]
+    assert {row["image"] for row in tables["mislabelled"]} == {"#4", "#30"}
+    assert counts["most-unsure"] == 24
+    assert [row["image"] for row in tables["map"]] == [f"#{k}" for k in range(60)]
+    assert ("#7", "#20") in [(row["image"], row["training"]) for row in tables["duplicates"]]
+    with pytest.raises(UsageError, match="choose a new folder"):
+        explore(whole, test, scores, tmp_path / "out", train=None)
+
+
+def test_exploring_files_of_several_labels_without_a_mistake(tmp_path, files):
+    split = Split((files[0], files[2], files[1]) * 3, torch.zeros(9, 3))
+    readable = torch.tensor([0, 2, 3, 5, 6, 8])
+    labels = torch.tensor([[1.0, 1, 0], [0, 0, 1]]).repeat(3, 1)
+    scores = Scores(20 * labels - 10, labels, readable, NAMES)
+    counts = explore(model(), split, scores, tmp_path / "out", train=None)
+    assert counts == {"most-wrong": 0, "most-unsure": 6, "mislabelled": 0, "map": 6}
+    assert not (tmp_path / "out" / "most-wrong.png").exists()
+    unsure = rows(tmp_path / "out" / "most-unsure.csv")
+    assert {row["label"] for row in unsure} == {"ant + bee & wasp", "$c$"}
+    assert {row["image"] for row in unsure} == {str(files[0]), str(files[1])}
+
+
+def test_a_sheet_keeps_long_names_short_and_formulas_as_text():
+    tile = Image.new("RGB", (8, 4), "red")
+    figure = sheet([(tile, f"{'folder/' * 20}cat.png\n$x_1$")] * 7)
+    first, *_ = figure.axes
+    name, formula = first.get_title(loc="left").splitlines()
+    assert name == "…" + f"{'folder/' * 20}cat.png"[-32:]
+    assert formula == "$x_1$"
+    assert len(figure.axes) == 12
+
+
+def test_many_classes_are_not_written_over_each_other():
+    few = scatter({"PCA": torch.randn(40, 2)}, [str(k % 20) for k in range(40)])
+    many = scatter({"PCA": torch.randn(80, 2)}, [str(k % 40) for k in range(80)])
+    assert [len(figure.axes[0].texts) for figure in (few, many)] == [20, 0]

@@ -1,0 +1,102 @@
+"""Which images are picked, against values computed by hand."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resnets.analysis.findings import confusions, mislabelled, most_unsure, most_wrong
+from resnets.evaluation.scores import Scores
+
+ABC = ("a", "b", "c")
+
+
+def scores(probabilities, labels, classes=ABC):
+    p = torch.tensor(probabilities, dtype=torch.float64)
+    several = isinstance(labels[0], list)
+    logits = (p.logit() if several else p.log()).float()
+    given = torch.tensor(labels, dtype=torch.float32 if several else torch.int64)
+    return Scores(logits, given, torch.arange(len(labels)), classes)
+
+
+def test_most_wrong_are_the_errors_of_largest_loss():
+    said = scores(
+        [[0.4, 0.5, 0.1], [0.9, 0.05, 0.05], [0.4, 0.35, 0.25], [0.05, 0.9, 0.05], [0.2, 0.7, 0.1]],
+        [0, 0, 2, 0, 1],
+    )
+    assert most_wrong(said, 10).tolist() == [3, 2, 0]  # -log of 0.05, 0.25, 0.4
+    assert most_wrong(said, 2).tolist() == [3, 2]
+    assert most_wrong(scores([[0.9, 0.1, 0]], [0]), 5).tolist() == []
+
+
+def test_most_wrong_of_several_labels():
+    said = scores([[0.9, 0.2], [0.4, 0.9], [0.1, 0.1]], [[1.0, 0], [1, 1], [0, 1]], ("a", "b"))
+    assert most_wrong(said, 3).tolist() == [2, 1]  # 0 is right
+
+
+def test_most_unsure_by_entropy():
+    said = scores([[0.98, 0.01, 0.01], [0.5, 0.5, 0.0], [0.4, 0.3, 0.3]], [0, 0, 0])
+    assert most_unsure(said, 2).tolist() == [2, 1]
+    # Of [0.9, 0.9] one is as sure as of [0.1, 0.1], unlike a sum over present labels alone.
+    several = scores([[0.9, 0.9], [0.5, 0.1], [0.1, 0.1]], [[1.0, 0], [1, 1], [0, 1]], ("a", "b"))
+    assert most_unsure(several, 3).tolist()[0] == 1
+
+
+def test_confident_learning_by_hand():
+    said = scores(
+        [
+            [0.9, 0.05, 0.05],  # a; the threshold of a is (0.9 + 0.6 + 0.1 + 0.4) / 4 = 0.5
+            [0.6, 0.3, 0.1],
+            [0.1, 0.85, 0.05],  # labelled a, and b is over its threshold of 0.8: suspect
+            [0.4, 0.55, 0.05],  # labelled a, answered b, but below 0.8: unsure and not wrong
+            [0.05, 0.9, 0.05],  # b; (0.9 + 0.7) / 2 = 0.8
+            [0.2, 0.7, 0.1],
+            [0.1, 0.0, 0.9],  # c; (0.9 + 0.3) / 2 = 0.6
+            [0.6, 0.1, 0.3],  # labelled c, and a is over 0.5: suspect, by a smaller margin
+        ],
+        [0, 0, 0, 0, 1, 1, 2, 2],
+    )
+    assert mislabelled(said).tolist() == [2, 7]  # margins 0.1 - 0.85 and 0.3 - 0.6
+
+
+def test_a_class_that_no_image_has_is_never_the_better_label():
+    said = scores([[0.1, 0.1, 0.8], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1]], [0, 0, 1])
+    assert mislabelled(said).tolist() == []
+
+
+def test_an_answer_that_is_the_label_is_not_suspected():
+    # b counts from 0.3 on, a only from 0.85; still a is what the first image is taken for.
+    said = scores([[0.6, 0.4], [0.9, 0.1], [1.0, 0.0], [0.7, 0.3]], [0, 0, 0, 1], ("a", "b"))
+    assert 0 not in mislabelled(said).tolist()
+
+
+def test_of_several_labels_each_is_a_question():
+    yes, no = [1.0, 0.0], [0.0, 0.0]
+    p = [[0.9, 0.1], [0.8, 0.1], [0.1, 0.2], [0.1, 0.1], [0.95, 0.1]]
+    said = scores(p, [yes, yes, no, no, no], ("a", "b"))
+    assert mislabelled(said).tolist() == [4]
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10_000), classes=st.integers(2, 8))
+def test_most_of_the_flipped_labels_are_found(seed, classes):
+    torch.manual_seed(seed)
+    n = 1000
+    true = torch.randint(classes, (n,))
+    logits = torch.randn(n, classes)
+    logits[torch.arange(n), true] += 6
+    flipped = torch.randperm(n)[: n // 20]
+    labels = true.clone()
+    labels[flipped] = (true[flipped] + torch.randint(1, classes, (len(flipped),))) % classes
+    names = tuple(map(str, range(classes)))
+    found = set(mislabelled(Scores(logits, labels, torch.arange(n), names)).tolist())
+    right = len(found & set(flipped.tolist()))
+    assert right >= 0.85 * len(flipped)
+    assert right >= 0.85 * len(found)
+
+
+def test_confusions_count_both_ways():
+    one_hot = torch.eye(3).clamp_min(1e-6).tolist()
+    pairs = [(0, 1)] * 2 + [(1, 0)] * 3 + [(2, 1)] * 4 + [(1, 1)] * 9 + [(0, 2)]
+    said = scores([one_hot[answer] for _, answer in pairs], [label for label, _ in pairs])
+    assert confusions(said) == [("b", "a", 5), ("c", "b", 4), ("a", "c", 1)]
+    assert confusions(scores([[0.9, 0.1]], [[0.0, 1.0]], ("a", "b"))) == []
