@@ -1,0 +1,43 @@
+"""The model card of a run: README.md for people, with a header that a model hub reads."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from resnets.files import write_whole
+from resnets.reporting import facts as room
+from resnets.reporting.report import PAGES
+from resnets.training.run import Run
+
+
+def write(run: Run, license: str = "unknown") -> Path:
+    """Write README.md into the folder of a run; `license` is the weights' own, by the hub's name.
+
+    Raises UsageError where the folder has no run, CheckpointError, DiskError.
+    """
+    facts = room.gather(run)
+    page = PAGES.get_template("card.md").render(
+        facts=facts,
+        license=license,
+        sentences=room.sentences(facts, [], lambda index: f"{facts.split} image {index}"),
+    )
+    path = run.path / "README.md"
+    write_whole(path, page.encode("utf-8", "backslashreplace"))
+    return path
+
+
+def yaml(value: object) -> str:
+    """A value as JSON, which YAML contains but for bare control characters and surrogates."""
+    text = json.dumps(value, ensure_ascii=False)
+    bare = r"[\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uffff]"
+    return re.sub(bare, lambda sign: f"\\u{ord(sign[0]):04x}", text)
+
+
+def plain(text: str) -> str:
+    """Text whose signs mean nothing in Markdown."""
+    return re.sub(r"[\\`*_\[\]<>|&#~\n]", lambda sign: f"&#{ord(sign[0])};", text)
+
+
+PAGES.filters |= {"yaml": yaml, "plain": plain}

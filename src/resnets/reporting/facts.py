@@ -1,0 +1,192 @@
+"""What a run folder says, and what follows from it in plain words."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resnets import arch as archs
+from resnets import recipe as recipes
+from resnets.analysis import findings
+from resnets.evaluation import metrics, scores
+from resnets.evaluation.metrics import Result
+from resnets.evaluation.scores import Scores
+from resnets.nets.cost import cost as network_cost
+from resnets.recipe import Recipe
+from resnets.training.run import Run
+
+FIGURES = {
+    "top1": ("Accuracy", "the answer is the label, or exactly the labels"),
+    "top5": ("Top-5 accuracy", "a label is among the five most probable classes"),
+    "balanced_accuracy": ("Balanced accuracy", "mean recall: each class counts the same"),
+    "macro_f1": ("Macro F1", "mean over classes of precision and recall in one"),
+    "mean_average_precision": ("Mean average precision", "area under precision over recall"),
+    "ece": ("Calibration error", "mean distance of confidence and accuracy, 15 bins"),
+}
+DOUBTFUL = 0.05  # part of the labels from which on it is the network that is in doubt
+FALLING, RISING = 0.97, 1.1  # of the lowest error before: what counts as better, as worse
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One run; empty or None is what its folder does not have, or not yet."""
+
+    run: Run
+    recipe: Recipe
+    source: dict[str, Any]
+    rows: Sequence[Mapping[str, Any]]  # of metrics.jsonl
+    ended: dict[str, Any]  # result.json
+    scores: Scores | None
+    result: Result | None
+
+    @property
+    def data(self) -> str:
+        """The data's name, without the place where it lies."""
+        return Path(self.source["data"]).name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes' names."""
+        return tuple(self.source["classes"])
+
+    @property
+    def split(self) -> str:
+        """The images of the result."""
+        return "validation" if self.ended.get("split") == "val" else "test"
+
+
+def gather(run: Run) -> Facts:
+    """What is in the folder. Raises UsageError where it is none, CheckpointError for a bad file."""
+    recipe, source = recipes.parse(run.read_json("recipe.json")), run.read_json("source.json")
+    ended = run.read_json("result.json") if run.finished else {}
+    path = run.path / "scores.safetensors"
+    found = scores.load(path) if ended and path.exists() else None
+    result = metrics.result(found, ended["split"]) if found else None
+    return Facts(run, recipe, source, run.rows("metrics.jsonl"), ended, found, result)
+
+
+def percent(part: float) -> str:
+    """0.0827 as 8.27 %, never broken over lines."""
+    return f"{100 * part:.2f}\u00a0%"
+
+
+def headline(facts: Facts) -> tuple[str, str]:
+    """The run in one sentence, and how sure that is."""
+    model, data, ended = facts.recipe.model, facts.data, facts.ended
+    if not ended:
+        stands = "It has not logged an epoch yet."
+        if facts.rows:
+            error = percent(facts.rows[-1]["train_error"])
+            stands = f"It stands at epoch {facts.rows[-1]['epoch']:.1f}, training error {error}."
+        return f"{model} on {data} is not trained to the end.", stands
+    if not ended["images"]:
+        return f"{model} was trained on {data}.", "There were no images to test it on."
+    result = facts.result  # of a run without scores the rounded figures have to do
+    right = result.top1 if result else ended["top1"]
+    low, high = map(percent, result.interval if result else ended["top1_interval_95"])
+    return (
+        f"{model} answers {percent(right)} of the {facts.split} images of {data} right.",
+        f"{ended['images']:,} images say so; with 95 % confidence it is {low} to {high}.",
+    )
+
+
+def cost(facts: Facts) -> dict[str, str]:
+    """The plan as it was printed, and what it took as far as that was recorded."""
+    price, run = network_cost(archs.from_dict(facts.source["arch"])), facts.run
+    speeds = [row["images_per_second"] for row in run.rows("timing.jsonl")]
+    took = {"size": f"{price.parameters:,} parameters, {price.macs / 1e6:,.1f} M multiply-adds"}
+    if speeds:
+        took["speed"] = f"{statistics.median(speeds):,.0f} training images a second"
+    if (run.path / "cost.json").exists():
+        spent = run.read_json("cost.json")
+        took["took"] = f"{spent['seconds'] / 60:.1f} minutes"
+        took["memory"] = f"{spent['peak_memory'] / 2**30:.2f} GiB at the most"
+    plan: dict[str, str] = facts.source.get("plan", {})
+    return plan | took | run.read_json("environment.json")
+
+
+def sentences(facts: Facts, counts: Sequence[int], name: Callable[[int], str]) -> list[str]:
+    """What a person should know, the honesty of the test first.
+
+    `counts` are the training images of each class, empty where the data is not at hand; `name` says
+    what an image of the tested split is called, given its index.
+    """
+    scores, result = facts.scores, facts.result
+    answers = about_answers(scores, result, name) if scores and result else ()
+    return [*about_test(facts), *answers, *about_training(facts, counts)]
+
+
+def times(count: int) -> str:
+    """Once, or a number of times."""
+    return "once" if count == 1 else f"{count:,} times"
+
+
+def about_test(facts: Facts) -> Iterator[str]:
+    """What the figures were measured on; only the first look at a test split is fully honest."""
+    if facts.split == "validation":
+        chose = ", which also chose the best state, so they are optimistic"
+        best = chose if facts.recipe.keep == "best" else ""
+        yield f"There is no test split: the figures are of the validation images{best}."
+    if watched := sum("test_error" in row for row in facts.rows):
+        looked = f"The test split was looked at {times(watched)} during training (watch=test)"
+        yield f"{looked}; no choice was made by it."
+    if opened := len(facts.run.rows("opened.jsonl")):
+        later = "; each look after the first makes it less honest" if opened > 1 else ""
+        yield f"The test split was opened {times(opened)} for a result{later}."
+    if bad := len(facts.ended.get("unreadable", ())):
+        yield f"{bad:,} images could not be read and are not counted."
+
+
+def about_answers(scores: Scores, result: Result, name: Callable[[int], str]) -> Iterator[str]:
+    """Where the network is wrong, and whether its confidence and the labels can be trusted."""
+    for one, other, count in findings.confusions(scores)[: 3 if len(scores.classes) <= 20 else 9]:
+        yield f"“{one}” and “{other}” are confused {times(count)}."
+    rows = [(row["recall"], row["class"]) for row in result.per_class() if row["images"]]
+    recall, worst = min(rows, default=(1.0, ""))
+    if float(recall) < result.balanced_accuracy - 0.1:
+        yield f"The weakest class is “{worst}”: {percent(float(recall))} of its images are found."
+    sure, right = (float(x.double().mean()) for x in metrics.decisions(scores))
+    means = f"on average it is {percent(sure)} sure and {percent(right)} right"
+    if abs(sure - right) > 0.02:
+        much, trust = ("over", "less") if sure > right else ("under", "more")
+        yield f"The network is {much}-confident, trust it {trust} than it says: {means}."
+    else:
+        yield f"Its confidence is near the truth: {means}."
+    suspects = [] if scores.several else findings.mislabelled(scores).tolist()
+    if 0 < len(suspects) <= DOUBTFUL * len(scores.labels):
+        others = scores.logits.scatter(1, scores.labels[:, None], -math.inf).argmax(1)
+        said = (
+            f"{name(int(scores.indices[row]))} (“{scores.classes[scores.labels[row]]}”, "
+            f"looks like “{scores.classes[others[row]]}”)"
+            for row in suspects[:5]
+        )
+        many = "1 label" if len(suspects) == 1 else f"{len(suspects):,} labels"
+        yield f"{many} may be wrong, look first at {', '.join(said)}."
+
+
+def about_training(facts: Facts, counts: Sequence[int]) -> Iterator[str]:
+    """Whether training was too short or too long, or had too few images."""
+    if counts and max(counts) >= 3 * min(counts):
+        named = dict(zip(counts, facts.classes, strict=True))
+        few, many = (f"{count:,} of “{named[count]}”" for count in (min(counts), max(counts)))
+        yield f"Training has {many} and {few}: class_weights=balanced may help."
+    for row in facts.rows[-1:]:
+        kinds = {"val_error": "validation", "test_error": "test", "train_error": "training"}
+        key, kind = next(pair for pair in kinds.items() if pair[0] in row)
+        before = [earlier[key] for earlier in facts.rows[:-1] if key in earlier]
+        change = f"from {percent(min(before))} to {percent(row[key])}" if before else ""
+        if before and row[key] < FALLING * min(before):
+            yield f"The {kind} error was still falling, {change} at the end: train longer."
+        elif before and row[key] > RISING * min(before) + 0.005:
+            yield f"The {kind} error rose again, {change}: train shorter, or augment more."
+        elif row["epoch"] < 10:
+            yield f"It trained only {row['epoch']:.1f} epochs: more may help."
+        if facts.result and facts.result.error > 2 * row["train_error"] + 0.05:
+            yield (
+                f"It knows its training images better ({percent(row['train_error'])} wrong) than "
+                f"new ones ({percent(facts.result.error)}): more images or augmentation may help."
+            )

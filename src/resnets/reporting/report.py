@@ -1,0 +1,190 @@
+"""The report of a run: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jinja2
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import resize, to_pil_image
+from torchvision.utils import make_grid
+
+from resnets.analysis import findings
+from resnets.analysis.cam import grad_cam, overlay
+from resnets.data import sources
+from resnets.data.batches import test_batches
+from resnets.data.sources import Source, Split
+from resnets.data.transforms import statistics
+from resnets.errors import DataError, ResnetsError
+from resnets.evaluation import metrics
+from resnets.evaluation.model import Model, load
+from resnets.evaluation.scores import Scores
+from resnets.files import write_whole
+from resnets.recipe import Preprocess
+from resnets.reporting import facts as room
+from resnets.reporting import plots
+from resnets.reporting.facts import Facts
+from resnets.training.run import Run
+
+EACH, CLASSES = 6, 20  # pictures of a class; classes with pictures, and of a confusion matrix
+WORST, BEST = 9, 3  # answers with heat maps
+SIDE, THUMB = 224, 64  # pixels of a picture beside its heat map, and of one in a row
+
+PAGES = jinja2.Environment(
+    loader=jinja2.PackageLoader("resnets.reporting", "."),
+    autoescape=jinja2.select_autoescape(["html"]),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+PAGES.filters |= {"percent": room.percent, "quote": shlex.quote}
+PAGES.globals |= {"cost": room.cost, "figures": room.FIGURES, "headline": room.headline}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image of a split: as it is, and what spoke for the answer."""
+
+    name: str
+    verdict: str
+    plain: str
+    heat: str
+
+
+def write(run: Run, source: Source | None = None) -> Path:
+    """Write report.html into the folder of a run, finished or not; what is missing is said.
+
+    `source` is the run's data where it is at hand; else it is read from where the recipe says.
+
+    Raises UsageError where the folder has no run, CheckpointError, DiskError.
+    """
+    facts, missing = room.gather(run), ""
+    try:
+        source = source or reread(facts)
+    except ResnetsError as error:
+        missing = f"There are no pictures: {error}"
+    splits = source.splits if source else {}
+    counts = {
+        part: [int(members(split, k).sum()) for k in range(len(facts.classes))]
+        for part, split in splits.items()
+    }
+    tested = splits.get(facts.ended.get("split", ""))
+    name = partial(called, tested, facts.split)
+    bins = metrics.reliability(facts.scores) if facts.scores else []
+    pictures = dict[str, list[Picture]]()
+    model = load(run.path) if run.model.exists() else None
+    if facts.scores and tested and model:
+        right = metrics.right(facts.scores)
+        sure = facts.scores.probabilities.amax(1).where(right, -1).argsort(descending=True)
+        chosen = {
+            "Most wrong": findings.most_wrong(facts.scores, WORST),
+            "Most surely right": sure[: min(BEST, int(right.sum()))],
+        }
+        pictures = {
+            title: gallery(model, tested, facts.scores, rows, name)
+            for title, rows in chosen.items()
+            if len(rows)
+        }
+    page = PAGES.get_template("report.html").render(
+        facts=facts,
+        sentences=room.sentences(facts, counts.get("train", []), name),
+        matrix=len(facts.classes) <= CLASSES,
+        pictures=pictures,
+        temperature=model.card.temperature if model else None,
+        curves=plots.svg(plots.history(facts.rows), "curves"),
+        reliability=plots.svg(plots.reliability(bins), "reliability") if bins else "",
+        missing=missing,
+        counts=counts,
+        strips=strips(splits["train"], facts) if "train" in splits else [],
+    )
+    path = run.path / "report.html"
+    write_whole(path, page.encode("utf-8", "backslashreplace"))
+    return path
+
+
+def reread(facts: Facts) -> Source:
+    """The run's data, split as for the run. Raises DataError where it is gone or another."""
+    recipe = facts.recipe
+    source = sources.load(recipe.data, max_unreadable=recipe.max_unreadable)
+    if source.digest != facts.source["digest"]:
+        raise DataError(f"{facts.data} is no longer the data that the run was trained on.")
+    return sources.hold_out(source, recipe.holdout, recipe.seed) if recipe.holdout else source
+
+
+def members(split: Split, k: int) -> Tensor:
+    """Which images have class k: bool (N,)."""
+    return split.labels == k if split.labels.ndim == 1 else split.labels[:, k] > 0
+
+
+def called(split: Split | None, kind: str, index: int) -> str:
+    """The name of an image: its folder and file, or its number in the split."""
+    if split is None or isinstance(split.images, Tensor):
+        return f"{kind} image {index}"
+    return "/".join(split.images[index].parts[-2:])
+
+
+def seen(split: Split, indices: Tensor, see: Preprocess) -> tuple[Tensor, Tensor, Tensor]:
+    """What the network sees of images: normalised, as uint8, and which of `indices` were readable.
+
+    Shapes: int64 (n,) -> (m, C, S, S) twice, int64 (m,).
+    """
+    batches = list(test_batches(split.take(indices), preprocess=see, batch=64, device="cpu"))
+    images = torch.cat([batch.images for batch in batches])
+    mean, std = statistics(see, "cpu")
+    pixels = (255 * (images * std + mean)).round().clamp(0, 255).byte()
+    return images, pixels, torch.cat([batch.indices for batch in batches])
+
+
+def strips(split: Split, facts: Facts) -> list[str]:
+    """The first images of each of the first classes, side by side."""
+    see, drawn = Preprocess(**facts.source["preprocess"]), list[str]()
+    for k in range(min(CLASSES, len(facts.classes))):
+        chosen = members(split, k).nonzero()[:EACH, 0]
+        pixels = seen(split, chosen, see)[1] if len(chosen) else torch.empty(0)
+        if len(pixels):
+            small = resize(pixels, [min(THUMB, see.size)] * 2, antialias=True).expand(-1, 3, -1, -1)
+            opaque = torch.cat([small, torch.full_like(small[:, :1], 255)], 1)  # gaps are clear
+            drawn.append(uri(to_pil_image(make_grid(opaque, EACH))))
+        else:
+            drawn.append("")
+    return drawn
+
+
+def gallery(
+    model: Model, split: Split, scores: Scores, rows: Tensor, name: Callable[[int], str]
+) -> list[Picture]:
+    """The images of `rows` of the scores with the Grad-CAM of the most probable class."""
+    images, pixels, which = seen(split, scores.indices[rows], model.card.preprocess)
+    rows = rows[which]
+    chances, answers = scores.probabilities[rows].max(1)
+    heats = grad_cam(model.network, images.to(model.device), answers.to(model.device)).cpu()
+    shown = []
+    for k, label in enumerate(metrics.truth(scores.labels[rows], len(scores.classes))):
+        true = " and ".join(scores.classes[i] for i in label.nonzero()[:, 0]) or "no class"
+        answer = f"{scores.classes[answers[k]]} with {room.percent(float(chances[k]))}"
+        plain = to_pil_image(pixels[k]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        heat = overlay(pixels[k], heats[k]).resize((SIDE, SIDE))
+        shown.append(
+            Picture(
+                name=name(int(scores.indices[rows[k]])),
+                verdict=f"{true}, answered {answer}",
+                plain=uri(plain),
+                heat=uri(heat),
+            )
+        )
+    return shown
+
+
+def uri(image: Image.Image) -> str:
+    """The picture as an address that holds it."""
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,107 @@
+import pytest
+import torch
+from made import RIGHT, folder, two
+
+from resnets.errors import UsageError
+from resnets.evaluation.scores import Scores
+from resnets.recipe import Recipe
+from resnets.reporting import compare, facts
+
+
+def said(run, counts=()):
+    return facts.sentences(facts.gather(run), counts, lambda index: f"image {index}")
+
+
+def row(epoch, train, test=None):
+    errors = {"train_error": train} | ({} if test is None else {"test_error": test})
+    return {"step": int(epoch), "epoch": epoch, "lr": 0.1, "loss": 1.0, **errors}
+
+
+def test_the_headline_has_the_figure_and_its_interval(tmp_path):
+    head, sure = facts.headline(facts.gather(folder(tmp_path / "a", said=two())))
+    assert head == "resnet8 answers 62.50\u00a0% of the test images of made right."
+    assert sure.startswith("8 images say so; with 95 % confidence it is 25.00\u00a0% to ")
+
+
+def test_an_unfinished_run_says_where_it_stands(tmp_path):
+    run = folder(tmp_path / "a", rows=[row(2.0, 0.25)], ended=False)
+    assert facts.headline(facts.gather(run)) == (
+        "resnet8 on made is not trained to the end.",
+        "It stands at epoch 2.0, training error 25.00\u00a0%.",
+    )
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"recipe\.json"):
+        facts.gather(compare.Run(tmp_path))
+
+
+def test_what_the_answers_say(tmp_path):
+    sentences = said(folder(tmp_path / "a", said=two()))
+    assert "“dog” and “cat” are confused 3 times." in sentences  # two dogs and a cat
+    assert "The weakest class is “dog”: 50.00\u00a0% of its images are found." in sentences
+    sure = 100 * float(torch.maximum(RIGHT, 1 - RIGHT).double().mean())
+    assert (
+        "The network is over-confident, trust it less than it says: on average it is "
+        f"{sure:.2f}\u00a0% sure and 62.50\u00a0% right."
+    ) in sentences
+
+
+def test_a_label_that_looks_wrong_is_named(tmp_path):
+    labels = torch.arange(2).repeat(20)
+    labels[7] = 0
+    logits = 3.0 * torch.eye(2)[torch.arange(2).repeat(20)]
+    logits[7] *= 2  # surely of class 1
+    run = folder(tmp_path / "a", said=Scores(logits, labels, torch.arange(40) + 100, ("a", "b")))
+    (found,) = [s for s in said(run) if "label" in s]
+    assert found == "1 label may be wrong, look first at image 107 (“a”, looks like “b”)."
+
+
+@pytest.mark.parametrize(
+    ("errors", "words"),
+    [
+        ([0.5, 0.4, 0.3], "The test error was still falling, from 40.00\u00a0% to 30.00\u00a0%"),
+        ([0.5, 0.2, 0.3], "The test error rose again, from 20.00\u00a0% to 30.00\u00a0%"),
+        ([0.5, 0.3, 0.3], "It trained only 3.0 epochs"),
+    ],
+)
+def test_too_short_or_too_long(tmp_path, errors, words):
+    rows = [row(float(k), 0.1, error) for k, error in enumerate(errors, 1)]
+    run = folder(tmp_path / "a", rows=rows, said=two(), recipe=Recipe(model="resnet8", data="made"))
+    sentences = said(run)
+    assert any(s.startswith(words) for s in sentences)
+    assert sentences[0].startswith("The test split was looked at 3 times during training")
+
+
+def test_rare_classes_and_opened_tests_are_told(tmp_path):
+    run = folder(tmp_path / "a", said=two())
+    for _ in range(2):
+        run.append("opened.jsonl", {})
+    sentences = said(run, counts=[1200, 100])
+    assert (
+        "Training has 1,200 of “cat” and 100 of “dog”: class_weights=balanced may help."
+        in sentences
+    )
+    assert sentences[0].startswith("The test split was opened 2 times for a result; each look")
+
+
+def test_two_runs_side_by_side(tmp_path):
+    better = two()
+    better.logits[6:] = better.logits[6:].flip(1)  # the two dogs that were cats
+    one = folder(tmp_path / "a", said=two())
+    other = folder(tmp_path / "b", said=better, recipe=Recipe(model="resnet8", data="made", lr=0.2))
+    rows = {r.pop("what"): list(r.values()) for r in compare.compare([one, other])}
+    assert rows["lr"] == ["0.1", "0.2"]
+    assert set(rows) == {"error", "against the first", "lr"}
+    assert rows["error"][1].startswith("12.50\u00a0% (")
+    # Both changes are for the better: p = 2 / 2**2.
+    assert rows["against the first"][0] == "-"
+    assert rows["against the first"][1].startswith("+25.00 points right (")
+    assert rows["against the first"][1].endswith("p = 0.5, 2 mended, 0 broken")
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "a"]])
+def test_a_comparison_needs_two_runs(tmp_path, names):
+    folder(tmp_path / "a")
+    with pytest.raises(UsageError, match="two runs or more"):
+        compare.compare([compare.Run(tmp_path / name) for name in names])
