@@ -40,7 +40,7 @@ def median(function, times=15):
 def main():
     torch.manual_seed(0)
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import resnets.verbs"], check=True)
+    subprocess.run([sys.executable, "-c", "import resnets.lifecycle"], check=True)
     importing = time.perf_counter() - began
 
     train = Split(
@@ -54,7 +54,7 @@ def main():
     began = time.perf_counter()
     state = State.start(plan.recipe, plan.arch, plan.device)
     state.course = Course(steps=plan.steps, micro=plan.micro)
-    step = Step.of(plan, state)
+    step = Step(plan, state)
     stream = fit.batches(plan, state.course)
     step.update(next(stream))  # compiles the kernels where they are not there yet
     starting = time.perf_counter() - began

@@ -144,7 +144,7 @@ def torchvision_v2() -> Recipe:
     """
     augment = replace(AREA, policy="trivial", erase=0.1, repeats=4, mixup=0.2, cutmix=1.0)
     data = replace(torchvision_v1(), train_size=176, crop_ratio=224 / 232, augment=augment)
-    epochs = replace(data, epochs=600, batch=1024, micro=128, schedule="cosine")
+    epochs = replace(data, epochs=600, batch=1024, micro=128, schedule="cosine", drops=())
     rate = replace(epochs, lr=0.5, lr_batch=1024, warmup=5 / 600, warmup_lr=0.005)
     soft = replace(rate, weight_decay=2e-5, decay_all=False, label_smoothing=0.1)
     # One average in 32 steps: torchvision's decay times images between two averages / epochs.
@@ -215,8 +215,12 @@ def recipe(name: str) -> Recipe:
 def merged(base: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with some fields replaced, `augment.flip` too, everything validated at once."""
     values = room.to_dict(base)
-    if changes.keys() & {"epochs", "steps", "budget"}:
+    if len(lengths := sorted(changes.keys() & {"epochs", "steps", "budget"})) > 1:
+        raise UsageError(f"{' and '.join(lengths)} are each a length of the run: give one")
+    if lengths:
         values |= {"steps": 0, "budget": 0.0}  # one length replaces another
+    if changes.get("schedule", "step") != "step":
+        values["drops"] = ()  # they are of the schedule that is replaced
     for name, value in changes.items():
         key, _, inner = name.partition(".")
         new = {inner: value} if inner else value

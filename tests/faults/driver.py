@@ -205,12 +205,12 @@ def main() -> None:
     """Answer each job of standard input in a fork."""
     import torch
 
-    from resnets import verbs  # all that a run needs
+    from resnets import lifecycle  # all that a run needs
     from resnets.data import sources
 
     torch.set_num_threads(1)
     sources.load("digits")
-    assert verbs
+    assert lifecycle
     out = os.dup(1)
     for line in sys.stdin:
         job = json.loads(line)

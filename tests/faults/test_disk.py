@@ -52,7 +52,7 @@ def survives(driver, short, run, fault):
         Fault("fsync", 1, "EIO", "checkpoints"),
         Fault("mkdir", 1, "EIO", "checkpoints/*"),
         Fault("create", 1, "EMFILE", "tensorboard/*"),
-        Fault("create", 1, "ENOSPC", ".curves.png*"),
+        Fault("create", 1, "ENOSPC", ".report.html*"),
     ],
     ids=str,
 )

@@ -10,6 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from resnets.data import sources
 from resnets.errors import Diverged
+from resnets.evaluation import model as evaluation
 from resnets.nets.modelfile import load
 from resnets.recipes import digits
 from resnets.training import checkpoint, fit, step
@@ -24,7 +25,8 @@ STEPS = 12
 def small_plan():
     recipe = replace(digits(), model="resnet8", size=8, steps=STEPS, batch=32, eval_every=0.2)
     recipe = replace(recipe, precision="float32", keep="best")
-    return plans.resolve(recipe, sources.load("digits", holdout=100), torch.device("cpu"), 0)
+    source = sources.hold_out(sources.load("digits"), 100, 0)
+    return plans.resolve(recipe, source, torch.device("cpu"), 0)
 
 
 def poison(tensor: torch.Tensor, value: float) -> None:
@@ -135,7 +137,33 @@ def test_nothing_of_it_is_kept(request, tmp_path, monkeypatch, where, times, val
         returns = 1 if where in BEFORE else times
         assert 1 <= course.rewinds <= returns
         assert course.factor == 0.5**course.rewinds
+        assert evaluation.load(run.best).evaluate(small_plan().watched).error == course.best
         assert sum("back to the newest checkpoint" in note for note in notes) == course.rewinds
+
+
+def test_a_stop_right_after_a_return_keeps_the_halved_rate(tmp_path, monkeypatch):
+    run, stop, passed = Run(tmp_path / "run"), Stop(), 0
+    update = step.Step.update
+
+    def lost_once(self, batch):
+        nonlocal passed
+        passed += 1
+        if passed != 8:
+            return update(self, batch)
+        stop.signal = 15
+        return "lost"
+
+    monkeypatch.setattr(step.Step, "update", lost_once)
+    monkeypatch.setattr(fit, "SAVE_SECONDS", 0)
+    run.create()
+    before = [progress.step for progress in fit.fit(run, small_plan(), stop)][-1]
+    course = checkpoint.newest(run.path / "checkpoints").course
+    assert (course.step, course.rewinds, course.factor) == (before, 1, 0.5)
+    assert 0 < before < 8
+    for _ in fit.fit(run, small_plan(), Stop()):
+        pass
+    course = checkpoint.newest(run.path / "checkpoints").course
+    assert (course.ended, course.rewinds, course.factor) == (True, 1, 0.5)
 
 
 def test_less_memory_means_smaller_passes_and_the_same_batch(tmp_path, monkeypatch):

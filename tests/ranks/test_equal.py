@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from processes import together
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from resnets import nets
 from resnets.data import sources
@@ -51,7 +51,7 @@ def smooth_networks(monkeypatch):
 def small_plan(world, changes):
     recipe = replace(digits(), model="resnet8", size=8, steps=20, batch=32, eval_every=0.4)
     recipe = replace(recipe, lr=0.02, precision="float32", augment=Augment(crop="pad", pad=1))
-    source = sources.load("digits", holdout=101)
+    source = sources.hold_out(sources.load("digits"), 101, 0)
     return plans.resolve(replace(recipe, **changes), source, CPU, 0, world)
 
 
@@ -151,17 +151,12 @@ def count_messages(world, folder):
     plan = small_plan(world, {"steps": 4, "micro": 4})
     state = State.start(plan.recipe, plan.arch, CPU)
     state.course = Course(steps=4, micro=plan.share)
-    step, counts = Step.of(plan, state), []
+    step, counts = Step(plan, state), []
 
-    def count(box, bucket):
-        counts[-1] += 1
-        return allreduce_hook(None, bucket)
-
-    step.replica.register_comm_hook(None, count)
     for micro, batch in zip((plan.share, 4, 4), batches(plan, state.course), strict=False):
         state.course.micro = micro
-        counts.append(0)
         step.accumulate(batch)
+        counts.append(len(step.sent))
     (folder / f"{world.rank}.json").write_text(json.dumps(counts))
     world.leave()
 
@@ -172,6 +167,50 @@ def test_only_the_last_micro_batch_sends_gradients(tmp_path):
         whole, *four = json.loads((tmp_path / f"{rank}.json").read_text())
         assert whole > 0
         assert four == [whole, whole]
+
+
+def short_of_memory(world, folder, where):
+    """Train; in the third step the second rank has too little memory, before or amid messages."""
+    dist._DEFAULT_FIRST_BUCKET_BYTES = 50_000  # so that there are several messages
+    accumulate, taken = Step.accumulate, []
+
+    def accumulated(step, batch):
+        taken.append(step.state.course.micro)
+        if not world.rank or len(taken) != 3:
+            return accumulate(step, batch)
+        # The last gradient of the first pass to be known, or the output of it.
+        place = step.parameters[0] if where == "backward" else step.state.network.fc
+        add = place.register_hook if where == "backward" else place.register_forward_hook
+        hook = add(no_memory)
+        try:
+            return accumulate(step, batch)
+        finally:
+            hook.remove()
+            (folder / "sent").write_text(f"{len(step.sent)} of {len(step.messages)}")
+
+    Step.accumulate = accumulated
+    train(world, folder / "run", GROUP)
+    assert taken == [16, 16, 16, 8, 8, 8, 8]
+
+
+GROUP = {"arch": {"norm": "group"}, "frozen": 0.05, "steps": 6}
+
+
+def no_memory(*_):
+    raise torch.OutOfMemoryError("no more")
+
+
+def test_where_one_rank_is_short_of_memory_all_halve_and_repeat_the_step(tmp_path):
+    whole = trained(2, tmp_path / "whole", **GROUP)
+    for where, sent in (("forward", "0 of 2"), ("backward", "1 of 2")):
+        (folder := tmp_path / where).mkdir()
+        together(2, short_of_memory, folder, where)
+        assert (folder / "sent").read_text() == sent
+        found = checkpoint.newest(folder / "run" / "checkpoints")
+        assert found.course.micro == 8
+        assert distance(found.tensors, whole, floating(whole)) < 1e-5
+        (note,) = Run(folder / "run").rows("notes.jsonl")
+        assert "out of memory: from step 3 on 8 images in a forward pass" in note["note"]
 
 
 def count_images(world, folder):

@@ -14,9 +14,10 @@ from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation.model import load
 from resnets.recipe import Augment
 from resnets.training import fit as loop
-from resnets.training.plan import resolve
+from resnets.training.plan import choose, resolve
 from resnets.training.state import Course, State, adopt
 from resnets.training.step import Step
+from resnets.training.world import World
 
 from .test_fit import CPU, newest, run_to, small_plan
 
@@ -37,10 +38,8 @@ def first_batch(plan):
 
 
 def begin(plan):
-    state = State.start(plan.recipe, plan.arch, CPU)
-    plan.initialise(state.network, state.average)
-    state.course = Course(steps=plan.steps, micro=plan.micro)
-    return state, Step.of(plan, state)
+    state = plan.start()
+    return state, Step(plan, state)
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +183,15 @@ def test_a_budget_sets_the_length_and_anneals_the_rate(tmp_path):
     assert rows[-1]["lr"] == pytest.approx(plan.recipe.lr / (course.steps - 0.15 * course.steps))
 
 
+def test_the_end_of_a_run_is_part_of_its_budget():
+    plan = small_plan()
+    assert (len(plan.watched), len(plan.final)) == (100, 898)
+    assert plan.finishing(0.01) == pytest.approx(2 + 1 + 8.98)
+    wider = replace(plan, world=World(0, 2), bfloat16=True)  # float32 takes twice as long
+    assert wider.finishing(0.01) == pytest.approx(2 + 1 + 4 * 8.98)
+    assert replace(plan, source=replace(plan.source, val=None)).finishing(0.01) == 2 + 8.98
+
+
 def test_the_input_grows_over_three_quarters_of_the_run():
     plan = small_plan(size=16, grow_from=8)
     assert [plan.side(step, 100) for step in (0, 18, 19, 56, 57, 99)] == [8, 8, 12, 12, 16, 16]
@@ -242,6 +250,10 @@ def test_exact_normalisation_statistics_are_in_the_result(tmp_path):
         ({"norm": "frozen"}, "weights="),
         ({"momentun": 0.9, "lr": "abc"}, r"did you mean momentum(.|\n)*lr:"),
         ({"augment": 3}, "augment:"),
+        ({"steps": 9, "warmup": 10}, "warmup=10 is longer than the 9 steps"),
+        ({"drops": [0.5], "schedule": "cosine"}, "drops are for --set schedule=step, not for cos"),
+        ({"grow_from": 9, "size": 8}, "grow_from=9 is larger than the input, which grows to 8"),
+        ({"keep": "best", "grow_from": 9, "size": 8}, r"holdout=0.1(.|\n)*grow_from=9"),
     ],
 )
 def test_contradictions_are_told_before_training(fields, message):
@@ -268,6 +280,45 @@ def test_class_weights_do_not_depend_on_the_micro_batch():
         gradients.append([p.grad for p in state.network.parameters()])
     for one, two in zip(*gradients, strict=True):
         torch.testing.assert_close(one, two)
+
+
+def several_labels(**changes):
+    """Of each digit whether it is odd, and whether it is above 4."""
+    plan = small_plan(**{"loss": "bce", **changes})
+    parts = {
+        name: replace(split, labels=torch.stack([split.labels % 2, split.labels // 5], 1).float())
+        for name, split in plan.source.splits.items()
+    }
+    source = replace(plan.source, classes=("odd", "large"), **parts)
+    return resolve(plan.recipe, source, CPU, 0)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"class_weights": "balanced", "augment": Augment(mixup=0.2)}]
+)
+def test_images_with_several_labels_are_learned(tmp_path, fields):
+    run = run_to(tmp_path / "run", plan := several_labels(steps=150, warmup=0, lr=0.1, **fields))
+    first, *_, last = run.rows("metrics.jsonl")
+    assert last["loss"] < 0.7 * first["loss"]
+    assert last["train_error"] < first["train_error"] < 0.9
+    state = plan.start()
+    state.restore(newest(run).tensors, newest(run).course)
+    val = plan.source.val
+    mean, std = plan.preprocess.mean[0], plan.preprocess.std[0]
+    with torch.no_grad():
+        logits = state.average.eval()((val.images / 255 - mean) / std)
+    right = ((logits.sigmoid() > 0.5) == (val.labels > 0)).all(1)
+    assert last["val_error"] == pytest.approx(1 - float(right.float().mean()))
+    assert last["val_error"] < 0.4  # by chance it is 0.75
+
+
+def test_several_labels_have_their_own_loss_and_no_teacher(trained):
+    plan = several_labels()
+    assert choose(replace(plan.source, name="table"), plan.train, CPU).loss == "bce"
+    with pytest.raises(UsageError, match=r"several labels each: --set loss=bce"):
+        several_labels(loss="cross-entropy")
+    with pytest.raises(UsageError, match="leave teacher out"):
+        resolve(replace(plan.recipe, teacher=str(trained)), plan.source, CPU, 0)
 
 
 def test_without_an_average_the_result_is_the_last_state():

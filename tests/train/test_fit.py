@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 def small_plan(**changes):
     recipe = replace(digits(), model="resnet8", size=8, steps=24, batch=32, eval_every=0.4)
     recipe = replace(recipe, precision="float32", augment=Augment(crop="pad", pad=1))
-    source = sources.load("digits", holdout=100)
+    source = sources.hold_out(sources.load("digits"), 100, 0)
     return plans.resolve(replace(recipe, **changes), source, CPU, 0)
 
 
@@ -148,7 +148,7 @@ def test_one_step_is_sgd_with_momentum_by_hand():
     plan = small_plan(nesterov=False, warmup=0.0, schedule="step", lr=0.05, decay_all=True)
     state = State.start(plan.recipe, plan.arch, CPU)
     state.course = Course(steps=plan.steps, micro=plan.micro)
-    step = Step.of(plan, state)
+    step = Step(plan, state)
     weight = dict(state.network.named_parameters())["fc.weight"]
     velocity, expected = torch.zeros_like(weight), weight.detach().clone()
     batches = train_batches(

@@ -5,7 +5,7 @@ import torch
 from timm.loss import BinaryCrossEntropy
 from torch.nn import functional as F
 
-from resnets.training.loss import balanced, dense, distilled, objective
+from resnets.training.loss import balanced, dense, distilled, missed, objective
 
 LABELS = torch.tensor([2, 0, 1, 2, 2, 1])
 WEIGHTS = torch.tensor([0.5, 2.0, 1.25])
@@ -106,3 +106,13 @@ def test_distillation_at_one_degree_has_the_gradient_of_cross_entropy():
     (slope,) = torch.autograd.grad(distilled(student, logits(2), 1.0), student)
     wanted = (student.softmax(1) - logits(2).softmax(1)) / len(student)
     torch.testing.assert_close(slope, wanted)
+
+
+def test_what_counts_as_wrong():
+    logits = torch.tensor([[2.0, 1.0, -1.0], [-1.0, 0.5, -2.0], [-3.0, -2.0, -1.0]])
+    one = torch.eye(3)
+    assert int(missed(logits, one, several=False)) == 0
+    assert int(missed(logits, one.flip(1), several=False)) == 2
+    labels = torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 0, 1]])  # the third is given no label
+    assert int(missed(logits, labels, several=True)) == 1
+    assert int(missed(logits, labels * 0.6 + labels.flip(0) * 0.4, several=True)) == 1

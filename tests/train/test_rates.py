@@ -23,7 +23,7 @@ def test_the_steps_are_those_of_a_run_at_that_rate():
     plan = a_plan(lr=0.05, schedule="step", warmup=0, micro=16, ema=0.9)
     state = State.start(plan.recipe, plan.arch, plan.device)
     state.course = Course(steps=12, micro=16)
-    step, losses = Step.of(plan, state), []
+    step, losses = Step(plan, state), []
     for batch in batches(plan, state.course):
         step.update(batch)
         losses.append(float(state.totals[0] / state.totals[2]))

@@ -111,8 +111,8 @@ def test_a_trial_behind_the_median_is_saved_and_stopped(tmp_path):
     *_, last = run(tmp_path, trials=6, plan=plan, search=["lr=0.001:1:log"])
     assert (last.state, last.error, len(last.curve)) == ("pruned", None, 3)
     assert list((tmp_path / "trial-0006/checkpoints").glob("step-*"))
-    resumed = resnets.resume(tmp_path / "trial-0006")
-    assert resumed.result.images == 898  # a person may finish it, with the test images
+    with pytest.raises(UsageError, match=f"resnets tune digits --run {tmp_path}"):
+        resnets.resume(tmp_path / "trial-0006")  # it would be tested on the test images
 
 
 def test_a_trial_that_cannot_be_trained_is_the_worst_and_not_the_end(tmp_path):

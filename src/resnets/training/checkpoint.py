@@ -11,15 +11,14 @@ import errno
 import hashlib
 import json
 import shutil
-import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from resnets.errors import CheckpointError, DiskError
@@ -52,8 +51,10 @@ def write(folder: Path, tensors: Mapping[str, Tensor], course: Course) -> None:
 
     Raises OSError; then the earlier ones are as they were, and nothing half-written is left.
     """
-    # A step is saved twice where its evaluation was broken off: before it, and after it.
-    final = folder / f"step-{course.step:08d}{'-logged' * (course.logged == course.step)}"
+    # A step is saved again after a return to it, and after an evaluation that was broken off.
+    again = f"-rewound-{course.rewinds}" if course.rewinds else ""
+    logged = "-logged" if course.logged == course.step else ""
+    final = folder / f"step-{course.step:08d}{again}{logged}"
     temporary = final.with_suffix(".tmp")
     if final.exists():
         return
@@ -157,56 +158,44 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.thread: threading.Thread | None = None
-        self.error: Exception | None = None
-        self.failures = 0
+        self.thread = ThreadPoolExecutor(1)
+        self.begun: list[Future[None]] = []  # whose end was not looked at
+        self.failures = 0  # in a row
 
     @property
     def busy(self) -> bool:
         """Whether a checkpoint is being written."""
-        return self.thread is not None and self.thread.is_alive()
+        return not all(write.done() for write in self.begun)
 
     def save(self, tensors: Mapping[str, Tensor], course: Course) -> None:
         """Copy the state and write it in the background. Waits for the one before, if any."""
         self.wait()
         # Copied now, so that the next step cannot reach into it.
         copies = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-        frozen = Course(**asdict(course))
-        self.thread = threading.Thread(target=self._write, args=(copies, frozen))
-        self.thread.start()
-
-    def _write(self, tensors: Mapping[str, Tensor], course: Course) -> None:
-        try:
-            write(self.folder, tensors, course)
-            self.failures = 0
-        except Exception as error:  # it is for the thread that trains
-            self.error, self.failures = error, self.failures + 1
+        self.begun.append(self.thread.submit(write, self.folder, copies, replace(course)))
 
     def wait(self) -> None:
         """Until the disk has it."""
-        if self.thread is not None:
-            self.thread.join()
-            self.thread = None
+        wait(self.begun)
 
     def complaints(self, last: bool = False) -> list[str]:
         """What went wrong since the last call, for a person.
 
         Raises DiskError after three failures in a row, or one where no other save follows.
         """
-        error, self.error = self.error, None
-        if error is None:
-            return []
-        if not isinstance(error, OSError):
-            raise error
-        what = f"a checkpoint could not be written to {self.folder}: {error.strerror or error}"
-        if last or self.failures >= FAILURES:
-            raise DiskError(
-                f"{what}\nThe earlier checkpoints are whole; free space, then "
-                f"`resnets resume {self.folder.parent}`."
-            )
-        return [f"{what}; the earlier ones are whole, training goes on"]
-
-
-def all_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a state may be saved."""
-    return all(bool(torch.isfinite(v).all()) for v in tensors.values() if v.is_floating_point())
+        told = []
+        while self.begun and self.begun[0].done():
+            error = self.begun.pop(0).exception()
+            self.failures = self.failures + 1 if error else 0
+            if error is None:
+                continue
+            if not isinstance(error, OSError):
+                raise error
+            what = f"a checkpoint could not be written to {self.folder}: {error.strerror or error}"
+            if self.failures >= FAILURES or (last and not self.begun):
+                raise DiskError(
+                    f"{what}\nThe earlier checkpoints are whole; free space, then "
+                    f"`resnets resume {self.folder.parent}`."
+                )
+            told.append(f"{what}; the earlier ones are whole, training goes on")
+        return told

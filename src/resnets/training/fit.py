@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from resnets.data.batches import Batch, test_batches, train_batches
 from resnets.errors import DataError, Diverged
@@ -15,14 +15,14 @@ from resnets.evaluation.classify import evaluate
 from resnets.nets import Network
 from resnets.nets.modelfile import save
 from resnets.training import checkpoint
-from resnets.training.checkpoint import Writer, all_finite
+from resnets.training.checkpoint import Writer
 from resnets.training.events import Write, open_events
 from resnets.training.plan import Plan
 from resnets.training.run import Run
-from resnets.training.state import Course, State
+from resnets.training.state import Course, State, finite, floats
 from resnets.training.step import BAD_STEPS, Step
 from resnets.training.stop import Stop
-from resnets.training.world import ALONE, World
+from resnets.training.world import ALONE
 
 SAVE_SECONDS = 30.0  # at the least between checkpoints, so that saving stays under 1 % of a run
 REWINDS = 3  # times that a run may go back to a checkpoint before it is given up
@@ -58,39 +58,36 @@ def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
     """
     writer, notes = Writer(run.path / "checkpoints"), list[str]()
     state = begin(run, plan, notes)
-    earlier, factor, rewinds = state.course.seconds, 1.0, 0
+    earlier = state.course.seconds
     try:
         while lost := (yield from stretch(run, plan, stop, writer, state, notes, earlier)):
             writer.wait()
-            factor, rewinds = state.course.factor / 2, state.course.rewinds + 1
-            if rewinds > REWINDS:
+            past = state.course
+            if past.rewinds == REWINDS:
                 raise Diverged(
                     f"{lost}, after going back {REWINDS} times; nothing of it was saved.\n"
                     f"Try a lower rate, for instance --set lr={plan.recipe.lr / 10:.2g}, "
                     "more --set warmup, or --set clip=1."
                 )
+            state, factor = begin(run, plan, notes), past.factor / 2
             notes.append(f"{lost}: back to the newest checkpoint, at {factor:g} times the rate")
-            state = begin(run, plan, notes)
-            state.course.factor, state.course.rewinds = factor, rewinds
+            # The best state is not thrown away: it was finite, and it is in its file.
+            state.course = replace(
+                state.course, factor=factor, rewinds=past.rewinds + 1, best=past.best
+            )
     finally:
         writer.wait()
 
 
 def begin(run: Run, plan: Plan, notes: list[str]) -> State:
     """The state of the newest checkpoint, or of the first step; the logs are cut to it."""
-    world = plan.world
-    state = State.start(plan.recipe, plan.arch, plan.device, world)
-    folder = run.path / "checkpoints"
-    found = world.share(checkpoint.newest(folder) if world.first else None)
+    world, state = plan.world, plan.start()
+    found = world.share(checkpoint.newest(run.path / "checkpoints") if world.first else None)
     if found is not None:
         state.restore(found.tensors, found.course)
         notes += found.problems
-    else:
-        plan.initialise(state.network, state.average)
-        budget, steps = plan.recipe.budget, plan.steps
-        if budget:
-            steps = world.share(max(1, round(steps * budget / estimate(plan))))
-        state.course = Course(steps=steps, micro=plan.micro)
+    elif budget := plan.recipe.budget:
+        state.course.steps = world.share(max(1, round(plan.steps * budget / estimate(plan))))
     if world.first:
         # An evaluation may have been broken off after its step was saved.
         for name, last in (("metrics", state.course.logged), ("timing", state.course.logged)):
@@ -111,12 +108,12 @@ def stretch(
     """Train to the end or a signal and return "", or until the state is lost and return why."""
     recipe, world, course, images = plan.recipe, plan.world, state.course, len(plan.train)
     every = max(1, round(recipe.eval_every * images / recipe.batch))
-    events = open_events(run.path / "tensorboard", course.step) if world.first else ignore
+    events = open_events(run.path / "tensorboard", course.step) if world.first else None
     bad = {str(path): reason for path, reason in plan.source.unreadable}
-    write_bad_files(run, bad, world)
-    step, stream, first = Step.of(plan, state), batches(plan, course), course.step
+    tell_unreadable(run, plan, bad)
+    step, stream, first = Step(plan, state), batches(plan, course), course.step
     began = shown = saved = planned = time.monotonic()
-    testing = 0.0  # seconds of the last evaluation
+    each = 0.0  # seconds of the last evaluation for an image
 
     while True:
         now = time.monotonic()
@@ -134,7 +131,7 @@ def stretch(
         due = course.step % every == 0 and course.steps - course.step > every // 4
         if (due or course.ended) and course.logged < course.step:
             progress = measure(run, events, plan, state, progress, stop)
-            testing = time.monotonic() - now
+            each = (time.monotonic() - now) / len(plan.watched) if plan.watched else 0.0
 
         # What one process sees is done by all: signals, the clock, a budget's new length.
         # After a step that was left out is no place to go back to.
@@ -142,14 +139,16 @@ def stretch(
         save_now = free and now - saved > SAVE_SECONDS
         wishes = [stop.signal, stop.save or save_now, 0]
         if recipe.budget and now - planned > recipe.budget / 50 and course.step > first:
-            left = recipe.budget - course.seconds - plan.finishing(testing)
             pace = (now - began) / (course.step - first)
+            # Before the first evaluation: a forward pass is about a third of a step.
+            finishing = plan.finishing(each or pace / recipe.batch / 3)
+            left = recipe.budget - course.seconds - finishing
             wishes[2], planned = course.step + max(1, round(left / pace)), now
         stopping, saving, steps = world.wishes(wishes)
         if steps and not course.ended:
             course.steps = steps
         if stopping or course.ended or saving:
-            if not all_finite(tensors := state.tensors()):
+            if not finite(floats((tensors := state.tensors()).values())):
                 return f"the state is not finite at step {course.step}"
             stop.save, saved = False, now
             if world.first:
@@ -181,8 +180,7 @@ def stretch(
             )
         if batch.unreadable:
             bad |= {str(path): reason for path, reason in batch.unreadable}
-            write_bad_files(run, bad, world)
-            refuse_too_many(bad, recipe.max_unreadable, plan.source.files)
+            tell_unreadable(run, plan, bad)
 
 
 def batches(plan: Plan, course: Course) -> Iterator[Batch]:
@@ -211,29 +209,25 @@ def estimate(plan: Plan, seconds: float = 2.0) -> float:
     # A frozen start and a small input are the cheap steps.
     recipe = replace(recipe, batch=plan.share, norm=norm, frozen=0.0, grow_from=0)
     own = replace(plan, world=ALONE, workers=0, recipe=recipe)
-    state = State.start(own.recipe, own.arch, own.device)
-    state.course = Course(steps=own.steps, micro=own.micro)
-    step = Step.of(own, state)
-    reading: list[float] = []
-    stepping: list[float] = []
+    step = Step(own, state := own.start())
+    times: list[tuple[float, float]] = []  # of reading a batch, and of the step
     began = time.perf_counter()
     end = began + seconds
-    for batch in takewhile(lambda _: len(stepping) < 20, batches(own, state.course)):
+    for batch in islice(batches(own, state.course), 20):
         read = time.perf_counter()
         step.update(batch)
         done = time.perf_counter()
-        reading.append(read - began)
-        stepping.append(done - read)
+        times.append((read - began, done - read))
         began = done
-        if len(stepping) > 3 and done > end:
+        if len(times) > 3 and done > end:
             break
     # The first step warms up. Workers decode while the network computes.
-    read, stepped = (statistics.median(x[1:] or x) for x in (reading, stepping))
+    read, stepped = (statistics.median(t[k] for t in times[1:] or times) for k in (0, 1))
     return plan.steps * (max(read / plan.workers, stepped) if plan.workers else read + stepped)
 
 
 def measure(
-    run: Run, events: Write, plan: Plan, state: State, progress: Progress, stop: Stop
+    run: Run, events: Write | None, plan: Plan, state: State, progress: Progress, stop: Stop
 ) -> Progress:
     """Log training figures since the last row, and the error on the watched split.
 
@@ -251,9 +245,18 @@ def measure(
     progress = replace(progress, loss=row["loss"], train_error=row["train_error"])
     if plan.watched is not None:
         average = state.whole_average(plan.arch)
+        batches = test_batches(  # this rank's part
+            plan.watched,
+            preprocess=plan.preprocess,
+            batch=plan.micro,
+            device=plan.device,
+            workers=plan.workers,
+            rank=world.rank,
+            ranks=world.size,
+        )
         result = evaluate(
             average,
-            takewhile(lambda _: not stop.signal, tested(plan)),
+            takewhile(lambda _: not stop.signal, batches),
             plan.source.classes,
             bfloat16=plan.bfloat16,
             total=world.sum,
@@ -265,26 +268,12 @@ def measure(
         judge(run, plan, course, average, result.error)
     state.totals.zero_()
     course.logged = course.step
-    if world.first:
+    if events:  # this rank writes
         run.append("metrics.jsonl", row)
         events(row)
         speed = round(progress.images_per_second, 1)
         run.append("timing.jsonl", {"step": progress.step, "images_per_second": speed})
     return progress
-
-
-def tested(plan: Plan) -> Iterator[Batch]:
-    """This rank's part of the watched images."""
-    assert plan.watched is not None
-    return test_batches(
-        plan.watched,
-        preprocess=plan.preprocess,
-        batch=plan.micro,
-        device=plan.device,
-        workers=plan.workers,
-        rank=plan.world.rank,
-        ranks=plan.world.size,
-    )
 
 
 def judge(run: Run, plan: Plan, course: Course, average: Network, error: float) -> None:
@@ -303,22 +292,18 @@ def judge(run: Run, plan: Plan, course: Course, average: Network, error: float) 
         course.steps = course.step
 
 
-def ignore(_: object) -> None:
-    """Write no events."""
+def tell_unreadable(run: Run, plan: Plan, bad: dict[str, str]) -> None:
+    """List unreadable images with the reason; further ranks have a list of their own.
 
-
-def write_bad_files(run: Run, bad: dict[str, str], world: World) -> None:
-    """List unreadable images with the reason; further ranks have a list of their own."""
-    if bad:
-        name = "bad_files.csv" if world.first else f"bad_files-{world.rank}.csv"
-        run.write_csv(name, ("file", "reason"), sorted(bad.items()))
-
-
-def refuse_too_many(bad: dict[str, str], allowed: float, images: int) -> None:
-    """Raise DataError when more than the allowed part of the images is unreadable."""
-    if len(bad) > allowed * images:
-        first = next(iter(bad))
+    Raises DataError when more than the allowed part of the images is unreadable.
+    """
+    if not bad:
+        return
+    rank, first = plan.world.rank, next(iter(bad))
+    name = f"bad_files-{rank}.csv" if rank else "bad_files.csv"
+    run.write_csv(name, ("file", "reason"), sorted(bad.items()))
+    if len(bad) > plan.recipe.max_unreadable * plan.source.files:
         raise DataError(
-            f"{len(bad)} of {images} images are unreadable, first {first}: {bad[first]}\n"
-            f"All are listed in bad_files.csv. Mend them, or allow more: --set max_unreadable=0.1"
+            f"{len(bad)} of {plan.source.files} images are unreadable, first {first}: {bad[first]}"
+            f"\nAll are listed in {name}. Mend them, or allow more: --set max_unreadable=0.1"
         )

@@ -40,6 +40,17 @@ def objective(
     return total / len(logits)
 
 
+def missed(logits: Tensor, targets: Tensor, *, several: bool) -> Tensor:
+    """How many images are answered wrongly: (B, K) twice -> () int64.
+
+    The answer is the most probable class, and the truth the one of the greatest share; where an
+    image has several labels, all classes above 0.5 each, and one wrong class makes it wrong.
+    """
+    if several:
+        return ((logits > 0) != (targets > 0.5)).any(1).sum()
+    return (logits.argmax(1) != targets.argmax(1)).sum()
+
+
 def balanced(labels: Tensor, classes: int) -> Tensor:
     """Class weights (K,), inverse to the classes' frequencies, with mean 1 over the labels.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,13 +18,14 @@ from resnets.arch import Arch, MlpArch
 from resnets.data.sources import Source, Split
 from resnets.errors import DataError, UsageError
 from resnets.evaluation.model import Model, load
-from resnets.nets import Network
 from resnets.nets.cost import cost
 from resnets.nets.modelfile import Card
 from resnets.recipe import Augment, Preprocess, Recipe, to_dict
 from resnets.recipes import RECIPES
-from resnets.training.state import adopt
+from resnets.training.state import Course, State, adopt
 from resnets.training.world import ALONE, World
+
+WRITING = 2.0  # seconds for the files of a result, its pictures and its report, on two cores
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Plan:
                 "recipe": json.dumps(to_dict(self.recipe)),
                 "resnets": version("resnets"),
                 "torch": torch.__version__,
+                "labels": "several" if self.train.labels.ndim == 2 else "one",
             },
         )
 
@@ -97,18 +100,20 @@ class Plan:
         grown = start + (size - start) * min(1.0, step / (0.75 * steps))
         return min(size, max(start, round(grown / stride) * stride))
 
-    def finishing(self, testing: float) -> float:
-        """Seconds that a run needs after its last step, if one evaluation takes `testing`."""
-        if self.final is None or self.watched is None:
-            return 2.0
-        # One evaluation ends the training; the result's is in float32.
-        return 2.0 + testing + 2 * testing * len(self.final) / len(self.watched)
+    def finishing(self, each: float) -> float:
+        """Seconds that a run needs after its last step, if testing takes `each` for an image."""
+        watched, final = (len(split.labels) if split else 0 for split in (self.watched, self.final))
+        # All ranks end the training with an evaluation; the first tests the result, in float32.
+        return WRITING + each * (watched + self.world.size * (1 + self.bfloat16) * final)
 
-    def initialise(self, *networks: Network) -> None:
-        """Give each network the weights that the recipe starts from; a new classifier stays."""
+    def start(self) -> State:
+        """The state before the first step; a classifier that `weights` do not fit stays new."""
+        state = State.start(self.recipe, self.arch, self.device, self.world)
         if self.base is not None:
-            for network in networks:
+            for network in (state.network, state.average):
                 adopt(network, self.base.network.state_dict())
+        state.course = Course(steps=self.steps, micro=self.micro)
+        return state
 
     def lines(self) -> dict[str, str]:
         """The plan for a person, a line each; the measured time comes last."""
@@ -159,6 +164,7 @@ def choose(source: Source, train: Split, device: torch.device) -> Recipe:
     if source.name == "digits":
         return RECIPES["digits"]()
     images = len(train)
+    loss: Literal["bce", "cross-entropy"] = "bce" if train.labels.ndim == 2 else "cross-entropy"
     batch = 2 ** max(3, (images // 8).bit_length() - 1)  # at least eight steps an epoch
     if source.size < 64:  # the CIFAR networks are for small images
         in_memory = isinstance(train.images, torch.Tensor)
@@ -171,6 +177,7 @@ def choose(source: Source, train: Split, device: torch.device) -> Recipe:
             watch="val",
             batch=min(batch, 128),
             lr=0.2 * min(batch, 128) / 128,
+            loss=loss,
             epochs=min(300.0, max(30.0, 100_000 / images)),
         )
     batch = min(batch, 64)
@@ -182,6 +189,7 @@ def choose(source: Source, train: Split, device: torch.device) -> Recipe:
         epochs=min(90.0, max(20.0, 200_000 / images)),
         batch=batch,
         lr=0.05 * batch / 64,
+        loss=loss,
         warmup=0.1,
         nesterov=True,
         weight_decay=5e-4,
@@ -230,26 +238,14 @@ def training_images(source: Source) -> Split:
 def resolve(
     recipe: Recipe, source: Source, device: torch.device, workers: int, world: World = ALONE
 ) -> Plan:
-    """Everything that follows from a recipe, the data and the machine. Raises UsageError."""
-    chooses = recipe.keep == "best" or recipe.stop_after or recipe.schedule == "plateau"
-    if chooses and (recipe.watch == "test" or source.val is None):
-        raise UsageError(
-            "keep=best, stop_after and schedule=plateau choose by validation images, never by the "
-            "test: --set watch=val, with --set holdout=0.1 where there are none"
-        )
-    if recipe.shard and (recipe.frozen or recipe.optimizer not in ("sgd", "adamw")):
-        raise UsageError("shard=true is for optimizer sgd or adamw, and not with frozen epochs")
+    """Everything that follows from a recipe, the data and the machine.
+
+    Raises UsageError that tells all contradictions at once.
+    """
     base = load(recipe.weights) if recipe.weights else None
-    if base and base.card.arch.channels != source.channels:
-        raise UsageError(
-            f"{recipe.weights} takes {base.card.arch.channels} channels, "
-            f"the images of {source.name} have {source.channels}"
-        )
     network = archs.changed(base.card.arch if base else archs.arch(recipe.model), recipe.arch)
     if isinstance(network, MlpArch) or getattr(network, "dims", 2) != 2:
         raise UsageError(f"{recipe.model} takes no 2-D images; `resnets models` lists others")
-    if recipe.batch % world.size:
-        raise UsageError(f"batch={recipe.batch} cannot be shared by {world.size} processes evenly")
     preprocess = preprocessing(recipe, source)
     if base:  # the weights know the moments that they were trained with
         card = base.card.preprocess
@@ -262,12 +258,8 @@ def resolve(
     if isinstance(train.images, torch.Tensor):
         workers = 0
     teacher = load(recipe.teacher, classes=source.classes) if recipe.teacher else None
-    if teacher and teacher.card.classes != source.classes:
-        raise UsageError(f"the teacher {recipe.teacher} knows other classes than {source.name}")
-    if teacher and not near(teacher.card.preprocess, preprocess):
-        raise UsageError(f"the teacher {recipe.teacher} normalises otherwise: --set normalize=...")
     bfloat16 = use_bfloat16(recipe.precision, device)
-    return Plan(
+    plan = Plan(
         # With the precision said, the recipe repeats the run on another machine too.
         recipe=replace(
             recipe,
@@ -285,6 +277,43 @@ def resolve(
         base=base,
         teacher=teacher,
     )
+    if told := list(contradictions(plan)):
+        raise UsageError("\n".join(told))
+    return plan
+
+
+def contradictions(plan: Plan) -> Iterator[str]:
+    """What cannot be meant, each with its remedy."""
+    recipe, source, base, teacher = plan.recipe, plan.source, plan.base, plan.teacher
+    side, several = recipe.train_size or plan.preprocess.size, plan.train.labels.ndim == 2
+    chooses = recipe.keep == "best" or recipe.stop_after or recipe.schedule == "plateau"
+    if chooses and (recipe.watch == "test" or source.val is None):
+        yield (
+            "keep=best, stop_after and schedule=plateau choose by validation images, never by the "
+            "test: --set watch=val, with --set holdout=0.1 where there are none"
+        )
+    if recipe.shard and (recipe.frozen or recipe.optimizer not in ("sgd", "adamw")):
+        yield "shard=true is for optimizer sgd or adamw, and not with frozen epochs"
+    if recipe.batch % plan.world.size:
+        yield f"batch={recipe.batch} cannot be shared by {plan.world.size} processes evenly"
+    if base and base.card.arch.channels != source.channels:
+        channels = f"{base.card.arch.channels} channels, {source.name} has {source.channels}"
+        yield f"{recipe.weights} takes images of {channels}"
+    if teacher and teacher.card.classes != source.classes:
+        yield f"the teacher {recipe.teacher} knows other classes than {source.name}"
+    if teacher and not near(teacher.card.preprocess, plan.preprocess):
+        yield f"the teacher {recipe.teacher} normalises otherwise: --set normalize=..."
+    if several and recipe.loss != "bce":
+        yield f"images of {source.name} have several labels each: --set loss=bce"
+    if several and teacher:
+        yield "a teacher is for images with one label each: leave teacher out"
+    if recipe.warmup > plan.steps and not recipe.budget:
+        steps = f"{plan.steps} steps of the run"
+        yield f"warmup={recipe.warmup:g} is longer than the {steps}; 0.1 is a tenth of them"
+    if recipe.drops and recipe.schedule != "step":
+        yield f"drops are for --set schedule=step, not for {recipe.schedule}"
+    if recipe.grow_from > side:
+        yield f"grow_from={recipe.grow_from} is larger than the input, which grows to {side}"
 
 
 def near(one: Preprocess, other: Preprocess) -> bool:
@@ -319,17 +348,14 @@ def moments(
     normalize: Literal["data", "imagenet", "none"], source: Source, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation for a network of `channels` input channels. Raises UsageError."""
-    if normalize == "none":
-        return (0.0,) * channels, (1.0,) * channels
-    known = source if normalize == "data" else Preprocess(size=1)
-    mean, std = known.mean, known.std
-    if len(mean) == channels:
-        return mean, std
-    if channels == 1:
-        return (sum(mean) / len(mean),), (sum(std) / len(std),)
-    if len(mean) == 1:
-        return mean * channels, std * channels
-    raise UsageError(f"no mean of {len(mean)} channels for a network of {channels}")
+    none = Preprocess(size=1, mean=(0.0,), std=(1.0,))
+    known = none if normalize == "none" else Preprocess(size=1)
+    mean, std = (source.mean, source.std) if normalize == "data" else (known.mean, known.std)
+    if len(mean) != channels and 1 not in (len(mean), channels):
+        raise UsageError(f"no mean of {len(mean)} channels for a network of {channels}")
+    if len(mean) != channels:  # grey is the mean of the colours
+        mean, std = ((sum(x) / len(x),) * channels for x in (mean, std))
+    return mean, std
 
 
 def pixel_mean(split: Split, size: int) -> tuple[float, ...]:

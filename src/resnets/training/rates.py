@@ -7,7 +7,6 @@ from dataclasses import replace
 from resnets.errors import UsageError
 from resnets.training.fit import batches
 from resnets.training.plan import Plan
-from resnets.training.state import Course, State
 from resnets.training.step import Step
 
 MEMORY = 0.9  # decay of the average loss
@@ -31,10 +30,7 @@ def find_rate(
     whole = replace(plan.recipe, steps=steps, budget=0.0, frozen=0.0, grow_from=0)
     constant = replace(whole, lr=1.0, lr_batch=0, schedule="step", drops=(), warmup=0.0)
     plan = replace(plan, recipe=constant)
-    state = State.start(plan.recipe, plan.arch, plan.device)
-    plan.initialise(state.network, state.average)
-    state.course = Course(steps=steps, micro=plan.micro)
-    step, average = Step.of(plan, state), 0.0
+    step, average = Step(plan, state := plan.start()), 0.0
     rates: list[float] = []
     losses: list[float] = []
     for k, batch in enumerate(batches(plan, state.course)):

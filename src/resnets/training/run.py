@@ -11,7 +11,11 @@ checkpoints/       the two newest states
 notes.jsonl        what a person should know: skipped steps, lost files
 lock               held by the process that trains
 model.safetensors  the result, self-describing
+scores.safetensors what it says of each image of the test split
 result.json        figures on the test split
+cost.json          seconds and memory
+opened.jsonl       one line for each look at the test split
+report.html        all of it for a person; README.md the same as model card
 """
 
 from __future__ import annotations

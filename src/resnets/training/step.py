@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,45 +13,35 @@ from resnets.data.batches import Batch
 from resnets.data.draws import draws_of_step
 from resnets.data.mix import mix
 from resnets.errors import MemoryExhausted
-from resnets.nets import Network
-from resnets.training.loss import balanced, dense, distilled, objective
+from resnets.training.loss import balanced, dense, distilled, missed, objective
 from resnets.training.optim import only_classifier, set_mode
 from resnets.training.plan import Plan
 from resnets.training.state import State, blend, finite, floats, part, row
-from resnets.training.world import accumulating
+from resnets.training.world import Message, accumulating
 
 BAD_STEPS = 3  # in a row that may be left out
 
 
-@dataclass
 class Step:
-    """What the steps of a run need besides the state."""
+    """Moves the state of a run on, batch by batch."""
 
-    plan: Plan
-    state: State
-    replica: nn.Module  # the network, as DDP sees it
-    teacher: Network | None
-    class_weights: Tensor | None
-    frozen: bool = False  # whether the classifier alone learns now
-
-    def __post_init__(self) -> None:
+    def __init__(self, plan: Plan, state: State) -> None:
+        self.plan, self.state = plan, state
+        self.teacher = plan.teacher.network.to(plan.device).eval() if plan.teacher else None
+        self.class_weights = None
+        if plan.recipe.class_weights == "balanced":
+            weights = balanced(plan.train.labels, plan.arch.classes)
+            self.class_weights = weights.to(plan.device)
         # Looked up once: walking over the modules of a deep network takes milliseconds.
-        network, average = self.state.network, self.state.average
+        network, average = state.network, state.average
         self.parameters = list(network.parameters())
         self.buffers = list(network.buffers())
         self.current = [part(t) for t in network.state_dict().values()]
         self.average = [part(t) for t in average.state_dict().values()]
         self.rows = [row(t) for t in (*self.parameters, *floats(self.average))]
+        self.sent: list[Message] = []  # in the backward pass under way
+        self.frozen = False  # whether the classifier alone learns now
         self.replicate()
-
-    @classmethod
-    def of(cls, plan: Plan, state: State) -> Step:
-        """For the state as it is now."""
-        weights = None
-        if plan.recipe.class_weights == "balanced":
-            weights = balanced(plan.train.labels, plan.arch.classes).to(plan.device)
-        teacher = plan.teacher.network.to(plan.device).eval() if plan.teacher else None
-        return cls(plan, state, state.network, teacher, weights)
 
     def update(self, batch: Batch) -> Literal["done", "skipped", "lost"]:
         """Set the rate, forward, backward, move the weights, average them.
@@ -75,7 +65,7 @@ class Step:
         plan.world.average(numbers)
         gradients = [row(p.grad) for p in self.parameters if p.grad is not None]
         course.step += 1
-        if not self.finite([plan.world.sum(sums).float(), *gradients, *numbers]):
+        if not self.finite([sums.float(), *gradients, *numbers]):
             for buffer, old in zip(self.buffers, before, strict=True):
                 buffer.copy_(old)
             optimizer.zero_grad()
@@ -102,25 +92,34 @@ class Step:
     def backward(self, batch: Batch, before: list[Tensor]) -> Tensor:
         """Gradients of the batch, in micro-batches; half as large ones where memory runs out.
 
-        Returns float64 (3,): sum of the losses, wrong answers, images.
+        All ranks halve together. One whose pass failed sends zeros for what the others still wait
+        for, and all throw the gradients away. Within a pass of `shard` and `norm=sync` other
+        messages are waited for, so they raise MemoryExhausted, as a single image does.
+
+        Returns float64 (3,), over all ranks: sum of the losses, wrong answers, images.
         """
-        course = self.state.course
+        plan, course = self.plan, self.state.course
+        tied = plan.world.size > 1 and (plan.recipe.shard or plan.recipe.norm == "sync")
         while True:
             try:
-                return self.accumulate(batch)
+                sums = self.accumulate(batch)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-                if course.micro <= 1 or self.plan.world.size > 1:
+                if course.micro <= 1 or tied:
                     raise MemoryExhausted(
                         f"out of memory with {course.micro} images in a forward pass; "
                         "try --set micro=N with fewer, or --set checkpoint_blocks=4"
                     ) from None
+                sums = torch.full_like(self.state.totals, math.nan)
             # Outside of `except`, which would keep the failed pass alive.
+            plan.world.send_zeros(self.messages[len(self.sent) :])
+            if not plan.world.sum(sums)[2].isnan():  # the number of images
+                return sums
             course.micro = (course.micro + 1) // 2
             for buffer, old in zip(self.buffers, before, strict=True):
                 buffer.copy_(old)
-            self.state.optimizer.zero_grad()
+            self.replicate()
 
     def accumulate(self, batch: Batch) -> Tensor:
         """Forward and backward of each micro-batch; the gradient is that of the global mean loss.
@@ -130,6 +129,7 @@ class Step:
         """
         plan, recipe, course = self.plan, self.plan.recipe, self.state.course
         world, sums = plan.world, torch.zeros_like(self.state.totals)
+        self.sent.clear()
         # As many on each rank, also where an image could not be read: they exchange messages.
         count = math.ceil(plan.share / course.micro)
         parts = (torch.tensor_split(x, count) for x in (batch.images, batch.labels))
@@ -146,7 +146,7 @@ class Step:
                     logits = self.replica(images).float()
                 loss = self.loss(images, logits, targets)
                 (loss * (len(images) * world.size / recipe.batch)).backward()  # type: ignore[no-untyped-call]
-            wrong = (logits.argmax(1) != targets.argmax(1)).sum()
+            wrong = missed(logits, targets, several=labels.ndim == 2)
             seen = torch.full_like(wrong, len(images))
             sums += torch.stack([loss.detach() * seen, wrong, seen])
         return sums
@@ -179,13 +179,16 @@ class Step:
             self.replicate()
 
     def replicate(self) -> None:
-        """Join the ranks' gradients, for the parameters that learn now."""
-        frozen_norm = self.plan.recipe.norm == "frozen" or self.frozen
-        set_mode(self.state.network, frozen_norm=frozen_norm)
-        shape = self.plan.preprocess
+        """Join the ranks' gradients, for the parameters that learn now; there are none yet."""
+        network, shape = self.state.network, self.plan.preprocess
+        set_mode(network, frozen_norm=self.plan.recipe.norm == "frozen" or self.frozen)
+        self.state.optimizer.zero_grad()
+        self.replica: nn.Module = network
+        gc.collect()  # what joined them before goes, with its hooks on the same weights
         images = torch.zeros(2, shape.channels, shape.size, shape.size, device=self.plan.device)
         if not self.plan.recipe.shard:
-            self.replica = self.plan.world.replicate(self.state.network, images)
+            self.replica = self.plan.world.replicate(network, images, self.sent)
+        self.messages = list(self.sent)  # of a whole backward pass
 
 
 def out_of_memory(error: RuntimeError) -> bool:

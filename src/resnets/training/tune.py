@@ -223,8 +223,7 @@ def conduct(
             finish(run, plan, time.monotonic() - plan.began)
     except (Diverged, MemoryExhausted):
         state = "failed"
-    error = {"pruned": None, "failed": 1.0}.get(state, 0.0)
-    if state == "complete":
-        error = run.read_json("result.json")["error"]
+    errors = {"pruned": None, "failed": 1.0}
+    error = errors[state] if state in errors else run.read_json("result.json")["error"]
     seconds = round(time.monotonic() - plan.began, 1)
     return replace(trial, state=state, error=error, seconds=seconds, curve=curve)
