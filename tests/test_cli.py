@@ -84,8 +84,8 @@ def test_train_leaves_a_readable_run_folder(digits_run):
     names = {p.name for p in digits_run.iterdir()}
     assert names >= {
         "recipe.json", "source.json", "environment.json", "metrics.jsonl", "timing.jsonl",
-        "checkpoints", "model.safetensors", "result.json", "confusion.csv", "confusion.png",
-        "curves.png",
+        "checkpoints", "model.safetensors", "result.json", "scores.safetensors", "report.html",
+        "README.md", "opened.jsonl",
     }  # fmt: skip
     for path in digits_run.rglob("*"):
         if path.is_file():
@@ -312,6 +312,17 @@ def test_runs_ls(cli, digits_run):
     assert [row["finished"] for row in json.loads(out)] == [True]
 
 
+def test_runs_ls_says_which_images_an_error_is_of(cli, tmp_path):
+    for split in ("test", "val"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "recipe.json").write_text('{"data": "digits", "model": "resnet8"}')
+        (tmp_path / split / "result.json").write_text(json.dumps({"split": split, "error": 0.25}))
+    rows = json.loads(cli("runs", "ls", tmp_path, "--json")[1])
+    assert [(r["val_error"], r["test_error"]) for r in rows] == [(None, 0.25), (0.25, None)]
+    code, out, _ = cli("runs", "ls", tmp_path)
+    assert (code, out.count("25.00 %")) == (0, 2)
+
+
 def test_data_info(cli):
     code, out, _ = cli("data", "info", "digits", "--json")
     assert code == 0
@@ -354,6 +365,14 @@ def test_a_signal_saves_and_resume_goes_on(tmp_path, number, code):
     )
     assert json.loads(done.stdout)["images"] == 898
     assert [row["step"] for row in map(json.loads, log.read_text().splitlines())][-1] == 400
+
+
+def test_what_python_sets_is_what_the_command_line_sets():
+    said = [["schedule=step", "augment.flip=true", "drops=0.5,0.75"],
+            {"schedule": "step", "augment.flip": True, "drops": [0.5, 0.75]}]  # fmt: skip
+    one, other = (resnets.plan("digits", model="resnet8", overrides=x).recipe for x in said)
+    assert one == other
+    assert (one.schedule, one.augment.flip, one.drops) == ("step", True, (0.5, 0.75))
 
 
 def test_python_has_the_same_verbs(digits_run):

@@ -6,36 +6,31 @@ used, so that `import resnets` costs nothing.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from resnets.verbs import (
-        create,
-        data_info,
-        evaluate,
-        find_rate,
-        get,
-        load,
-        models,
-        plan,
-        predict,
-        resume,
-        runs,
-        train,
-        tune,
-    )
+    from resnets.data.get import get
+    from resnets.evaluation.model import load
+    from resnets.listing import data_info, models, runs
+    from resnets.nets import create
+    from resnets.training.rates import find_rate
+    from resnets.verbs import evaluate, plan, predict, resume, train, tune
 
 __all__ = [
     "create", "data_info", "evaluate", "find_rate", "get", "load", "models", "plan", "predict",
     "resume", "runs", "train", "tune",
 ]  # fmt: skip
 
+_HOMES = {
+    "create": "nets", "data_info": "listing", "find_rate": "training.rates", "get": "data.get",
+    "load": "evaluation.model", "models": "listing", "runs": "listing",
+}  # fmt: skip
+
 
 def __getattr__(name: str) -> object:
     if name in __all__:
-        from resnets import verbs
-
-        return getattr(verbs, name)
+        return getattr(importlib.import_module(f"resnets.{_HOMES.get(name, 'verbs')}"), name)
     raise AttributeError(f"module 'resnets' has no attribute {name!r}")

@@ -9,18 +9,20 @@ import re
 import shutil
 from pathlib import Path
 
-import torch
-
-from resnets import listing
-from resnets.training.memory import available
-from resnets.training.plan import pick_device, processor_flags, use_bfloat16
-from resnets.verbs import estimate, plan
+from resnets import listing, verbs
 
 EXTRAS = {"tensorboard": "track"}
 
 
-def examine(*, speed: bool = True) -> dict[str, str]:
-    """Facts about this machine by name, in the order of reading; the speed check takes 10 s."""
+def examine(*, quick: bool = False) -> dict[str, str]:
+    """Look at this machine: versions, processor, GPU, memory, disk, and a ten-second speed check.
+
+    Args:
+        quick: Leave out the speed check.
+    """
+    from resnets.training.memory import available
+    from resnets.training.plan import pick_device, processor_flags, use_bfloat16
+
     flags = processor_flags()
     wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
     facts = {name: value for name, value in listing.environment().items() if name != "gpu"}
@@ -37,10 +39,9 @@ def examine(*, speed: bool = True) -> dict[str, str]:
         there = importlib.util.find_spec(package) is not None
         facts[package] = "installed" if there else f"missing: pip install 'resnets[{extra}]'"
     facts["precision"] = "bfloat16" if use_bfloat16("auto", pick_device()) else "float32"
-    if speed:
-        for precision in ("float32", "bfloat16"):
-            rate = training_rate(precision)
-            facts[f"ResNet-20 {precision}"] = f"{rate:,.0f} images/s in training, 32 px, batch 128"
+    for precision in () if quick else ("float32", "bfloat16"):
+        rate = training_rate(precision)
+        facts[f"ResNet-20 {precision}"] = f"{rate:,.0f} images/s in training, 32 px, batch 128"
     return facts
 
 
@@ -55,6 +56,8 @@ def told(file: str, key: str) -> str:
 
 def gpu() -> str:
     """The GPU and its memory; why there is none that can be used."""
+    import torch
+
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
@@ -66,6 +69,8 @@ def gpu() -> str:
 
 def training_rate(precision: str) -> float:
     """Images a second of training ResNet-20 at batch 128 on 32 pixels: enlarged digits."""
+    from resnets.training.fit import estimate
+
     wanted = {"size": 32, "batch": 128, "steps": 100, "precision": precision}
-    run = plan("digits", model="resnet20", workers=0, overrides=wanted)
+    run = verbs.plan("digits", model="resnet20", workers=0, overrides=wanted)
     return run.steps * run.recipe.batch / estimate(run, seconds=4)

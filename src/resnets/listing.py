@@ -1,4 +1,4 @@
-"""What there is: networks, data, runs, and this machine."""
+"""What there is: networks, data, runs, and this machine. torch is imported where it is needed."""
 
 from __future__ import annotations
 
@@ -10,21 +10,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from resnets import arch as archs
-from resnets.data import sources
 from resnets.errors import ResnetsError
-from resnets.nets.cost import cost
-from resnets.training.run import Run
 
 
 def models(pattern: str = "*") -> Iterator[dict[str, Any]]:
     """Name, depth, parameters, multiply-adds, input and source of each known network, sorted."""
+    from resnets.arch import FAMILY
+    from resnets.nets.cost import cost
+
     if not any(sign in pattern for sign in "*?["):
         pattern = f"*{pattern}*"
-    for name in sorted(fnmatch.filter(archs.FAMILY, pattern), key=natural):
-        arch = archs.FAMILY[name]
+    for name in sorted(fnmatch.filter(FAMILY, pattern), key=natural):
+        arch = FAMILY[name]
         price = cost(arch)
         yield {
             "name": name,
@@ -42,19 +39,17 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
 
 
-def data_info(data: str, *, max_unreadable: float = 1.0) -> dict[str, Any]:
-    """What a data set holds: splits, classes, sizes, digest, unreadable files."""
-    source = sources.load(data, max_unreadable=max_unreadable)
+def data_info(data: str, /) -> dict[str, Any]:
+    """Show what DATA holds: splits, classes, sizes, digest, unreadable files."""
+    from resnets.data import sources
+
+    source = sources.load(data, max_unreadable=1.0)
+    names = ("name", "digest", "channels", "size", "mean", "std")
     return {
-        "name": source.name,
-        "digest": source.digest,
-        "channels": source.channels,
-        "size": source.size,
-        "mean": source.mean,
-        "std": source.std,
+        **{name: getattr(source, name) for name in names},
         "classes": list(source.classes),
         "images": {
-            name: torch.bincount(split.labels, minlength=len(source.classes)).tolist()
+            name: split.counts(len(source.classes)).tolist()
             for name, split in source.splits.items()
         },
         "unreadable": [(str(path), reason) for path, reason in source.unreadable],
@@ -62,24 +57,27 @@ def data_info(data: str, *, max_unreadable: float = 1.0) -> dict[str, Any]:
 
 
 def runs(root: str | Path = "runs") -> list[dict[str, Any]]:
-    """Every run below a folder: path, model, data, progress, error."""
+    """Every run below a folder: path, model, data, progress, error on which images."""
+    from resnets.training.run import Run
+
     rows = []
-    for path in sorted(Path(root).glob("*/recipe.json")):
-        run = Run(path.parent)
+    for run in (Run(path.parent) for path in sorted(Path(root).glob("*/recipe.json"))):
         try:
             recipe = run.read_json("recipe.json")
         except ResnetsError:
             recipe = {"data": "unreadable recipe.json", "model": "?"}
-        metrics = run.rows("metrics.jsonl")
-        error = run.read_json("result.json").get("error") if run.finished else None
+        last = (run.rows("metrics.jsonl") or [{"epoch": 0.0, "train_error": None}])[-1]
+        result = run.read_json("result.json") if run.finished else {}
+        errors = {result.get("split", "test"): result.get("error")}
         rows.append(
             {
                 "run": str(run.path),
                 "data": recipe["data"],
                 "model": recipe["model"],
-                "epoch": metrics[-1]["epoch"] if metrics else 0.0,
-                "train_error": metrics[-1]["train_error"] if metrics else None,
-                "test_error": error,
+                "epoch": last["epoch"],
+                "train_error": last["train_error"],
+                "val_error": errors.get("val"),
+                "test_error": errors.get("test"),
                 "finished": run.finished,
             }
         )
@@ -88,6 +86,8 @@ def runs(root: str | Path = "runs") -> list[dict[str, Any]]:
 
 def environment() -> dict[str, str]:
     """Versions and machine, for the record."""
+    import torch
+
     return {
         "resnets": version("resnets"),
         "python": platform.python_version(),

@@ -1,6 +1,8 @@
 """The command line: parses, calls one function of `resnets.verbs`, prints.
 
-torch is imported inside a verb only, so that `--help` answers at once.
+A verb whose result is only shown is a command as it is, with its line in `SHOWN`; the functions
+here are those that talk more. torch is imported inside a verb only, so that `--help` answers at
+once.
 """
 
 from __future__ import annotations
@@ -10,29 +12,39 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 
-import cyclopts
-from cyclopts import App, Parameter, validators
+from cyclopts import App, CycloptsError, Parameter
 
 import resnets
+from resnets import doctor, listing, verbs
 from resnets.cli import show
-from resnets.cli.options import PLAIN, Asked, Count, Device, Json, Seconds, Workers
-from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError
+from resnets.errors import (
+    DataError,
+    DiskError,
+    MemoryExhausted,
+    ResnetsError,
+    UsageError,
+    nearest,
+)
+from resnets.options import Count, Device, Part, Seconds, Workers, assignments
+from resnets.verbs import Asked, Tested
 
 if TYPE_CHECKING:
     from resnets.training.tune import Trial
 
-VERBOSE, QUIET = {"-v", "--verbose"}, {"-q", "--quiet"}
+VERBOSE, QUIET, JSON = {"-v", "--verbose"}, {"-q", "--quiet"}, {"--json"}
 
 app = App(
     name="resnets",
     help="Deep residual learning: train, test and use residual networks.\n\n"
-    "-v shows tracebacks, -q prints results only.",
+    "-v shows tracebacks, -q prints results only, --json prints them as JSON.",
     version=resnets.__version__,
     help_format="plaintext",
+    result_action="return_value",
+    default_parameter=Parameter(negative=()),
 )
 data_app = App(name="data", help="Fetch data sets and look at them.")
 runs_app = App(name="runs", help="The runs of this folder.")
@@ -40,18 +52,28 @@ app.command(data_app)
 app.command(runs_app)
 app.register_install_completion_command()
 
+app.command(verbs.calibrate)
+app.command(verbs.report)
+app.command(doctor.examine, name="doctor")
+data_app.command(listing.data_info, name="info")
+SHOWN: dict[Callable[..., Any], Callable[[Any], None]] = {
+    verbs.calibrate: show.calibration,
+    verbs.report: show.place,
+    doctor.examine: show.pairs,
+    listing.data_info: show.data,
+}
+
 
 @app.command
 def train(
     data: str,
     /,
     *,
-    asked: Asked = PLAIN,
     budget: Seconds = None,
     run: Path | None = None,
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: bool = False,
     devices: Count = 1,
-    json: Json = False,
+    **asked: Unpack[Asked],
 ) -> None:
     """Train a network on DATA, test it, and leave a run folder.
 
@@ -63,22 +85,23 @@ def train(
         dry_run: Print the plan and stop.
         devices: Processes (GPUs, where there are some) that share each batch; torchrun starts them.
     """
-    from resnets import verbs
+    from resnets import lifecycle
+    from resnets.training.fit import estimate
 
-    chosen = asked.plan(data, budget, devices)
-    verbs.run_folder(chosen, run)  # what is wrong with it is told before anything is measured
-    seconds = chosen.recipe.budget or verbs.estimate(chosen)
-    show.plan(chosen, seconds, as_json=json and dry_run, always=dry_run)
+    plan = verbs.plan(data, budget=budget, devices=devices, **asked)
+    lifecycle.run_folder(plan, run)  # what is wrong with it is told before anything is measured
+    show.plan(plan, plan.recipe.budget or estimate(plan), asked_for=dry_run)
     if dry_run:
         return
-    folder = verbs.create_run(chosen, run)
+    folder = lifecycle.create_run(plan, run)
     show.note(f"run folder {folder.path}")
     if devices > 1:  # the ranks are other processes; this one ends with theirs
-        os.environ["RESNETS_BEGAN"] = str(time.time() - time.monotonic() + chosen.began)
-        resume(folder.path, devices=devices, device=asked.device, workers=asked.workers, json=json)
+        os.environ["RESNETS_BEGAN"] = str(time.time() - time.monotonic() + plan.began)
+        device, workers = asked.get("device", "auto"), asked.get("workers", 2)
+        resume(folder.path, devices=devices, device=device, workers=workers)
     with show.bar() as watch:
-        outcome = verbs.go(folder, chosen, watch)
-    show.outcome(outcome, as_json=json)
+        outcome = lifecycle.go(folder, plan, watch)
+    show.outcome(outcome)
 
 
 @app.command
@@ -86,13 +109,12 @@ def tune(
     data: str,
     /,
     *,
-    asked: Asked = PLAIN,
     trials: Count = 20,
     budget: Seconds = None,
-    search: Annotated[list[str] | None, Parameter(negative="")] = None,
+    search: list[str] | None = None,
     run: Path | None = None,
-    rate_only: Annotated[bool, Parameter(negative="")] = False,
-    json: Json = False,
+    rate_only: bool = False,
+    **asked: Unpack[Asked],
 ) -> None:
     """Search for better fields of a recipe by the error on validation images; again goes on.
 
@@ -105,22 +127,21 @@ def tune(
         run: The folder of the study; runs/DATA-MODEL-tune when left out.
         rate_only: Only suggest a learning rate, by a range test: some seconds, no folder.
     """
-    from resnets import verbs
+    from resnets.training.fit import estimate
 
-    chosen = asked.plan(data)
+    plan = verbs.plan(data, **asked)
     if rate_only:
-        show.rates(*verbs.find_rate(chosen), as_json=json)
+        show.rates(*resnets.find_rate(plan))
         return
-    seconds = budget or trials * verbs.estimate(chosen)
-    show.plan(chosen, seconds, as_json=False, always=False)
-    folder = run or Path(f"runs/{Path(data).stem}-{chosen.recipe.model}-tune")
+    show.plan(plan, budget or trials * estimate(plan))
+    folder = run or Path(f"runs/{Path(data).stem}-{plan.recipe.model}-tune")
     done: list[Trial] = []
     with show.bar() as watch:
         for done in verbs.tune(
-            chosen, folder, trials=trials, budget=budget or 0.0, search=search or (), watch=watch
+            plan, folder, trials=trials, budget=budget or 0.0, search=search or (), watch=watch
         ):
             show.trial(done, trials)
-    show.study(done, folder, as_json=json)
+    show.study(done, folder)
 
 
 @app.command
@@ -132,7 +153,6 @@ def resume(
     devices: Count = 1,
     device: Device = "auto",
     workers: Workers = 2,
-    json: Json = False,
 ) -> None:
     """Go on with an interrupted run; without RUN with the newest unfinished one.
 
@@ -140,56 +160,109 @@ def resume(
         data: Where the data is now, if it was moved.
         devices: Processes (GPUs, where there are some) that share each batch.
     """
-    from resnets import verbs
-
     if devices > 1:
+        from resnets.training.world import launch
+
         if run is None or data is not None:
             raise UsageError("--devices needs RUN, and its data where it was")
-        options = ["--device", device, "--workers", str(workers), *["--json"] * json]
-        raise SystemExit(verbs.launch(devices, ["resume", str(run), *options]))
+        options = ["--device", device, "--workers", str(workers), *["--json"] * show.as_json]
+        raise SystemExit(launch(devices, ["resume", str(run), *options]))
     with show.bar() as watch:
         outcome = verbs.resume(run, data=data, device=device, workers=workers, watch=watch)
-    show.outcome(outcome, as_json=json)
+    show.outcome(outcome)
 
 
 @app.command
 def evaluate(
-    model: Path,
-    data: str,
-    /,
-    *,
-    split: Literal["test", "val", "train", "all"] | None = None,
-    normalize: Literal["data", "imagenet", "none"] | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
-    batch: Count = 128,
-    max_unreadable: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=1))] = 0.01,
-    device: Device = "auto",
-    workers: Workers = 2,
-    json: Json = False,
+    *places: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    compare: bool = False,
+    at_precision: Part | None = None,
+    ood: str | None = None,
+    corruptions: bool = False,
+    fail_under: list[str] | None = None,
+    **how: Unpack[Tested],
 ) -> None:
-    """Test MODEL on one split of DATA: top-1, top-5, loss, and each class.
+    """Test MODEL... on one split of DATA: several models are an ensemble.
 
     Args:
-        model: A run folder, a model file, or a foreign .pth or .safetensors file.
-        split: The test split when left out; `all` for a folder of images that are all new to the
-            model.
-        normalize: Mean and deviation for a foreign file that does not say its own.
-        max_unreadable: Part of the images that may be unreadable and left out.
+        places: Run folders, model files, or foreign .pth or .safetensors files; and last the data.
+        compare: The second of two models against the first: which images changed, and whether that
+            is more than chance.
+        at_precision: From which probability on this part of the answers is right, and how many
+            answers that leaves.
+        ood: Other data, on which the model ought to be unsure.
+        corruptions: Also the errors on noisy, blurred and otherwise worsened images.
+        fail_under: FIGURE=VALUE, as top1=0.93: exit with code 1 where it is less; may be repeated.
     """
-    from resnets import verbs
-
+    wanted = {name: number(name, text) for name, text in assignments(fail_under or []).items()}
     result = verbs.evaluate(
-        model,
-        data,
-        split=split,
-        normalize=normalize,
-        precision=precision,
-        batch=batch,
-        max_unreadable=max_unreadable,
-        device=device,
-        workers=workers,
+        *names(places, "evaluate"),
+        compare=compare,
+        at_precision=at_precision,
+        ood=ood,
+        corruptions=corruptions,
+        **how,
     )
-    show.result(result, verbs.summary(result), as_json=json)
+    show.result(result)
+    if short := [
+        f"{k} {getattr(result, k):.4f} < {v:g}" for k, v in wanted.items() if getattr(result, k) < v
+    ]:
+        raise ResnetsError(f"--fail-under: {', '.join(short)}")
+
+
+def number(name: str, text: str) -> float:
+    """What a figure is to reach. Raises UsageError for an unknown figure or no number."""
+    known = ("top1", "top5", "balanced_accuracy", "macro_f1", "mean_average_precision")
+    if name not in known:
+        raise UsageError(f"--fail-under {name}: {nearest(name, known)}")
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        raise UsageError(f"--fail-under {name}={text}: write a number, as {name}=0.93") from None
+
+
+def names(items: Sequence[str], verb: str) -> Sequence[str]:
+    """Places as they are. Raises UsageError for what looks like an option."""
+    for item in items:
+        if item.startswith("--"):
+            raise UsageError(f"unknown option {item}; `resnets {verb} --help` lists them")
+    return items
+
+
+@app.command
+def explain(
+    model: Path,
+    /,
+    *inputs: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    out: Path,
+    data: str | None = None,
+    level: str | None = None,
+    method: Literal["grad-cam", "occlusion"] = "grad-cam",
+    top: Count = 1,
+    **how: Unpack[Tested],
+) -> None:
+    """Draw why MODEL answers what it answers: for images, or for a whole data set.
+
+    Args:
+        inputs: Image files, folders or globs: what speaks for the answer to each.
+        out: A new folder for the pictures.
+        data: Beside images: their nearest training images. Alone: the most wrong, most unsure and
+            likely mislabelled images of a split, duplicates of training images, and a map.
+        level: Which level's map Grad-CAM takes, as layer3; the last when left out.
+        method: grad-cam, or occlusion, which needs no gradient and is slower.
+        top: How many answers are explained.
+    """
+    found = verbs.explain(
+        model,
+        *names(inputs, "explain"),
+        out=out,
+        data=data,
+        level=level,
+        method=method,
+        top=top,
+        **how,
+    )
+    show.explained(found, out)
 
 
 @app.command
@@ -199,7 +272,6 @@ def predict(
     *inputs: Annotated[str, Parameter(allow_leading_hyphen=True)],
     top: Count = 3,
     device: Device = "auto",
-    json: Json = False,
 ) -> None:
     """Name what is on images: files, folders, globs, or - for an image on standard input.
 
@@ -208,22 +280,14 @@ def predict(
     """
     if not inputs:
         raise UsageError("no input: give image files, folders, globs, or - for standard input")
-    for item in inputs:
-        if item.startswith("--"):
-            raise UsageError(f"unknown option {item}; `resnets predict --help` lists them")
-    items: list[str | Path | bytes] = [
-        sys.stdin.buffer.read() if item == "-" else item for item in inputs
-    ]
-    problems = show.predictions(resnets.predict(model, items, top=top, device=device), as_json=json)
-    if problems:
-        raise SystemExit(3)
+    items = [sys.stdin.buffer.read() if item == "-" else item for item in names(inputs, "predict")]
+    show.predictions(verbs.predict(model, items, top=top, device=device))
 
 
 @app.command
-def models(pattern: str = "*", /, *, json: Json = False) -> None:
+def models(pattern: str = "*", /) -> None:
     """List the networks: name, depth, parameters, multiply-adds, input, source."""
-    rows = list(resnets.models(pattern))
-    show.dump(rows) if json else show.listed(rows, f"no network matches {pattern!r}")
+    show.listed(list(listing.models(pattern)), f"no network matches {pattern!r}")
 
 
 @data_app.command
@@ -234,66 +298,57 @@ def get(name: Literal["cifar10", "cifar100"], /) -> None:
     show.note(f"{name} is in {path}", always=True)
 
 
-@data_app.command
-def info(data: str, /, *, json: Json = False) -> None:
-    """Show what DATA holds: splits, classes, sizes, digest, unreadable files."""
-    facts = resnets.data_info(data)
-    show.dump(facts) if json else show.data(facts)
+@runs_app.command(name="compare")
+def compare_runs(*runs: Path) -> None:
+    """Put runs side by side: their figures, and what differs in recipe, data, code and machine."""
+    from resnets.reporting.compare import compare
+    from resnets.training.run import Run
+
+    show.listed(compare([Run(run) for run in runs]), "no runs")
 
 
 @runs_app.command(name="ls")
-def list_runs(root: Path = Path("runs"), /, *, json: Json = False) -> None:
+def list_runs(root: Path = Path("runs"), /) -> None:
     """List the runs below a folder with their errors."""
-    rows = resnets.runs(root)
-    show.dump(rows) if json else show.listed(rows, f"no runs in {root}")
-
-
-@app.command
-def doctor(*, quick: Annotated[bool, Parameter(negative="")] = False, json: Json = False) -> None:
-    """Look at this machine: versions, processor, GPU, memory, disk, and a ten-second speed check.
-
-    Args:
-        quick: Leave out the speed check.
-    """
-    from resnets import doctor as examine
-
-    facts = examine.examine(speed=not quick)
-    show.dump(facts) if json else show.pairs(facts)
+    show.listed(listing.runs(root), f"no runs in {root}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the documented code."""
+    # Read with torch: a waiting thread gives its core to other work (docs/training.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if "RANK" not in os.environ:
         os.environ["RESNETS_BEGAN"] = str(time.time())
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    verbose, show.quiet = (not flags.isdisjoint(tokens) for flags in (VERBOSE, QUIET))
-    tokens = [token for token in tokens if token not in VERBOSE | QUIET]
+    verbose, show.quiet, show.as_json = (
+        not flags.isdisjoint(tokens) for flags in (VERBOSE, QUIET, JSON)
+    )
+    tokens = [token for token in tokens if token not in VERBOSE | QUIET | JSON]
     try:
-        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-    except cyclopts.CycloptsError as error:
-        fail(str(error), 2, verbose)
-    except ResnetsError as error:
-        fail(str(error), error.exit_code, verbose)
+        verb, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+        answer = verb(*bound.args, **bound.kwargs)
+        if verb in SHOWN:
+            SHOWN[verb](answer)
+    except (CycloptsError, ResnetsError) as error:
+        fail(str(error), getattr(error, "exit_code", UsageError.exit_code), verbose)
     except KeyboardInterrupt:
         fail("stopped", 130, verbose=False)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
         place = f": {error.filename}" if error.filename else ""
-        what = f"{error.strerror or error}{place}"
-        fail(what, DiskError.exit_code if full else DataError.exit_code, verbose)
+        code = (DiskError if full else DataError).exit_code
+        fail(f"{error.strerror or error}{place}", code, verbose)
     except (MemoryError, RuntimeError) as error:
         told = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
         if not told and isinstance(error, RuntimeError):
             raise
-        fail(
+        remedy = (
             "out of memory; train with a smaller --set batch=N or --set checkpoint_blocks=4,\n"
-            "evaluate with a smaller --batch N",
-            MemoryExhausted.exit_code,
-            verbose,
+            "evaluate with a smaller --batch N"
         )
+        fail(remedy, MemoryExhausted.exit_code, verbose)
     raise SystemExit(0)
 
 

@@ -16,23 +16,26 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 
+from resnets.errors import DataError
+
 if TYPE_CHECKING:
-    from resnets.evaluation.classify import Result
+    from resnets.evaluation.metrics import Result
     from resnets.evaluation.model import Prediction
+    from resnets.lifecycle import Outcome
     from resnets.training.fit import Progress as Standing
     from resnets.training.plan import Plan
     from resnets.training.tune import Trial
-    from resnets.verbs import Outcome
 
 # In a pipe a row of a table stays one line.
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-quiet = False
+quiet = as_json = False
 chief = os.environ.get("RANK", "0") == "0"  # of the ranks that torchrun started
 
 FORMS: dict[str, Callable[[Any], str]] = {  # of columns; others go by their values' types
     "multiply_adds": lambda count: f"{count / 1e6:,.1f} M",
     "epoch": lambda epoch: f"{epoch:.1f}",
+    "loss": lambda nats: f"{nats:.4f}",
 }
 
 
@@ -47,16 +50,16 @@ def dump(data: Any) -> None:
     print(json.dumps(data, indent=2))
 
 
-def plan(chosen: Plan, estimate: float, *, as_json: bool, always: bool) -> None:
+def plan(chosen: Plan, estimate: float, *, asked_for: bool = False) -> None:
     """The plan of a run with its measured time, and each unreadable file by name."""
     lines, unreadable = chosen.lines(), chosen.source.unreadable
-    if as_json:
+    if as_json and asked_for:
         left_out = [{"file": str(path), "reason": reason} for path, reason in unreadable]
         dump({**lines, "seconds": round(estimate, 1), "unreadable": left_out})
         return
     lines["time"] = f"about {seconds(estimate)}, measured on this machine"
     for what, value in lines.items():
-        note(f"{what:>10}  {value}", always=always)
+        note(f"{what:>10}  {value}", always=asked_for)
     for path, reason in unreadable:
         note(f"{'left out':>10}  {path}: {reason}", always=True)
 
@@ -83,37 +86,26 @@ def moving(*columns: ProgressColumn) -> Progress:
 def bar() -> Iterator[Callable[[Standing], None]]:
     """A bar, and what moves it, which also prints a line for each evaluation."""
     head = " epoch      loss   train error   held out   rate      images/s   left"
-    headed = False
 
     def update(standing: Standing) -> None:
-        nonlocal headed
+        nonlocal head
         for text in standing.notes:
             note(text, always=True)
-        progress.update(
-            task,
-            completed=standing.step,
-            total=standing.steps,
-            speed=f"{standing.images_per_second:,.0f}",
-            left=seconds(standing.seconds_left),
-        )
+        speed, left = f"{standing.images_per_second:,.0f}", seconds(standing.seconds_left)
+        where = f"{standing.step}/{standing.steps} steps {speed} images/s {left} left"
+        progress.update(task, completed=standing.step, total=standing.steps, description=where)
         if standing.loss is None:
             return
-        if not headed:
+        if head:
             note(head)
-            headed = True
+            head = ""
         note(
             f"{standing.epoch:6.1f}  {standing.loss:8.4f}  {percent(standing.train_error):>12}"
-            f"  {percent(standing.watched_error):>9}   {standing.rate:<8.4g}"
-            f"  {standing.images_per_second:8,.0f}   {seconds(standing.seconds_left)}"
+            f"  {percent(standing.watched_error):>9}   {standing.rate:<8.4g}  {speed:>8}   {left}"
         )
 
-    with moving(
-        BarColumn(bar_width=30),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-        TextColumn("{task.fields[speed]} images/s"),
-        TextColumn("{task.fields[left]} left"),
-    ) as progress:
-        task = progress.add_task("", total=1, speed="-", left="-")
+    with moving(BarColumn(bar_width=30), TextColumn("{task.description}")) as progress:
+        task = progress.add_task("", total=1)
         yield update
 
 
@@ -136,19 +128,18 @@ def cell(name: str, value: Any) -> str:
     return value if isinstance(value, str) else percent(value)
 
 
-def table(rows: Iterable[Mapping[str, Any]]) -> None:
+def table(rows: Sequence[Mapping[str, Any]]) -> None:
     """A table with the keys as its head; columns of numbers to the right."""
-    texts = [{name: cell(name, value) for name, value in row.items()} for row in rows]
     shown = Table(box=None, pad_edge=False)
-    for name in texts[0]:
-        numbers = all(row[name][:1] in "-0123456789" for row in texts)
-        shown.add_column(name.replace("_", " "), justify="right" if numbers else "left")
-    for row in texts:
-        shown.add_row(*map(escape, row.values()))
+    for name in rows[0]:
+        words = any(isinstance(row[name], str | bool) for row in rows)
+        shown.add_column(name.replace("_", " "), justify="left" if words else "right")
+    for row in rows:
+        shown.add_row(*(escape(cell(name, value)) for name, value in row.items()))
     out.print(shown)
 
 
-def outcome(finished: Outcome, *, as_json: bool) -> None:
+def outcome(finished: Outcome) -> None:
     """The end of a run: its test figures, and what to type next."""
     result, folder = finished.result, finished.run
     if not chief:
@@ -174,40 +165,102 @@ def headline(result: Result) -> None:
     )
 
 
-def result(figures: Result, summary: Mapping[str, Any], *, as_json: bool) -> None:
+def result(figures: Result) -> None:
     """The figures of an evaluation, class by class."""
+    from resnets.lifecycle import summary
+
     for path, reason in figures.unreadable:
         note(f"left out {path}: {reason}", always=True)
     if as_json:
-        dump(summary)
+        dump(summary(figures))
         return
     headline(figures)
+    extras(figures)
     if not quiet:
         table(figures.per_class())
 
 
-def predictions(items: Iterable[Prediction], *, as_json: bool) -> int:
-    """One line an image; the number of images that could not be read."""
-    rows, problems = [], 0
+def extras(figures: Result) -> None:
+    """What was asked for beside the figures, a line each."""
+    if found := figures.comparison:
+        low, high = (f"{100 * x:+.2f}" for x in found.interval)
+        out.print(
+            f"the second model against the first: {100 * found.difference:+.2f} points "
+            f"({low} to {high} at 95 %), p = {found.p:.2g}; {len(found.fixed)} images mended, "
+            f"{len(found.broken)} broken",
+            markup=False,
+        )
+        for what, indices in (("mended", found.fixed), ("broken", found.broken)):
+            note(f"{what}: {' '.join(map(str, indices[:20]))}{' ...' * (len(indices) > 20)}")
+    if figures.abstention:
+        threshold, coverage = figures.abstention
+        out.print(f"answers from probability {threshold:.4f} on: {percent(coverage)} of them")
+    if figures.familiarity is not None:
+        out.print(
+            f"AUROC of the greatest probability against the other data {figures.familiarity:.4f}"
+        )
+    if figures.corruptions:
+        from resnets.evaluation.corruptions import mean_corruption_error
+
+        kinds = dict.fromkeys(kind for kind, _, _ in figures.corruptions)
+        table(
+            [
+                {"corruption": kind} | {str(s): e for k, s, e in figures.corruptions if k == kind}
+                for kind in kinds
+            ]
+        )
+        out.print(f"mean corruption error {percent(mean_corruption_error(figures.corruptions))}")
+
+
+def calibration(results: tuple[Result, Result]) -> None:
+    """The figures before and after, in a table."""
+    names = ("images", "ece", "loss", "top1")
+    rows = [
+        {"temperature": when} | {n: getattr(r, n) for n in names}
+        for when, r in zip(("before", "fitted"), results, strict=True)
+    ]
+    listed(rows, "")
+
+
+def place(path: Path) -> None:
+    """Where a file was written."""
+    dump(str(path)) if as_json else out.print(str(path), markup=False)
+
+
+def explained(found: Iterable[Any], folder: Path) -> None:
+    """A line for each image or finding. Raises SystemExit(3) where an image could not be read."""
+    answers = []
+    for item in found:
+        if isinstance(item, dict):
+            listed([{"what": what, "images": count} for what, count in item.items()], "")
+        elif hasattr(item, "verdict"):
+            note(item.verdict)
+        else:
+            answers.append(item)
+    if answers:
+        predictions(answers)
+    note(f"the pictures are in {folder}")
+
+
+def predictions(items: Iterable[Prediction]) -> None:
+    """One line an image. Raises SystemExit(3) at the end where some could not be read."""
+    rows = []
     for item in items:
         if item.problem is not None:
-            problems += 1
             note(item.problem, always=True)
         pairs = list(zip(item.classes, item.probabilities, strict=True))
-        if as_json:
-            best = [{"class": name, "probability": round(p, 6)} for name, p in pairs]
-            rows.append({"file": item.file, "problem": item.problem, "classes": best})
-        elif pairs:
+        best = [{"class": name, "probability": round(p, 6)} for name, p in pairs]
+        rows.append({"file": item.file, "problem": item.problem, "classes": best})
+        if pairs and not as_json:
             answer = "  ".join(f"{name} {100 * p:.1f} %" for name, p in pairs)
             out.print(f"{item.file}  {answer}", markup=False)
     if as_json:
         dump(rows)
-    return problems
+    if any(row["problem"] for row in rows):
+        raise SystemExit(DataError.exit_code)
 
 
-def rates(
-    tried: Sequence[float], losses: Sequence[float], suggestion: float, *, as_json: bool
-) -> None:
+def rates(tried: Sequence[float], losses: Sequence[float], suggestion: float) -> None:
     """Every fifth line of a range test, and the rate that follows."""
     if as_json:
         dump({"suggestion": suggestion, "rates": tried, "losses": losses})
@@ -232,7 +285,7 @@ def fields(trial: Trial) -> str:
     return f"{trial.state} {percent(trial.error)}  {' '.join(texts)}"
 
 
-def study(done: Sequence[Trial], folder: Path, *, as_json: bool) -> None:
+def study(done: Sequence[Trial], folder: Path) -> None:
     """The trials from the best on, what their errors are worth, and what to type next."""
     if as_json:
         dump({"best": str(folder / "best.json"), "trials": [asdict(t) for t in done]})
@@ -248,7 +301,9 @@ def study(done: Sequence[Trial], folder: Path, *, as_json: bool) -> None:
 
 def listed(rows: Sequence[Mapping[str, Any]], none: str) -> None:
     """Rows that may be `none`."""
-    if rows:
+    if as_json:
+        dump(rows)
+    elif rows:
         table(rows)
     else:
         note(none, always=True)
@@ -256,17 +311,23 @@ def listed(rows: Sequence[Mapping[str, Any]], none: str) -> None:
 
 def data(facts: Mapping[str, Any]) -> None:
     """What a data set holds."""
+    if as_json:
+        dump(facts)
+        return
     size = f"{facts['size']} pixels on the shorter side"
     print(f"{facts['name']}: {facts['channels']} channels, {size}, digest {facts['digest']}")
     splits = {name: [*counts, sum(counts)] for name, counts in facts["images"].items()}
     names = [*facts["classes"], "all"]
-    table({"class": name, **{s: splits[s][k] for s in splits}} for k, name in enumerate(names))
+    table([{"class": name, **{s: splits[s][k] for s in splits}} for k, name in enumerate(names)])
     for path, reason in facts["unreadable"]:
         print(f"unreadable {path}: {reason}")
 
 
 def pairs(rows: Mapping[str, str]) -> None:
     """Name and value, a line each."""
+    if as_json:
+        dump(rows)
+        return
     width = max(len(name) for name in rows)
     for name, value in rows.items():
         sys.stdout.write(f"{name:>{width}}  {value}\n")

@@ -1,0 +1,205 @@
+"""The life of a run: its folder is created, it is trained, tested, and its result written."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resnets import arch as archs
+from resnets import recipe as room
+from resnets.data.sources import Source
+from resnets.errors import DiskError, Interrupted, ResnetsError, UsageError
+from resnets.evaluation import metrics
+from resnets.evaluation.metrics import Result
+from resnets.evaluation.model import Model, load
+from resnets.evaluation.scores import save as save_scores
+from resnets.listing import environment
+from resnets.nets import Network
+from resnets.nets.modelfile import save
+from resnets.training import checkpoint
+from resnets.training.fit import Progress, batches, fit
+from resnets.training.plan import Plan
+from resnets.training.precise import precise
+from resnets.training.run import Run
+from resnets.training.state import Course, State
+from resnets.training.stop import Stop
+from resnets.training.world import launched
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run."""
+
+    run: Path
+    result: Result | None  # on the test split, else on the validation split, if there is one
+    seconds: float
+
+
+def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
+    """Where a plan's run will be. Raises UsageError where a run is already, or among the data.
+
+    Under torchrun, which may start a command again, a run that is there is for `create_run`.
+    """
+    run = Run(Path(path) if path is not None else fresh_folder(plan))
+    root = plan.source.root
+    folder = Path(plan.recipe.data).is_dir()  # a CSV may lie beside its runs
+    if root is not None and folder and run.path.resolve().is_relative_to(root.resolve()):
+        raise UsageError(f"the run folder {run.path} would lie in the data: give another, --run")
+    if not launched():
+        run.check_free()
+    return run
+
+
+def fresh_folder(plan: Plan) -> Path:
+    """runs/DATA-MODEL, with a number where that is taken."""
+    stem = f"{Path(plan.recipe.data).stem or 'data'}-{plan.recipe.model}"
+    names = chain([stem], (f"{stem}-{number}" for number in count(2)))
+    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
+
+
+def create_run(plan: Plan, path: str | Path | None = None) -> Run:
+    """Create the run folder of a plan; errors as in `run_folder`, and DiskError.
+
+    Under torchrun, which starts the same command again after a failure, a run that is in the folder
+    already goes on instead.
+    """
+    world = plan.world
+    if launched():
+        if path is None:
+            raise UsageError("under torchrun give a folder that all its restarts share: --run DIR")
+        if world.share((Path(path) / "recipe.json").exists()):
+            return Run(Path(path))
+    if not world.first:
+        return Run(Path(path or "."))
+    run = run_folder(plan, path)
+    run.create()
+    source = {
+        "data": plan.recipe.data,
+        "digest": plan.source.digest,
+        "classes": plan.source.classes,
+        "arch": archs.to_dict(plan.arch),
+        "preprocess": asdict(plan.preprocess),
+        "images": len(plan.train),
+        "plan": plan.lines(),
+    }
+    run.write_json("source.json", source)
+    run.write_json("environment.json", environment())
+    if table := plan.source.split_table():
+        run.write_csv("split.csv", ("file", "label", "split"), table)
+    run.write_json("recipe.json", room.to_dict(plan.recipe))  # last: now it is a run
+    return run
+
+
+def newest_unfinished(root: Path = Path("runs")) -> Run:
+    """The unfinished run that was written to last. Raises UsageError when there is none."""
+    open_runs = [Run(p.parent) for p in root.glob("*/recipe.json") if not Run(p.parent).finished]
+    if not open_runs:
+        raise UsageError(f"there is no unfinished run in {root}/")
+    logs = {run.path / "metrics.jsonl": run for run in open_runs}
+    return logs[max(logs, key=lambda log: log.stat().st_mtime if log.exists() else 0.0)]
+
+
+def go(run: Run, plan: Plan, watch: Callable[[Progress], None]) -> Outcome:
+    """Train from where the run stands, then test and write the result."""
+    with run.locked() if plan.world.first else nullcontext():
+        with plan.world.together(), Stop() as stop:
+            for progress in fit(run, plan, stop):
+                watch(progress)
+            plan.world.leave()
+        if stop.signal:
+            raise Interrupted(f"`resnets resume {run.path}`", stop.signal)
+        seconds = time.monotonic() - plan.began
+        if not plan.world.first:
+            return Outcome(run.path, None, seconds)
+        outcome = finish(run, plan, seconds)
+    from resnets.reporting import card, report  # here, since matplotlib delays every start
+
+    card.write(run)
+    report.write(run, plan.source)
+    return outcome
+
+
+def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
+    """Write model.safetensors from the last state or the best, calibrate it, and test it once."""
+    found = checkpoint.newest(run.path / "checkpoints")
+    if found is None or not found.course.ended:
+        raise ResnetsError(f"{run.path} has no checkpoint of its last step")
+    state = State.start(plan.recipe, plan.arch, plan.device)
+    state.restore(found.tensors, found.course)
+    network: Network = state.average
+    if plan.recipe.keep == "best" and run.best.exists():
+        network = load(run.best, device=plan.device).network
+    if plan.recipe.precise_bn:
+        # At the final size of a growing input, and without a budget's endless stream.
+        plain = replace(plan, recipe=replace(plan.recipe, budget=0.0, grow_from=0))
+        stream = batches(plain, Course(steps=plan.recipe.precise_bn))
+        precise(network, (batch.images for batch in stream))
+    steps = {"steps": str(found.course.step)}
+    card = replace(plan.card, provenance=plan.card.provenance | steps)
+    model = Model(network.eval(), card, plan.device)
+    if plan.source.val is not None:
+        seen = model.scores(plan.source.val, batch=plan.micro, workers=plan.workers)
+        card = replace(card, temperature=metrics.fit_temperature(seen))
+    save(run.model, network, card)
+    facts: dict[str, Any] = {"images": 0}
+    result = None
+    if plan.final is not None:
+        model = replace(model, card=card)
+        scores = model.scores(plan.final, batch=plan.micro, workers=plan.workers)
+        save_scores(run.path / "scores.safetensors", scores)
+        result = metrics.result(scores, "val" if plan.source.test is None else "test")
+        opened(run, plan.source, result)
+        facts = summary(result)
+    cost = {"seconds": round(found.course.seconds, 1), "peak_memory": peak_memory(plan.device)}
+    run.write_json("cost.json", cost)
+    run.write_json("result.json", facts)  # last: now the run is finished
+    return Outcome(run.path, result, seconds)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes, of the GPU's if the run is on one; else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def opened(run: Run, source: Source, result: Result) -> None:
+    """Write into a run's folder that its test images were looked at once more."""
+    if result.split in ("test", "all") and run.read_json("source.json")["digest"] == source.digest:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with suppress(DiskError):  # a folder that cannot be written can still be used
+            run.append("opened.jsonl", {"time": now, "split": result.split, "error": result.error})
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """The stable JSON form of a Result; what was not asked for, or does not apply, is left out."""
+    names = ("error", "top1", "top5", "loss", "balanced_accuracy", "macro_f1", "ece")
+    more = {
+        "mean_average_precision": result.mean_average_precision,
+        "comparison": result.comparison and asdict(result.comparison),
+        "abstention": result.abstention
+        and dict(zip(("threshold", "coverage"), result.abstention, strict=True)),
+        "ood_auroc": result.familiarity,
+        "corruptions": [
+            dict(zip(("kind", "strength", "error"), row, strict=True)) for row in result.corruptions
+        ],
+    }
+    return {
+        "split": result.split,
+        "images": result.images,
+        **{name: round(getattr(result, name), 6) for name in names},
+        "top1_interval_95": [round(x, 6) for x in result.interval],
+        **{name: value for name, value in more.items() if value},
+        "unreadable": [str(path) for path, _ in result.unreadable],
+        "per_class": result.per_class(),
+        "confusion": result.confusion,
+    }
