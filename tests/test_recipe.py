@@ -148,13 +148,18 @@ def test_what_the_papers_say_of_the_rest():
         ({"epochs": 5}, (5.0, 0, 0.0)),
         ({"steps": 5}, (30.0, 5, 0.0)),
         ({"budget": 5}, (30.0, 0, 5.0)),
-        ({"steps": "5", "budget": 6.0}, (30.0, 5, 6.0)),
+        ({"steps": 0, "budget": 6.0}, (30.0, 0, 6.0)),
     ],
 )
 def test_one_length_replaces_another(changes, lengths):
     base = Recipe(model="resnet20", epochs=30, steps=7, budget=9)
     found = merged(base, changes)
     assert (found.epochs, found.steps, found.budget) == lengths
+
+
+def test_two_lengths_are_refused():
+    with pytest.raises(UsageError, match="steps and budget are each a length"):
+        merged(Recipe(model="resnet20"), {"budget": 6.0, "steps": "5"})
 
 
 @pytest.mark.parametrize(

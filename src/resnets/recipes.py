@@ -215,7 +215,8 @@ def recipe(name: str) -> Recipe:
 def merged(base: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with some fields replaced, `augment.flip` too, everything validated at once."""
     values = room.to_dict(base)
-    if len(lengths := sorted(changes.keys() & {"epochs", "steps", "budget"})) > 1:
+    lengths = [name for name in ("epochs", "steps", "budget") if changes.get(name)]
+    if len(lengths) > 1:
         raise UsageError(f"{' and '.join(lengths)} are each a length of the run: give one")
     if lengths:
         values |= {"steps": 0, "budget": 0.0}  # one length replaces another

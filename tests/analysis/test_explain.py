@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -23,11 +24,11 @@ from resnets.recipe import Preprocess
 NAMES = ("ant", "bee & wasp", "$c$")
 
 
-def model(channels=3, classes=NAMES):
+def model(channels=3, classes=NAMES, size=8):
     torch.manual_seed(0)
     description = replace(arch("resnet20"), classes=len(classes), channels=channels)
     see = Preprocess(
-        size=8, resize=10, channels=channels, mean=(0.5,) * channels, std=(0.2,) * channels
+        size=size, resize=size + 2, channels=channels, mean=(0.5,) * channels, std=(0.2,) * channels
     )
     return Model(
         build(description).eval(),
@@ -99,9 +100,22 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+def test_the_nearest_known_images_stand_beside(tmp_path, files):
+    torch.manual_seed(0)
+    image = torch.from_numpy(np.array(Image.open(files[0]))).permute(2, 0, 1)
+    known = Split(
+        torch.cat([torch.randint(256, (7, 3, 12, 16)), image[None]]).byte(), torch.arange(8) % 3
+    )
+    said, _ = explain(model(), files[:1], tmp_path / "out", known=known)
+    assert len(said.neighbours) == 5
+    assert said.neighbours[0] == "#7"  # itself
+    (written,) = json.loads((tmp_path / "out" / "explain.json").read_text())["images"]
+    assert tuple(written["neighbours"]) == said.neighbours
+
+
 def test_exploring_digits(tmp_path):
     source = sources.load("digits")
-    whole = model(1, source.classes)
+    whole = model(1, source.classes, size=16)
     test = source.test.take(torch.arange(60))
     train = Split(torch.cat([source.train.images[:20], test.images[7:8]]), source.train.labels[:21])
     logits = 8 * torch.nn.functional.one_hot(test.labels, 10).float()

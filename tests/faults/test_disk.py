@@ -33,7 +33,7 @@ def survives(driver, short, run, fault):
     assert all(map(loads, checkpoint.finished(run / "checkpoints")))
     for path in run.glob("[!.]*.json"):
         json.loads(path.read_text())
-    for path in run.glob("[!.]*.safetensors"):
+    for path in run.glob("[bm]*.safetensors"):  # best and model
         load(path)
     for path in run.glob("*.jsonl"):
         rows = Run(run).rows(path.name)

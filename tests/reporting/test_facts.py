@@ -1,6 +1,6 @@
 import pytest
 import torch
-from made import RIGHT, folder, two
+from folders import RIGHT, folder, two
 
 from resnets.errors import UsageError
 from resnets.evaluation.scores import Scores

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from made import folder, source, two
+from folders import folder, source, two
 
 from resnets.evaluation.scores import Scores
 from resnets.reporting import card, report
