@@ -224,7 +224,7 @@ def _moments(
     if not images:  # data to evaluate on only
         return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     mean, square = np.mean(images, axis=0)
-    return tuple(mean.tolist()), tuple(np.sqrt(square - mean**2).tolist())
+    return tuple(mean.tolist()), tuple(np.sqrt(square - mean**2).clip(1 / 255).tolist())
 
 
 def _digest(rows: Iterable[Row], root: Path, several: bool) -> str:

@@ -156,9 +156,12 @@ def digest(*tensors: Tensor) -> str:
 
 
 def moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, in 0..1, of uint8 (N, C, H, W); exact sums."""
+    """Mean and standard deviation of each channel, in 0..1, of uint8 (N, C, H, W); exact sums.
+
+    A channel that never varies has a deviation of one level, so that it can be divided by.
+    """
     counts = torch.stack([torch.bincount(x.flatten(), minlength=256) for x in images.unbind(1)])
     values, count = torch.arange(256), images.numel() // images.shape[1]
     mean = (counts * values).sum(1).double() / count
-    std = ((counts * values**2).sum(1).double() / count - mean**2).clamp_min(0).sqrt()
+    std = ((counts * values**2).sum(1).double() / count - mean**2).clamp_min(1).sqrt()
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())

@@ -1,0 +1,181 @@
+"""Testing, calibrating, explaining and reporting as people type them."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+import resnets
+from resnets.cli import main
+from resnets.evaluation import scores as room
+from resnets.nets import modelfile
+
+FEW = ["--set", "size=8", "--set", "batch=32", "--model", "resnet8", "--set", "steps=12"]
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    """Run a command line in an empty folder; (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two short runs, the second with validation images."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, more in (("one", []), ("two", ["--set", "holdout=200", "--seed", "3"])):
+        with pytest.raises(SystemExit) as caught:
+            main(["-q", "train", "digits", "--run", str(root / name), *FEW, *more])
+        assert caught.value.code == 0
+    return root / "one", root / "two"
+
+
+@pytest.fixture
+def runs(folders, tmp_path):
+    return [shutil.copytree(folder, tmp_path / folder.name) for folder in folders]
+
+
+def right(scores):
+    return scores.logits.argmax(1) == scores.labels
+
+
+def test_an_ensemble_is_the_mean_of_the_probabilities(cli, runs):
+    code, out, _ = cli("evaluate", *runs, "digits", "--json")
+    assert code == 0
+    one, two = (room.load(run / "scores.safetensors") for run in runs)
+    mean = (one.probabilities + two.probabilities) / 2
+    assert json.loads(out)["top1"] == pytest.approx(
+        float((mean.argmax(1) == one.labels).double().mean()), abs=1e-6
+    )
+
+
+def test_the_comparison_names_the_images(cli, runs):
+    _, out, _ = cli("evaluate", *runs, "digits", "--compare", "--json")
+    said = json.loads(out)["comparison"]
+    one, two = (right(room.load(run / "scores.safetensors")) for run in runs)
+    assert said["fixed"] == (two & ~one).nonzero()[:, 0].tolist()
+    assert said["broken"] == (one & ~two).nonzero()[:, 0].tolist()
+    _, out, _ = cli("evaluate", *runs, "digits", "--compare", "-q")
+    assert f"{len(said['fixed'])} images mended" in out
+    assert cli("evaluate", runs[0], "digits", "--compare")[0] == 2
+    assert cli("evaluate", *runs, "digits", "--corruptions")[0] == 2
+
+
+def test_extras_are_told(cli, runs):
+    asked = ["--at-precision", "0.9", "--ood", "digits", "--corruptions"]
+    code, out, _ = cli("evaluate", runs[0], "digits", *asked)
+    assert code == 0
+    for words in (
+        "answers from probability",
+        "AUROC of the greatest probability",
+        "gaussian-noise",
+        "mean corruption",
+    ):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    ("demand", "code", "words"),
+    [
+        ("top1=0.01", 0, ""),
+        ("top1=0.999", 1, "--fail-under: top1"),
+        ("tpo1=0.9", 2, "top1"),
+        ("top1=high", 2, "write a number"),
+    ],
+)
+def test_a_figure_can_be_demanded(cli, runs, demand, code, words):
+    found, _, err = cli("evaluate", runs[0], "digits", "--fail-under", demand, "-q")
+    assert found == code
+    assert words in err
+
+
+def test_the_seal_counts_looks_at_the_runs_own_test_images(cli, runs):
+    def looks():
+        return len((runs[1] / "opened.jsonl").read_text().splitlines())
+
+    assert looks() == 1
+    cli("evaluate", runs[1], "digits")
+    assert looks() == 2
+    cli("evaluate", runs[1], "digits", "--split", "val")
+    cli("calibrate", runs[1], "digits")
+    assert looks() == 2
+    cli("evaluate", runs[1] / "model.safetensors", "digits")
+    assert looks() == 3
+    assert cli("report", runs[1])[0] == 0
+    assert "opened 3 times" in (runs[1] / "report.html").read_text()
+
+
+def test_the_temperature_is_of_the_images_kept_from_training(cli, runs):
+    one, two = (modelfile.load(run / "model.safetensors")[1].temperature for run in runs)
+    assert one is None
+    network, card = modelfile.load(runs[1] / "model.safetensors")
+    modelfile.save(runs[1] / "model.safetensors", network, replace(card, temperature=None))
+    code, out, _ = cli("calibrate", runs[1], "digits", "--json")
+    assert code == 0
+    before, after = json.loads(out)
+    assert before["images"] == after["images"] == 200
+    assert after["loss"] < before["loss"]
+    assert modelfile.load(runs[1] / "model.safetensors")[1].temperature == pytest.approx(
+        two, rel=1e-3
+    )
+    code, _, err = cli("calibrate", runs[0], "digits")
+    assert code == 3
+    assert "no val split" in err
+
+
+def test_explaining_a_file_and_a_data_set(cli, runs, tmp_path):
+    from PIL import Image
+
+    Image.new("L", (9, 9), 40).save(tmp_path / "x.png")
+    code, out, err = cli("explain", runs[0], "x.png", "--out", "why", "--data", "digits")
+    assert code == 0
+    assert "x.png" in out
+    assert "random network" in err
+    assert (tmp_path / "why" / "0001-x.png").exists()
+    code, out, _ = cli("explain", runs[0], "--data", "digits", "--out", "found")
+    assert code == 0
+    assert "most-wrong" in out
+    assert cli("explain", runs[0], "--out", "other")[0] == 2
+    assert cli("explain", runs[0], "x.png", "--out", "found")[0] == 2  # it has files
+
+
+def test_runs_side_by_side(cli, runs):
+    code, out, _ = cli("runs", "compare", *runs, "--json")
+    assert code == 0
+    rows = {row["what"]: row for row in json.loads(out)}
+    assert rows["seed"] == {"what": "seed", str(runs[0]): "0", str(runs[1]): "3"}
+    assert "p = " in rows["against the first"][str(runs[1])]
+    assert cli("runs", "compare", runs[0])[0] == 2
+
+
+def test_several_labels_from_end_to_end(cli, tmp_path):
+    from PIL import Image
+
+    lines = ["path,label"]
+    for i in range(60):
+        red, green = i % 2, i // 2 % 2
+        pixels = torch.zeros(12, 12, 3, dtype=torch.uint8)
+        pixels[..., 0], pixels[..., 1] = 200 * red, 200 * green
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{'|'.join(n for n, has in (('red', red), ('green', green)) if has)}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    code, out, err = cli("train", "list.csv", "--run", "run", *FEW, "--set", "lr=0.5")
+    assert code == 0, err
+    code, out, _ = cli("evaluate", "run", "list.csv", "--json")
+    said = json.loads(out)
+    assert code == 0
+    assert 0 <= said["mean_average_precision"] <= 1
+    assert resnets.load("run").several
+    assert cli("predict", "run", "0.png")[0] == 0
+    assert cli("explain", "run", "--data", "list.csv", "--out", "found")[0] == 0
+    assert cli("data", "info", "list.csv")[0] == 0
