@@ -241,8 +241,10 @@ def test_the_order_in_a_cell_does_not_matter_and_that_there_may_be_several_does(
     tmp_path,
 ):
     text = "path,label,split\np1.png,{},train\np2.png,b,train\np3.png,a,train"
-    ab, ba, one = (load(table(tmp_path, text.format(x))).digest for x in ("a|b", "b||a", "b"))
-    assert ab == ba
+    labels = ("a|b", "b||a", " b | a ", "b", " b\t")
+    ab, ba, wide, one, same = (load(table(tmp_path, text.format(x))).digest for x in labels)
+    assert ab == ba == wide
+    assert one == same
     assert load(table(tmp_path, text.format("b|"))).digest != one
     with pytest.raises(DataError, match="1 classes; it takes two"):
         load(table(tmp_path, "path,label\np1.png,a|\np2.png,"))

@@ -1,10 +1,12 @@
 import pytest
 import torch
+from said import scores
 from sklearn.datasets import load_sample_image
 from test_views import made, pictures
 from torch.nn import functional as F
 
-from resnets.errors import UsageError
+from resnets.data.sources import Split
+from resnets.evaluation import metrics
 from resnets.evaluation.corruptions import STRENGTHS, corrupt, mean_corruption_error, robustness
 
 INDICES = torch.tensor([5, 3, 9])
@@ -57,22 +59,18 @@ def test_a_motion_is_sideways():
 def test_the_mean_corruption_error_by_hand():
     rows = [("fog", 1, 0.2), ("fog", 2, 0.4), ("noise", 1, 0.1), ("noise", 2, 0.3)]
     assert mean_corruption_error(rows) == pytest.approx(0.25)
-    reference = [("fog", 1, 0.3), ("fog", 2, 0.5), ("noise", 1, 0.2), ("noise", 2, 0.2)]
-    expected = (0.6 / 0.8 + 0.4 / 0.4) / 2
-    assert mean_corruption_error(rows, reference) == pytest.approx(expected)
 
 
-def test_a_model_is_tried_under_every_strength():
+def test_a_view_of_a_model_is_tried_under_every_strength():
     model, split = made(), pictures()
-    rows = list(robustness(model, split, kinds=("brightness", "jpeg")))
-    assert [row[:2] for row in rows] == [
-        (kind, strength) for kind in ("brightness", "jpeg") for strength in range(1, 6)
-    ]
-    bright = (split.images + 255 * 0.3).round().clamp(0, 255).byte()
-    other = model.evaluate(type(split)(bright, split.labels))
-    assert rows[2] == ("brightness", 3, pytest.approx(other.error))
+    rows = list(robustness(lambda change: model.scores(split, view="flip", change=change), 3))
+    assert [row[:2] for row in rows] == [(kind, k) for kind in STRENGTHS for k in range(1, 6)]
+    bright = Split((split.images + 255 * 0.3).round().clamp(0, 255).byte(), split.labels)
+    other = metrics.result(model.scores(bright, view="flip"))
+    assert rows[27] == ("brightness", 3, pytest.approx(other.error))
 
 
-def test_an_unknown_corruption_is_named():
-    with pytest.raises(UsageError, match="did you mean jpeg"):
-        list(robustness(made(), pictures(), kinds=("jpg",)))
+def test_grey_images_are_not_saturated():
+    rows = list(robustness(lambda _: scores([[1.0, 0.0], [1.0, 0.0]], [0, 1]), 1))
+    assert {kind for kind, _, _ in rows} == {*STRENGTHS} - {"saturate"}
+    assert {error for _, _, error in rows} == {0.5}

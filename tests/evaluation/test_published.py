@@ -78,7 +78,7 @@ def test_other_views_are_of_the_same_images(networks, view):
     models, split = networks
     part = replace(split, images=split.images[:1000], labels=split.labels[:1000])
     found = metrics.result(models[0].scores(part, view=view))
-    print(f"{view} {found.error:.4f}, centre {models[0].evaluate(part).error:.4f}")
+    print(f"{view} {found.error:.4f}, centre {metrics.result(models[0].scores(part)).error:.4f}")
     assert found.images == 1000
     assert torch.isfinite(torch.tensor(found.loss))
     assert found.error < 0.5

@@ -47,6 +47,13 @@ def test_an_ensemble_averages_the_images_that_all_could_read(several):
     assert found.indices.tolist() == keep.tolist()
     assert torch.equal(found.labels, labels[keep])
     assert (found.unreadable, found.seconds) == (bad, 3.0)
+    assert ensemble([a]) is a
+
+
+def test_an_ensemble_of_many_images_is_the_mean_in_their_order():
+    a, b = drawn(9000), drawn(9000, seed=1)
+    found = ensemble([a, replace(b, labels=a.labels)])
+    assert torch.equal(found.logits, mean(torch.stack([a.logits, b.logits]), several=False))
 
 
 def test_what_does_not_fit_is_refused():
@@ -84,5 +91,5 @@ def test_a_broken_file_is_named(tmp_path):
         load(path)
     save(path, scores([[1.0, 0.0]], [0]))
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(CheckpointError, match="evaluate"):
+    with pytest.raises(CheckpointError, match="delete it"):
         load(path)

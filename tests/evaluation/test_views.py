@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from resnets import nets
 from resnets.data.batches import test_batches as shown
 from resnets.data.sources import Split
-from resnets.errors import UsageError
+from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation import classify, metrics
-from resnets.evaluation.model import Model, aligned
+from resnets.evaluation.model import Model, aligned, load
 from resnets.evaluation.scores import ensemble
 from resnets.evaluation.views import class_map, passes
-from resnets.nets.modelfile import Card
+from resnets.nets.modelfile import Card, save
 from resnets.recipe import Preprocess
 
 CPU = torch.device("cpu")
@@ -68,7 +68,6 @@ def test_the_centre_is_a_forward_pass():
     torch.testing.assert_close(scores.logits, expected, rtol=1e-5, atol=1e-5)
     assert scores.indices.tolist() == [*range(7)]
     assert torch.equal(scores.labels, split.labels)
-    assert model.evaluate(split) == metrics.result(scores)
 
 
 def test_the_temperature_divides_the_logits():
@@ -177,6 +176,20 @@ def test_networks_with_one_size_refuse_others():
         model.scores(split, view="multi-scale")
     with pytest.raises(UsageError, match="no other size"):
         model.scores(split, size=64)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("name", ["mlp_resnet", "resnet18_1d"])
+def test_networks_that_take_no_pictures_are_refused(tmp_path, name, ours):
+    network, path = nets.create(name, classes=5), tmp_path / ("a.safetensors" if ours else "a.pt")
+    channels = network.arch.channels
+    see = Preprocess(size=8, channels=channels, mean=(0.5,) * channels, std=(0.2,) * channels)
+    if ours:
+        save(path, network, Card(arch=network.arch, classes=tuple("abcde"), preprocess=see))
+    else:
+        torch.save(network.state_dict(), path)
+    with pytest.raises(CheckpointError, match="takes no 2-D images"):
+        load(path)
 
 
 @pytest.fixture

@@ -26,6 +26,9 @@ from resnets.data.transforms import DRAWS, Crops
 from resnets.errors import DataError, UsageError
 from resnets.recipe import Augment, Preprocess
 
+# What is done to uint8 (B, C, H, W) views, given their int64 (B,) indices.
+Change = Callable[[Tensor, Tensor], Tensor]
+
 PATIENCE = 55  # seconds without a batch after which the workers count as hung
 _LOOK = 5  # seconds after which one looks whether they are alive
 
@@ -128,7 +131,7 @@ def test_batches(
     rank: int = 0,  # noqa: PT028
     ranks: int = 1,  # noqa: PT028
     crops: Crops = "center",  # noqa: PT028
-    change: Callable[[Tensor, Tensor], Tensor] | None = None,  # noqa: PT028
+    change: Change | None = None,  # noqa: PT028
 ) -> Iterator[Batch]:
     """Every image once, in the split's order, as the network sees it at test time.
 
@@ -137,8 +140,8 @@ def test_batches(
 
     `crops` says what is seen of an image (see `transforms.shown`): "corners" are five rows, with
     labels and indices five times; of files, which differ in shape, a "whole" image is a batch.
-    `change` is done to the uint8 (B, C, H, W) views on the device, given their int64 (B,) indices
-    on the CPU, before they are normalised.
+    `change` is done to the views on the device, given their indices on the CPU, before they are
+    normalised.
 
     Raises:
         UsageError: `preprocess` has a mean for each pixel, and a "whole" image another shape.

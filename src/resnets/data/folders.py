@@ -81,7 +81,7 @@ def read_csv(table: Path, *, seed: int, max_unreadable: float) -> Source:
 
     Paths count from the file's folder. Without `split` the rows are split as in `read_folder`. One
     `|` in any label says that images may have several classes, as `cat|dog` (in any order), or none
-    at all, which is an empty label; `cat|` is a cat alone.
+    at all, which is an empty label; `cat|` is a cat alone. Space around a name does not count.
 
     Raises:
         DataError: a column or value is missing (with its line), a path comes twice, or as in
@@ -99,7 +99,7 @@ def read_csv(table: Path, *, seed: int, max_unreadable: float) -> Source:
     rows: list[Row] = []
     lines: dict[Path, int] = {}
     for line, entry in entries:
-        label, split = entry["label"], entry.get("split")
+        label, split = entry["label"].strip(), entry.get("split")
         if not entry["path"] or not (label or several):
             raise DataError(f"{table}, line {line}: path or label is missing")
         if split is not None and split not in _SPLITS:
@@ -107,7 +107,7 @@ def read_csv(table: Path, *, seed: int, max_unreadable: float) -> Source:
         path = Path(os.path.normpath(table.parent / entry["path"]))
         if lines.setdefault(path, line) != line:
             raise DataError(f"{table}: lines {lines[path]}, {line}: {path}")
-        labels = tuple(sorted({*label.split("|")} - {""})) if several else (label,)
+        labels = tuple(sorted({*map(str.strip, label.split("|"))} - {""})) if several else (label,)
         rows.append(Row(path, labels, _SPLITS.get(split or "")))
     return _source(table, rows, table.parent, seed, max_unreadable, several=several)
 

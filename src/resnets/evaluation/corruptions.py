@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from statistics import fmean
 
 import torch
 from PIL import Image
@@ -18,12 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as V
 
+from resnets.data.batches import Change
 from resnets.data.decode import decode
 from resnets.data.draws import uniform
-from resnets.data.sources import Split
-from resnets.errors import UsageError, nearest
 from resnets.evaluation.metrics import right
-from resnets.evaluation.model import Model
+from resnets.evaluation.scores import Scores
 
 Row = tuple[str, int, float]  # corruption, strength (1 to 5), error
 
@@ -84,28 +83,18 @@ def _jpeg(image: Tensor, quality: int) -> Tensor:
     return torch.from_numpy(decode(file.getvalue(), len(image))).permute(2, 0, 1).float()
 
 
-def robustness(
-    model: Model,
-    split: Split,
-    *,
-    kinds: Iterable[str] = STRENGTHS,
-    batch: int = 250,
-    workers: int = 0,
-) -> Iterator[Row]:
-    """The error under each kind at each strength, as they come. UsageError: an unknown kind."""
-    for kind in kinds:
-        if kind not in STRENGTHS:
-            raise UsageError(f"no corruption {kind!r}; {nearest(kind, STRENGTHS)}")
-        for strength in range(1, 6):
-            change = functools.partial(corrupt, kind=kind, strength=strength)
-            scores = model.scores(split, batch=batch, workers=workers, change=change)
+def robustness(score: Callable[[Change], Scores], channels: int) -> Iterator[Row]:
+    """The error under each kind at each strength, as they come.
+
+    `score` is what a model says of images that are changed. Those of one channel have no saturation
+    and are tried under the other kinds.
+    """
+    for kind in STRENGTHS:
+        for strength in range(1, 6) if kind != "saturate" or channels > 1 else ():
+            scores = score(functools.partial(corrupt, kind=kind, strength=strength))
             yield kind, strength, 1 - float(right(scores).double().mean())
 
 
-def mean_corruption_error(rows: Iterable[Row], reference: Iterable[Row] = ()) -> float:
-    """The mean error; with a reference model's rows the mean over kinds of error / its error."""
-    rows, ours, theirs = list(rows), Counter[str](), Counter[str]()
-    for sums, some in ((ours, rows), (theirs, reference or [(k, s, 1.0) for k, s, _ in rows])):
-        for kind, _, error in some:
-            sums[kind] += error  # type: ignore[assignment]  # typed as counts
-    return sum(ours[kind] / theirs[kind] for kind in ours) / len(ours)
+def mean_corruption_error(rows: Iterable[Row]) -> float:
+    """The mean of the errors."""
+    return fmean(error for _, _, error in rows)

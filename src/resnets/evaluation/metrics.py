@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from resnets.evaluation.scores import Scores, common
 
+BINS = 15  # of probability
+
 
 @dataclass(frozen=True)
 class Means:
@@ -118,7 +120,9 @@ def agreement(scores: Scores) -> Tensor:
 
 def right(scores: Scores) -> Tensor:
     """Whether an image is given its labels and no other: bool (N,)."""
-    return agreement(scores).all(1)
+    if scores.several:
+        return agreement(scores).all(1)
+    return scores.logits.argmax(1) == scores.labels
 
 
 def decisions(scores: Scores) -> tuple[Tensor, Tensor]:
@@ -156,14 +160,15 @@ def means(sums: Tensor) -> Means:
 
 def result(scores: Scores, split: str = "test") -> Result:
     """All figures of a split."""
-    has, given = truth(scores.labels, len(scores.classes)), answers(scores)
-    wrong = has.float().T @ (given & ~has).float()  # exact up to 2**24 images
-    confusion = wrong.long() + (has & given).sum(0).diag()
+    # Counted in float32, which is exact up to 2**24 images and many times faster than int64.
+    has, given = truth(scores.labels, len(scores.classes)).float(), answers(scores).float()
+    both = has * given
+    confusion = (has.to_sparse().T @ (given - both) + both.sum(0).diag()).long()
     return Result(
         **asdict(means(sums(scores))),
         interval=interval(right(scores)),
         confusion=tuple(map(tuple, confusion.tolist())),
-        counts=tuple(zip(has.sum(0).tolist(), given.sum(0).tolist(), strict=True)),
+        counts=tuple(zip(*(x.sum(0).long().tolist() for x in (has, given)), strict=True)),
         classes=scores.classes,
         ece=calibration_error(scores),
         average_precision=average_precision(scores) if scores.several else (),
@@ -183,34 +188,35 @@ def interval(correct: Tensor) -> tuple[float, float]:
     return tuple(binomtest(hits, images).proportion_ci(method="wilson"))
 
 
-def bootstrap(values: Tensor, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+def bootstrap(values: Tensor) -> tuple[float, float]:
     """The 95 % percentile interval of the mean of (N,) values, one an image (Efron 1979).
 
-    Images with equal values are interchangeable, so it is drawn how often each value comes.
+    It is of 1,000 draws, always the same. Images with equal values are interchangeable, so it is
+    drawn how often each value comes.
     """
     kinds, counts = np.unique(values.double().numpy(), return_counts=True)
     if not len(values):
         return 0.0, 1.0
-    drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), draws)
+    drawn = np.random.default_rng(0).multinomial(len(values), counts / len(values), 1000)
     low, high = np.quantile(drawn @ kinds / len(values), (0.025, 0.975))
     return float(low), float(high)
 
 
-def reliability(scores: Scores, bins: int = 15) -> list[tuple[int, float, float]]:
-    """(answers, their mean probability, the part that is right) of equal bins of probability."""
+def reliability(scores: Scores) -> list[tuple[int, float, float]]:
+    """(answers, their mean probability, the part that is right) of 15 equal bins of probability."""
     confidence, correct = decisions(scores)
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
-    which = (torch.bucketize(confidence, edges, right=True) - 1).clamp(max=bins - 1)
+    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
+    which = (torch.bucketize(confidence, edges, right=True) - 1).clamp(max=BINS - 1)
     count, sure, hits = (
-        torch.bincount(which, weights, bins) for weights in (None, confidence, correct.double())
+        torch.bincount(which, weights, BINS) for weights in (None, confidence, correct.double())
     )
     below = count.clamp(min=1)
     return list(zip(count.tolist(), (sure / below).tolist(), (hits / below).tolist(), strict=True))
 
 
-def calibration_error(scores: Scores, bins: int = 15) -> float:
+def calibration_error(scores: Scores) -> float:
     """Expected calibration error: the mean distance of confidence and accuracy (1706.04599, 3)."""
-    rows = np.array(reliability(scores, bins))
+    rows = np.array(reliability(scores))
     return float(rows[:, 0] @ abs(rows[:, 1] - rows[:, 2]) / max(1, rows[:, 0].sum()))
 
 
@@ -228,12 +234,15 @@ def average_precision(scores: Scores) -> tuple[float, ...]:
 def fit_temperature(scores: Scores) -> float:
     """What to divide the logits by for the lowest loss on these images (1706.04599, section 4.2).
 
-    It multiplies the temperature that the scores have already.
+    It multiplies the temperature that the scores have already. A log-normal prior of deviation 1
+    counts as much as one image, since of easy images alone no temperature is low enough; without
+    images it gives 1.
     """
     from scipy.optimize import minimize_scalar
 
     def at(log_t: float) -> float:
-        return float(loss(replace(scores, logits=scores.logits / math.exp(log_t))).mean())
+        losses = loss(replace(scores, logits=scores.logits / math.exp(log_t)))
+        return (float(losses.sum()) + log_t**2 / 2) / max(1, len(losses))
 
     best = minimize_scalar(at, bounds=(-4, 4), method="bounded", options={"xatol": 1e-3})
     return math.exp(best.x)
@@ -274,8 +283,9 @@ class Comparison:
     difference: float  # of the accuracies, second minus first
     interval: tuple[float, float]  # of it, 95 %, images drawn in pairs
     p: float  # exact McNemar test: the chance of so uneven a change if both are as good
-    fixed: tuple[int, ...]  # the images that only the second has right, as indices of the split
-    broken: tuple[int, ...]  # those that only the first has right
+    # the images that only the second has right, as indices of the split or by name
+    fixed: tuple[int | str, ...]
+    broken: tuple[int | str, ...]  # those that only the first has right
 
 
 def compare(first: Scores, second: Scores) -> Comparison:

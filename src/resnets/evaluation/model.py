@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from resnets.data.batches import test_batches
+from resnets.arch import Arch, MlpArch
+from resnets.data.batches import Change, test_batches
 from resnets.data.decode import decode
 from resnets.data.sources import Split
 from resnets.data.transforms import centre, cut, normalize, statistics
 from resnets.errors import CheckpointError, DataError, UsageError
 from resnets.evaluation import classify
 from resnets.evaluation.classify import predict_batch
-from resnets.evaluation.metrics import Result, result
 from resnets.evaluation.scores import Scores, ensemble
 from resnets.evaluation.views import View, forward, passes
 from resnets.nets import Network
@@ -59,12 +58,12 @@ class Model:
         size: int = 0,
         batch: int = 250,
         workers: int = 0,
-        change: Callable[[Tensor, Tensor], Tensor] | None = None,
+        change: Change | None = None,
     ) -> Scores:
         """What the network says of each image of a labelled split whose classes are this model's.
 
-        `view` and `size` are those of `views.passes`; `change` is done to the uint8 views, given
-        their indices. Raises UsageError for a view that the network cannot have.
+        `view` and `size` are those of `views.passes`, `change` that of `test_batches`. Raises
+        UsageError for a view that the network cannot have.
         """
         see, parts = self.card.preprocess, []
         network = forward(self.network, view, see, size)
@@ -88,10 +87,6 @@ class Model:
             )
             parts.append(said)
         return ensemble(parts)
-
-    def evaluate(self, split: Split, *, batch: int = 250, workers: int = 0) -> Result:
-        """Figures of the centre view."""
-        return result(self.scores(split, batch=batch, workers=workers))
 
     def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Model:
         """The same network behind another mean and deviation."""
@@ -133,6 +128,11 @@ def view(image: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
     return cut(image.permute(2, 0, 1)[None], where, preprocess.size)[0]
 
 
+def takes_pictures(arch: Arch) -> bool:
+    """Whether its networks take 2-D images."""
+    return not isinstance(arch, MlpArch) and getattr(arch, "dims", 2) == 2
+
+
 def load(
     path: str | Path,
     *,
@@ -147,7 +147,7 @@ def load(
 
     Raises:
         UsageError: there is no such file, or the run is not finished.
-        CheckpointError: the file is refused or not recognised.
+        CheckpointError: the file is refused or not recognised, or its network takes no 2-D images.
     """
     path = Path(path)
     if path.is_dir():
@@ -162,6 +162,10 @@ def load(
     if not path.exists():
         raise UsageError(f"no such file or run folder: {path}")
     network, card = open_model(path)
+    if not takes_pictures(network.arch):
+        raise CheckpointError(
+            f"{path} takes no 2-D images: resnets.nets.modelfile.open_model gives its network"
+        )
     if card is None:
         arch = network.arch
         names = tuple(classes or map(str, range(arch.classes)))

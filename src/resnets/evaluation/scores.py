@@ -69,16 +69,17 @@ def common(scores: Sequence[Scores]) -> list[Scores]:
     if not scores:
         raise UsageError("no model and no data to average or compare: name at least one")
     first, *others = scores
+    shared = first.indices
     for other in others:
         if other.classes != first.classes:
             pairs = zip_longest(first.classes, other.classes)
             ours, theirs = next(pair for pair in pairs if pair[0] != pair[1])
             raise CheckpointError(f"the models' classes differ: {ours} in one, {theirs} in another")
-        first = first.take(torch.isin(first.indices, other.indices))
-    parts = [each.take(torch.isin(each.indices, first.indices)) for each in scores]
+        shared = shared[torch.isin(shared, other.indices)]
+    parts = [each.take(torch.isin(each.indices, shared)) for each in scores]
+    labels = parts[0].labels
     if not all(
-        torch.equal(part.indices, first.indices) and torch.equal(part.labels, first.labels)
-        for part in parts
+        torch.equal(part.indices, shared) and torch.equal(part.labels, labels) for part in parts
     ):
         raise UsageError("the scores are of different images: evaluate all on the same split")
     return parts
@@ -86,10 +87,14 @@ def common(scores: Sequence[Scores]) -> list[Scores]:
 
 def ensemble(scores: Sequence[Scores]) -> Scores:
     """The mean of the probabilities, of the images that all could read. Raises as `common`."""
+    if len(scores) == 1:
+        return scores[0]
     parts = common(scores)
+    # A few rows at a time, since they are averaged in double precision.
+    rows = zip(*(torch.split(part.logits, 4096) for part in parts), strict=True)
     return replace(
         parts[0],
-        logits=mean(torch.stack([part.logits for part in parts]), parts[0].several),
+        logits=torch.cat([mean(torch.stack(some), parts[0].several) for some in rows]),
         unreadable=tuple(dict.fromkeys(bad for part in parts for bad in part.unreadable)),
         seconds=sum(part.seconds for part in parts),
     )
@@ -118,7 +123,7 @@ def load(path: str | Path) -> Scores:
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} has no scores ({error}); `resnets evaluate` writes them again"
+            f"{path} has no scores ({error}); delete it: a report does without"
         ) from None
 
 
