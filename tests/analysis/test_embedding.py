@@ -121,14 +121,19 @@ def test_vectors_are_what_the_classifier_sees():
     whole, images = model(), photographs(5)
     points, rows = vectors(whole, split(images))
     assert (points.shape, rows.tolist()) == ((5, 64), [0, 1, 2, 3, 4])
-    logits = whole.network((images.float() / 255 - 0.5) / 0.25)
-    torch.testing.assert_close(whole.network.fc(points), logits)
+    seen = []
+    whole.network.fc.register_forward_pre_hook(lambda _, x: seen.extend(x))
+    whole.network((images.float() / 255 - 0.5) / 0.25)
+    torch.testing.assert_close(points, F.normalize(seen[0]))
+    torch.testing.assert_close(vectors(whole, split(images), batch=2)[0], points)
 
 
-def test_neighbours_by_direction_and_not_by_length():
-    points = torch.tensor([[1.0, 0], [10, 10], [0, 2], [-1, 0]])
-    cosines, rows = nearest(points, torch.tensor([[5.0, 0], [0.1, 0.2]]), 2)
+def test_neighbours_are_the_points_of_largest_cosine():
+    points = F.normalize(torch.tensor([[1.0, 0], [10, 10], [0, 2], [-1, 0]]))
+    queries = F.normalize(torch.tensor([[5.0, 0], [0.1, 0.2]]))
+    cosines, rows = nearest(points, queries, 2)
     assert rows.tolist() == [[0, 1], [1, 2]]
+    assert nearest(points, queries, 9)[1][0].tolist() == [0, 1, 2, 3]  # all that there are
     torch.testing.assert_close(cosines, torch.tensor([[1, 0.5**0.5], [3 / 10**0.5, 2 / 5**0.5]]))
 
 

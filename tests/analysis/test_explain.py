@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -85,6 +86,8 @@ def test_nothing_is_overwritten_and_a_wrong_level_is_named(tmp_path, files):
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
     with pytest.raises(UsageError, match="did you mean layer"):
         list(explain(model(), files[:1], tmp_path / "new", level="layer7"))
+    with pytest.raises(UsageError, match=r"occlusion .*leave out --level"):
+        list(explain(model(), files[2:], tmp_path / "new", level="layer3", method="occlusion"))
 
 
 def test_only_broken_images_leave_a_list_of_them(tmp_path, files):
@@ -108,16 +111,23 @@ def test_the_nearest_known_images_stand_beside(tmp_path, files):
     )
     said, _ = explain(model(), files[:1], tmp_path / "out", known=known)
     assert len(said.neighbours) == 5
-    assert said.neighbours[0] == "#7"  # itself
+    assert said.neighbours[0] == "image 7"  # itself
     (written,) = json.loads((tmp_path / "out" / "explain.json").read_text())["images"]
     assert tuple(written["neighbours"]) == said.neighbours
+    said, _ = explain(model(), files[:1], tmp_path / "few", known=known.take(torch.tensor([7, 2])))
+    assert said.neighbours == ("image 0", "image 1")  # all that are known
+
+
+def large(split):
+    """Every pixel four times: of fewer than 16 a side no duplicates are looked for."""
+    return replace(split, images=split.images.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
 def test_exploring_digits(tmp_path):
     source = sources.load("digits")
-    whole = model(1, source.classes, size=16)
-    test = source.test.take(torch.arange(60))
-    train = Split(torch.cat([source.train.images[:20], test.images[7:8]]), source.train.labels[:21])
+    whole = model(1, source.classes)
+    test = large(source.test.take(torch.arange(60)))
+    train = large(source.train.take(torch.arange(20))).plus(test.take(torch.tensor([7])))
     logits = 8 * torch.nn.functional.one_hot(test.labels, 10).float()
     wrong = [4, 30]
     logits[wrong] = logits[wrong].roll(1, 1)
@@ -129,26 +139,38 @@ def test_exploring_digits(tmp_path):
     }
     tables = {name: rows(tmp_path / "out" / f"{name}.csv") for name in names}
     assert counts == {name: len(table) for name, table in tables.items()}
-    assert [row["image"] for row in tables["most-wrong"]] == ["#4", "#30"]
+    assert [row["image"] for row in tables["most-wrong"]] == ["image 4", "image 30"]
     assert tables["most-wrong"][0]["label"] == source.classes[test.labels[4]]
-    assert {row["image"] for row in tables["mislabelled"]} == {"#4", "#30"}
+    assert {row["image"] for row in tables["mislabelled"]} == {"image 4", "image 30"}
     assert counts["most-unsure"] == 24
-    assert [row["image"] for row in tables["map"]] == [f"#{k}" for k in range(60)]
-    assert ("#7", "#20") in [(row["image"], row["training"]) for row in tables["duplicates"]]
+    assert [row["image"] for row in tables["map"]] == [f"image {k}" for k in range(60)]
+    assert ("image 7", "image 20") in [
+        (row["image"], row["training"]) for row in tables["duplicates"]
+    ]
     with pytest.raises(UsageError, match="choose a new folder"):
         explore(whole, test, scores, tmp_path / "out", train=None)
+    two = scores.take(torch.tensor([4, 5]))
+    counts = explore(whole, source.test, two, tmp_path / "few", train=source.train)
+    # Of 8 pixels a side there are no hashes, of two images there is no map.
+    assert counts == {"most-wrong": 1, "most-unsure": 2, "mislabelled": 1}
 
 
-def test_exploring_files_of_several_labels_without_a_mistake(tmp_path, files):
+def test_exploring_files_of_several_labels_and_an_answer_of_none(tmp_path, files):
     split = Split((files[0], files[2], files[1]) * 3, torch.zeros(9, 3))
     readable = torch.tensor([0, 2, 3, 5, 6, 8])
     labels = torch.tensor([[1.0, 1, 0], [0, 0, 1]]).repeat(3, 1)
-    scores = Scores(20 * labels - 10, labels, readable, NAMES)
+    logits = 20 * labels - 10
+    logits[0] = torch.tensor([-0.5, -9, -9])
+    scores = Scores(logits, labels, readable, NAMES)
     counts = explore(model(), split, scores, tmp_path / "out", train=None)
-    assert counts == {"most-wrong": 0, "most-unsure": 6, "mislabelled": 0, "map": 6}
-    assert not (tmp_path / "out" / "most-wrong.png").exists()
+    assert counts == {"most-wrong": 1, "most-unsure": 6, "mislabelled": 0, "map": 6}
+    (wrong,) = rows(tmp_path / "out" / "most-wrong.csv")
+    assert list(wrong.values()) == [str(files[0]), "ant and bee & wasp", "no class", "0.3775"]
+    assert not (tmp_path / "out" / "mislabelled.png").exists()
+    header = (tmp_path / "out" / "mislabelled.csv").read_text()
+    assert header.strip() == "image,label,answer,highest probability"
     unsure = rows(tmp_path / "out" / "most-unsure.csv")
-    assert {row["label"] for row in unsure} == {"ant + bee & wasp", "$c$"}
+    assert {row["label"] for row in unsure} == {"ant and bee & wasp", "$c$"}
     assert {row["image"] for row in unsure} == {str(files[0]), str(files[1])}
 
 
@@ -166,3 +188,20 @@ def test_many_classes_are_not_written_over_each_other():
     few = scatter({"PCA": torch.randn(40, 2)}, [str(k % 20) for k in range(40)])
     many = scatter({"PCA": torch.randn(80, 2)}, [str(k % 40) for k in range(80)])
     assert [len(figure.axes[0].texts) for figure in (few, many)] == [20, 0]
+
+
+def test_a_files_name_may_be_any_bytes(tmp_path, files):
+    odd = tmp_path / os.fsdecode(b"caf\xe9.png")
+    try:
+        odd.write_bytes(files[0].read_bytes())
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    said, _ = explain(model(), [odd], tmp_path / "out", known=Split((odd,), torch.tensor([0])))
+    assert (tmp_path / "out" / said.picture).exists()
+    (image,) = json.loads((tmp_path / "out" / "explain.json").read_bytes())["images"]
+    assert image["file"] == str(tmp_path / "caf?.png")
+    split = Split((odd,), torch.tensor([0]))
+    scores = Scores(torch.tensor([[0.0, 1, 0]]), split.labels, torch.tensor([0]), NAMES)
+    explore(model(), split, scores, tmp_path / "found", train=None)
+    (wrong,) = rows(tmp_path / "found" / "most-wrong.csv")
+    assert wrong["image"].endswith("caf\\udce9.png")

@@ -1,10 +1,20 @@
 """Which images are picked, against values computed by hand."""
 
+from pathlib import Path
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnets.analysis.findings import confusions, mislabelled, most_unsure, most_wrong
+from resnets.analysis.findings import (
+    called,
+    confusions,
+    mislabelled,
+    most_unsure,
+    most_wrong,
+    named,
+)
+from resnets.data.splits import Split
 from resnets.evaluation.scores import Scores
 
 ABC = ("a", "b", "c")
@@ -100,3 +110,12 @@ def test_confusions_count_both_ways():
     said = scores([one_hot[answer] for _, answer in pairs], [label for label, _ in pairs])
     assert confusions(said) == [("b", "a", 5), ("c", "b", 4), ("a", "c", 1)]
     assert confusions(scores([[0.9, 0.1]], [[0.0, 1.0]], ("a", "b"))) == []
+
+
+def test_classes_and_images_in_words():
+    has = torch.tensor([[True, False, True], [False, True, False], [False] * 3])
+    assert [named(row, ABC) for row in has] == ["a and c", "b", "no class"]
+    labels, file = torch.zeros(2).long(), Path("cat") / "1.png"
+    assert called(Split((file, file), labels), 1) == str(file)
+    assert called(Split(torch.zeros(2, 1, 4, 4).byte(), labels), 1) == "image 1"
+    assert called(None, 7) == "image 7"

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from folders import RIGHT, folder, two
@@ -105,3 +107,25 @@ def test_a_comparison_needs_two_runs(tmp_path, names):
     folder(tmp_path / "a")
     with pytest.raises(UsageError, match="two runs or more"):
         compare.compare([compare.Run(tmp_path / name) for name in names])
+
+
+def test_a_folder_may_be_called_as_the_key(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("a", "what")
+    for seed, name in enumerate(names):
+        folder(tmp_path / name, recipe=Recipe(model="resnet8", data="made", seed=seed))
+    rows = compare.compare([compare.Run(Path(name)) for name in names])
+    assert {"what": "seed", "a": "0", "./what": "1"} in rows
+    with pytest.raises(UsageError, match="each once"):
+        compare.compare([compare.Run(Path("a")), compare.Run(tmp_path / "a")])
+
+
+@pytest.mark.parametrize(
+    ("trial", "words"), [(False, "There is no test split: "), (True, "Test images are kept away")]
+)
+def test_figures_of_validation_images_say_why(tmp_path, trial, words):
+    run = folder(tmp_path / "a", said=two())
+    run.write_json("result.json", run.read_json("result.json") | {"split": "val"})
+    if trial:
+        run.write_json("trial.json", {})
+    assert said(run)[0].startswith(words)

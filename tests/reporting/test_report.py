@@ -2,6 +2,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from folders import folder, source, two
 
 from resnets.evaluation.scores import Scores
 from resnets.reporting import card, report
+from resnets.reporting.facts import gather
+from resnets.training.run import Run
 
 yaml = pytest.importorskip("yaml")
 WILD = ('<b>&"', "a|b", "it's: {%x%}", "\u0085\x7f", "🐈 # *_`", "$x_1$", "null", "- 1")
@@ -39,7 +42,7 @@ class Page(HTMLParser):
 
 
 def page(run, data=None):
-    return Page(report.write(run, data).read_text())
+    return Page(report.write(gather(run), data).read_text())
 
 
 def noise(classes, each=4):
@@ -79,7 +82,7 @@ def test_who_cannot_see_it_can_read_it(tmp_path):
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
     alts = [image["alt"] for image in found.all("img")]
-    assert "test image 3: cat, answered dog with 90.00\u00a0%" in alts  # the worst answer
+    assert "image 3: cat, answered dog with 90.00\u00a0%" in alts  # the worst answer
 
 
 def test_figures_are_those_of_the_scores(tmp_path):
@@ -93,7 +96,8 @@ def test_figures_are_those_of_the_scores(tmp_path):
 def test_a_page_of_big_noise_stays_under_two_megabytes(tmp_path, count):
     classes = [f"class {k}" for k in range(count)]
     data = source(classes=tuple(classes), size=96, count=4 * count)
-    path = report.write(folder(tmp_path / "a", data, said=noise(classes), rows=rows(300)), data)
+    run = folder(tmp_path / "a", data, said=noise(classes), rows=rows(300))
+    path = report.write(gather(run), data)
     assert 10_000 < path.stat().st_size < 2_000_000
     assert ("Rows are the true classes" in path.read_text()) == (count <= 20)
 
@@ -107,7 +111,7 @@ def test_any_name_of_a_class_is_only_text(tmp_path):
     assert found.all("i") == []
     for name in WILD:
         assert name in found.text
-    text = card.write(run).read_text()
+    text = card.write(gather(run)).read_text()
     _, header, body = text.split("---\n", 2)
     (entry,) = yaml.safe_load(header)["model-index"]
     assert entry["name"] == "a|<b>"
@@ -122,9 +126,9 @@ def test_a_value_of_the_header_is_read_back_as_it_was(text):
 
 
 def test_the_card_has_the_figures(tmp_path):
-    text = card.write(folder(tmp_path / "a", said=two()), license="mit").read_text()
+    text = card.write(gather(folder(tmp_path / "a", said=two()))).read_text()
     header = yaml.safe_load(text.split("---\n")[1])
-    assert header["license"] == "mit"
+    assert header["license"] == "unknown"
     assert header["pipeline_tag"] == "image-classification"
     (result,) = header["model-index"][0]["results"]
     assert result["metrics"][0] == {"type": "accuracy", "value": 0.625}
@@ -139,7 +143,7 @@ def test_what_is_not_there_is_said(tmp_path, ended):
     assert "There are no pictures: " in found.text
     assert "the run has no scores" in found.text
     assert ("resnets resume" in found.text) != ended
-    card.write(run)
+    card.write(gather(run))
 
 
 def test_changed_data_gives_no_pictures(tmp_path):
@@ -148,7 +152,7 @@ def test_changed_data_gives_no_pictures(tmp_path):
 
 
 def test_several_labels_of_an_image(tmp_path):
-    several = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+    several = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     data = source()
     split = replace(data.test, images=data.test.images[:4], labels=several)
     data = replace(data, test=split, train=split)
@@ -156,4 +160,13 @@ def test_several_labels_of_an_image(tmp_path):
     said = Scores(logits, several, torch.arange(4), data.classes)
     found = page(folder(tmp_path / "a", data, said=said), data)
     assert "Mean average precision" in found.text
-    assert "dog, answered dog with 88.08\u00a0%" in found.text
+    both = "cat with 73.11\u00a0% and dog with 88.08\u00a0%"
+    assert f"dog, answered {both}" in found.text
+    assert "cat, answered no class" in found.text  # not cat with 27 %
+    assert found.text.count("cat, answered cat with 88.08") == 1
+
+
+def test_a_run_is_called_by_its_folder_however_its_path_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(folder(tmp_path / "mine", said=two()).path)
+    assert "# mine\n" in card.write(gather(Run(Path()))).read_text()
+    assert "Run mine" in page(Run(Path()), source()).text

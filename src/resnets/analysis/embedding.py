@@ -25,25 +25,33 @@ NEAR, FAR, CORRELATION, COSINE = 10, 16, 0.9, 0.95
 
 @torch.no_grad()
 def vector(model: Model, images: Tensor) -> Tensor:
-    """The mean of the last level's map: (N, C, H, W), normalised -> float32 (N, D) on the CPU."""
-    return global_mean(model.network.features(images)[list(model.network.levels)[-1]]).cpu()
+    """The mean of the last level's map, as a direction.
+
+    Shapes: normalised (N, C, H, W) -> float32 (N, D) on the CPU, of norm 1.
+    """
+    maps = model.network.features(images)[list(model.network.levels)[-1]]
+    return F.normalize(global_mean(maps)).cpu()
 
 
-def vectors(model: Model, split: Split, *, workers: int = 0) -> tuple[Tensor, Tensor]:
+def vectors(
+    model: Model, split: Split, *, batch: int = 250, workers: int = 0
+) -> tuple[Tensor, Tensor]:
     """The `vector` of each readable image, and which images these are.
 
     Returns float32 (N, D) and int64 (N,), on the CPU.
     """
-    batches = test_batches(
-        split, preprocess=model.card.preprocess, batch=250, device=model.device, workers=workers
-    )
-    rows = [(vector(model, batch.images), batch.indices) for batch in batches]
+    see, device = model.card.preprocess, model.device
+    batches = test_batches(split, preprocess=see, batch=batch, device=device, workers=workers)
+    rows = [(vector(model, part.images), part.indices) for part in batches]
     points, indices = (torch.cat(column) for column in zip(*rows, strict=True))
     return points, indices
 
 
 def project(points: Tensor) -> dict[str, Tensor]:
-    """(N, D) -> (N, 2) by name: principal components, and t-SNE (van der Maaten and Hinton)."""
+    """(N, D) -> (N, 2) by name: principal components, and t-SNE (van der Maaten and Hinton).
+
+    There is no map of fewer than three points.
+    """
     x = PCA(min(50, *points.shape), random_state=0).fit_transform(points.double().numpy())
     placed = TSNE(perplexity=min(30, (len(x) - 1) / 3), random_state=0).fit_transform(x)
     return {"PCA": torch.from_numpy(x[:, :2]), "t-SNE": torch.from_numpy(placed)}
@@ -52,9 +60,9 @@ def project(points: Tensor) -> dict[str, Tensor]:
 def nearest(points: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Cosines and rows of the `count` points nearest to each query, nearest first.
 
-    Shapes: (N, D), (Q, D) -> float (Q, count), int64 (Q, count).
+    Shapes: (N, D), (Q, D), both of norm 1 -> float (Q, n), int64 (Q, n); n = min(count, N).
     """
-    found = (F.normalize(queries) @ F.normalize(points).T).topk(count)
+    found = (queries @ points.T).topk(min(count, len(points)))
     return found.values, found.indices
 
 
@@ -87,7 +95,7 @@ def prints(split: Split, *, workers: int = 0) -> Prints:
 
 
 def duplicates(
-    one: Split, other: Split, *, model: Model | None = None, workers: int = 0
+    one: Split, other: Split, *, model: Model | None = None, batch: int = 250, workers: int = 0
 ) -> list[Pair]:
     """Near-duplicates across two splits, the surest first.
 
@@ -108,10 +116,10 @@ def duplicates(
     sure = distance <= NEAR
     if model and not sure.all():
         x, y = (
-            vectors(model, split.take(images[~sure].long()), workers=workers)[0]
+            vectors(model, split.take(images[~sure].long()), batch=batch, workers=workers)[0]
             for split, images in ((one, i), (other, j))
         )
-        sure[~sure] = F.cosine_similarity(x, y) >= COSINE
+        sure[~sure] = (x * y).sum(1) >= COSINE
     order = alike[sure].argsort(descending=True)
     pairs = torch.stack([i, j, distance, alike])[:, sure][:, order].T.tolist()
     return [Pair(int(i), int(j), int(bits), float(c)) for i, j, bits, c in pairs]

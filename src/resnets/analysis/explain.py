@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -24,7 +24,7 @@ from resnets.data.decode import decode
 from resnets.data.splits import Split
 from resnets.data.transforms import normalize, statistics
 from resnets.errors import UsageError
-from resnets.evaluation.metrics import truth
+from resnets.evaluation.metrics import answers, truth
 from resnets.evaluation.model import Model, Prediction, view
 from resnets.evaluation.scores import Scores
 from resnets.files import write_whole
@@ -35,7 +35,9 @@ MARKERS = "o^sD"
 SHOWN = 24  # images of a contact sheet
 POINTS = 2000  # images of a map: t-SNE of more takes minutes and is a blot
 NEIGHBOURS = 5
+SMALLEST = 16  # side of images in memory, in pixels, of which hashes say something
 CHECKED = 4  # images that the randomisation check looks at
+ABOUT = ("image", "label", "answer", "highest probability")  # what is said of each image
 Tile = tuple[Image.Image, str]  # a picture, and what stands above it
 
 
@@ -56,6 +58,7 @@ def explain(
     method: Literal["grad-cam", "occlusion"] = "grad-cam",
     top: int = 1,
     known: Split | None = None,
+    batch: int = 250,
     workers: int = 0,
 ) -> Iterator[Explained | cam.Sanity]:
     """Draw what speaks for the `top` classes of each image; the randomisation check comes last.
@@ -64,19 +67,22 @@ def explain(
     `known` images, of the model's classes, those whose features are nearest are drawn beside it.
 
     Raises:
-        UsageError: the folder has files already, or the network has no such level.
+        UsageError: the folder has files already, the network has no such level, or one is named
+            for occlusion.
         DiskError: a file cannot be written.
     """
+    if level and method == "occlusion":
+        raise UsageError(f"occlusion hides parts of the image, not of {level!r}: leave out --level")
     _new(out)
     hidden, hot = partial(cam.occlusion, several=model.several), partial(cam.grad_cam, level=level)
     heat = hidden if method == "occlusion" else hot
     see, device, names = model.card.preprocess, model.device, model.card.classes
-    answers, seen = list[Explained](), list[tuple[Tensor, Tensor]]()
+    explained, seen = list[Explained](), list[tuple[Tensor, Tensor]]()
     if known:
-        points, rows = embedding.vectors(model, known, workers=workers)
+        points, rows = embedding.vectors(model, known, batch=batch, workers=workers)
     for number, item in enumerate(inputs, 1):
         (said,) = model.predict([item], top=top)
-        answers.append(Explained(**asdict(said)))
+        answer = Explained(**asdict(said))
         if said.problem is None:
             shown = view(torch.from_numpy(decode(item, see.channels)), see)
             x = normalize(shown[None].to(device), *statistics(see, device))
@@ -87,42 +93,54 @@ def explain(
             near = list[str]()
             if known:
                 cosines, found = embedding.nearest(points, embedding.vector(model, x), NEIGHBOURS)
-                near = [_name(known, index) for index in rows[found[0]].tolist()]
-                whose = _labels(known.labels[rows[found[0]]], names)
-                for index, label, cosine in zip(rows[found[0]], whose, cosines[0], strict=True):
-                    tiles.append((picture(known, int(index)), f"{label}\ncosine {cosine:.3f}"))
-            file = f"{number:04}-{Path(said.file).stem[:100]}.png"
+                which = rows[found[0]]
+                near = [findings.called(known, index) for index in which.tolist()]
+                whose = truth(known.labels[which], len(names))
+                for index, has, cosine in zip(which.tolist(), whose, cosines[0], strict=True):
+                    text = f"{findings.named(has, names)}\ncosine {cosine:.3f}"
+                    tiles.append((picture(known, index), text))
+            file = f"{number:04}-{Path(said.file).stem[:50]}.png"  # 255 bytes are the most
             _draw(out / file, sheet([(_image(shown), Path(said.file).name), *tiles]))
-            answers[-1] = Explained(**asdict(said), picture=file, neighbours=(*near,))
+            answer = replace(answer, picture=file, neighbours=(*near,))
             seen = [*seen, (x, targets[:1])][:CHECKED]
-        yield answers[-1]
-    facts: dict[str, Any] = {"method": method, "level": level, "images": [*map(asdict, answers)]}
+        explained.append(answer)
+        yield answer
+    facts: dict[str, Any] = {"method": method, "level": level, "images": [*map(asdict, explained)]}
     if seen:
         images, targets = (torch.cat(column) for column in zip(*seen, strict=True))
         check = cam.sanity(model.network, images, targets, heat=heat)
         facts["sanity"] = {"verdict": check.verdict, **asdict(check)}
-    write_whole(out / "explain.json", json.dumps(facts, indent=2).encode())
+    text = json.dumps(facts, indent=2, ensure_ascii=False)
+    write_whole(out / "explain.json", text.encode(errors="replace"))
     if seen:
         yield check
 
 
 def explore(
-    model: Model, split: Split, scores: Scores, out: Path, *, train: Split | None, workers: int = 0
+    model: Model,
+    split: Split,
+    scores: Scores,
+    out: Path,
+    *,
+    train: Split | None,
+    batch: int = 250,
+    workers: int = 0,
 ) -> dict[str, int]:
     """Draw what deserves a look in a split of which these are the model's scores.
 
     The folder gets a CSV file and a picture of each of: the most wrong, the most unsure, the likely
     mislabelled images, near-duplicates among the training images, and a map of images spread over
-    the split. Returns how many there are of each. Raises UsageError and DiskError as `explain`.
+    the split. Where images have several labels an answer is the classes above 0.5, maybe none.
+    Returns how many there are of each. Raises UsageError and DiskError as `explain`.
     """
     _new(out)
-    labels = _labels(scores.labels, scores.classes)
-    shares, best = scores.probabilities.max(1)
+    labels, given = truth(scores.labels, len(scores.classes)), answers(scores)
+    shares = scores.probabilities.amax(1)
 
-    def about(row: int) -> dict[str, object]:
-        name, answer = _name(split, int(scores.indices[row])), scores.classes[best[row]]
-        share = f"{shares[row]:.4f}"
-        return {"image": name, "label": labels[row], "answer": answer, "probability": share}
+    def about(row: int) -> tuple[str, ...]:
+        name = findings.called(split, int(scores.indices[row]))
+        words = (findings.named(has[row], scores.classes) for has in (labels, given))
+        return name, *words, f"{shares[row]:.4f}"
 
     found = {
         "most-wrong": findings.most_wrong(scores, SHOWN),
@@ -131,31 +149,30 @@ def explore(
     }
     for kind, rows in found.items():
         images = [picture(split, index) for index in scores.indices[rows[:SHOWN]].tolist()]
-        _table(out / kind, [about(row) for row in rows.tolist()], images)
+        _table(out / kind, ABOUT, [about(row) for row in rows.tolist()], images)
     counts = {kind: len(rows) for kind, rows in found.items()}
-    if train and model.card.preprocess.size >= 16:  # of fewer pixels no hash is left
-        pairs = embedding.duplicates(split, train, model=model, workers=workers)
-        lines = [
-            {"image": _name(split, i), "training": _name(train, j), "bits": d, "correlation": c}
-            for i, j, d, c in pairs
+    tiny = isinstance(split.images, Tensor) and min(split.images.shape[2:]) < SMALLEST
+    if train and not tiny:
+        pairs = embedding.duplicates(split, train, model=model, batch=batch, workers=workers)
+        alike = [
+            (findings.called(split, i), findings.called(train, j), *rest) for i, j, *rest in pairs
         ]
         sides = ((picture(split, i), picture(train, j)) for i, j, *_ in pairs[:SHOWN])
         images = [
             Image.fromarray(np.hstack([*map(np.asarray, (a, b.resize(a.size)))])) for a, b in sides
         ]
-        _table(out / "duplicates", lines, images)
+        _table(out / "duplicates", ("image", "training", "bits", "correlation"), alike, images)
         counts["duplicates"] = len(pairs)
     rows = torch.linspace(0, len(labels) - 1, min(POINTS, len(labels))).long()
-    points, _ = embedding.vectors(model, split.take(scores.indices[rows]), workers=workers)
-    places = embedding.project(points)
+    if len(rows) < 3:
+        return counts
+    chosen = split.take(scores.indices[rows])
+    places = embedding.project(embedding.vectors(model, chosen, batch=batch, workers=workers)[0])
     axes = [f"{method} {axis}" for method in places for axis in "xy"]
-    spots = torch.cat([*places.values()], 1).tolist()
-    lines = [
-        about(row) | dict(zip(axes, spot, strict=True))
-        for row, spot in zip(rows.tolist(), spots, strict=True)
-    ]
-    _table(out / "map", lines)
-    _draw(out / "map.png", scatter(places, [labels[row] for row in rows.tolist()]))
+    said = [about(row) for row in rows.tolist()]
+    spots = zip(said, torch.cat([*places.values()], 1).tolist(), strict=True)
+    _table(out / "map", (*ABOUT, *axes), [(*words, *spot) for words, spot in spots])
+    _draw(out / "map.png", scatter(places, [label for _, label, *_ in said]))
     return counts | {"map": len(rows)}
 
 
@@ -169,7 +186,8 @@ def sheet(tiles: Sequence[Tile], columns: int = 6) -> Figure:
         if tile:
             axes.imshow(tile[0], interpolation="bicubic")
             # Of a long path the end tells more.
-            lines = [line if len(line) < 34 else f"…{line[-32:]}" for line in tile[1].splitlines()]
+            text = tile[1].encode(errors="replace").decode()  # a file's name may be any bytes
+            lines = [line if len(line) < 34 else f"…{line[-32:]}" for line in text.splitlines()]
             axes.set_title("\n".join(lines), fontsize=8, loc="left", parse_math=False)
     return figure
 
@@ -202,15 +220,6 @@ def _image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())
 
 
-def _labels(labels: Tensor, classes: Sequence[str]) -> list[str]:
-    has = truth(labels, len(classes))
-    return [" + ".join(classes[k] for k in row.nonzero()[:, 0]) for row in has]
-
-
-def _name(split: Split, index: int) -> str:
-    return f"#{index}" if isinstance(split.images, Tensor) else str(split.images[index])
-
-
 def _new(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
@@ -224,14 +233,16 @@ def _draw(path: Path, figure: Figure) -> None:
 
 
 def _table(
-    path: Path, lines: Sequence[dict[str, object]], images: Sequence[Image.Image] = ()
+    path: Path,
+    columns: Sequence[str],
+    lines: Sequence[Sequence[object]],
+    images: Sequence[Image.Image] = (),
 ) -> None:
     """PATH.csv, and PATH.png with the first lines' images if there are any."""
     text = io.StringIO()
-    csv.writer(text).writerows(
-        [*(list(line) for line in lines[:1]), *(line.values() for line in lines)]
-    )
+    csv.writer(text).writerows([columns, *lines])
     write_whole(path.with_suffix(".csv"), text.getvalue().encode(errors="backslashreplace"))
     if images:
-        texts = ("\n".join(f"{key} {value}" for key, value in line.items()) for line in lines)
+        named = (zip(columns, line, strict=True) for line in lines)
+        texts = ("\n".join(f"{column} {value}" for column, value in line) for line in named)
         _draw(path.with_suffix(".png"), sheet([*zip(images, texts, strict=False)]))

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnets.evaluation.metrics import right
+from resnets.data.splits import Split
+from resnets.evaluation.metrics import loss, right
 from resnets.evaluation.scores import Scores
 
 
 def most_wrong(scores: Scores, count: int) -> Tensor:
     """The wrong answers of largest loss: int64 (n,), n <= count."""
-    x, labels = scores.logits.double(), scores.labels
-    if scores.several:
-        loss = F.binary_cross_entropy_with_logits(x, labels.double(), reduction="none").mean(1)
-    else:
-        loss = F.cross_entropy(x, labels, reduction="none")
-    return _largest(loss, ~right(scores))[:count]
+    return _largest(loss(scores), ~right(scores))[:count]
 
 
 def most_unsure(scores: Scores, count: int) -> Tensor:
@@ -70,6 +68,18 @@ def confusions(scores: Scores) -> list[tuple[str, str, int]]:
     pairs = (both * first).fill_diagonal_(0)
     rows = sorted(pairs.nonzero().tolist(), key=lambda pair: -int(pairs[*pair]))
     return [(scores.classes[i], scores.classes[j], int(pairs[i, j])) for i, j in rows]
+
+
+def named(has: Tensor, names: Sequence[str]) -> str:
+    """The classes of one image in words, given bool (K,) and K names."""
+    return " and ".join(names[k] for k in has.nonzero()[:, 0]) or "no class"
+
+
+def called(split: Split | None, index: int) -> str:
+    """The file of an image, or its number where there is none or the data is not at hand."""
+    if split is None or isinstance(split.images, Tensor):
+        return f"image {index}"
+    return str(split.images[index])
 
 
 def _largest(values: Tensor, among: Tensor) -> Tensor:

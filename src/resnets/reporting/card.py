@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
+from resnets.analysis.findings import called
 from resnets.files import write_whole
-from resnets.reporting import facts as room
+from resnets.reporting.facts import Facts, sentences
 from resnets.reporting.report import PAGES
-from resnets.training.run import Run
 
 
-def write(run: Run, license: str = "unknown") -> Path:
-    """Write README.md into the folder of a run; `license` is the weights' own, by the hub's name.
-
-    Raises UsageError where the folder has no run, CheckpointError, DiskError.
-    """
-    facts = room.gather(run)
+def write(facts: Facts) -> Path:
+    """Write README.md into the folder of a run. Raises CheckpointError, DiskError."""
     page = PAGES.get_template("card.md").render(
-        facts=facts,
-        license=license,
-        sentences=room.sentences(facts, [], lambda index: f"{facts.split} image {index}"),
+        facts=facts, sentences=sentences(facts, [], partial(called, None))
     )
-    path = run.path / "README.md"
+    path = facts.run.path / "README.md"
     write_whole(path, page.encode("utf-8", "backslashreplace"))
     return path
 

@@ -21,9 +21,11 @@ def compare(runs: Sequence[Run]) -> list[dict[str, str]]:
 
     Raises UsageError for fewer than two runs, or one twice; and as `facts.gather`.
     """
-    every = {str(run.path): gather(run) for run in runs}
-    if len(every) < 2 or len(every) < len(runs):
+    if len({run.path.resolve() for run in runs}) < max(2, len(runs)):
         raise UsageError("give two runs or more, each once: resnets runs compare A B")
+    # A folder called `what` goes by another of its names: that key is taken.
+    paths = ["./what" if str(run.path) == "what" else str(run.path) for run in runs]
+    every = dict(zip(paths, map(gather, runs), strict=True))
     first, *_ = every.values()
     rows = [
         {"what": "error"} | {name: error(facts) for name, facts in every.items()},

@@ -44,6 +44,11 @@ class Facts:
     result: Result | None
 
     @property
+    def name(self) -> str:
+        """The folder's name, however its path was said."""
+        return self.run.path.resolve().name
+
+    @property
     def data(self) -> str:
         """The data's name, without the place where it lies."""
         return Path(self.source["data"]).name
@@ -130,7 +135,9 @@ def about_test(facts: Facts) -> Iterator[str]:
     if facts.split == "validation":
         chose = ", which also chose the best state, so they are optimistic"
         best = chose if facts.recipe.keep == "best" else ""
-        yield f"There is no test split: the figures are of the validation images{best}."
+        trial = (facts.run.path / "trial.json").exists()
+        why = "Test images are kept away from trials" if trial else "There is no test split"
+        yield f"{why}: the figures are of the validation images{best}."
     if watched := sum("test_error" in row for row in facts.rows):
         looked = f"The test split was looked at {times(watched)} during training (watch=test)"
         yield f"{looked}; no choice was made by it."

@@ -32,7 +32,6 @@ from resnets.recipe import Preprocess
 from resnets.reporting import facts as room
 from resnets.reporting import plots
 from resnets.reporting.facts import Facts
-from resnets.training.run import Run
 
 EACH, CLASSES = 6, 20  # pictures of a class; classes with pictures, and of a confusion matrix
 WORST, BEST = 9, 3  # answers with heat maps
@@ -59,25 +58,23 @@ class Picture:
     heat: str
 
 
-def write(run: Run, source: Source | None = None) -> Path:
+def write(facts: Facts, source: Source | None = None) -> Path:
     """Write report.html into the folder of a run, finished or not; what is missing is said.
 
     `source` is the run's data where it is at hand; else it is read from where the recipe says.
 
-    Raises UsageError where the folder has no run, CheckpointError, DiskError.
+    Raises CheckpointError, DiskError.
     """
-    facts, missing = room.gather(run), ""
+    run, missing = facts.run, ""
     try:
         source = source or reread(facts)
     except ResnetsError as error:
         missing = f"There are no pictures: {error}"
     splits = source.splits if source else {}
-    counts = {
-        part: [int(members(split, k).sum()) for k in range(len(facts.classes))]
-        for part, split in splits.items()
-    }
+    kinds = len(facts.classes)
+    counts = {part: split.counts(kinds).tolist() for part, split in splits.items()}
     tested = splits.get(facts.ended.get("split", ""))
-    name = partial(called, tested, facts.split)
+    name = partial(short, tested)
     bins = metrics.reliability(facts.scores) if facts.scores else []
     pictures = dict[str, list[Picture]]()
     model = load(run.path) if run.model.exists() else None
@@ -96,7 +93,7 @@ def write(run: Run, source: Source | None = None) -> Path:
     page = PAGES.get_template("report.html").render(
         facts=facts,
         sentences=room.sentences(facts, counts.get("train", []), name),
-        matrix=len(facts.classes) <= CLASSES,
+        matrix=kinds <= CLASSES,
         pictures=pictures,
         temperature=model.card.temperature if model else None,
         curves=plots.svg(plots.history(facts.rows), "curves"),
@@ -119,19 +116,12 @@ def reread(facts: Facts) -> Source:
     return sources.hold_out(source, recipe.holdout, recipe.seed) if recipe.holdout else source
 
 
-def members(split: Split, k: int) -> Tensor:
-    """Which images have class k: bool (N,)."""
-    return split.labels == k if split.labels.ndim == 1 else split.labels[:, k] > 0
+def short(split: Split | None, index: int) -> str:
+    """What an image is called, without the place where the data lies."""
+    return "/".join(Path(findings.called(split, index)).parts[-2:])
 
 
-def called(split: Split | None, kind: str, index: int) -> str:
-    """The name of an image: its folder and file, or its number in the split."""
-    if split is None or isinstance(split.images, Tensor):
-        return f"{kind} image {index}"
-    return "/".join(split.images[index].parts[-2:])
-
-
-def seen(split: Split, indices: Tensor, see: Preprocess) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(split: Split, indices: Tensor, see: Preprocess) -> tuple[Tensor, Tensor, Tensor]:
     """What the network sees of images: normalised, as uint8, and which of `indices` were readable.
 
     Shapes: int64 (n,) -> (m, C, S, S) twice, int64 (m,).
@@ -146,9 +136,10 @@ def seen(split: Split, indices: Tensor, see: Preprocess) -> tuple[Tensor, Tensor
 def strips(split: Split, facts: Facts) -> list[str]:
     """The first images of each of the first classes, side by side."""
     see, drawn = Preprocess(**facts.source["preprocess"]), list[str]()
-    for k in range(min(CLASSES, len(facts.classes))):
-        chosen = members(split, k).nonzero()[:EACH, 0]
-        pixels = seen(split, chosen, see)[1] if len(chosen) else torch.empty(0)
+    first = min(CLASSES, len(facts.classes))
+    for has in metrics.truth(split.labels, first).T[:first]:
+        chosen = has.nonzero()[:EACH, 0]
+        pixels = inputs(split, chosen, see)[1] if len(chosen) else torch.empty(0)
         if len(pixels):
             small = resize(pixels, [min(THUMB, see.size)] * 2, antialias=True).expand(-1, 3, -1, -1)
             opaque = torch.cat([small, torch.full_like(small[:, :1], 255)], 1)  # gaps are clear
@@ -162,19 +153,21 @@ def gallery(
     model: Model, split: Split, scores: Scores, rows: Tensor, name: Callable[[int], str]
 ) -> list[Picture]:
     """The images of `rows` of the scores with the Grad-CAM of the most probable class."""
-    images, pixels, which = seen(split, scores.indices[rows], model.card.preprocess)
-    rows = rows[which]
-    chances, answers = scores.probabilities[rows].max(1)
-    heats = grad_cam(model.network, images.to(model.device), answers.to(model.device)).cpu()
+    images, pixels, which = inputs(split, scores.indices[rows], model.card.preprocess)
+    scores, classes = scores.take(rows[which]), scores.classes
+    given, chances = metrics.answers(scores), scores.probabilities
+    best = scores.logits.argmax(1).to(model.device)
+    heats = grad_cam(model.network, images.to(model.device), best).cpu()
     shown = []
-    for k, label in enumerate(metrics.truth(scores.labels[rows], len(scores.classes))):
-        true = " and ".join(scores.classes[i] for i in label.nonzero()[:, 0]) or "no class"
-        answer = f"{scores.classes[answers[k]]} with {room.percent(float(chances[k]))}"
+    for k, has in enumerate(metrics.truth(scores.labels, len(classes))):
+        sure = map(room.percent, chances[k].tolist())
+        texts = [f"{name} with {share}" for name, share in zip(classes, sure, strict=True)]
+        true, answer = findings.named(has, classes), findings.named(given[k], texts)
         plain = to_pil_image(pixels[k]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         heat = overlay(pixels[k], heats[k]).resize((SIDE, SIDE))
         shown.append(
             Picture(
-                name=name(int(scores.indices[rows[k]])),
+                name=name(int(scores.indices[k])),
                 verdict=f"{true}, answered {answer}",
                 plain=uri(plain),
                 heat=uri(heat),
