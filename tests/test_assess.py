@@ -122,7 +122,9 @@ def test_the_temperature_is_of_the_images_kept_from_training(cli, runs):
     modelfile.save(runs[1] / "model.safetensors", network, replace(card, temperature=None))
     code, out, _ = cli("calibrate", runs[1], "digits", "--json")
     assert code == 0
-    before, after = json.loads(out)
+    said = json.loads(out)
+    before, after = said["figures"]
+    assert said["temperature"] == pytest.approx(two, rel=1e-3)
     assert before["images"] == after["images"] == 200
     assert after["loss"] < before["loss"]
     assert modelfile.load(runs[1] / "model.safetensors")[1].temperature == pytest.approx(

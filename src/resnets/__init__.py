@@ -17,11 +17,21 @@ if TYPE_CHECKING:
     from resnets.listing import data_info, models, runs
     from resnets.nets import create
     from resnets.training.rates import find_rate
-    from resnets.verbs import evaluate, plan, predict, resume, train, tune
+    from resnets.verbs import (
+        calibrate,
+        evaluate,
+        explain,
+        plan,
+        predict,
+        report,
+        resume,
+        train,
+        tune,
+    )
 
 __all__ = [
-    "create", "data_info", "evaluate", "find_rate", "get", "load", "models", "plan", "predict",
-    "resume", "runs", "train", "tune",
+    "calibrate", "create", "data_info", "evaluate", "explain", "find_rate", "get", "load", "models",
+    "plan", "predict", "report", "resume", "runs", "train", "tune",
 ]  # fmt: skip
 
 _HOMES = {

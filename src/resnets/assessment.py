@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from resnets import lifecycle
 from resnets.data.sources import Source, Split, hold_out
 from resnets.errors import DataError, UsageError
 from resnets.evaluation.metrics import Result
@@ -20,7 +19,6 @@ from resnets.evaluation.model import Model, aligned, load
 from resnets.evaluation.scores import Scores
 from resnets.evaluation.views import View
 from resnets.training.plan import moments, pick_device
-from resnets.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,9 @@ def pick_split(source: Source, name: str) -> Split:
     if name == "all":
         return functools.reduce(Split.plus, there.values())
     if name not in there:
-        raise DataError(f"{source.name} has no {name} split; it has: {', '.join(there)} (--split)")
+        keep = "\nTrain with --set holdout=0.1 to keep some images." if name == "val" else ""
+        known = f"it has: {', '.join(there)} (--split){keep}"
+        raise DataError(f"{source.name} has no {name} split; {known}")
     return there[name]
 
 
@@ -90,17 +90,36 @@ def subject(
     if normalize is not None:
         model = model.normalized(*moments(normalize, source, model.card.arch.channels))
     chosen = aligned(pick_split(source, split or "test"), source.classes, model)
+    if chosen.labels.ndim == 2 and model.card.provenance.get("labels") == "one":
+        raise UsageError(f"{path} gives one label, the images of {source.name} have several each")
     return Subject(model, chosen, view, size, batch, workers)
 
 
-def opened(path: str | Path, source: Source, result: Result) -> None:
-    """Record the look at the test images, where the model is a run's."""
-    run = Run(Path(path) if Path(path).is_dir() else Path(path).parent)
-    if (run.path / "source.json").exists():
-        lifecycle.opened(run, source, result)
+def check_same(subjects: Sequence[Subject]) -> None:
+    """Raise UsageError where the models are to be tested on different images."""
+    first, *others = (each.split.images for each in subjects)
+    for images in others:
+        if isinstance(first, Tensor) and isinstance(images, Tensor):
+            same = torch.equal(first, images)
+        else:
+            same = first is images or first == images
+        if not same:
+            raise UsageError(
+                "the models kept different images from their training for validation: name --split "
+                "test"
+            )
 
 
-def unlabelled(source: Source) -> Split:
-    """All images of a data set, whose labels are of no account."""
+def unlabelled(source: Source, like: Tensor) -> Split:
+    """All images of a data set; their labels, of no account, are of the form of others."""
     every = functools.reduce(Split.plus, source.splits.values())
-    return replace(every, labels=torch.zeros(len(every), dtype=torch.int64))
+    return replace(every, labels=like.new_zeros(len(every), *like.shape[1:]))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature, and the figures before and after on the images that it was fitted on."""
+
+    temperature: float
+    before: Result
+    after: Result

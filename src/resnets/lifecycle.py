@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import resource
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -19,9 +21,9 @@ from resnets import recipe as room
 from resnets.data.sources import Source
 from resnets.errors import DiskError, Interrupted, ResnetsError, UsageError
 from resnets.evaluation import metrics
+from resnets.evaluation import scores as scores_room
 from resnets.evaluation.metrics import Result
 from resnets.evaluation.model import Model, load
-from resnets.evaluation.scores import save as save_scores
 from resnets.listing import environment
 from resnets.nets import Network
 from resnets.nets.modelfile import save
@@ -50,13 +52,17 @@ def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
     Under torchrun, which may start a command again, a run that is there is for `create_run`.
     """
     run = Run(Path(path) if path is not None else fresh_folder(plan))
-    root = plan.source.root
-    folder = Path(plan.recipe.data).is_dir()  # a CSV may lie beside its runs
-    if root is not None and folder and run.path.resolve().is_relative_to(root.resolve()):
-        raise UsageError(f"the run folder {run.path} would lie in the data: give another, --run")
+    check_outside(run.path, plan.recipe.data)
     if not launched():
         run.check_free()
     return run
+
+
+def check_outside(path: Path, data: str) -> None:
+    """Raise UsageError for a folder among the data's; a CSV may lie beside what is made of it."""
+    root = Path(data)
+    if root.is_dir() and path.resolve().is_relative_to(root.resolve()):
+        raise UsageError(f"{path} would lie in the data {data}: give another, --run or --out")
 
 
 def fresh_folder(plan: Plan) -> Path:
@@ -76,8 +82,11 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
     if launched():
         if path is None:
             raise UsageError("under torchrun give a folder that all its restarts share: --run DIR")
-        if world.share((Path(path) / "recipe.json").exists()):
-            return Run(Path(path))
+        run = Run(Path(path))
+        if world.share(run.finished):
+            raise UsageError(f"{path} is finished; `resnets evaluate {path} DATA` uses it")
+        if world.share((run.path / "recipe.json").exists()):
+            return run
     if not world.first:
         return Run(Path(path or "."))
     run = run_folder(plan, path)
@@ -121,11 +130,22 @@ def go(run: Run, plan: Plan, watch: Callable[[Progress], None]) -> Outcome:
         if not plan.world.first:
             return Outcome(run.path, None, seconds)
         outcome = finish(run, plan, seconds)
-    from resnets.reporting import card, report  # here, since matplotlib delays every start
-
-    card.write(run)
-    report.write(run, plan.source)
+    report(run, plan.source)
     return outcome
+
+
+def report(run: Run, source: Source | None = None, data: str | None = None) -> Path:
+    """Write the model card README.md and report.html of a run; returns the latter.
+
+    The images are of `source`, of the place `data`, or of where the recipe says.
+    """
+    from resnets.reporting import card, facts, report  # here, since matplotlib delays every start
+
+    found = facts.gather(run)
+    if data is not None:
+        found = replace(found, recipe=replace(found.recipe, data=data))
+    card.write(found)
+    return report.write(found, source)
 
 
 def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
@@ -155,13 +175,14 @@ def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
     if plan.final is not None:
         model = replace(model, card=card)
         scores = model.scores(plan.final, batch=plan.micro, workers=plan.workers)
-        save_scores(run.path / "scores.safetensors", scores)
+        scores_room.save(run.path / "scores.safetensors", scores)
         result = metrics.result(scores, "val" if plan.source.test is None else "test")
-        opened(run, plan.source, result)
         facts = summary(result)
     cost = {"seconds": round(found.course.seconds, 1), "peak_memory": peak_memory(plan.device)}
     run.write_json("cost.json", cost)
-    run.write_json("result.json", facts)  # last: now the run is finished
+    run.write_json("result.json", facts)  # now the run is finished
+    if result:
+        opened(run.path, plan.source, result.split, result.error)
     return Outcome(run.path, result, seconds)
 
 
@@ -169,15 +190,31 @@ def peak_memory(device: torch.device) -> int:
     """Bytes, of the GPU's if the run is on one; else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def opened(run: Run, source: Source, result: Result) -> None:
-    """Write into a run's folder that its test images were looked at once more."""
-    if result.split in ("test", "all") and run.read_json("source.json")["digest"] == source.digest:
+def opened(model: str | Path, source: Source, split: str, error: float) -> None:
+    """Record in a run's folder that its model was tested on its own test images once more."""
+    run = Run(Path(model) if Path(model).is_dir() else Path(model).parent)
+    if split not in ("test", "all") or not (run.path / "source.json").exists():
+        return
+    if run.read_json("source.json")["digest"] == source.digest:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with suppress(DiskError):  # a folder that cannot be written can still be used
-            run.append("opened.jsonl", {"time": now, "split": result.split, "error": result.error})
+            run.append("opened.jsonl", {"time": now, "split": split, "error": error})
+
+
+def rescale(run: Run, factor: float) -> None:
+    """Divide the logits of a run's scores by a factor of its temperature, and draw its figures."""
+    path = run.path / "scores.safetensors"
+    if path.exists():
+        said = scores_room.load(path)
+        said = replace(said, logits=said.logits / factor)
+        scores_room.save(path, said)
+        split = run.read_json("result.json")["split"]
+        run.write_json("result.json", summary(metrics.result(said, split)))
+    report(run)
 
 
 def summary(result: Result) -> dict[str, Any]:
@@ -187,18 +224,22 @@ def summary(result: Result) -> dict[str, Any]:
         "mean_average_precision": result.mean_average_precision,
         "comparison": result.comparison and asdict(result.comparison),
         "abstention": result.abstention
-        and dict(zip(("threshold", "coverage"), result.abstention, strict=True)),
+        and {
+            "threshold": result.abstention[0] if math.isfinite(result.abstention[0]) else None,
+            "coverage": result.abstention[1],
+        },
         "ood_auroc": result.familiarity,
         "corruptions": [
             dict(zip(("kind", "strength", "error"), row, strict=True)) for row in result.corruptions
-        ],
+        ]
+        or None,
     }
     return {
         "split": result.split,
         "images": result.images,
         **{name: round(getattr(result, name), 6) for name in names},
         "top1_interval_95": [round(x, 6) for x in result.interval],
-        **{name: value for name, value in more.items() if value},
+        **{name: value for name, value in more.items() if value is not None},
         "unreadable": [str(path) for path, _ in result.unreadable],
         "per_class": result.per_class(),
         "confusion": result.confusion,

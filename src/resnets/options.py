@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypedDict
 
 from cyclopts import Parameter, Token, validators
 
@@ -42,3 +42,38 @@ def assignments(fields: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
 
 
 Seconds = Annotated[float | None, Parameter(converter=duration)]
+
+
+class Read(TypedDict, total=False):
+    """Which images of a data set are read, and how."""
+
+    split: Annotated[
+        Literal["test", "val", "train", "all"] | None,
+        Parameter(
+            help="The test split when left out; `all` for a folder whose images are all new to the "
+            "model."
+        ),
+    ]
+    normalize: Annotated[
+        Literal["data", "imagenet", "none"] | None,
+        Parameter(help="Mean and deviation for a foreign file that does not say its own."),
+    ]
+    batch: Annotated[Count, Parameter(help="Images of a forward pass.")]
+    max_unreadable: Annotated[
+        Part, Parameter(help="Part of the images that may be unreadable and left out.")
+    ]
+    device: Device
+    workers: Workers
+
+
+class Tested(Read, total=False):
+    """How models are tested.
+
+    Args:
+        view: center, flip (and its mirror image), ten-crop or multi-scale.
+        size: Side of the input in pixels; the model's own when left out.
+    """
+
+    view: Literal["center", "flip", "ten-crop", "multi-scale"]
+    size: Count
+    precision: Literal["float32", "bfloat16"]

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack
 from cyclopts import Parameter
 
 from resnets.errors import CheckpointError, DataError, UsageError
-from resnets.options import Count, Device, Part, Seconds, Workers, assignments
+from resnets.options import Count, Device, Part, Read, Seconds, Tested, Workers, assignments
 
 if TYPE_CHECKING:
     from resnets.analysis.cam import Sanity
     from resnets.analysis.explain import Explained
+    from resnets.assessment import Calibration
     from resnets.evaluation.metrics import Result
     from resnets.evaluation.model import Prediction
     from resnets.lifecycle import Outcome
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     Name = str | Recipe
     Fields = Mapping[str, Any] | Sequence[str]
 else:  # what the command line reads for these
-    Name, Fields, Result = str, list[str], Any
+    Name, Fields, Calibration = str, list[str], Any
 
 
 class Asked(TypedDict, total=False):
@@ -185,30 +186,6 @@ def tune(
     return tune.search(folder, plan, search, trials, budget, create_run, finish, watch)
 
 
-class Tested(TypedDict, total=False):
-    """How models are tested: the options of everything that scores a data set.
-
-    Args:
-        split: The test split when left out; `all` for a folder of images that are all new to the
-            model.
-        view: center, flip (and its mirror image), ten-crop or multi-scale.
-        size: Side of the input in pixels; the model's own when left out.
-        normalize: Mean and deviation for a foreign file that does not say its own.
-        batch: Images of a forward pass.
-        max_unreadable: Part of the images that may be unreadable and left out.
-    """
-
-    split: Literal["test", "val", "train", "all"] | None
-    view: Literal["center", "flip", "ten-crop", "multi-scale"]
-    size: Count
-    normalize: Literal["data", "imagenet", "none"] | None
-    precision: Literal["float32", "bfloat16"]
-    batch: Count
-    max_unreadable: Part
-    device: Device
-    workers: Workers
-
-
 def evaluate(
     *places: str | Path,
     compare: bool = False,
@@ -236,41 +213,48 @@ def evaluate(
     from resnets.data import sources
     from resnets.evaluation import metrics
     from resnets.evaluation.scores import ensemble
+    from resnets.lifecycle import opened
 
     *models, data = places or ("",)
     if not models:
         raise UsageError("name a model and the data: resnets evaluate MODEL... DATA")
     if (compare and len(models) != 2) or (corruptions and len(models) != 1):
         raise UsageError(f"--compare takes two models, --corruptions one; here are {len(models)}")
-    allowed = how.get("max_unreadable", 0.01)
+    allowed, name = how.get("max_unreadable", 0.01), how.get("split") or "test"
     source = sources.load(data, max_unreadable=allowed)
     subjects = [assessment.subject(path, source, **how) for path in models]
+    assessment.check_same(subjects)
     scored = [each.scores() for each in subjects]
     said = scored[-1] if compare else ensemble(scored)
-    result = metrics.result(said, how.get("split") or "test")
-    unreadable = (*source.unreadable, *result.unreadable)
-    if not result.images or len(unreadable) > allowed * source.files:
+    result, bad = metrics.result(said, name), said.unreadable
+    if not result.images or len(bad) > allowed * (result.images + len(bad)):
         raise DataError(
-            f"{len(unreadable)} of {source.files} files of {data} are unreadable, first: "
-            f"{unreadable[0][0] if unreadable else 'none'}\nMend them, or allow more: "
+            f"{len(bad)} of {result.images + len(bad)} files of the {name} split of {data} are "
+            f"unreadable, first: {bad[0][0] if bad else 'none'}\nMend them, or allow more: "
             "--max-unreadable 0.1"
         )
-    for path in models:
-        assessment.opened(path, source, result)
-    result = replace(result, unreadable=unreadable)
+    for path, own in dict(zip(map(str, models), scored, strict=True)).items():
+        opened(path, source, name, 1 - float(metrics.right(own).double().mean()))
+    result = replace(result, unreadable=(*source.unreadable, *bad))
     if compare:
-        result = replace(result, comparison=metrics.compare(*scored))
+        found, images = metrics.compare(*scored), subjects[0].split.images
+        if isinstance(images, tuple):
+            fixed, broken = (
+                tuple(str(images[int(k)]) for k in part) for part in (found.fixed, found.broken)
+            )
+            found = replace(found, fixed=fixed, broken=broken)
+        result = replace(result, comparison=found)
     if at_precision is not None:
         result = replace(result, abstention=metrics.abstention(said, at_precision))
     if ood is not None:
-        strange = assessment.unlabelled(sources.load(ood, max_unreadable=allowed))
+        strange = assessment.unlabelled(sources.load(ood, max_unreadable=allowed), said.labels)
         seen = ensemble([replace(each, split=strange).scores() for each in subjects])
         result = replace(result, familiarity=metrics.ood(said, seen))
     if corruptions:
         from resnets.evaluation.corruptions import robustness  # here: torchvision delays a start
 
         (one,) = subjects
-        rows = robustness(one.model, one.split, batch=one.batch, workers=one.workers)
+        rows = robustness(one.scores, one.model.card.arch.channels)
         result = replace(result, corruptions=tuple(rows))
     return result
 
@@ -280,38 +264,46 @@ def calibrate(
     data: str,
     /,
     *,
-    split: Literal["test", "val", "train", "all"] = "val",
+    split: Literal["val", "all"] = "val",
     device: Device = "auto",
     workers: Workers = 2,
-) -> tuple[Result, Result]:
+) -> Calibration:
     """Fit the temperature of MODEL on images that it was not trained on, and keep it in its file.
 
-    The answers stay the same; their probabilities become what they say (1706.04599). Returns the
-    figures before and after, on the same images.
+    The answers stay the same; their probabilities become what they say (1706.04599). Figures and
+    report of a run follow.
 
     Args:
-        split: The images to fit it on; those of the test should stay new.
+        split: The validation images, which `--set holdout` keeps from the training, or `all` images
+            of a data set that are all new to the model.
     """
     from resnets import assessment
     from resnets.data import sources
     from resnets.evaluation import metrics
-    from resnets.nets.modelfile import open_model, save
+    from resnets.lifecycle import rescale
+    from resnets.nets.modelfile import save
+    from resnets.training.run import Run
 
     path = Path(model) / "model.safetensors" if Path(model).is_dir() else Path(model)
     source = sources.load(data)
     one = assessment.subject(model, source, split=split, device=device, workers=workers)
-    network, card = open_model(path)
-    if card is None:
+    card = one.model.card
+    if not card.provenance:
         raise CheckpointError(
             f"{model} is a foreign file, which has no place for a temperature: calibrate a run or "
             "a model file of resnets"
         )
-    plain = replace(one.model, card=replace(card, temperature=None))
-    scores = replace(one, model=plain).scores()
-    fitted = metrics.fit_temperature(scores)
-    save(path, network, replace(card, temperature=fitted))
-    after = replace(scores, logits=scores.logits / fitted)
-    return metrics.result(scores, split), metrics.result(after, split)
+    if split == "all" and card.provenance["digest"] == source.digest:
+        raise UsageError(f"{model} was trained on images of {data}: --split val, or other images")
+    scores = one.scores()
+    factor = metrics.fit_temperature(scores)
+    temperature = (card.temperature or 1.0) * factor
+    save(path, one.model.network, replace(card, temperature=temperature))
+    if (path.parent / "result.json").exists():
+        rescale(Run(path.parent), factor)
+    after = replace(scores, logits=scores.logits / factor)
+    before, after_all = (metrics.result(x, split) for x in (scores, after))
+    return assessment.Calibration(temperature, before, after_all)
 
 
 def explain(
@@ -322,7 +314,7 @@ def explain(
     level: str | None = None,
     method: Literal["grad-cam", "occlusion"] = "grad-cam",
     top: Count = 1,
-    **how: Unpack[Tested],
+    **how: Unpack[Read],
 ) -> Iterator[Explained | Sanity | dict[str, int]]:
     """Draw into the new folder `out` why a model answers what it answers.
 
@@ -334,37 +326,59 @@ def explain(
     from resnets import assessment
     from resnets.analysis import explain as drawing
     from resnets.data import sources
-    from resnets.evaluation.model import aligned, load
-    from resnets.training.plan import pick_device
+    from resnets.evaluation import metrics
+    from resnets.evaluation.model import load
+    from resnets.lifecycle import check_outside, opened
+    from resnets.training.plan import moments, pick_device
 
     if data is None and not inputs:
         raise UsageError("give images, a data set or both: resnets explain MODEL IMAGE --data DATA")
+    if not inputs and (level or method != "grad-cam" or top != 1):
+        raise UsageError("--level, --method and --top are for images: name some")
     source = sources.load(data, max_unreadable=how.get("max_unreadable", 0.01)) if data else None
+    if source and data:
+        check_outside(out, data)
+    batch, workers, known = how.get("batch", 128), how.get("workers", 2), None
     if inputs:
-        loaded = load(model, device=pick_device(how.get("device", "auto")))
-        known = None
         if source:
-            chosen = assessment.pick_split(source, how.get("split") or "train")
-            known = aligned(chosen, source.classes, loaded)
-        files, workers = list(sources.expand(inputs)), how.get("workers", 2)
+            chosen: Read = {**how, "split": how.get("split") or "train"}
+            one = assessment.subject(model, source, **chosen)
+            loaded, known = one.model, one.split
+        else:
+            loaded = load(model, device=pick_device(how.get("device", "auto")))
+            if normalize := how.get("normalize"):
+                loaded = loaded.normalized(*moments(normalize, None, loaded.card.arch.channels))
         yield from drawing.explain(
-            loaded, files, out, level=level, method=method, top=top, known=known, workers=workers
+            loaded,
+            list(sources.expand(inputs)),
+            out,
+            level=level,
+            method=method,
+            top=top,
+            known=known,
+            batch=batch,
+            workers=workers,
         )
     elif source:
-        one = assessment.subject(model, source, **how)
-        train = None if how.get("split") in ("train", "all") else source.train
+        one, name = assessment.subject(model, source, **how), how.get("split") or "test"
         scores = one.scores()
-        yield drawing.explore(one.model, one.split, scores, out, train=train, workers=one.workers)
+        opened(model, source, name, 1 - float(metrics.right(scores).double().mean()))
+        train = None if name in ("train", "all") else source.train
+        yield drawing.explore(
+            one.model, one.split, scores, out, train=train, batch=batch, workers=workers
+        )
 
 
-def report(run: Path, /) -> Path:
-    """Write report.html and the model card README.md of RUN into its folder; returns the first."""
-    from resnets.reporting import card
-    from resnets.reporting import report as room
+def report(run: Path, /, *, data: str | None = None) -> Path:
+    """Write report.html and the model card README.md of RUN anew; returns the first.
+
+    Args:
+        data: Where the data is now, if it was moved.
+    """
+    from resnets import lifecycle
     from resnets.training.run import Run
 
-    card.write(Run(run))
-    return room.write(Run(run))
+    return lifecycle.report(Run(run), data=data)
 
 
 def predict(

@@ -10,6 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from resnets.data import sources
 from resnets.errors import Diverged
+from resnets.evaluation import metrics
 from resnets.evaluation import model as evaluation
 from resnets.nets.modelfile import load
 from resnets.recipes import digits
@@ -137,7 +138,8 @@ def test_nothing_of_it_is_kept(request, tmp_path, monkeypatch, where, times, val
         returns = 1 if where in BEFORE else times
         assert 1 <= course.rewinds <= returns
         assert course.factor == 0.5**course.rewinds
-        assert evaluation.load(run.best).evaluate(small_plan().watched).error == course.best
+        best = evaluation.load(run.best).scores(small_plan().watched)
+        assert metrics.result(best).error == course.best
         assert sum("back to the newest checkpoint" in note for note in notes) == course.rewinds
 
 

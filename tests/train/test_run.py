@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -116,6 +118,24 @@ def test_a_second_run_in_the_folder_is_refused(run):
     run.write_json("recipe.json", {})
     with pytest.raises(UsageError, match="resnets resume"):
         run.create()
+
+
+@pytest.mark.parametrize("name", ["README.md", "report.html", "model.safetensors"])
+def test_files_that_are_of_no_run_are_not_replaced(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageError, match=rf"{name} is of no run(.|\n)*--run"):
+        Run(tmp_path).create()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_names_that_are_not_utf8_are_written(run):
+    name = os.fsdecode(b"\xff.png")
+    run.write_csv("split.csv", ("file",), [(name,)])
+    run.append("notes.jsonl", {"note": name})
+    run.write_json("source.json", {"data": name})
+    assert (run.path / "split.csv").read_text().splitlines() == ["file", "\\udcff.png"]
+    assert run.rows("notes.jsonl") == [{"note": name}]
+    assert run.read_json("source.json") == {"data": name}
 
 
 def test_broken_json_is_named(run):

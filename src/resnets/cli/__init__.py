@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import sys
 import time
@@ -29,8 +30,8 @@ from resnets.errors import (
     UsageError,
     nearest,
 )
-from resnets.options import Count, Device, Part, Seconds, Workers, assignments
-from resnets.verbs import Asked, Tested
+from resnets.options import Count, Device, Part, Read, Seconds, Tested, Workers, assignments
+from resnets.verbs import Asked
 
 if TYPE_CHECKING:
     from resnets.training.tune import Trial
@@ -204,9 +205,10 @@ def evaluate(
         **how,
     )
     show.result(result)
-    if short := [
-        f"{k} {getattr(result, k):.4f} < {v:g}" for k, v in wanted.items() if getattr(result, k) < v
-    ]:
+    found = {name: getattr(result, name) for name in wanted}
+    if none := [name for name, value in found.items() if value is None]:
+        raise UsageError(f"--fail-under {none[0]}: these images have one label each")
+    if short := [f"{k} {found[k]:.4f} < {v:g}" for k, v in wanted.items() if found[k] < v]:
         raise ResnetsError(f"--fail-under: {', '.join(short)}")
 
 
@@ -216,9 +218,11 @@ def number(name: str, text: str) -> float:
     if name not in known:
         raise UsageError(f"--fail-under {name}: {nearest(name, known)}")
     try:
-        return float(text)
+        if math.isfinite(value := float(text)):
+            return value
     except (TypeError, ValueError):
-        raise UsageError(f"--fail-under {name}={text}: write a number, as {name}=0.93") from None
+        pass
+    raise UsageError(f"--fail-under {name}={text}: write a number, as {name}=0.93")
 
 
 def names(items: Sequence[str], verb: str) -> Sequence[str]:
@@ -239,7 +243,7 @@ def explain(
     level: str | None = None,
     method: Literal["grad-cam", "occlusion"] = "grad-cam",
     top: Count = 1,
-    **how: Unpack[Tested],
+    **how: Unpack[Read],
 ) -> None:
     """Draw why MODEL answers what it answers: for images, or for a whole data set.
 

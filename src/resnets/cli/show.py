@@ -19,6 +19,7 @@ from rich.table import Table
 from resnets.errors import DataError
 
 if TYPE_CHECKING:
+    from resnets.assessment import Calibration
     from resnets.evaluation.metrics import Result
     from resnets.evaluation.model import Prediction
     from resnets.lifecycle import Outcome
@@ -157,9 +158,12 @@ def outcome(finished: Outcome) -> None:
 def headline(result: Result) -> None:
     """The figures of one split in one line."""
     low, high = (percent(1 - x).removesuffix(" %") for x in reversed(result.interval))
+    more = f", top-5 error {percent(1 - result.top5)}" if len(result.classes) > 5 else ""
+    if result.mean_average_precision is not None:
+        more = f", mean average precision {percent(result.mean_average_precision)}"
     out.print(
-        f"{result.split} error {percent(result.error)} ({low} to {high} at 95 %), "
-        f"top-5 error {percent(1 - result.top5)}, loss {result.loss:.4f}, "
+        f"{result.split} error {percent(result.error)} ({low} to {high} at 95 %){more}, "
+        f"loss {result.loss:.4f}, calibration error {percent(result.ece)}, "
         f"{result.images:,} images",
         markup=False,
     )
@@ -212,14 +216,16 @@ def extras(figures: Result) -> None:
         out.print(f"mean corruption error {percent(mean_corruption_error(figures.corruptions))}")
 
 
-def calibration(results: tuple[Result, Result]) -> None:
-    """The figures before and after, in a table."""
+def calibration(found: Calibration) -> None:
+    """The temperature, and the figures before and after in a table."""
+    pairs = {"before": found.before, "after": found.after}
     names = ("images", "ece", "loss", "top1")
-    rows = [
-        {"temperature": when} | {n: getattr(r, n) for n in names}
-        for when, r in zip(("before", "fitted"), results, strict=True)
-    ]
-    listed(rows, "")
+    rows = [{"when": when} | {n: getattr(r, n) for n in names} for when, r in pairs.items()]
+    if as_json:
+        dump({"temperature": found.temperature, "figures": rows})
+        return
+    out.print(f"temperature {found.temperature:.4g}")
+    table(rows)
 
 
 def place(path: Path) -> None:
@@ -229,17 +235,24 @@ def place(path: Path) -> None:
 
 def explained(found: Iterable[Any], folder: Path) -> None:
     """A line for each image or finding. Raises SystemExit(3) where an image could not be read."""
-    answers = []
+    images, more = [], dict[str, Any]()
     for item in found:
         if isinstance(item, dict):
-            listed([{"what": what, "images": count} for what, count in item.items()], "")
+            more |= item
         elif hasattr(item, "verdict"):
+            more |= {"verdict": item.verdict, **asdict(item)}
             note(item.verdict)
         else:
-            answers.append(item)
-    if answers:
-        predictions(answers)
+            images.append(item)
+    if as_json:
+        dump({"images": [asdict(image) for image in images], **more})
+    elif not images:
+        table([{"what": what, "images": count} for what, count in more.items()])
     note(f"the pictures are in {folder}")
+    if images and not as_json:
+        predictions(images)
+    elif any(image.problem for image in images):
+        raise SystemExit(DataError.exit_code)
 
 
 def predictions(items: Iterable[Prediction]) -> None:

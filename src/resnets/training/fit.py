@@ -9,9 +9,11 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 
+import torch
+
 from resnets.data.batches import Batch, test_batches, train_batches
 from resnets.errors import DataError, Diverged
-from resnets.evaluation.classify import evaluate
+from resnets.evaluation.classify import evaluate, predict_batch
 from resnets.nets import Network
 from resnets.nets.modelfile import save
 from resnets.training import checkpoint
@@ -114,6 +116,7 @@ def stretch(
     step, stream, first = Step(plan, state), batches(plan, course), course.step
     began = shown = saved = planned = time.monotonic()
     each = 0.0  # seconds of the last evaluation for an image
+    exact = testing_pace(plan, state.network) if recipe.budget else 0.0
 
     while True:
         now = time.monotonic()
@@ -141,7 +144,7 @@ def stretch(
         if recipe.budget and now - planned > recipe.budget / 50 and course.step > first:
             pace = (now - began) / (course.step - first)
             # Before the first evaluation: a forward pass is about a third of a step.
-            finishing = plan.finishing(each or pace / recipe.batch / 3)
+            finishing = plan.finishing(each or pace / recipe.batch / 3, exact)
             left = recipe.budget - course.seconds - finishing
             wishes[2], planned = course.step + max(1, round(left / pace)), now
         stopping, saving, steps = world.wishes(wishes)
@@ -224,6 +227,19 @@ def estimate(plan: Plan, seconds: float = 2.0) -> float:
     # The first step warms up. Workers decode while the network computes.
     read, stepped = (statistics.median(t[k] for t in times[1:] or times) for k in (0, 1))
     return plan.steps * (max(read / plan.workers, stepped) if plan.workers else read + stepped)
+
+
+def testing_pace(plan: Plan, network: Network) -> float:
+    """Seconds that an image takes in float32: the second of two batches counts."""
+    see, taken = plan.preprocess, 0.0
+    images = torch.zeros(plan.micro, see.channels, see.size, see.size, device=plan.device)
+    network.eval()
+    for _ in range(2):
+        began = time.monotonic()
+        predict_batch(network, images).cpu()
+        taken = time.monotonic() - began
+    network.train()
+    return taken / plan.micro
 
 
 def measure(

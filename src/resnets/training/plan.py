@@ -14,10 +14,10 @@ from typing import Literal
 import torch
 
 from resnets import arch as archs
-from resnets.arch import Arch, MlpArch
+from resnets.arch import Arch
 from resnets.data.sources import Source, Split
 from resnets.errors import DataError, UsageError
-from resnets.evaluation.model import Model, load
+from resnets.evaluation.model import Model, load, takes_pictures
 from resnets.nets.cost import cost
 from resnets.nets.modelfile import Card
 from resnets.recipe import Augment, Preprocess, Recipe, to_dict
@@ -25,7 +25,7 @@ from resnets.recipes import RECIPES
 from resnets.training.state import Course, State, adopt
 from resnets.training.world import ALONE, World
 
-WRITING = 2.0  # seconds for the files of a result, its pictures and its report, on two cores
+WRITING = 3.5  # seconds for the files of a result, its pictures and its report, on two cores
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,18 @@ class Plan:
         grown = start + (size - start) * min(1.0, step / (0.75 * steps))
         return min(size, max(start, round(grown / stride) * stride))
 
-    def finishing(self, each: float) -> float:
-        """Seconds that a run needs after its last step, if testing takes `each` for an image."""
-        watched, final = (len(split.labels) if split else 0 for split in (self.watched, self.final))
+    def finishing(self, each: float, exact: float) -> float:
+        """Seconds that a run needs after its last step.
+
+        Testing takes `each` for an image on all ranks, and `exact` on one in float32.
+        """
+        val, test = self.source.val, self.source.test
+        watched, result = (
+            sum(len(split.labels) for split in splits if split)
+            for splits in ([self.watched], [val, test])
+        )
         # All ranks end the training with an evaluation; the first tests the result, in float32.
-        return WRITING + each * (watched + self.world.size * (1 + self.bfloat16) * final)
+        return WRITING + each * watched + max(each * self.world.size, exact) * result
 
     def start(self) -> State:
         """The state before the first step; a classifier that `weights` do not fit stays new."""
@@ -244,7 +251,7 @@ def resolve(
     """
     base = load(recipe.weights) if recipe.weights else None
     network = archs.changed(base.card.arch if base else archs.arch(recipe.model), recipe.arch)
-    if isinstance(network, MlpArch) or getattr(network, "dims", 2) != 2:
+    if not takes_pictures(network):
         raise UsageError(f"{recipe.model} takes no 2-D images; `resnets models` lists others")
     preprocess = preprocessing(recipe, source)
     if base:  # the weights know the moments that they were trained with
@@ -345,12 +352,16 @@ def preprocessing(recipe: Recipe, source: Source) -> Preprocess:
 
 
 def moments(
-    normalize: Literal["data", "imagenet", "none"], source: Source, channels: int
+    normalize: Literal["data", "imagenet", "none"], source: Source | None, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation for a network of `channels` input channels. Raises UsageError."""
+    if normalize == "data" and source is None:
+        raise UsageError("--normalize data needs the data: --data DATA")
     none = Preprocess(size=1, mean=(0.0,), std=(1.0,))
     known = none if normalize == "none" else Preprocess(size=1)
-    mean, std = (source.mean, source.std) if normalize == "data" else (known.mean, known.std)
+    mean, std = (
+        (source.mean, source.std) if source and normalize == "data" else (known.mean, known.std)
+    )
     if len(mean) != channels and 1 not in (len(mean), channels):
         raise UsageError(f"no mean of {len(mean)} channels for a network of {channels}")
     if len(mean) != channels:  # grey is the mean of the colours

@@ -58,15 +58,21 @@ class Run:
         return self.path / "best.safetensors"
 
     def check_free(self) -> None:
-        """Raise UsageError when a run is already there."""
+        """Raise UsageError when a run is already there, or a file that its result would replace."""
         if (self.path / "recipe.json").exists():
             raise UsageError(
                 f"{self.path} already holds a run.\n"
                 f"Go on with `resnets resume {self.path}` or give another folder with --run."
             )
+        for path in (self.model, self.path / "report.html", self.path / "README.md"):
+            if path.exists():
+                raise UsageError(
+                    f"{path} is of no run, and a run here would replace it.\n"
+                    "Move it away or give another folder with --run."
+                )
 
     def create(self) -> None:
-        """Make the folder. Raises UsageError when a run is already there, DiskError."""
+        """Make the folder. Raises UsageError as `check_free`, DiskError."""
         self.check_free()
         new = [p for p in (self.path, *self.path.parents) if not p.exists()]
         try:
@@ -125,10 +131,10 @@ class Run:
             raise CheckpointError(f"cannot read {path}: {error}") from None
 
     def write_csv(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-        """Write a CSV file as a whole or not at all."""
+        """Write a CSV file as a whole or not at all; what UTF-8 cannot say stands as `\\udcff`."""
         text = io.StringIO(newline="")
         csv.writer(text).writerows([header, *rows])
-        write_whole(self.path / name, text.getvalue().encode())
+        write_whole(self.path / name, text.getvalue().encode(errors="backslashreplace"))
 
     def truncate(self, name: str, step: int) -> None:
         """Drop the lines of a JSON-lines file that are later than the checkpoint's step."""
