@@ -294,6 +294,49 @@ def models(pattern: str = "*", /) -> None:
     show.listed(list(listing.models(pattern)), f"no network matches {pattern!r}")
 
 
+@app.command
+def reproduce(
+    *ids: str,
+    budget: Literal["smoke", "cpu", "gpu", "full"] | None = None,
+    seeds: Count = 1,
+    data: str | None = None,
+    root: Path = Path(),
+    dry_run: bool = False,
+    device: Device = "auto",
+    workers: Workers = 2,
+) -> None:
+    """Run tables and figures of the papers again; without a budget list them all.
+
+    Args:
+        ids: Experiments from the list, as r1.tab6; all when left out.
+        budget: smoke: digits, two steps; cpu: minutes at half the resolution; gpu: an eighth of the
+            length; full: the paper's protocol.
+        seeds: Runs of each network.
+        data: Where ImageNet is, for the full budget.
+        root: Where runs/, results/ledger.jsonl and docs/results.md are; of the smoke budget
+            ROOT/runs/smoke.
+        dry_run: Print what would be run, and how long it would take here.
+    """
+    from resnets.paper import reproduce, results
+
+    if budget is None:
+        show.listed(reproduce.overview(root), "")
+        return
+    if budget == "smoke":
+        root = root / "runs" / "smoke"
+    wanted = reproduce.chosen(ids)
+    if dry_run:
+        show.listed(
+            [row for one in wanted for row in reproduce.planned(one, budget, seeds, root)], ""
+        )
+        return
+    with show.bar() as watch:
+        for one in wanted:
+            for job in reproduce.jobs(one, budget, seeds, data):
+                show.reached(reproduce.run(job, root, device=device, workers=workers, watch=watch))
+    show.place(results.draw(root))
+
+
 @data_app.command
 def get(name: Literal["cifar10", "cifar100"], /) -> None:
     """Fetch a data set into the cache (RESNETS_DATA, else the user's cache folder)."""

@@ -37,6 +37,8 @@ FORMS: dict[str, Callable[[Any], str]] = {  # of columns; others go by their val
     "multiply_adds": lambda count: f"{count / 1e6:,.1f} M",
     "epoch": lambda epoch: f"{epoch:.1f}",
     "loss": lambda nats: f"{nats:.4f}",
+    "images_x_macs": lambda count: f"{count:.1e}",
+    **dict.fromkeys(("cpu", "full", "seconds"), lambda time: days(time)),
 }
 
 
@@ -75,6 +77,11 @@ def seconds(value: float) -> str:
     whole = round(value)
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def days(value: float) -> str:
+    """Seconds as h:mm:ss, or as days where they are more than two."""
+    return seconds(value) if value < 2 * 86_400 else f"{value / 86_400:,.0f} days"
 
 
 def moving(*columns: ProgressColumn) -> Progress:
@@ -120,13 +127,15 @@ def download(name: str) -> Iterator[Callable[[int, int], None]]:
 
 def cell(name: str, value: Any) -> str:
     """A value of a table's column: counts with commas, parts as percent."""
+    if isinstance(value, str):
+        return value
     if name in FORMS:
         return FORMS[name](value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return value if isinstance(value, str) else percent(value)
+    return percent(value)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -320,6 +329,23 @@ def listed(rows: Sequence[Mapping[str, Any]], none: str) -> None:
         table(rows)
     else:
         note(none, always=True)
+
+
+def reached(row: Mapping[str, Any]) -> None:
+    """What came out of an arm of an experiment, in a line."""
+    if as_json:
+        print(json.dumps(row))
+        return
+    from resnets.paper.results import EXACT
+
+    names = ("train_error", "test_error", "top5_error", "median_std", *EXACT)
+    told = {name: row[name] for name in names if name in row}
+    figures = ", ".join(
+        f"{name.replace('_', ' ')} {'diverged' if value is None else f'{value:.6g}'}"
+        for name, value in told.items()
+    )
+    head = f"{row['experiment']}  {row['arm']}  {row['budget']}  seed {row['seed']}"
+    out.print(f"{head}: {figures}", markup=False)
 
 
 def data(facts: Mapping[str, Any]) -> None:

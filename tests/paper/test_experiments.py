@@ -1,0 +1,121 @@
+"""The table of experiments against the papers, and what a budget may change."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from resnets import arch as archs
+from resnets import recipes
+from resnets.arch import FAMILY
+from resnets.errors import UsageError
+from resnets.nets.cost import cost
+from resnets.paper import measures
+from resnets.paper.experiments import EXPERIMENTS, MACS, experiment
+from resnets.paper.reproduce import jobs, scaled
+
+ARMS = [
+    (one, arm)
+    for one in EXPERIMENTS.values()
+    for first in one.arms
+    for arm in (first, *first.members)
+]
+TRAINED = [(one, arm) for one, arm in ARMS if arm.recipe]
+
+
+def test_every_table_and_figure_of_both_papers_is_there():
+    ids = {f"r1.tab{n}" for n in range(1, 15)} | {f"r2.tab{n}" for n in (1, 2, 3, 5)}
+    figures = {"r1.fig1", "r1.fig6a", "r1.fig6c", "r1.fig7", "r2.fig1", "r2.eq"}
+    assert ids | figures | {"r1.warm110", "r1.3x", "r1.grads", "r2.bnadd"} <= set(EXPERIMENTS)
+    titles = " ".join(one.title for one in EXPERIMENTS.values())
+    assert all(
+        text in titles for text in ("Figure 3", "Figure 4", "Figure 6, middle", "Tables 3 and 4")
+    )
+
+
+def test_arms_of_one_name_are_trained_alike():
+    known = {}
+    for _, arm in TRAINED:
+        assert known.setdefault(arm.name, arm.recipe) == arm.recipe, arm.name
+
+
+def test_pairs_are_of_arms_that_there_are():
+    for one in EXPERIMENTS.values():
+        names = {arm.name for arm in one.arms}
+        assert all(name in names for pair in one.greater for name in pair), one.id
+
+
+def test_estimates_use_multiply_adds_within_a_tenth():
+    for _, arm in TRAINED:
+        network = FAMILY[arm.recipe.model]
+        assert MACS[network.depth] * 1e6 == pytest.approx(cost(network).macs, rel=0.1), arm.name
+
+
+@pytest.mark.parametrize(
+    "one", [one for one in EXPERIMENTS.values() if one.id.endswith(("tab1", "counts"))]
+)
+def test_counts_are_what_the_papers_print(one):
+    for arm in one.arms:
+        if arm.recipe is None:
+            found = arm.measure([], None)
+            for name, printed in arm.paper.items():
+                assert found[name] == pytest.approx(printed, rel=0.04), arm.name
+
+
+def test_equations_hold_in_double_precision():
+    for arm in experiment("r2.eq").arms:
+        ((name, value),) = arm.paper.items()
+        assert arm.measure([], None)[name] == pytest.approx(value, abs=1e-10)
+
+
+def test_gradients_of_a_plain_network_with_normalisation_do_not_vanish():
+    """They grow on their way back (1512.03385 says only that they are healthy)."""
+    plain, residual = (measures.gradients(name, [], None) for name in ("plain56", "resnet56"))
+    assert len(plain["gradient_norms"]) == 56
+    assert min(plain["gradient_norms"]) > 0.05
+    assert plain["first_over_last"] > 1000 > 1 > residual["first_over_last"] > 0.1
+
+
+def test_the_full_budget_is_the_papers_protocol():
+    for one, arm in TRAINED:
+        assert scaled(one, arm.recipe, "full", 3) == replace(arm.recipe, seed=arm.recipe.seed + 3)
+    assert experiment("r1.tab6").arms[0].recipe == recipes.paper_cifar10()
+
+
+def test_a_budget_changes_length_resolution_and_data_alone():
+    kept = ("model", "lr", "schedule", "optimizer", "momentum", "nesterov", "weight_decay", "loss",
+            "decay_all", "label_smoothing", "ema", "drop_factor", "clip", "precise_bn")  # fmt: skip
+    for one, arm in TRAINED:
+        for budget in ("smoke", "cpu", "gpu"):
+            short = scaled(one, arm.recipe, budget, 0)
+            for name in kept:
+                if (name, arm.recipe.schedule) != ("schedule", "plateau"):
+                    assert getattr(short, name) == getattr(arm.recipe, name), (arm.name, name)
+            if not (one.units and budget == "cpu"):
+                assert short.arch == arm.recipe.arch
+            assert short.batch == (8 if budget == "smoke" else arm.recipe.batch)
+            archs.changed(archs.arch(short.model), short.arch)
+
+
+def test_longer_arms_stay_longer():
+    steps = {j.arm.name: j.iterations for j in jobs(experiment("r1.3x"), "cpu")}
+    assert steps == {"plain20": 600, "plain56": 600, "plain56+3x": 1800}
+
+
+def test_seeds_are_for_what_is_trained():
+    assert len(list(jobs(experiment("r1.fig1"), "cpu", seeds=3))) == 6
+    assert len(list(jobs(experiment("r1.tab1"), "cpu", seeds=3))) == len(experiment("r1.tab1").arms)
+
+
+def test_an_unknown_id_gets_the_nearest():
+    with pytest.raises(UsageError, match=r"r1\.tab6"):
+        experiment("r1.tab66")
+
+
+def test_the_list_needs_no_torch():
+    code = (
+        "import sys; from resnets.paper.reproduce import overview; rows = overview();"
+        "assert len(rows) > 30; assert not {'torch', 'matplotlib', 'scipy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,160 @@
+"""From a budget to the ledger and the page."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from resnets.cli import main
+from resnets.errors import DataError, Interrupted, UsageError
+from resnets.paper import ledger, reproduce, results
+from resnets.paper.experiments import Arm, Experiment, experiment
+from resnets.paper.reproduce import Job
+from resnets.recipe import Recipe
+
+SMALL = Recipe(model="resnet8", data="digits", lr=0.1)
+ONE = Experiment(
+    id="t.one",
+    title="One",
+    arms=(Arm(name="resnet8", recipe=SMALL, paper={"test_error": 8.75}),),
+    claim="order",
+)
+
+
+def row(**changes):
+    known = {"experiment": "r1.fig1", "arm": "plain20", "budget": "cpu", "seed": 0}
+    shape = {"layers": 20, "data": "cifar10", "size": 16, "images": 12800, "precision": "bfloat16"}
+    errors = {"iterations": 100, "train_error": 40.0, "test_error": 50.0, "protocol": False}
+    return known | shape | errors | changes
+
+
+def test_a_run_is_made_once_and_then_read_from_the_ledger(tmp_path):
+    job = Job(ONE, ONE.arms[0], "smoke", 0)
+    first = reproduce.run(job, tmp_path, device="cpu")
+    assert not first["protocol"]
+    assert first["iterations"] == 2
+    assert first["images"] == 16
+    assert first["layers"] == 8
+    assert (tmp_path / first["curve"]).exists()
+    folder = tmp_path / "runs" / "smoke" / job.name
+    assert (folder / "model.safetensors").exists()
+    assert not (folder / "checkpoints").exists()
+    seen = []
+    assert reproduce.run(job, tmp_path, device="cpu", watch=seen.append) == first
+    assert not seen
+    assert len(ledger.read(tmp_path)) == 1
+    other = reproduce.run(replace(job, seed=1), tmp_path, device="cpu")
+    assert other["seed"] == 1
+    assert len(ledger.read(tmp_path)) == 2
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_the_unbroken_one(tmp_path):
+    import os
+    import signal
+
+    long = replace(ONE, steps={"smoke": 12})
+    job = Job(long, ONE.arms[0], "smoke", 0)
+
+    def stop(progress):
+        if progress.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as caught:
+        reproduce.run(job, tmp_path / "broken", device="cpu", watch=stop)
+    assert caught.value.exit_code == 143
+    assert "the same command" in str(caught.value)
+    assert ledger.read(tmp_path / "broken") == []
+    again = reproduce.run(job, tmp_path / "broken", device="cpu")
+    whole = reproduce.run(job, tmp_path / "whole", device="cpu")
+    assert all(again[key] == whole[key] for key in ("train_error", "test_error"))
+
+
+def test_a_diverged_run_is_a_line_without_an_error(tmp_path):
+    wild = replace(SMALL, lr=1e30, lr_batch=8)
+    job = Job(replace(ONE, steps={"smoke": 40}), Arm(name="wild", recipe=wild), "smoke", 0)
+    found = reproduce.run(job, tmp_path, device="cpu")
+    assert found["test_error"] is None
+    assert "not finite" in found["notes"][0]
+    assert ledger.spread([found["test_error"]]) == "fail (1 of 1 diverged)"
+
+
+def test_a_line_that_a_crash_cut_is_replaced_and_a_wrong_one_named(tmp_path):
+    ledger.append(tmp_path, row())
+    path = tmp_path / "results" / "ledger.jsonl"
+    path.write_text(path.read_text() + '{"experiment": "r1')
+    with pytest.raises(DataError, match="line 2"):
+        ledger.read(tmp_path)
+    ledger.append(tmp_path, row(seed=1))
+    assert [line["seed"] for line in ledger.read(tmp_path)] == [0, 1]
+
+
+def test_a_small_run_never_stands_in_the_column_of_the_protocol(tmp_path):
+    for line in (
+        row(arm="resnet20", test_error=8.0),
+        row(arm="resnet32", budget="full", test_error=7.0),
+        row(arm="resnet44", budget="full", protocol=True, test_error=7.1),
+        row(arm="resnet44", budget="full", protocol=True, test_error=7.5, seed=1),
+    ):
+        ledger.append(tmp_path, line | {"experiment": "r1.tab6"})
+    page = results.draw(tmp_path).read_text()
+    deviation = f"{math.sqrt(0.08):.2f}"
+    assert "| resnet20 | 8.75 |  |" in page
+    assert "| resnet32 | 7.51 |  |" in page
+    assert f"| resnet44 | 7.17 | 7.30 ± {deviation} (2) |" in page
+    assert "| resnet20 | 20 layers, cifar10 at 16 px, 100 iterations" in page
+
+
+def test_a_verdict_counts_seeds_and_diverged_runs():
+    one = experiment("r1.fig1")
+    rows = [row(), row(seed=1), row(seed=2)]
+    rows += [row(arm="plain56", train_error=e, seed=n) for n, e in enumerate((60.0, 30.0, None))]
+    (said,) = results.verdicts(one, rows)
+    assert said.startswith("train error of plain56 above plain20: in 2 of 3 seeds, by 5.00")
+
+
+def test_the_time_is_that_of_this_machines_runs():
+    rows = [
+        row(machine="a", seconds=10.0, multiply_adds=1e6),
+        row(machine="b", seconds=9e9, multiply_adds=1e6),
+    ]
+    assert ledger.pace(rows, "a") == pytest.approx(10 / (12800 * 1e6))
+    assert ledger.pace(rows, "c") == ledger.PACE
+
+
+def test_the_command_lists_plans_and_refuses(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command, code in (
+        (["reproduce", "--json"], 0),
+        (["reproduce", "r1.fig1", "--budget", "cpu", "--dry-run", "--json"], 0),
+        (["reproduce", "r1.tab7", "--budget", "cpu"], 2),
+        (["reproduce", "r1.fig11", "--budget", "cpu"], 2),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(command)
+        assert caught.value.code == code
+        out = capsys.readouterr()
+        if code == 0:
+            assert len(json.loads(out.out)) >= 2
+        else:
+            assert "detect" in out.err or "r1.fig1" in out.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_waits_for_another_part_is_refused_by_name():
+    with pytest.raises(UsageError, match="resnets detect"):
+        reproduce.chosen(["r1.tab9"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_experiment_runs_from_end_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["reproduce", "--budget", "smoke", "-q"])
+    assert caught.value.code == 0
+    root = tmp_path / "runs" / "smoke"
+    known = {(line["experiment"], line["arm"]) for line in ledger.read(root)}
+    for one in results.EXPERIMENTS.values():
+        assert one.needs or known >= {(one.id, arm.name) for arm in one.arms}
+    assert "The differences" not in (root / "docs" / "results.md").read_text()
