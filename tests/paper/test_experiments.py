@@ -94,13 +94,13 @@ def test_a_budget_changes_length_resolution_and_data_alone():
                     assert getattr(short, name) == getattr(arm.recipe, name), (arm.name, name)
             if not (one.units and budget == "cpu"):
                 assert short.arch == arm.recipe.arch
-            assert short.batch == (8 if budget == "smoke" else arm.recipe.batch)
+            assert short.batch == (16 if budget == "smoke" else arm.recipe.batch)
             archs.changed(archs.arch(short.model), short.arch)
 
 
 def test_longer_arms_stay_longer():
     steps = {j.arm.name: j.iterations for j in jobs(experiment("r1.3x"), "cpu")}
-    assert steps == {"plain20": 600, "plain56": 600, "plain56+3x": 1800}
+    assert steps == {"plain20": 500, "plain56": 500, "plain56+3x": 1500}
 
 
 def test_seeds_are_for_what_is_trained():

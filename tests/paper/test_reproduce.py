@@ -34,7 +34,7 @@ def test_a_run_is_made_once_and_then_read_from_the_ledger(tmp_path):
     first = reproduce.run(job, tmp_path, device="cpu")
     assert not first["protocol"]
     assert first["iterations"] == 2
-    assert first["images"] == 16
+    assert first["images"] == 32
     assert first["layers"] == 8
     assert (tmp_path / first["curve"]).exists()
     folder = tmp_path / "runs" / "smoke" / job.name
@@ -53,11 +53,10 @@ def test_an_interrupted_run_goes_on_and_ends_as_the_unbroken_one(tmp_path):
     import os
     import signal
 
-    long = replace(ONE, steps={"smoke": 12})
-    job = Job(long, ONE.arms[0], "smoke", 0)
+    job = Job(replace(ONE, steps={"cpu": 12}), ONE.arms[0], "cpu", 0)  # an evaluation in 2 steps
 
     def stop(progress):
-        if progress.step == 3:
+        if progress.step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted) as caught:
@@ -71,7 +70,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_the_unbroken_one(tmp_path):
 
 
 def test_a_diverged_run_is_a_line_without_an_error(tmp_path):
-    wild = replace(SMALL, lr=1e30, lr_batch=8)
+    wild = replace(SMALL, lr=1e30, lr_batch=16)
     job = Job(replace(ONE, steps={"smoke": 40}), Arm(name="wild", recipe=wild), "smoke", 0)
     found = reproduce.run(job, tmp_path, device="cpu")
     assert found["test_error"] is None

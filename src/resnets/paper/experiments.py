@@ -50,7 +50,8 @@ class Experiment:
     figure: str = "train_error"
     curves: bool = False  # whether the paper draws errors over iterations
     steps: Mapping[str, int] = field(default_factory=dict)  # of budgets, where not as in STEPS
-    units: int = 0  # in each stage of the budget "cpu"; 0: as in the paper
+    units: int = 0  # in each stage, at the budget "cpu"; 0: as in the paper
+    side: int = 0  # of the images, likewise
     needs: str = ""  # what is missing before it can be run
 
 
@@ -124,7 +125,7 @@ R1 = (
         claim="order of training errors",
         greater=(("plain56", "plain20"),),
         curves=True,
-        steps={"cpu": 1000},
+        steps={"cpu": 500},
     ),
     Experiment(
         id="r1.tab2",
@@ -172,7 +173,7 @@ R1 = (
         claim="training error rises with depth",
         greater=(("plain56", "plain20"), ("plain110", "plain20")),
         curves=True,
-        steps={"cpu": 1000},
+        steps={"cpu": 500},
     ),
     Experiment(
         id="r1.tab6",
@@ -180,7 +181,7 @@ R1 = (
         arms=arms(CIFAR, DEPTHS) + arms(CIFAR_110, R110),
         claim="none: gains from depth need the full length",
         curves=True,
-        steps={"cpu": 1000},
+        steps={"cpu": 500},
     ),
     Experiment(
         id="r1.cure",
@@ -189,7 +190,7 @@ R1 = (
         claim="ResNet-56 is cured, not better than ResNet-20",
         greater=(("plain56", "plain20"), ("plain56", "resnet56")),
         curves=True,
-        steps={"cpu": 1000},
+        steps={"cpu": 500},
     ),
     Experiment(
         id="r1.fig6c",
@@ -198,6 +199,7 @@ R1 = (
         claim="the error of 1,202 layers falls; that they overfit needs the full length",
         curves=True,
         steps={"cpu": 60, "gpu": 300},
+        side=8,
     ),
     Experiment(
         id="r1.warm110",
@@ -216,7 +218,7 @@ R1 = (
         claim="order of the median deviations",
         greater=(("plain56", "resnet56"), ("plain20", "resnet20"), ("resnet56", "resnet110")),
         figure="median_std",
-        steps={"cpu": 1000},
+        steps={"cpu": 500},
     ),
     Experiment(
         id="r1.grads",
@@ -235,7 +237,7 @@ R1 = (
         claim="the gap to plain-20 stays",
         greater=(("plain56+3x", "plain20"),),
         curves=True,
-        steps={"cpu": 600},
+        steps={"cpu": 500},
     ),
     waiting(
         "detect",
@@ -313,7 +315,7 @@ R2 = (
         ),
         curves=True,
         steps={"cpu": 300},
-        units=9,
+        units=5,
     ),
     Experiment(
         id="r2.tab2",
@@ -323,7 +325,7 @@ R2 = (
         greater=(("resnet110_bn_after_add", "preresnet110"), ("resnet110", "preresnet110")),
         curves=True,
         steps={"cpu": 300},
-        units=9,
+        units=5,
     ),
     Experiment(
         id="r2.tab2-164",
@@ -333,7 +335,7 @@ R2 = (
         greater=(("resnet164_bn_after_add", "preresnet164"),),
         curves=True,
         steps={"cpu": 300},
-        units=6,
+        units=4,
     ),
     Experiment(
         id="r2.tab3",
@@ -355,6 +357,7 @@ R2 = (
             data="cifar100",
         ),
         steps={"cpu": 60, "gpu": 500},
+        side=8,
     ),
     Experiment(
         id="r2.fig1",
@@ -364,6 +367,7 @@ R2 = (
         greater=(("resnet1001", "preresnet1001"),),
         curves=True,
         steps={"cpu": 100, "gpu": 500},
+        side=8,
     ),
     Experiment(
         id="r2.tab5",

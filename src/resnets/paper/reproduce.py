@@ -114,7 +114,8 @@ def scaled(
 
     "full" is the paper's; "gpu" has CIFAR at its own size, "cpu" at half of it, "smoke" the digits
     and small batches. Data of `imagenet` becomes CIFAR-10 at twice the size. A start at a low rate
-    takes a tenth of the run or 50 steps. The experiment may have fewer units a stage for "cpu".
+    takes a tenth of the run or 50 steps. An experiment may have its own side, and fewer units in a
+    stage, for "cpu".
     """
     recipe = replace(recipe, seed=recipe.seed + seed)
     large = recipe.data == "imagenet"
@@ -122,7 +123,7 @@ def scaled(
         return replace(recipe, data=data) if large and data else recipe
     fewest = min(arm.recipe.steps for arm in one.arms if arm.recipe)
     steps = one.steps.get(budget, STEPS[budget]) * (recipe.steps // fewest if fewest else 1)
-    side = SIDE[budget]
+    side = one.side if one.side and budget == "cpu" else SIDE[budget]
     place = "digits" if budget == "smoke" else "cifar10" if large else recipe.data
     short = replace(
         recipe,
@@ -143,20 +144,27 @@ def scaled(
     if budget == "smoke":
         grey = replace(short.augment, colour="none", policy="none")
         batch = recipe.lr_batch or recipe.batch
-        short = replace(short, batch=8, lr_batch=batch, augment=grey)
+        short = replace(short, batch=16, lr_batch=batch, augment=grey)
     elif one.units and budget == "cpu":
         short = replace(short, arch={**recipe.arch, "blocks": (one.units,) * 3})
-    return replace(short, eval_every=max(1, steps // 8) * short.batch / IMAGES[place])
+    parts = 1 if budget == "smoke" else 6  # of the run, with an evaluation after each
+    return replace(short, eval_every=max(1, steps // parts) * short.batch / IMAGES[place])
 
 
 def trained(job: Job, recipe: Recipe, root: Path, device: str, workers: int, watch: Watch) -> Run:
     """The finished run folder of a job, which goes on where it stood. Raises as `verbs.train`."""
     from resnets import lifecycle, verbs
+    from resnets.recipe import parse
     from resnets.training.run import Run
 
     folder = Run(root / "runs" / job.budget / job.name)
+    begun = (folder.path / "recipe.json").exists()
+    if begun:
+        there = parse(folder.read_json("recipe.json"))
+        if replace(there, data=recipe.data, precision=recipe.precision) != recipe:
+            raise UsageError(f"{folder.path} holds a run of another recipe: remove the folder")
     if not folder.finished:
-        if (folder.path / "recipe.json").exists():
+        if begun:
             verbs.resume(folder.path, device=device, workers=workers, watch=watch)
         else:
             plan = verbs.plan(recipe.data, recipe=recipe, device=device, workers=workers)
@@ -176,6 +184,8 @@ def run(
     """The line of a job in the ledger, which is written once. Raises as `verbs.train`."""
     if known := ledger.of(ledger.read(root), **job.key):
         return known[-1]
+    import torch
+
     from resnets.data import sources
     from resnets.evaluation.model import Model, load
     from resnets.listing import environment
@@ -202,6 +212,8 @@ def run(
         if job.recipe and folders:
             source = sources.load(job.recipe.data)
             split = source.test or source.val
+            if split and job.budget == "smoke":
+                split = split.take(torch.arange(40))
             row |= facts(job, job.recipe, folders[0], root)
         if job.arm.measure:
             row |= job.arm.measure(models, split)
