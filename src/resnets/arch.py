@@ -186,8 +186,6 @@ def wrong(error: pydantic.ValidationError) -> list[str]:
     ]
 
 
-# --- ImageNet -------------------------------------------------------------------------------------
-
 R18 = ResNetArch(blocks=(2, 2, 2, 2), widths=(64, 128, 256, 512))
 R50 = ResNetArch(blocks=(3, 4, 6, 3), widths=(256, 512, 1024, 2048), unit="bottleneck")
 R101 = replace(R50, blocks=(3, 4, 23, 3))
@@ -205,9 +203,6 @@ BAG = "He et al. 2018, arXiv 1812.01187"
 RESNEXT = "Xie et al. 2016, arXiv 1611.05431"
 WIDE = "Zagoruyko and Komodakis 2016, arXiv 1605.07146"
 SE = "Hu et al. 2017, arXiv 1709.01507"
-
-
-# --- CIFAR ----------------------------------------------------------------------------------------
 
 
 def cifar(n: int) -> ResNetArch:
@@ -238,11 +233,10 @@ def wrn(depth: int, k: int) -> ResNetArch:
     return replace(units, shortcut="B", counted=4, source=WIDE)
 
 
-def resnext29(groups: int, width: int) -> ResNetArch:
-    """29 layers, `groups` x `width`d at the first stage, whose output is 256 wide: section 5.3."""
+def resnext29(groups: int) -> ResNetArch:
+    """29 layers, `groups` x 64d at the first stage, whose output is 256 wide: section 5.3."""
     units = replace(cifar(3), widths=(256, 512, 1024), unit="bottleneck", shortcut="B")
-    inner = replace(units, squeeze=256 / (groups * width), groups=groups)
-    return replace(inner, stem_width=64, source=RESNEXT)
+    return replace(units, squeeze=4 / groups, groups=groups, stem_width=64, source=RESNEXT)
 
 
 def se(arch: ResNetArch) -> ResNetArch:
@@ -250,17 +244,14 @@ def se(arch: ResNetArch) -> ResNetArch:
     return replace(arch, se_reduction=16, source=SE)
 
 
-def densenet_bc(depth: int, growth: int) -> DenseNetArch:
-    """DenseNet-BC for CIFAR: three blocks of (depth - 4) / 6 layers, growth rate `growth`."""
-    n = (depth - 4) // 6
-    return DenseNetArch(
-        blocks=(n, n, n), growth=growth, stem_width=2 * growth, stem="cifar", classes=10, size=32
-    )
-
-
 def dense(blocks: tuple[int, ...], growth: int = 32) -> DenseNetArch:
     """DenseNet-BC for ImageNet."""
     return DenseNetArch(blocks=blocks, growth=growth, stem_width=2 * growth)
+
+
+def densenet_bc(depth: int, growth: int) -> DenseNetArch:
+    """DenseNet-BC for CIFAR: three blocks of (depth - 4) / 6 layers, growth rate `growth`."""
+    return replace(dense(((depth - 4) // 6,) * 3, growth), stem="cifar", classes=10, size=32)
 
 
 R110 = replace(cifar(18), source=HE2016)
@@ -327,7 +318,7 @@ FAMILY: dict[str, Arch] = {
     **{f"resnet164_{order}": replace(R164, order=order) for order in PLACEMENTS},
     **{f"seresnet{6 * n + 2}": se(cifar(n)) for n in (3, 5, 9, 18)},
     **{f"wrn_{depth}_{k}": wrn(depth, k) for depth, k in ((16, 8), (28, 10), (40, 4))},
-    **{f"resnext29_{groups}x64d": resnext29(groups, 64) for groups in (8, 16)},
+    **{f"resnext29_{groups}x64d": resnext29(groups) for groups in (8, 16)},
     **{f"densenet_bc{d}_{k}": densenet_bc(d, k) for d, k in ((100, 12), (190, 40), (250, 24))},
     # Signals, volumes, tables
     **{f"{n}_1d": replace(a, dims=1, channels=1, size=1000) for n, a in SMALL.items()},

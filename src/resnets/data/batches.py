@@ -85,9 +85,8 @@ def train_batches(
     memory are moved to the device once; `workers` processes decode files, and the batches do not
     depend on them. `sides` gives a step's input side; without it `preprocess.size` is that of all.
 
-    Raises:
-        UsageError: the augmentation cannot be done on such images.
-        DataError: not one file of a batch can be read, or a worker died or hung.
+    Raises UsageError if the augmentation cannot be done on such images, and DataError if not one
+    file of a batch can be read, or a worker died or hung.
     """
     side = sides or (lambda _: preprocess.size)
     check(preprocess, augment, batch, ranks, side(start))
@@ -102,8 +101,8 @@ def train_batches(
         if not len(indices):
             raise DataError(f"not one image of a batch can be read: {bad[0][0]} ({bad[0][1]}), ...")
         _, change = transforms.at_side(preprocess, augment, x.shape[3])
-        x = transforms.augment(x, change, mean, std, _to(draws, device))
-        yield Batch(x, _to(split.labels[indices], device), indices, bad)
+        x = transforms.augment(x, change, mean, std, draws.to(device, non_blocking=True))
+        yield Batch(x, split.labels[indices].to(device, non_blocking=True), indices, bad)
 
 
 def check(preprocess: Preprocess, augment: Augment, batch: int, ranks: int, side: int) -> None:
@@ -140,12 +139,10 @@ def test_batches(
 
     `crops` says what is seen of an image (see `transforms.shown`): "corners" are five rows, with
     labels and indices five times; of files, which differ in shape, a "whole" image is a batch.
-    `change` is done to the views on the device, given their indices on the CPU, before they are
-    normalised.
+    `change` is done to the views on the device, given their indices, before they are normalised.
 
-    Raises:
-        UsageError: `preprocess` has a mean for each pixel, and a "whole" image another shape.
-        DataError: a worker died or hung.
+    Raises UsageError if `preprocess` has a mean for each pixel and a "whole" image another shape,
+    and DataError if a worker died or hung.
     """
     mean, std = transforms.statistics(preprocess, device)
     each = 1 if crops == "whole" and not isinstance(split.images, Tensor) else batch
@@ -161,10 +158,10 @@ def test_batches(
             )
         indices = read.repeat_interleave(len(x) // max(1, len(read)))
         x = transforms.normalize(change(x, indices) if change else x, mean, std)
-        yield Batch(x, _to(split.labels[indices], device), indices, bad)
+        yield Batch(x, split.labels[indices].to(device, non_blocking=True), indices, bad)
 
 
-# What testing or training sees of uint8 (B, C, H, W) images, given (B, DRAWS) and the input's side.
+# What is seen of uint8 (B, C, H, W) images, given (B, DRAWS) and the input's side.
 See = Callable[[Tensor, Tensor, int], Tensor]
 # Indices, draws, side of the input, files; a tensor would take a file descriptor to each worker.
 Request = tuple[NDArray[np.int64], NDArray[np.float32], int, tuple[str, ...]]
@@ -188,8 +185,7 @@ class Decode(Dataset[Answer]):
     def __getitem__(self, request: Request) -> Answer:
         indices, draws = (torch.from_numpy(x) for x in request[:2])
         side, files = request[2:]
-        worker = get_worker_info()
-        hand = self.hands[0 if worker is None else worker.id]
+        hand = self.hands[worker.id if (worker := get_worker_info()) else 0]
         views, rows, bad = [], [], []
         for row, (index, path) in enumerate(zip(indices.tolist(), files, strict=True)):
             hand.copy_(torch.tensor([os.getpid(), index]))
@@ -254,8 +250,9 @@ def _read(
                 "If memory or /dev/shm is short, use fewer workers, or none: --workers 0"
             ) from None
         waited = 0
+        views = views.to(device, non_blocking=True)
         # what is pinned comes as lists
-        yield _to(views, device), indices, draws, tuple((path, why) for path, why in bad)
+        yield views, indices, draws, tuple((path, why) for path, why in bad)
 
 
 def _in_hand(files: tuple[Path, ...], hands: Tensor) -> str:
@@ -288,7 +285,3 @@ def _quiet_iter(loader: DataLoader[Answer]) -> Iterator[Answer]:
     answers = iter(loader)
     signal.signal(signal.SIGCHLD, before)
     return answers
-
-
-def _to(tensor: Tensor, device: torch.device | str) -> Tensor:
-    return tensor.to(device, non_blocking=True)

@@ -29,21 +29,13 @@ class Unreadable(DataError):
 
 
 def decode(image: str | Path | bytes, channels: int) -> NDArray[np.uint8]:
-    """The pixels of an image file, or of its bytes.
+    """The pixels of an image file, or of its bytes: uint8 (H, W, channels).
 
     JPEG, PNG, WebP, BMP, GIF (first frame) or TIFF (first page), turned upright by its EXIF
-    orientation, transparency put on white, 16 bits scaled to 8.
-
-    Args:
-        channels: 1 (grey, ITU-R 601) or 3 (red, green, blue).
-
-    Returns:
-        uint8 (H, W, channels).
-
-    Raises:
-        Unreadable: a DataError that names the file and the reason.
+    orientation, transparency put on white, 16 bits scaled to 8, in 1 channel (grey, ITU-R 601) or
+    3 (red, green, blue). Raises Unreadable, a DataError that names the file and the reason.
     """
-    with _opened(image) as picture:
+    with opened(image) as picture:
         picture.load()
         with suppress(Exception):  # broken EXIF does not make the pixels worse: they are upright
             ImageOps.exif_transpose(picture, in_place=True)
@@ -51,23 +43,17 @@ def decode(image: str | Path | bytes, channels: int) -> NDArray[np.uint8]:
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def check_header(image: str | Path | bytes) -> None:
-    """Raise Unreadable if the first bytes already show that `decode` will refuse the file."""
-    with _opened(image):
-        pass
-
-
 @contextmanager
-def _opened(image: str | Path | bytes) -> Iterator[Image.Image]:
+def opened(image: str | Path | bytes) -> Iterator[Image.Image]:
+    """The image, its header read. Raises Unreadable, for what is done with it too."""
     name = "the image" if isinstance(image, bytes) else str(image)
     try:
         if not isinstance(image, bytes) and not stat.S_ISREG(os.stat(image).st_mode):
             raise Unreadable(name, "not a regular file")  # opening a pipe would wait for ever
         if not (len(image) if isinstance(image, bytes) else os.path.getsize(image)):
             raise Unreadable(name, "the file is empty")
-        with Image.open(
-            io.BytesIO(image) if isinstance(image, bytes) else image, "r", FORMATS
-        ) as p:
+        file = io.BytesIO(image) if isinstance(image, bytes) else image
+        with Image.open(file, "r", FORMATS) as p:
             if p.width * p.height > MAX_PIXELS:
                 raise Unreadable(name, f"{p.width} x {p.height} is over {MAX_PIXELS:,} pixels")
             if max(p.size) > MAX_ASPECT * min(p.size):
@@ -79,14 +65,11 @@ def _opened(image: str | Path | bytes) -> Iterator[Image.Image]:
         raise Unreadable(name, f"not a {', '.join(FORMATS)} image") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise Unreadable(name, f"over {MAX_PIXELS:,} pixels") from None
-    except OSError as error:
-        raise Unreadable(name, error.strerror or _first_line(error)) from None
     except Exception as error:  # Pillow's readers raise anything on broken files
-        raise Unreadable(name, f"{type(error).__name__}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+        kind = type(error).__name__
+        line = (str(error).splitlines() or [kind])[0][:200]
+        reason = error.strerror or line if isinstance(error, OSError) else f"{kind}: {line}"
+        raise Unreadable(name, reason) from None
 
 
 def _pixels(picture: Image.Image, mode: str) -> NDArray[np.uint8]:

@@ -28,16 +28,10 @@ def _shift(x: Tensor, by: int) -> Tensor:
 
 
 def bits(seed: int, epochs: Tensor, indices: Tensor, draws: range) -> Tensor:
-    """The hash itself.
+    """The hash itself: int64 (B, len(draws)), all 64 bits even.
 
-    Args:
-        seed: any integer; it counts modulo 2**64.
-        epochs: int64 (B,) or a scalar.
-        indices: int64 (B,).
-        draws: numbers of the draws; `order` has 0, `uniform` all from 1 on.
-
-    Returns:
-        int64 (B, len(draws)), all 64 bits even.
+    The seed counts modulo 2**64; epochs are int64 (B,) or a scalar, indices int64 (B,). Of the
+    numbers of the draws `order` has 0 and `uniform` all from 1 on.
     """
     start = torch.tensor((seed + 2**63) % 2**64 - 2**63, device=indices.device)
     numbers = torch.arange(draws.start, draws.stop, device=indices.device)
@@ -46,14 +40,11 @@ def bits(seed: int, epochs: Tensor, indices: Tensor, draws: range) -> Tensor:
 
 
 def uniform(seed: int, epochs: Tensor, indices: Tensor, draws: int) -> Tensor:
-    """Float32 (B, draws) in [0, 1) on the device of `indices`; 24 random bits each.
+    """Float32 (B, draws) in [0, 1) on the device of `indices`, int64 (B,); 24 random bits each.
 
-    Args:
-        seed: of the run.
-        epochs: int64 (B,) or a scalar: the pass over the data that each row belongs to, plus
-            2**32 times the number of the view where an image has several in a pass.
-        indices: int64 (B,): the images.
-        draws: how many for each image; the first ones do not depend on how many.
+    `epochs`, int64 (B,) or a scalar, is the pass over the data that a row belongs to, plus 2**32
+    times the number of the view where an image has several in a pass. The first draws do not
+    depend on how many there are.
     """
     return _shift(bits(seed, epochs, indices, range(1, draws + 1)), 40).float() * 2.0**-24
 
@@ -81,10 +72,8 @@ def spread(labels: Tensor, seed: int) -> Tensor:
     """
     shuffled = order(seed, -1, len(labels)).numpy()
     classes = labels.numpy()[shuffled]
-    by_class = np.argsort(classes, kind="stable")
     counts = np.bincount(classes)
     firsts = np.cumsum(counts) - counts
-    rank = np.empty(len(classes))
-    rank[by_class] = np.arange(len(classes)) - np.repeat(firsts, counts)
+    rank = np.argsort(np.argsort(classes, kind="stable")) - firsts[classes]
     place = (rank + 0.5) / counts[classes]
     return torch.from_numpy(shuffled[np.argsort(place, kind="stable")])

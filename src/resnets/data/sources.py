@@ -19,15 +19,12 @@ __all__ = ["Source", "Split", "expand", "hold_out", "load"]
 def load(data: str | Path, *, seed: int = 0, max_unreadable: float = 0.01) -> Source:
     """A data set by its name or place.
 
-    Args:
-        data: "digits" (scikit-learn's 1,797 grey 8x8 images, split here into a training half and a
-            test half, stratified, always the same); "cifar10" or "cifar100" from the cache; a
-            folder (see `resnets.data.folders.read_folder`); or a CSV file (`read_csv`).
-        seed: of an automatic split.
-        max_unreadable: part of the files that may be unreadable and left out.
+    It is "digits" (scikit-learn's 1,797 grey 8x8 images, split here into a training half and a test
+    half, stratified, always the same); "cifar10" or "cifar100" from the cache; a folder (see
+    `resnets.data.folders.read_folder`); or a CSV file (`read_csv`). The seed is of an automatic
+    split, and `max_unreadable` the part of the files that may be unreadable and left out.
 
-    Raises:
-        DataError: there is no such data, or it is not in a known form, or too much is unreadable.
+    Raises DataError: there is no such data, or in no known form, or too much is unreadable.
     """
     path = Path(data)
     if data == "digits":
@@ -58,8 +55,7 @@ def digits() -> Source:
 def expand(inputs: Sequence[str | Path | bytes]) -> Iterator[str | Path | bytes]:
     """Inputs with each folder replaced by its visible files, and each pattern by what it matches.
 
-    Raises:
-        DataError: a pattern matches nothing, or a folder holds nothing.
+    Raises DataError for a pattern that matches nothing, or a folder that holds nothing.
     """
     for item in inputs:
         if isinstance(item, bytes) or Path(item).is_file():

@@ -65,8 +65,7 @@ class Source:
 
     The digest is the SHA-256 of the whole, however it is split: of pixels and labels in memory; of
     relative paths, sizes in bytes and labels for files. `mean` and `std` are of each channel of the
-    training images, in 0..1; for files over every k-th pixel of those that were decoded, before a
-    part was held out.
+    training images, in 0..1; for files over every k-th pixel, before a part was held out.
     """
 
     name: str  # "digits", "cifar10", "cifar100", or the name of the folder or CSV file

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import Literal
 
 import torch
@@ -20,9 +21,9 @@ from resnets.recipe import Augment, Preprocess
 Crops = Literal["center", "corners", "whole"]
 
 DRAWS = 45  # for each image; which draw is for what:
-_CORNER = (0, 1)  # top and left of a crop
+_CORNER = slice(0, 2)  # top and left of a crop
 _FLIP = 2
-_CUTOUT = (3, 4)
+_CUTOUT = slice(3, 5)
 _COLOUR = slice(5, 12)
 _AREA = slice(12, 32)  # ten attempts at (area, aspect ratio)
 _POLICY = slice(32, 40)
@@ -66,7 +67,7 @@ def geometry(
 ) -> Geometry:
     """The view that training takes of an image, given the image's DRAWS numbers in [0, 1)."""
     size = preprocess.size
-    y, x = (draws[i] for i in _CORNER)
+    y, x = draws[_CORNER]
     if augment.crop == "scale":
         low, high = augment.scale
         # column of `_AREA`: that crop and this one are never drawn together
@@ -102,20 +103,16 @@ def views(
     preprocess, augment = at_side(preprocess, augment, side)
     if augment.crop in ("none", "pad") and augment.policy == "none":  # one view for all
         return cut(images, centre(height, width, preprocess), side)
-    numbers = draws.tolist()
-    rows = [
-        cut(image, geometry(height, width, preprocess, augment, row), side)
-        for image, row in zip(torch.split(images, 1), numbers, strict=True)
-    ]
     if augment.policy != "none":
         from resnets.data import policies  # here, since its torchvision takes 1.7 s to import
-
-        rows = [
-            policies.trivial(image, row[_POLICY])
-            if augment.policy == "trivial"
-            else policies.rand(image, *augment.rand, row[_POLICY])
-            for image, row in zip(rows, numbers, strict=True)
-        ]
+    rows = []
+    for image, row in zip(torch.split(images, 1), draws.tolist(), strict=True):
+        x = cut(image, geometry(height, width, preprocess, augment, row), side)
+        if augment.policy == "trivial":
+            x = policies.trivial(x, row[_POLICY])
+        if augment.policy == "rand":
+            x = policies.rand(x, *augment.rand, row[_POLICY])
+        rows.append(x)
     return torch.cat(rows)
 
 
@@ -169,10 +166,7 @@ def resized(images: Tensor, sides: tuple[int, int]) -> Tensor:
 
 
 def recolour(images: Tensor, channels: int) -> Tensor:
-    """uint8 (N, C, H, W) with `channels` channels: grey is repeated, colour weighted by ITU-R 601.
-
-    What `decode` does for files.
-    """
+    """uint8 (N, C, H, W) in `channels` channels: grey is repeated, colour weighted by ITU-R 601."""
     if images.shape[1] == channels:
         return images
     if images.shape[1] == 1:
@@ -241,9 +235,8 @@ def cutout(images: Tensor, side: int, draws: Tensor) -> Tensor:
 
     (B, C, H, W) and (B, 2) -> (B, C, H, W).
     """
-    height, width = images.shape[2:]
-    top = (draws[:, 0] * height).long() - side // 2
-    left = (draws[:, 1] * width).long() - side // 2
+    middle = draws * torch.tensor(images.shape[2:], device=draws.device)
+    top, left = (middle.long() - side // 2).unbind(1)
     sides = torch.full_like(top, side)
     return zeroed(images, top, left, sides, sides)
 
@@ -266,12 +259,11 @@ def erase(images: Tensor, chance: float, draws: Tensor) -> Tensor:
 
 def zeroed(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
     """Each image with a rectangle of zeros: (B, C, H, W) and (B,) each, in pixels."""
-    rows = torch.arange(images.shape[2], device=images.device) - top[:, None]
-    columns = torch.arange(images.shape[3], device=images.device) - left[:, None]
-    inside_rows = (rows >= 0) & (rows < height[:, None])
-    inside_columns = (columns >= 0) & (columns < width[:, None])
-    inside = inside_rows[:, :, None] & inside_columns[:, None, :]
-    return images.masked_fill(inside[:, None], 0.0)
+    top, left, height, width = (x.view(-1, 1, 1, 1) for x in (top, left, height, width))
+    rows = torch.arange(images.shape[2], device=images.device).view(-1, 1) - top
+    columns = torch.arange(images.shape[3], device=images.device) - left
+    inside = ((rows >= 0) & (rows < height)) & ((columns >= 0) & (columns < width))
+    return images.masked_fill(inside, 0.0)
 
 
 def pca(images: Tensor, draws: Tensor) -> Tensor:
@@ -293,10 +285,8 @@ def jitter(images: Tensor, draws: Tensor) -> Tensor:
     (B, 3, H, W) in 0..1 and (B, >= 4) -> the same shape.    fb.resnet.torch (transforms.lua)
     """
     factors = 0.6 + 0.8 * draws[:, :3]
-    orders = torch.tensor(
-        [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)], device=images.device
-    )[(draws[:, 3] * 6).long()]
-    for kind in orders.unbind(1):  # (B,): what each image undergoes now
+    orders = torch.tensor(list(permutations(range(3))), device=images.device)
+    for kind in orders[(draws[:, 3] * 6).long()].unbind(1):  # (B,): what each image undergoes now
         own = grey(images)
         kinds, column = kind.view(-1, 1, 1, 1), kind[:, None]
         other = torch.where(kinds == 2, own, own.mean((2, 3), keepdim=True) * (kinds == 1))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from resnets.errors import UsageError
 from resnets.ops.fused import Plus, chained
 
 
@@ -33,6 +33,10 @@ class Residual(nn.Module):
         """F(x)."""
         return chained(_layers(self), x)
 
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added: the shortcut's part and the branch's."""
+        return self.downsample(x), self.branch(x)
+
     def forward(self, x: Tensor) -> Tensor:
         return chained([*_layers(self), Plus(self.downsample(x)), self.f], x)
 
@@ -46,9 +50,13 @@ class ExclusiveGate(Residual):
         super().__init__(layers, h, f)
         self.gate = gate
 
-    def forward(self, x: Tensor) -> Tensor:
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         g = self.gate(x)
-        y: Tensor = self.f((1 - g) * self.downsample(x) + g * self.branch(x))
+        return (1 - g) * self.downsample(x), g * self.branch(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, r = self.terms(x)
+        y: Tensor = self.f(h + r)
         return y
 
 
@@ -67,16 +75,33 @@ class PreActivation(nn.Module):
         self.pre = pre
         self.names = _register(self, layers)
         self.downsample = h
+        self.f = nn.Identity()
         self.shared = shared
 
     def branch(self, a: Tensor) -> Tensor:
         """F(a)."""
         return chained(_layers(self), a)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added: the shortcut's part and the branch's."""
         a = self.pre(x)
-        y: Tensor = self.downsample(a if self.shared else x) + self.branch(a)
-        return y
+        return self.downsample(a if self.shared else x), self.branch(a)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, r = self.terms(x)
+        return h + r
+
+
+def units(network: nn.Module) -> dict[str, Residual | PreActivation]:
+    """The residual units by name, from the input on. Raises UsageError where there are none."""
+    found = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, Residual | PreActivation)
+    }
+    if not found:
+        raise UsageError("the network has no residual units: a plain or dense one has none to take")
+    return found
 
 
 def _register(unit: nn.Module, layers: Mapping[str, nn.Module]) -> tuple[str, ...]:
@@ -103,7 +128,7 @@ class Recomputed(nn.Sequential):
         units = list(self)
         for start in range(0, len(units), self.segment):
             part = units[start : start + self.segment]
-            twice = partial(_twice, part)
+            twice = lambda part=part: (nullcontext(), _statistics_kept(part))  # noqa: E731
             x = checkpoint(chained, part, x, use_reentrant=False, context_fn=twice)
         return x
 
@@ -111,12 +136,6 @@ class Recomputed(nn.Sequential):
 def chain(units: Mapping[str, nn.Module], segment: int) -> nn.Sequential:
     """The units in order, recomputed in segments of that many; 0 keeps everything."""
     return Recomputed(units, segment) if segment else nn.Sequential(OrderedDict(units))
-
-
-def _twice(
-    units: Iterable[nn.Module],
-) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _statistics_kept(units)
 
 
 @contextmanager

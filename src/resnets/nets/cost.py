@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-import resnets.nets
 from resnets.arch import Arch, MlpArch, ResNetArch
+from resnets.nets.recognition import skeleton
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Cost:
 def cost(arch: Arch) -> Cost:
     """Count. Multiply-adds are those of convolutions, linear layers and attention, as papers do."""
     with torch.no_grad(), _Shapes() as shapes:
-        network = resnets.nets.build(arch).eval()
-        network(torch.empty(input_shape(arch)))
+        network = skeleton(arch).eval()
+        network(torch.empty(input_shape(arch), device="meta"))
     return Cost(sum(p.numel() for p in network.parameters()), shapes.macs)
 
 
@@ -39,9 +39,7 @@ def input_shape(arch: Arch, batch: int = 1) -> tuple[int, ...]:
     return (batch, arch.channels, *(arch.size,) * dims)
 
 
-CREATE = {torch.empty, torch.zeros, torch.ones, torch.tensor}
 WEIGHTED = {torch.conv1d, torch.conv2d, torch.conv3d, F.linear}
-ADD = {torch.Tensor.add, torch.Tensor.__add__}
 # Shapes are all that is wanted here. The meta kernels of normalisations take up to a millisecond a
 # call to answer with the shape that they got, and random numbers are drawn for nothing.
 KEEP_SHAPE = {
@@ -54,19 +52,12 @@ KEEP_SHAPE = {
 class _Shapes(TorchFunctionMode):
     """Lets shapes pass through a network and adds up `macs`."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.macs = 0
+    macs = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         if func in KEEP_SHAPE:
             return args[0] if args else kwargs["tensor"]
-        if func in ADD and args[0].shape == args[1].shape:
-            return args[0]
-        if func in CREATE:
-            kwargs = {**kwargs, "device": "meta"}
-        out = func(*args, **kwargs)
+        out = func(*args, **kwargs or {})
         if func in WEIGHTED:
             self.macs += out.numel() * math.prod(args[1].shape[1:])
         elif func is F.scaled_dot_product_attention:

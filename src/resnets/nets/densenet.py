@@ -77,16 +77,12 @@ class DenseLayer(nn.Sequential):
     """
 
     def __init__(self, make: Layers, c_in: int, inner: int, growth: int, dropout: float) -> None:
-        layers: dict[str, nn.Module] = {
-            "norm1": make.norm(c_in),
-            "relu1": nn.ReLU(),
-            "conv1": make.conv(c_in, inner, 1),
-            "norm2": make.norm(inner),
-            "relu2": nn.ReLU(),
-            "conv2": make.conv(inner, growth, 3),
-            "dropout": nn.Dropout(dropout),
-        }
-        super().__init__(OrderedDict(layers))
+        super().__init__()
+        self.norm1, self.relu1 = make.norm(c_in), nn.ReLU()
+        self.conv1 = make.conv(c_in, inner, 1)
+        self.norm2, self.relu2 = make.norm(inner), nn.ReLU()
+        self.conv2 = make.conv(inner, growth, 3)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = super().forward(x)  # type: ignore[no-untyped-call]

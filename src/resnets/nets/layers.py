@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from resnets.ops.fused import Chain
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -40,17 +37,10 @@ class Layers:
         groups = math.gcd(32, channels // 2) if channels % 2 == 0 else 1
         return nn.GroupNorm(groups, channels)
 
-    def norm_relu(self, channels: int) -> nn.Module:
-        return Chain(OrderedDict(bn=self.norm(channels), relu=nn.ReLU()))
-
     def max_pool(self, blur: bool) -> nn.Module:
         """3x3, stride 2; with `blur` the maximum is dense and a blur subsamples it."""
         pool: nn.Module = MAX_POOL[self.dims](3, 1 if blur else 2, padding=1)
         return nn.Sequential(pool, Blur(2)) if blur else pool
-
-    def avg_pool(self, stride: int) -> nn.Module:
-        """Mean over `stride` x `stride`; at an odd border over the pixels that are there."""
-        return AVG_POOL[self.dims](stride, stride, ceil_mode=True, count_include_pad=False)
 
 
 class Blur(nn.Module):
@@ -68,7 +58,7 @@ class Blur(nn.Module):
         line = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype, device=x.device)
         kernel = torch.stack(torch.meshgrid(*[line] * dims, indexing="ij")).prod(0)
         weight = kernel.expand(channels, 1, *kernel.shape)
-        conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[dims]
+        conv = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
         # The border is repeated and not reflected: a map may be one pixel wide.
         padded = F.pad(x, (1, 1) * dims, mode="replicate")
         return conv(padded, weight, None, self.stride, 0, 1, channels)

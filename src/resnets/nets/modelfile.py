@@ -46,10 +46,8 @@ class Card:
 def save(path: str | Path, network: Network, card: Card) -> None:
     """Write the file in one step: at every moment `path` is the old file or the new one.
 
-    Raises:
-        UsageError: the card cannot be read back, or is of another network.
-        CheckpointError: a tensor has values that are not finite; nothing is written.
-        DiskError: the file cannot be written.
+    Raises UsageError for a card that cannot be read back, or of another network; CheckpointError
+    for a value that is not finite, with nothing written; DiskError.
     """
     path = Path(path)
     tensors = {
@@ -58,11 +56,8 @@ def save(path: str | Path, network: Network, card: Card) -> None:
         .contiguous()
         for name, tensor in network.state_dict().items()
     }
-    body = {
-        "format": FORMAT,
-        "card": to_dict(card),
-        "tensors": {name: digest(tensor) for name, tensor in tensors.items()},
-    }
+    digests = {name: digest(tensor) for name, tensor in tensors.items()}
+    body = {"format": FORMAT, "card": to_dict(card), "tensors": digests}
     try:
         text = json.dumps(body, allow_nan=False)
         if from_dict(json.loads(text)["card"]) != card:
@@ -80,9 +75,8 @@ def save(path: str | Path, network: Network, card: Card) -> None:
 def load(path: str | Path) -> tuple[Network, Card]:
     """The network, in evaluation mode on the CPU, and its card.
 
-    Raises:
-        CheckpointError: the file is missing, broken, of another version, not one of ours; a digest,
-            name, shape or type is wrong (the tensor is named), or a value is not finite.
+    Raises CheckpointError: the file is missing, broken, of another version, not one of ours; a
+    digest, name, shape or type is wrong (the tensor is named), or a value is not finite.
     """
     path = Path(path)
     return _ours(path, *weights.contents(path))
@@ -137,12 +131,12 @@ def from_dict(data: Mapping[str, Any]) -> Card:
     arch = architectures.from_dict(data["arch"])
     card = pydantic.TypeAdapter(Card).validate_python({**data, "arch": arch})
     see = card.preprocess
-    per_pixel = see.channels * see.size**2
+    lengths = (see.channels, see.channels * see.size**2)
     checks = {
         "classes": len(card.classes) == arch.classes,
         "channels": see.channels == arch.channels,
-        "mean": len(see.mean) in (see.channels, per_pixel),
-        "std": len(see.std) in (see.channels, per_pixel),
+        "mean": len(see.mean) in lengths,
+        "std": len(see.std) in lengths,
     }
     if wrong := [name for name, good in checks.items() if not good]:
         raise ValueError(f"wrong {', '.join(wrong)} in a card")
@@ -169,9 +163,8 @@ def _unseal(path: Path, text: str) -> tuple[Card, dict[str, str]]:
             raise refused(path, f"format {clip(version)}, not {FORMAT}", "Upgrade resnets.")
         return from_dict(data["card"]), dict(data["tensors"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise refused(
-            path, f"a card that makes no sense ({clip(error)})", "Get it again."
-        ) from None
+        what = f"a card that makes no sense ({clip(error)})"
+        raise refused(path, what, "Get it again.") from None
 
 
 def _skeleton(path: Path, arch: Arch, tensors: int) -> Network:

@@ -95,7 +95,7 @@ def stem(arch: ResNetArch, make: Layers) -> nn.Module:
 def activation(kind: str | None, make: Layers, channels: int) -> nn.Module:
     """ReLU, or normalisation and ReLU, or nothing."""
     if kind == "norm_relu":
-        return make.norm_relu(channels)
+        return Chain(OrderedDict(bn=make.norm(channels), relu=nn.ReLU()))
     return nn.ReLU() if kind == "relu" else nn.Identity()
 
 
@@ -116,9 +116,8 @@ def unit(
     h = shortcut(arch, make, c_in, c_out, stride)
     if arch.join.kind == "exclusive_gate":
         if arch.order in BEFORE:
-            raise UsageError(
-                f"exclusive gates are defined for f(h(x) + F(x)), not for order {arch.order!r}"
-            )
+            known = "exclusive gates are defined for f(h(x) + F(x))"
+            raise UsageError(f"{known}, not for order {arch.order!r}")
         return ExclusiveGate(layers, h, f, gate(arch, make, c_in, c_out, stride))
     if arch.order in BEFORE:
         return PreActivation(pre, layers, h, shared=stride != 1 or c_in != c_out)
@@ -188,13 +187,12 @@ def shortcut(arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: int)
 def projection(arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: int) -> nn.Module:
     """W_s x, a 1x1 convolution; normalised where the last convolution of F is."""
     layers: list[nn.Module] = []
-    if arch.downsample == "avgpool":
-        layers.append(make.avg_pool(stride) if stride > 1 else nn.Identity())
-        stride = 1
+    if arch.downsample == "avgpool":  # at an odd border over the pixels that are there
+        mean = AVG_POOL[arch.dims](stride, stride, ceil_mode=True, count_include_pad=False)
+        layers.append(mean if stride > 1 else nn.Identity())
     elif arch.blur and stride > 1:
         layers.append(Blur(stride))
-        stride = 1
-    layers.append(make.conv(c_in, c_out, 1, stride))
+    layers.append(make.conv(c_in, c_out, 1, 1 if layers else stride))
     if arch.order not in ("bn_after_add", "pre"):
         layers.append(make.norm(c_out))
     return Chain(*layers)

@@ -75,12 +75,11 @@ def block(arch: VitArch) -> nn.Sequential:
         nn.init.xavier_uniform_(linear.weight)  # type: ignore[arg-type]
         nn.init.normal_(linear.bias, std=1e-6)  # type: ignore[arg-type]
     branches = {"attention": {"mix": mix, "dropout": drop}, "mlp": mlp}
-    return nn.Sequential(
-        OrderedDict(
-            (name, PreActivation(nn.LayerNorm(arch.width, 1e-6), branch, nn.Identity()))
-            for name, branch in branches.items()
-        )
-    )
+    units = {
+        name: PreActivation(nn.LayerNorm(arch.width, 1e-6), branch, nn.Identity())
+        for name, branch in branches.items()
+    }
+    return nn.Sequential(OrderedDict(units))
 
 
 class Attention(nn.Module):

@@ -50,18 +50,14 @@ PLAIN = re.compile(
 CALLS = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}  # torch.save: none
 
 
-# --- Reading --------------------------------------------------------------------------------------
-
-
 def read(path: str | Path) -> dict[str, Tensor]:
     """The named tensors of a weights file, on the CPU. Nothing that the file contains is run.
 
     Of a training script's checkpoint the averaged weights are taken, else the plain ones (`STATES`
     in its order); prefixes that wrappers add to names are taken off; all that is no tensor is left.
 
-    Raises:
-        CheckpointError: the file is missing, broken, too large, not a weights file, holds code, or
-            has a tensor with values that are not finite.
+    Raises CheckpointError: the file is missing, broken, too large, not a weights file, holds code,
+    or has a tensor with values that are not finite.
     """
     return contents(Path(path))[0]
 
@@ -118,9 +114,8 @@ def _safetensors(path: Path, length: int) -> tuple[dict[str, Tensor], dict[str, 
             json.loads(header.read(length), object_pairs_hook=_once)
         # Not mapped: the tensors stay what they are when the file changes.
         with safe_open(path, framework="pt", backend="pread") as file:
-            return {
-                name: file.get_tensor(name) for name in list(file.keys())
-            }, file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            return tensors, file.metadata() or {}
     except (SafetensorError, RuntimeError, ValueError, AttributeError, OSError) as error:
         raise refused(path, f"broken or cut short ({clip(error)})", "Download it again.") from None
 
@@ -134,8 +129,7 @@ def _once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _unpickle(path: Path, start: bytes) -> object:
     try:
-        zipped = start.startswith(b"PK\x03\x04")
-        if zipped:
+        if zipped := start.startswith(b"PK\x03\x04"):
             _inspect_zip(path)
         elif start.startswith(b"\x80"):
             with path.open("rb") as file:
@@ -157,11 +151,8 @@ def _inspect_zip(path: Path) -> None:
         entries = archive.infolist()
         names = [entry.filename.lower() for entry in entries]
         if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-            raise refused(
-                path,
-                "a TorchScript archive: code, not only weights",
-                "Save `module.state_dict()` of it where it comes from.",
-            )
+            todo = "Save `module.state_dict()` of it where it comes from."
+            raise refused(path, "a TorchScript archive: code, not only weights", todo)
         pickled = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
         if len(pickled) != 1 or len(set(names)) != len(names):
             raise refused(path, "a zip file that is no checkpoint", "Save `model.state_dict()`.")
@@ -179,11 +170,11 @@ def _inspect(path: Path, file: IO[bytes]) -> None:
         name = instruction.name
         if name in CALLS or (name == "GLOBAL" and not PLAIN.fullmatch(str(value))):
             call = str(value).replace(" ", ".") if name == "GLOBAL" else f"instruction {name}"
-            raise refused(
-                path,
-                f"holds code or objects ({clip(call)}), not only tensors; nothing of it was run",
-                "Ask its author for a .safetensors file, or for `torch.save(model.state_dict())`.",
+            what = f"holds code or objects ({clip(call)}), not only tensors; nothing of it was run"
+            todo = (
+                "Ask its author for a .safetensors file, or for `torch.save(model.state_dict())`."
             )
+            raise refused(path, what, todo)
         tuples += name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
         if count > INSTRUCTION_LIMIT or tuples > TUPLE_LIMIT:
             raise refused(path, "too much besides tensors", "Save only `model.state_dict()`.")
@@ -223,9 +214,6 @@ def _checked(path: Path, found: Mapping[str, Tensor], size: int) -> dict[str, Te
     return tensors
 
 
-# --- Recognising ----------------------------------------------------------------------------------
-
-
 def recognise(
     tensors: Mapping[str, Tensor], arch: Arch | None = None
 ) -> tuple[Arch, dict[str, Tensor]]:
@@ -240,9 +228,7 @@ def recognise(
     network where nothing projects, ReLU after the addition, ViT heads 64 wide. With `arch` the
     tensors are taken for that network.
 
-    Raises:
-        CheckpointError: no network has these tensors, with what was seen; or `arch` has not, with
-            the first differences.
+    Raises CheckpointError: no network has them, with what was seen; or `arch`, with differences.
     """
     named = _named(tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
@@ -296,8 +282,7 @@ def _zeros_after(tensors: dict[str, Tensor], arch: ResNetArch) -> dict[str, Tens
     """
     if arch.shortcut != "A":
         return tensors
-    last = LAYERS[arch.unit]
-    moved = dict(tensors)
+    last, moved = LAYERS[arch.unit], dict(tensors)
     order = list(range(arch.stem_width))
     for stage, (count, width) in enumerate(zip(arch.blocks, arch.widths, strict=True), 1):
         before, kept = order, len(order)
