@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from resnets.data.batches import Change
 from resnets.data.sources import Source, Split, hold_out
 from resnets.errors import DataError, UsageError
 from resnets.evaluation.metrics import Result
@@ -27,21 +28,11 @@ class Subject:
 
     model: Model
     split: Split
-    view: View
-    size: int
-    batch: int
-    workers: int
+    said: Callable[..., Scores]  # `model.scores` with how it is tested
 
-    def scores(self, change: Callable[[Tensor, Tensor], Tensor] | None = None) -> Scores:
+    def scores(self, change: Change | None = None) -> Scores:
         """What the model says of each image, `change`d where that is given."""
-        return self.model.scores(
-            self.split,
-            view=self.view,
-            size=self.size,
-            batch=self.batch,
-            workers=self.workers,
-            change=change,
-        )
+        return self.said(self.split, change=change)
 
 
 def pick_split(source: Source, name: str) -> Split:
@@ -92,22 +83,17 @@ def subject(
     chosen = aligned(pick_split(source, split or "test"), source.classes, model)
     if chosen.labels.ndim == 2 and model.card.provenance.get("labels") == "one":
         raise UsageError(f"{path} gives one label, the images of {source.name} have several each")
-    return Subject(model, chosen, view, size, batch, workers)
+    said = functools.partial(model.scores, view=view, size=size, batch=batch, workers=workers)
+    return Subject(model, chosen, said)
 
 
 def check_same(subjects: Sequence[Subject]) -> None:
     """Raise UsageError where the models are to be tested on different images."""
-    first, *others = (each.split.images for each in subjects)
-    for images in others:
-        if isinstance(first, Tensor) and isinstance(images, Tensor):
-            same = torch.equal(first, images)
-        else:
-            same = first is images or first == images
-        if not same:
-            raise UsageError(
-                "the models kept different images from their training for validation: name --split "
-                "test"
-            )
+    first, *others = (np.asarray(each.split.images) for each in subjects)
+    if not all(np.array_equal(first, images) for images in others):
+        raise UsageError(
+            "the models kept different images from their training for validation: name --split test"
+        )
 
 
 def unlabelled(source: Source, like: Tensor) -> Split:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,15 @@ class Outcome:
 
 
 def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
-    """Where a plan's run will be. Raises UsageError where a run is already, or among the data.
+    """Where a plan's run will be, without a path runs/DATA-MODEL, numbered where that is taken.
 
-    Under torchrun, which may start a command again, a run that is there is for `create_run`.
+    Raises UsageError where a run is already, or among the data. Under torchrun, which may start a
+    command again, a run that is there is for `create_run`.
     """
-    run = Run(Path(path) if path is not None else fresh_folder(plan))
+    stem = f"{Path(plan.recipe.data).stem or 'data'}-{plan.recipe.model}"
+    names = chain([stem], (f"{stem}-{number}" for number in count(2)))
+    fresh = next(place for place in map(Path("runs").joinpath, names) if not place.exists())
+    run = Run(fresh if path is None else Path(path))
     check_outside(run.path, plan.recipe.data)
     if not launched():
         run.check_free()
@@ -65,30 +70,21 @@ def check_outside(path: Path, data: str) -> None:
         raise UsageError(f"{path} would lie in the data {data}: give another, --run or --out")
 
 
-def fresh_folder(plan: Plan) -> Path:
-    """runs/DATA-MODEL, with a number where that is taken."""
-    stem = f"{Path(plan.recipe.data).stem or 'data'}-{plan.recipe.model}"
-    names = chain([stem], (f"{stem}-{number}" for number in count(2)))
-    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
-
-
 def create_run(plan: Plan, path: str | Path | None = None) -> Run:
     """Create the run folder of a plan; errors as in `run_folder`, and DiskError.
 
-    Under torchrun, which starts the same command again after a failure, a run that is in the folder
-    already goes on instead.
+    Under torchrun, which starts a command again after a failure, a run that is there goes on.
     """
-    world = plan.world
+    world, run = plan.world, Run(Path(path or "."))
     if launched():
         if path is None:
             raise UsageError("under torchrun give a folder that all its restarts share: --run DIR")
-        run = Run(Path(path))
         if world.share(run.finished):
             raise UsageError(f"{path} is finished; `resnets evaluate {path} DATA` uses it")
         if world.share((run.path / "recipe.json").exists()):
             return run
     if not world.first:
-        return Run(Path(path or "."))
+        return run
     run = run_folder(plan, path)
     run.create()
     source = {
@@ -110,10 +106,10 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
 
 def newest_unfinished(root: Path = Path("runs")) -> Run:
     """The unfinished run that was written to last. Raises UsageError when there is none."""
-    open_runs = [Run(p.parent) for p in root.glob("*/recipe.json") if not Run(p.parent).finished]
-    if not open_runs:
+    there = [Run(path.parent) for path in root.glob("*/recipe.json")]
+    logs = {run.path / "metrics.jsonl": run for run in there if not run.finished}
+    if not logs:
         raise UsageError(f"there is no unfinished run in {root}/")
-    logs = {run.path / "metrics.jsonl": run for run in open_runs}
     return logs[max(logs, key=lambda log: log.stat().st_mtime if log.exists() else 0.0)]
 
 
@@ -165,33 +161,28 @@ def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
         precise(network, (batch.images for batch in stream))
     steps = {"steps": str(found.course.step)}
     card = replace(plan.card, provenance=plan.card.provenance | steps)
-    model = Model(network.eval(), card, plan.device)
+    test = partial(Model.scores, batch=plan.micro, workers=plan.workers)
     if plan.source.val is not None:
-        seen = model.scores(plan.source.val, batch=plan.micro, workers=plan.workers)
+        seen = test(Model(network.eval(), card, plan.device), plan.source.val)
         card = replace(card, temperature=metrics.fit_temperature(seen))
     save(run.model, network, card)
-    facts: dict[str, Any] = {"images": 0}
     result = None
     if plan.final is not None:
-        model = replace(model, card=card)
-        scores = model.scores(plan.final, batch=plan.micro, workers=plan.workers)
+        scores = test(Model(network.eval(), card, plan.device), plan.final)
         scores_room.save(run.path / "scores.safetensors", scores)
         result = metrics.result(scores, "val" if plan.source.test is None else "test")
-        facts = summary(result)
-    cost = {"seconds": round(found.course.seconds, 1), "peak_memory": peak_memory(plan.device)}
+    # Of the GPU if the run is on one, else of this process; Linux counts in KiB.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if plan.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(plan.device)
+    cost = {"seconds": round(found.course.seconds, 1), "peak_memory": peak}
     run.write_json("cost.json", cost)
-    run.write_json("result.json", facts)  # now the run is finished
+    # Now the run is finished.
+    run.write_json("result.json", summary(result) if result else {"images": 0})
     if result:
         opened(run.path, plan.source, result.split, result.error)
     return Outcome(run.path, result, seconds)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes, of the GPU's if the run is on one; else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def opened(model: str | Path, source: Source, split: str, error: float) -> None:
@@ -220,19 +211,15 @@ def rescale(run: Run, factor: float) -> None:
 def summary(result: Result) -> dict[str, Any]:
     """The stable JSON form of a Result; what was not asked for, or does not apply, is left out."""
     names = ("error", "top1", "top5", "loss", "balanced_accuracy", "macro_f1", "ece")
+    threshold, coverage = result.abstention or (math.inf, None)
+    least = threshold if math.isfinite(threshold) else None
+    rows = [{"kind": k, "strength": s, "error": e} for k, s, e in result.corruptions]
     more = {
         "mean_average_precision": result.mean_average_precision,
         "comparison": result.comparison and asdict(result.comparison),
-        "abstention": result.abstention
-        and {
-            "threshold": result.abstention[0] if math.isfinite(result.abstention[0]) else None,
-            "coverage": result.abstention[1],
-        },
+        "abstention": result.abstention and {"threshold": least, "coverage": coverage},
         "ood_auroc": result.familiarity,
-        "corruptions": [
-            dict(zip(("kind", "strength", "error"), row, strict=True)) for row in result.corruptions
-        ]
-        or None,
+        "corruptions": rows or None,
     }
     return {
         "split": result.split,

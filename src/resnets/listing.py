@@ -23,15 +23,9 @@ def models(pattern: str = "*") -> Iterator[dict[str, Any]]:
     for name in sorted(fnmatch.filter(FAMILY, pattern), key=natural):
         arch = FAMILY[name]
         price = cost(arch)
-        yield {
-            "name": name,
-            "depth": arch.depth,
-            "parameters": price.parameters,
-            "multiply_adds": price.macs,
-            "channels": arch.channels,
-            "size": arch.size,
-            "source": arch.source,
-        }
+        row = {"name": name, "depth": arch.depth, "parameters": price.parameters}
+        row |= {"multiply_adds": price.macs, "channels": arch.channels, "size": arch.size}
+        yield row | {"source": arch.source}
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -69,18 +63,10 @@ def runs(root: str | Path = "runs") -> list[dict[str, Any]]:
         last = (run.rows("metrics.jsonl") or [{"epoch": 0.0, "train_error": None}])[-1]
         result = run.read_json("result.json") if run.finished else {}
         errors = {result.get("split", "test"): result.get("error")}
-        rows.append(
-            {
-                "run": str(run.path),
-                "data": recipe["data"],
-                "model": recipe["model"],
-                "epoch": last["epoch"],
-                "train_error": last["train_error"],
-                "val_error": errors.get("val"),
-                "test_error": errors.get("test"),
-                "finished": run.finished,
-            }
-        )
+        row = {"run": str(run.path), "data": recipe["data"], "model": recipe["model"]}
+        row |= {"epoch": last["epoch"], "train_error": last["train_error"]}
+        row |= {f"{split}_error": errors.get(split) for split in ("val", "test")}
+        rows.append(row | {"finished": run.finished})
     return rows
 
 

@@ -23,12 +23,10 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Side = Annotated[int, Field(ge=0, le=2**14)]  # pixels: what a card may ask an image to become
 
 
-def listed(value: object) -> object:
-    """A single value as a list of one, as `--set drops=0.5` gives it."""
-    return value if isinstance(value, list | tuple) else [value]
-
-
-Parts = Annotated[tuple[Part, ...], BeforeValidator(listed)]
+# A single value, as `--set drops=0.5` gives it, is a list of one.
+Parts = Annotated[
+    tuple[Part, ...], BeforeValidator(lambda x: x if isinstance(x, list | tuple) else [x])
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,19 +177,14 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 def parse(values: Mapping[str, Any]) -> Recipe:
     """A Recipe from JSON, TOML or `--set` values (text is converted), all errors at once.
 
-    Raises:
-        UsageError: names each unknown key, with the nearest known ones, and each wrong value.
+    Raises UsageError that names each unknown key, with the nearest known, and each wrong value.
     """
     nested = values.get("augment", {})
-    problems = [
-        f"unknown key {key!r}: {nearest(key, known)}"
-        for part, known in (
-            (values, [f.name for f in fields(Recipe)]),
-            (nested if isinstance(nested, Mapping) else {}, [f.name for f in fields(Augment)]),
-        )
-        for key in part
-        if key not in known
-    ]
+    problems = []
+    for kind, part in ((Recipe, values), (Augment, nested if isinstance(nested, Mapping) else {})):
+        known = [f.name for f in fields(kind)]
+        unknown = [key for key in part if key not in known]
+        problems += [f"unknown key {key!r}: {nearest(key, known)}" for key in unknown]
     try:
         recipe: Recipe = pydantic.TypeAdapter(Recipe).validate_python(dict(values))
     except pydantic.ValidationError as error:

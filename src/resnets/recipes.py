@@ -224,11 +224,10 @@ def merged(base: Recipe, changes: Mapping[str, Any]) -> Recipe:
         values["drops"] = ()  # they are of the schedule that is replaced
     for name, value in changes.items():
         key, _, inner = name.partition(".")
-        new = {inner: value} if inner else value
-        if isinstance(new, dict) and isinstance(values.get(key), dict):
-            values[key] |= new
-        else:
-            values[key] = new
+        new, old = {inner: value} if inner else value, values.get(key)
+        if isinstance(new, dict) and isinstance(old, dict):
+            new = old | new
+        values[key] = new
     return room.parse(values)
 
 
@@ -236,8 +235,7 @@ def read(name: str | Recipe) -> Recipe:
     """A recipe by name, or from a TOML or JSON file (a run's recipe.json runs again)."""
     if isinstance(name, Recipe):
         return name
-    path = Path(name)
-    if path.suffix not in {".toml", ".json"}:
+    if (path := Path(name)).suffix not in {".toml", ".json"}:
         return recipe(name)
     try:
         text = path.read_text()

@@ -210,12 +210,12 @@ def test_a_weight_that_is_frozen_at_first_starts_as_if_it_were_new():
     net, fresh = network(), network()
     recipe = replace(RECIPE, optimizer="lamb", decay_all=True)
     optimizer = optim.build(net, recipe)
-    optim.only_classifier(net, True)
+    optim.set_mode(net, True, False)
     assert {n for n, p in net.named_parameters() if p.requires_grad} == {"fc.weight", "fc.bias"}
     before = net.conv1.weight.clone()
     train(net, optimizer, range(2))
     assert torch.equal(net.conv1.weight, before)
-    optim.only_classifier(net, False)
+    optim.set_mode(net, False, False)
     assert all(p.requires_grad for p in net.parameters())
     train(net, optimizer, [0])
     train(fresh, optim.build(fresh, recipe), [0])
@@ -224,10 +224,10 @@ def test_a_weight_that_is_frozen_at_first_starts_as_if_it_were_new():
 
 def test_frozen_normalisation_stays_in_evaluation_mode():
     net = network()
-    optim.set_mode(net, True)
+    optim.set_mode(net, False, True)
     assert net.training
     assert not net.bn1.training
-    optim.set_mode(net, False)
+    optim.set_mode(net, False, False)
     assert net.bn1.training
 
 

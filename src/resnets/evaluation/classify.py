@@ -59,8 +59,7 @@ def scores(
     With `mirrored` each row counts as it is and as its mirror image. The network must be in
     evaluation mode.
     """
-    began = time.monotonic()
-    unreadable: list[tuple[Path, str]] = []
+    began, unreadable = time.monotonic(), list[tuple[Path, str]]()
     none = torch.empty(0, dtype=torch.int64)
     logits, labels, indices = [torch.empty(0, len(classes))], [none], [none]
     for batch in batches:

@@ -84,10 +84,9 @@ def _jpeg(image: Tensor, quality: int) -> Tensor:
 
 
 def robustness(score: Callable[[Change], Scores], channels: int) -> Iterator[Row]:
-    """The error under each kind at each strength, as they come.
+    """The error under each kind at each strength, as they come; grey images have no saturation.
 
-    `score` is what a model says of images that are changed. Those of one channel have no saturation
-    and are tried under the other kinds.
+    `score` is what a model says of images that are changed.
     """
     for kind in STRENGTHS:
         for strength in range(1, 6) if kind != "saturate" or channels > 1 else ():

@@ -85,19 +85,13 @@ class Result:
 
     def per_class(self) -> list[dict[str, Any]]:
         """Precision, recall and F1 of each class; 0 where a ratio has no denominator."""
-        return [
-            {
-                "class": name,
-                "images": images,
-                "answers": answers,
-                "precision": self.confusion[k][k] / max(1, answers),
-                "recall": self.confusion[k][k] / max(1, images),
-                "f1": 2 * self.confusion[k][k] / max(1, images + answers),
-            }
-            for k, (name, (images, answers)) in enumerate(
-                zip(self.classes, self.counts, strict=True)
-            )
-        ]
+        rows = []
+        for k, (images, answers) in enumerate(self.counts):
+            hits = self.confusion[k][k]
+            row = {"class": self.classes[k], "images": images, "answers": answers}
+            row |= {"precision": hits / max(1, answers), "recall": hits / max(1, images)}
+            rows.append(row | {"f1": 2 * hits / max(1, images + answers)})
+        return rows
 
 
 def truth(labels: Tensor, classes: int) -> Tensor:
@@ -120,9 +114,7 @@ def agreement(scores: Scores) -> Tensor:
 
 def right(scores: Scores) -> Tensor:
     """Whether an image is given its labels and no other: bool (N,)."""
-    if scores.several:
-        return agreement(scores).all(1)
-    return scores.logits.argmax(1) == scores.labels
+    return agreement(scores).all(1)
 
 
 def decisions(scores: Scores) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ class Model:
         `view` and `size` are those of `views.passes`, `change` that of `test_batches`. Raises
         UsageError for a view that the network cannot have.
         """
-        see, parts = self.card.preprocess, []
+        see, parts = self.card.preprocess, list[Scores]()
         network = forward(self.network, view, see, size)
         for each in passes(view, see, size):
             batches = test_batches(
@@ -97,29 +97,26 @@ class Model:
         self, inputs: Iterable[str | Path | bytes], *, top: int = 5, batch: int = 32
     ) -> Iterator[Prediction]:
         """The `top` classes of each image file (or its bytes), in order; bad files are named."""
-        rest = iter(inputs)
+        see, rest = self.card.preprocess, iter(inputs)
         while chunk := list(islice(rest, batch)):
-            yield from self._predicted(chunk, top)
-
-    def _predicted(self, inputs: Sequence[str | Path | bytes], top: int) -> list[Prediction]:
-        see, good = self.card.preprocess, dict[int, torch.Tensor]()
-        answers = [Prediction("-" if isinstance(x, bytes) else str(x)) for x in inputs]
-        for k, item in enumerate(inputs):
-            try:
-                good[k] = view(torch.from_numpy(decode(item, see.channels)), see)
-            except DataError as error:
-                answers[k] = replace(answers[k], problem=str(error))
-        if good:
-            images = torch.stack(list(good.values())).to(self.device)
-            images = normalize(images, *statistics(see, self.device))
-            logits = predict_batch(self.network, images, bfloat16=self.bfloat16)
-            logits = logits / (self.card.temperature or 1.0)
-            shares = logits.sigmoid() if self.several else logits.softmax(1)
-            best = shares.topk(min(top, shares.shape[1]), dim=1)
-            for k, values, indices in zip(good, *(x.tolist() for x in best), strict=True):
-                names = tuple(self.card.classes[i] for i in indices)
-                answers[k] = replace(answers[k], classes=names, probabilities=tuple(values))
-        return answers
+            answers = [Prediction("-" if isinstance(x, bytes) else str(x)) for x in chunk]
+            good: dict[int, torch.Tensor] = {}
+            for k, item in enumerate(chunk):
+                try:
+                    good[k] = view(torch.from_numpy(decode(item, see.channels)), see)
+                except DataError as error:
+                    answers[k] = replace(answers[k], problem=str(error))
+            if good:
+                images = torch.stack(list(good.values())).to(self.device)
+                images = normalize(images, *statistics(see, self.device))
+                logits = predict_batch(self.network, images, bfloat16=self.bfloat16)
+                logits = logits / (self.card.temperature or 1.0)
+                shares = logits.sigmoid() if self.several else logits.softmax(1)
+                best = shares.topk(min(top, shares.shape[1]), dim=1)
+                for k, values, indices in zip(good, *(x.tolist() for x in best), strict=True):
+                    names = tuple(self.card.classes[i] for i in indices)
+                    answers[k] = replace(answers[k], classes=names, probabilities=tuple(values))
+            yield from answers
 
 
 def view(image: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
@@ -145,9 +142,8 @@ def load(
     A foreign file does not say its classes and preprocessing: `classes` does, else they are
     numbered; the preprocessing is ImageNet's (`Model.normalized` changes mean and deviation).
 
-    Raises:
-        UsageError: there is no such file, or the run is not finished.
-        CheckpointError: the file is refused or not recognised, or its network takes no 2-D images.
+    Raises UsageError where there is no such file or the run is not finished, CheckpointError where
+    the file is refused or not recognised, or its network takes no 2-D images.
     """
     path = Path(path)
     if path.is_dir():
@@ -179,8 +175,8 @@ def load(
         raise CheckpointError(
             f"{path} has {card.arch.classes} outputs, the data has {len(card.classes)} classes"
         )
-    network = network.to(device or torch.device("cpu")).eval()
-    return Model(network, card, device or torch.device("cpu"), bfloat16)
+    device = device or torch.device("cpu")
+    return Model(network.to(device).eval(), card, device, bfloat16)
 
 
 def aligned(split: Split, classes: tuple[str, ...], model: Model) -> Split:
@@ -189,8 +185,7 @@ def aligned(split: Split, classes: tuple[str, ...], model: Model) -> Split:
     Raises CheckpointError that names the data's classes that the model does not know.
     """
     known = {name: k for k, name in enumerate(model.card.classes)}
-    unknown = [name for name in classes if name not in known]
-    if unknown:
+    if unknown := [name for name in classes if name not in known]:
         raise CheckpointError(
             f"the model does not know {len(unknown)} classes of the data: "
             f"{', '.join(unknown[:5])}\nIt knows: {', '.join(model.card.classes[:8])}"

@@ -62,9 +62,7 @@ def mean(logits: Tensor, several: bool) -> Tensor:
 def common(scores: Sequence[Scores]) -> list[Scores]:
     """Each with the rows alone that all have.
 
-    Raises:
-        CheckpointError: the classes differ.
-        UsageError: there are no scores, or they are of different images.
+    Raises CheckpointError where the classes differ, UsageError for none or for other images.
     """
     if not scores:
         raise UsageError("no model and no data to average or compare: name at least one")
@@ -102,11 +100,8 @@ def ensemble(scores: Sequence[Scores]) -> Scores:
 
 def save(path: str | Path, scores: Scores) -> None:
     """One safetensors file, replaced in one step. Raises DiskError."""
-    card = {
-        "classes": scores.classes,
-        "unreadable": [(str(file), reason) for file, reason in scores.unreadable],
-        "seconds": scores.seconds,
-    }
+    bad = [(str(file), reason) for file, reason in scores.unreadable]
+    card = {"classes": scores.classes, "unreadable": bad, "seconds": scores.seconds}
     tensors = {name: getattr(scores, name).contiguous() for name in _TENSORS}
     write_whole(Path(path), serialise(tensors, {"scores": json.dumps(card)}))
 
@@ -118,9 +113,7 @@ def load(path: str | Path) -> Scores:
             card = json.loads(file.metadata()["scores"])
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
         bad = tuple((Path(name), reason) for name, reason in card["unreadable"])
-        return Scores(
-            **tensors, classes=(*card["classes"],), unreadable=bad, seconds=card["seconds"]
-        )
+        return Scores(**tensors | card | {"classes": (*card["classes"],), "unreadable": bad})
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} has no scores ({error}); delete it: a report does without"

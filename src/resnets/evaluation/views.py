@@ -6,7 +6,6 @@ and its best results by averaging over five sizes (Table 4); 1603.05027 tests at
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -37,10 +36,8 @@ class Pass:
     @property
     def load(self) -> int:
         """About how many inputs of the network's size an image is."""
-        see = self.preprocess
-        return {"center": 1, "corners": 5, "whole": math.ceil((see.resize / see.size) ** 2)}[
-            self.crops
-        ]
+        whole = math.ceil((self.preprocess.resize / self.preprocess.size) ** 2)
+        return {"center": 1, "corners": 5, "whole": whole}[self.crops]
 
 
 def passes(view: View, preprocess: Preprocess, size: int = 0) -> tuple[Pass, ...]:
@@ -58,9 +55,8 @@ def passes(view: View, preprocess: Preprocess, size: int = 0) -> tuple[Pass, ...
         return (Pass(replace(see, resize=resize), "corners", mirrored=True),)
     if view == "multi-scale":
         sides = (round(see.size * side / SIDES[0]) for side in SIDES)
-        return tuple(
-            Pass(replace(by_channel(see), resize=side), "whole", mirrored=True) for side in sides
-        )
+        seen = (replace(by_channel(see), resize=side) for side in sides)
+        return tuple(Pass(each, "whole", mirrored=True) for each in seen)
     return (Pass(see, mirrored=view == "flip"),)
 
 
@@ -94,8 +90,9 @@ def forward(network: Network, view: View, preprocess: Preprocess, size: int = 0)
     input has one size.
     """
     if isinstance(network, ResNet | DenseNet):
-        fully = functools.partial(class_map, network, size=preprocess.size)
-        return (lambda images: fully(images).mean((2, 3))) if view == "multi-scale" else network
+        if view != "multi-scale":
+            return network
+        return lambda images: class_map(network, images, preprocess.size).mean((2, 3))
     if view == "multi-scale" or size not in (0, preprocess.size):
         raise UsageError(
             f"{type(network).__name__} takes images of {preprocess.size} pixels only: choose the "

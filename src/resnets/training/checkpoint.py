@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,9 @@ def write(folder: Path, tensors: Mapping[str, Tensor], course: Course) -> None:
     again = f"-rewound-{course.rewinds}" if course.rewinds else ""
     logged = "-logged" if course.logged == course.step else ""
     final = folder / f"step-{course.step:08d}{again}{logged}"
-    temporary = final.with_suffix(".tmp")
     if final.exists():
         return
+    temporary = final.with_suffix(".tmp")
     data = safetensors.torch.save(dict(tensors))
     body = {
         "course": asdict(course),
@@ -97,9 +97,8 @@ def identity(run: Path) -> str:
 def read(path: Path) -> Checkpoint:
     """One checkpoint, every digest checked.
 
-    Raises:
-        CheckpointError: a file is missing or was changed; it is named, and the tensor.
-        DiskError: the files cannot be read now, and that is not their fault.
+    Raises CheckpointError that names the file, and the tensor, that is missing or was changed;
+    DiskError where the files cannot be read now, and that is not their fault.
     """
     file = path / "state.json"
     try:
@@ -135,16 +134,14 @@ def newest(folder: Path) -> Checkpoint | None:
     problems: list[str] = []
     for path in reversed(finished(folder)):
         try:
-            found = read(path)
+            taken = tuple(f"{problem}; the one before it is taken" for problem in problems)
+            return replace(read(path), problems=taken)
         except CheckpointError as error:
             problems.append(str(error))
             aside = path.with_suffix(".damaged")
             shutil.rmtree(aside, ignore_errors=True)
             with contextlib.suppress(OSError):  # where nothing can be renamed, nothing is logged
                 path.rename(aside)
-            continue
-        taken = tuple(f"{problem}; the one before it is taken" for problem in problems)
-        return Checkpoint(found.tensors, found.course, taken)
     if problems or any(folder.glob("step-*.damaged")):
         raise CheckpointError(
             f"no checkpoint in {folder} is whole, start a new run with another --run folder:\n"
@@ -157,45 +154,46 @@ class Writer:
     """Writes checkpoints in the background; at most one at a time."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.thread = ThreadPoolExecutor(1)
-        self.begun: list[Future[None]] = []  # whose end was not looked at
+        self.folder, self.thread = folder, ThreadPoolExecutor(1)
+        self.newest: Future[None] | None = None
         self.failures = 0  # in a row
+        self.told: list[str] = []  # what went wrong
 
     @property
     def busy(self) -> bool:
         """Whether a checkpoint is being written."""
-        return not all(write.done() for write in self.begun)
+        return self.newest is not None and not self.newest.done()
 
     def save(self, tensors: Mapping[str, Tensor], course: Course) -> None:
         """Copy the state and write it in the background. Waits for the one before, if any."""
         self.wait()
         # Copied now, so that the next step cannot reach into it.
         copies = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-        self.begun.append(self.thread.submit(write, self.folder, copies, replace(course)))
+        self.newest = self.thread.submit(self._write, copies, replace(course))
+
+    def _write(self, tensors: Mapping[str, Tensor], course: Course) -> None:
+        try:
+            write(self.folder, tensors, course)
+            self.failures = 0
+        except OSError as error:
+            why = error.strerror or error
+            self.told.append(f"a checkpoint could not be written to {self.folder}: {why}")
+            self.failures += 1
 
     def wait(self) -> None:
         """Until the disk has it."""
-        wait(self.begun)
+        if self.newest is not None:
+            self.newest.result()
 
     def complaints(self, last: bool = False) -> list[str]:
         """What went wrong since the last call, for a person.
 
         Raises DiskError after three failures in a row, or one where no other save follows.
         """
-        told = []
-        while self.begun and self.begun[0].done():
-            error = self.begun.pop(0).exception()
-            self.failures = self.failures + 1 if error else 0
-            if error is None:
-                continue
-            if not isinstance(error, OSError):
-                raise error
-            what = f"a checkpoint could not be written to {self.folder}: {error.strerror or error}"
-            if self.failures >= FAILURES or (last and not self.begun):
-                raise DiskError(
-                    f"{what}\nThe earlier checkpoints are whole; free space, then "
-                    f"`resnets resume {self.folder.parent}`."
-                )
-            told.append(f"{what}; the earlier ones are whole, training goes on")
-        return told
+        told, self.told = self.told, []
+        if told and (self.failures >= FAILURES or (last and self.failures)):
+            raise DiskError(
+                f"{told[-1]}\nThe earlier checkpoints are whole; free space, then "
+                f"`resnets resume {self.folder.parent}`."
+            )
+        return [f"{what}; the earlier ones are whole, training goes on" for what in told]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice, takewhile
+from itertools import islice, pairwise, takewhile
+from pathlib import Path
 
 import torch
 
@@ -18,7 +20,6 @@ from resnets.nets import Network
 from resnets.nets.modelfile import save
 from resnets.training import checkpoint
 from resnets.training.checkpoint import Writer
-from resnets.training.events import Write, open_events
 from resnets.training.plan import Plan
 from resnets.training.run import Run
 from resnets.training.state import Course, State, finite, floats
@@ -28,6 +29,8 @@ from resnets.training.world import ALONE
 
 SAVE_SECONDS = 30.0  # at the least between checkpoints, so that saving stays under 1 % of a run
 REWINDS = 3  # times that a run may go back to a checkpoint before it is given up
+
+Write = Callable[[Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,15 @@ def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
     is saved in `run`. A value that is not finite is never saved: see `Step.update`; where steps
     cannot just be left out, training goes on from the newest checkpoint at half the rate.
 
-    Raises:
-        Diverged: values are not finite, again and again; the checkpoints are from before.
-        DataError: more images turned out unreadable than the recipe allows.
-        DiskError: three checkpoints in a row, the last one, or the log could not be written.
+    Raises Diverged where values are not finite again and again (the checkpoints are from before),
+    DataError for more unreadable images than the recipe allows, DiskError where three checkpoints
+    in a row, the last one, or the log could not be written.
     """
     writer, notes = Writer(run.path / "checkpoints"), list[str]()
     state = begin(run, plan, notes)
-    earlier = state.course.seconds
+    plan = replace(plan, began=plan.began - state.course.seconds)  # as if it had never stopped
     try:
-        while lost := (yield from stretch(run, plan, stop, writer, state, notes, earlier)):
+        while lost := (yield from stretch(run, plan, stop, writer, state, notes)):
             writer.wait()
             past = state.course
             if past.rewinds == REWINDS:
@@ -74,11 +76,33 @@ def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
             state, factor = begin(run, plan, notes), past.factor / 2
             notes.append(f"{lost}: back to the newest checkpoint, at {factor:g} times the rate")
             # The best state is not thrown away: it was finite, and it is in its file.
-            state.course = replace(
-                state.course, factor=factor, rewinds=past.rewinds + 1, best=past.best
-            )
+            state.course.factor, state.course.rewinds = factor, past.rewinds + 1
+            state.course.best = past.best
     finally:
         writer.wait()
+
+
+def open_events(folder: Path, step: int) -> Write:
+    """A function that writes a row of metrics.jsonl; it does nothing without tensorboard.
+
+    A disk that fails costs events only: it does not end the run while metrics.jsonl can be written.
+    Events after `step`, which a resumed run will write again, are hidden.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(folder), purge_step=step + 1)
+    except (ImportError, OSError):
+        return lambda row: None
+
+    def write(row: Mapping[str, float]) -> None:
+        with suppress(OSError):
+            for name, value in row.items():
+                if name != "step":
+                    writer.add_scalar(name, value, row["step"])
+            writer.flush()
+
+    return write
 
 
 def begin(run: Run, plan: Plan, notes: list[str]) -> State:
@@ -92,20 +116,14 @@ def begin(run: Run, plan: Plan, notes: list[str]) -> State:
         state.course.steps = world.share(max(1, round(plan.steps * budget / estimate(plan))))
     if world.first:
         # An evaluation may have been broken off after its step was saved.
-        for name, last in (("metrics", state.course.logged), ("timing", state.course.logged)):
-            run.truncate(f"{name}.jsonl", last)
+        run.truncate("metrics.jsonl", state.course.logged)
+        run.truncate("timing.jsonl", state.course.logged)
         run.truncate("notes.jsonl", state.course.step)
     return state
 
 
 def stretch(
-    run: Run,
-    plan: Plan,
-    stop: Stop,
-    writer: Writer,
-    state: State,
-    notes: list[str],
-    earlier: float,
+    run: Run, plan: Plan, stop: Stop, writer: Writer, state: State, notes: list[str]
 ) -> Generator[Progress, None, str]:
     """Train to the end or a signal and return "", or until the state is lost and return why."""
     recipe, world, course, images = plan.recipe, plan.world, state.course, len(plan.train)
@@ -120,7 +138,7 @@ def stretch(
 
     while True:
         now = time.monotonic()
-        course.seconds = earlier + now - plan.began
+        course.seconds = now - plan.began
         speed = (course.step - first) * recipe.batch / (now - began + 1e-9)
         progress = Progress(
             step=course.step,
@@ -150,23 +168,23 @@ def stretch(
         stopping, saving, steps = world.wishes(wishes)
         if steps and not course.ended:
             course.steps = steps
-        if stopping or course.ended or saving:
+        over = bool(stopping) or course.ended
+        if over or saving:
             if not finite(floats((tensors := state.tensors()).values())):
                 return f"the state is not finite at step {course.step}"
             stop.save, saved = False, now
             if world.first:
                 writer.save(tensors, course)
-        if stopping or course.ended:
+        if over:
             writer.wait()
-        notes += writer.complaints(last=bool(stopping) or course.ended)
-        if stopping or course.ended or notes or progress.loss is not None or now - shown > 0.5:
-            if world.first:
-                for note in notes:
-                    run.append("notes.jsonl", {"step": course.step, "note": note})
+        notes += writer.complaints(last=over)
+        if over or notes or progress.loss is not None or now - shown > 0.5:
+            for note in notes if world.first else ():
+                run.append("notes.jsonl", {"step": course.step, "note": note})
             yield replace(progress, notes=tuple(notes))
             notes.clear()
             shown = now
-        if stopping or course.ended:
+        if over:
             stop.signal = stopping
             return ""
 
@@ -213,19 +231,16 @@ def estimate(plan: Plan, seconds: float = 2.0) -> float:
     recipe = replace(recipe, batch=plan.share, norm=norm, frozen=0.0, grow_from=0)
     own = replace(plan, world=ALONE, workers=0, recipe=recipe)
     step = Step(own, state := own.start())
-    times: list[tuple[float, float]] = []  # of reading a batch, and of the step
-    began = time.perf_counter()
-    end = began + seconds
+    ticks = [time.perf_counter()]  # before and after reading a batch, and after its step
     for batch in islice(batches(own, state.course), 20):
-        read = time.perf_counter()
+        ticks.append(time.perf_counter())
         step.update(batch)
-        done = time.perf_counter()
-        times.append((read - began, done - read))
-        began = done
-        if len(times) > 3 and done > end:
+        ticks.append(time.perf_counter())
+        if len(ticks) > 7 and ticks[-1] - ticks[0] > seconds:
             break
     # The first step warms up. Workers decode while the network computes.
-    read, stepped = (statistics.median(t[k] for t in times[1:] or times) for k in (0, 1))
+    spent = [end - start for start, end in pairwise(ticks)][2 if len(ticks) > 3 else 0 :]
+    read, stepped = statistics.median(spent[::2]), statistics.median(spent[1::2])
     return plan.steps * (max(read / plan.workers, stepped) if plan.workers else read + stepped)
 
 
@@ -250,15 +265,10 @@ def measure(
     A signal breaks the evaluation off; then nothing is logged, and a resume does it again.
     """
     recipe, world, course = plan.recipe, plan.world, state.course
-    loss, wrong, seen = state.totals.tolist()
-    row = {
-        "step": progress.step,
-        "epoch": progress.epoch,
-        "lr": progress.rate,
-        "loss": loss / max(1, seen),
-        "train_error": wrong / max(1, seen),
-    }
-    progress = replace(progress, loss=row["loss"], train_error=row["train_error"])
+    loss, wrong = (state.totals[:2] / state.totals[2].clamp(min=1)).tolist()
+    progress = replace(progress, loss=loss, train_error=wrong)
+    row = {"step": progress.step, "epoch": progress.epoch, "lr": progress.rate}
+    row |= {"loss": loss, "train_error": wrong}
     if plan.watched is not None:
         average = state.whole_average(plan.arch)
         batches = test_batches(  # this rank's part
@@ -270,13 +280,9 @@ def measure(
             rank=world.rank,
             ranks=world.size,
         )
-        result = evaluate(
-            average,
-            takewhile(lambda _: not stop.signal, batches),
-            plan.source.classes,
-            bfloat16=plan.bfloat16,
-            total=world.sum,
-        )
+        part = takewhile(lambda _: not stop.signal, batches)
+        names, bfloat16 = plan.source.classes, plan.bfloat16
+        result = evaluate(average, part, names, bfloat16=bfloat16, total=world.sum)
         if world.wishes([stop.signal])[0]:
             return replace(progress, loss=None)
         row |= {f"{recipe.watch}_error": result.error, f"{recipe.watch}_loss": result.loss}

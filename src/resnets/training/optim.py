@@ -67,8 +67,7 @@ def scales(network: Network, decay: float) -> dict[str, float]:
 
     What follows a stage belongs to it; what precedes the first is one farther.
     """
-    begun: set[str] = set()
-    place = {}
+    begun, place = set[str](), {}
     for name, _ in network.named_parameters():  # from the input to the output
         begun.update(STAGE.findall(name))
         place[name] = len(begun)
@@ -80,31 +79,22 @@ def classifier(network: Network) -> nn.Linear:
     return network.classifier if isinstance(network, DenseNet) else network.fc
 
 
-def only_classifier(network: Network, alone: bool) -> None:
-    """Let the classifier alone learn, or everything."""
-    network.requires_grad_(not alone)
+def set_mode(network: Network, alone: bool, frozen_norm: bool) -> None:
+    """Training mode; the classifier `alone` learns, frozen normalisation keeps its statistics."""
+    network.train().requires_grad_(not alone)
     classifier(network).requires_grad_(True)
-
-
-def set_mode(network: nn.Module, frozen_norm: bool) -> None:
-    """Training mode, in which frozen batch normalisation uses and keeps its statistics."""
-    network.train()
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.train(not frozen_norm)
 
 
 class Layerwise(torch.optim.Optimizer):
-    """x -= lr * rule(x). A group's "rule" is one of the functions below.
-
-    It moves the state of the tensors x with gradients g on, and gives their steps.
-    """
+    """x -= lr * rule(x), where a group's "rule" moves the state of x on by gradients g."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            x = [p for p in group["params"] if p.grad is not None]
-            if x:
+            if x := [p for p in group["params"] if p.grad is not None]:
                 state = [self.state[p] for p in x]
                 move = group["rule"](state, x, [p.grad for p in x], group)
                 torch._foreach_add_(x, move, alpha=-group["lr"])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -105,11 +105,8 @@ class Plan:
 
         Testing takes `each` for an image on all ranks, and `exact` on one in float32.
         """
-        val, test = self.source.val, self.source.test
-        watched, result = (
-            sum(len(split.labels) for split in splits if split)
-            for splits in ([self.watched], [val, test])
-        )
+        watched = len(self.watched or ())
+        result = len(self.source.val or ()) + len(self.source.test or ())
         # All ranks end the training with an evaluation; the first tests the result, in float32.
         return WRITING + each * watched + max(each * self.world.size, exact) * result
 
@@ -133,8 +130,7 @@ class Plan:
         length = f"{self.steps:,} steps of {recipe.batch}, {epochs:.1f} epochs"
         if recipe.budget:
             length = f"as many steps of {recipe.batch} as fit into {recipe.budget / 60:.3g} minutes"
-        passes = math.ceil(self.share / self.micro)
-        if passes > 1:
+        if (passes := math.ceil(self.share / self.micro)) > 1:
             length += f"; {passes} forward passes of {self.micro} images make one step"
             length += self.crowded
         return {
@@ -146,14 +142,10 @@ class Plan:
             + (f", from {recipe.weights}" if recipe.weights else ""),
             "size": f"{price.parameters:,} parameters, {price.macs / 1e6:,.1f} M multiply-adds",
             "length": length,
-            "optimiser": (
-                f"{recipe.optimizer}, rate {recipe.peak:g} {recipe.schedule}, "
-                f"weight decay {recipe.weight_decay:g}"
-            ),
-            "machine": (
-                f"{self.device}, {recipe.precision}, {self.world.size} processes, "
-                f"{torch.get_num_threads()} threads, {self.workers} workers"
-            ),
+            "optimiser": f"{recipe.optimizer}, rate {recipe.peak:g} {recipe.schedule}, "
+            f"weight decay {recipe.weight_decay:g}",
+            "machine": f"{self.device}, {recipe.precision}, {self.world.size} processes, "
+            f"{torch.get_num_threads()} threads, {self.workers} workers",
         }
 
 
@@ -208,20 +200,19 @@ def choose(source: Source, train: Split, device: torch.device) -> Recipe:
 def processor_flags() -> set[str]:
     """Instruction sets of this processor as Linux lists them; empty elsewhere."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return set()
-    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return set(line.partition(":")[2].split())
+        lines = []
+    return set(next((line.split() for line in lines if line.startswith("flags")), ()))
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
     """Whether to compute in bfloat16: asked for, or `auto` where the hardware has it."""
-    if precision != "auto":
-        return precision == "bfloat16"
-    if device.type == "cuda":
+    if precision == "auto" and device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(processor_flags() & {"avx512_bf16", "amx_bf16"})
+    if precision == "auto" and device.type == "cpu":
+        return not processor_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
+    return precision == "bfloat16"
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -245,45 +236,30 @@ def training_images(source: Source) -> Split:
 def resolve(
     recipe: Recipe, source: Source, device: torch.device, workers: int, world: World = ALONE
 ) -> Plan:
-    """Everything that follows from a recipe, the data and the machine.
-
-    Raises UsageError that tells all contradictions at once.
-    """
+    """All that follows from recipe, data and machine. Raises UsageError of all contradictions."""
     base = load(recipe.weights) if recipe.weights else None
     network = archs.changed(base.card.arch if base else archs.arch(recipe.model), recipe.arch)
     if not takes_pictures(network):
         raise UsageError(f"{recipe.model} takes no 2-D images; `resnets models` lists others")
     preprocess = preprocessing(recipe, source)
-    if base:  # the weights know the moments that they were trained with
-        card = base.card.preprocess
-        if card.channels == preprocess.channels and len(card.mean) == card.channels:
-            preprocess = replace(preprocess, mean=card.mean, std=card.std)
+    card = base.card.preprocess if base else preprocess
+    if len(card.mean) == card.channels == preprocess.channels:
+        # The weights know the moments that they were trained with.
+        preprocess = replace(preprocess, mean=card.mean, std=card.std)
     network = replace(
         network, channels=preprocess.channels, classes=len(source.classes), size=preprocess.size
     )
     train = training_images(source)
     if isinstance(train.images, torch.Tensor):
         workers = 0
-    teacher = load(recipe.teacher, classes=source.classes) if recipe.teacher else None
     bfloat16 = use_bfloat16(recipe.precision, device)
-    plan = Plan(
-        # With the precision said, the recipe repeats the run on another machine too.
-        recipe=replace(
-            recipe,
-            precision="bfloat16" if bfloat16 else "float32",
-            model=named(base.card.arch) or recipe.model if base else recipe.model,
-        ),
-        arch=network,
-        source=source,
-        train=train,
-        preprocess=preprocess,
-        device=device,
-        bfloat16=bfloat16,
-        workers=workers,
-        world=world,
-        base=base,
-        teacher=teacher,
-    )
+    # With the precision said, the recipe repeats the run on another machine too.
+    recipe = replace(recipe, precision="bfloat16" if bfloat16 else "float32")
+    if base and (model := named(base.card.arch)):
+        recipe = replace(recipe, model=model)
+    teacher = load(recipe.teacher, classes=source.classes) if recipe.teacher else None
+    machine = (device, bfloat16, workers, world)
+    plan = Plan(recipe, network, source, train, preprocess, *machine, base, teacher)
     if told := list(contradictions(plan)):
         raise UsageError("\n".join(told))
     return plan
@@ -303,9 +279,9 @@ def contradictions(plan: Plan) -> Iterator[str]:
         yield "shard=true is for optimizer sgd or adamw, and not with frozen epochs"
     if recipe.batch % plan.world.size:
         yield f"batch={recipe.batch} cannot be shared by {plan.world.size} processes evenly"
-    if base and base.card.arch.channels != source.channels:
-        channels = f"{base.card.arch.channels} channels, {source.name} has {source.channels}"
-        yield f"{recipe.weights} takes images of {channels}"
+    if base and (takes := base.card.arch.channels) != source.channels:
+        has = f"{source.name} has {source.channels}"
+        yield f"{recipe.weights} takes images of {takes} channels, {has}"
     if teacher and teacher.card.classes != source.classes:
         yield f"the teacher {recipe.teacher} knows other classes than {source.name}"
     if teacher and not near(teacher.card.preprocess, plan.preprocess):
@@ -331,24 +307,29 @@ def near(one: Preprocess, other: Preprocess) -> bool:
 
 def named(arch: Arch) -> str | None:
     """The model of that architecture, whatever its input and classes."""
-    for name, known in archs.FAMILY.items():
-        alike = replace(known, channels=arch.channels, classes=arch.classes, size=arch.size)
-        if alike == arch:
-            return name
-    return None
+    own: dict[str, Any] = {k: getattr(arch, k) for k in ("channels", "classes", "size")}
+    return next((name for name, k in archs.FAMILY.items() if replace(k, **own) == arch), None)
 
 
 def preprocessing(recipe: Recipe, source: Source) -> Preprocess:
     """How this run turns an image into the network's input, at test time."""
-    files = not isinstance(training_images(source).images, torch.Tensor)
+    images = training_images(source).images
+    files = not isinstance(images, torch.Tensor)
     size = recipe.size or (224 if files else source.size)
     # ImageNet's protocol: centre 224 of the shorter side 256 (fb.resnet.torch; 224 / 256 = 0.875).
     resize = round(size / recipe.crop_ratio) if files and size >= 64 else size
-    if recipe.normalize == "pixel":
-        mean, std = pixel_mean(training_images(source), size), (1.0,) * source.channels
-    else:
+    see = Preprocess(size=size, resize=resize, channels=source.channels)
+    if recipe.normalize != "pixel":
         mean, std = moments(recipe.normalize, source, source.channels)
-    return Preprocess(size=size, resize=resize, channels=source.channels, mean=mean, std=std)
+        return replace(see, mean=mean, std=std)
+    if not isinstance(images, torch.Tensor) or images.shape[-1] != size:
+        raise UsageError(
+            "normalize=pixel needs a data set in memory (digits, cifar10, cifar100) at its own "
+            "size; use --set normalize=data"
+        )
+    mean_image = images.double().mean(0) / 255  # (C, H, W): 1512.03385, section 4.2
+    mean = tuple(round(value, 7) for value in mean_image.flatten().tolist())
+    return replace(see, mean=mean, std=(1.0,) * source.channels)
 
 
 def moments(
@@ -357,24 +338,12 @@ def moments(
     """Mean and deviation for a network of `channels` input channels. Raises UsageError."""
     if normalize == "data" and source is None:
         raise UsageError("--normalize data needs the data: --data DATA")
-    none = Preprocess(size=1, mean=(0.0,), std=(1.0,))
-    known = none if normalize == "none" else Preprocess(size=1)
-    mean, std = (
-        (source.mean, source.std) if source and normalize == "data" else (known.mean, known.std)
-    )
-    if len(mean) != channels and 1 not in (len(mean), channels):
+    imagenet = Preprocess(size=1)
+    known = source if source and normalize == "data" else imagenet
+    mean, std = ((0.0,), (1.0,)) if normalize == "none" else (known.mean, known.std)
+    if len(mean) == channels:
+        return mean, std
+    if 1 not in (len(mean), channels):
         raise UsageError(f"no mean of {len(mean)} channels for a network of {channels}")
-    if len(mean) != channels:  # grey is the mean of the colours
-        mean, std = ((sum(x) / len(x),) * channels for x in (mean, std))
+    mean, std = ((sum(x) / len(x),) * channels for x in (mean, std))  # grey is the colours' mean
     return mean, std
-
-
-def pixel_mean(split: Split, size: int) -> tuple[float, ...]:
-    """The mean training image, (C, H, W) flattened, in 0..1 (1512.03385, section 4.2)."""
-    if not isinstance(split.images, torch.Tensor) or split.images.shape[-1] != size:
-        raise UsageError(
-            "normalize=pixel needs a data set in memory (digits, cifar10, cifar100) at its own "
-            "size; use --set normalize=data"
-        )
-    mean = split.images.double().mean(0) / 255
-    return tuple(round(value, 7) for value in mean.flatten().tolist())

@@ -25,9 +25,8 @@ def precise(network: nn.Module, batches: Iterable[Tensor]) -> None:
         var, mean = torch.var_mean(inputs[0].float().movedim(1, -1).flatten(0, -2), 0, correction=0)
         norm.running_mean, norm.running_var = mean, var  # what evaluation normalises with
         n = inputs[0].numel() / len(mean)
-        part = n * torch.stack([torch.ones_like(mean), mean, var]).double()
-        part[2] += n * mean.double() ** 2
-        sums[norm] = sums.get(norm, 0) + part
+        m, v = mean.double(), var.double()
+        sums[norm] = sums.get(norm, 0) + n * torch.stack([torch.ones_like(m), m, v + m**2])
 
     # In training mode a layer may be computed without being called, and the hook would not see it.
     network.eval()

@@ -31,8 +31,7 @@ def find_rate(
     constant = replace(whole, lr=1.0, lr_batch=0, schedule="step", drops=(), warmup=0.0)
     plan = replace(plan, recipe=constant)
     step, average = Step(plan, state := plan.start()), 0.0
-    rates: list[float] = []
-    losses: list[float] = []
+    rates, losses = list[float](), list[float]()
     for k, batch in enumerate(batches(plan, state.course)):
         rate = state.course.factor = low * (high / low) ** (k / (steps - 1))
         if step.update(batch) != "done":

@@ -98,20 +98,19 @@ class State:
 
     def restore(self, tensors: dict[str, Tensor], course: Course) -> None:
         """Take over what `tensors()` gave. Raises CheckpointError on another network's tensors."""
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}}
-        for key, value in tensors.items():
-            part, _, name = key.partition(".")
-            if part in parts:
-                parts[part][name] = value
+        network, average, memory = (
+            {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
+            for part in ("network.", "average.", "optimizer.")
+        )
         try:
-            load(self.network, parts["network"])
-            load(self.average, parts["average"])
+            load(self.network, network)
+            load(self.average, average)
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip()
             raise CheckpointError(f"the checkpoint belongs to another network: {first}") from None
         parameters = dict(self.network.named_parameters())
         self.optimizer.state.clear()
-        for key, value in parts["optimizer"].items():
+        for key, value in memory.items():
             name, _, slot = key.rpartition(".")
             like = parameters[name]
             # A moment has its weight's device and layout; a counter stays on the processor.
@@ -150,14 +149,10 @@ def finite(tensors: Iterable[Tensor]) -> bool:
 
     One number comes back from the device; small tensors are added up together.
     """
-    small: list[Tensor] = []
-    sums: list[Tensor] = []
-    for tensor in tensors:
-        if tensor.numel() < SMALL:
-            small.append(tensor.reshape(-1))
-        else:
-            sums.append(tensor.sum())
-    return math.isfinite(float(torch.stack([*sums, torch.cat(small).sum()]).sum()))
+    given = list(tensors)
+    small = torch.cat([t.reshape(-1) for t in given if t.numel() < SMALL])
+    sums = [t.sum() for t in given if t.numel() >= SMALL]
+    return math.isfinite(float(torch.stack([*sums, small.sum()]).sum()))
 
 
 @torch.no_grad()

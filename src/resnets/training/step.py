@@ -13,8 +13,9 @@ from resnets.data.batches import Batch
 from resnets.data.draws import draws_of_step
 from resnets.data.mix import mix
 from resnets.errors import MemoryExhausted
+from resnets.evaluation.classify import predict_batch
 from resnets.training.loss import balanced, dense, distilled, missed, objective
-from resnets.training.optim import only_classifier, set_mode
+from resnets.training.optim import set_mode
 from resnets.training.plan import Plan
 from resnets.training.state import State, blend, finite, floats, part, row
 from resnets.training.world import Message, accumulating
@@ -28,10 +29,8 @@ class Step:
     def __init__(self, plan: Plan, state: State) -> None:
         self.plan, self.state = plan, state
         self.teacher = plan.teacher.network.to(plan.device).eval() if plan.teacher else None
-        self.class_weights = None
-        if plan.recipe.class_weights == "balanced":
-            weights = balanced(plan.train.labels, plan.arch.classes)
-            self.class_weights = weights.to(plan.device)
+        weights = balanced(plan.train.labels, plan.arch.classes).to(plan.device)
+        self.class_weights = weights if plan.recipe.class_weights == "balanced" else None
         # Looked up once: walking over the modules of a deep network takes milliseconds.
         network, average = state.network, state.average
         self.parameters = list(network.parameters())
@@ -40,8 +39,7 @@ class Step:
         self.average = [part(t) for t in average.state_dict().values()]
         self.rows = [row(t) for t in (*self.parameters, *floats(self.average))]
         self.sent: list[Message] = []  # in the backward pass under way
-        self.frozen = False  # whether the classifier alone learns now
-        self.replicate()
+        self.replicate(frozen=False)
 
     def update(self, batch: Batch) -> Literal["done", "skipped", "lost"]:
         """Set the rate, forward, backward, move the weights, average them.
@@ -52,7 +50,8 @@ class Step:
         """
         plan, state, course = self.plan, self.state, self.state.course
         recipe, optimizer = plan.recipe, state.optimizer
-        self.set_frozen(course.step < plan.frozen_steps)
+        if (frozen := course.step < plan.frozen_steps) != self.frozen:
+            self.replicate(frozen)
         rate = course.factor * recipe.rate(course.step, course.steps, course.drops)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
@@ -104,7 +103,8 @@ class Step:
             try:
                 sums = self.accumulate(batch)
             except RuntimeError as error:
-                if not out_of_memory(error):
+                host = "can't allocate memory" in str(error)
+                if not host and not isinstance(error, torch.OutOfMemoryError):
                     raise
                 if course.micro <= 1 or tied:
                     raise MemoryExhausted(
@@ -113,13 +113,14 @@ class Step:
                     ) from None
                 sums = torch.full_like(self.state.totals, math.nan)
             # Outside of `except`, which would keep the failed pass alive.
-            plan.world.send_zeros(self.messages[len(self.sent) :])
+            for values, dtype in self.messages[len(self.sent) :]:
+                plan.world.sum(sums.new_zeros(values, dtype=dtype))
             if not plan.world.sum(sums)[2].isnan():  # the number of images
                 return sums
             course.micro = (course.micro + 1) // 2
             for buffer, old in zip(self.buffers, before, strict=True):
                 buffer.copy_(old)
-            self.replicate()
+            self.replicate(self.frozen)
 
     def accumulate(self, batch: Batch) -> Tensor:
         """Forward and backward of each micro-batch; the gradient is that of the global mean loss.
@@ -153,35 +154,20 @@ class Step:
 
     def loss(self, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         """The recipe's loss, with the teacher's share if there is one."""
-        recipe = self.plan.recipe
-        loss = objective(
-            logits,
-            targets,
-            kind=recipe.loss,
-            smoothing=recipe.label_smoothing,
-            weights=self.class_weights,
-        )
+        recipe, weights = self.plan.recipe, self.class_weights
+        smoothing = recipe.label_smoothing
+        loss = objective(logits, targets, kind=recipe.loss, smoothing=smoothing, weights=weights)
         if self.teacher is None:
             return loss
-        with (
-            torch.no_grad(),
-            torch.autocast(images.device.type, torch.bfloat16, enabled=self.plan.bfloat16),
-        ):
-            answers = self.teacher(images).float()
+        answers = predict_batch(self.teacher, images, bfloat16=self.plan.bfloat16)
         taught = distilled(logits, answers, recipe.temperature)
         return (1 - recipe.distill) * loss + recipe.distill * taught
 
-    def set_frozen(self, frozen: bool) -> None:
-        """Let the classifier alone learn, or everything."""
-        if frozen != self.frozen:
-            only_classifier(self.state.network, frozen)
-            self.frozen = frozen
-            self.replicate()
-
-    def replicate(self) -> None:
-        """Join the ranks' gradients, for the parameters that learn now; there are none yet."""
+    def replicate(self, frozen: bool) -> None:
+        """Let all learn, or the classifier alone, and join the ranks' gradients; there are none."""
         network, shape = self.state.network, self.plan.preprocess
-        set_mode(network, frozen_norm=self.plan.recipe.norm == "frozen" or self.frozen)
+        self.frozen = frozen  # whether the classifier alone learns now
+        set_mode(network, frozen, frozen or self.plan.recipe.norm == "frozen")
         self.state.optimizer.zero_grad()
         self.replica: nn.Module = network
         gc.collect()  # what joined them before goes, with its hooks on the same weights
@@ -189,8 +175,3 @@ class Step:
         if not self.plan.recipe.shard:
             self.replica = self.plan.world.replicate(network, images, self.sent)
         self.messages = list(self.sent)  # of a whole backward pass
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether the device or the host has no more memory."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

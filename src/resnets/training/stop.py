@@ -13,7 +13,6 @@ class Stop:
     """SIGINT and SIGTERM end training after the step in hand; the same again ends it at once.
 
     Not a different one: each rank gets a SIGINT itself, and torchrun passes it on as SIGTERM.
-
     SIGUSR1 saves and goes on. SIGHUP, as when a terminal closes, changes nothing.
     """
 

@@ -78,9 +78,8 @@ def distribution(recipe: Recipe, key: str, text: str) -> distributions.BaseDistr
             changed = room.to_dict(recipes.merged(recipe, {key: value}))
         if ":" not in text:
             return distributions.CategoricalDistribution(values)
-        low, high = values
+        (low, high), log = values, text.endswith(":log")
         head, _, tail = key.partition(".")
-        log = text.endswith(":log")
         if isinstance(changed[head][tail] if tail else changed[head], int):
             return distributions.IntDistribution(int(low), int(high), log=log)
         return distributions.FloatDistribution(float(low), float(high), log=log)
@@ -104,19 +103,14 @@ def search(
     With a `budget` each has the same part of these seconds, those of earlier calls included.
     `create` and `finish` make a run folder and write a run's result.
 
-    Raises:
-        UsageError: a wrong field or range, another study in the folder, or another process there.
-        Interrupted: by a signal; the same call goes on with the trial in hand.
+    Raises UsageError for a wrong field or range, another study in the folder, or another process
+    there; Interrupted by a signal, after which the same call goes on with the trial in hand.
     """
     texts = choices(plan.recipe, asked)
     space = {key: distribution(plan.recipe, key, text) for key, text in texts.items()}
     length = {"budget": budget / trials} if budget else {}
-    study = {
-        "recipe": json.loads(json.dumps(room.to_dict(plan.recipe))),
-        "digest": plan.source.digest,
-        "space": texts,
-        "length": length,
-    }
+    asked_for = json.loads(json.dumps(room.to_dict(plan.recipe)))
+    study = {"recipe": asked_for, "digest": plan.source.digest, "space": texts, "length": length}
     source, recipe = plan.source, replace(plan.recipe, watch="val")
     if source.val is None:
         recipe = replace(recipe, holdout=HOLDOUT)
@@ -131,9 +125,10 @@ def search(
                 "which budget / trials may not change, or give another folder with --run"
             )
         folder.write_json("study.json", study)
-        yield (done := ended(known := recorded(folder)))
+        done, running = recorded(folder)
+        yield done
         while len(done) < trials:
-            proposed = propose(space, recipe.seed, done, known[len(done) :])
+            proposed = propose(space, recipe.seed, done, running)
             chosen = recipes.merged(recipe, proposed.params | length)
             own = fitted(resolve(chosen, source, plan.device, plan.workers))
             trial = Trial(len(done) + 1, proposed.params)
@@ -143,7 +138,7 @@ def search(
             if not (run.path / "recipe.json").exists():
                 create(own, run.path)
             run.write_json("trial.json", asdict(conduct(run, own, trial, proposed, finish, watch)))
-            done = ended(known := recorded(folder))
+            done, running = recorded(folder)
             names = ("number", "state", "error", "seconds")
             rows = ([*map(asdict(t).get, names), *map(t.fields.get, space)] for t in done)
             folder.write_csv("trials.csv", (*names, *space), rows)
@@ -152,15 +147,12 @@ def search(
             yield done
 
 
-def recorded(folder: Run) -> list[Trial]:
-    """The trials so far, by number."""
+def recorded(folder: Run) -> tuple[list[Trial], list[Trial]]:
+    """The trials that have ended, by number, and one that has not."""
     paths = sorted(folder.path.glob("trial-*/trial.json"))
-    return [Trial(**Run(path.parent).read_json("trial.json")) for path in paths]
-
-
-def ended(trials: Sequence[Trial]) -> list[Trial]:
-    """Those that are not running."""
-    return [trial for trial in trials if trial.state != "running"]
+    trials = [Trial(**Run(path.parent).read_json("trial.json")) for path in paths]
+    done = [trial for trial in trials if trial.state != "running"]
+    return done, trials[len(done) :]
 
 
 def best(trials: Sequence[Trial]) -> Trial:
@@ -175,21 +167,19 @@ def propose(
     running: Sequence[Trial],
 ) -> optuna.Trial:
     """The trial that was interrupted, or the next, a function of the seed and those done."""
-    study = optuna.create_study(
-        sampler=optuna.samplers.TPESampler(seed=seed * 10_000 + len(done)),
-        # From the third evaluation on: a rate that warms up longer is behind at first.
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
-    )
+    sampler = optuna.samplers.TPESampler(seed=seed * 10_000 + len(done))
+    # From the third evaluation on: a rate that warms up longer is behind at first.
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2)
+    study = optuna.create_study(sampler=sampler, pruner=pruner)
     for trial in done:
-        study.add_trial(
-            optuna.create_trial(
-                state=TrialState.PRUNED if trial.state == "pruned" else TrialState.COMPLETE,
-                value=trial.error,
-                params=trial.fields,
-                distributions=space,
-                intermediate_values=dict(enumerate(trial.curve)),
-            )
+        ended = optuna.create_trial(
+            state=TrialState.PRUNED if trial.state == "pruned" else TrialState.COMPLETE,
+            value=trial.error,
+            params=trial.fields,
+            distributions=space,
+            intermediate_values=dict(enumerate(trial.curve)),
         )
+        study.add_trial(ended)
     for trial in running:
         study.enqueue_trial(trial.fields)
     return study.ask(space)
@@ -204,8 +194,7 @@ def conduct(
     watch: Callable[[Progress], None],
 ) -> Trial:
     """Train from where the run stands to its end, or until the median of the others is better."""
-    curve: list[float] = []
-    state = "complete"
+    curve, state = list[float](), "complete"
     try:
         with run.locked(), Stop() as stop:
             for progress in fit(run, plan, stop):

@@ -33,7 +33,6 @@ T = TypeVar("T")
 Message = tuple[int, torch.dtype]  # its number of values
 
 CPU = torch.device("cpu")
-
 RESTARTS = 3
 PATIENCE = datetime.timedelta(minutes=10)  # after which a rank that hangs ends the others
 GRACE = 5.0  # seconds in which ranks that lost another find each other
@@ -70,11 +69,9 @@ class World:
         """Replace each floating tensor by its mean over the ranks, with one message."""
         if self.size > 1 and tensors:
             flat = torch.cat([t.flatten() for t in tensors])
-            dist.all_reduce(flat)
-            parts = torch.split(flat / self.size, [t.numel() for t in tensors])
-            torch._foreach_copy_(
-                tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
-            )
+            parts = torch.split(self.sum(flat) / self.size, [t.numel() for t in tensors])
+            views = [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
+            torch._foreach_copy_(tensors, views)
 
     def share(self, value: T) -> T:
         """Rank 0's value, on every rank."""
@@ -82,11 +79,6 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(box)
         return box[0]
-
-    def send_zeros(self, messages: list[Message]) -> None:
-        """Take part in messages of gradients, in their order, with nothing to add."""
-        for values, dtype in messages:
-            self.sum(torch.zeros(values, dtype=dtype, device=self.device))
 
     def replicate(self, network: nn.Module, images: Tensor, sent: list[Message]) -> nn.Module:
         """The network whose backward pass averages the gradients over the ranks.
@@ -99,8 +91,7 @@ class World:
             return network
         # Renamed in torch 2.15. `average` does the buffers.
         known = inspect.signature(DistributedDataParallel).parameters
-        name = "broadcast_buffers"
-        name = "forward_sync_buffers" if "forward_sync_buffers" in known else name
+        name = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in known)
         options: dict[str, Any] = {name: False}
         replica = DistributedDataParallel(network, **options)
         replica.register_comm_hook(sent, send)
@@ -137,12 +128,12 @@ class World:
             try:
                 store.append("here", f"{self.rank} ")  # type: ignore[attr-defined]
                 time.sleep(2 * GRACE if self.first else GRACE)  # it may hold the store
-                gone = set(range(self.size)) - {int(rank) for rank in store.get("here").split()}
+                here = {int(rank) for rank in store.get("here").split()}
             except RuntimeError:
-                gone = {0}
-            if not gone:
+                here = set(range(1, self.size))
+            names = ", ".join(str(rank) for rank in range(self.size) if rank not in here)
+            if not names:
                 raise
-            names = ", ".join(str(rank) for rank in sorted(gone))
             raise ResnetsError(
                 f"no answer from rank {names} of {self.size}: {error}\n"
                 "The checkpoints are whole; `resnets resume` goes on."
@@ -193,8 +184,7 @@ def launched() -> bool:
 def join(device: str = "auto") -> World:
     """Join the processes that torchrun started, with NCCL on GPUs and gloo on processors.
 
-    Raises UsageError where `device` is one GPU by number, since torchrun gives each rank its own,
-    and where torchrun could not start the ranks again.
+    Raises UsageError for one GPU by number, and where torchrun could not start the ranks again.
     """
     if device.startswith("cuda:"):
         raise UsageError(f"--device {device}: under torchrun each rank has its own; write cuda")
@@ -205,7 +195,7 @@ def join(device: str = "auto") -> World:
             "--max-restarts would hang: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, "
             "with --rdzv-backend c10d or --standalone"
         )
-    own = torch.device("cpu")
+    own = CPU
     if device != "cpu" and torch.cuda.is_available():
         own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(own)
