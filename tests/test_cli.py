@@ -71,7 +71,7 @@ def test_help_needs_no_torch():
 def test_help_version_and_module(cli):
     code, out, _ = cli("--help")
     assert code == 0
-    for verb in ("train", "resume", "evaluate", "predict", "models", "data", "runs", "doctor"):
+    for verb in ("train", "resume", "evaluate", "predict", "models", "analyze", "reproduce"):
         assert verb in out
     assert cli("--version")[1].strip() == __version__
     done = subprocess.run(

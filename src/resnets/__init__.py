@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from resnets.data.get import get
     from resnets.evaluation.model import load
+    from resnets.instruments import analyze
     from resnets.listing import data_info, models, runs
     from resnets.nets import create
     from resnets.training.rates import find_rate
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "calibrate", "create", "data_info", "evaluate", "explain", "find_rate", "get", "load", "models",
-    "plan", "predict", "report", "resume", "runs", "train", "tune",
+    "analyze", "calibrate", "create", "data_info", "evaluate", "explain", "find_rate", "get",
+    "load", "models", "plan", "predict", "report", "resume", "runs", "train", "tune",
 ]  # fmt: skip
 
 _HOMES = {
-    "create": "nets", "data_info": "listing", "find_rate": "training.rates", "get": "data.get",
+    "analyze": "instruments", "create": "nets", "data_info": "listing",
+    "find_rate": "training.rates", "get": "data.get",
     "load": "evaluation.model", "models": "listing", "runs": "listing",
 }  # fmt: skip
 

@@ -128,6 +128,7 @@ def test_the_command_lists_plans_and_refuses(tmp_path, monkeypatch, capsys):
         (["reproduce", "r1.fig1", "--budget", "cpu", "--dry-run", "--json"], 0),
         (["reproduce", "r1.tab7", "--budget", "cpu"], 2),
         (["reproduce", "r1.fig11", "--budget", "cpu"], 2),
+        (["reproduce", "r1.tab2", "--budget", "full"], 2),
     ):
         with pytest.raises(SystemExit) as caught:
             main(command)
@@ -136,7 +137,7 @@ def test_the_command_lists_plans_and_refuses(tmp_path, monkeypatch, capsys):
         if code == 0:
             assert len(json.loads(out.out)) >= 2
         else:
-            assert "detect" in out.err or "r1.fig1" in out.err
+            assert any(text in out.err for text in ("detect", "r1.fig1", "--data FOLDER"))
     assert not list(tmp_path.iterdir())
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 from cyclopts import App, CycloptsError, Parameter
 
 import resnets
-from resnets import doctor, listing, verbs
+from resnets import doctor, instruments, listing, verbs
 from resnets.cli import show
 from resnets.errors import (
     DataError,
@@ -56,11 +56,13 @@ app.register_install_completion_command()
 app.command(verbs.calibrate)
 app.command(verbs.report)
 app.command(doctor.examine, name="doctor")
+app.command(instruments.analyze)
 data_app.command(listing.data_info, name="info")
 SHOWN: dict[Callable[..., Any], Callable[[Any], None]] = {
     verbs.calibrate: show.calibration,
     verbs.report: show.place,
     doctor.examine: show.pairs,
+    instruments.analyze: show.analysis,
     listing.data_info: show.data,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from resnets.assessment import Calibration
     from resnets.evaluation.metrics import Result
     from resnets.evaluation.model import Prediction
+    from resnets.instruments import Analysis
     from resnets.lifecycle import Outcome
     from resnets.training.fit import Progress as Standing
     from resnets.training.plan import Plan
@@ -37,6 +39,10 @@ FORMS: dict[str, Callable[[Any], str]] = {  # of columns; others go by their val
     "multiply_adds": lambda count: f"{count / 1e6:,.1f} M",
     "epoch": lambda epoch: f"{epoch:.1f}",
     "loss": lambda nats: f"{nats:.4f}",
+    **dict.fromkeys(
+        ("std", "sorted_std", "forward", "backward", "weight", "product", "norm", "alpha"),
+        lambda value: f"{value:.4g}",
+    ),
     "images_x_macs": lambda count: f"{count:.1e}",
     **dict.fromkeys(("cpu", "full", "seconds"), lambda time: days(time)),
 }
@@ -235,6 +241,24 @@ def calibration(found: Calibration) -> None:
         return
     out.print(f"temperature {found.temperature:.4g}")
     table(rows)
+
+
+def analysis(found: Analysis) -> None:
+    """The rows of an instrument, and what they say; JSON has null for what is not finite."""
+    if as_json:
+        rows = [
+            {
+                k: None if isinstance(v, float) and not math.isfinite(v) else v
+                for k, v in row.items()
+            }
+            for row in found.rows
+        ]
+        dump({"verdict": found.verdict, "folder": str(found.folder), "rows": rows})
+        return
+    if not quiet:
+        table(found.rows)
+    out.print(found.verdict, markup=False)
+    note(f"the table and the picture are in {found.folder}")
 
 
 def place(path: Path) -> None:

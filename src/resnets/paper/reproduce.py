@@ -184,6 +184,11 @@ def run(
     """The line of a job in the ledger, which is written once. Raises as `verbs.train`."""
     if known := ledger.of(ledger.read(root), **job.key):
         return known[-1]
+    if job.recipe and job.recipe.data == "imagenet":
+        raise UsageError(
+            f"{job.experiment.id} at its full length needs ImageNet: --data FOLDER with train/ and "
+            "val/ (or test/) of class folders"
+        )
     import torch
 
     from resnets.data import sources
@@ -194,7 +199,8 @@ def run(
 
     models, split, folders = list[Model](), None, list[Run]()
     row: dict[str, Any] = job.key | {
-        "command": f"resnets reproduce {job.experiment.id} --budget {job.budget}",
+        "command": f"resnets reproduce {job.experiment.id} --budget {job.budget} "
+        f"--seeds {job.seed + 1}",
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {name: environment()[name] for name in ("resnets", "python", "torch")},
     }

@@ -1,0 +1,178 @@
+"""The signal inside a deep network: what its layers respond, and what gradient comes back to them.
+
+For any torch module, on a copy: weights, gradients and statistics of the caller's stay. That hooks
+see each layer rests on `ops.fused.fits`: a convolution is computed without being called under
+autocast alone, a normalisation in training mode and with a momentum.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from resnets.errors import UsageError
+
+FAR = 1e3  # a signal that much smaller or larger is told of
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One call of a convolution or linear layer."""
+
+    index: int  # in the order of the calls, from 1
+    name: str
+    forward: float  # standard deviation of its response
+    backward: float  # root mean square of the loss's gradient to its response
+    weight: float  # norm of the gradient of its weights, over all its calls
+
+
+def settled(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy in evaluation mode; where no statistics are learned yet, the batch's normalise."""
+    network = copy.deepcopy(network).to(dtype).eval()
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
+    if not any(norm.running_mean is not None and norm.running_mean.any() for norm in norms):
+        for norm in norms:
+            norm.train().momentum = None
+    return network
+
+
+def loss(logits: Tensor, labels: Tensor | None = None, seed: int = 0) -> Tensor:
+    """The mean cross-entropy, in nats; of random labels of that seed where none are given.
+
+    Raises UsageError for an answer that is not logits (N, K).
+    """
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UsageError(f"the network has to answer with logits (N, classes), here are {what}")
+    if labels is None:
+        drawn = torch.Generator().manual_seed(seed)
+        labels = torch.randint(logits.shape[1], (len(logits),), generator=drawn)
+    return F.cross_entropy(logits, labels.to(logits.device))
+
+
+@torch.no_grad()
+def responses(network: nn.Module, images: Tensor) -> list[tuple[int, str, float]]:
+    """(number from 1, name, standard deviation) of the response of each layer of kernel above 1.
+
+    1512.03385, Fig. 7: after the layer's normalisation, before ReLU or addition. Where it stands
+    before the convolution (order "pre"), the response is the convolution's own output. Statistics
+    as in `settled`. Raises UsageError where there is no such layer.
+    """
+    network = settled(network, images.dtype)
+    names = {module: name for name, module in network.named_modules()}
+    before = getattr(getattr(network, "arch", None), "order", None) == "pre"
+    found, last = list[tuple[int, str, float]](), None
+
+    def see(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        nonlocal last
+        if isinstance(layer, _ConvNd):
+            last = output if max(layer.kernel_size) > 1 else None
+            if last is not None:
+                found.append((len(found) + 1, names[layer], spread(output)))
+        elif inputs[0] is last and not before:
+            found[-1] = (*found[-1][:2], spread(output))
+
+    for module in names:
+        if isinstance(module, _ConvNd | _BatchNorm | nn.GroupNorm):
+            module.register_forward_hook(see)
+    network(images)
+    if not found:
+        raise UsageError("the network has no convolution wider than 1; `signal` sees linear layers")
+    return found
+
+
+def signal(
+    module: nn.Module, images: Tensor, labels: Tensor | None = None, *, seed: int = 0
+) -> list[Layer]:
+    """What each convolution and linear layer responds and gets back in a step of training.
+
+    In training mode, with the batch's statistics; labels and errors as in `loss`. Raises UsageError
+    too where no such layer is called.
+    """
+    module = copy.deepcopy(module).train().requires_grad_()
+    called, gradients = list[tuple[str, nn.Module, float]](), dict[int, float]()
+
+    def back(number: int, gradient: Tensor) -> None:
+        gradients[number] = gradient.double().square().mean().sqrt().item()
+
+    def see(name: str, layer: nn.Module, _: object, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(partial(back, len(called)))  # type: ignore[no-untyped-call]
+        called.append((name, layer, spread(output.detach())))
+
+    hooks = [
+        layer.register_forward_hook(partial(see, name))
+        for name, layer in module.named_modules()
+        if isinstance(layer, _ConvNd | nn.Linear)
+    ]
+    off = torch.autocast(images.device.type, enabled=False)
+    with torch.random.fork_rng(), torch.enable_grad(), off:
+        torch.manual_seed(seed)  # of dropout
+        error = loss(module(images), labels, seed)
+        for hook in hooks:  # what recomputes in the backward pass calls its layers again
+            hook.remove()
+        if not called:
+            raise UsageError("the network calls no convolution and no linear layer")
+        error.backward()  # type: ignore[no-untyped-call]
+    return [
+        Layer(k + 1, name, forward, gradients.get(k, 0.0), _weight(layer))
+        for k, (name, layer, forward) in enumerate(called)
+    ]
+
+
+def spread(x: Tensor) -> float:
+    """Standard deviation of all values."""
+    return x.double().std(correction=0).item()
+
+
+def verdict(layers: Sequence[Layer]) -> str:
+    """One sentence: where the signal dies, explodes or is not finite, or that it is healthy.
+
+    Responses are held against the first layer's, gradients against those of the last layer before
+    the classifier: healthy is what stays within a factor of 1,000 of it.
+    """
+    back = [*reversed(layers[:-1] if len(layers) > 2 else layers)]
+    said = [
+        _trouble("response", "first", [(x.forward, x) for x in layers]),
+        _trouble("gradient", "last", [(x.backward, x) for x in back]),
+    ]
+    if told := "; ".join(filter(None, said)):
+        return f"{told[0].upper()}{told[1:]}."
+    size = [x.backward for x in back]
+    return f"The signal is healthy: its gradients differ {max(size) / min(size):.2g}-fold."
+
+
+def _trouble(what: str, end: str, course: Sequence[tuple[float, Layer]]) -> str:
+    """What is wrong with values in the order in which they are computed; empty if nothing is."""
+    start, origin = course[0]
+    for value, layer in course:
+        if not math.isfinite(value):
+            return f"the {what} is not finite from layer {layer.index} on, {layer.name}"
+    if not start:
+        return f"the {what} is 0 at layer {origin.index}, {origin.name}"
+    ratios = [(value / start, layer) for value, layer in course]
+    far = next(((r, layer) for r, layer in ratios if not 1 / FAR <= r <= FAR), None)
+    if far is None:
+        return ""
+    falls = far[0] < 1
+    worst, layer = (min if falls else max)(ratios, key=lambda pair: pair[0])
+    by = f"by {worst ** (-1 if falls else 1):.2g}" if worst else "to 0"
+    bound = "below a thousandth of" if falls else "above a thousand times"
+    return (
+        f"the {what} {'falls' if falls else 'grows'} {by} from layer {origin.index} to layer "
+        f"{layer.index}: {far[1].name} is the first {bound} the {end}"
+    )
+
+
+def _weight(layer: nn.Module) -> float:
+    gradient = layer.weight.grad if isinstance(layer.weight, Tensor) else None
+    return 0.0 if gradient is None else gradient.double().norm().item()
