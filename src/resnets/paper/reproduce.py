@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from resnets.training.run import Run
 
 Watch = Callable[["Progress"], None]
-IMAGES = {"digits": 1_437, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
-SIDE = {"smoke": 16, "cpu": 16, "gpu": 32}  # pixels; twice as many for the networks of ImageNet
+IMAGES = {"digits": 899, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
+SIDE = {"smoke": 8, "cpu": 16, "gpu": 32}  # pixels; twice as many for the networks of ImageNet
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def scaled(
     if budget == "smoke":
         grey = replace(short.augment, colour="none", policy="none")
         batch = recipe.lr_batch or recipe.batch
-        short = replace(short, batch=16, lr_batch=batch, augment=grey)
+        short = replace(short, batch=16, lr_batch=batch, augment=grey, watch="val")  # there is none
     elif one.units and budget == "cpu":
         short = replace(short, arch={**recipe.arch, "blocks": (one.units,) * 3})
     parts = 1 if budget == "smoke" else 6  # of the run, with an evaluation after each

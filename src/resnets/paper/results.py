@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -146,12 +147,15 @@ def curves(one: Experiment, rows: Sequence[Row], root: Path) -> Figure:
         runs = [curve(row, root) for row in ledger.of(rows, arm=arm.name) if row.get("curve")]
         if not runs:  # all of them diverged
             continue
-        steps = [point["step"] / 1e4 for point in runs[0]]
-        for key, line, name in (("train_error", "--", None), ("test_error", "-", arm.name)):
-            points = [100 * mean(p[key] for p in some) for some in zip(*runs, strict=False)]
-            axes.plot(steps[: len(points)], points, line, color=f"C{number}", label=name, lw=1.2)
+        for key, line, name in (("train_error", "--", arm.name), ("test_error", "-", None)):
+            some = [points for points in zip(*runs, strict=False) if key in points[0]]
+            steps = [points[0]["step"] / 1e4 for points in some]
+            errors = [100 * mean(point[key] for point in points) for points in some]
+            axes.plot(steps, errors, line, color=colormaps["tab20"](number), label=name, lw=1.2)
     axes.set(xlabel="iterations (1e4)", ylabel="error (%)")
-    axes.legend(frameon=False, fontsize=7, title="dashed: training, solid: test", title_fontsize=7)
+    if axes.lines:
+        title = "dashed: training, solid: test"
+        axes.legend(frameon=False, fontsize=7, title=title, title_fontsize=7)
     return figure
 
 
