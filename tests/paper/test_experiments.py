@@ -94,7 +94,7 @@ def test_a_budget_changes_length_resolution_and_data_alone():
                     assert getattr(short, name) == getattr(arm.recipe, name), (arm.name, name)
             if not (one.units and budget == "cpu"):
                 assert short.arch == arm.recipe.arch
-            assert short.batch == (16 if budget == "smoke" else arm.recipe.batch)
+            assert short.batch == (64 if budget == "smoke" else arm.recipe.batch)
             archs.changed(archs.arch(short.model), short.arch)
 
 

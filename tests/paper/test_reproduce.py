@@ -34,7 +34,7 @@ def test_a_run_is_made_once_and_then_read_from_the_ledger(tmp_path):
     first = reproduce.run(job, tmp_path, device="cpu")
     assert not first["protocol"]
     assert first["iterations"] == 2
-    assert first["images"] == 32
+    assert first["images"] == 128
     assert first["layers"] == 8
     assert (tmp_path / first["curve"]).exists()
     folder = tmp_path / "runs" / "smoke" / job.name
@@ -70,7 +70,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_the_unbroken_one(tmp_path):
 
 
 def test_a_diverged_run_is_a_line_without_an_error(tmp_path):
-    wild = replace(SMALL, lr=1e30, lr_batch=16)
+    wild = replace(SMALL, lr=1e30, lr_batch=64)
     job = Job(replace(ONE, steps={"smoke": 40}), Arm(name="wild", recipe=wild), "smoke", 0)
     found = reproduce.run(job, tmp_path, device="cpu")
     assert found["test_error"] is None

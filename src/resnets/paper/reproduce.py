@@ -144,7 +144,7 @@ def scaled(
     if budget == "smoke":
         grey = replace(short.augment, colour="none", policy="none")
         batch = recipe.lr_batch or recipe.batch
-        short = replace(short, batch=16, lr_batch=batch, augment=grey, watch="val")  # there is none
+        short = replace(short, batch=64, lr_batch=batch, augment=grey, watch="val")  # there is none
     elif one.units and budget == "cpu":
         short = replace(short, arch={**recipe.arch, "blocks": (one.units,) * 3})
     parts = 1 if budget == "smoke" else 6  # of the run, with an evaluation after each
