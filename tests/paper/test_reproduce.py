@@ -25,7 +25,7 @@ ONE = Experiment(
 def row(**changes):
     known = {"experiment": "r1.fig1", "arm": "plain20", "budget": "cpu", "seed": 0}
     shape = {"layers": 20, "data": "cifar10", "size": 16, "images": 12800, "precision": "bfloat16"}
-    errors = {"iterations": 100, "train_error": 40.0, "test_error": 50.0, "protocol": False}
+    errors = {"iterations": 500, "train_error": 40.0, "test_error": 50.0, "protocol": False}
     return known | shape | errors | changes
 
 
@@ -89,11 +89,13 @@ def test_a_line_that_a_crash_cut_is_replaced_and_a_wrong_one_named(tmp_path):
 
 
 def test_a_small_run_never_stands_in_the_column_of_the_protocol(tmp_path):
+    full = {"budget": "full", "iterations": 64_000}
     for line in (
         row(arm="resnet20", test_error=8.0),
-        row(arm="resnet32", budget="full", test_error=7.0),
-        row(arm="resnet44", budget="full", protocol=True, test_error=7.1),
-        row(arm="resnet44", budget="full", protocol=True, test_error=7.5, seed=1),
+        row(arm="resnet20", test_error=1.0, iterations=70, seed=2),  # of another length
+        row(arm="resnet32", test_error=7.0) | full,
+        row(arm="resnet44", protocol=True, test_error=7.1) | full,
+        row(arm="resnet44", protocol=True, test_error=7.5, seed=1) | full,
     ):
         ledger.append(tmp_path, line | {"experiment": "r1.tab6"})
     page = results.draw(tmp_path).read_text()
@@ -101,7 +103,8 @@ def test_a_small_run_never_stands_in_the_column_of_the_protocol(tmp_path):
     assert "| resnet20 | 8.75 |  |" in page
     assert "| resnet32 | 7.51 |  |" in page
     assert f"| resnet44 | 7.17 | 7.30 ± {deviation} (2) |" in page
-    assert "| resnet20 | 20 layers, cifar10 at 16 px, 100 iterations" in page
+    assert "| resnet20 | 20 layers, cifar10 at 16 px, 500 iterations" in page
+    assert "| 40.00 | 8.00 |" in page
 
 
 def test_a_verdict_counts_seeds_and_diverged_runs():

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, get_args
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -16,15 +16,16 @@ from matplotlib.figure import Figure
 
 from resnets.files import write_whole
 from resnets.paper import ledger
-from resnets.paper.experiments import EXPERIMENTS, Experiment
+from resnets.paper.experiments import EXPERIMENTS, Budget, Experiment
 from resnets.paper.ledger import Row
+from resnets.paper.reproduce import jobs
 
 HEAD = """# Results
 
 What `resnets reproduce` reached, drawn by it from `results/ledger.jsonl`; errors in %, mean ± standard deviation over
 the seeds (their number). The paper's column holds the paper's figure. "Own" holds runs by the paper's own protocol: its
 full length on its data, with nothing left out. All else was run on less, says what, and stands below it: such a run
-never shows what the full one would reach.
+never shows what the full one would reach. Runs of a length that an experiment no longer has are in the ledger alone.
 """  # noqa: E501
 EXACT = ("macs", "parameters", "residual", "log2_product", "first_over_last")
 ERRORS = ("train_error", "test_error")
@@ -39,15 +40,17 @@ def draw(root: Path) -> Path:
     return page
 
 
-def newest(rows: Iterable[Row]) -> list[Row]:
-    """Of each arm, budget, length and seed the last line."""
-    keys = ("arm", "budget", "iterations", "seed")
-    return list({tuple(row[key] for key in keys): row for row in rows}.values())
+def current(one: Experiment, rows: Iterable[Row]) -> list[Row]:
+    """The last line of each arm, budget and seed, of the length that the experiment has now."""
+    budgets: tuple[Budget, ...] = get_args(Budget)
+    length = {(b, job.arm.name): job.iterations for b in budgets for job in jobs(one, b)}
+    found = (row for row in rows if length.get((row["budget"], row["arm"])) == row["iterations"])
+    return list({(row["arm"], row["budget"], row["seed"]): row for row in found}.values())
 
 
 def section(one: Experiment, rows: Sequence[Row], root: Path) -> str:
     """An experiment's part of the page."""
-    found = newest(ledger.of(rows, experiment=one.id))
+    found = current(one, ledger.of(rows, experiment=one.id))
     lines = [f"## {one.id}: {one.title}", ""]
     if one.needs:
         lines += [f"Not run: {one.needs}.", ""]
@@ -154,8 +157,10 @@ def curves(one: Experiment, rows: Sequence[Row], root: Path) -> Figure:
             axes.plot(steps, errors, line, color=colormaps["tab20"](number), label=name, lw=1.2)
     axes.set(xlabel="iterations (1e4)", ylabel="error (%)")
     if axes.lines:
-        title = "dashed: training, solid: test"
-        axes.legend(frameon=False, fontsize=7, title=title, title_fontsize=7)
+        title = "dashed: training\nsolid: test"
+        figure.legend(
+            loc="outside right upper", frameon=False, fontsize=7, title=title, title_fontsize=7
+        )
     return figure
 
 
@@ -174,7 +179,7 @@ def responses(rows: Sequence[Row]) -> Figure:
 
 def blank() -> tuple[Figure, Axes]:
     """A figure of a column's width, and its axes."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.grid(alpha=0.2)
     return figure, axes
