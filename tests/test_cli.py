@@ -193,6 +193,8 @@ def bad_pickle(path):
         (["train", "digits", "--workers", "-1"], 2, "workers"),
         (["evaluate", "evil.pth", "digits", "--batch", "0"], 2, "batch"),
         (["predict", "evil.pth", "--tpo", "3"], 2, "--tpo"),
+        (["evaluate", "evil.pth", "digits", "--tpo", "3"], 2, "--tpo"),
+        (["explain", "evil.pth", "x.png", "--out", "why", "--tpo", "3"], 2, "--top"),
         (["train", "digits", "--epochs", "many"], 2, "many"),
         (["trian", "digits"], 2, "train"),
         (["train", "digits", "--modle", "resnet18"], 2, "--model"),

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from resnets import listing, verbs
 
-EXTRAS = {"tensorboard": "track"}
-
 
 def examine(*, quick: bool = False) -> dict[str, str]:
     """Look at this machine: versions, processor, GPU, memory, disk, and a ten-second speed check.
@@ -30,14 +28,11 @@ def examine(*, quick: bool = False) -> dict[str, str]:
     facts["processor"] = f"{name}, {os.cpu_count()} cores"
     facts["features"] = ", ".join(f for f in wanted if f in flags) or "none known"
     facts["gpu"] = gpu()
-    free, total = available(), told("meminfo", "MemTotal").removesuffix(" kB")
-    facts["memory"] = (
-        f"{free / 2**30:.0f} of {int(total) / 2**20:.0f} GiB free" if free and total else "unknown"
-    )
+    free, total = available(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    facts["memory"] = f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free" if free else "unknown"
     facts["disk"] = f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here"
-    for package, extra in EXTRAS.items():
-        there = importlib.util.find_spec(package) is not None
-        facts[package] = "installed" if there else f"missing: pip install 'resnets[{extra}]'"
+    there = importlib.util.find_spec("tensorboard") is not None
+    facts["tensorboard"] = "installed" if there else "missing: pip install 'resnets[track]'"
     facts["precision"] = "bfloat16" if use_bfloat16("auto", pick_device()) else "float32"
     for precision in () if quick else ("float32", "bfloat16"):
         rate = training_rate(precision)

@@ -5,14 +5,12 @@ As in `verbs`, torch is imported inside only.
 
 from __future__ import annotations
 
-import csv
-import importlib
 import io
+import pkgutil
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
@@ -21,12 +19,11 @@ from resnets.errors import DataError, UsageError
 from resnets.options import Read
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from resnets.data.batches import Batch
     from resnets.data.sources import Source, Split
-    from resnets.recipe import Preprocess
+    from resnets.evaluation.model import Model
 
 Kind = Literal[
     "responses", "signal", "gradients", "equations", "lesions", "swaps", "paths", "landscape",
@@ -60,7 +57,6 @@ DRAWINGS = {
     "landscape": Drawing("alpha", ("loss",), "step along a random direction", "loss (nats)"),
     "precise": Drawing("statistics", ("error",), "statistics of normalisation", "error (%)"),
 }
-PARTS = ("error", "whole_error", "gradient", "paths")  # columns that are drawn in %
 
 
 @dataclass(frozen=True)
@@ -74,14 +70,40 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Subject:
-    """A network in evaluation mode, and, where there is data, which images it sees, and how."""
+    """A model, and, where there is data, a split that suits and how its images are read."""
 
-    network: nn.Module
-    device: torch.device
+    place: str
+    model: Model
+    how: Read
+    source: Source | None = None
     split: Split | None = None
     name: str = ""  # of the split
-    see: Preprocess | None = None
-    classes: tuple[str, ...] = ()
+
+    def batches(self, split: Split) -> Iterator[Batch]:
+        """The images of a split as the network sees them."""
+        from resnets.data.batches import test_batches
+
+        batch, workers = self.how.get("batch", 128), self.how.get("workers", 2)
+        see, device = self.model.card.preprocess, self.model.device
+        return test_batches(split, preprocess=see, batch=batch, device=device, workers=workers)
+
+    def error(self) -> float:
+        """Part of the split's images that are answered wrong."""
+        from resnets.evaluation import classify, metrics
+
+        assert self.split is not None
+        network, classes = self.model.network, self.model.card.classes
+        said = classify.scores(network, self.batches(self.split), classes)
+        return 1 - float(metrics.right(said).double().mean())
+
+    def whole(self) -> float:
+        """The error of the whole network, which leaves a trace in the folder of a run."""
+        from resnets.lifecycle import opened
+
+        error = self.error()
+        if self.source and Path(self.place).exists():
+            opened(self.place, self.source, self.name, error)
+        return error
 
 
 def analyze(
@@ -128,11 +150,7 @@ def analyze(
         source = sources.load(data, max_unreadable=how.get("max_unreadable", 0.01))
     torch.manual_seed(seed)
     one = subject(kind, model, source, shape, how)
-    images, labels = shown(one, model, shape, seed, how)
-    if kind in ERRORS:
-        rows, verdict = errors(kind, one, model, source, seed, how)
-    else:
-        rows, verdict = looked(kind, one.network, images, labels, seed)
+    rows, verdict = look(kind, one, *shown(one, shape, seed), seed)
     if source is None:
         verdict += " The inputs were noise, the labels random."
     write(folder, kind, rows)
@@ -146,49 +164,49 @@ def subject(
     from torch import Tensor
 
     from resnets import assessment
-    from resnets.evaluation.model import load
+    from resnets.evaluation.model import Model, load
     from resnets.nets import create
+    from resnets.nets.modelfile import Card
     from resnets.recipe import Preprocess
     from resnets.training.plan import pick_device
 
     device, said = pick_device(how.get("device", "auto")), how.get("split")
     suits: Literal["train", "val", "test"] = "val" if kind in ERRORS else "train"
-    if not Path(model).exists() and Path(model).name == model:  # fresh weights
-        classes, channels = (len(source.classes), source.channels) if source else (None, None)
-        build = imported if ":" in model else partial(create, classes=classes, channels=channels)
-        network = build(model).to(device).eval()
+    if Path(model).exists() or Path(model).name != model:
         if source is None:
-            return Subject(network, device)
+            return Subject(model, load(model, device=device), how)
+        if said is None and source.automatic and kind in ERRORS:
+            assessment.subject(model, source, **how)  # refuses images that it may have learned
+        try:
+            chosen: Read = {**how, "split": said or suits}
+            one = assessment.subject(model, source, **chosen)
+        except DataError:
+            if said is not None:
+                raise
+            suits, one = "test", assessment.subject(model, source, **how)
+        return Subject(model, one.model, how, source, one.split, said or suits)
+    classes, channels = (len(source.classes), source.channels) if source else (None, None)
+    mine = ":" in model
+    network = imported(model) if mine else create(model, classes=classes, channels=channels)
+    split, name, see = None, "", Preprocess(size=1)  # noise is not preprocessed
+    if source:
         name = said or (suits if suits in source.splits else "test")
         split = assessment.pick_split(source, name)
-        side = source.size if isinstance(split.images, Tensor) else 224
+        own = source.size if isinstance(split.images, Tensor) else 224
+        side = shape[-1] if shape else own
         see = Preprocess(size=side, channels=source.channels, mean=source.mean, std=source.std)
-        see = replace(see, size=shape[-1]) if shape else see
-        return Subject(network, device, split, name, see, source.classes)
-    if source is None:
-        return Subject(load(model, device=device).network, device)
-    if said is None and source.automatic and kind in ERRORS:
-        assessment.subject(model, source, **how)  # refuses images that it may have learned
-    try:
-        chosen: Read = {**how, "split": said or suits}
-        one = assessment.subject(model, source, **chosen)
-    except DataError:
-        if said is not None:
-            raise
-        suits, one = "test", assessment.subject(model, source, **how)
-    network, card = one.model.network, one.model.card
-    return Subject(network, device, one.split, said or suits, card.preprocess, card.classes)
+    arch: Any = getattr(network, "arch", None)  # a module of one's own does not say
+    card = Card(arch=arch, classes=source.classes if source else (), preprocess=see)
+    return Subject(model, Model(network.to(device).eval(), card, device), how, source, split, name)
 
 
-def imported(model: str) -> nn.Module:
+def imported(model: str) -> Any:
     """What the function of my_module:function returns. Raises UsageError that says why not."""
     from torch import nn
 
-    module, _, name = model.partition(":")
     sys.path.insert(0, "")
     try:
-        build = getattr(importlib.import_module(module), name)
-        network = build()
+        network = pkgutil.resolve_name(model)()
     except Exception as error:  # whatever a person's code does
         why = f"{type(error).__name__}: {error}"
         raise UsageError(f"{model}: no network comes of it here, {why}") from error
@@ -199,9 +217,7 @@ def imported(model: str) -> nn.Module:
     return network
 
 
-def shown(
-    one: Subject, model: str, shape: tuple[int, ...], seed: int, how: Read
-) -> tuple[Tensor, Tensor | None]:
+def shown(one: Subject, shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor | None]:
     """One batch that the network takes: of the split, by chance, with labels; else noise.
 
     Raises UsageError where it does not take such inputs, or answers with other classes.
@@ -210,58 +226,50 @@ def shown(
 
     from resnets.arch import MlpArch
 
-    drawn, count = torch.Generator().manual_seed(seed), how.get("batch", IMAGES)
-    images, labels = torch.empty(0), None
+    drawn, count = torch.Generator().manual_seed(seed), one.how.get("batch", IMAGES)
+    labels, card = None, one.model.card
     if one.split is not None:
         some = torch.randperm(len(one.split), generator=drawn)[:count].sort().values
-        batch = next(batches(one, one.split.take(some), how))
+        batch = next(one.batches(one.split.take(some)))
         images, labels = batch.images, batch.labels
     else:
-        if not shape and (arch := getattr(one.network, "arch", None)):
+        if not shape and (arch := card.arch):
             sides = 0 if isinstance(arch, MlpArch) else getattr(arch, "dims", 2)
             shape = (arch.channels, *(arch.size,) * sides)
         if not shape:
-            raise UsageError(f"{model} does not say its input: --input 3x32x32, or give DATA")
-        images = torch.randn(count, *shape, generator=drawn).to(one.device)
+            raise UsageError(f"{one.place} does not say its input: --input 3x32x32, or give DATA")
+        images = torch.randn(count, *shape, generator=drawn).to(one.model.device)
     try:
         with torch.no_grad():
-            answer = one.network(images[:2])
+            answer = one.model.network(images[:2])
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         what = "x".join(map(str, images.shape[1:]))
-        raise UsageError(f"{model} takes no input of {what}: {str(error)[:200]}") from error
-    if one.classes and answer.shape[1:] != (len(one.classes),):
-        has = f"{tuple(answer.shape[1:])}, the data has {len(one.classes)} classes"
-        raise UsageError(f"{model} answers each image with {has}")
+        raise UsageError(f"{one.place} takes no input of {what}: {str(error)[:200]}") from error
+    if one.split is not None and answer.shape[1:] != (len(card.classes),):
+        has = f"{tuple(answer.shape[1:])}, the data has {len(card.classes)} classes"
+        raise UsageError(f"{one.place} answers each image with {has}")
     return images, labels
 
 
-def batches(one: Subject, split: Split, how: Read) -> Iterator[Batch]:
-    """The images of a split as the network sees them."""
-    from resnets.data.batches import test_batches
-
-    assert one.see
-    return test_batches(
-        split,
-        preprocess=one.see,
-        batch=how.get("batch", 128),
-        device=one.device,
-        workers=how.get("workers", 2),
-    )
-
-
-def looked(
-    kind: Kind, network: nn.Module, images: Tensor, labels: Tensor | None, seed: int
+def look(
+    kind: Kind, one: Subject, images: Tensor, labels: Tensor | None, seed: int
 ) -> tuple[Rows, str]:
-    """Rows and verdict of what is seen in one batch."""
-    from resnets.analysis import depth, signal
+    """Rows and verdict, of one batch or of errors on the split. Raises UsageError, DataError."""
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
 
+    from resnets.analysis import depth, signal
+    from resnets.nets.blocks import units
+    from resnets.training.precise import precise
+
+    network, rows = one.model.network, Rows()
     match kind:
         case "responses":
             found = signal.responses(network, images)
             order = sorted((std for *_, std in found), reverse=True)
-            keys = ("layer", "name", "std", "sorted_std")
             return [
-                dict(zip(keys, (*x, y), strict=True)) for x, y in zip(found, order, strict=True)
+                {"layer": k, "name": name, "std": std, "sorted_std": other}
+                for (k, name, std), other in zip(found, order, strict=True)
             ], (
                 f"The responses of {len(order)} layers have standard deviations of {order[-1]:.3g} "
                 f"to {order[0]:.3g}, {median(order):.3g} at the median."
@@ -289,101 +297,69 @@ def looked(
             points = depth.landscape(
                 network, lambda: signal.loss(network(images), labels, seed).item(), seed=seed
             )
-            (low, a), (_, here), (high, b) = points[0], points[len(points) // 2], points[-1]
+            (low, left), (_, here), (high, right) = points[0], points[len(points) // 2], points[-1]
             return [{"alpha": alpha, "loss": loss} for alpha, loss in points], (
-                f"The loss is {here:.4g} at 0 and {a:.4g}, {b:.4g} at {low:g}, {high:g}."
+                f"The loss is {here:.4g} at 0 and {left:.4g}, {right:.4g} at {low:g}, {high:g}."
+            )
+        case "lesions" | "swaps":
+            numbers, whole = {name: k for k, name in enumerate(units(network), 1)}, one.whole()
+            if kind == "lesions":
+                what = "without one unit"
+                for unit, value in depth.lesions(network, one.error):
+                    rows.append({"unit": numbers[unit], "name": unit, "error": value})
+            else:
+                what = "with two units exchanged"
+                for a, b, value in depth.swaps(network, one.error, seed=seed):
+                    row = {"first": a, "second": b, "distance": numbers[b] - numbers[a]}
+                    rows.append(row | {"error": value})
+            values = [row["error"] for row in rows]
+            return [row | {"whole_error": whole} for row in rows], (
+                f"The error on the {one.name} images is {whole:.2%}; {what} it is "
+                f"{median(values):.2%} at the median, {max(values):.2%} at worst."
+            )
+        case "precise":
+            if not any(isinstance(module, _BatchNorm) for module in network.modules()):
+                raise UsageError(f"{one.place} has no batch normalisation")
+            whole = one.whole()
+            # Without those that the run kept for validation.
+            train = subject(kind, one.place, one.source, (), {**one.how, "split": "train"}).split
+            assert train is not None
+            drawn = torch.Generator().manual_seed(seed)
+            some = train.take(torch.randperm(len(train), generator=drawn)[:CALIBRATING])
+            precise(network, (batch.images for batch in one.batches(some)))
+            after = one.error()
+            both = {"running": whole, "precise": after}
+            return [{"statistics": name, "error": value} for name, value in both.items()], (
+                f"The error on the {one.name} images is {whole:.2%} with running statistics, "
+                f"{after:.2%} with the statistics of {len(some):,} training images."
             )
     layers = signal.signal(network, images, labels, seed=seed)
     rows = [{"layer": x.pop("index"), **x} for x in map(asdict, layers)]
     return rows, signal.verdict(layers)
 
 
-def errors(
-    kind: Kind, one: Subject, model: str, source: Source | None, seed: int, how: Read
-) -> tuple[Rows, str]:
-    """Rows and verdict of what changes the error on a split. Raises UsageError and DataError."""
-    import torch
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    from resnets.analysis import depth
-    from resnets.evaluation import classify, metrics
-    from resnets.lifecycle import opened
-    from resnets.nets.blocks import units
-    from resnets.training.precise import precise
-
-    assert source
-    assert one.split is not None
-    split, network = one.split, one.network
-
-    def error() -> float:
-        said = classify.scores(network, batches(one, split, how), one.classes)
-        return 1 - float(metrics.right(said).double().mean())
-
-    numbers = {name: k for k, name in enumerate(units(network), 1)} if kind != "precise" else {}
-    if not numbers and not any(isinstance(module, _BatchNorm) for module in network.modules()):
-        raise UsageError(f"{model} has no batch normalisation")
-    whole = error()
-    if Path(model).exists():
-        opened(model, source, one.name, whole)
-    at = f"on the {one.name} images"
-    rows: Rows
-    match kind:
-        case "lesions":
-            rows = [
-                {"unit": numbers[name], "name": name, "error": value}
-                for name, value in depth.lesions(network, error)
-            ]
-            what = "without one unit"
-        case "swaps":
-            rows = [
-                {"first": a, "second": b, "distance": numbers[b] - numbers[a], "error": value}
-                for a, b, value in depth.swaps(network, error, seed=seed)
-            ]
-            what = "with two units exchanged"
-        case _:
-            # Without those that the run kept for validation.
-            train = subject(kind, model, source, (), {**how, "split": "train"}).split
-            assert train is not None
-            drawn = torch.Generator().manual_seed(seed)
-            some = train.take(torch.randperm(len(train), generator=drawn)[:CALIBRATING])
-            precise(network, (batch.images for batch in batches(one, some, how)))
-            after = error()
-            both = {"running": whole, "precise": after}
-            rows = [{"statistics": name, "error": value} for name, value in both.items()]
-            said = f"{after:.2%} with the statistics of {len(some):,} training images"
-            return rows, f"The error {at} is {whole:.2%} with running statistics, {said}."
-    values = [row["error"] for row in rows]
-    return [row | {"whole_error": whole} for row in rows], (
-        f"The error {at} is {whole:.2%}; {what} it is {median(values):.2%} at the median, "
-        f"{max(values):.2%} at worst."
-    )
-
-
 def write(folder: Path, kind: Kind, rows: Rows) -> None:
     """KIND.csv and KIND.svg in a folder. Raises DiskError."""
     from resnets.files import write_whole
     from resnets.reporting import plots
+    from resnets.training.run import Run
 
     folder.mkdir(parents=True, exist_ok=True)
-    text, file, drawing = io.StringIO(), io.BytesIO(), DRAWINGS[kind]
-    table = csv.DictWriter(text, rows[0])
-    table.writeheader()
-    table.writerows(rows)
-    write_whole(folder / f"{kind}.csv", text.getvalue().encode())
+    Run(folder).write_csv(f"{kind}.csv", rows[0], (row.values() for row in rows))
+    drawing, file = DRAWINGS[kind], io.BytesIO()
     figure, axes = plots.blank()
     xs = [row[drawing.x] for row in rows]
+    parts = drawing.ylabel.endswith("(%)")
     for column, style in zip(drawing.ys, ("o" if kind == "swaps" else "o-", "--"), strict=False):
-        ys = [100 * row[column] if column in PARTS else row[column] for row in rows]
-        if column == "whole_error":
-            axes.axhline(ys[0], ls=style, color=plots.INK, label="whole network")
-        elif kind == "precise":
+        ys = [row[column] * (100 if parts else 1) for row in rows]
+        if kind == "precise":
             axes.bar(xs, ys, 0.4, color="white", edgecolor=plots.INK, hatch="//")
         else:
             axes.plot(xs, ys, style, color=plots.INK, ms=3, label=column.replace("_", " "))
             axes.locator_params("x", integer=isinstance(xs[0], int))
     scale = drawing.scale if any(row[drawing.ys[0]] for row in rows) else "linear"
     axes.set(xlabel=drawing.xlabel, ylabel=drawing.ylabel, yscale=scale)
-    if drawing.ys[0] in PARTS:
+    if parts:
         axes.set_ylim(0, None)
     if len(drawing.ys) > 1:
         axes.legend(frameon=False)

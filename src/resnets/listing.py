@@ -13,8 +13,8 @@ from typing import Any
 from resnets.errors import ResnetsError
 
 
-def models(pattern: str = "*") -> Iterator[dict[str, Any]]:
-    """Name, depth, parameters, multiply-adds, input and source of each known network, sorted."""
+def models(pattern: str = "*", /) -> Iterator[dict[str, Any]]:
+    """List the networks: name, depth, parameters, multiply-adds, input, source."""
     from resnets.arch import FAMILY
     from resnets.nets.cost import cost
 
@@ -50,8 +50,8 @@ def data_info(data: str, /) -> dict[str, Any]:
     }
 
 
-def runs(root: str | Path = "runs") -> list[dict[str, Any]]:
-    """Every run below a folder: path, model, data, progress, error on which images."""
+def runs(root: str | Path = "runs", /) -> list[dict[str, Any]]:
+    """List the runs below a folder: path, model, data, progress, error on which images."""
     from resnets.training.run import Run
 
     rows = []

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Name = str | Recipe
     Fields = Mapping[str, Any] | Sequence[str]
 else:  # what the command line reads for these
-    Name, Fields, Calibration = str, list[str], Any
+    Name, Fields, Calibration, Explained, Sanity = str, list[str], Any, Any, Any
 
 
 class Asked(TypedDict, total=False):
@@ -60,11 +60,8 @@ def plan(data: str, *, budget: Seconds = None, devices: Count = 1, **asked: Unpa
     """Everything a training run will do, chosen from the data where nothing is said.
 
     It is a plan for `devices` processes, or for those that torchrun has started; `budget` is in
-    seconds.
-
-    Raises:
-        UsageError: an unknown model, recipe or key, or a value of the wrong type.
-        DataError: the data is missing, empty, broken or has one class.
+    seconds. Raises UsageError for an unknown model, recipe or key or a value of the wrong type,
+    DataError where the data is missing, empty, broken or has one class.
     """
     from resnets import arch, recipes
     from resnets.data import sources
@@ -133,12 +130,9 @@ def resume(
 ) -> Outcome:
     """Go on with a run where its newest checkpoint stands; without a path the newest unfinished.
 
-    `data` says where the data is now, if it was moved.
-
-    Raises:
-        UsageError: there is nothing to resume, or it is a trial of a study.
-        DataError: the data is not what the run was started on.
-        CheckpointError: no checkpoint of the run is whole.
+    `data` says where the data is now, if it was moved. Raises UsageError where there is nothing to
+    resume, or it is a trial of a study; DataError where the data is not what the run was started
+    on; CheckpointError where no checkpoint of the run is whole.
     """
     from resnets.lifecycle import go, newest_unfinished
     from resnets.recipe import parse
@@ -202,12 +196,10 @@ def evaluate(
     is right; `ood` is other data, on which the model ought to be unsure; `corruptions` are errors
     on noisy, blurred and otherwise worsened images.
 
-    Raises:
-        UsageError: no `split`, where the data has none of its own and is not that of the training;
-            or the models' number does not suit what is asked.
-        CheckpointError: a file is refused, or does not know the data's classes, or the classes of
-            the models differ.
-        DataError: too many images are unreadable, or there is no such split.
+    Raises UsageError for no `split`, where the data has none of its own and is not that of the
+    training, or models whose number does not suit; CheckpointError for a file that is refused, or
+    models that do not know the data's classes or have different ones; DataError where too many
+    images are unreadable, or there is no such split.
     """
     from resnets import assessment
     from resnets.data import sources
@@ -308,6 +300,7 @@ def calibrate(
 
 def explain(
     model: Path,
+    /,
     *inputs: str | Path | bytes,
     out: Path,
     data: str | None = None,
@@ -316,12 +309,18 @@ def explain(
     top: Count = 1,
     **how: Unpack[Read],
 ) -> Iterator[Explained | Sanity | dict[str, int]]:
-    """Draw into the new folder `out` why a model answers what it answers.
+    """Draw why MODEL answers what it answers: for images, or for a whole data set.
 
-    For image files, folders or globs: a picture of what speaks for the `top` classes of each, with
-    the nearest training images of `data`. For `data` alone: the most wrong, the most unsure and the
-    likely mislabelled images of a split, duplicates of training images, and a map; how many there
-    are of each is given. Errors as `evaluate`.
+    Given is the answer to each image, or how many there are of each finding; errors as `evaluate`.
+
+    Args:
+        inputs: Image files, folders or globs: what speaks for the answer to each.
+        out: A new folder for the pictures.
+        data: Beside images: their nearest training images. Alone: the most wrong, most unsure and
+            likely mislabelled images of a split, duplicates of training images, and a map.
+        level: Which level's map Grad-CAM takes, as layer3; the last when left out.
+        method: grad-cam, or occlusion, which needs no gradient and is slower.
+        top: How many answers are explained.
     """
     from resnets import assessment
     from resnets.analysis import explain as drawing
@@ -338,7 +337,7 @@ def explain(
     source = sources.load(data, max_unreadable=how.get("max_unreadable", 0.01)) if data else None
     if source and data:
         check_outside(out, data)
-    batch, workers, known = how.get("batch", 128), how.get("workers", 2), None
+    reading, known = {"batch": how.get("batch", 128), "workers": how.get("workers", 2)}, None
     if inputs:
         if source:
             chosen: Read = {**how, "split": how.get("split") or "train"}
@@ -348,25 +347,16 @@ def explain(
             loaded = load(model, device=pick_device(how.get("device", "auto")))
             if normalize := how.get("normalize"):
                 loaded = loaded.normalized(*moments(normalize, None, loaded.card.arch.channels))
+        files = list(sources.expand(inputs))
         yield from drawing.explain(
-            loaded,
-            list(sources.expand(inputs)),
-            out,
-            level=level,
-            method=method,
-            top=top,
-            known=known,
-            batch=batch,
-            workers=workers,
+            loaded, files, out, level=level, method=method, top=top, known=known, **reading
         )
     elif source:
         one, name = assessment.subject(model, source, **how), how.get("split") or "test"
         scores = one.scores()
         opened(model, source, name, 1 - float(metrics.right(scores).double().mean()))
         train = None if name in ("train", "all") else source.train
-        yield drawing.explore(
-            one.model, one.split, scores, out, train=train, batch=batch, workers=workers
-        )
+        yield drawing.explore(one.model, one.split, scores, out, train=train, **reading)
 
 
 def report(run: Path, /, *, data: str | None = None) -> Path:

@@ -134,13 +134,13 @@ class Sanity:
     @property
     def depends(self) -> bool:
         """Whether the maps are shown to depend on what was learned."""
-        rho = list(self.correlations.values())[-1]
+        *_, rho = self.correlations.values()
         return rho is not None and abs(rho) < LIMIT
 
     @property
     def verdict(self) -> str:
         """One sentence."""
-        rho = list(self.correlations.values())[-1]
+        *_, rho = self.correlations.values()
         if rho is None:
             return "Whether the map depends on what was learned cannot be told: nothing to compare."
         what = "depends" if self.depends else "does not depend"

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, combinations
 from operator import mul
 
@@ -23,8 +22,6 @@ from resnets.ops.fused import Chain
 
 Unit = Residual | PreActivation
 Score = Callable[[], float]
-
-
 Call = tuple[Unit, Tensor, Tensor]  # a unit, what it was given, and what it gave
 
 
@@ -112,19 +109,18 @@ def shortcut_products(network: nn.Module, x: Tensor) -> list[float]:
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         seen, _ = calls(settled(network, torch.float64), x.double())
-        scales = [_unit_scale(unit, x_i) for unit, x_i, _ in seen]
+        scales = [_scale(unit, x_i) for unit, x_i, _ in seen]
     return [*accumulate(reversed(scales), mul)][::-1]
-
-
-def _unit_scale(unit: Unit, x: Tensor) -> float:
-    if isinstance(unit, PreActivation):
-        return _scale(unit.downsample, unit.pre(x) if unit.shared else x)
-    part = float((1 - unit.gate(x)).mean()) if isinstance(unit, ExclusiveGate) else 1.0
-    return part * _scale(unit.downsample, x)
 
 
 def _scale(h: nn.Module, x: Tensor) -> float:
     match h:
+        case PreActivation():
+            return _scale(h.downsample, h.pre(x) if h.shared else x)
+        case ExclusiveGate():
+            return float((1 - h.gate(x)).mean()) * _scale(h.downsample, x)
+        case Residual():
+            return _scale(h.downsample, x)
         case nn.Identity() | Pad():
             return 1.0
         case Scale():
@@ -142,29 +138,10 @@ def _scale(h: nn.Module, x: Tensor) -> float:
     return float(back.norm() / v.norm())
 
 
-class Direct(nn.Module):
-    """A unit without its branch: y = f(h(x)). Shapes as the unit's."""
-
-    def __init__(self, unit: Unit) -> None:
-        super().__init__()
-        self.unit = unit
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.unit.f(self.unit.terms(x)[0])
-        return y
-
-
-@contextmanager
-def replaced(network: nn.Module, others: Mapping[str, nn.Module]) -> Iterator[None]:
-    """The network with other modules under these names; its own come back whatever happens."""
-    own = {name: network.get_submodule(name) for name in others}
-    try:
-        for name, module in others.items():
-            network.set_submodule(name, module)
-        yield
-    finally:
-        for name, module in own.items():
-            network.set_submodule(name, module)
+def direct(unit: Unit, inputs: tuple[Tensor], _: object = None) -> Tensor:
+    """The answer of a unit without its branch, as of a hook: y = f(h(x))."""
+    y: Tensor = unit.f(unit.terms(*inputs)[0])
+    return y
 
 
 def lesions(network: nn.Module, score: Score) -> Iterator[tuple[str, float]]:
@@ -173,7 +150,7 @@ def lesions(network: nn.Module, score: Score) -> Iterator[tuple[str, float]]:
     The unit's shortcut stays. The network is whole again before each is given.
     """
     for name, unit in units(network).items():
-        with replaced(network, {name: Direct(unit)}):
+        with unit.register_forward_hook(direct):
             value = score()
         yield name, value
 
@@ -195,7 +172,11 @@ def swaps(
     if not every:
         raise UsageError("no two units of a stage have the same shape: nothing can be exchanged")
     for a, b in random.Random(seed).sample(every, min(pairs, len(every))):
-        with replaced(network, {a: own[b], b: own[a]}):
+        one, other = own[a], own[b]
+        with (
+            one.register_forward_hook(lambda _, x, y, other=other: other.forward(*x)),
+            other.register_forward_hook(lambda _, x, y, one=one: one.forward(*x)),
+        ):
             value = score()
         yield a, b, value
 

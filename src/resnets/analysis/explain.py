@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -28,6 +27,7 @@ from resnets.evaluation.metrics import answers, truth
 from resnets.evaluation.model import Model, Prediction, view
 from resnets.evaluation.scores import Scores
 from resnets.files import write_whole
+from resnets.training.run import Run
 
 # Okabe and Ito's colours, with the markers: nobody has to tell 28 classes by colour alone.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -147,33 +147,33 @@ def explore(
         "most-unsure": findings.most_unsure(scores, SHOWN),
         "mislabelled": findings.mislabelled(scores),
     }
+    counts = {kind: len(rows) for kind, rows in found.items()}
     for kind, rows in found.items():
         images = [picture(split, index) for index in scores.indices[rows[:SHOWN]].tolist()]
-        _table(out / kind, ABOUT, [about(row) for row in rows.tolist()], images)
-    counts = {kind: len(rows) for kind, rows in found.items()}
+        _table(out / kind, ABOUT, [*map(about, rows.tolist())], images)
     tiny = isinstance(split.images, Tensor) and min(split.images.shape[2:]) < SMALLEST
     if train and not tiny:
         pairs = embedding.duplicates(split, train, model=model, batch=batch, workers=workers)
+        counts["duplicates"] = len(pairs)
         alike = [
             (findings.called(split, i), findings.called(train, j), *rest) for i, j, *rest in pairs
         ]
         sides = ((picture(split, i), picture(train, j)) for i, j, *_ in pairs[:SHOWN])
-        images = [
-            Image.fromarray(np.hstack([*map(np.asarray, (a, b.resize(a.size)))])) for a, b in sides
-        ]
+        beside = (map(np.asarray, (a, b.resize(a.size))) for a, b in sides)
+        images = [Image.fromarray(np.hstack([*both])) for both in beside]
         _table(out / "duplicates", ("image", "training", "bits", "correlation"), alike, images)
-        counts["duplicates"] = len(pairs)
     rows = torch.linspace(0, len(labels) - 1, min(POINTS, len(labels))).long()
-    if len(rows) < 3:
-        return counts
-    chosen = split.take(scores.indices[rows])
-    places = embedding.project(embedding.vectors(model, chosen, batch=batch, workers=workers)[0])
-    axes = [f"{method} {axis}" for method in places for axis in "xy"]
-    said = [about(row) for row in rows.tolist()]
-    spots = zip(said, torch.cat([*places.values()], 1).tolist(), strict=True)
-    _table(out / "map", (*ABOUT, *axes), [(*words, *spot) for words, spot in spots])
-    _draw(out / "map.png", scatter(places, [label for _, label, *_ in said]))
-    return counts | {"map": len(rows)}
+    if len(rows) >= 3:
+        chosen = split.take(scores.indices[rows])
+        points, _ = embedding.vectors(model, chosen, batch=batch, workers=workers)
+        places = embedding.project(points)
+        axes = [f"{method} {axis}" for method in places for axis in "xy"]
+        spots = torch.cat([*places.values()], 1).tolist()
+        lines = [(*about(row), *spot) for row, spot in zip(rows.tolist(), spots, strict=True)]
+        _table(out / "map", (*ABOUT, *axes), lines)
+        _draw(out / "map.png", scatter(places, [label for _, label, *_ in lines]))
+        counts["map"] = len(rows)
+    return counts
 
 
 def sheet(tiles: Sequence[Tile], columns: int = 6) -> Figure:
@@ -235,13 +235,11 @@ def _draw(path: Path, figure: Figure) -> None:
 def _table(
     path: Path,
     columns: Sequence[str],
-    lines: Sequence[Sequence[object]],
+    lines: Sequence[Sequence[Any]],
     images: Sequence[Image.Image] = (),
 ) -> None:
     """PATH.csv, and PATH.png with the first lines' images if there are any."""
-    text = io.StringIO()
-    csv.writer(text).writerows([columns, *lines])
-    write_whole(path.with_suffix(".csv"), text.getvalue().encode(errors="backslashreplace"))
+    Run(path.parent).write_csv(f"{path.name}.csv", columns, lines)
     if images:
         named = (zip(columns, line, strict=True) for line in lines)
         texts = ("\n".join(f"{column} {value}" for column, value in line) for line in named)

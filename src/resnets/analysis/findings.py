@@ -63,11 +63,10 @@ def confusions(scores: Scores) -> list[tuple[str, str, int]]:
         return []
     answers, k = scores.logits.argmax(1), len(scores.classes)
     counts = torch.bincount(scores.labels * k + answers, minlength=k * k).view(k, k)
-    both = counts + counts.T
     first = (counts > counts.T) | (counts == counts.T).triu()
-    pairs = (both * first).fill_diagonal_(0)
-    rows = sorted(pairs.nonzero().tolist(), key=lambda pair: -int(pairs[*pair]))
-    return [(scores.classes[i], scores.classes[j], int(pairs[i, j])) for i, j in rows]
+    both = ((counts + counts.T) * first).fill_diagonal_(0)
+    rows = sorted(both.nonzero().tolist(), key=lambda pair: -int(both[*pair]))
+    return [(scores.classes[i], scores.classes[j], int(both[i, j])) for i, j in rows]
 
 
 def named(has: Tensor, names: Sequence[str]) -> str:

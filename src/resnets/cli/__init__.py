@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import math
 import os
 import sys
@@ -22,15 +23,8 @@ from cyclopts import App, CycloptsError, Parameter
 import resnets
 from resnets import doctor, instruments, listing, verbs
 from resnets.cli import show
-from resnets.errors import (
-    DataError,
-    DiskError,
-    MemoryExhausted,
-    ResnetsError,
-    UsageError,
-    nearest,
-)
-from resnets.options import Count, Device, Part, Read, Seconds, Tested, Workers, assignments
+from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError, nearest
+from resnets.options import Count, Device, Part, Seconds, Tested, Workers, assignments
 from resnets.verbs import Asked
 
 if TYPE_CHECKING:
@@ -53,18 +47,17 @@ app.command(data_app)
 app.command(runs_app)
 app.register_install_completion_command()
 
-app.command(verbs.calibrate)
-app.command(verbs.report)
-app.command(doctor.examine, name="doctor")
-app.command(instruments.analyze)
-data_app.command(listing.data_info, name="info")
-SHOWN: dict[Callable[..., Any], Callable[[Any], None]] = {
-    verbs.calibrate: show.calibration,
-    verbs.report: show.place,
-    doctor.examine: show.pairs,
-    instruments.analyze: show.analysis,
-    listing.data_info: show.data,
+SHOWN: dict[Callable[..., Any], tuple[App, str, Callable[[Any], None]]] = {
+    verbs.calibrate: (app, "calibrate", show.calibration),
+    verbs.report: (app, "report", show.place),
+    doctor.examine: (app, "doctor", show.pairs),
+    instruments.analyze: (app, "analyze", show.analysis),
+    listing.models: (app, "models", show.listed),
+    listing.data_info: (data_app, "info", show.data),
+    listing.runs: (runs_app, "ls", show.listed),
 }
+for verb, (group, name, _) in SHOWN.items():
+    group.command(verb, name=name)
 
 
 @app.command
@@ -168,7 +161,7 @@ def resume(
 
         if run is None or data is not None:
             raise UsageError("--devices needs RUN, and its data where it was")
-        options = ["--device", device, "--workers", str(workers), *["--json"] * show.as_json]
+        options = ["--device", device, "--workers", str(workers), *["--json"] * show.out.quiet]
         raise SystemExit(launch(devices, ["resume", str(run), *options]))
     with show.bar() as watch:
         outcome = verbs.resume(run, data=data, device=device, workers=workers, watch=watch)
@@ -177,7 +170,7 @@ def resume(
 
 @app.command
 def evaluate(
-    *places: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    *places: str,
     compare: bool = False,
     at_precision: Part | None = None,
     ood: str | None = None,
@@ -199,12 +192,7 @@ def evaluate(
     """
     wanted = {name: number(name, text) for name, text in assignments(fail_under or []).items()}
     result = verbs.evaluate(
-        *names(places, "evaluate"),
-        compare=compare,
-        at_precision=at_precision,
-        ood=ood,
-        corruptions=corruptions,
-        **how,
+        *places, compare=compare, at_precision=at_precision, ood=ood, corruptions=corruptions, **how
     )
     show.result(result)
     found = {name: getattr(result, name) for name in wanted}
@@ -219,56 +207,16 @@ def number(name: str, text: str) -> float:
     known = ("top1", "top5", "balanced_accuracy", "macro_f1", "mean_average_precision")
     if name not in known:
         raise UsageError(f"--fail-under {name}: {nearest(name, known)}")
-    try:
+    with contextlib.suppress(TypeError, ValueError):
         if math.isfinite(value := float(text)):
             return value
-    except (TypeError, ValueError):
-        pass
     raise UsageError(f"--fail-under {name}={text}: write a number, as {name}=0.93")
 
 
-def names(items: Sequence[str], verb: str) -> Sequence[str]:
-    """Places as they are. Raises UsageError for what looks like an option."""
-    for item in items:
-        if item.startswith("--"):
-            raise UsageError(f"unknown option {item}; `resnets {verb} --help` lists them")
-    return items
-
-
 @app.command
-def explain(
-    model: Path,
-    /,
-    *inputs: Annotated[str, Parameter(allow_leading_hyphen=True)],
-    out: Path,
-    data: str | None = None,
-    level: str | None = None,
-    method: Literal["grad-cam", "occlusion"] = "grad-cam",
-    top: Count = 1,
-    **how: Unpack[Read],
-) -> None:
-    """Draw why MODEL answers what it answers: for images, or for a whole data set.
-
-    Args:
-        inputs: Image files, folders or globs: what speaks for the answer to each.
-        out: A new folder for the pictures.
-        data: Beside images: their nearest training images. Alone: the most wrong, most unsure and
-            likely mislabelled images of a split, duplicates of training images, and a map.
-        level: Which level's map Grad-CAM takes, as layer3; the last when left out.
-        method: grad-cam, or occlusion, which needs no gradient and is slower.
-        top: How many answers are explained.
-    """
-    found = verbs.explain(
-        model,
-        *names(inputs, "explain"),
-        out=out,
-        data=data,
-        level=level,
-        method=method,
-        top=top,
-        **how,
-    )
-    show.explained(found, out)
+@functools.wraps(verbs.explain)
+def explain(*inputs: Any, **how: Any) -> None:  # noqa: D103 - its documentation is the verb's
+    show.explained(verbs.explain(*inputs, **how), how["out"])
 
 
 @app.command
@@ -286,14 +234,10 @@ def predict(
     """
     if not inputs:
         raise UsageError("no input: give image files, folders, globs, or - for standard input")
-    items = [sys.stdin.buffer.read() if item == "-" else item for item in names(inputs, "predict")]
+    if unknown := [item for item in inputs if item.startswith("--")]:
+        raise UsageError(f"unknown option {unknown[0]}; `resnets predict --help` lists them")
+    items = [sys.stdin.buffer.read() if item == "-" else item for item in inputs]
     show.predictions(verbs.predict(model, items, top=top, device=device))
-
-
-@app.command
-def models(pattern: str = "*", /) -> None:
-    """List the networks: name, depth, parameters, multiply-adds, input, source."""
-    show.listed(list(listing.models(pattern)), f"no network matches {pattern!r}")
 
 
 @app.command
@@ -322,15 +266,13 @@ def reproduce(
     from resnets.paper import reproduce, results
 
     if budget is None:
-        show.listed(reproduce.overview(root), "")
+        show.listed(reproduce.overview(root))
         return
     if budget == "smoke":
         root = root / "runs" / "smoke"
     wanted = reproduce.chosen(ids)
     if dry_run:
-        show.listed(
-            [row for one in wanted for row in reproduce.planned(one, budget, seeds, root)], ""
-        )
+        show.listed(x for one in wanted for x in reproduce.planned(one, budget, seeds, root))
         return
     with show.bar() as watch:
         for one in wanted:
@@ -353,13 +295,7 @@ def compare_runs(*runs: Path) -> None:
     from resnets.reporting.compare import compare
     from resnets.training.run import Run
 
-    show.listed(compare([Run(run) for run in runs]), "no runs")
-
-
-@runs_app.command(name="ls")
-def list_runs(root: Path = Path("runs"), /) -> None:
-    """List the runs below a folder with their errors."""
-    show.listed(listing.runs(root), f"no runs in {root}")
+    show.listed(compare([Run(run) for run in runs]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -369,7 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "RANK" not in os.environ:
         os.environ["RESNETS_BEGAN"] = str(time.time())
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    verbose, show.quiet, show.as_json = (
+    verbose, show.quiet, show.out.quiet = (
         not flags.isdisjoint(tokens) for flags in (VERBOSE, QUIET, JSON)
     )
     tokens = [token for token in tokens if token not in VERBOSE | QUIET | JSON]
@@ -377,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         verb, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
         answer = verb(*bound.args, **bound.kwargs)
         if verb in SHOWN:
-            SHOWN[verb](answer)
+            SHOWN[verb][-1](answer)
     except (CycloptsError, ResnetsError) as error:
         fail(str(error), getattr(error, "exit_code", UsageError.exit_code), verbose)
     except KeyboardInterrupt:

@@ -1,19 +1,21 @@
-"""What a person sees: tables and a bar on a terminal, plain lines in a pipe, JSON when asked."""
+"""What a person sees: tables and a bar on a terminal, plain lines in a pipe, JSON when asked.
+
+Standard output is either: `out` is quiet where JSON is asked for, and `dump` where it is not.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 
@@ -29,10 +31,10 @@ if TYPE_CHECKING:
     from resnets.training.plan import Plan
     from resnets.training.tune import Trial
 
-# In a pipe a row of a table stays one line.
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-quiet = as_json = False
+plain = partial(Console, markup=False, emoji=False, highlight=False, soft_wrap=True)
+out = plain(width=None if sys.stdout.isatty() else 240)  # in a pipe a table's row is one line
+err = plain(stderr=True)
+quiet = False
 chief = os.environ.get("RANK", "0") == "0"  # of the ranks that torchrun started
 
 FORMS: dict[str, Callable[[Any], str]] = {  # of columns; others go by their values' types
@@ -51,18 +53,20 @@ FORMS: dict[str, Callable[[Any], str]] = {  # of columns; others go by their val
 def note(text: str, *, always: bool = False) -> None:
     """A line on standard error, so that standard output holds results only."""
     if chief and (always or not quiet):
-        err.print(text, markup=False)
+        err.print(text)
 
 
 def dump(data: Any) -> None:
-    """JSON on standard output."""
-    print(json.dumps(data, indent=2))
+    """JSON on standard output where that is asked for: null for what is not finite."""
+    if out.quiet:
+        finite = json.loads(json.dumps(data, default=asdict), parse_constant=lambda _: None)
+        print(json.dumps(finite, indent=2))
 
 
 def plan(chosen: Plan, estimate: float, *, asked_for: bool = False) -> None:
     """The plan of a run with its measured time, and each unreadable file by name."""
     lines, unreadable = chosen.lines(), chosen.source.unreadable
-    if as_json and asked_for:
+    if out.quiet and asked_for:
         left_out = [{"file": str(path), "reason": reason} for path, reason in unreadable]
         dump({**lines, "seconds": round(estimate, 1), "unreadable": left_out})
         return
@@ -151,22 +155,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> None:
         words = any(isinstance(row[name], str | bool) for row in rows)
         shown.add_column(name.replace("_", " "), justify="left" if words else "right")
     for row in rows:
-        shown.add_row(*(escape(cell(name, value)) for name, value in row.items()))
+        shown.add_row(*map(cell, row, row.values()))
     out.print(shown)
 
 
 def outcome(finished: Outcome) -> None:
     """The end of a run: its test figures, and what to type next."""
-    result, folder = finished.result, finished.run
     if not chief:
         return
-    if as_json:
-        figures = {"error": result.error, "images": result.images} if result else {}
-        dump({"run": str(folder), "seconds": round(finished.seconds, 1), **figures})
-        return
+    result, folder = finished.result, finished.run
+    figures = {"error": result.error, "images": result.images} if result else {}
+    dump({"run": str(folder), "seconds": round(finished.seconds, 1), **figures})
     if result is not None:
         headline(result)
-    out.print(f"trained in {seconds(finished.seconds)}; everything is in {folder}", markup=False)
+    out.print(f"trained in {seconds(finished.seconds)}; everything is in {folder}")
     note(f"next: resnets predict {folder} IMAGE    resnets evaluate {folder} DATA")
 
 
@@ -179,20 +181,17 @@ def headline(result: Result) -> None:
     out.print(
         f"{result.split} error {percent(result.error)} ({low} to {high} at 95 %){more}, "
         f"loss {result.loss:.4f}, calibration error {percent(result.ece)}, "
-        f"{result.images:,} images",
-        markup=False,
+        f"{result.images:,} images"
     )
 
 
 def result(figures: Result) -> None:
-    """The figures of an evaluation, class by class."""
+    """The figures of an evaluation, class by class, and what was asked for beside them."""
     from resnets.lifecycle import summary
 
     for path, reason in figures.unreadable:
         note(f"left out {path}: {reason}", always=True)
-    if as_json:
-        dump(summary(figures))
-        return
+    dump(summary(figures))
     headline(figures)
     extras(figures)
     if not quiet:
@@ -206,8 +205,7 @@ def extras(figures: Result) -> None:
         out.print(
             f"the second model against the first: {100 * found.difference:+.2f} points "
             f"({low} to {high} at 95 %), p = {found.p:.2g}; {len(found.fixed)} images mended, "
-            f"{len(found.broken)} broken",
-            markup=False,
+            f"{len(found.broken)} broken"
         )
         for what, indices in (("mended", found.fixed), ("broken", found.broken)):
             note(f"{what}: {' '.join(map(str, indices[:20]))}{' ...' * (len(indices) > 20)}")
@@ -236,39 +234,29 @@ def calibration(found: Calibration) -> None:
     pairs = {"before": found.before, "after": found.after}
     names = ("images", "ece", "loss", "top1")
     rows = [{"when": when} | {n: getattr(r, n) for n in names} for when, r in pairs.items()]
-    if as_json:
-        dump({"temperature": found.temperature, "figures": rows})
-        return
+    dump({"temperature": found.temperature, "figures": rows})
     out.print(f"temperature {found.temperature:.4g}")
     table(rows)
 
 
 def analysis(found: Analysis) -> None:
-    """The rows of an instrument, and what they say; JSON has null for what is not finite."""
-    if as_json:
-        rows = [
-            {
-                k: None if isinstance(v, float) and not math.isfinite(v) else v
-                for k, v in row.items()
-            }
-            for row in found.rows
-        ]
-        dump({"verdict": found.verdict, "folder": str(found.folder), "rows": rows})
-        return
+    """The rows of an instrument, and what they say."""
+    dump({"verdict": found.verdict, "folder": str(found.folder), "rows": found.rows})
     if not quiet:
         table(found.rows)
-    out.print(found.verdict, markup=False)
+    out.print(found.verdict)
     note(f"the table and the picture are in {found.folder}")
 
 
 def place(path: Path) -> None:
     """Where a file was written."""
-    dump(str(path)) if as_json else out.print(str(path), markup=False)
+    dump(str(path))
+    out.print(str(path))
 
 
 def explained(found: Iterable[Any], folder: Path) -> None:
-    """A line for each image or finding. Raises SystemExit(3) where an image could not be read."""
-    images, more = [], dict[str, Any]()
+    """What was found in how many images; or the answers to each, as `predictions`."""
+    images, more = list[Any](), dict[str, Any]()
     for item in found:
         if isinstance(item, dict):
             more |= item
@@ -277,40 +265,32 @@ def explained(found: Iterable[Any], folder: Path) -> None:
             note(item.verdict)
         else:
             images.append(item)
-    if as_json:
-        dump({"images": [asdict(image) for image in images], **more})
-    elif not images:
+    if not images:
         table([{"what": what, "images": count} for what, count in more.items()])
     note(f"the pictures are in {folder}")
-    if images and not as_json:
-        predictions(images)
-    elif any(image.problem for image in images):
-        raise SystemExit(DataError.exit_code)
+    predictions(images, more)
 
 
-def predictions(items: Iterable[Prediction]) -> None:
+def predictions(items: Iterable[Prediction], findings: Mapping[str, Any] | None = None) -> None:
     """One line an image. Raises SystemExit(3) at the end where some could not be read."""
-    rows = []
+    done, rows = [], []
     for item in items:
+        pairs = list(zip(item.classes, item.probabilities, strict=True))
         if item.problem is not None:
             note(item.problem, always=True)
-        pairs = list(zip(item.classes, item.probabilities, strict=True))
+        else:
+            out.print(f"{item.file}  {'  '.join(f'{name} {100 * p:.1f} %' for name, p in pairs)}")
         best = [{"class": name, "probability": round(p, 6)} for name, p in pairs]
         rows.append({"file": item.file, "problem": item.problem, "classes": best})
-        if pairs and not as_json:
-            answer = "  ".join(f"{name} {100 * p:.1f} %" for name, p in pairs)
-            out.print(f"{item.file}  {answer}", markup=False)
-    if as_json:
-        dump(rows)
+        done.append(item)
+    dump(rows if findings is None else {"images": done, **findings})
     if any(row["problem"] for row in rows):
         raise SystemExit(DataError.exit_code)
 
 
 def rates(tried: Sequence[float], losses: Sequence[float], suggestion: float) -> None:
     """Every fifth line of a range test, and the rate that follows."""
-    if as_json:
-        dump({"suggestion": suggestion, "rates": tried, "losses": losses})
-        return
+    dump({"suggestion": suggestion, "rates": tried, "losses": losses})
     for rate, loss in list(zip(tried, losses, strict=True))[::5]:
         note(f"{rate:10.3g}  {loss:.4f}")
     best = f"{10 * suggestion:.2g}"
@@ -333,11 +313,9 @@ def fields(trial: Trial) -> str:
 
 def study(done: Sequence[Trial], folder: Path) -> None:
     """The trials from the best on, what their errors are worth, and what to type next."""
-    if as_json:
-        dump({"best": str(folder / "best.json"), "trials": [asdict(t) for t in done]})
-        return
+    dump({"best": str(folder / "best.json"), "trials": done})
     for t in sorted(done, key=lambda t: (t.error is None, t.error)):
-        out.print(f"{t.number:4d}  {fields(t)}", markup=False)
+        out.print(f"{t.number:4d}  {fields(t)}")
     note(
         f"The best of {len(done)} errors on the same validation images is optimistic; "
         "the test images were not used."
@@ -345,52 +323,48 @@ def study(done: Sequence[Trial], folder: Path) -> None:
     note(f"next: resnets train DATA --recipe {folder / 'best.json'}")
 
 
-def listed(rows: Sequence[Mapping[str, Any]], none: str) -> None:
-    """Rows that may be `none`."""
-    if as_json:
-        dump(rows)
-    elif rows:
+def listed(found: Iterable[Mapping[str, Any]]) -> None:
+    """Rows, of which there may be none."""
+    rows = list(found)
+    dump(rows)
+    if rows:
         table(rows)
-    else:
-        note(none, always=True)
+    elif not out.quiet:
+        note("none found", always=True)
 
 
 def reached(row: Mapping[str, Any]) -> None:
     """What came out of an arm of an experiment, in a line."""
-    if as_json:
+    if out.quiet:
         print(json.dumps(row))
         return
     from resnets.paper.results import EXACT
 
     names = ("train_error", "test_error", "top5_error", "median_std", *EXACT)
-    told = {name: row[name] for name in names if name in row}
     figures = ", ".join(
-        f"{name.replace('_', ' ')} {'diverged' if value is None else f'{value:.6g}'}"
-        for name, value in told.items()
+        f"{name.replace('_', ' ')} {'diverged' if row[name] is None else f'{row[name]:.6g}'}"
+        for name in names
+        if name in row
     )
     head = f"{row['experiment']}  {row['arm']}  {row['budget']}  seed {row['seed']}"
-    out.print(f"{head}: {figures}", markup=False)
+    out.print(f"{head}: {figures}")
 
 
 def data(facts: Mapping[str, Any]) -> None:
     """What a data set holds."""
-    if as_json:
-        dump(facts)
-        return
+    dump(facts)
     size = f"{facts['size']} pixels on the shorter side"
-    print(f"{facts['name']}: {facts['channels']} channels, {size}, digest {facts['digest']}")
+    out.print(f"{facts['name']}: {facts['channels']} channels, {size}, digest {facts['digest']}")
     splits = {name: [*counts, sum(counts)] for name, counts in facts["images"].items()}
     names = [*facts["classes"], "all"]
     table([{"class": name, **{s: splits[s][k] for s in splits}} for k, name in enumerate(names)])
     for path, reason in facts["unreadable"]:
-        print(f"unreadable {path}: {reason}")
+        out.print(f"unreadable {path}: {reason}")
 
 
 def pairs(rows: Mapping[str, str]) -> None:
     """Name and value, a line each."""
-    if as_json:
-        dump(rows)
-        return
-    width = max(len(name) for name in rows)
+    dump(rows)
+    width = max(map(len, rows))
     for name, value in rows.items():
-        sys.stdout.write(f"{name:>{width}}  {value}\n")
+        out.print(f"{name:>{width}}  {value}")

@@ -6,7 +6,6 @@ import base64
 import io
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -48,16 +47,6 @@ PAGES.filters |= {"percent": room.percent, "quote": shlex.quote}
 PAGES.globals |= {"cost": room.cost, "figures": room.FIGURES, "headline": room.headline}
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """An image of a split: as it is, and what spoke for the answer."""
-
-    name: str
-    verdict: str
-    plain: str
-    heat: str
-
-
 def write(facts: Facts, source: Source | None = None) -> Path:
     """Write report.html into the folder of a run, finished or not; what is missing is said.
 
@@ -76,20 +65,15 @@ def write(facts: Facts, source: Source | None = None) -> Path:
     tested = splits.get(facts.ended.get("split", ""))
     name = partial(short, tested)
     bins = metrics.reliability(facts.scores) if facts.scores else []
-    pictures = dict[str, list[Picture]]()
+    pictures = dict[str, list[dict[str, str]]]()
     model = load(run.path) if run.model.exists() else None
     if facts.scores and tested and model:
         right = metrics.right(facts.scores)
         sure = facts.scores.probabilities.amax(1).where(right, -1).argsort(descending=True)
-        chosen = {
-            "Most wrong": findings.most_wrong(facts.scores, WORST),
-            "Most surely right": sure[: min(BEST, int(right.sum()))],
-        }
-        pictures = {
-            title: gallery(model, tested, facts.scores, rows, name)
-            for title, rows in chosen.items()
-            if len(rows)
-        }
+        worst, best = findings.most_wrong(facts.scores, WORST), sure[: min(BEST, int(right.sum()))]
+        for title, rows in (("Most wrong", worst), ("Most surely right", best)):
+            if len(rows):
+                pictures[title] = gallery(model, tested, facts.scores, rows, name)
     page = PAGES.get_template("report.html").render(
         facts=facts,
         sentences=room.sentences(facts, counts.get("train", []), name),
@@ -140,19 +124,22 @@ def strips(split: Split, facts: Facts) -> list[str]:
     for has in metrics.truth(split.labels, first).T[:first]:
         chosen = has.nonzero()[:EACH, 0]
         pixels = inputs(split, chosen, see)[1] if len(chosen) else torch.empty(0)
-        if len(pixels):
-            small = resize(pixels, [min(THUMB, see.size)] * 2, antialias=True).expand(-1, 3, -1, -1)
-            opaque = torch.cat([small, torch.full_like(small[:, :1], 255)], 1)  # gaps are clear
-            drawn.append(uri(to_pil_image(make_grid(opaque, EACH))))
-        else:
+        if not len(pixels):
             drawn.append("")
+            continue
+        small = resize(pixels, [min(THUMB, see.size)] * 2, antialias=True).expand(-1, 3, -1, -1)
+        opaque = torch.cat([small, torch.full_like(small[:, :1], 255)], 1)  # gaps are clear
+        drawn.append(uri(to_pil_image(make_grid(opaque, EACH))))
     return drawn
 
 
 def gallery(
     model: Model, split: Split, scores: Scores, rows: Tensor, name: Callable[[int], str]
-) -> list[Picture]:
-    """The images of `rows` of the scores with the Grad-CAM of the most probable class."""
+) -> list[dict[str, str]]:
+    """The images of `rows` of the scores with the Grad-CAM of the most probable class.
+
+    Each with its name, the verdict, and the addresses of the plain picture and of the heat map.
+    """
     images, pixels, which = inputs(split, scores.indices[rows], model.card.preprocess)
     scores, classes = scores.take(rows[which]), scores.classes
     given, chances = metrics.answers(scores), scores.probabilities
@@ -163,16 +150,10 @@ def gallery(
         sure = map(room.percent, chances[k].tolist())
         texts = [f"{name} with {share}" for name, share in zip(classes, sure, strict=True)]
         true, answer = findings.named(has, classes), findings.named(given[k], texts)
+        picture = {"name": name(int(scores.indices[k])), "verdict": f"{true}, answered {answer}"}
         plain = to_pil_image(pixels[k]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         heat = overlay(pixels[k], heats[k]).resize((SIDE, SIDE))
-        shown.append(
-            Picture(
-                name=name(int(scores.indices[k])),
-                verdict=f"{true}, answered {answer}",
-                plain=uri(plain),
-                heat=uri(heat),
-            )
-        )
+        shown.append(picture | {"plain": uri(plain), "heat": uri(heat)})
     return shown
 
 
