@@ -53,7 +53,8 @@ def test_an_interrupted_run_goes_on_and_ends_as_the_unbroken_one(tmp_path):
     import os
     import signal
 
-    job = Job(replace(ONE, steps={"cpu": 12}), ONE.arms[0], "cpu", 0)  # an evaluation in 2 steps
+    one = replace(ONE, steps={"cpu": 12}, units=2)  # an evaluation in 2 steps
+    job = Job(one, ONE.arms[0], "cpu", 0)
 
     def stop(progress):
         if progress.step == 4:

@@ -146,7 +146,7 @@ def scaled(
         batch = recipe.lr_batch or recipe.batch
         short = replace(short, batch=64, lr_batch=batch, augment=grey, watch="val")  # there is none
     elif one.units and budget == "cpu":
-        short = replace(short, arch={**recipe.arch, "blocks": (one.units,) * 3})
+        short = replace(short, arch={**recipe.arch, "blocks": [one.units] * 3})
     parts = 1 if budget == "smoke" else 6  # of the run, with an evaluation after each
     return replace(short, eval_every=max(1, steps // parts) * short.batch / IMAGES[place])
 
