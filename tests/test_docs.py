@@ -35,6 +35,27 @@ def photographs(root: Path) -> None:
             Image.fromarray(pixels).save(root / name / f"{i}.jpg")
 
 
+def scenes(root: Path) -> None:
+    generator = np.random.default_rng(0)
+    lines = ["path,x1,y1,x2,y2,label"]
+    for kind in ("cells", "masks"):
+        (root / kind / "images").mkdir(parents=True)
+    (root / "masks" / "masks").mkdir()
+    (root / "masks" / "classes.txt").write_text("nothing\nround\nlong\n")
+    for i in range(40):
+        pixels = generator.integers(0, 60, (96, 128, 3), dtype=np.uint8)
+        classes = np.zeros((96, 128), np.uint8)
+        for k, (name, sides) in enumerate({"round": (30, 30), "long": (14, 44)}.items(), 1):
+            y, x = (int(generator.integers(0, n - s)) for n, s in zip((96, 128), sides, strict=True))
+            place = np.s_[y : y + sides[0], x : x + sides[1]]
+            pixels[place], classes[place] = 100 * k, k
+            lines.append(f"images/{i}.png,{x},{y},{x + sides[1]},{y + sides[0]},{name}")
+        for kind in ("cells", "masks"):
+            Image.fromarray(pixels).save(root / kind / "images" / f"{i}.png")
+        Image.fromarray(classes).save(root / "masks" / "masks" / f"{i}.png")
+    (root / "cells" / "boxes.csv").write_text("\n".join(lines))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_command_is_one_of_ours(page):
     for command in commands(page):
@@ -47,6 +68,7 @@ def test_every_command_is_one_of_ours(page):
 def test_a_pages_commands_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     photographs(tmp_path / "photos")
+    scenes(tmp_path)
     for command in commands(page):
         if command[0] != "resnets" or any(NEEDS_CIFAR10 in word for word in command):
             continue  # it takes half an hour, or other people's files: tests/test_cifar10.py

@@ -110,11 +110,14 @@ def test_the_rate_follows_the_batch_that_a_person_says():
             twice = merged(recipe, {"batch": 2 * recipe.batch, "warmup": 0})
             assert twice.rate(0, 100) == pytest.approx(2 * recipe.lr, rel=1e-3)
     assert {n for n, r in RECIPES.items() if not r().lr_batch} == {
+        "detect",
         "digits",
+        "localize",
         "quick-cifar10",
         "rsb-a1",
         "rsb-a2",
         "rsb-a3",
+        "segment",
     }
 
 

@@ -70,6 +70,8 @@ class ResNetArch:
     drop_path: float = 0.0  # 1 - p_L: the last unit's chance to be dropped, linear from 0
     dropout: float = 0.0  # between the convolutions of a unit (Wide ResNets)
     blur: bool = False  # blur before subsampling (Zhang 2019)
+    # Smaller than 32: the last stages are dilated and keep their size (1606.00915).
+    output_stride: Literal[8, 16, 32] = 32
     zero_gamma: bool = False  # the last gamma of each unit starts at 0 (Goyal et al. 2017)
     dims: Literal[1, 2, 3] = 2
     channels: int = 3
@@ -142,13 +144,113 @@ class VitArch:
         return self.blocks
 
 
-Arch = ResNetArch | DenseNetArch | MlpArch | VitArch
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorArch:
+    """A detector on the levels of a residual network.
+
+    "c4" is Faster R-CNN as in 1512.03385 appendix A: proposals on conv4, conv5 on each region;
+    "fpn" has a feature pyramid (1612.03144), and with `masks` is Mask R-CNN (1703.06870); "retina"
+    is the one-stage detector on a pyramid (1708.02002).
+    """
+
+    backbone: ResNetArch
+    form: Literal["fpn", "c4", "retina"] = "fpn"
+    levels: tuple[str, ...] = ("layer1", "layer2", "layer3", "layer4")  # c4: ("layer3",)
+    width: int = 256  # channels of the pyramid and of the proposals' 3x3 convolution
+    hidden: int = 1024  # of the two fully connected layers on a region
+    norm: Literal["none", "group"] = "none"  # of the convolutions of the pyramid
+    # Sides of the anchors in pixels, of each level; a pyramid has a further, coarser one.
+    anchors: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,))
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
+    pool: Literal["align", "max"] = "align"  # RoIAlign, or the RoI pooling of Fast R-CNN
+    masks: bool = False
+    context: bool = False  # the whole image beside each region: 1512.03385 appendix B
+    proposals: tuple[int, int] = (2000, 1000)  # kept of an image in training, at test
+    sampled: int = 512  # regions of an image that training learns from
+    channels: int = 3
+    classes: int = 80  # without background
+    size: int = 800  # of the shorter side of an image
+    source: str = field(default="Lin et al. 2016, arXiv 1612.03144", compare=False)
+
+    @property
+    def depth(self) -> int:
+        return self.backbone.depth
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return self.backbone.blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmenterArch:
+    """A class for each pixel: FCN and DeepLabv3 on dilated stages, or a pyramid's levels summed."""
+
+    backbone: ResNetArch
+    head: Literal["fcn", "deeplabv3", "fpn"] = "fcn"
+    width: int = 256  # channels of DeepLabv3's head, of the pyramid
+    auxiliary: bool = True  # a second FCN on layer3 in training, at 0.4 of the loss
+    channels: int = 3
+    classes: int = 21  # with background where the masks have one
+    size: int = 520
+    source: str = field(default="Long et al. 2014, arXiv 1411.4038", compare=False)
+
+    @property
+    def depth(self) -> int:
+        return self.backbone.depth
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return self.backbone.blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalizerArch:
+    """Where the object of a class is: per-class proposals of 1512.03385, appendix C."""
+
+    backbone: ResNetArch
+    anchors: tuple[float, ...] = (64, 128, 224)  # sides in pixels
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    channels: int = 3
+    classes: int = 1000
+    size: int = 224
+    source: str = field(default=HE2015, compare=False)
+
+    @property
+    def depth(self) -> int:
+        return self.backbone.depth
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return self.backbone.blocks
+
+
+SceneArch = DetectorArch | SegmenterArch | LocalizerArch
+ClassifierArch = ResNetArch | DenseNetArch | MlpArch | VitArch
+Arch = ClassifierArch | SceneArch
 KINDS: dict[str, type[Arch]] = {
     "resnet": ResNetArch,
     "densenet": DenseNetArch,
     "mlp": MlpArch,
     "vit": VitArch,
+    "detector": DetectorArch,
+    "segmenter": SegmenterArch,
+    "localizer": LocalizerArch,
 }
+
+
+Task = Literal["classify", "detect", "localize", "segment"]
+
+
+def task(arch: Arch) -> Task:
+    """What a network is for."""
+    match arch:
+        case DetectorArch():
+            return "detect"
+        case LocalizerArch():
+            return "localize"
+        case SegmenterArch():
+            return "segment"
+    return "classify"
 
 
 def to_dict(arch: Arch) -> dict[str, Any]:
@@ -274,6 +376,75 @@ SHORTCUTS = {  # 1603.05027 Table 1, on ResNet-110
 # Table 2 without its ends: "original" is the plain name, "full pre-activation" the `pre` name.
 PLACEMENTS = get_args(Order)[1:4]
 
+TRUNKS = {name: IMAGENET[name] for name in ("resnet18", "resnet34", "resnet50", "resnet101")}
+# Half as wide as ResNet-18, to train from random weights on a processor.
+TINY = replace(R18, widths=(32, 64, 128, 256), stem_width=32)
+
+
+def c4(backbone: ResNetArch) -> DetectorArch:
+    """Faster R-CNN of 1512.03385 appendix A: 91 layers of ResNet-101 are shared."""
+    detector = DetectorArch(backbone=backbone, form="c4", levels=("layer3",), source=HE2015)
+    sides = (64.0, 128.0, 256.0, 512.0)  # Ren et al. 2015 with 64 for COCO
+    return replace(detector, anchors=(sides,), pool="max", proposals=(2000, 300), sampled=128)
+
+
+def retina(backbone: ResNetArch) -> DetectorArch:
+    """RetinaNet: pyramid levels 3 to 7, three sizes an octave, in whole pixels as torchvision's."""
+    octave = [2 ** (k / 3) for k in range(3)]
+    sides = tuple(tuple(float(int(s * o)) for o in octave) for s in (32, 64, 128, 256, 512))
+    detector = DetectorArch(backbone=backbone, form="retina", anchors=sides)
+    levels = ("layer2", "layer3", "layer4")
+    return replace(detector, levels=levels, source="Lin et al. 2017, arXiv 1708.02002")
+
+
+def tiny(detector: DetectorArch) -> DetectorArch:
+    """The same for small images and few classes, on `TINY`, with fewer and smaller regions."""
+    fewer = replace(detector, sampled=64, proposals=(500, 200), width=64, hidden=256)
+    small = replace(fewer, backbone=TINY, size=320)
+    if small.form == "retina":
+        return small
+    sides = (24.0, 48.0, 96.0, 192.0)
+    if small.form == "c4":
+        return replace(small, anchors=(sides,))
+    levels = ("layer2", "layer3", "layer4")
+    return replace(small, levels=levels, anchors=tuple((side,) for side in sides))
+
+
+def dilated(backbone: ResNetArch, stride: Literal[8, 16, 32] = 8) -> ResNetArch:
+    """The last stages dilated."""
+    return replace(backbone, output_stride=stride)
+
+
+MASK = "He et al. 2017, arXiv 1703.06870"
+DEEPLAB = "Chen et al. 2017, arXiv 1706.05587"
+KIRILLOV = "Kirillov et al. 2019, arXiv 1901.02446"
+SCENES: dict[str, SceneArch] = {
+    **{f"fasterrcnn_{n}_fpn": DetectorArch(backbone=a) for n, a in TRUNKS.items()},
+    **{f"fasterrcnn_{n}_c4": c4(a) for n, a in TRUNKS.items()},
+    **{
+        f"maskrcnn_{n}_fpn": DetectorArch(backbone=a, masks=True, source=MASK)
+        for n, a in TRUNKS.items()
+    },
+    **{f"retinanet_{n}_fpn": retina(a) for n, a in TRUNKS.items()},
+    "fasterrcnn_tiny_fpn": tiny(DetectorArch(backbone=TINY)),
+    "fasterrcnn_tiny_c4": tiny(c4(TINY)),
+    "maskrcnn_tiny_fpn": tiny(DetectorArch(backbone=TINY, masks=True, source=MASK)),
+    "retinanet_tiny_fpn": tiny(retina(TINY)),
+    **{f"fcn_{n}": SegmenterArch(backbone=dilated(a)) for n, a in TRUNKS.items()},
+    **{
+        f"deeplabv3_{n}": SegmenterArch(backbone=dilated(a), head="deeplabv3", source=DEEPLAB)
+        for n, a in TRUNKS.items()
+    },
+    **{
+        f"semanticfpn_{n}": SegmenterArch(
+            backbone=a, head="fpn", width=width, auxiliary=False, source=KIRILLOV
+        )
+        for n, a, width in [*((n, a, 256) for n, a in TRUNKS.items()), ("tiny", TINY, 64)]
+    },
+    **{f"localizer_{n}": LocalizerArch(backbone=a) for n, a in TRUNKS.items()},
+    "localizer_tiny": LocalizerArch(backbone=TINY, anchors=(24, 48, 96), classes=10, size=96),
+}
+
 FAMILY: dict[str, Arch] = {
     **IMAGENET,
     **{f"{n}_v1": replace(a, stride_on="1x1") for n, a in BOTTLENECK.items()},
@@ -324,6 +495,7 @@ FAMILY: dict[str, Arch] = {
     **{f"{n}_1d": replace(a, dims=1, channels=1, size=1000) for n, a in SMALL.items()},
     **{f"{n}_3d": replace(a, dims=3, channels=3, size=112) for n, a in SMALL.items()},
     "mlp_resnet": MlpArch(),
+    **SCENES,
 }
 
 

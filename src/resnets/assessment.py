@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from resnets.data.batches import Change
-from resnets.data.sources import Source, Split, hold_out
+from resnets.data.sources import Source, Split, hold_out, with_val
 from resnets.errors import DataError, UsageError
 from resnets.evaluation.metrics import Result
 from resnets.evaluation.model import Model, aligned, load
@@ -67,9 +67,23 @@ def subject(
         device=pick_device(device),
         bfloat16=precision == "bfloat16",
         classes=source.classes,
+        task="classify",
     )
+    if normalize is not None:
+        model = model.normalized(*moments(normalize, source, model.card.arch.channels))
+    chosen = fair(path, model, source, split)
+    if chosen.labels.ndim == 2 and model.card.provenance.get("labels") == "one":
+        raise UsageError(f"{path} gives one label, the images of {source.name} have several each")
+    said = functools.partial(model.scores, view=view, size=size, batch=batch, workers=workers)
+    return Subject(model, chosen, said)
+
+
+def fair(path: str | Path, model: Model, source: Source, split: str | None) -> Split:
+    """The split that a model is tested on, with the model's labels; errors as `verbs.evaluate`."""
     same = source.digest == model.card.provenance.get("digest")
     recipe = json.loads(model.card.provenance.get("recipe", "{}"))
+    if same and recipe.get("trainval") and source.val is not None:
+        source = with_val(source)
     if same and recipe.get("holdout") and source.val is None:  # what was kept from the training
         source = hold_out(source, recipe["holdout"], recipe["seed"])
     if split is None and source.automatic and not same:
@@ -78,13 +92,7 @@ def subject(
             "If the model never saw its images: --split all. If it is the training folder with "
             "changes,\nimages of the training would be in the test: give it train/ and test/."
         )
-    if normalize is not None:
-        model = model.normalized(*moments(normalize, source, model.card.arch.channels))
-    chosen = aligned(pick_split(source, split or "test"), source.classes, model)
-    if chosen.labels.ndim == 2 and model.card.provenance.get("labels") == "one":
-        raise UsageError(f"{path} gives one label, the images of {source.name} have several each")
-    said = functools.partial(model.scores, view=view, size=size, batch=batch, workers=workers)
-    return Subject(model, chosen, said)
+    return aligned(pick_split(source, split or "test"), source.classes, model)
 
 
 def check_same(subjects: Sequence[Subject]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import sys
 import time
@@ -10,10 +9,8 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,18 +20,18 @@ from resnets.data.sources import Source
 from resnets.errors import DiskError, Interrupted, ResnetsError, UsageError
 from resnets.evaluation import metrics
 from resnets.evaluation import scores as scores_room
-from resnets.evaluation.metrics import Result
 from resnets.evaluation.model import Model, load
 from resnets.listing import environment
 from resnets.nets import Network
 from resnets.nets.modelfile import save
-from resnets.training import checkpoint
+from resnets.training import checkpoint, tasks
 from resnets.training.fit import Progress, batches, fit
 from resnets.training.plan import Plan
 from resnets.training.precise import precise
 from resnets.training.run import Run
 from resnets.training.state import Course, State
 from resnets.training.stop import Stop
+from resnets.training.tasks import Tested
 from resnets.training.world import launched
 
 
@@ -43,7 +40,7 @@ class Outcome:
     """A finished run."""
 
     run: Path
-    result: Result | None  # on the test split, else on the validation split, if there is one
+    result: Tested | None  # on the test split, else on the validation split, if there is one
     seconds: float
 
 
@@ -161,16 +158,14 @@ def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
         precise(network, (batch.images for batch in stream))
     steps = {"steps": str(found.course.step)}
     card = replace(plan.card, provenance=plan.card.provenance | steps)
-    test = partial(Model.scores, batch=plan.micro, workers=plan.workers)
-    if plan.source.val is not None:
-        seen = test(Model(network.eval(), card, plan.device), plan.source.val)
-        card = replace(card, temperature=metrics.fit_temperature(seen))
-    save(run.model, network, card)
+    task, model = tasks.of(plan), Model(network.eval(), card, plan.device)
+    model = replace(model, card=replace(card, temperature=task.temperature(plan, model)))
+    save(run.model, network, model.card)
     result = None
     if plan.final is not None:
-        scores = test(Model(network.eval(), card, plan.device), plan.final)
-        scores_room.save(run.path / "scores.safetensors", scores)
-        result = metrics.result(scores, "val" if plan.source.test is None else "test")
+        result = task.test(
+            run, plan, model, plan.final, "val" if plan.source.test is None else "test"
+        )
     # Of the GPU if the run is on one, else of this process; Linux counts in KiB.
     unit = 1 if sys.platform == "darwin" else 1024
     peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -179,7 +174,7 @@ def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
     cost = {"seconds": round(found.course.seconds, 1), "peak_memory": peak}
     run.write_json("cost.json", cost)
     # Now the run is finished.
-    run.write_json("result.json", summary(result) if result else {"images": 0})
+    run.write_json("result.json", result.summary() if result else {"images": 0})
     if result:
         opened(run.path, plan.source, result.split, result.error)
     return Outcome(run.path, result, seconds)
@@ -204,30 +199,5 @@ def rescale(run: Run, factor: float) -> None:
         said = replace(said, logits=said.logits / factor)
         scores_room.save(path, said)
         split = run.read_json("result.json")["split"]
-        run.write_json("result.json", summary(metrics.result(said, split)))
+        run.write_json("result.json", metrics.result(said, split).summary())
     report(run)
-
-
-def summary(result: Result) -> dict[str, Any]:
-    """The stable JSON form of a Result; what was not asked for, or does not apply, is left out."""
-    names = ("error", "top1", "top5", "loss", "balanced_accuracy", "macro_f1", "ece")
-    threshold, coverage = result.abstention or (math.inf, None)
-    least = threshold if math.isfinite(threshold) else None
-    rows = [{"kind": k, "strength": s, "error": e} for k, s, e in result.corruptions]
-    more = {
-        "mean_average_precision": result.mean_average_precision,
-        "comparison": result.comparison and asdict(result.comparison),
-        "abstention": result.abstention and {"threshold": least, "coverage": coverage},
-        "ood_auroc": result.familiarity,
-        "corruptions": rows or None,
-    }
-    return {
-        "split": result.split,
-        "images": result.images,
-        **{name: round(getattr(result, name), 6) for name in names},
-        "top1_interval_95": [round(x, 6) for x in result.interval],
-        **{name: value for name, value in more.items() if value is not None},
-        "unreadable": [str(path) for path, _ in result.unreadable],
-        "per_class": result.per_class(),
-        "confusion": result.confusion,
-    }

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from resnets.arch import Task
 from resnets.errors import ResnetsError
 
 
@@ -33,21 +34,56 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
 
 
-def data_info(data: str, /) -> dict[str, Any]:
-    """Show what DATA holds: splits, classes, sizes, digest, unreadable files."""
+def data_info(data: str, /, *, task: Task | None = None) -> dict[str, Any]:
+    """Show what DATA holds: splits, classes, sizes, digest, unreadable files, problems.
+
+    Args:
+        task: What the labels are for; guessed from the files when left out.
+    """
     from resnets.data import sources
 
-    source = sources.load(data, max_unreadable=1.0)
-    names = ("name", "digest", "channels", "size", "mean", "std")
-    return {
+    source = sources.load(data, max_unreadable=1.0, task=task or sources.task_of(data))
+    names, kinds = ("name", "task", "digest", "channels", "size", "mean", "std"), source.classes
+    facts = {
         **{name: getattr(source, name) for name in names},
-        "classes": list(source.classes),
+        "classes": list(kinds),
         "images": {
-            name: split.counts(len(source.classes)).tolist()
-            for name, split in source.splits.items()
+            name: split.counts(len(kinds)).tolist() for name, split in source.splits.items()
         },
         "unreadable": [(str(path), reason) for path, reason in source.unreadable],
+        "problems": source.problems,
     }
+    if source.task == "detect":
+        rows = {name: split.labels.flatten(0, 1) for name, split in source.splits.items()}
+        which = {name: row[row[:, 5] == 1, 4].long() for name, row in rows.items()}
+        facts["objects"] = {k: v.bincount(minlength=len(kinds)).tolist() for k, v in which.items()}
+    return facts
+
+
+def data_check(data: str, /, *, task: Task | None = None) -> list[dict[str, Any]]:
+    """List everything that is wrong with DATA, with its place; exit code 3 if training refuses it.
+
+    Args:
+        task: What the labels are for; guessed from the files when left out.
+    """
+    from resnets.data import sources
+    from resnets.data.objects import Refused
+    from resnets.recipe import Recipe
+
+    refused: list[tuple[str, str]] = []
+    try:
+        source = sources.load(data, max_unreadable=1.0, task=task or sources.task_of(data))
+        noted = list(source.problems)
+        unreadable = [(str(path), f"unreadable: {reason}") for path, reason in source.unreadable]
+        few = len(unreadable) <= Recipe(model="resnet18").max_unreadable * source.files
+        (noted if few else refused).extend(unreadable)
+    except Refused as fault:
+        refused, noted = fault.refused, fault.noted
+    return [
+        {"place": place, "problem": problem, "refused": told is refused}
+        for told in (refused, noted)
+        for place, problem in told
+    ]
 
 
 def runs(root: str | Path = "runs", /) -> list[dict[str, Any]]:

@@ -77,3 +77,18 @@ class Tested(Read, total=False):
     view: Literal["center", "flip", "ten-crop", "multi-scale"]
     size: Count
     precision: Literal["float32", "bfloat16"]
+
+
+class Seen(Read, total=False):
+    """How scenes are looked at.
+
+    Args:
+        refine: Judge the found boxes once more and vote (1512.03385, appendix B); of detectors in
+            two stages, as the two below.
+        scales: Sizes of the image as parts of the model's, of which each region takes two
+            (appendix B), as 0.5,1,1.5.
+    """
+
+    refine: bool
+    scales: Annotated[Sequence[float], Parameter(consume_multiple=False)]
+    precision: Literal["float32", "bfloat16"]

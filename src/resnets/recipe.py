@@ -85,6 +85,7 @@ class Recipe:
     grow_from: Count = 0  # side of the first steps; grows to `train_size` over 3/4 of the run
     crop_ratio: Share = 0.875  # test crop / resized shorter side
     holdout: NotNegative = 0.0  # training images kept for validation: a part; from 1 on a number
+    trainval: bool = False  # the data's own validation images are trained on too
     normalize: Literal["data", "imagenet", "pixel", "none"] = "data"
     augment: Augment = Augment()
     max_unreadable: Part = 0.01  # part of the images that may be unreadable and skipped

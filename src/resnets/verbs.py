@@ -20,6 +20,7 @@ from resnets.options import Count, Device, Part, Read, Seconds, Tested, Workers,
 if TYPE_CHECKING:
     from resnets.analysis.cam import Sanity
     from resnets.analysis.explain import Explained
+    from resnets.arch import Task
     from resnets.assessment import Calibration
     from resnets.evaluation.metrics import Result
     from resnets.evaluation.model import Prediction
@@ -56,12 +57,20 @@ class Asked(TypedDict, total=False):
     workers: Workers
 
 
-def plan(data: str, *, budget: Seconds = None, devices: Count = 1, **asked: Unpack[Asked]) -> Plan:
+def plan(
+    data: str,
+    *,
+    task: Task | None = None,
+    budget: Seconds = None,
+    devices: Count = 1,
+    **asked: Unpack[Asked],
+) -> Plan:
     """Everything a training run will do, chosen from the data where nothing is said.
 
-    It is a plan for `devices` processes, or for those that torchrun has started; `budget` is in
-    seconds. Raises UsageError for an unknown model, recipe or key or a value of the wrong type,
-    DataError where the data is missing, empty, broken or has one class.
+    The `task` is the model's; without one it is classification. It is a plan for `devices`
+    processes, or for those that torchrun has started; `budget` is in seconds. Raises UsageError for
+    an unknown model, recipe or key, a value of the wrong type or a model of another task, DataError
+    where the data is missing, empty, broken or has one class.
     """
     from resnets import arch, recipes
     from resnets.data import sources
@@ -80,8 +89,16 @@ def plan(data: str, *, budget: Seconds = None, devices: Count = 1, **asked: Unpa
     changes |= assignments(asked.get("overrides") or {})
     base = recipes.read(recipe) if recipe is not None else None
     check = recipes.merged(base or Recipe(model="resnet18"), changes)
-    source = sources.load(data, max_unreadable=check.max_unreadable)
-    auto = plan.choose(source, plan.training_images(source), place)
+    named = base is not None or "model" in changes
+    own = arch.task(arch.arch(check.model)) if named else task or "classify"
+    if own != (task or own):
+        raise UsageError(f"{check.model} is not for `resnets {task}`, but to {own}")
+    source = sources.load(data, max_unreadable=check.max_unreadable, task=own)
+    train = plan.training_images(source)
+    if own == "classify":
+        auto = plan.choose(source, train, place)
+    else:
+        auto = plan.choose_scene(source, train, place, own)
     resolved = recipes.merged(base or auto, changes)
     # A run is resumed from anywhere, so places are kept whole; a name stays a name.
     resolved = replace(
@@ -92,6 +109,8 @@ def plan(data: str, *, budget: Seconds = None, devices: Count = 1, **asked: Unpa
     )
     if not resolved.weights and (resolved.frozen or resolved.norm == "frozen"):
         raise UsageError("frozen=N and norm=frozen need weights to start from: --set weights=...")
+    if resolved.trainval:
+        source = sources.with_val(source)
     if resolved.holdout:
         source = sources.hold_out(source, resolved.holdout, resolved.seed)
     chosen = plan.resolve(resolved, source, place, asked.get("workers", 2), ranks)
@@ -105,6 +124,7 @@ def plan(data: str, *, budget: Seconds = None, devices: Count = 1, **asked: Unpa
 def train(
     data: str,
     *,
+    task: Task | None = None,
     run: str | Path | None = None,
     budget: float | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
@@ -116,7 +136,7 @@ def train(
     """
     from resnets.lifecycle import create_run, go
 
-    chosen = plan(data, budget=budget, **asked)
+    chosen = plan(data, task=task, budget=budget, **asked)
     return go(create_run(chosen, run), chosen, watch)
 
 
@@ -344,7 +364,8 @@ def explain(
             one = assessment.subject(model, source, **chosen)
             loaded, known = one.model, one.split
         else:
-            loaded = load(model, device=pick_device(how.get("device", "auto")))
+            place = pick_device(how.get("device", "auto"))
+            loaded = load(model, device=place, task="classify")
             if normalize := how.get("normalize"):
                 loaded = loaded.normalized(*moments(normalize, None, loaded.card.arch.channels))
         files = list(sources.expand(inputs))
@@ -385,4 +406,5 @@ def predict(
 
     items = [inputs] if isinstance(inputs, str | Path | bytes) else inputs
     files = list(sources.expand(items))
-    return load(model, device=pick_device(device)).predict(files, top=top)
+    one = load(model, device=pick_device(device), task="classify")
+    return one.predict(files, top=top)

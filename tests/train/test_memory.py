@@ -20,14 +20,14 @@ def a_plan(**changes):
 def test_what_a_network_keeps_is_counted_once_by_hand():
     network = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
     # The input (2, 5), and the ReLU's result (2, 7) for itself and for the second layer.
-    kept = memory.saved(network, torch.ones(2, 5), bfloat16=False)
+    kept = memory.saved(network, (torch.ones(2, 5),), bfloat16=False)
     assert sorted(x.untyped_storage().nbytes() for x in kept) == [2 * 5 * 4, 2 * 7 * 4]
 
 
 def test_a_convolution_keeps_half_as_much_in_bfloat16():
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU())
     images = torch.ones(2, 3, 8, 8)
-    full, half = (memory.saved(network, images, bfloat16=b) for b in (False, True))
+    full, half = (memory.saved(network, (images,), bfloat16=b) for b in (False, True))
     sizes = [sorted(x.untyped_storage().nbytes() for x in kept) for kept in (full, half)]
     image, result, weights = 2 * 3 * 64, 2 * 4 * 64, 4 * 3 * 9
     assert sizes[0] == [image * 4, result * 4]

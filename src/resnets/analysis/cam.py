@@ -1,6 +1,6 @@
 """Which parts of an input an answer rests on: heat maps, a picture of them, whether to trust them.
 
-Networks are in evaluation mode; inputs are normalised, so 0 is the mean of the training data.
+Classifiers are in evaluation mode; inputs are normalised, so 0 is the mean of the training data.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnets.errors import UsageError, nearest
-from resnets.nets import Network, build
+from resnets.nets import Classifier, build
 from resnets.nets.layers import global_mean
 from resnets.nets.mlp import Mlp
 from resnets.nets.transformer import VisionTransformer
 from resnets.training.optim import classifier
 
-Heat = Callable[[Network, Tensor, Tensor], Tensor]  # (B, C, *S), int64 (B,) -> (B, *S)
+Heat = Callable[[Classifier, Tensor, Tensor], Tensor]  # (B, C, *S), int64 (B,) -> (B, *S)
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 LIMIT = 0.5  # rank correlation with a random network's maps from which on a map proves nothing
 
 
 def grad_cam(
-    network: Network, images: Tensor, targets: Tensor, *, level: str | None = None
+    network: Classifier, images: Tensor, targets: Tensor, *, level: str | None = None
 ) -> Tensor:
     """ReLU of the level's channels, each weighted by its mean gradient of the target's logit.
 
@@ -69,7 +69,7 @@ def grad_cam(
 
 @torch.no_grad()
 def occlusion(
-    network: Network,
+    network: Classifier,
     images: Tensor,
     targets: Tensor,
     *,
@@ -151,7 +151,7 @@ class Sanity:
 
 
 def sanity(
-    network: Network, images: Tensor, targets: Tensor, *, heat: Heat = grad_cam, seed: int = 0
+    network: Classifier, images: Tensor, targets: Tensor, *, heat: Heat = grad_cam, seed: int = 0
 ) -> Sanity:
     """The cascading randomisation check of Adebayo et al. 2018 (1810.03292), section 3.1.
 
@@ -159,7 +159,7 @@ def sanity(
     """
     from scipy.stats import rankdata  # here, since it takes 1 s to import
 
-    def ranks(network: Network) -> Tensor:
+    def ranks(network: Classifier) -> Tensor:
         rows = torch.from_numpy(rankdata(heat(network, images, targets).flatten(1).cpu(), axis=1))
         return rows - rows.mean(1, keepdim=True)
 

@@ -29,7 +29,7 @@ def vector(model: Model, images: Tensor) -> Tensor:
 
     Shapes: normalised (N, C, H, W) -> float32 (N, D) on the CPU, of norm 1.
     """
-    maps = model.network.features(images)[list(model.network.levels)[-1]]
+    maps = model.classifier.features(images)[list(model.classifier.levels)[-1]]
     return F.normalize(global_mean(maps)).cpu()
 
 

@@ -87,7 +87,9 @@ def explain(
             shown = view(torch.from_numpy(decode(item, see.channels)), see)
             x = normalize(shown[None].to(device), *statistics(see, device))
             targets = torch.tensor([names.index(name) for name in said.classes], device=device)
-            heats = cam.scaled(heat(model.network, x.expand(len(targets), *x.shape[1:]), targets))
+            heats = cam.scaled(
+                heat(model.classifier, x.expand(len(targets), *x.shape[1:]), targets)
+            )
             texts = [f"{c}  {p:.1%}" for c, p in zip(said.classes, said.probabilities, strict=True)]
             tiles = [*zip((cam.overlay(shown, h) for h in heats), texts, strict=True)]
             near = list[str]()
@@ -108,7 +110,7 @@ def explain(
     facts: dict[str, Any] = {"method": method, "level": level, "images": [*map(asdict, explained)]}
     if seen:
         images, targets = (torch.cat(column) for column in zip(*seen, strict=True))
-        check = cam.sanity(model.network, images, targets, heat=heat)
+        check = cam.sanity(model.classifier, images, targets, heat=heat)
         facts["sanity"] = {"verdict": check.verdict, **asdict(check)}
     text = json.dumps(facts, indent=2, ensure_ascii=False)
     write_whole(out / "explain.json", text.encode(errors="replace"))

@@ -22,7 +22,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import resnets
 from resnets import doctor, instruments, listing, verbs
-from resnets.cli import show
+from resnets.cli import scenes, show
 from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError, nearest
 from resnets.options import Count, Device, Part, Seconds, Tested, Workers, assignments
 from resnets.verbs import Asked
@@ -54,6 +54,7 @@ SHOWN: dict[Callable[..., Any], tuple[App, str, Callable[[Any], None]]] = {
     instruments.analyze: (app, "analyze", show.analysis),
     listing.models: (app, "models", show.listed),
     listing.data_info: (data_app, "info", show.data),
+    listing.data_check: (data_app, "check", show.checked),
     listing.runs: (runs_app, "ls", show.listed),
 }
 for verb, (group, name, _) in SHOWN.items():
@@ -65,6 +66,7 @@ def train(
     data: str,
     /,
     *,
+    task: Annotated[Any, Parameter(parse=False)] = None,
     budget: Seconds = None,
     run: Path | None = None,
     dry_run: bool = False,
@@ -74,7 +76,9 @@ def train(
     """Train a network on DATA, test it, and leave a run folder.
 
     Args:
-        data: digits, cifar10, cifar100, a folder of class folders, or a CSV of path,label.
+        data: digits, cifar10, cifar100, a folder of class folders, or a CSV of path,label; to
+            detect and localize COCO, PASCAL VOC, YOLO or a CSV of boxes, to segment images and
+            masks.
         budget: A time instead of epochs, as 90s, 30m or 1.5h: as many steps as fit, the rate
             annealed.
         run: The run folder; runs/DATA-MODEL when left out.
@@ -84,7 +88,7 @@ def train(
     from resnets import lifecycle
     from resnets.training.fit import estimate
 
-    plan = verbs.plan(data, budget=budget, devices=devices, **asked)
+    plan = verbs.plan(data, task=task, budget=budget, devices=devices, **asked)
     lifecycle.run_folder(plan, run)  # what is wrong with it is told before anything is measured
     show.plan(plan, plan.recipe.budget or estimate(plan), asked_for=dry_run)
     if dry_run:
@@ -98,6 +102,9 @@ def train(
     with show.bar() as watch:
         outcome = lifecycle.go(folder, plan, watch)
     show.outcome(outcome)
+
+
+scenes.register(app, train)
 
 
 @app.command

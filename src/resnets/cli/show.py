@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from resnets.lifecycle import Outcome
     from resnets.training.fit import Progress as Standing
     from resnets.training.plan import Plan
+    from resnets.training.tasks import Tested
     from resnets.training.tune import Trial
 
 plain = partial(Console, markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -64,17 +65,25 @@ def dump(data: Any) -> None:
 
 
 def plan(chosen: Plan, estimate: float, *, asked_for: bool = False) -> None:
-    """The plan of a run with its measured time, and each unreadable file by name."""
+    """The plan of a run with its measured time, and by name what is wrong with its data."""
     lines, unreadable = chosen.lines(), chosen.source.unreadable
+    problems = chosen.source.problems
     if out.quiet and asked_for:
         left_out = [{"file": str(path), "reason": reason} for path, reason in unreadable]
-        dump({**lines, "seconds": round(estimate, 1), "unreadable": left_out})
+        dump(
+            {**lines, "seconds": round(estimate, 1), "unreadable": left_out}
+            | {"problems": [{"place": place, "problem": reason} for place, reason in problems]}
+        )
         return
     lines["time"] = f"about {seconds(estimate)}, measured on this machine"
     for what, value in lines.items():
         note(f"{what:>10}  {value}", always=asked_for)
     for path, reason in unreadable:
         note(f"{'left out':>10}  {path}: {reason}", always=True)
+    for place, reason in problems[:10]:
+        note(f"{'noted':>10}  {place}: {reason}", always=True)
+    if len(problems) > 10:
+        note(f"{len(problems) - 10:>10,}  more, which `resnets data check` lists", always=True)
 
 
 def percent(part: float | None) -> str:
@@ -172,8 +181,13 @@ def outcome(finished: Outcome) -> None:
     note(f"next: resnets predict {folder} IMAGE    resnets evaluate {folder} DATA")
 
 
-def headline(result: Result) -> None:
+def headline(result: Tested) -> None:
     """The figures of one split in one line."""
+    from resnets.evaluation.metrics import Result
+
+    if not isinstance(result, Result):
+        out.print(result.headline())
+        return
     low, high = (percent(1 - x).removesuffix(" %") for x in reversed(result.interval))
     more = f", top-5 error {percent(1 - result.top5)}" if len(result.classes) > 5 else ""
     if result.mean_average_precision is not None:
@@ -187,15 +201,23 @@ def headline(result: Result) -> None:
 
 def result(figures: Result) -> None:
     """The figures of an evaluation, class by class, and what was asked for beside them."""
-    from resnets.lifecycle import summary
-
     for path, reason in figures.unreadable:
         note(f"left out {path}: {reason}", always=True)
-    dump(summary(figures))
+    dump(figures.summary())
     headline(figures)
     extras(figures)
     if not quiet:
         table(figures.per_class())
+
+
+def scene(figures: Tested) -> None:
+    """The figures of scenes, class by class."""
+    for path, reason in figures.unreadable:
+        note(f"left out {path}: {reason}", always=True)
+    dump(figures.summary())
+    headline(figures)
+    if not quiet and (rows := figures.per_class()):
+        table(rows)
 
 
 def extras(figures: Result) -> None:
@@ -355,11 +377,27 @@ def data(facts: Mapping[str, Any]) -> None:
     dump(facts)
     size = f"{facts['size']} pixels on the shorter side"
     out.print(f"{facts['name']}: {facts['channels']} channels, {size}, digest {facts['digest']}")
-    splits = {name: [*counts, sum(counts)] for name, counts in facts["images"].items()}
+    counted = facts.get("objects", facts["images"])
+    if counted is not facts["images"]:
+        out.print("objects of each class, without those that are ignored:")
+    splits = {name: [*counts, sum(counts)] for name, counts in counted.items()}
     names = [*facts["classes"], "all"]
     table([{"class": name, **{s: splits[s][k] for s in splits}} for k, name in enumerate(names)])
     for path, reason in facts["unreadable"]:
         out.print(f"unreadable {path}: {reason}")
+    for place, reason in facts["problems"]:
+        out.print(f"{place}: {reason}")
+
+
+def checked(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What is wrong with data, a line each. Raises SystemExit(3) where training refuses it."""
+    dump(rows)
+    for row in rows:
+        out.print(f"{row['place']}: {row['problem']}")
+    refused = sum(row["refused"] for row in rows)
+    note(f"{len(rows):,} problems; training refuses {refused:,}, the others it only names")
+    if refused:
+        raise SystemExit(DataError.exit_code)
 
 
 def pairs(rows: Mapping[str, str]) -> None:

@@ -8,9 +8,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from resnets.data import transforms
+from resnets.data import scenes, transforms
 from resnets.data.decode import Unreadable, decode
 from resnets.data.draws import order, uniform
 from resnets.data.sources import Split
+from resnets.data.splits import Masks
 from resnets.data.transforms import DRAWS, Crops
 from resnets.errors import DataError, UsageError
 from resnets.recipe import Augment, Preprocess
@@ -37,8 +39,8 @@ _LOOK = 5  # seconds after which one looks whether they are alive
 class Batch:
     """What a step works on; files that could not be read have no row in the tensors."""
 
-    images: Tensor  # float32 (B, C, S, S), normalised, on the device
-    labels: Tensor  # as the split's: int64 (B,) or float32 (B, K), on the device
+    images: Tensor  # float32 (B, C, S, S), of scenes (B, C, H, W), normalised, on the device
+    labels: Tensor  # as the split's, of scenes as `scenes.views` gives them, on the device
     indices: Tensor  # int64 (B,), on the CPU: which images of the split these are
     unreadable: tuple[tuple[Path, str], ...] = ()  # files that belong here, each with the reason
 
@@ -90,19 +92,24 @@ def train_batches(
     """
     side = sides or (lambda _: preprocess.size)
     check(preprocess, augment, batch, ranks, side(start))
+    (scenes if split.scene else transforms).check(preprocess, augment)
     mean, std = transforms.statistics(preprocess, device)
     rows = stream(seed, len(split), batch, start, stop, augment.repeats, rank, ranks)
     steps = (
         (indices, uniform(seed, views, indices, DRAWS), side(step))
         for step, (indices, views) in enumerate(rows, start)
     )
-    see = functools.partial(transforms.views, preprocess=preprocess, augment=augment)
-    for x, indices, draws, bad in _read(split, see, preprocess.channels, steps, device, workers):
+    alone = functools.partial(transforms.views, preprocess=preprocess, augment=augment)
+    scene = functools.partial(scenes.views, preprocess=preprocess, augment=augment)
+    see = scene if split.scene else functools.partial(_labelled, alone)
+    augment = replace(augment, flip=augment.flip and not split.scene)  # boxes are mirrored with it
+    fill = transforms.colour(preprocess)
+    for x, labels, indices, draws, bad in _read(split, see, fill, steps, device, workers):
         if not len(indices):
             raise DataError(f"not one image of a batch can be read: {bad[0][0]} ({bad[0][1]}), ...")
         _, change = transforms.at_side(preprocess, augment, x.shape[3])
         x = transforms.augment(x, change, mean, std, draws.to(device, non_blocking=True))
-        yield Batch(x, split.labels[indices].to(device, non_blocking=True), indices, bad)
+        yield Batch(x, labels, indices, bad)
 
 
 def check(preprocess: Preprocess, augment: Augment, batch: int, ranks: int, side: int) -> None:
@@ -114,10 +121,6 @@ def check(preprocess: Preprocess, augment: Augment, batch: int, ranks: int, side
         raise UsageError(f"normalize=pixel is of {size} pixels, not {side}: set normalize=data")
     if augment.colour != "none" and preprocess.channels != 3:
         raise UsageError(f"augment.colour={augment.colour} is for colour images, not for grey ones")
-    if augment.crop == "scale" and not size <= augment.scale[0] <= augment.scale[1]:
-        raise UsageError(f"augment.scale={augment.scale} has to begin at {size} or more")
-    if augment.crop == "pad" and augment.reflect and augment.pad >= size:
-        raise UsageError(f"augment.pad={augment.pad} is too much to reflect of {size}")
 
 
 def test_batches(
@@ -139,17 +142,21 @@ def test_batches(
 
     `crops` says what is seen of an image (see `transforms.shown`): "corners" are five rows, with
     labels and indices five times; of files, which differ in shape, a "whole" image is a batch.
+    Scenes are seen whole in any case; the smaller ones of a batch are filled up to the largest.
     `change` is done to the views on the device, given their indices, before they are normalised.
 
     Raises UsageError if `preprocess` has a mean for each pixel and a "whole" image another shape,
     and DataError if a worker died or hung.
     """
     mean, std = transforms.statistics(preprocess, device)
+    alone = functools.partial(transforms.shown, preprocess=preprocess, crops=crops)
+    scene = functools.partial(scenes.views, preprocess=preprocess, augment=Augment())
+    see = scene if split.scene else functools.partial(_labelled, alone)
     each = 1 if crops == "whole" and not isinstance(split.images, Tensor) else batch
-    parts = torch.split(torch.arange(rank, len(split), ranks), each)
+    parts = filter(len, torch.split(torch.arange(len(split))[rank::ranks], each))
     steps = ((indices, torch.zeros(len(indices), 0), preprocess.size) for indices in parts)
-    see = functools.partial(transforms.shown, preprocess=preprocess, crops=crops)
-    for x, read, _, bad in _read(split, see, preprocess.channels, steps, device, workers):
+    fill = transforms.colour(preprocess)
+    for x, labels, read, _, bad in _read(split, see, fill, steps, device, workers):
         if mean.shape[1:] not in ((1, 1), x.shape[2:]):
             height, width = x.shape[2:]
             raise UsageError(
@@ -158,15 +165,24 @@ def test_batches(
             )
         indices = read.repeat_interleave(len(x) // max(1, len(read)))
         x = transforms.normalize(change(x, indices) if change else x, mean, std)
-        yield Batch(x, split.labels[indices].to(device, non_blocking=True), indices, bad)
+        yield Batch(x, labels, indices, bad)
 
 
-# What is seen of uint8 (B, C, H, W) images, given (B, DRAWS) and the input's side.
-See = Callable[[Tensor, Tensor, int], Tensor]
-# Indices, draws, side of the input, files; a tensor would take a file descriptor to each worker.
-Request = tuple[NDArray[np.int64], NDArray[np.float32], int, tuple[str, ...]]
-# The views, and indices and draws of the images that could be read; the files that could not be.
-Answer = tuple[Tensor, Tensor, Tensor, tuple[tuple[Path, str], ...]]
+# Views and their labels, of uint8 (B, C, H, W) images, given their labels and masks in the split,
+# (B, DRAWS) and the input's side.
+See = Callable[[Tensor, Tensor, Masks, Tensor, int], tuple[Tensor, Tensor]]
+# Indices, labels, masks, draws, side, files; a tensor would take a file descriptor to each worker.
+Request = tuple[NDArray[np.int64], NDArray[Any], Masks, NDArray[np.float32], int, tuple[str, ...]]
+# Views, labels, indices and draws of what could be read; the files that could not be.
+Answer = tuple[Tensor, Tensor, Tensor, Tensor, tuple[tuple[Path, str], ...]]
+
+
+def _labelled(
+    see: Callable[..., Tensor], images: Tensor, labels: Tensor, _: Masks, draws: Tensor, side: int
+) -> tuple[Tensor, Tensor]:
+    """Views whose labels are those of their images; of an image there may be several."""
+    views = see(images, draws, side)
+    return views, labels.repeat_interleave(len(views) // max(1, len(labels)), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,32 +195,37 @@ class Decode(Dataset[Answer]):
     """
 
     see: See
-    channels: int
+    fill: Tensor  # uint8 (C,), the colour around views that are smaller than others
     hands: Tensor
 
     def __getitem__(self, request: Request) -> Answer:
-        indices, draws = (torch.from_numpy(x) for x in request[:2])
-        side, files = request[2:]
+        indices, labels, draws = (torch.from_numpy(request[i]) for i in (0, 1, 3))
+        masks, side, files = request[2], *request[4:]
         hand = self.hands[worker.id if (worker := get_worker_info()) else 0]
-        views, rows, bad = [], [], []
+        views, found, rows, bad = [], [], [], []
         for row, (index, path) in enumerate(zip(indices.tolist(), files, strict=True)):
             hand.copy_(torch.tensor([os.getpid(), index]))
             try:
-                image = torch.from_numpy(decode(path, self.channels)).permute(2, 0, 1)[None]
-            except Unreadable as fault:
-                bad.append((Path(path), fault.reason))
+                image = torch.from_numpy(decode(path, len(self.fill))).permute(2, 0, 1)[None]
+                one = slice(row, row + 1)
+                view, label = self.see(image, labels[one], masks[one], draws[one], side)
+            except Unreadable as fault:  # of the image or of its mask
+                bad.append((Path(fault.name), fault.reason))
             else:
-                views.append(self.see(image, draws[row : row + 1], side))
+                views.append(view)
+                found.append(label)
                 rows.append(row)
             hand[1] = -1 - index
-        none = torch.empty(0, self.channels, side, side, dtype=torch.uint8)
-        return torch.cat(views or [none]), indices[rows], draws[rows], tuple(bad)
+        none = torch.empty(0, len(self.fill), side, side, dtype=torch.uint8)
+        seen = scenes.joined(views or [none], self.fill[:, None, None])
+        told = scenes.joined(found or [labels[:0]], scenes.NOTHING)
+        return seen, told, indices[rows], draws[rows], tuple(bad)
 
 
 def _read(
     split: Split,
     see: See,
-    channels: int,
+    fill: Tensor,
     steps: Iterable[tuple[Tensor, Tensor, int]],
     device: torch.device | str,
     workers: int,
@@ -213,19 +234,25 @@ def _read(
     if isinstance(split.images, Tensor):
         images = split.images.to(device)
         for indices, draws, side in steps:
-            yield see(images.index_select(0, indices.to(device)), draws, side), indices, draws, ()
+            masks = tuple(split.masks[i] for i in indices.tolist()) if split.masks else ()
+            chosen = images.index_select(0, indices.to(device))
+            views, labels = see(chosen, split.labels[indices], masks, draws, side)
+            yield views, labels.to(device, non_blocking=True), indices, draws, ()
         return
     files = split.images
+
+    def request(indices: Tensor, draws: Tensor, side: int) -> Request:
+        part = split.take(indices)
+        names = tuple(map(str, part.images))
+        return indices.numpy(), part.labels.numpy(), part.masks, draws.numpy(), side, names
+
     hands = torch.full((max(1, workers), 2), -1)
     if workers:
         hands.share_memory_()  # type: ignore[no-untyped-call]
     loader = DataLoader(
-        Decode(see, channels, hands),
+        Decode(see, fill, hands),
         batch_size=None,  # a request is a whole batch
-        sampler=(
-            (indices.numpy(), draws.numpy(), side, tuple(str(files[i]) for i in indices.tolist()))
-            for indices, draws, side in steps
-        ),
+        sampler=(request(*step) for step in steps),
         num_workers=workers,
         pin_memory=torch.device(device).type == "cuda",
         timeout=_LOOK if workers else 0,
@@ -235,7 +262,7 @@ def _read(
     waited = 0
     while True:
         try:
-            views, indices, draws, bad = next(answers)
+            views, labels, indices, draws, bad = next(answers)
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError) as error:
@@ -250,9 +277,9 @@ def _read(
                 "If memory or /dev/shm is short, use fewer workers, or none: --workers 0"
             ) from None
         waited = 0
-        views = views.to(device, non_blocking=True)
+        views, labels = (x.to(device, non_blocking=True) for x in (views, labels))
         # what is pinned comes as lists
-        yield views, indices, draws, tuple((path, why) for path, why in bad)
+        yield views, labels, indices, draws, tuple((path, why) for path, why in bad)
 
 
 def _in_hand(files: tuple[Path, ...], hands: Tensor) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from resnets.errors import DataError
 
@@ -70,6 +70,17 @@ def opened(image: str | Path | bytes) -> Iterator[Image.Image]:
         line = (str(error).splitlines() or [kind])[0][:200]
         reason = error.strerror or line if isinstance(error, OSError) else f"{kind}: {line}"
         raise Unreadable(name, reason) from None
+
+
+def upright(picture: Image.Image) -> tuple[int, int, int]:
+    """Height and width of a picture that is turned upright, and its EXIF orientation, unloaded."""
+    orientation = 1
+    with suppress(Exception):
+        # PNG's own method decodes a picture that has no EXIF before its pixels.
+        orientation = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
+    orientation = orientation if orientation in range(1, 9) else 1
+    turned = orientation > 4 and picture.format != "TIFF"  # whose size is the upright one
+    return (*(picture.size if turned else picture.size[::-1]), orientation)
 
 
 def _pixels(picture: Image.Image, mode: str) -> NDArray[np.uint8]:

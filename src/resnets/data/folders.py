@@ -10,20 +10,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnets.data.decode import Unreadable, decode, opened
+from resnets.data.decode import Unreadable, decode, opened, upright
 from resnets.data.splits import Source, Split
 from resnets.errors import DataError, nearest
 from resnets.recipe import Preprocess
 
 CHECKED = 10_000  # files that are decoded whole before a run; of more, every k-th
 
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _NEAR = {"training", "trainset", "testing", "testset", "eval", "dev", "images", "labels"}
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # that systems leave in every folder
 
@@ -46,8 +47,8 @@ def read_folder(root: Path, *, seed: int, max_unreadable: float) -> Source:
     Raises DataError for another layout, an empty class folder, fewer than two classes, or more than
     `max_unreadable` of the files unreadable.
     """
-    folders = {f.name: f for f in _folders(root)}
-    parts = {f: _SPLITS[f.casefold()] for f in folders if f.casefold() in _SPLITS}
+    folders = {f.name: f for f in subfolders(root)}
+    parts = {f: SPLITS[f.casefold()] for f in folders if f.casefold() in SPLITS}
     if len(set(parts.values())) < len(parts):
         raise DataError(f"{root} has one split twice: {', '.join(parts)}")
     if "train" not in parts.values() and len(parts) < len(folders):
@@ -56,14 +57,14 @@ def read_folder(root: Path, *, seed: int, max_unreadable: float) -> Source:
                 f"{root} has folders that look like no classes: {', '.join(wrong)}\n"
                 "Name them train, val and test with class folders inside, or keep only classes."
             )
-        if len(folders) == 1 and (inner := _folders(*folders.values())):
+        if len(folders) == 1 and (inner := subfolders(*folders.values())):
             raise DataError(f"{root} has a single folder in it; did you mean {inner[0].parent}?")
     rows = [row for name, split in parts.items() for row in _class_rows(folders[name], split)]
     return _source(root, rows or _class_rows(root, None), root, seed, max_unreadable, False)
 
 
 def _class_rows(folder: Path, split: str | None) -> list[Row]:
-    classes = _folders(folder)
+    classes = subfolders(folder)
     if not classes:
         found = f"{len(visible(folder))} files but no folders"
         raise DataError(f"{folder} has {found}: it needs one folder for each class")
@@ -100,13 +101,13 @@ def read_csv(table: Path, *, seed: int, max_unreadable: float) -> Source:
         label, split = entry["label"].strip(), entry.get("split")
         if not entry["path"] or not (label or several):
             raise DataError(f"{table}, line {line}: path or label is missing")
-        if split is not None and split not in _SPLITS:
-            raise DataError(f"{table}, line {line}: split {split!r}: {nearest(split, _SPLITS)}")
+        if split is not None and split not in SPLITS:
+            raise DataError(f"{table}, line {line}: split {split!r}: {nearest(split, SPLITS)}")
         path = Path(os.path.normpath(table.parent / entry["path"]))
         if lines.setdefault(path, line) != line:
             raise DataError(f"{table}: lines {lines[path]}, {line}: {path}")
         labels = tuple(sorted({*map(str.strip, label.split("|"))} - {""})) if several else (label,)
-        rows.append(Row(path, labels, _SPLITS.get(split or "")))
+        rows.append(Row(path, labels, SPLITS.get(split or "")))
     return _source(table, rows, table.parent, seed, max_unreadable, several)
 
 
@@ -118,33 +119,43 @@ def _source(
         raise DataError(f"{origin}: val or test have classes that train has not: {alien[:5]}")
     if len(known) < 2:
         raise DataError(f"{origin} has {len(known)} classes; it takes two to tell apart")
-    looked = list(zip(rows, examine([row.path for row in rows]), strict=True))
-    bad = [(row.path, look.reason) for row, look in looked if isinstance(look, Unreadable)]
-    if len(bad) > max_unreadable * len(rows):
-        first = "; ".join(f"{path} ({reason})" for path, reason in bad[:3])
-        raise DataError(
-            f"{len(bad):,} of {len(rows):,} files are unreadable, allowed is {max_unreadable:g} of "
-            f"them.\n{first}\nMend or remove them, or allow more: --set max_unreadable=0.1 "
-            "(train) or --max-unreadable 0.1 (evaluate)."
-        )
-    good = [row for row, look in looked if not isinstance(look, Unreadable)]
+    seen = look([row.path for row in rows], max_unreadable)
+    good = [row for row in rows if row.path in seen.looks]
     if lost := sorted(known - _classes(good)):
         raise DataError(f"{origin}: not one image can be read of the classes {lost[:5]}")
     classes = tuple(sorted(known))
     every = Split(tuple(row.path for row in good), _labels(good, classes, several))
-    automatic = any(row.split is None for row in rows)
-    if automatic:  # 80 : 10 : 10
+    parts = [row.split for row in good]
+    return assemble(origin, root, classes, every, parts, seen, seed, _digest(rows, root, several))
+
+
+def assemble(
+    origin: Path,
+    root: Path,
+    classes: tuple[str, ...],
+    every: Split,
+    parts: Sequence[str | None],
+    seen: Seen,
+    seed: int,
+    digest: str,
+) -> Source:
+    """A Source for classification of all readable images, of which `parts` says the splits.
+
+    Where one has no split, all are split 80 : 10 : 10 by chance and stratified.
+    """
+    automatic = None in parts
+    if automatic:
         tenth = round(len(every) / 10)
         test, val, train = every.divided(seed, tenth, 2 * tenth)
     else:
-        masks = [torch.tensor([row.split == s for row in good]) for s in ("train", "val", "test")]
+        masks = [torch.tensor([part == s for part in parts]) for s in ("train", "val", "test")]
         train, val, test = (every.take(mask.nonzero()[:, 0]) for mask in masks)
-    seen = {row.path: look for row, look in looked if isinstance(look, np.ndarray)}
     preprocess = Preprocess(size=1)  # whose mean and std are those of data to evaluate on only
     mean, std = preprocess.mean, preprocess.std
-    if trained := [seen[path] for path in train.images if path in seen]:
-        first, second = np.mean(trained, axis=0)[:6].reshape(2, 3)
-        mean, std = first.tolist(), np.sqrt(second - first**2).clip(1 / 255).tolist()
+    trained = [seen.looks[path].moments for path in train.images if isinstance(path, Path)]
+    if decoded := [moments for moments in trained if moments is not None]:
+        first, second = np.mean(decoded, axis=0).reshape(2, 3)
+        mean, std = first.tolist(), np.sqrt((second - first**2).clip(255**-2.0)).tolist()
     return Source(
         name=origin.name or origin.resolve().name,
         classes=classes,
@@ -152,11 +163,11 @@ def _source(
         val=val or None,
         test=test or None,
         channels=3,
-        size=int(np.median([look[6] for look in seen.values()])),
-        digest=_digest(rows, root, several),
+        size=int(np.median([min(look.height, look.width) for look in seen.looks.values()])),
+        digest=digest,
         mean=tuple(mean),
         std=tuple(std),
-        unreadable=tuple(bad),
+        unreadable=seen.unreadable,
         root=root,
         automatic=automatic,
     )
@@ -179,28 +190,57 @@ def _labels(rows: Sequence[Row], classes: tuple[str, ...], several: bool) -> Ten
     return labels
 
 
-# Why a file is unreadable; or float64 (7,): means and mean squares of its channels in 0..1, and its
-# shorter side in pixels; or nothing, where its header alone was read.
-Look = Unreadable | NDArray[np.float64] | None
+class Look(NamedTuple):
+    """What a readable image file has: its sides in pixels as it stands upright."""
+
+    height: int
+    width: int
+    orientation: int  # EXIF's, from 1 (upright as it is stored) to 8
+    # Means and mean squares of the channels in 0..1, float64 (6,), where it was decoded.
+    moments: NDArray[np.float64] | None
 
 
-def examine(paths: Sequence[Path]) -> list[Look]:
+class Seen(NamedTuple):
+    """What came of looking at image files."""
+
+    looks: dict[Path, Look]
+    unreadable: tuple[tuple[Path, str], ...]  # each with the reason
+
+
+def look(paths: Sequence[Path], max_unreadable: float) -> Seen:
+    """Look at each file once. Raises DataError where too many of them are unreadable."""
+    paths = list(dict.fromkeys(paths))
+    every = list(zip(paths, examine(paths), strict=True))
+    bad = [(path, found.reason) for path, found in every if isinstance(found, Unreadable)]
+    if len(bad) > max_unreadable * len(paths):
+        first = "; ".join(f"{path} ({reason})" for path, reason in bad[:3])
+        raise DataError(
+            f"{len(bad):,} of {len(paths):,} files are unreadable, allowed is {max_unreadable:g} "
+            f"of them.\n{first}\nMend or remove them, or allow more: --set max_unreadable=0.1 "
+            "(train) or --max-unreadable 0.1 (evaluate)."
+        )
+    return Seen({path: found for path, found in every if isinstance(found, Look)}, tuple(bad))
+
+
+def examine(paths: Sequence[Path]) -> list[Look | Unreadable]:
     """Every header is read, and up to CHECKED whole images, spread evenly."""
     every = -(-len(paths) // CHECKED)
 
-    def one(job: tuple[int, Path]) -> Look:
+    def one(job: tuple[int, Path]) -> Look | Unreadable:
         number, path = job
         try:
+            with opened(path) as picture:
+                sides = upright(picture)
             if number % every:
-                with opened(path):
-                    return None
+                return Look(*sides, None)
             image = decode(path, 3)
         except Unreadable as fault:
             return fault
         # of a large image some 64 x 64 pixels: their mean and deviation are the image's
-        side = min(image.shape[:2])
-        pixels = image[:: max(1, side // 64), :: max(1, side // 64)].reshape(-1, 3) / 255.0
-        return np.array([*pixels.mean(0), *(pixels**2).mean(0), side])
+        step = max(1, min(image.shape[:2]) // 64)
+        pixels = image[::step, ::step].reshape(-1, 3) / 255.0
+        moments = np.array([*pixels.mean(0), *(pixels**2).mean(0)])
+        return Look(image.shape[0], image.shape[1], sides[2], moments)
 
     # Pillow decodes without the interpreter's lock
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
@@ -221,7 +261,8 @@ def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name.casefold() not in _LITTER
 
 
-def _folders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """The visible folders in a folder, sorted."""
     return sorted(f for f in folder.iterdir() if _is_visible(f.name) and f.is_dir())
 
 

@@ -8,29 +8,48 @@ from pathlib import Path
 
 import torch
 
+from resnets.arch import Task
 from resnets.data import get
+from resnets.data.annotations import FORMS, reader
+from resnets.data.decode import Unreadable, opened, upright
 from resnets.data.folders import read_csv, read_folder, visible
-from resnets.data.splits import Source, Split, hold_out, in_memory
+from resnets.data.objects import source
+from resnets.data.segments import layout, read_masks
+from resnets.data.splits import Source, Split, hold_out, in_memory, with_val
 from resnets.errors import DataError, nearest
 
-__all__ = ["Source", "Split", "expand", "hold_out", "load"]
+__all__ = ["Source", "Split", "expand", "hold_out", "load", "task_of", "with_val"]
 
 
-def load(data: str | Path, *, seed: int = 0, max_unreadable: float = 0.01) -> Source:
+def load(
+    data: str | Path, *, seed: int = 0, max_unreadable: float = 0.01, task: Task = "classify"
+) -> Source:
     """A data set by its name or place.
 
-    It is "digits" (scikit-learn's 1,797 grey 8x8 images, split here into a training half and a test
-    half, stratified, always the same); "cifar10" or "cifar100" from the cache; a folder (see
-    `resnets.data.folders.read_folder`); or a CSV file (`read_csv`). The seed is of an automatic
-    split, and `max_unreadable` the part of the files that may be unreadable and left out.
+    To classify it is "digits" (scikit-learn's 1,797 grey 8x8 images, split here into a training
+    half and a test half, stratified, always the same); "cifar10" or "cifar100" from the cache; a
+    folder (see `resnets.data.folders.read_folder`); or a CSV file (`read_csv`). To detect or
+    localise, which is the same here, it is COCO, PASCAL VOC, YOLO or a CSV of boxes (see
+    `resnets.data.annotations` and `objects.source`); to segment a folder of images and masks
+    (`segments.read_masks`). The seed is of an automatic split, and `max_unreadable` the part of the
+    files that may be unreadable and left out.
 
-    Raises DataError: there is no such data, or in no known form, or too much is unreadable.
+    Raises DataError: there is no such data, or in no known form, or too much is unreadable; of it
+    objects.Refused for annotations that are wrong.
     """
     path = Path(data)
-    if data == "digits":
-        return digits()
-    if data in get.ARCHIVES:
-        return get.read(str(data))
+    if data == "digits" or data in get.ARCHIVES:
+        if task != "classify":
+            raise DataError(f"{data} has one class an image, neither boxes nor masks")
+        return digits() if data == "digits" else get.read(str(data))
+    if path.exists() and task == "segment":
+        return read_masks(path, seed=seed, max_unreadable=max_unreadable)
+    if path.exists() and task != "classify":
+        read = reader(path)
+        if read is None:
+            raise DataError(f"{data} has no boxes in a known form. Looked for:\n{FORMS}")
+        root = path if path.is_dir() else path.parent
+        return source(path, root, read(), seed=seed, max_unreadable=max_unreadable)
     if path.is_dir():
         return read_folder(path, seed=seed, max_unreadable=max_unreadable)
     if path.suffix.lower() == ".csv" and path.is_file():
@@ -39,6 +58,14 @@ def load(data: str | Path, *, seed: int = 0, max_unreadable: float = 0.01) -> So
         raise DataError(f"{data} is no folder and no CSV file; an archive has to be unpacked first")
     near = nearest(str(data), ["digits", *get.ARCHIVES])
     raise DataError(f"no data {str(data)!r}, neither a folder nor a known name: {near}")
+
+
+def task_of(data: str | Path) -> Task:
+    """What the labels of `data` look like: objects before masks, masks before classes."""
+    path = Path(data)
+    if path.exists() and reader(path):
+        return "detect"
+    return "segment" if path.is_dir() and layout(path) else "classify"
 
 
 def digits() -> Source:
@@ -69,3 +96,21 @@ def expand(inputs: Sequence[str | Path | bytes]) -> Iterator[str | Path | bytes]
             yield from expand([match for match in matches if match != item])
         else:
             raise DataError(f"no such file, folder or pattern: {item}")
+
+
+def unlabelled(files: Sequence[str | Path | bytes]) -> tuple[Split, list[tuple[Path, str]]]:
+    """Scenes of which nothing is known but their sizes, and the files that are no images."""
+    good, sizes, bad = list[Path](), list[tuple[int, int]](), list[tuple[Path, str]]()
+    for file in files:
+        if isinstance(file, bytes):
+            raise DataError("scenes are read from files, not from standard input: name them")
+        try:
+            with opened(file) as picture:
+                height, width, _ = upright(picture)
+        except Unreadable as fault:
+            bad.append((Path(file), fault.reason))
+        else:
+            good.append(Path(file))
+            sizes.append((height, width))
+    objects = torch.zeros(len(good), 0, 6)
+    return Split(tuple(good), objects, sizes=torch.tensor(sizes).view(-1, 2)), bad

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,35 +16,75 @@ from torch.nn import functional as F
 from resnets.data.draws import spread
 from resnets.errors import UsageError
 
+Polygon = tuple[float, ...]  # x, y, x, y, ... in pixels
+# What draws the mask of an object: polygons, or COCO's run lengths as (height, width, counts).
+Shape = tuple[Polygon, ...] | tuple[int, int, bytes]
+Masks = tuple[Path, ...] | tuple[tuple[Shape, ...], ...]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Images and their labels."""
+    """Images and their labels.
+
+    A label is a class, int64 (N,); or several, float32 (N, K) of 0 and 1. Of scenes it is the
+    objects, float32 (N, M, 6) of x1, y1, x2, y2 in pixels, class, and kind: 1, 2 for one that is
+    ignored (a crowd, a difficult one), 0 for padding; or (N, K), the classes' shares of a mask.
+    """
 
     images: Tensor | tuple[Path, ...]  # uint8 (N, C, H, W) in memory, or N files
-    labels: Tensor  # int64 (N,), indices into the source's classes; of several, (N, K) float32 0, 1
+    labels: Tensor
+    masks: Masks = ()  # of each image a file of class indices, or the shapes of its objects
+    sizes: Tensor | None = None  # int64 (N, 2): height and width of scenes, upright
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def scene(self) -> bool:
+        """Whether the labels are of places in the images, not of whole images."""
+        return self.labels.ndim == 3 or bool(self.masks)
+
+    def present(self, classes: int) -> Tensor:
+        """Whether a class is in an image, as its label or among its objects: bool (N, classes)."""
+        if self.labels.ndim == 1:
+            return F.one_hot(self.labels, classes).bool()
+        if self.labels.ndim == 2:
+            return self.labels > 0
+        # One more for padding, that is cut off again.
+        which = self.labels[..., 4].long().where(self.labels[..., 5] == 1, classes)
+        seen = torch.zeros(len(self), classes + 1, dtype=torch.bool)
+        return seen.scatter_(1, which, True)[:, :classes]
+
     def counts(self, classes: int) -> Tensor:
         """How many images each class has: int64 (classes,)."""
-        if self.labels.ndim == 2:
-            return self.labels.sum(0, dtype=torch.int64)
-        return torch.bincount(self.labels, minlength=classes)
+        return self.present(classes).sum(0)
 
     def plus(self, other: Split) -> Split:
         """These images, then the other's."""
-        labels = torch.cat([self.labels, other.labels])
+        parts = [self.labels, other.labels]
+        if self.labels.ndim == 3:
+            most = max(part.shape[1] for part in parts)
+            parts = [F.pad(part, (0, 0, 0, most - part.shape[1])) for part in parts]
+        labels = torch.cat(parts)
         if isinstance(self.images, Tensor) and isinstance(other.images, Tensor):
             return Split(torch.cat([self.images, other.images]), labels)
-        return Split((*self.images, *other.images), labels)
+        sizes = [part.sizes for part in (self, other) if part.sizes is not None]
+        return Split(
+            (*self.images, *other.images),
+            labels,
+            (*self.masks, *other.masks),
+            torch.cat(sizes) if sizes else None,
+        )
 
     def take(self, indices: Tensor) -> Split:
         """The images at int64 `indices`, in their order."""
-        if isinstance(self.images, Tensor):
-            return Split(self.images[indices], self.labels[indices])
-        return Split(tuple(self.images[i] for i in indices.tolist()), self.labels[indices])
+        images, rows = self.images, indices.tolist()
+        return Split(
+            images[indices] if isinstance(images, Tensor) else tuple(images[i] for i in rows),
+            self.labels[indices],
+            tuple(self.masks[i] for i in rows) if self.masks else (),
+            None if self.sizes is None else self.sizes[indices],
+        )
 
     def divided(self, seed: int, *ends: int) -> list[Split]:
         """Stratified samples by chance, from each of `ends` to the next, in the images' order.
@@ -52,8 +93,10 @@ class Split:
         no class are a stratum too.
         """
         strata = self.labels
-        if strata.ndim == 2:
-            rarity = torch.where(strata > 0, strata.sum(0), torch.inf)
+        if strata.ndim > 1:
+            kinds = strata.shape[1] if strata.ndim == 2 else int(strata[..., 4].max()) + 1
+            seen = self.present(kinds)
+            rarity = torch.where(seen, seen.sum(0), torch.inf)
             strata = F.pad(rarity, (0, 1), value=len(self) + 1).argmin(1)
         parts = spread(strata, seed).tensor_split(ends)
         return [self.take(part.sort().values) for part in parts]
@@ -79,8 +122,10 @@ class Source:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     unreadable: tuple[tuple[Path, str], ...] = ()  # files that were left out, each with the reason
+    problems: tuple[tuple[str, str], ...] = ()  # in annotations that are used, as (place, reason)
     root: Path | None = None  # the folder that `split_table` counts paths from; None in memory
     automatic: bool = False  # the data says no splits, so they were drawn
+    task: Literal["classify", "detect", "segment"] = "classify"  # what the labels are for
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -98,18 +143,21 @@ class Source:
 
         Several classes stand as in the CSV file, joined by `|`.
         """
-
-        def named(label: int | list[float]) -> str:
-            if isinstance(label, int):
-                return self.classes[label]
-            return "|".join(compress(self.classes, label))
-
+        kinds = len(self.classes)
         return [
-            (Path(os.path.relpath(path, self.root)).as_posix(), named(label), name)
+            (Path(os.path.relpath(path, self.root)).as_posix(), "|".join(named), name)
             for name, split in self.splits.items()
             if self.root and not isinstance(split.images, Tensor)
-            for path, label in zip(split.images, split.labels.tolist(), strict=True)
+            for path, seen in zip(split.images, split.present(kinds).tolist(), strict=True)
+            for named in [compress(self.classes, seen)]
         ]
+
+
+def with_val(source: Source) -> Source:
+    """`source` with its validation images among those of the training."""
+    if source.train is None or source.val is None:
+        raise UsageError(f"trainval: {source.name} has no validation images; leave it out")
+    return replace(source, train=source.train.plus(source.val), val=None)
 
 
 def hold_out(source: Source, part: float, seed: int) -> Source:

@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resnets.errors import UsageError
 from resnets.recipe import Augment, Preprocess
 
 Crops = Literal["center", "corners", "whole"]
 
 DRAWS = 45  # for each image; which draw is for what:
 _CORNER = slice(0, 2)  # top and left of a crop
-_FLIP = 2
+FLIP = 2
 _CUTOUT = slice(3, 5)
 _COLOUR = slice(5, 12)
 _AREA = slice(12, 32)  # ten attempts at (area, aspect ratio)
@@ -49,6 +50,15 @@ class Geometry:
     box: tuple[int, int, int, int]
     sides: tuple[int, int]
     corner: tuple[int, int]
+
+
+def check(preprocess: Preprocess, augment: Augment) -> None:
+    """Raise UsageError if images cannot be cropped so."""
+    size = preprocess.size
+    if augment.crop == "scale" and not size <= augment.scale[0] <= augment.scale[1]:
+        raise UsageError(f"augment.scale={augment.scale} has to begin at {size} or more")
+    if augment.crop == "pad" and augment.reflect and augment.pad >= size:
+        raise UsageError(f"augment.pad={augment.pad} is too much to reflect of {size}")
 
 
 def centre(height: int, width: int, preprocess: Preprocess) -> Geometry:
@@ -190,6 +200,12 @@ def statistics(preprocess: Preprocess, device: torch.device | str) -> tuple[Tens
     return shaped(preprocess.mean), shaped(preprocess.std)
 
 
+def colour(preprocess: Preprocess) -> Tensor:
+    """The mean colour, which is what fills a view up: uint8 (C,)."""
+    mean, _ = statistics(preprocess, "cpu")
+    return (mean.mean((1, 2)) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(B, C, H, W) in 0..255 -> float32 (x / 255 - mean) / std."""
     return (images / 255 - mean) / std
@@ -210,7 +226,7 @@ def augment(images: Tensor, choice: Augment, mean: Tensor, std: Tensor, draws: T
     if choice.crop == "pad":
         x = shift(x, choice.pad, choice.reflect, draws[:, _CORNER])
     if choice.flip:
-        x = torch.where(draws[:, _FLIP].view(-1, 1, 1, 1) < 0.5, x.flip(3), x)
+        x = torch.where(draws[:, FLIP].view(-1, 1, 1, 1) < 0.5, x.flip(3), x)
     if choice.cutout:
         x = cutout(x, choice.cutout, draws[:, _CUTOUT])
     if choice.erase:

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resnets.data.batches import Batch
 from resnets.evaluation import metrics
 from resnets.evaluation.scores import Scores, mean
-from resnets.nets import Network
 
 Forward = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> logits (N, K)
 
@@ -27,7 +26,7 @@ def predict_batch(network: Forward, images: Tensor, *, bfloat16: bool = False) -
 
 
 def evaluate(
-    network: Network,
+    network: nn.Module,
     batches: Iterable[Batch],
     classes: tuple[str, ...],
     *,

@@ -93,6 +93,30 @@ class Result:
             rows.append(row | {"f1": 2 * hits / max(1, images + answers)})
         return rows
 
+    def summary(self) -> dict[str, Any]:
+        """The stable JSON form; what was not asked for, or does not apply, is left out."""
+        names = ("error", "top1", "top5", "loss", "balanced_accuracy", "macro_f1", "ece")
+        threshold, coverage = self.abstention or (math.inf, None)
+        least = threshold if math.isfinite(threshold) else None
+        rows = [{"kind": k, "strength": s, "error": e} for k, s, e in self.corruptions]
+        more = {
+            "mean_average_precision": self.mean_average_precision,
+            "comparison": self.comparison and asdict(self.comparison),
+            "abstention": self.abstention and {"threshold": least, "coverage": coverage},
+            "ood_auroc": self.familiarity,
+            "corruptions": rows or None,
+        }
+        return {
+            "split": self.split,
+            "images": self.images,
+            **{name: round(getattr(self, name), 6) for name in names},
+            "top1_interval_95": [round(x, 6) for x in self.interval],
+            **{name: value for name, value in more.items() if value is not None},
+            "unreadable": [str(path) for path, _ in self.unreadable],
+            "per_class": self.per_class(),
+            "confusion": self.confusion,
+        }
+
 
 def truth(labels: Tensor, classes: int) -> Tensor:
     """The classes that an image has: labels as in `Scores` -> bool (N, classes)."""

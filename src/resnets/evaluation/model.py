@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from resnets.arch import Arch, MlpArch
+from resnets.arch import Arch, MlpArch, Task
+from resnets.arch import task as task_of
 from resnets.data.batches import Change, test_batches
 from resnets.data.decode import decode
 from resnets.data.sources import Split
@@ -19,7 +20,7 @@ from resnets.evaluation import classify
 from resnets.evaluation.classify import predict_batch
 from resnets.evaluation.scores import Scores, ensemble
 from resnets.evaluation.views import View, forward, passes
-from resnets.nets import Network
+from resnets.nets import CLASSIFIERS, Classifier, Network
 from resnets.nets.modelfile import Card, open_model
 from resnets.recipe import Preprocess
 
@@ -46,6 +47,12 @@ class Model:
     bfloat16: bool = False
 
     @property
+    def classifier(self) -> Classifier:
+        """The network, where it is for classification."""
+        assert isinstance(self.network, CLASSIFIERS)
+        return self.network
+
+    @property
     def several(self) -> bool:
         """Whether it was trained on images with several labels, or none."""
         return self.card.provenance.get("labels") == "several"
@@ -66,7 +73,7 @@ class Model:
         UsageError for a view that the network cannot have.
         """
         see, parts = self.card.preprocess, list[Scores]()
-        network = forward(self.network, view, see, size)
+        network = forward(self.classifier, view, see, size)
         for each in passes(view, see, size):
             batches = test_batches(
                 split,
@@ -109,7 +116,7 @@ class Model:
             if good:
                 images = torch.stack(list(good.values())).to(self.device)
                 images = normalize(images, *statistics(see, self.device))
-                logits = predict_batch(self.network, images, bfloat16=self.bfloat16)
+                logits = predict_batch(self.classifier, images, bfloat16=self.bfloat16)
                 logits = logits / (self.card.temperature or 1.0)
                 shares = logits.sigmoid() if self.several else logits.softmax(1)
                 best = shares.topk(min(top, shares.shape[1]), dim=1)
@@ -125,6 +132,11 @@ def view(image: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
     return cut(image.permute(2, 0, 1)[None], where, preprocess.size)[0]
 
 
+def verb(task: Task) -> str:
+    """What to type to use a network of that task."""
+    return "evaluate" if task == "classify" else f"{task} evaluate"
+
+
 def takes_pictures(arch: Arch) -> bool:
     """Whether its networks take 2-D images."""
     return not isinstance(arch, MlpArch) and getattr(arch, "dims", 2) == 2
@@ -136,14 +148,16 @@ def load(
     device: torch.device | None = None,
     bfloat16: bool = False,
     classes: Sequence[str] | None = None,
+    task: Task | None = None,
 ) -> Model:
     """A model from a run folder, one of our model files, or a foreign weights file.
 
     A foreign file does not say its classes and preprocessing: `classes` does, else they are
     numbered; the preprocessing is ImageNet's (`Model.normalized` changes mean and deviation).
 
-    Raises UsageError where there is no such file or the run is not finished, CheckpointError where
-    the file is refused or not recognised, or its network takes no 2-D images.
+    Raises UsageError where there is no such file, the run is not finished, or the network is not
+    for the `task`; CheckpointError where the file is refused or not recognised, or its network
+    takes no 2-D images.
     """
     path = Path(path)
     if path.is_dir():
@@ -162,10 +176,13 @@ def load(
         raise CheckpointError(
             f"{path} takes no 2-D images: resnets.nets.modelfile.open_model gives its network"
         )
+    if (own := task_of(network.arch)) != (task or own):
+        raise UsageError(f"{path} is not to {task}, but to {own}: `resnets {verb(own)}`")
     if card is None:
         arch = network.arch
         names = tuple(classes or map(str, range(arch.classes)))
-        blank = IMAGENET if arch.size >= 64 else Preprocess(size=arch.size)
+        known = own == "classify" and arch.size >= 64
+        blank = IMAGENET if known else Preprocess(size=arch.size)
         if arch.channels not in (1, 3):
             raise CheckpointError(f"{path} takes {arch.channels} channels; images have 1 or 3")
         if arch.channels == 1:
@@ -193,6 +210,15 @@ def aligned(split: Split, classes: tuple[str, ...], model: Model) -> Split:
     table = torch.tensor([known[name] for name in classes], device=split.labels.device)
     if split.labels.ndim == 1:
         return replace(split, labels=table[split.labels])
+    if split.labels.ndim == 3:
+        labels = split.labels.clone()
+        labels[..., 4] = table[labels[..., 4].long()]
+        return replace(split, labels=labels)
+    if split.masks and not torch.equal(table, torch.arange(len(table))):
+        raise CheckpointError(
+            f"the classes of the masks, {', '.join(classes[:8])}, stand in another order than the "
+            f"model's, {', '.join(model.card.classes[:8])}: renumber the masks"
+        )
     labels = split.labels.new_zeros(len(split), len(known))
     labels[:, table] = split.labels
     return replace(split, labels=labels)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from resnets.errors import UsageError
 from resnets.evaluation.classify import Forward
-from resnets.nets import Network
+from resnets.nets import Classifier
 from resnets.nets.densenet import DenseNet
 from resnets.nets.resnet import ResNet
 from resnets.recipe import Preprocess
@@ -83,7 +83,7 @@ def class_map(network: ResNet | DenseNet, images: Tensor, size: int) -> Tensor:
     return F.conv2d(F.avg_pool2d(last, window, 1), head.weight[:, :, None, None], head.bias)
 
 
-def forward(network: Network, view: View, preprocess: Preprocess, size: int = 0) -> Forward:
+def forward(network: Classifier, view: View, preprocess: Preprocess, size: int = 0) -> Forward:
     """What gives the logits of the images of a view's passes, (N, C, H, W) -> (N, K).
 
     "multi-scale" averages the class scores over the places. Raises UsageError for networks whose

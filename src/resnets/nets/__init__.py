@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias, overload
 
-from resnets.arch import Arch, DenseNetArch, MlpArch, ResNetArch, VitArch
+from resnets.arch import (
+    Arch,
+    ClassifierArch,
+    DenseNetArch,
+    DetectorArch,
+    LocalizerArch,
+    MlpArch,
+    ResNetArch,
+    SegmenterArch,
+    VitArch,
+)
 from resnets.arch import arch as named
 from resnets.nets.densenet import DenseNet
 from resnets.nets.mlp import Mlp
 from resnets.nets.resnet import ResNet
 from resnets.nets.transformer import VisionTransformer
 
+if TYPE_CHECKING:
+    from resnets.nets.detector import Detector
+    from resnets.nets.localizer import Localizer
+    from resnets.nets.retina import RetinaNet
+    from resnets.nets.segmenter import Segmenter
+
 # Each has `arch`, `levels` ({level: (channels, stride)}) and `features(x)` ({level: map}), and
 # maps an input to logits (N, classes).
-Network = ResNet | DenseNet | Mlp | VisionTransformer
+Classifier: TypeAlias = ResNet | DenseNet | Mlp | VisionTransformer
+CLASSIFIERS = (ResNet, DenseNet, Mlp, VisionTransformer)
+# Each has `arch` and `parts`, the names of its losses, which it gives for images and targets.
+Scene: TypeAlias = "Detector | RetinaNet | Segmenter | Localizer"
+Network: TypeAlias = "Classifier | Scene"
 
 
+@overload
+def build(arch: ClassifierArch, *, checkpoint: int = 0) -> Classifier: ...
+@overload
+def build(arch: Arch, *, checkpoint: int = 0) -> Network: ...
 def build(arch: Arch, *, checkpoint: int = 0) -> Network:
     """The network that the data describes, with fresh weights.
 
@@ -33,6 +58,23 @@ def build(arch: Arch, *, checkpoint: int = 0) -> Network:
             return Mlp(arch, checkpoint=checkpoint)
         case VitArch():
             return VisionTransformer(arch, checkpoint=checkpoint)
+        # Here, since they need torchvision, which takes 1.7 s to import.
+        case DetectorArch(form="retina"):
+            from resnets.nets.retina import RetinaNet
+
+            return RetinaNet(arch, checkpoint=checkpoint)
+        case DetectorArch():
+            from resnets.nets.detector import Detector
+
+            return Detector(arch, checkpoint=checkpoint)
+        case SegmenterArch():
+            from resnets.nets.segmenter import Segmenter
+
+            return Segmenter(arch, checkpoint=checkpoint)
+        case LocalizerArch():
+            from resnets.nets.localizer import Localizer
+
+            return Localizer(arch, checkpoint=checkpoint)
 
 
 def create(

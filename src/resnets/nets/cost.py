@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from resnets.arch import Arch, MlpArch, ResNetArch
+from resnets.nets import CLASSIFIERS
 from resnets.nets.recognition import skeleton
 
 
@@ -24,10 +25,15 @@ class Cost:
 
 
 def cost(arch: Arch) -> Cost:
-    """Count. Multiply-adds are those of convolutions, linear layers and attention, as papers do."""
+    """Count. Multiply-adds are those of convolutions, linear layers and attention, as papers do.
+
+    Of a scene's network they are those of its maps, since the rest depends on what is found.
+    """
     with torch.no_grad(), _Shapes() as shapes:
         network = skeleton(arch).eval()
-        network(torch.empty(input_shape(arch), device="meta"))
+        scene = not isinstance(network, CLASSIFIERS)
+        seen: Any = network.features if scene else network
+        seen(torch.empty(input_shape(arch), device="meta"))
     return Cost(sum(p.numel() for p in network.parameters()), shapes.macs)
 
 

@@ -24,10 +24,18 @@ class Layers:
     norm_kind: Literal["batch", "group"] = "batch"
 
     def conv(
-        self, c_in: int, c_out: int, k: int, stride: int = 1, groups: int = 1, bias: bool = False
+        self,
+        c_in: int,
+        c_out: int,
+        k: int,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+        dilation: int = 1,
     ) -> nn.Module:
         """A k-wide convolution, k odd, that keeps the size (or divides it by the stride)."""
-        return CONV[self.dims](c_in, c_out, k, stride, padding=k // 2, groups=groups, bias=bias)
+        padding = dilation * (k // 2)
+        return CONV[self.dims](c_in, c_out, k, stride, padding, dilation, groups, bias)
 
     def norm(self, channels: int) -> nn.Module:
         if self.norm_kind == "batch":

@@ -10,7 +10,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from resnets.arch import FAMILY, Arch, DenseNetArch, MlpArch, ResNetArch, VitArch
+from resnets.arch import (
+    FAMILY,
+    Arch,
+    DenseNetArch,
+    DetectorArch,
+    MlpArch,
+    ResNetArch,
+    SegmenterArch,
+    VitArch,
+    dilated,
+    retina,
+)
 from resnets.nets import Network, build
 
 Shape = tuple[int, ...]
@@ -37,7 +48,10 @@ def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> st
     return "; ".join(parts) + (f"; and {more} more" if more else "")
 
 
-VISIBLE = ("blocks", "widths", "unit", "stem", "groups", "dims", "growth", "width", "patch")
+VISIBLE = (
+    *("blocks", "widths", "unit", "stem", "groups", "dims", "growth", "width", "patch"),
+    "backbone",
+)
 
 
 def candidates(shapes: Mapping[str, Shape]) -> Iterator[Arch]:
@@ -60,6 +74,10 @@ def candidates(shapes: Mapping[str, Shape]) -> Iterator[Arch]:
 def _guess(shapes: Mapping[str, Shape]) -> Arch:
     if "layer1.0.conv1.weight" in shapes:
         return _resnet(shapes)
+    if "backbone.body.layer1.0.conv1.weight" in shapes:
+        return _detector(shapes)
+    if "backbone.layer1.0.conv1.weight" in shapes:
+        return _segmenter(shapes)
     if "features.conv0.weight" in shapes:
         first = "features.denseblock1.denselayer1"
         growth = shapes[f"{first}.conv2.weight"][0]
@@ -97,6 +115,47 @@ def _guess(shapes: Mapping[str, Shape]) -> Arch:
     )
 
 
+def _detector(shapes: Mapping[str, Shape]) -> DetectorArch:
+    trunk, channels = _trunk(shapes, "backbone.body.")
+    logits = "head.classification_head.cls_logits.weight"
+    if logits in shapes:
+        guess = retina(trunk)
+        classes = shapes[logits][0] // (shapes["head.regression_head.bbox_reg.weight"][0] // 4)
+    else:
+        hidden = shapes["roi_heads.box_head.fc6.weight"][0]
+        masks = "roi_heads.mask_predictor.conv5_mask.weight" in shapes
+        guess = DetectorArch(backbone=trunk, hidden=hidden, masks=masks)
+        classes = shapes["roi_heads.box_predictor.cls_score.weight"][0] - 1  # background
+    return replace(
+        guess,
+        width=shapes["backbone.fpn.inner_blocks.0.0.weight"][0],
+        norm="group" if "backbone.fpn.inner_blocks.0.1.weight" in shapes else "none",
+        channels=channels,
+        classes=classes,
+    )
+
+
+def _segmenter(shapes: Mapping[str, Shape]) -> SegmenterArch:
+    trunk, channels = _trunk(shapes, "backbone.")
+    pyramid, aspp = "fpn.inner_blocks.0.0.weight", "classifier.0.project.0.weight"
+    summed = pyramid in shapes
+    return SegmenterArch(
+        backbone=trunk if summed else dilated(trunk),
+        head="fpn" if summed else "deeplabv3" if aspp in shapes else "fcn",
+        width=shapes.get(pyramid, shapes.get(aspp, (256,)))[0],
+        auxiliary="aux_classifier.4.weight" in shapes,
+        channels=channels,
+        classes=shapes["classifier.scores.weight" if summed else "classifier.4.weight"][0],
+    )
+
+
+def _trunk(shapes: Mapping[str, Shape], prefix: str) -> tuple[ResNetArch, int]:
+    """The backbone of a detector or segmenter, and how many channels its images have."""
+    own = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
+    trunk = _resnet(own)
+    return replace(trunk, channels=3), trunk.channels
+
+
 def _resnet(shapes: Mapping[str, Shape]) -> ResNetArch:
     blocks = _counts(shapes, r"layer(\d+)\.(\d+)\.")
     convs = max(i for i in (1, 2, 3) if f"layer1.0.conv{i}.weight" in shapes)
@@ -123,7 +182,7 @@ def _resnet(shapes: Mapping[str, Shape]) -> ResNetArch:
         se_reduction=squeezed[1] // squeezed[0] if squeezed else 0,
         dims=len(shapes[first]) - 2,  # type: ignore[arg-type]
         channels=shapes[first][1],
-        classes=shapes["fc.weight"][0],
+        classes=shapes.get("fc.weight", (1000,))[0],  # a backbone has none
         size=32 if cifar else 224,
     )
 

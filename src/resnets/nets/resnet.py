@@ -6,6 +6,7 @@ squeeze-and-excitation, which torchvision does not have, as in timm.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 
 from torch import Tensor, nn
@@ -26,6 +27,11 @@ class ResNet(nn.Module):
     """A residual network, He et al. 2015 and 2016.
 
     Shapes: (N, channels, *S) -> (N, classes), with `dims` sizes S of any length.
+
+    With an `output_stride` a dilation stands for each stride beyond it: the convolutions after it
+    see the pixels that they would see, at all positions (Chen et al. 2016, section 3.1).
+
+    Raises UsageError for fields that contradict each other.
     """
 
     def __init__(self, arch: ResNetArch, *, checkpoint: int = 0) -> None:
@@ -41,14 +47,18 @@ class ResNet(nn.Module):
         self.maxpool = make.max_pool(arch.blur) if pooled else nn.Identity()
         self.levels = {"stem": (c_in, 2 if pooled else 1)}
 
-        stride = 4 if pooled else 1  # of a level against the input
+        stride, dilation = 4 if pooled else 1, 1  # of a level against the input
+        coarsest = arch.output_stride if arch.output_stride < 32 else math.inf
         number = 0
         for stage, (count, c_out) in enumerate(zip(arch.blocks, arch.widths, strict=True), 1):
             units: dict[str, nn.Module] = {}
             for i in range(count):
-                step = 2 if stage > 1 and i == 0 else 1
+                step, before = 2 if stage > 1 and i == 0 else 1, dilation
+                if stride * step > coarsest:
+                    step, dilation = 1, 2 * dilation
                 number += 1
-                units[str(i)] = unit(arch, make, c_in, c_out, step, number)
+                rates = (before, dilation)
+                units[str(i)] = unit(arch, make, c_in, c_out, step, number, rates)
                 c_in, stride = c_out, stride * step
             self.add_module(f"layer{stage}", chain(units, checkpoint))
             self.levels[f"layer{stage}"] = (c_out, stride)
@@ -100,16 +110,28 @@ def activation(kind: str | None, make: Layers, channels: int) -> nn.Module:
 
 
 def unit(
-    arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: int, number: int
+    arch: ResNetArch,
+    make: Layers,
+    c_in: int,
+    c_out: int,
+    stride: int,
+    number: int,
+    rates: tuple[int, int],
 ) -> nn.Module:
     """Residual unit `number`, from 1. The order decides the law and what follows the addition.
 
-    Raises UsageError for exclusive gates in an order that has no f after the addition.
+    `rates` are the dilations up to the convolution that has, or would have, the stride; and after.
+
+    Raises UsageError for exclusive gates in an order that has no f after the addition, and for a
+    dilation where not the convolutions but a blur or a mean takes the pixels.
     """
+    if rates[1] > 1 and (arch.blur or arch.downsample == "avgpool"):
+        taken = "blur" if arch.blur else 'downsample="avgpool"'
+        raise UsageError(f"output_stride {arch.output_stride}: no dilation is defined with {taken}")
     # The stem ends in BN and ReLU, so the first unit needs no activation of its own.
     pre = activation(BEFORE.get(arch.order) if number > 1 else None, make, c_in)
     drop = arch.drop_path * number / sum(arch.blocks)
-    layers = branch(arch, make, c_in, c_out, stride, drop)
+    layers = branch(arch, make, c_in, c_out, stride, drop, rates)
     f = activation(AFTER.get(arch.order), make, c_out)
     if arch.shortcut == "none":
         return Chain(OrderedDict(pre=pre, **layers, f=f))
@@ -125,21 +147,34 @@ def unit(
 
 
 def branch(
-    arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: int, drop: float
+    arch: ResNetArch,
+    make: Layers,
+    c_in: int,
+    c_out: int,
+    stride: int,
+    drop: float,
+    rates: tuple[int, int],
 ) -> dict[str, nn.Module]:
     """F: convolutions with normalisation and ReLU between them, and the order's ending."""
     inner = round(c_out / arch.squeeze)
-    first, second = (stride, 1) if arch.stride_on == "1x1" else (1, stride)
-    plan = {  # (output channels, kernel, stride, groups) of each convolution
-        "single": [(c_out, 3, stride, 1)],
-        "basic": [(c_out, 3, stride, 1), (c_out, 3, 1, 1)],
-        "bottleneck": [(inner, 1, first, 1), (inner, 3, second, arch.groups), (c_out, 1, 1, 1)],
+    before, after = rates
+    on_1x1 = arch.stride_on == "1x1"
+    first, second, rate = (stride, 1, after) if on_1x1 else (1, stride, before)
+    plan = {  # (output channels, kernel, stride, groups, dilation) of each convolution
+        "single": [(c_out, 3, stride, 1, before)],
+        "basic": [(c_out, 3, stride, 1, before), (c_out, 3, 1, 1, after)],
+        "bottleneck": [
+            (inner, 1, first, 1, 1),
+            (inner, 3, second, arch.groups, rate),
+            (c_out, 1, 1, 1, 1),
+        ],
     }[arch.unit]
     layers: dict[str, nn.Module] = {}
     norm = None
-    for i, (width, kernel, step, groups) in enumerate(plan, 1):
+    for i, (width, kernel, step, groups, rate) in enumerate(plan, 1):
         last = i == len(plan)
-        layers[f"conv{i}"] = make.conv(c_in, width, kernel, 1 if arch.blur else step, groups)
+        taken = 1 if arch.blur else step
+        layers[f"conv{i}"] = make.conv(c_in, width, kernel, taken, groups, False, rate)
         if not last or arch.order in ("post", "relu_before_add", "relu_only_pre"):
             layers[f"bn{i}"] = norm = make.norm(width)
         if not last or arch.order == "relu_before_add":

@@ -13,7 +13,7 @@ import pickletools
 import re
 import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +47,19 @@ PLAIN = re.compile(
     # The command line that torchvision's and timm's training scripts keep: attributes only.
     r"|argparse Namespace"
 )
+OTHERS: dict[str, str | Callable[[re.Match[str]], str]] = {
+    r"^linear\.": "fc.",
+    r"^(layer\d+\.\d+)\.shortcut\.": r"\1.downsample.",
+    # torchvision's DenseNet files of 2017: norm.1 for norm1.
+    r"(denselayer\d+\.(?:norm|conv))\.([12])\.": r"\1\2.",
+    # Its detectors' files of 2019: convolutions that are not in blocks.
+    r"(\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$": r"\1.0.\2",
+    r"^rpn\.head\.conv\.(weight|bias)$": r"rpn.head.conv.0.0.\1",
+    r"\.mask_fcn([1-4])\.": lambda found: f".{int(found[1]) - 1}.0.",
+    r"(_head\.conv)\.([0246])\.(weight|bias)$": (
+        lambda found: f"{found[1]}.{int(found[2]) // 2}.0.{found[3]}"
+    ),
+}
 CALLS = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}  # torch.save: none
 
 
@@ -219,14 +232,15 @@ def recognise(
 ) -> tuple[Arch, dict[str, Tensor]]:
     """The network that has these tensors, and the tensors under our names, in float32.
 
-    Known are our own names, torchvision's (its ResNets, DenseNets and ViTs), timm's ResNets, and
-    the CIFAR ResNets of akamaster/pytorch_resnet_cifar10 (`linear`, and option A with zeros half
-    before and half after: channels are moved so that our zeros, all after, compute the same).
+    Known are our own names, torchvision's (its ResNets, DenseNets and ViTs; detectors on a pyramid
+    and segmenters on a ResNet, and their names of 2019), timm's ResNets, and the CIFAR ResNets of
+    akamaster/pytorch_resnet_cifar10 (`linear`, and option A with zeros half before and half after:
+    channels are moved so that our zeros, all after, compute the same).
 
     Names and shapes do not show everything. Where several networks of `FAMILY` have them the first
     is given: the stride of a bottleneck on its 3x3 convolution ("v1.5"), option A and not a plain
-    network where nothing projects, ReLU after the addition, ViT heads 64 wide. With `arch` the
-    tensors are taken for that network.
+    network where nothing projects, ReLU after the addition, ViT heads 64 wide, an output stride of
+    8 below FCN and DeepLabv3. With `arch` the tensors are taken for that network.
 
     Raises CheckpointError: no network has them, with what was seen; or `arch`, with differences.
     """
@@ -267,10 +281,10 @@ def _named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise CheckpointError(f"a ViT with a tensor that is not known: {error}") from None
     changed = {}
     for key, tensor in tensors.items():
-        # torchvision's DenseNet files of 2017: norm.1 for norm1.
-        name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key)
-        name = re.sub(r"^linear\.", "fc.", name)
-        changed[re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", name)] = tensor
+        name = key
+        for theirs, ours in OTHERS.items():
+            name = re.sub(theirs, ours, name)
+        changed[name] = tensor
     return changed if len(changed) == len(tensors) else dict(tensors)
 
 

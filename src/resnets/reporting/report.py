@@ -144,7 +144,7 @@ def gallery(
     scores, classes = scores.take(rows[which]), scores.classes
     given, chances = metrics.answers(scores), scores.probabilities
     best = scores.logits.argmax(1).to(model.device)
-    heats = grad_cam(model.network, images.to(model.device), best).cpu()
+    heats = grad_cam(model.classifier, images.to(model.device), best).cpu()
     shown = []
     for k, has in enumerate(metrics.truth(scores.labels, len(classes))):
         sure = map(room.percent, chances[k].tolist())

@@ -8,17 +8,16 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise, takewhile
+from itertools import islice, pairwise
 from pathlib import Path
 
 import torch
 
-from resnets.data.batches import Batch, test_batches, train_batches
+from resnets.data.batches import Batch, train_batches
 from resnets.errors import DataError, Diverged
-from resnets.evaluation.classify import evaluate, predict_batch
 from resnets.nets import Network
 from resnets.nets.modelfile import save
-from resnets.training import checkpoint
+from resnets.training import checkpoint, tasks
 from resnets.training.checkpoint import Writer
 from resnets.training.plan import Plan
 from resnets.training.run import Run
@@ -246,12 +245,14 @@ def estimate(plan: Plan, seconds: float = 2.0) -> float:
 
 def testing_pace(plan: Plan, network: Network) -> float:
     """Seconds that an image takes in float32: the second of two batches counts."""
-    see, taken = plan.preprocess, 0.0
-    images = torch.zeros(plan.micro, see.channels, see.size, see.size, device=plan.device)
+    images, taken = tasks.of(plan).inputs(plan, plan.micro, plan.preprocess.size)[0], 0.0
     network.eval()
     for _ in range(2):
         began = time.monotonic()
-        predict_batch(network, images).cpu()
+        with torch.inference_mode():
+            network(images)
+        if plan.device.type == "cuda":
+            torch.cuda.synchronize()
         taken = time.monotonic() - began
     network.train()
     return taken / plan.micro
@@ -270,24 +271,14 @@ def measure(
     row = {"step": progress.step, "epoch": progress.epoch, "lr": progress.rate}
     row |= {"loss": loss, "train_error": wrong}
     if plan.watched is not None:
-        average = state.whole_average(plan.arch)
-        batches = test_batches(  # this rank's part
-            plan.watched,
-            preprocess=plan.preprocess,
-            batch=plan.micro,
-            device=plan.device,
-            workers=plan.workers,
-            rank=world.rank,
-            ranks=world.size,
-        )
-        part = takewhile(lambda _: not stop.signal, batches)
-        names, bfloat16 = plan.source.classes, plan.bfloat16
-        result = evaluate(average, part, names, bfloat16=bfloat16, total=world.sum)
+        average = state.whole_average(plan.arch).eval()
+        found = tasks.of(plan).watch(plan, average, plan.watched, lambda: bool(stop.signal))
+        average.train()
         if world.wishes([stop.signal])[0]:
             return replace(progress, loss=None)
-        row |= {f"{recipe.watch}_error": result.error, f"{recipe.watch}_loss": result.loss}
-        progress = replace(progress, watched_error=result.error)
-        judge(run, plan, course, average, result.error)
+        row |= {f"{recipe.watch}_{name}": value for name, value in found.items()}
+        progress = replace(progress, watched_error=found["error"])
+        judge(run, plan, course, average, found["error"])
     state.totals.zero_()
     course.logged = course.step
     if events:  # this rank writes

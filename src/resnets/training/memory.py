@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resnets import nets
+from resnets.training import tasks
 from resnets.training.plan import Plan
 from resnets.training.world import launched
 
@@ -33,8 +35,7 @@ def need(plan: Plan) -> tuple[int, int]:
         tensor.data.zero_()
     shapes = {p.shape for p in weights}
     side = plan.recipe.train_size or plan.preprocess.size
-    images = torch.zeros(2, plan.preprocess.channels, side, side, device=plan.device)
-    kept = saved(network, images.contiguous(memory_format=torch.channels_last), plan.bfloat16)
+    kept = saved(network, tasks.of(plan).inputs(plan, 2, side), plan.bfloat16)
     sizes = [(x.untyped_storage().nbytes(), x.shape in shapes) for x in kept]
     copies = 3 * (2 + MOMENTS[plan.recipe.optimizer]) + 2
     fixed = copies * sum(p.numel() * p.element_size() for p in weights)
@@ -42,7 +43,7 @@ def need(plan: Plan) -> tuple[int, int]:
     return fixed, sum(size for size, of_weights in sizes if not of_weights) // 2
 
 
-def saved(network: nn.Module, images: Tensor, bfloat16: bool) -> list[Tensor]:
+def saved(network: nn.Module, inputs: Sequence[Tensor], bfloat16: bool) -> list[Tensor]:
     """What a forward pass keeps for the backward pass, each storage once, without the network's."""
     own = {p.untyped_storage().data_ptr() for p in (*network.parameters(), *network.buffers())}
     found: dict[int, Tensor] = {}
@@ -53,9 +54,9 @@ def saved(network: nn.Module, images: Tensor, bfloat16: bool) -> list[Tensor]:
 
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
-        torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16),
+        torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=bfloat16),
     ):
-        network(images)
+        network(*inputs)
     return [x for at, x in found.items() if at not in own]
 
 

@@ -16,8 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from resnets.errors import UsageError
-from resnets.nets import Network
+from resnets.nets import Classifier, Network
 from resnets.nets.densenet import DenseNet
+from resnets.nets.resnet import ResNet
 from resnets.recipe import Recipe
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
@@ -49,7 +50,8 @@ def build(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
 def parameter_groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
     """Parameters by weight decay, rate and rule; vectors have no decay without `decay_all`."""
     matrices = {m.weight for m in network.modules() if isinstance(m, _ConvNd | nn.Linear)}
-    matrices.discard(classifier(network).weight)
+    last = fresh(network)
+    matrices -= {p for name, p in network.named_parameters() if name in last}
     scale = scales(network, recipe.layer_decay)
     groups: dict[tuple[float, float, Rule | None], list[nn.Parameter]] = {}
     for name, p in network.named_parameters():
@@ -74,15 +76,31 @@ def scales(network: Network, decay: float) -> dict[str, float]:
     return {name: decay ** (len(begun) - at) for name, at in place.items()}
 
 
-def classifier(network: Network) -> nn.Linear:
+def classifier(network: Classifier) -> nn.Linear:
     """The layer that gives the logits."""
     return network.classifier if isinstance(network, DenseNet) else network.fc
 
 
+def trunk(network: Network) -> str:
+    """How the names of the tensors of a scene's backbone begin; "" for a classifier."""
+    found = (name for name, module in network.named_modules() if isinstance(module, ResNet))
+    return f"{next(found, '')}.".lstrip(".")
+
+
+def fresh(network: Network) -> set[str]:
+    """The tensors that other classes need new: a classifier's last layer, a scene's heads."""
+    names, base = network.state_dict().keys(), trunk(network)
+    if base:
+        return {name for name in names if not name.startswith(base)}
+    last = "classifier." if isinstance(network, DenseNet) else "fc."
+    return {name for name in names if name.startswith(last)}
+
+
 def set_mode(network: Network, alone: bool, frozen_norm: bool) -> None:
-    """Training mode; the classifier `alone` learns, frozen normalisation keeps its statistics."""
-    network.train().requires_grad_(not alone)
-    classifier(network).requires_grad_(True)
+    """Training mode; `fresh` weights learn `alone`, frozen normalisation keeps its statistics."""
+    learning = fresh(network)
+    for name, p in network.train().named_parameters():
+        p.requires_grad_(not alone or name in learning)
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.train(not frozen_norm)

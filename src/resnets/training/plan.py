@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from resnets import arch as archs
-from resnets.arch import Arch
+from resnets.arch import Arch, Task
 from resnets.data.sources import Source, Split
 from resnets.errors import DataError, UsageError
 from resnets.evaluation.model import Model, load, takes_pictures
@@ -50,6 +50,11 @@ class Plan:
     def steps(self) -> int:
         """Optimiser steps of the whole run; a budget replaces them once a step is measured."""
         return self.recipe.total_steps(len(self.train))
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several classes, or none."""
+        return self.source.task == "classify" and self.train.labels.ndim == 2
 
     @property
     def share(self) -> int:
@@ -89,7 +94,7 @@ class Plan:
                 "recipe": json.dumps(to_dict(self.recipe)),
                 "resnets": version("resnets"),
                 "torch": torch.__version__,
-                "labels": "several" if self.train.labels.ndim == 2 else "one",
+                "labels": "several" if self.several else "one",
             },
         )
 
@@ -197,6 +202,17 @@ def choose(source: Source, train: Split, device: torch.device) -> Recipe:
     )
 
 
+def choose_scene(source: Source, train: Split, device: torch.device, task: Task) -> Recipe:
+    """A recipe for scenes that nobody named one for, by their number and the device."""
+    recipe = replace(RECIPES[task](), data=source.name)
+    if device.type == "cuda":
+        models = {"detect": "fasterrcnn_resnet50_fpn", "segment": "deeplabv3_resnet50"}
+        recipe = replace(recipe, model=models.get(task, "localizer_resnet50"), size=0)
+    epochs = min(100.0, max(12.0, 30_000 / len(train)))
+    batch = min(recipe.batch, 2 ** max(0, (len(train) // 4).bit_length() - 1))
+    return replace(recipe, epochs=epochs, batch=batch)
+
+
 def processor_flags() -> set[str]:
     """Instruction sets of this processor as Linux lists them; empty elsewhere."""
     try:
@@ -238,9 +254,13 @@ def resolve(
 ) -> Plan:
     """All that follows from recipe, data and machine. Raises UsageError of all contradictions."""
     base = load(recipe.weights) if recipe.weights else None
-    network = archs.changed(base.card.arch if base else archs.arch(recipe.model), recipe.arch)
+    asked = archs.arch(recipe.model)
+    same = base is not None and archs.task(base.card.arch) == archs.task(asked)
+    network = archs.changed(base.card.arch if base and same else asked, recipe.arch)
     if not takes_pictures(network):
         raise UsageError(f"{recipe.model} takes no 2-D images; `resnets models` lists others")
+    if source.task != "classify":
+        recipe = replace(recipe, size=recipe.size or network.size)
     preprocess = preprocessing(recipe, source)
     card = base.card.preprocess if base else preprocess
     if len(card.mean) == card.channels == preprocess.channels:
@@ -255,7 +275,7 @@ def resolve(
     bfloat16 = use_bfloat16(recipe.precision, device)
     # With the precision said, the recipe repeats the run on another machine too.
     recipe = replace(recipe, precision="bfloat16" if bfloat16 else "float32")
-    if base and (model := named(base.card.arch)):
+    if base and same and (model := named(base.card.arch)):
         recipe = replace(recipe, model=model)
     teacher = load(recipe.teacher, classes=source.classes) if recipe.teacher else None
     machine = (device, bfloat16, workers, world)
@@ -268,7 +288,12 @@ def resolve(
 def contradictions(plan: Plan) -> Iterator[str]:
     """What cannot be meant, each with its remedy."""
     recipe, source, base, teacher = plan.recipe, plan.source, plan.base, plan.teacher
-    side, several = recipe.train_size or plan.preprocess.size, plan.train.labels.ndim == 2
+    side, several = recipe.train_size or plan.preprocess.size, plan.several
+    if source.task != "classify":
+        usual = Recipe(model=recipe.model)
+        for name in ("loss", "class_weights", "label_smoothing", "teacher", "precise_bn"):
+            if getattr(recipe, name) != getattr(usual, name):
+                yield f"{name} is for classification: --set {name}={getattr(usual, name)}"
     chooses = recipe.keep == "best" or recipe.stop_after or recipe.schedule == "plateau"
     if chooses and (recipe.watch == "test" or source.val is None):
         yield (
@@ -318,6 +343,8 @@ def preprocessing(recipe: Recipe, source: Source) -> Preprocess:
     size = recipe.size or (224 if files else source.size)
     # ImageNet's protocol: centre 224 of the shorter side 256 (fb.resnet.torch; 224 / 256 = 0.875).
     resize = round(size / recipe.crop_ratio) if files and size >= 64 else size
+    if source.task != "classify":
+        resize = 0  # a scene is seen whole
     see = Preprocess(size=size, resize=resize, channels=source.channels)
     if recipe.normalize != "pixel":
         mean, std = moments(recipe.normalize, source, source.channels)

@@ -170,15 +170,18 @@ def blend(average: list[Tensor], current: list[Tensor], keep: float) -> None:
 
 
 def adopt(network: Network, weights: Mapping[str, Tensor]) -> None:
-    """Take over the tensors of a trained network, but for a classifier of another shape.
+    """Take over the tensors of a trained network, but for a classifier or heads of another shape.
 
-    Raises CheckpointError that names the first other difference.
+    The weights of a classifier become a scene's backbone. Raises CheckpointError that names the
+    first other difference.
     """
-    own = network.state_dict()
+    own, base, new = network.state_dict(), optim.trunk(network), optim.fresh(network)
+    if not any(name.startswith(base) for name in weights):
+        weights = {base + name: tensor for name, tensor in weights.items()}
+        new |= {f"{base}fc.weight", f"{base}fc.bias"}
     other = sorted(own.keys() ^ weights.keys()) + [
         name for name in own if name in weights and own[name].shape != weights[name].shape
     ]
-    head = next(n for n, m in network.named_modules() if m is optim.classifier(network))
-    if strange := [name for name in other if name.rpartition(".")[0] != head]:
+    if strange := [name for name in other if name not in new and name.startswith(base)]:
         raise CheckpointError(f"the weights belong to another network: {strange[0]} differs")
-    load(network, own | {k: v for k, v in weights.items() if k not in other})
+    load(network, own | {k: v for k, v in weights.items() if k in own and k not in other})

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from resnets.data.batches import Batch
 from resnets.data.draws import draws_of_step
-from resnets.data.mix import mix
 from resnets.errors import MemoryExhausted
 from resnets.evaluation.classify import predict_batch
-from resnets.training.loss import balanced, dense, distilled, missed, objective
+from resnets.training import tasks
+from resnets.training.loss import balanced, distilled, objective
 from resnets.training.optim import set_mode
 from resnets.training.plan import Plan
 from resnets.training.state import State, blend, finite, floats, part, row
@@ -27,10 +27,11 @@ class Step:
     """Moves the state of a run on, batch by batch."""
 
     def __init__(self, plan: Plan, state: State) -> None:
-        self.plan, self.state = plan, state
+        self.plan, self.state, self.task = plan, state, tasks.of(plan)
         self.teacher = plan.teacher.network.to(plan.device).eval() if plan.teacher else None
-        weights = balanced(plan.train.labels, plan.arch.classes).to(plan.device)
-        self.class_weights = weights if plan.recipe.class_weights == "balanced" else None
+        self.class_weights: Tensor | None = None
+        if plan.recipe.class_weights == "balanced":
+            self.class_weights = balanced(plan.train.labels, plan.arch.classes).to(plan.device)
         # Looked up once: walking over the modules of a deep network takes milliseconds.
         network, average = state.network, state.average
         self.parameters = list(network.parameters())
@@ -139,16 +140,11 @@ class Step:
         for number, (images, labels) in enumerate(pieces, start=first):
             torch.manual_seed(((recipe.seed * 1_000_003 + course.step) * 4096 + number) % 2**63)
             draws = draws_of_step(recipe.seed, course.step, number, 4)
-            targets = dense(labels, plan.arch.classes)
-            images, targets = mix(images, targets, recipe.augment, draws)
             more = number < first + len(pieces) - 1
             with accumulating(self.replica, more):
-                with torch.autocast(images.device.type, torch.bfloat16, enabled=plan.bfloat16):
-                    logits = self.replica(images).float()
-                loss = self.loss(images, logits, targets)
+                loss, wrong = self.task.learn(self, images, labels, draws)
                 (loss * (len(images) * world.size / recipe.batch)).backward()  # type: ignore[no-untyped-call]
-            wrong = missed(logits, targets, several=labels.ndim == 2)
-            seen = torch.full_like(wrong, len(images))
+            seen = torch.full_like(loss, len(images), dtype=torch.float64)
             sums += torch.stack([loss.detach() * seen, wrong, seen])
         return sums
 
@@ -164,14 +160,14 @@ class Step:
         return (1 - recipe.distill) * loss + recipe.distill * taught
 
     def replicate(self, frozen: bool) -> None:
-        """Let all learn, or the classifier alone, and join the ranks' gradients; there are none."""
-        network, shape = self.state.network, self.plan.preprocess
-        self.frozen = frozen  # whether the classifier alone learns now
+        """Let all learn, or what is new alone, and join the ranks' gradients; there are none."""
+        network = self.state.network
+        self.frozen = frozen
         set_mode(network, frozen, frozen or self.plan.recipe.norm == "frozen")
         self.state.optimizer.zero_grad()
         self.replica: nn.Module = network
         gc.collect()  # what joined them before goes, with its hooks on the same weights
-        images = torch.zeros(2, shape.channels, shape.size, shape.size, device=self.plan.device)
         if not self.plan.recipe.shard:
-            self.replica = self.plan.world.replicate(network, images, self.sent)
+            inputs = self.task.inputs(self.plan, 2, self.plan.preprocess.size)
+            self.replica = self.plan.world.replicate(network, inputs, self.sent)
         self.messages = list(self.sent)  # of a whole backward pass

@@ -8,9 +8,10 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -34,6 +35,7 @@ Message = tuple[int, torch.dtype]  # its number of values
 
 CPU = torch.device("cpu")
 RESTARTS = 3
+STAGE = re.compile(r"(^|\.)layer\d$")  # of a residual network
 PATIENCE = datetime.timedelta(minutes=10)  # after which a rank that hangs ends the others
 GRACE = 5.0  # seconds in which ranks that lost another find each other
 
@@ -80,10 +82,19 @@ class World:
             dist.broadcast_object_list(box)
         return box[0]
 
-    def replicate(self, network: nn.Module, images: Tensor, sent: list[Message]) -> nn.Module:
+    def gather(self, value: T) -> list[T]:
+        """Each rank's value, on every rank."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def replicate(
+        self, network: nn.Module, inputs: Sequence[Tensor], sent: list[Message]
+    ) -> nn.Module:
         """The network whose backward pass averages the gradients over the ranks.
 
-        DDP regroups its messages after the first backward pass. That one is done here, on `images`,
+        DDP regroups its messages after the first backward pass. That one is done here, on `inputs`,
         so that the order of the sums, and with it every bit, is the same after a restart; and
         another one, that leaves in `sent` what a pass sends. Later passes append to it.
         """
@@ -98,7 +109,7 @@ class World:
         before = [b.clone() for b in network.buffers()]
         for _ in range(2):
             sent.clear()
-            replica(images).sum().backward()
+            replica(*inputs).sum().backward()
         for buffer, old in zip(network.buffers(), before, strict=True):
             buffer.copy_(old)
         network.zero_grad()
@@ -108,7 +119,7 @@ class World:
         """Split the parameters over the ranks: each stage's are whole only while it computes."""
         if self.size > 1:
             mesh = init_device_mesh(self.device.type, (self.size,))
-            stages = [m for name, m in network.named_children() if name.startswith("layer")]
+            stages = [m for name, m in network.named_modules() if STAGE.search(name)]
             for module in (*stages, network):
                 fully_shard(module, mesh=mesh)
 

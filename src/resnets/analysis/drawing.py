@@ -1,0 +1,145 @@
+"""Objects and classes drawn on images."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from matplotlib import font_manager
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from resnets.data.decode import decode
+from resnets.data.splits import Split
+from resnets.evaluation import detect, segment
+from resnets.evaluation.detect import Detect, Found
+from resnets.evaluation.model import Model
+from resnets.evaluation.scenes import Reading
+from resnets.files import write_whole
+
+FONT = font_manager.findfont("DejaVu Sans")  # matplotlib brings it
+Colour = tuple[int, int, int]
+
+
+def colour(index: int) -> Colour:
+    """Of a class: the golden angle from one hue to the next keeps neighbours apart."""
+    red, green, blue = colorsys.hsv_to_rgb(index * 0.381966 % 1, 0.85, 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def boxed(
+    image: Tensor, boxes: Tensor, classes: Sequence[int], words: Sequence[str], masks: Tensor | None
+) -> Tensor:
+    """An image with boxes, their words, and masks: uint8 (3, H, W), (D, 4), bool (D, H, W)."""
+    colours = [colour(k) for k in classes]
+    if masks is not None and len(masks):
+        image = draw_segmentation_masks(image, masks, alpha=0.4, colors=colours)
+    if not len(boxes):
+        return image
+    side = max(image.shape[1:])
+    drawn: Tensor = draw_bounding_boxes(
+        image,
+        boxes,
+        list(words),
+        colors=colours,
+        width=max(1, side // 300),
+        font=FONT,
+        font_size=max(9, side // 45),
+    )
+    return drawn
+
+
+def read(split: Split, index: int) -> Tensor:
+    """An image of files in colour: uint8 (3, H, W)."""
+    assert not isinstance(split.images, Tensor)
+    return torch.from_numpy(decode(split.images[index], 3)).permute(2, 0, 1).contiguous()
+
+
+def seen(split: Split, index: int, found: Found, names: Sequence[str], score: float) -> Tensor:
+    """An image with what was found on it from `score` on: uint8 (3, H, W)."""
+    rows = ((found.images == index) & (found.scores >= score)).nonzero()[:, 0]
+    kinds = found.classes[rows].tolist()
+    chances = found.scores[rows].tolist()
+    words = [f"{names[k]} {chance:.2f}" for k, chance in zip(kinds, chances, strict=True)]
+    masks = None
+    if found.masks is not None and len(rows):
+        masks = torch.stack([detect.decoded(found.masks[row]) for row in rows.tolist()])
+    return boxed(read(split, index), found.boxes[rows], kinds, words, masks)
+
+
+def objects(
+    network: Detect,
+    model: Model,
+    split: Split,
+    folder: Path,
+    score: float,
+    **reading: Unpack[Reading],
+) -> list[dict[str, Any]]:
+    """Pictures and detections.json in a folder; of each image its name and what is on it.
+
+    Raises DiskError, and MissingPackage for masks.
+    """
+    assert not isinstance(split.images, Tensor)
+    found = detect.find(network, split, bfloat16=model.bfloat16, **reading)
+    names = model.card.classes
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: list[dict[str, Any]] = []
+    columns = (found.images, found.classes, found.scores, found.boxes)
+    for k, row in enumerate(zip(*(x.tolist() for x in columns), strict=True)):
+        image, kind, chance, (x1, y1, x2, y2) = row
+        line = {"image_id": image, "file_name": str(split.images[image])}
+        line |= {"category_id": kind, "category": names[kind], "score": round(chance, 6)}
+        line |= {"bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)]}
+        if found.masks is not None:
+            height, width, runs = found.masks[k]
+            line["segmentation"] = {"size": [height, width], "counts": runs.decode()}
+        lines.append(line)
+    write_whole(folder / "detections.json", json.dumps(lines, indent=1).encode())
+    rows = [{"file": str(path), "found": why} for path, why in found.unreadable]
+    for index in found.indices.tolist():
+        path, picture = split.images[index], seen(split, index, found, names, score)
+        to_pil_image(picture).save(folder / f"{index:05d}-{path.stem}.jpg", quality=90)
+        shown = (found.images == index) & (found.scores >= score)
+        counts = torch.bincount(found.classes[shown], minlength=len(names)).tolist()
+        words = [f"{count} {name}" for name, count in zip(names, counts, strict=True) if count]
+        rows.append({"file": str(path), "found": ", ".join(words) or "nothing"})
+    return rows
+
+
+def pixels(
+    model: Model, split: Split, folder: Path, **reading: Unpack[Reading]
+) -> list[dict[str, Any]]:
+    """For each image a PNG of class indices and an overlay in a folder; its name and its classes.
+
+    Raises DiskError.
+    """
+    assert not isinstance(split.images, Tensor)
+    names, rows = model.card.classes, list[dict[str, Any]]()
+    folder.mkdir(parents=True, exist_ok=True)
+    for batch, maps in segment.class_maps(model.network, split, bfloat16=model.bfloat16, **reading):
+        rows += [{"file": str(path), "found": why} for path, why in batch.unreadable]
+        for index, classes in zip(batch.indices.tolist(), maps, strict=True):
+            path, given = split.images[index], classes.cpu()
+            stem = f"{index:05d}-{path.stem}"
+            Image.fromarray(given.byte().numpy()).save(folder / f"{stem}.png")
+            picture = painted(read(split, index), given, len(names))
+            to_pil_image(picture).save(folder / f"{stem}.jpg", quality=90)
+            shares = torch.bincount(given.flatten(), minlength=len(names)) / given.numel()
+            best = shares.argsort(descending=True, stable=True)[:5].tolist()
+            words = [f"{names[k]} {100 * shares[k]:.0f} %" for k in best if shares[k] > 0.005]
+            rows.append({"file": str(path), "found": ", ".join(words)})
+    return rows
+
+
+def painted(image: Tensor, classes: Tensor, kinds: int) -> Tensor:
+    """An image under the colours of its pixels' classes: uint8 (3, H, W), int64 (H, W)."""
+    present = [k for k in torch.unique(classes).tolist() if k < kinds]
+    planes = classes == torch.tensor(present)[:, None, None]
+    drawn: Tensor = draw_segmentation_masks(image, planes, 0.5, [colour(k) for k in present])
+    return drawn

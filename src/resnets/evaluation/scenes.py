@@ -1,0 +1,49 @@
+"""How scenes are read at test time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import takewhile
+from typing import Required, TypedDict, Unpack
+
+import torch
+from torch import Tensor
+
+from resnets.data.batches import Batch, test_batches
+from resnets.data.scenes import fitted
+from resnets.data.splits import Split
+from resnets.recipe import Preprocess
+
+
+class Reading(TypedDict, total=False):
+    """What `test_batches` is told: which part of a split is read, how, and where to."""
+
+    preprocess: Required[Preprocess]
+    device: Required[torch.device | str]
+    batch: Required[int]
+    workers: int
+    rank: int
+    ranks: int
+
+
+def never() -> bool:
+    """No signal asks to break off."""
+    return False
+
+
+def looks(
+    split: Split, stopped: Callable[[], bool], **reading: Unpack[Reading]
+) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+    """Batches, and the sizes of their images inside the views and as files: int64 (B, 2) each.
+
+    It ends once `stopped` says so. Raises as `test_batches`.
+    """
+    assert split.sizes is not None
+    size = reading["preprocess"].size
+    for batch in takewhile(lambda _: not stopped(), test_batches(split, **reading)):
+        own = split.sizes[batch.indices]
+        seen = [fitted(height, width, size) for height, width in own.tolist()]
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        inside = torch.tensor(seen, device=images.device).view(-1, 2)
+        yield replace(batch, images=images), inside.long(), own

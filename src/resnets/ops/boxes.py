@@ -1,0 +1,178 @@
+"""Boxes x1, y1, x2, y2 in pixels, x2 and y2 exclusive: pure functions on tensors, on any device.
+
+Objects are rows x1, y1, x2, y2, class, kind: 1 is an object, 2 one to ignore, 0 padding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LARGEST = math.log(1000 / 16)  # of a decoded dw, dh: an early, wild network must not overflow exp
+TINY = 1e-6  # instead of a width, height or area of 0
+CHUNK = 2**20  # pairs of object and box that `match` holds at a time
+
+
+def area(boxes: Tensor) -> Tensor:
+    """(..., 4) -> (...)."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def common(one: Tensor, other: Tensor) -> Tensor:
+    """Area of the intersection of all pairs: (..., N, 4), (..., M, 4) -> (..., N, M)."""
+    a, b = one[..., :, None, :], other[..., None, :, :]
+    width = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])
+    height = torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])
+    return width.clamp_(min=0) * height.clamp_(min=0)
+
+
+def iou(one: Tensor, other: Tensor) -> Tensor:
+    """Intersection over union of all pairs: (..., N, 4), (..., M, 4) -> (..., N, M)."""
+    both = common(one, other)
+    return both / (area(one)[..., :, None] + area(other)[..., None, :] - both).clamp_(min=TINY)
+
+
+def _centred(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Centre x, y; width, height."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
+
+
+def encode(boxes: Tensor, anchors: Tensor, weights: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
+    """(dx, dy, dw, dh) of R-CNN (1311.2524, appendix C) times `weights`: (..., 4) -> (..., 4).
+
+    Empty boxes and anchors give finite numbers.
+    """
+    x, y, w, h = _centred(boxes)
+    ax, ay, aw, ah = _centred(anchors)
+    w, h, aw, ah = (side.clamp(min=TINY) for side in (w, h, aw, ah))
+    deltas = (x - ax) / aw, (y - ay) / ah, (w / aw).log(), (h / ah).log()
+    return torch.stack([d * weight for d, weight in zip(deltas, weights, strict=True)], -1)
+
+
+def decode(deltas: Tensor, anchors: Tensor, weights: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
+    """The boxes that `encode` says in deltas: (..., 4), in the anchors' type."""
+    ax, ay, aw, ah = _centred(anchors)
+    columns = zip(deltas.to(anchors.dtype).unbind(-1), weights, strict=True)
+    dx, dy, dw, dh = (d / weight for d, weight in columns)
+    x, y = ax + dx * aw, ay + dy * ah
+    w, h = dw.clamp(max=LARGEST).exp() * aw, dh.clamp(max=LARGEST).exp() * ah
+    return torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], -1)
+
+
+def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes (B, R, 4) inside images of sizes (B, 2): height, width."""
+    return boxes.clamp(min=0).minimum(sizes.flip(1).repeat(1, 2)[:, None].to(boxes))
+
+
+def anchors(
+    shapes: Sequence[tuple[int, int]],
+    strides: Sequence[tuple[int, int]],
+    sizes: Sequence[Sequence[float]],
+    ratios: Sequence[float],
+    device: torch.device | None = None,
+) -> Tensor:
+    """Anchors of maps of shapes (h, w) and strides (sy, sx), float32 (A, 4), level after level.
+
+    `sizes` has the sides of each level, `ratios` are height / width. Order (row, column, ratio,
+    size) and the rounding to whole pixels are torchvision's.
+    """
+    tall = torch.tensor(ratios, dtype=torch.float32, device=device).sqrt()[:, None]
+    levels = []
+    for (h, w), (sy, sx), sides in zip(shapes, strides, sizes, strict=True):
+        side = torch.tensor(sides, dtype=torch.float32, device=device)
+        corner = torch.stack([1 / tall * side, tall * side], -1).view(-1, 2) / 2
+        cell = torch.cat([-corner, corner], 1).round()
+        rows, columns = (torch.arange(n, device=device) * s for n, s in ((h, sy), (w, sx)))
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        levels.append((torch.stack([x, y, x, y], -1)[:, :, None] + cell).view(-1, 4))
+    return torch.cat(levels)
+
+
+@torch.no_grad()
+def match(boxes: Tensor, objects: Tensor, low: float, high: float, rescue: bool) -> Tensor:
+    """The object of each box: boxes (B or 1, A, 4), objects (B, M, 6 or more) -> int64 (B, A).
+
+    It is the object of the largest IoU if that is at least `high`; -1, background, where it is
+    below `low`; else -2. A box also is -2 if it matches nothing and at least `low` of it lies in an
+    object to ignore, or if it is empty. With `rescue` the best boxes of each object that they
+    overlap at all match, whatever their IoU (1506.01497, section 3.1.2).
+    """
+    boxes = boxes.mT.contiguous().mT  # x1 of all boxes side by side: half the time
+    own = area(boxes)[:, None]
+    best = own.new_zeros(len(objects), boxes.shape[1])
+    index, rescued, ignored = best.long(), best.bool(), own[:, 0] <= 0
+    step = max(1, CHUNK // best.numel())
+    for first in range(0, objects.shape[1], step):
+        some, kind = objects[:, first : first + step, :4], objects[:, first : first + step, 5:6]
+        both = common(some, boxes)  # (B, objects of the chunk, A)
+        overlap = both / (area(some)[..., None] + own - both).clamp_(min=TINY) * (kind == 1)
+        ignored = ignored | (both * (kind == 2) >= low * own.clamp(min=TINY)).any(1)
+        value, place = overlap.max(1)
+        index = torch.where(value > best, place + first, index)
+        best = torch.maximum(value, best)
+        if rescue:
+            top = overlap.amax(2, keepdim=True)
+            rescued |= ((overlap == top) & (top > 0)).any(1)
+    neither = ignored | (best >= low)
+    return torch.where((best >= high) | rescued, index, torch.where(neither, -2, -1))
+
+
+@torch.no_grad()
+def sample(matched: Tensor, count: int, positive_share: float) -> tuple[Tensor, Tensor]:
+    """Random positives, at most their share of `count`, and negatives: what `match` gave, (B, A).
+
+    Gives index, int64 (B, count), and chosen, bool (B, count): the positives first, then the
+    negatives; where there are too few of both, the rest is not chosen and index 0.
+    """
+    key = torch.rand(matched.shape, device=matched.device)
+    groups = (matched >= 0, int(count * positive_share)), (matched == -1, count)
+    drawn = [torch.where(these, key, -1).topk(min(n, matched.shape[1])) for these, n in groups]
+    chosen = torch.cat([d.values for d in drawn], 1) >= 0
+    index = torch.cat([d.indices for d in drawn], 1).where(chosen, 0)
+    order = chosen.byte().argsort(stable=True, dim=1, descending=True)[:, :count]
+    pad = (0, count - order.shape[1])
+    return F.pad(index.gather(1, order), pad), F.pad(chosen.gather(1, order), pad)
+
+
+@torch.no_grad()
+def suppress(
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float, keep: int
+) -> tuple[Tensor, Tensor]:
+    """Non-maximum suppression within each image and group, and the best `keep` of each image.
+
+    boxes (B, R, 4), scores (B, R), groups int64 (B, R), valid bool (B, R). Gives index, int64
+    (B, keep), by falling score, and valid, bool (B, keep); index is 0 where it is not valid.
+    """
+    from torchvision.ops import batched_nms
+
+    number = groups * len(boxes) + torch.arange(len(boxes), device=boxes.device)[:, None]
+    # Groups may be moved aside by number * size: float64 has the digits for that.
+    kept = batched_nms(boxes[valid].double(), scores[valid].double(), number[valid], threshold)
+    alive = torch.full_like(scores, -math.inf).flatten()
+    kept = valid.flatten().nonzero()[:, 0][kept]
+    alive[kept] = scores.flatten()[kept]
+    best = alive.view_as(scores).topk(min(keep, scores.shape[1]))
+    pad = (0, keep - best.values.shape[1])
+    valid = F.pad(best.values > -math.inf, pad)
+    return F.pad(best.indices, pad).where(valid, 0), valid
+
+
+def vote(
+    boxes: Tensor, voters: Tensor, scores: Tensor, groups: Tensor, theirs: Tensor, threshold: float
+) -> Tensor:
+    """Box voting (1512.03385, appendix B, after Gidaris and Komodakis 2015): -> boxes (B, R, 4).
+
+    Each of boxes (B, R, 4) of groups (B, R) becomes the mean, weighted by scores (B, S), of the
+    voters (B, S, 4) of its group, `theirs` (B, S), that it overlaps by an IoU of at least
+    `threshold`. Without a voter it stays.
+    """
+    near = (iou(boxes, voters) >= threshold) & (groups[:, :, None] == theirs[:, None])
+    weight = near * scores.clamp(min=0)[:, None]
+    total = weight.sum(-1)
+    mean = torch.stack([(weight * c[:, None]).sum(-1) / total for c in voters.unbind(-1)], -1)
+    return torch.where(total[..., None] > 0, mean, boxes)
