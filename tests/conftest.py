@@ -1,9 +1,11 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 
 # The same examples on every machine: a change is judged by itself, not by chance.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -24,3 +26,28 @@ def shared() -> Path:
     if not (path / "checkpoints").exists():
         pytest.skip("no shared data: set RESNETS_SHARED to the folder that has checkpoints/")
     return path
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """A CSV of boxes, and images with masks, of the same 24 pictures of one object each."""
+    root = tmp_path_factory.mktemp("drawn")
+    generator = np.random.default_rng(0)
+    lines = ["path,x1,y1,x2,y2,label,split"]
+    for split, count in (("train", 12), ("val", 6), ("test", 6)):
+        for folder in ("images", "masks"):
+            (root / "masks" / folder / split).mkdir(parents=True)
+        for i in range(count):
+            k, x, y = i % 2, *generator.integers(0, (40, 28)).tolist()
+            pixels = generator.integers(0, 50, (64, 80, 3), dtype=np.uint8)
+            classes = np.zeros((64, 80), np.uint8)
+            place = np.s_[y : y + 30, x : x + 24]
+            pixels[place] = (200, 80 * k, 0)
+            classes[place] = 1 + k
+            name = f"{split}/{i}.png"
+            Image.fromarray(pixels).save(root / "masks" / "images" / name)
+            Image.fromarray(classes).save(root / "masks" / "masks" / name)
+            box = f"{x},{y},{x + 24},{y + 30}"
+            lines.append(f"masks/images/{name},{box},{'red' if k else 'dark'},{split}")
+    (root / "boxes.csv").write_text("\n".join(lines))
+    return {"detect": root / "boxes.csv", "localize": root / "boxes.csv", "segment": root / "masks"}

@@ -46,7 +46,9 @@ def scenes(root: Path) -> None:
         pixels = generator.integers(0, 60, (96, 128, 3), dtype=np.uint8)
         classes = np.zeros((96, 128), np.uint8)
         for k, (name, sides) in enumerate({"round": (30, 30), "long": (14, 44)}.items(), 1):
-            y, x = (int(generator.integers(0, n - s)) for n, s in zip((96, 128), sides, strict=True))
+            y, x = (
+                int(generator.integers(0, n - s)) for n, s in zip((96, 128), sides, strict=True)
+            )
             place = np.s_[y : y + sides[0], x : x + sides[1]]
             pixels[place], classes[place] = 100 * k, k
             lines.append(f"images/{i}.png,{x},{y},{x + sides[1]},{y + sides[0]},{name}")

@@ -16,6 +16,7 @@ import torch
 
 from resnets import arch as archs
 from resnets import recipe as room
+from resnets.arch import Task
 from resnets.data.sources import Source
 from resnets.errors import DiskError, Interrupted, ResnetsError, UsageError
 from resnets.evaluation import metrics
@@ -42,6 +43,7 @@ class Outcome:
     run: Path
     result: Tested | None  # on the test split, else on the validation split, if there is one
     seconds: float
+    task: Task
 
 
 def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
@@ -121,7 +123,7 @@ def go(run: Run, plan: Plan, watch: Callable[[Progress], None]) -> Outcome:
             raise Interrupted(f"`resnets resume {run.path}`", stop.signal)
         seconds = time.monotonic() - plan.began
         if not plan.world.first:
-            return Outcome(run.path, None, seconds)
+            return Outcome(run.path, None, seconds, archs.task(plan.arch))
         outcome = finish(run, plan, seconds)
     report(run, plan.source)
     return outcome
@@ -177,7 +179,7 @@ def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
     run.write_json("result.json", result.summary() if result else {"images": 0})
     if result:
         opened(run.path, plan.source, result.split, result.error)
-    return Outcome(run.path, result, seconds)
+    return Outcome(run.path, result, seconds, archs.task(plan.arch))
 
 
 def opened(model: str | Path, source: Source, split: str, error: float) -> None:

@@ -88,6 +88,8 @@ def data_check(data: str, /, *, task: Task | None = None) -> list[dict[str, Any]
 
 def runs(root: str | Path = "runs", /) -> list[dict[str, Any]]:
     """List the runs below a folder: path, model, data, progress, error on which images."""
+    from resnets.arch import FAMILY, task
+    from resnets.reporting.words import WORDS
     from resnets.training.run import Run
 
     rows = []
@@ -102,6 +104,8 @@ def runs(root: str | Path = "runs", /) -> list[dict[str, Any]]:
         row = {"run": str(run.path), "data": recipe["data"], "model": recipe["model"]}
         row |= {"epoch": last["epoch"], "train_error": last["train_error"]}
         row |= {f"{split}_error": errors.get(split) for split in ("val", "test")}
+        arch = FAMILY.get(recipe["model"])
+        row |= {"error_is": WORDS[task(arch)].error if arch else "?"}
         rows.append(row | {"finished": run.finished})
     return rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypedDict
@@ -26,6 +27,18 @@ def duration(_: object, tokens: Sequence[Token]) -> float:
     if not seconds:
         raise UsageError(f"{text!r} is no time to train in: write 90s, 30m or 1.5h")
     return seconds
+
+
+def numbers(_: object, tokens: Sequence[Token]) -> tuple[float, ...]:
+    """The numbers of 0.5,1,1.5; all are above 0."""
+    text = tokens[0].value
+    try:
+        found = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < x < math.inf for x in found):
+        raise UsageError(f"{text!r} are no sizes: write 0.5,1,1.5")
+    return found
 
 
 def assignments(fields: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
@@ -90,5 +103,5 @@ class Seen(Read, total=False):
     """
 
     refine: bool
-    scales: Annotated[Sequence[float], Parameter(consume_multiple=False)]
+    scales: Annotated[tuple[float, ...], Parameter(converter=numbers, n_tokens=1)]
     precision: Literal["float32", "bfloat16"]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def loaded(task: Task, path: str | Path, source: Source | None, how: Seen) -> Model:
     """A network of that task; errors as `evaluation.model.load`."""
     from resnets.evaluation.model import load
+    from resnets.nets.fold import folded
     from resnets.training.plan import moments, pick_device
 
     model = load(
@@ -33,7 +34,7 @@ def loaded(task: Task, path: str | Path, source: Source | None, how: Seen) -> Mo
     )
     if normalize := how.get("normalize"):
         model = model.normalized(*moments(normalize, source, model.card.arch.channels))
-    return model
+    return replace(model, network=folded(model.network))
 
 
 def reading(model: Model, how: Seen) -> Reading:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from resnets import nets
-from resnets.arch import FAMILY, Join, MlpArch, ResNetArch, SCENES, VitArch
+from resnets.arch import FAMILY, SCENES, Join, MlpArch, ResNetArch, VitArch
 from resnets.errors import UsageError
 from resnets.nets.cost import input_shape
 

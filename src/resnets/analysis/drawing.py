@@ -51,6 +51,7 @@ def boxed(
         width=max(1, side // 300),
         font=FONT,
         font_size=max(9, side // 45),
+        fill_labels=True,
     )
     return drawn
 

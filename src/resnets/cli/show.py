@@ -129,6 +129,7 @@ def bar() -> Iterator[Callable[[Standing], None]]:
         note(
             f"{standing.epoch:6.1f}  {standing.loss:8.4f}  {percent(standing.train_error):>12}"
             f"  {percent(standing.watched_error):>9}   {standing.rate:<8.4g}  {speed:>8}   {left}"
+            + "".join(f"   {name} {value:.4f}" for name, value in standing.watched)
         )
 
     with moving(BarColumn(bar_width=30), TextColumn("{task.description}")) as progress:
@@ -178,7 +179,8 @@ def outcome(finished: Outcome) -> None:
     if result is not None:
         headline(result)
     out.print(f"trained in {seconds(finished.seconds)}; everything is in {folder}")
-    note(f"next: resnets predict {folder} IMAGE    resnets evaluate {folder} DATA")
+    group = f"resnets {finished.task} ".replace("classify ", "")
+    note(f"next: {group}predict {folder} IMAGE    {group}evaluate {folder} DATA")
 
 
 def headline(result: Tested) -> None:

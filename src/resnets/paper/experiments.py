@@ -52,7 +52,7 @@ class Experiment:
     steps: Mapping[str, int] = field(default_factory=dict)  # of budgets, where not as in STEPS
     units: int = 0  # in each stage, at the budget "cpu"; 0: as in the paper
     side: int = 0  # of the images, likewise
-    needs: str = ""  # what is missing before it can be run
+    needs: str = ""  # why it cannot be run from here
 
 
 def arms(
@@ -84,7 +84,7 @@ def counted(what: str, printed: Figures) -> tuple[Arm, ...]:
 def waiting(verb: str, id: str, title: str, figures: Mapping[str, str]) -> Experiment:
     """An experiment that another part of this project is needed for."""
     rows = (Arm(name=name, paper={"": text}) for name, text in figures.items())
-    needs = f"needs `resnets {verb}`, not built yet"
+    needs = f"is not an experiment of the ledger yet: `resnets {verb}` trains such networks"
     return Experiment(id=id, title=title, arms=tuple(rows), needs=needs)
 
 

@@ -53,7 +53,7 @@ def section(one: Experiment, rows: Sequence[Row], root: Path) -> str:
     found = current(one, ledger.of(rows, experiment=one.id))
     lines = [f"## {one.id}: {one.title}", ""]
     if one.needs:
-        lines += [f"Not run: {one.needs}.", ""]
+        lines += [f"This {one.needs}.", ""]
     lines += table(("arm", "paper", "own"), ([a, p, o] for a, p, o in by_protocol(one, found)))
     less = [row for row in found if not row.get("protocol", True)]
     for budget, some in groupby(sorted(less, key=lambda row: row["budget"]), lambda r: r["budget"]):

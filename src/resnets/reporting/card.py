@@ -9,14 +9,17 @@ from pathlib import Path
 
 from resnets.analysis.findings import called
 from resnets.files import write_whole
-from resnets.reporting.facts import Facts, sentences
+from resnets.reporting.facts import Facts, figures, sentences
 from resnets.reporting.report import PAGES
 
 
 def write(facts: Facts) -> Path:
     """Write README.md into the folder of a run. Raises CheckpointError, DiskError."""
     page = PAGES.get_template("card.md").render(
-        facts=facts, sentences=sentences(facts, [], partial(called, None))
+        facts=facts,
+        words=facts.words,
+        figures=figures(facts),
+        sentences=sentences(facts, [], partial(called, None)),
     )
     path = facts.run.path / "README.md"
     write_whole(path, page.encode("utf-8", "backslashreplace"))

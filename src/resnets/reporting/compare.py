@@ -42,7 +42,10 @@ def compare(runs: Sequence[Run]) -> list[dict[str, str]]:
 def error(facts: Facts) -> str:
     """The error with its interval, and on which images."""
     if facts.result is None:
-        return percent(facts.ended["error"]) if facts.ended.get("images") else "not finished"
+        if not facts.ended.get("images"):
+            return "not finished"
+        label = "" if facts.task == "classify" else f" ({facts.words.error}), {facts.split}"
+        return percent(facts.ended["error"]) + label
     low, high = (percent(1 - x) for x in reversed(facts.result.interval))
     return f"{percent(facts.result.error)} ({low} to {high}), {facts.split}"
 

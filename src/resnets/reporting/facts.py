@@ -17,16 +17,9 @@ from resnets.evaluation.metrics import Result
 from resnets.evaluation.scores import Scores
 from resnets.nets.cost import cost as network_cost
 from resnets.recipe import Recipe
+from resnets.reporting.words import WORDS, Words
 from resnets.training.run import Run
 
-FIGURES = {
-    "top1": ("Accuracy", "the answer is the label, or exactly the labels"),
-    "top5": ("Top-5 accuracy", "a label is among the five most probable classes"),
-    "balanced_accuracy": ("Balanced accuracy", "mean recall: each class counts the same"),
-    "macro_f1": ("Macro F1", "mean over classes of precision and recall in one"),
-    "mean_average_precision": ("Mean average precision", "area under precision over recall"),
-    "ece": ("Calibration error", "mean distance of confidence and accuracy, 15 bins"),
-}
 DOUBTFUL = 0.05  # part of the labels from which on it is the network that is in doubt
 FALLING, RISING = 0.97, 1.1  # of the lowest error before: what counts as better, as worse
 
@@ -41,7 +34,7 @@ class Facts:
     rows: Sequence[Mapping[str, Any]]  # of metrics.jsonl
     ended: dict[str, Any]  # result.json
     scores: Scores | None
-    result: Result | None
+    result: Result | None  # of a classifier; figures of scenes are those of `ended`
 
     @property
     def name(self) -> str:
@@ -63,11 +56,27 @@ class Facts:
         """The images of the result."""
         return "validation" if self.ended.get("split") == "val" else "test"
 
+    @property
+    def task(self) -> archs.Task:
+        """What the network is for."""
+        return archs.task(archs.from_dict(self.source["arch"]))
+
+    @property
+    def words(self) -> Words:
+        """How that is spoken of."""
+        return WORDS[self.task]
+
+    def figure(self, name: str) -> float | None:
+        """A figure of the result; None without it."""
+        of_result = getattr(self.result, name, None)
+        return of_result if self.task == "classify" else self.ended.get(name)
+
 
 def gather(run: Run) -> Facts:
     """What is in the folder. Raises UsageError where it is none, CheckpointError for a bad file."""
     recipe, source = recipes.parse(run.read_json("recipe.json")), run.read_json("source.json")
     ended = run.read_json("result.json") if run.finished else {}
+    ended |= {f"mask_{name}": value for name, value in (ended.get("masks") or {}).items()}
     path = run.path / "scores.safetensors"
     found = scores.load(path) if ended and path.exists() else None
     result = metrics.result(found, ended["split"]) if found else None
@@ -90,6 +99,8 @@ def headline(facts: Facts) -> tuple[str, str]:
         return f"{model} on {data} is not trained to the end.", stands
     if not ended["images"]:
         return f"{model} was trained on {data}.", "There were no images to test it on."
+    if facts.task != "classify":
+        return scene_headline(facts)
     result = facts.result  # of a run without scores the rounded figures have to do
     right = result.top1 if result else ended["top1"]
     low, high = map(percent, result.interval if result else ended["top1_interval_95"])
@@ -97,6 +108,25 @@ def headline(facts: Facts) -> tuple[str, str]:
         f"{model} answers {percent(right)} of the {facts.split} images of {data} right.",
         f"{ended['images']:,} images say so; with 95 % confidence it is {low} to {high}.",
     )
+
+
+def scene_headline(facts: Facts) -> tuple[str, str]:
+    """The words of the task with the result's figures."""
+    ended, words = facts.ended, facts.words
+    where = {"model": facts.recipe.model, "where": f"the {facts.split} images of {facts.data}"}
+    if not ended.get("objects", True):
+        return "{model} was trained, but there are no objects on {where}.".format(**where), ""
+    parts = {k: percent(v) for k, v in ended.items() if isinstance(v, float)}
+    counts = {k: f"{v:,}" for k, v in ended.items() if isinstance(v, int)}
+    bounds = {k: " to ".join(map(percent, v)) for k, v in ended.items() if k.endswith("_95")}
+    said = words.sure.format(**parts, **counts, **bounds)
+    return words.head.format(**parts, **where), " ".join(filter(None, [said, ended.get("why")]))
+
+
+def figures(facts: Facts) -> list[tuple[str, str, str]]:
+    """The figures that there are: name, meaning and value."""
+    every = ((*said, facts.figure(name)) for name, said in facts.words.figures.items())
+    return [(what, how, percent(value)) for what, how, value in every if value is not None]
 
 
 def cost(facts: Facts) -> dict[str, str]:
@@ -114,15 +144,18 @@ def cost(facts: Facts) -> dict[str, str]:
     return plan | took | run.read_json("environment.json")
 
 
-def sentences(facts: Facts, counts: Sequence[int], name: Callable[[int], str]) -> list[str]:
+def sentences(
+    facts: Facts, counts: Sequence[int], name: Callable[[int], str], seen: Sequence[str] = ()
+) -> list[str]:
     """What a person should know, the honesty of the test first.
 
-    `counts` are the training images of each class, empty where the data is not at hand; `name` says
-    what an image of the tested split is called, given its index.
+    `counts` are the training images of each class, or of scenes the objects, empty where the data
+    is not at hand; `name` says what an image of the tested split is called, given its index; `seen`
+    is what the data says beside.
     """
     scores, result = facts.scores, facts.result
-    answers = about_answers(scores, result, name) if scores and result else ()
-    return [*about_test(facts), *answers, *about_training(facts, counts)]
+    answers = about_answers(scores, result, name) if scores and result else about_classes(facts)
+    return [*about_test(facts), *answers, *seen, *about_training(facts, counts)]
 
 
 def times(count: int) -> str:
@@ -175,12 +208,35 @@ def about_answers(scores: Scores, result: Result, name: Callable[[int], str]) ->
         yield f"{many} may be wrong, look first at {', '.join(said)}."
 
 
+def about_classes(facts: Facts) -> Iterator[str]:
+    """Which classes and sizes of scenes are found worst."""
+    for what, key, average in (("AP at IoU 0.5", "ap50", "map50"), ("IoU", "iou", "mean_iou")):
+        rows = [
+            (row.get(key), row["class"]) for row in facts.ended.get("per_class", ()) if key in row
+        ]
+        known = [(value, name) for value, name in rows if value is not None]
+        if missing := len(rows) - len(known):
+            yield f"{missing:,} of {len(rows):,} classes are not on these images, nor judged."
+        worst, name = min(known, default=(1.0, ""))
+        if worst < (facts.figure(average) or 0) - 0.1:
+            yield f"The weakest class is “{name}”: its {what} is {percent(worst)}."
+    small, large = facts.figure("map_small"), facts.figure("map_large")
+    if small is not None and small < (large or 0) / 2:
+        side = facts.source["preprocess"]["size"]
+        yield (
+            f"Small objects, less than 32 x 32 pixels, are found much worse than large ones: mAP "
+            f"{percent(small)} and {percent(large or 0)}; an input of more than {side} pixels "
+            f"(--set size={2 * side}) may help."
+        )
+
+
 def about_training(facts: Facts, counts: Sequence[int]) -> Iterator[str]:
     """Whether training was too short or too long, or had too few images."""
     if counts and max(counts) >= 3 * min(counts):
         named = dict(zip(counts, facts.classes, strict=True))
         few, many = (f"{count:,} of “{named[count]}”" for count in (min(counts), max(counts)))
-        yield f"Training has {many} and {few}: class_weights=balanced may help."
+        tip = "class_weights=balanced" if facts.task == "classify" else "more of the latter"
+        yield f"Training has {many} and {few}: {tip} may help."
     for row in facts.rows[-1:]:
         kinds = {"val_error": "validation", "test_error": "test", "train_error": "training"}
         key, kind = next(pair for pair in kinds.items() if pair[0] in row)

@@ -1,16 +1,20 @@
-"""Charts of the report: SVG in the page's own colours."""
+"""Charts of the report, SVG in the page's own colours, and pictures."""
 
 from __future__ import annotations
 
+import base64
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 INK, BLUE, ORANGE = "#1b1f24", "#1f6feb", "#d9730d"
 PAGE = {INK: "currentColor", BLUE: "var(--blue)", ORANGE: "var(--orange)"}
@@ -31,18 +35,38 @@ def blank() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def history(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Error in % by epoch on training and watched images, from the rows of metrics.jsonl."""
+STYLES = (("--", BLUE), ("-", ORANGE), (":", ORANGE), ("-", BLUE))
+
+
+def history(
+    rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str], what: str, scale: float = 100
+) -> Figure:
+    """Figures by epoch, with their labels, from the rows of metrics.jsonl; `what` has the unit."""
     figure, axes = blank()
     mark = "o" if len(rows) < 25 else ""
-    for split, line, colour in (("train", "--", BLUE), ("val", "-", ORANGE), ("test", "-", ORANGE)):
-        key = f"{split}_error"
-        points = [(row["epoch"], 100 * row[key]) for row in rows if key in row]
-        if points:
-            axes.plot(*zip(*points, strict=True), line + mark, color=colour, label=split, ms=4)
-    axes.set(xlabel="epoch", ylabel="error (%)", xlim=(0, None), ylim=(0, None))
+    there = [key for key in labels if any(key in row for row in rows)]
+    for key, (line, colour) in zip(there, STYLES, strict=False):
+        points = [(row["epoch"], scale * row[key]) for row in rows if key in row]
+        axes.plot(*zip(*points, strict=True), line + mark, color=colour, label=labels[key], ms=4)
+    axes.set(xlabel="epoch", ylabel=what, xlim=(0, None), ylim=(0, None))
     if rows:
         axes.legend(frameon=False, labelcolor=INK)
+    return figure
+
+
+def precision(curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Precision over recall in %, 101 points for each class; of many classes the mean is named."""
+    figure, axes = blank()
+    every = 100 * np.array([*curves.values()]).reshape(-1, 101)
+    if len(curves) > len(STYLES):
+        axes.plot(every[:100].T, color=INK, alpha=0.2, lw=1)
+        axes.plot(every.mean(0), color=BLUE, lw=3, label="mean")
+    else:
+        for points, name, (line, colour) in zip(every, curves, STYLES, strict=False):
+            axes.plot(points, line, color=colour, label=f"{points.mean():.0f} % {name}")
+    axes.set(xlabel="recall (%)", ylabel="precision (%)", xlim=(0, 103), ylim=(0, 103))
+    for text in axes.legend(frameon=False, labelcolor=INK).get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -64,7 +88,8 @@ def reliability(bins: Sequence[tuple[int, float, float]]) -> Figure:
 def svg(figure: Figure, caption: str) -> Markup:
     """The figure as an element of a page, named by the caption of that id."""
     file = io.StringIO()
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": caption}):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": caption}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the page has fonts for any class's name
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     # What would meet the page's own: ids of groups, a style sheet, a font; and links.
     own = r'(?<=<g) id="[^"]*"|<style.*?</style>|<metadata>.*?</metadata>|font-family:[^;]*;'
@@ -73,3 +98,10 @@ def svg(figure: Figure, caption: str) -> Markup:
         text = text.replace(colour, name)
     start = f'<svg role="img" aria-labelledby="{caption}" '
     return Markup(start + text[text.index("viewBox") :])
+
+
+def uri(image: Image.Image) -> str:
+    """The picture as an address that holds it."""
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import torch
@@ -29,12 +28,20 @@ from resnets.evaluation.scores import Scores
 from resnets.files import write_whole
 from resnets.recipe import Preprocess
 from resnets.reporting import facts as room
-from resnets.reporting import plots
+from resnets.reporting import plots, scenes
 from resnets.reporting.facts import Facts
+from resnets.reporting.plots import uri
+from resnets.reporting.scenes import Gallery, Picture
 
 EACH, CLASSES = 6, 20  # pictures of a class; classes with pictures, and of a confusion matrix
 WORST, BEST = 9, 3  # answers with heat maps
 SIDE, THUMB = 224, 64  # pixels of a picture beside its heat map, and of one in a row
+HEAT = "Heat map of what spoke for this answer"
+RELIABILITY = (
+    "How often an answer is right, by its confidence. On the dashed line a network is right as "
+    "often as it says, below it is too sure of itself; the larger a dot, the more answers. On "
+    "average they are"
+)
 
 PAGES = jinja2.Environment(
     loader=jinja2.PackageLoader("resnets.reporting", "."),
@@ -44,7 +51,7 @@ PAGES = jinja2.Environment(
     lstrip_blocks=True,
 )
 PAGES.filters |= {"percent": room.percent, "quote": shlex.quote}
-PAGES.globals |= {"cost": room.cost, "figures": room.FIGURES, "headline": room.headline}
+PAGES.globals |= {"cost": room.cost, "headline": room.headline}
 
 
 def write(facts: Facts, source: Source | None = None) -> Path:
@@ -60,43 +67,73 @@ def write(facts: Facts, source: Source | None = None) -> Path:
     except ResnetsError as error:
         missing = f"There are no pictures: {error}"
     splits = source.splits if source else {}
-    kinds = len(facts.classes)
-    counts = {part: split.counts(kinds).tolist() for part, split in splits.items()}
     tested = splits.get(facts.ended.get("split", ""))
-    name = partial(short, tested)
-    bins = metrics.reliability(facts.scores) if facts.scores else []
-    pictures = dict[str, list[dict[str, str]]]()
-    model = load(run.path) if run.model.exists() else None
-    if facts.scores and tested and model:
-        right = metrics.right(facts.scores)
-        sure = facts.scores.probabilities.amax(1).where(right, -1).argsort(descending=True)
-        worst, best = findings.most_wrong(facts.scores, WORST), sure[: min(BEST, int(right.sum()))]
-        for title, rows in (("Most wrong", worst), ("Most surely right", best)):
-            if len(rows):
-                pictures[title] = gallery(model, tested, facts.scores, rows, name)
+    show = answers if facts.task == "classify" else scenes.show
     page = PAGES.get_template("report.html").render(
         facts=facts,
-        sentences=room.sentences(facts, counts.get("train", []), name),
-        matrix=kinds <= CLASSES,
-        pictures=pictures,
-        temperature=model.card.temperature if model else None,
-        curves=plots.svg(plots.history(facts.rows), "curves"),
-        reliability=plots.svg(plots.reliability(bins), "reliability") if bins else "",
         missing=missing,
-        counts=counts,
-        strips=strips(splits["train"], facts) if "train" in splits else [],
+        problems=source.problems if source else (),
+        **show(facts, splits, tested, partial(short, tested)),
     )
     path = run.path / "report.html"
     write_whole(path, page.encode("utf-8", "backslashreplace"))
     return path
 
 
+def answers(
+    facts: Facts, splits: dict[str, Split], tested: Split | None, name: Callable[[int], str]
+) -> dict[str, Any]:
+    """The parts of a classifier's page."""
+    scores, result, kinds = facts.scores, facts.result, len(facts.classes)
+    counts = {part: split.counts(kinds).tolist() for part, split in splits.items()}
+    pictures = list[Gallery]()
+    model = load(facts.run.path) if facts.run.model.exists() else None
+    if scores and tested and model:
+        right = metrics.right(scores)
+        sure = scores.probabilities.amax(1).where(right, -1).argsort(descending=True)
+        worst, best = findings.most_wrong(scores, WORST), sure[: min(BEST, int(right.sum()))]
+        for title, rows in (("Most wrong", worst), ("Most surely right", best)):
+            if len(rows):
+                pictures.append((title, "grid", gallery(model, tested, scores, rows, name)))
+    figures, chart = room.figures(facts), None
+    if scores and result:
+        (what, meaning, value), *others = figures
+        bounds = " to ".join(map(room.percent, result.interval))
+        loss = ("Loss", "mean cross-entropy in nats", f"{result.loss:.4f}")
+        figures = [(what, f"{meaning}; {bounds} at 95 %", value), *others, loss]
+        drawn = plots.svg(plots.reliability(metrics.reliability(scores)), "reliability")
+        temperature = model.card.temperature if model else None
+        divided = (
+            f"; logits are divided by a temperature of {temperature:.3f}" if temperature else ""
+        )
+        chart = ("reliability", drawn, f"{RELIABILITY} {room.percent(result.ece)} apart{divided}.")
+    each = result.per_class() if result else []
+    columns = {what: [row[what] for row in each] for what in ("precision", "recall", "f1") if each}
+    labels = {f"{part}_error": part for part in ("train", "val", "test")}
+    errors = plots.history(facts.rows, labels, "error (%)")
+    last = facts.rows[-1] if facts.rows else {}
+    ends = [f"{part} {room.percent(last[key])}" for key, part in labels.items() if key in last]
+    caption = f"Error by epoch{', at the end ' * bool(ends)}{', '.join(ends)}."
+    return {
+        "sentences": room.sentences(facts, counts.get("train", []), name),
+        "figures": figures,
+        "chart": chart,
+        "columns": counts | columns,
+        "strips": strips(splits["train"], facts) if "train" in splits else [],
+        "confusion": result.confusion if result and kinds <= CLASSES else (),
+        "matrix": "Rows are the true classes, columns the answers",
+        "pictures": pictures,
+        "curves": [("curves", plots.svg(errors, "curves"), caption)],
+    }
+
+
 def reread(facts: Facts) -> Source:
     """The run's data, split as for the run. Raises DataError where it is gone or another."""
     recipe = facts.recipe
-    source = sources.load(recipe.data, max_unreadable=recipe.max_unreadable)
+    source = sources.load(recipe.data, max_unreadable=recipe.max_unreadable, task=facts.task)
     if source.digest != facts.source["digest"]:
         raise DataError(f"{facts.data} is no longer the data that the run was trained on.")
+    source = sources.with_val(source) if recipe.trainval else source
     return sources.hold_out(source, recipe.holdout, recipe.seed) if recipe.holdout else source
 
 
@@ -135,11 +172,8 @@ def strips(split: Split, facts: Facts) -> list[str]:
 
 def gallery(
     model: Model, split: Split, scores: Scores, rows: Tensor, name: Callable[[int], str]
-) -> list[dict[str, str]]:
-    """The images of `rows` of the scores with the Grad-CAM of the most probable class.
-
-    Each with its name, the verdict, and the addresses of the plain picture and of the heat map.
-    """
+) -> list[Picture]:
+    """The images of `rows` of the scores; beside each the Grad-CAM of the most probable class."""
     images, pixels, which = inputs(split, scores.indices[rows], model.card.preprocess)
     scores, classes = scores.take(rows[which]), scores.classes
     given, chances = metrics.answers(scores), scores.probabilities
@@ -150,15 +184,9 @@ def gallery(
         sure = map(room.percent, chances[k].tolist())
         texts = [f"{name} with {share}" for name, share in zip(classes, sure, strict=True)]
         true, answer = findings.named(has, classes), findings.named(given[k], texts)
-        picture = {"name": name(int(scores.indices[k])), "verdict": f"{true}, answered {answer}"}
+        called, verdict = name(int(scores.indices[k])), f"{true}, answered {answer}"
         plain = to_pil_image(pixels[k]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         heat = overlay(pixels[k], heats[k]).resize((SIDE, SIDE))
-        shown.append(picture | {"plain": uri(plain), "heat": uri(heat)})
+        pair = [(uri(plain), f"{called}: {verdict}"), (uri(heat), HEAT)]
+        shown.append({"name": called, "verdict": verdict, "images": pair, "legend": ()})
     return shown
-
-
-def uri(image: Image.Image) -> str:
-    """The picture as an address that holds it."""
-    file = io.BytesIO()
-    image.save(file, "WEBP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -45,6 +45,7 @@ class Progress:
     loss: float | None = None
     train_error: float | None = None
     watched_error: float | None = None
+    watched: tuple[tuple[str, float], ...] = ()  # further figures of the same images
     notes: tuple[str, ...] = ()  # what a person should know, once
 
 
@@ -277,7 +278,8 @@ def measure(
         if world.wishes([stop.signal])[0]:
             return replace(progress, loss=None)
         row |= {f"{recipe.watch}_{name}": value for name, value in found.items()}
-        progress = replace(progress, watched_error=found["error"])
+        more = tuple((k, v) for k, v in found.items() if k not in ("error", "loss"))
+        progress = replace(progress, watched_error=found["error"], watched=more)
         judge(run, plan, course, average, found["error"])
     state.totals.zero_()
     course.logged = course.step

@@ -1,0 +1,88 @@
+"""What tasks and their figures are called; torch is not imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from resnets.arch import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What is said of the runs of a task. Names in braces and keys are those of result.json."""
+
+    pipeline: str  # as a model hub calls it
+    does: str  # before "images"
+    error: str
+    metrics: dict[str, str]  # a hub's name: figure
+    figures: dict[str, tuple[str, str]]  # what it is called and means
+    head: str = ""
+    sure: str = ""
+
+
+WORDS: dict[Task, Words] = {
+    "classify": Words(
+        pipeline="image-classification",
+        does="names what is on",
+        error="wrong answers",
+        metrics={"accuracy": "top1", "f1": "macro_f1"},
+        figures={
+            "top1": ("Accuracy", "the answer is the label, or exactly the labels"),
+            "top5": ("Top-5 accuracy", "a label is among the five most probable classes"),
+            "balanced_accuracy": ("Balanced accuracy", "mean recall: each class counts the same"),
+            "macro_f1": ("Macro F1", "mean over classes of precision and recall in one"),
+            "mean_average_precision": (
+                "Mean average precision",
+                "area under precision over recall",
+            ),
+            "ece": ("Calibration error", "mean distance of confidence and accuracy, 15 bins"),
+        },
+    ),
+    "detect": Words(
+        pipeline="object-detection",
+        does="finds and names objects on",
+        error="1 - mAP at IoU 0.5",
+        metrics={"mAP50": "map50", "mAP": "map", "mask_mAP": "mask_map"},
+        figures={
+            "map50": ("mAP at IoU 0.5", "a box has to overlap its object by half"),
+            "map": ("mAP", "mean over IoU 0.5, 0.55, ... 0.95, as of COCO"),
+            "map_small": ("mAP of small objects", "less than 32 x 32 pixels"),
+            "map_medium": ("mAP of medium objects", "up to 96 x 96 pixels"),
+            "map_large": ("mAP of large objects", "more than that"),
+            "mask_map50": ("mAP of masks at IoU 0.5", "a mask has to overlap its object by half"),
+            "mask_map": ("mAP of masks", "mean over IoU as mAP"),
+        },
+        head="{model} finds the objects on {where} with a mAP of {map50}.",
+        sure="A box is right if it overlaps an object of its class by half (IoU 0.5); asked for "
+        "more, IoU 0.5 to 0.95, mAP is {map}. {objects} objects on {images} images say so; at IoU "
+        "0.5 it is {voc_interval_95} with 95 % confidence.",
+    ),
+    "localize": Words(
+        pipeline="object-detection",
+        does="finds and names the one object on",
+        error="localisation error",
+        metrics={"localization_error": "error", "top5_localization_error": "top5_error"},
+        figures={
+            "error": ("Localisation error", "told the class, its box is off: IoU below 0.5"),
+            "top5_error": ("Top-5 localisation error", "no right class of five with its box"),
+        },
+        head="{model} misses the object on {error} of {where}.",
+        sure="It is told the class, and its box has to overlap the object by half (IoU 0.5). "
+        "{images} images say so; with 95 % confidence it is {error_interval_95}. By five classes "
+        "of its own it misses {top5_error} ({top5_interval_95}).",
+    ),
+    "segment": Words(
+        pipeline="image-segmentation",
+        does="gives each pixel its class on",
+        error="1 - mean IoU",
+        metrics={"mean_iou": "mean_iou"},
+        figures={
+            "mean_iou": ("Mean IoU", "mean over classes of intersection / union"),
+            "pixel_accuracy": ("Pixel accuracy", "pixels that are given their class"),
+        },
+        head="{model} gives the pixels of {where} their class with a mean IoU of {mean_iou}.",
+        sure="IoU is the part where truth and answer agree, of all pixels that either says are of "
+        "a class; its mean is over classes. {pixel_accuracy} of the pixels of {images} images are "
+        "right.",
+    ),
+}

@@ -1,0 +1,118 @@
+"""Runs of every task of scenes: exact, tested, and refused where they cannot be meant."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import resnets
+from resnets import nets, scenes, verbs
+from resnets.arch import FAMILY
+from resnets.errors import CheckpointError, UsageError
+from resnets.evaluation import detect
+from resnets.nets.modelfile import digest, load
+from resnets.training import checkpoint
+from resnets.training.fit import fit
+from resnets.training.run import Run
+from resnets.training.state import adopt
+from resnets.training.stop import Stop
+
+SHORT = {"size": 64, "batch": 4, "augment.scale": [56, 80], "precision": "float32", "ema": 0.5}
+MODELS = {
+    "detect": "fasterrcnn_tiny_fpn",
+    "localize": "localizer_tiny",
+    "segment": "semanticfpn_tiny",
+}
+
+
+def planned(drawn, task, **changes):
+    fields = SHORT | {"model": MODELS[task], "steps": 6, "eval_every": 1} | changes
+    return verbs.plan(str(drawn[task]), task=task, overrides=fields, workers=0, device="cpu")
+
+
+def run_to(folder, plan, stop_after=None):
+    run = Run(folder)
+    if not folder.exists():
+        run.create()
+    stop = Stop()
+    for progress in fit(run, plan, stop):
+        if stop_after is not None and progress.step >= stop_after:
+            stop.signal = 15
+    return run
+
+
+@pytest.mark.parametrize("task", MODELS)
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(drawn, tmp_path, task):
+    runs = [
+        run_to(tmp_path / "whole", planned(drawn, task)),
+        run_to(tmp_path / "halves", planned(drawn, task), stop_after=3),
+    ]
+    assert checkpoint.newest(runs[1].path / "checkpoints").course.step < 6
+    run_to(tmp_path / "halves", planned(drawn, task))
+    ended = [checkpoint.newest(run.path / "checkpoints") for run in runs]
+    one, other = ({k: digest(v) for k, v in x.tensors.items()} for x in ended)
+    assert one == other
+    assert len({(run.path / "metrics.jsonl").read_text() for run in runs}) == 1
+    rows = runs[0].rows("metrics.jsonl")
+    assert [row["step"] for row in rows] == [3, 6]
+    assert all(0 <= row["val_error"] <= 1 and row["loss"] > 0 for row in rows)
+
+
+def test_a_finished_run_is_tested_and_its_model_finds_the_same(drawn, tmp_path):
+    outcome = resnets.train(
+        str(drawn["detect"]),
+        task="detect",
+        run=tmp_path / "run",
+        overrides=SHORT | {"steps": 2},
+        workers=0,
+    )
+    kept = detect.load(tmp_path / "run" / "detections.safetensors")
+    again = scenes.evaluate("detect", tmp_path / "run", str(drawn["detect"]), batch=4, workers=0)
+    one, other = (dict(r.numbers()) for r in (again, outcome.result))
+    assert one == pytest.approx(other, abs=1e-3)  # the convolutions are folded, and round otherwise
+    assert len(kept.indices) == outcome.result.images == 6
+    _, card = load(tmp_path / "run" / "model.safetensors")
+    assert card.classes == ("dark", "red")
+    with pytest.raises(UsageError, match="resnets detect evaluate"):
+        verbs.evaluate(tmp_path / "run", "digits")
+
+
+def test_validation_images_are_trained_on_when_that_is_said(drawn):
+    assert len(planned(drawn, "detect").train) == 12
+    merged = planned(drawn, "detect", trainval=True)
+    assert (len(merged.train), merged.source.val) == (18, None)
+    with pytest.raises(UsageError, match="trainval: digits has no validation images"):
+        verbs.plan("digits", overrides={"trainval": True})
+
+
+def test_a_classifier_becomes_the_backbone_and_a_detector_keeps_what_fits():
+    torch.manual_seed(0)
+    classifier = nets.create("resnet18", classes=7)
+    arch = replace(FAMILY["fasterrcnn_resnet18_fpn"], classes=2)
+    detector = nets.build(arch)
+    adopt(detector, classifier.state_dict())
+    own = detector.state_dict()
+    for name, value in classifier.state_dict().items():
+        assert name.startswith("fc.") or torch.equal(own[f"backbone.body.{name}"], value)
+    other = nets.build(replace(arch, classes=5))
+    fresh = other.roi_heads["box_predictor"].cls_score.weight.clone()
+    adopt(other, own)
+    assert torch.equal(other.rpn.head.cls_logits.weight, detector.rpn.head.cls_logits.weight)
+    assert torch.equal(other.roi_heads["box_predictor"].cls_score.weight, fresh)
+    with pytest.raises(CheckpointError, match="another network"):
+        adopt(detector, nets.create("resnet34").state_dict())
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "told"),
+    [
+        ("detect", {"label_smoothing": 0.1}, "label_smoothing is for classification"),
+        ("detect", {"augment.mixup": 0.2}, "augment.mixup=0.2"),
+        ("segment", {"loss": "bce"}, "loss is for classification"),
+        ("segment", {"model": "fasterrcnn_tiny_fpn"}, "not for `resnets segment`"),
+        ("detect", {"arch.anchors": [[8], [16]]}, "anchors"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(drawn, tmp_path, task, fields, told):
+    with pytest.raises(UsageError, match=told):
+        run_to(tmp_path / "run", planned(drawn, task, **fields))
