@@ -48,7 +48,7 @@ def check(preprocess: Preprocess, augment: Augment) -> None:
     """Raise UsageError if scenes cannot be seen so."""
     if len(preprocess.mean) != preprocess.channels:
         raise UsageError("normalize=pixel is for images of one size: set normalize=data")
-    if augment.crop == "scale" and not 0 < augment.scale[0] <= augment.scale[1]:
+    if augment.crop in ("scale", "resize") and not 0 < augment.scale[0] <= augment.scale[1]:
         raise UsageError(f"augment.scale={augment.scale} has to be two sides, the shorter first")
     plain = Augment(crop="none" if augment.crop == "pad" else augment.crop)
     for name in ("crop", "cutout", "policy", "erase", "mixup", "cutmix"):
@@ -67,7 +67,7 @@ def views(
 ) -> tuple[Tensor, Tensor]:
     """What is seen of scenes of one size at an input side of `side` pixels, and what is where.
 
-    Crop "none" is the whole image; "scale" a random side x side of it with its shorter side at a
+    Crops "none" and "resize" are the whole image; "scale" is a random side x side of it with its shorter side at a
     random length; "area" a random part, made side x side. Mirroring is done here too.
 
     uint8 (B, C, H, W), their labels and masks in the split, (B, DRAWS) -> uint8
@@ -87,7 +87,7 @@ def views(
     for i, image in enumerate(transforms.recolour(images, preprocess.channels)):
         where = Geometry((0, 0, height, width), fitted(height, width, side), (0, 0))
         cut = where.sides
-        if augment.crop != "none":
+        if augment.crop not in ("none", "resize"):
             where = transforms.geometry(height, width, preprocess, augment, draws[i].tolist())
             cut = side, side
         mirrored = augment.flip and draws[i, transforms.FLIP].item() < 0.5
