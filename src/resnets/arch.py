@@ -405,7 +405,7 @@ def tiny(detector: DetectorArch) -> DetectorArch:
         return small
     sides = (24.0, 48.0, 96.0, 192.0)
     if small.form == "c4":
-        return replace(small, anchors=(sides,))
+        return replace(small, anchors=(sides,), pool="align", sampled=32, proposals=(200, 200))
     levels = ("layer2", "layer3", "layer4")
     return replace(small, levels=levels, anchors=tuple((side,) for side in sides))
 
