@@ -337,7 +337,10 @@ def test_doctor(cli):
     assert set(json.loads(out)) >= {"torch", "processor", "features", "gpu", "memory", "disk"}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)],
+)
 def test_a_signal_saves_and_resume_goes_on(tmp_path, number, code):
     command = [sys.executable, "-m", "resnets"]
     steps = ["--model", "resnet8", "--set", "size=8", "--set", "steps=400", "--set", "eval_every=1"]

@@ -61,8 +61,9 @@ WITHOUT_END = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITHOUT_END)
-@pytest.mark.parametrize("at", [pytest.param("step", marks=pytest.mark.slow), "evaluated batch"])
+@pytest.mark.parametrize("at", ["step", "evaluated batch"])
 def test_what_evaluations_decide_is_the_same_with_interruptions(driver, tmp_path, name, at):
     recipe = WITHOUT_END[name]
     assert driver.train(tmp_path / "whole", recipe=recipe) == (0, "")
