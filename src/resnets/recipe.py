@@ -53,8 +53,9 @@ class Augment:
     crop "none" is the test-time view; "pad" pads by `pad` pixels and takes a random crop (CIFAR,
     1512.03385 section 4.2); "scale" resizes the shorter side to a random length in `scale` and
     takes a random crop (section 3.4); "area" takes a random area and aspect ratio (Inception,
-    fb.resnet.torch); "resize" is the whole of a scene, its shorter side at a random length in `scale`
-    that all images of a step share. "jitter" is fb.resnet.torch's brightness, contrast and saturation of 0.4.
+    fb.resnet.torch); "resize" is the whole of a scene, its shorter side at a random length in
+    `scale` that all images of a step share. "jitter" is fb.resnet.torch's brightness, contrast and
+    saturation of 0.4.
     """
 
     crop: Literal["none", "pad", "scale", "area", "resize"] = "none"

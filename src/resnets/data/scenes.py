@@ -67,8 +67,8 @@ def views(
 ) -> tuple[Tensor, Tensor]:
     """What is seen of scenes of one size at an input side of `side` pixels, and what is where.
 
-    Crops "none" and "resize" are the whole image; "scale" is a random side x side of it with its shorter side at a
-    random length; "area" a random part, made side x side. Mirroring is done here too.
+    Crops "none" and "resize" are the whole image; "scale" is a random side x side of it with its
+    shorter side at a random length; "area" a random part, made side x side. Mirroring is done here.
 
     uint8 (B, C, H, W), their labels and masks in the split, (B, DRAWS) -> uint8
     (B, channels, h, w) and, where masks are files, uint8 classes (B, h, w). Else float32 objects

@@ -56,7 +56,7 @@ def check(preprocess: Preprocess, augment: Augment) -> None:
     """Raise UsageError if images cannot be cropped so."""
     size = preprocess.size
     if augment.crop == "resize":
-        raise UsageError("augment.crop=resize is for boxes and masks; for classes set scale or area")
+        raise UsageError("augment.crop=resize is for boxes and masks; for classes: scale, area")
     if augment.crop == "scale" and not size <= augment.scale[0] <= augment.scale[1]:
         raise UsageError(f"augment.scale={augment.scale} has to begin at {size} or more")
     if augment.crop == "pad" and augment.reflect and augment.pad >= size:
