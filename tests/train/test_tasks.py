@@ -8,13 +8,14 @@ import torch
 import resnets
 from resnets import nets, scenes, verbs
 from resnets.arch import FAMILY
+from resnets.data.scenes import fitted
 from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation import detect
 from resnets.nets.modelfile import digest, load
 from resnets.training import checkpoint
-from resnets.training.fit import fit
+from resnets.training.fit import batches, fit
 from resnets.training.run import Run
-from resnets.training.state import adopt
+from resnets.training.state import Course, adopt
 from resnets.training.stop import Stop
 
 SHORT = {"size": 64, "batch": 4, "augment.scale": [56, 80], "precision": "float32", "ema": 0.5}
@@ -116,3 +117,18 @@ def test_a_classifier_becomes_the_backbone_and_a_detector_keeps_what_fits():
 def test_what_cannot_be_meant_is_refused(drawn, tmp_path, task, fields, told):
     with pytest.raises(UsageError, match=told):
         run_to(tmp_path / "run", planned(drawn, task, **fields))
+
+
+def test_a_steps_images_share_a_side_that_changes_from_step_to_step(drawn):
+    plan = planned(drawn, "detect", **{"augment.crop": "resize", "augment.scale": [40, 80]})
+    sides = [plan.side(step, 100) for step in range(100)]
+    assert min(sides) >= 40
+    assert max(sides) <= 80
+    assert len(set(sides)) > 20
+    assert sides == [plan.side(step, 1000) for step in range(100)]  # whatever the length
+    batch = next(batches(plan, Course(steps=6)))
+    height, width = fitted(64, 80, sides[0])
+    assert batch.images.shape[2:] == (-(-height // 32) * 32, -(-width // 32) * 32)
+    classes = verbs.plan("digits", overrides={"augment.crop": "resize"})
+    with pytest.raises(UsageError, match=r"augment.crop=resize is for boxes"):
+        next(batches(classes, Course(steps=1)))
