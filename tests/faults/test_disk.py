@@ -63,6 +63,7 @@ def test_a_call_fails(driver, short, tmp_path, fault):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_third_call_fails_once(driver, short, tmp_path):
     for n in itertools.count(1, 3):
         run = tmp_path / f"run-{n}"
