@@ -24,7 +24,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from resnets import nets
-from resnets.arch import FAMILY
+from resnets.families import FAMILY
 from resnets.nets.fold import folded
 
 CLASSES, REGIONS = 20, 256

@@ -7,8 +7,8 @@ import pytest
 from resnets import arch as archs
 from resnets import recipe as room
 from resnets import recipes
-from resnets.arch import FAMILY
 from resnets.errors import UsageError
+from resnets.families import FAMILY
 from resnets.recipe import Recipe
 from resnets.recipes import RECIPES, merged, paper_cifar10
 

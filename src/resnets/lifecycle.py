@@ -16,7 +16,6 @@ import torch
 
 from resnets import arch as archs
 from resnets import recipe as room
-from resnets.arch import Task
 from resnets.data.sources import Source
 from resnets.errors import DiskError, Interrupted, ResnetsError, UsageError
 from resnets.evaluation import metrics
@@ -25,6 +24,7 @@ from resnets.evaluation.model import Model, load
 from resnets.listing import environment
 from resnets.nets import Network
 from resnets.nets.modelfile import save
+from resnets.options import Task
 from resnets.training import checkpoint, tasks
 from resnets.training.fit import Progress, batches, fit
 from resnets.training.plan import Plan

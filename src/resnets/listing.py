@@ -10,13 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from resnets.arch import Task
 from resnets.errors import ResnetsError
+from resnets.options import Task
 
 
 def models(pattern: str = "*", /) -> Iterator[dict[str, Any]]:
     """List the networks: name, depth, parameters, multiply-adds, input, source."""
-    from resnets.arch import FAMILY
+    from resnets.families import FAMILY
     from resnets.nets.cost import cost
 
     if not any(sign in pattern for sign in "*?["):
@@ -88,7 +88,8 @@ def data_check(data: str, /, *, task: Task | None = None) -> list[dict[str, Any]
 
 def runs(root: str | Path = "runs", /) -> list[dict[str, Any]]:
     """List the runs below a folder: path, model, data, progress, error on which images."""
-    from resnets.arch import FAMILY, task
+    from resnets.arch import task
+    from resnets.families import FAMILY
     from resnets.reporting.words import WORDS
     from resnets.training.run import Run
 

@@ -11,6 +11,7 @@ from cyclopts import Parameter, Token, validators
 
 from resnets.errors import UsageError
 
+Task = Literal["classify", "detect", "localize", "segment"]  # what a network is for
 Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Part = Annotated[float, Parameter(validator=validators.Number(gte=0, lte=1))]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")]

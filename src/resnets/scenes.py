@@ -11,11 +11,11 @@ from resnets.errors import CheckpointError, UsageError
 from resnets.options import Seen
 
 if TYPE_CHECKING:
-    from resnets.arch import Task
     from resnets.data.sources import Source, Split
     from resnets.evaluation.detect import Detect, Detected
     from resnets.evaluation.model import Model
     from resnets.evaluation.scenes import Reading
+    from resnets.options import Task
     from resnets.training.tasks import Tested
 
 

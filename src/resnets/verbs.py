@@ -20,11 +20,11 @@ from resnets.options import Count, Device, Part, Read, Seconds, Tested, Workers,
 if TYPE_CHECKING:
     from resnets.analysis.cam import Sanity
     from resnets.analysis.explain import Explained
-    from resnets.arch import Task
     from resnets.assessment import Calibration
     from resnets.evaluation.metrics import Result
     from resnets.evaluation.model import Prediction
     from resnets.lifecycle import Outcome
+    from resnets.options import Task
     from resnets.recipe import Recipe
     from resnets.training.fit import Progress
     from resnets.training.plan import Plan
@@ -72,7 +72,7 @@ def plan(
     an unknown model, recipe or key, a value of the wrong type or a model of another task, DataError
     where the data is missing, empty, broken or has one class.
     """
-    from resnets import arch, recipes
+    from resnets import arch, families, recipes
     from resnets.data import sources
     from resnets.recipe import Recipe
     from resnets.training import memory, plan, world
@@ -81,7 +81,7 @@ def plan(
     began = time.monotonic() - (now := time.time()) + float(os.environ.pop("RESNETS_BEGAN", now))
     model, recipe, device = asked.get("model"), asked.get("recipe"), asked.get("device", "auto")
     if model is not None:
-        arch.arch(model)  # a typing error is told before minutes of reading
+        families.arch(model)  # a typing error is told before minutes of reading
     ranks = world.join(device) if world.launched() else world.World(size=devices)
     place = ranks.device if world.launched() else plan.pick_device(device)
     said = {"model": model, "epochs": asked.get("epochs"), "budget": budget}
@@ -90,7 +90,7 @@ def plan(
     base = recipes.read(recipe) if recipe is not None else None
     check = recipes.merged(base or Recipe(model="resnet18"), changes)
     named = base is not None or "model" in changes
-    own = arch.task(arch.arch(check.model)) if named else task or "classify"
+    own = arch.task(families.arch(check.model)) if named else task or "classify"
     if own != (task or own):
         raise UsageError(f"{check.model} is not for `resnets {task}`, but to {own}")
     source = sources.load(data, max_unreadable=check.max_unreadable, task=own)

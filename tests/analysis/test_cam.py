@@ -9,8 +9,9 @@ from captum.attr import LayerGradCam, Occlusion
 from torch.nn import functional as F
 
 from resnets.analysis.cam import grad_cam, occlusion, overlay, sanity, scaled
-from resnets.arch import MlpArch, VitArch, arch
+from resnets.arch import MlpArch, VitArch
 from resnets.errors import UsageError
+from resnets.families import arch
 from resnets.nets import build
 
 SMALL = replace(arch("resnet20"), blocks=(1, 1, 1), widths=(4, 8, 16), stem_width=4, classes=5)

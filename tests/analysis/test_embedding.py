@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from resnets.analysis import embedding
 from resnets.analysis.embedding import duplicates, nearest, prints, project, vectors
-from resnets.arch import arch
 from resnets.data.splits import Split
 from resnets.data.transforms import grey
 from resnets.evaluation.model import Model
+from resnets.families import arch
 from resnets.nets import build
 from resnets.nets.modelfile import Card
 from resnets.recipe import Preprocess

@@ -10,8 +10,9 @@ from torch import nn
 
 from resnets import nets
 from resnets.analysis import depth
-from resnets.arch import SHORTCUTS, DenseNetArch, Join, MlpArch, VitArch, arch
+from resnets.arch import DenseNetArch, Join, MlpArch, VitArch
 from resnets.errors import UsageError
+from resnets.families import SHORTCUTS, arch
 from resnets.nets.blocks import units
 
 BASE = replace(arch("resnet20"), blocks=(3, 2, 2))

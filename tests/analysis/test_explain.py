@@ -12,12 +12,12 @@ from PIL import Image
 
 from resnets.analysis import cam
 from resnets.analysis.explain import explain, explore, scatter, sheet
-from resnets.arch import arch
 from resnets.data import sources
 from resnets.data.splits import Split
 from resnets.errors import UsageError
 from resnets.evaluation.model import Model
 from resnets.evaluation.scores import Scores
+from resnets.families import arch
 from resnets.nets import build
 from resnets.nets.modelfile import Card
 from resnets.recipe import Preprocess

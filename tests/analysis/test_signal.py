@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from resnets import nets
 from resnets.analysis.signal import Layer, loss, responses, signal, verdict
-from resnets.arch import arch
 from resnets.errors import UsageError
+from resnets.families import arch
 
 
 @pytest.fixture(autouse=True)

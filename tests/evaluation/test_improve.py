@@ -7,9 +7,10 @@ import torch
 from torch.nn import functional as F
 from torchvision.ops import box_iou, nms
 
-from resnets.arch import TINY, DetectorArch, c4, tiny
+from resnets.arch import DetectorArch
 from resnets.evaluation import improve
 from resnets.evaluation.improve import improved, judged, views
+from resnets.families import TINY, c4, tiny
 from resnets.nets import build
 from resnets.nets.detector import Detector
 from resnets.ops import boxes as box

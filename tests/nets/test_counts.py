@@ -6,7 +6,8 @@ import pytest
 import torch
 import torchvision
 
-from resnets.arch import FAMILY, DenseNetArch, ResNetArch
+from resnets.arch import DenseNetArch, ResNetArch
+from resnets.families import FAMILY
 from resnets.nets import build
 from resnets.nets.cost import Cost, cost
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resnets.arch import FAMILY, Arch, DenseNetArch, MlpArch, VitArch
+from resnets.arch import Arch, DenseNetArch, MlpArch, VitArch
+from resnets.families import FAMILY
 from resnets.nets import build
 
 NETWORKS: dict[str, tuple[Arch, tuple[int, ...]]] = {

@@ -18,8 +18,9 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
-from resnets.arch import FAMILY, TINY, DetectorArch
+from resnets.arch import DetectorArch
 from resnets.errors import UsageError
+from resnets.families import FAMILY, TINY
 from resnets.nets import build
 from resnets.nets.detector import Detector, crop
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from resnets import nets
-from resnets.arch import FAMILY, SCENES, Join, MlpArch, ResNetArch, VitArch
+from resnets.arch import Join, MlpArch, ResNetArch, VitArch
 from resnets.errors import UsageError
+from resnets.families import FAMILY, SCENES
 from resnets.nets.cost import input_shape
 
 TINY = ResNetArch(

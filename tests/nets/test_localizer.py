@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnets.arch import FAMILY, TINY, LocalizerArch
+from resnets.arch import LocalizerArch
+from resnets.families import FAMILY, TINY
 from resnets.nets import build
 from resnets.nets.localizer import Localizer
 from resnets.ops import boxes as box

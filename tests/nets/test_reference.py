@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from resnets.arch import FAMILY
+from resnets.families import FAMILY
 from resnets.nets import build
 from resnets.nets.transformer import NAMES, renamed
 

@@ -14,8 +14,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from resnets.arch import FAMILY, TINY
 from resnets.errors import UsageError
+from resnets.families import FAMILY, TINY
 from resnets.nets import build
 
 K = 5

@@ -13,8 +13,9 @@ from torchvision.models.detection.retinanet import _default_anchorgen
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from resnets.arch import FAMILY, SCENES, TINY, DetectorArch, SegmenterArch, dilated, retina
+from resnets.arch import DetectorArch, SegmenterArch
 from resnets.errors import CheckpointError
+from resnets.families import FAMILY, SCENES, TINY, dilated, retina
 from resnets.nets import build
 from resnets.nets.modelfile import open_model
 from resnets.nets.recognition import skeleton

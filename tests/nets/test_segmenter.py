@@ -8,8 +8,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnets.arch import FAMILY, TINY, ResNetArch, SegmenterArch, dilated
+from resnets.arch import ResNetArch, SegmenterArch
 from resnets.errors import UsageError
+from resnets.families import FAMILY, TINY, dilated
 from resnets.nets import build
 from resnets.nets.segmenter import AUXILIARY, Segmenter, enlarged
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from resnets import arch as archs
-from resnets import recipes
-from resnets.arch import FAMILY
+from resnets import families, recipes
 from resnets.errors import UsageError
+from resnets.families import FAMILY
 from resnets.nets.cost import cost
 from resnets.paper import measures
 from resnets.paper.experiments import EXPERIMENTS, MACS, experiment
@@ -95,7 +95,7 @@ def test_a_budget_changes_length_resolution_and_data_alone():
             if not (one.units and budget == "cpu"):
                 assert short.arch == arm.recipe.arch
             assert short.batch == (64 if budget == "smoke" else arm.recipe.batch)
-            archs.changed(archs.arch(short.model), short.arch)
+            archs.changed(families.arch(short.model), short.arch)
 
 
 def test_longer_arms_stay_longer():

@@ -7,7 +7,7 @@ import pytest
 from processes import together
 
 from resnets import verbs
-from resnets.arch import TINY
+from resnets.families import TINY
 from resnets.training import checkpoint
 from resnets.training.fit import fit
 from resnets.training.run import Run

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import torch
 
 from resnets import arch as archs
+from resnets import families
 from resnets import recipe as recipes
 from resnets.data import splits
 from resnets.evaluation import metrics, scores
@@ -41,7 +42,7 @@ def folder(path, data=None, said=None, rows=(), recipe=None, ended=True):
     run.create()
     size = data.size
     see = Preprocess(size=size, mean=data.mean, std=data.std)
-    arch = replace(archs.arch("resnet8"), classes=len(data.classes), size=size)
+    arch = replace(families.arch("resnet8"), classes=len(data.classes), size=size)
     recipe = recipe or Recipe(model="resnet8", data=data.name)
     run.write_json(
         "source.json",

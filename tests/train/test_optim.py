@@ -6,8 +6,8 @@ from timm.optim import Lamb, Lars
 from torch import nn
 
 from resnets import nets
-from resnets.arch import arch
 from resnets.errors import UsageError
+from resnets.families import arch
 from resnets.recipe import Recipe
 from resnets.training import optim
 

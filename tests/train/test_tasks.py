@@ -7,10 +7,10 @@ import torch
 
 import resnets
 from resnets import nets, scenes, verbs
-from resnets.arch import FAMILY
 from resnets.data.scenes import fitted
 from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation import detect
+from resnets.families import FAMILY
 from resnets.nets.modelfile import digest, load
 from resnets.training import checkpoint
 from resnets.training.fit import batches, fit

@@ -13,8 +13,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnets.arch import FAMILY, MlpArch, VitArch, cifar, densenet_bc, plain, pre
+from resnets.arch import MlpArch, VitArch
 from resnets.errors import CheckpointError
+from resnets.families import FAMILY, cifar, densenet_bc, plain, pre
 from resnets.nets import build
 from resnets.nets.modelfile import open_model
 from resnets.nets.recognition import skeleton

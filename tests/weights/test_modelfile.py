@@ -14,9 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnets.arch import FAMILY, MlpArch, ResNetArch, cifar
+from resnets.arch import MlpArch, ResNetArch
 from resnets.arch import to_dict as arch_to_dict
 from resnets.errors import CheckpointError, DiskError, UsageError
+from resnets.families import FAMILY, cifar
 from resnets.nets import Network, build, modelfile
 from resnets.nets.modelfile import KEY, Card, from_dict, load, open_model, save, to_dict
 from resnets.recipe import Preprocess

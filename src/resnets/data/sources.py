@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from resnets.arch import Task
 from resnets.data import get
 from resnets.data.annotations import FORMS, reader
 from resnets.data.decode import Unreadable, opened, upright
@@ -17,6 +16,7 @@ from resnets.data.objects import source
 from resnets.data.segments import layout, read_masks
 from resnets.data.splits import Source, Split, hold_out, in_memory, with_val
 from resnets.errors import DataError, nearest
+from resnets.options import Task
 
 __all__ = ["Source", "Split", "expand", "hold_out", "load", "task_of", "with_val"]
 

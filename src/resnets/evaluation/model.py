@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from resnets.arch import Arch, MlpArch, Task
+from resnets.arch import Arch, MlpArch
 from resnets.arch import task as task_of
 from resnets.data.batches import Change, test_batches
 from resnets.data.decode import decode
@@ -22,6 +22,7 @@ from resnets.evaluation.scores import Scores, ensemble
 from resnets.evaluation.views import View, forward, passes
 from resnets.nets import CLASSIFIERS, Classifier, Network
 from resnets.nets.modelfile import Card, open_model
+from resnets.options import Task
 from resnets.recipe import Preprocess
 
 IMAGENET = Preprocess(size=224, resize=256)

@@ -16,7 +16,7 @@ from resnets.arch import (
     SegmenterArch,
     VitArch,
 )
-from resnets.arch import arch as named
+from resnets.families import arch as named
 from resnets.nets.densenet import DenseNet
 from resnets.nets.mlp import Mlp
 from resnets.nets.resnet import ResNet

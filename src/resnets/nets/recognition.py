@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from resnets.arch import (
-    FAMILY,
     Arch,
     DenseNetArch,
     DetectorArch,
@@ -19,9 +18,8 @@ from resnets.arch import (
     ResNetArch,
     SegmenterArch,
     VitArch,
-    dilated,
-    retina,
 )
+from resnets.families import FAMILY, dilated, retina
 from resnets.nets import Network, build
 
 Shape = tuple[int, ...]

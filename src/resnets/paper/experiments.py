@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any, Literal
 
 from resnets import recipes
-from resnets.arch import PLACEMENTS, SHORTCUTS
 from resnets.errors import UsageError, nearest
+from resnets.families import PLACEMENTS, SHORTCUTS
 from resnets.paper import measures
 from resnets.paper.measures import Measure
 from resnets.recipe import Recipe

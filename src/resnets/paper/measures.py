@@ -21,7 +21,7 @@ def fresh(name: str, *, size: int = 0) -> Network:
     """A network with the weights of seed 0."""
     import torch
 
-    from resnets.arch import arch
+    from resnets.families import arch
     from resnets.nets import build
 
     torch.manual_seed(0)
@@ -30,7 +30,7 @@ def fresh(name: str, *, size: int = 0) -> Network:
 
 def counts(name: str, _: Sequence[Model], __: Split | None) -> dict[str, Any]:
     """Layers, parameters and multiply-adds of an image."""
-    from resnets.arch import arch
+    from resnets.families import arch
     from resnets.nets.cost import cost
 
     price = cost(arch(name))

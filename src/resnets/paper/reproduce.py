@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnets import doctor
-from resnets.arch import arch, changed
+from resnets.arch import changed
 from resnets.errors import Diverged, Interrupted, UsageError
+from resnets.families import arch
 from resnets.files import write_whole
 from resnets.paper import ledger
 from resnets.paper.experiments import (

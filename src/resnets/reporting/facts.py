@@ -16,6 +16,7 @@ from resnets.evaluation import metrics, scores
 from resnets.evaluation.metrics import Result
 from resnets.evaluation.scores import Scores
 from resnets.nets.cost import cost as network_cost
+from resnets.options import Task
 from resnets.recipe import Recipe
 from resnets.reporting.words import WORDS, Words
 from resnets.training.run import Run
@@ -57,7 +58,7 @@ class Facts:
         return "validation" if self.ended.get("split") == "val" else "test"
 
     @property
-    def task(self) -> archs.Task:
+    def task(self) -> Task:
         """What the network is for."""
         return archs.task(archs.from_dict(self.source["arch"]))
 

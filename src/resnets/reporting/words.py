@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resnets.arch import Task
+from resnets.options import Task
 
 
 @dataclass(frozen=True, slots=True)

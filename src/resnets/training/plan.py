@@ -14,13 +14,15 @@ from typing import Any, Literal
 import torch
 
 from resnets import arch as archs
-from resnets.arch import Arch, Task
+from resnets import families
+from resnets.arch import Arch
 from resnets.data.draws import draws_of_step
 from resnets.data.sources import Source, Split
 from resnets.errors import DataError, UsageError
 from resnets.evaluation.model import Model, load, takes_pictures
 from resnets.nets.cost import cost
 from resnets.nets.modelfile import Card
+from resnets.options import Task
 from resnets.recipe import Augment, Preprocess, Recipe, to_dict
 from resnets.recipes import RECIPES
 from resnets.training.state import Course, State, adopt
@@ -262,7 +264,7 @@ def resolve(
 ) -> Plan:
     """All that follows from recipe, data and machine. Raises UsageError of all contradictions."""
     base = load(recipe.weights) if recipe.weights else None
-    asked = archs.arch(recipe.model)
+    asked = families.arch(recipe.model)
     same = base is not None and archs.task(base.card.arch) == archs.task(asked)
     network = archs.changed(base.card.arch if base and same else asked, recipe.arch)
     if not takes_pictures(network):
@@ -341,7 +343,7 @@ def near(one: Preprocess, other: Preprocess) -> bool:
 def named(arch: Arch) -> str | None:
     """The model of that architecture, whatever its input and classes."""
     own: dict[str, Any] = {k: getattr(arch, k) for k in ("channels", "classes", "size")}
-    return next((name for name, k in archs.FAMILY.items() if replace(k, **own) == arch), None)
+    return next((name for name, k in families.FAMILY.items() if replace(k, **own) == arch), None)
 
 
 def preprocessing(recipe: Recipe, source: Source) -> Preprocess:
