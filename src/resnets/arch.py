@@ -179,10 +179,6 @@ class DetectorArch:
     def depth(self) -> int:
         return self.backbone.depth
 
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        return self.backbone.blocks
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmenterArch:
@@ -201,10 +197,6 @@ class SegmenterArch:
     def depth(self) -> int:
         return self.backbone.depth
 
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        return self.backbone.blocks
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalizerArch:
@@ -213,6 +205,9 @@ class LocalizerArch:
     backbone: ResNetArch
     anchors: tuple[float, ...] = (64, 128, 224)  # sides in pixels
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    # Proposals of a class that an R-CNN judges, in training and at test (the paper: 200); 0: none.
+    regions: tuple[int, int] = (0, 0)
+    crop: int = 224  # side in pixels that such a region is warped to
     channels: int = 3
     classes: int = 1000
     size: int = 224
@@ -222,11 +217,9 @@ class LocalizerArch:
     def depth(self) -> int:
         return self.backbone.depth
 
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        return self.backbone.blocks
 
-
+STRIDE = 32  # of a network's coarsest level
+IGNORED = 255  # class of a pixel that does not count
 SceneArch = DetectorArch | SegmenterArch | LocalizerArch
 ClassifierArch = ResNetArch | DenseNetArch | MlpArch | VitArch
 Arch = ClassifierArch | SceneArch

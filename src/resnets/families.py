@@ -176,7 +176,9 @@ SCENES: dict[str, SceneArch] = {
         for n, a, width in [*((n, a, 256) for n, a in TRUNKS.items()), ("tiny", TINY, 64)]
     },
     **{f"localizer_{n}": LocalizerArch(backbone=a) for n, a in TRUNKS.items()},
-    "localizer_tiny": LocalizerArch(backbone=TINY, anchors=(24, 48, 96), classes=10, size=96),
+    "localizer_tiny": LocalizerArch(
+        backbone=TINY, anchors=(24, 48, 96), crop=64, classes=10, size=96
+    ),
 }
 
 FAMILY: dict[str, Arch] = {

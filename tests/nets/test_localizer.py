@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import roi_align
 
 from resnets.arch import LocalizerArch
+from resnets.errors import UsageError
 from resnets.families import FAMILY, TINY
 from resnets.nets import build
-from resnets.nets.localizer import Localizer
+from resnets.nets.localizer import Localizer, Seen, cut
 from resnets.ops import boxes as box
 
 NARROW = replace(TINY, blocks=(1, 1, 1, 1), widths=(8, 16, 24, 32), stem_width=8)
@@ -29,6 +31,11 @@ def localizer(arch: LocalizerArch, spread: float = 0.1) -> Localizer:
         torch.nn.init.normal_(layer.weight, std=spread)
         torch.nn.init.normal_(layer.bias, std=spread)
     return network
+
+
+def look(network: Localizer, images: Tensor) -> list[Seen]:
+    """All of the images, at one scale."""
+    return network.look(images, torch.tensor([images.shape[2:]]).expand(len(images), 2))
 
 
 def rows(*objects: tuple[float, ...], padding: int = 0) -> Tensor:
@@ -48,7 +55,7 @@ def test_scores_and_boxes_are_those_of_the_layers_at_the_anchors() -> None:
         deltas = network.regression(last).view(2, 4, 5, 4, 3, 2)
         anchors = box.anchors([(3, 2)], [(32, 32)], [SMALL.anchors], SMALL.ratios).view(3, 2, 4, 4)
         classes = torch.tensor([[3, 0], [1, 4]])
-        boxes, scores = network.candidates(network.look(images), classes, 24)
+        boxes, scores = network.candidates(look(network, images), classes, 24)
         assert boxes.shape == (2, 2, 24, 4)
         for i in range(2):
             for k in range(2):
@@ -102,7 +109,7 @@ def test_at_first_classes_are_as_likely_as_in_the_sample() -> None:
 
 def by_hand(network: Localizer, images: Tensor, objects: Tensor) -> Tensor:
     """Losses of `ALL` for images whose one true object matches exactly one anchor or none."""
-    seen = network.look(images)
+    (seen,) = look(network, images)
     totals = []
     for i, own in enumerate(objects):
         true = [o for o in own.tolist() if o[5] == 1]
@@ -165,7 +172,7 @@ def test_objects_of_other_classes_are_no_background() -> None:
     images = torch.randn(1, 3, 64, 64)
     own, other = (24.0, 24, 40, 40, 1, 1), (-16.0, -16, 16, 16, 2, 1)  # the anchor at the corner
     with torch.no_grad():
-        logits = network.look(images).logits[0]
+        logits = look(network, images)[0].logits[0]
         alone, beside = network(images, rows(own)), network(images, rows(own, other))
         crowd = network(images, rows(own, (*other[:5], 2)))
     assert torch.equal(beside, crowd)
@@ -233,3 +240,82 @@ def test_where_squares_are_is_learnt() -> None:
     with torch.no_grad():
         boxes, _ = network.eval().best(images, objects[:, :, 4].long())
     assert (box.iou(boxes, objects[..., :4])[:, 0, 0] > 0.5).all()
+
+
+# --- The R-CNN, and several scales ----------------------------------------------------------------
+
+JUDGED = replace(SMALL, regions=(6, 7), crop=32)
+
+
+def test_regions_are_cut_out_and_warped() -> None:
+    images = torch.rand(2, 3, 40, 64)
+    whole = torch.tensor([[0.0, 0, 64, 40]])
+    part = torch.tensor([[8.0, 4, 40, 36]])  # 32 x 32: nothing to interpolate
+    boxes = torch.stack([torch.cat([whole, part]), torch.cat([part, whole])])
+    found = cut(images, boxes, 32)
+    assert found.shape == (4, 3, 32, 32)
+    torch.testing.assert_close(found[1], images[0, :, 4:36, 8:40])
+    torch.testing.assert_close(found[2], images[1, :, 4:36, 8:40])
+    for k, i in ((0, 0), (3, 1)):  # as torchvision's operator with one sample a cell
+        row = F.pad(whole, (1, 0), value=i)
+        torch.testing.assert_close(found[k], roi_align(images, row, 32, 1.0, 1, True)[0])
+
+
+def test_the_rcnn_judges_the_best_proposals_of_each_class() -> None:
+    network = localizer(JUDGED).eval()
+    assert network.rcnn is not None
+    for layer in (network.rcnn.cls_score, network.rcnn.bbox_pred):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    images, classes = torch.randn(2, 3, 96, 64), torch.tensor([[3, 0], [1, 4]])
+    with torch.no_grad():
+        boxes, scores = network.best(images, classes)
+        proposed, _ = network.candidates(look(network, images), classes, 7)
+        for i in range(2):
+            for k in range(2):
+                c = int(classes[i, k])
+                crops = cut(images[i : i + 1], proposed[i, k][None], 32)
+                x = network.rcnn.body.features(crops)["layer4"].mean((2, 3))
+                logits, moves = network.rcnn.cls_score(x), network.rcnn.bbox_pred(x).view(7, 5, 4)
+                best = int(logits[:, c].argmax())
+                moved = box.decode(moves[best, c], proposed[i, k, best])[None, None]
+                right = box.clip(moved, torch.tensor([[96, 64]]))[0, 0]
+                torch.testing.assert_close(boxes[i, k], right, rtol=1e-4, atol=1e-3)
+                assert scores[i, k].item() == pytest.approx(logits[best, c].sigmoid().item(), 1e-4)
+        found = network(images)
+    assert found.classes.shape == (2, 5)
+    assert (found.scores.diff() <= 0).all()
+
+
+def test_the_rcnn_learns_of_true_boxes_too() -> None:
+    network = localizer(JUDGED)
+    assert network.rcnn is not None
+    assert network.parts == ("classification", "boxes", "judgement", "movement")
+    images, objects = torch.randn(2, 3, 96, 96), rows((30, 30, 70, 80, 2, 1)).expand(2, 1, 6)
+    torch.manual_seed(0)
+    losses = network(images, objects)
+    assert losses.shape == (5,)
+    assert (losses[:-1] > 0).all()
+    losses[:-1].sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    nothing = network(images, torch.zeros(2, 0, 6))
+    assert nothing.isfinite().all()
+    assert nothing[3] == 0  # no region is moved
+    with pytest.raises(UsageError, match="regions"):
+        build(replace(JUDGED, regions=(0, 7)))
+
+
+def test_one_of_the_scales_is_the_network_on_the_resized_image() -> None:
+    network = localizer(SMALL).eval()
+    images, classes = torch.randn(2, 3, 96, 64), torch.tensor([[3, 0], [1, 4]])
+    images[1] = 12 * F.avg_pool2d(images[1], 9, 1, 4)  # smooth: seen better at twice the size
+    sizes = torch.tensor([[96, 64], [90, 50]])
+    double = F.interpolate(images, (192, 128), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        plain = network.best(images, classes, sizes)
+        large = network.best(double, classes, 2 * sizes)
+        network.scales = (1.0, 2.0)
+        boxes, scores = network.best(images, classes, sizes)
+    first = plain[1] >= large[1]
+    torch.testing.assert_close(scores, torch.where(first, plain[1], large[1]))
+    torch.testing.assert_close(boxes, torch.where(first[..., None], plain[0], large[0] / 2))
+    assert 0 < first.sum() < 4

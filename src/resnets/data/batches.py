@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from resnets.arch import IGNORED
 from resnets.data import scenes, transforms
 from resnets.data.decode import Unreadable, decode
 from resnets.data.draws import order, uniform
@@ -218,7 +219,7 @@ class Decode(Dataset[Answer]):
             hand[1] = -1 - index
         none = torch.empty(0, len(self.fill), side, side, dtype=torch.uint8)
         seen = scenes.joined(views or [none], self.fill[:, None, None])
-        told = scenes.joined(found or [labels[:0]], scenes.NOTHING)
+        told = scenes.joined(found or [labels[:0]], IGNORED)
         return seen, told, indices[rows], draws[rows], tuple(bad)
 
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from resnets.arch import IGNORED, STRIDE
 from resnets.data import transforms
 from resnets.data.decode import Unreadable, opened
 from resnets.data.splits import Masks, Shape
@@ -28,8 +29,6 @@ Shapes = tuple[Shape, ...]
 Move = Callable[[Tensor], Tensor]  # a tv_tensor of an image to one of a view
 
 VISIBLE = 1 / 5  # of its area: an object of which a view shows less is none any more
-STRIDE = 32  # of a network's coarsest level
-NOTHING = 255  # class of a pixel that does not count
 MASK = 56  # cells of an object's mask, across its box and down
 _SAMPLES = 4  # of a cell, across and down
 
@@ -98,7 +97,7 @@ def views(
         seen.append(pad(view, room, fill=fill))
         if isinstance(mask, Path):
             classes = move(tv_tensors.Mask(torch.from_numpy(class_map(mask, height, width))))
-            found.append(pad(classes, room, fill=NOTHING))
+            found.append(pad(classes, room, fill=IGNORED))
         else:
             found.append(_objects(labels[i], mask, (height, width), move, mirrored))
     return torch.stack(seen), torch.stack(found)

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from resnets.arch import IGNORED
 from resnets.data.annotations import PICTURES, class_names, read_yaml
 from resnets.data.decode import Unreadable
 from resnets.data.folders import assemble, look, subfolders, visible
 from resnets.data.objects import Problem, Refused
-from resnets.data.scenes import NOTHING, class_map
+from resnets.data.scenes import class_map
 from resnets.data.splits import Source, Split
 from resnets.errors import DataError
 
@@ -85,7 +86,7 @@ def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
         counted = pool.map(count, rows, chunksize=16)
     refused = [(str(row[1]), c) for row, c in zip(rows, counted, strict=True) if isinstance(c, str)]
     counts = np.array([c for c in counted if not isinstance(c, str)]).reshape(-1, 256)
-    counts[:, NOTHING] = 0
+    counts[:, IGNORED] = 0
     found = np.flatnonzero(counts.any(0)).tolist()
     names = _names(root) or {k: str(k) for k in range(max(found, default=-1) + 1)}
     for row, own in zip(rows, counts, strict=True) if not refused else ():
@@ -98,7 +99,7 @@ def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
     if len(classes) < 2:
         raise DataError(
             f"{root}: the masks hold {len(classes)} classes, it takes two to tell apart.\n"
-            f"{NOTHING} counts for nothing: a foreground drawn with it has to become 1."
+            f"{IGNORED} counts for nothing: a foreground drawn with it has to become 1."
         )
     shares = torch.from_numpy(counts[:, : len(classes)] / counts.sum(1, keepdims=True).clip(1))
     every = Split(

@@ -14,17 +14,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from resnets.evaluation.detect import Detect
 from resnets.nets.detector import SMALLEST, Detections, Detector, strongest
-from resnets.nets.proposals import take
+from resnets.nets.proposals import scaled, take
 from resnets.ops import boxes as box
 
 SIDE = 224  # pixels: regions of the size that classifiers are trained on
 OVERLAP = 0.3  # IoU beyond which a refined box suppresses another of its class
 VOTING = 0.5  # IoU from which on a box votes (Gidaris and Komodakis 2015, section 5)
-STRIDE = 32  # of the coarsest level
 
 View = tuple[dict[str, Tensor], Tensor]  # maps, and how much larger x, y, x, y are, (4,)
 
@@ -70,12 +68,8 @@ def views(
     """What a detector sees of images at each of the scales; `maps` is what it sees at 1."""
     seen = []
     for scale in scales:
-        ratio = torch.ones(2, device=images.device)
-        if scale != 1:
-            sides = [max(1, round(side * scale / STRIDE)) * STRIDE for side in images.shape[2:]]
-            large = F.interpolate(images, sides, mode="bilinear", antialias=True)
-            ratio = torch.tensor([sides[k] / images.shape[k + 2] for k in (1, 0)]).to(ratio)
-        seen.append((maps if scale == 1 else detector.features(large), ratio.repeat(2)))
+        view, ratio = scaled(images, scale)
+        seen.append((maps if scale == 1 else detector.features(view), ratio))
     return seen
 
 

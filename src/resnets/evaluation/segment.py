@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resnets.arch import IGNORED
 from resnets.data.batches import Batch
-from resnets.data.scenes import NOTHING, class_map
+from resnets.data.scenes import class_map
 from resnets.data.splits import Split
 from resnets.evaluation.classify import predict_batch
 from resnets.evaluation.scenes import Reading, looks, never
@@ -76,7 +77,7 @@ class Segmented:
 
 def confusion(truth: Tensor, given: Tensor, classes: int) -> Tensor:
     """Pixels of each true and each given class, int64 (K, K); 255 is no true class."""
-    known = truth != NOTHING
+    known = truth != IGNORED
     pairs = truth[known].long() * classes + given[known]
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 

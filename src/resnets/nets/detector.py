@@ -18,7 +18,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from resnets.arch import DetectorArch
 from resnets.errors import UsageError
 from resnets.nets.layers import Layers, global_mean
-from resnets.nets.proposals import ProposalNetwork, distance, mean, take
+from resnets.nets.proposals import ProposalNetwork, distance, inside, mean, take
 from resnets.nets.pyramid import EXTRA, Pyramid
 from resnets.ops import boxes as box
 from resnets.ops import regions
@@ -103,8 +103,7 @@ class Detector(nn.Module):
         self, images: Tensor, objects: Tensor | None = None, sizes: Tensor | None = None
     ) -> Tensor | Detections:
         height, width = images.shape[2:]
-        if sizes is None:
-            sizes = torch.tensor([[height, width]], device=images.device).expand(len(images), 2)
+        sizes = inside(images, sizes)
         maps = self.features(images)
         if objects is not None:
             return self.losses(maps, objects.float(), (height, width), sizes)

@@ -169,7 +169,8 @@ def _unseal(path: Path, text: str) -> tuple[Card, dict[str, str]]:
 
 def _skeleton(path: Path, arch: Arch, tensors: int) -> Network:
     """The card's network without memory; each unit has tensors, so the file bounds their number."""
-    blocks = arch.blocks if isinstance(arch.blocks, tuple) else (arch.blocks,)
+    counted = arch.backbone if isinstance(arch, architectures.SceneArch) else arch
+    blocks = counted.blocks if isinstance(counted.blocks, tuple) else (counted.blocks,)
     try:
         if len(blocks) > tensors or sum(blocks) > tensors or min(blocks) < 1:
             raise ValueError(f"{clip(sum(blocks))} units in {tensors} tensors")

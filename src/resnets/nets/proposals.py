@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
+from resnets.arch import STRIDE
 from resnets.ops import boxes as box
 
 LOW, HIGH = 0.3, 0.7  # IoU of an anchor that is background, and of one that is an object
@@ -37,6 +38,23 @@ class Anchored(NamedTuple):
     def boxes(self, index: Tensor, sizes: Tensor) -> Tensor:
         """The boxes that anchors int64 (B, n) become, inside images of `sizes`: (B, n, 4)."""
         return box.clip(box.decode(take(self.deltas, index), self.anchors[index]), sizes)
+
+
+def inside(images: Tensor, sizes: Tensor | None) -> Tensor:
+    """Height and width of each image of (B, C, H, W), all of it without `sizes`: int64 (B, 2)."""
+    if sizes is not None:
+        return sizes
+    return torch.tensor([images.shape[2:]], device=images.device).expand(len(images), 2)
+
+
+def scaled(images: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Images (B, C, H, W) at another size, and how much larger x, y, x, y are there: (4,)."""
+    if scale == 1:
+        return images, torch.ones(4, device=images.device)
+    sides = [max(1, round(side * scale / STRIDE)) * STRIDE for side in images.shape[2:]]
+    large = F.interpolate(images, sides, mode="bilinear", antialias=True)
+    ratio = torch.tensor([sides[k] / images.shape[k + 2] for k in (1, 0)], device=images.device)
+    return large, ratio.repeat(2)
 
 
 class Head(nn.Module):

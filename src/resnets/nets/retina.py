@@ -11,7 +11,7 @@ from torchvision.ops import sigmoid_focal_loss
 from resnets.arch import DetectorArch
 from resnets.nets.detector import Detections, strongest
 from resnets.nets.layers import Layers
-from resnets.nets.proposals import Anchored, spread, take
+from resnets.nets.proposals import Anchored, inside, spread, take
 from resnets.nets.pyramid import Pyramid
 from resnets.ops import boxes as box
 
@@ -49,13 +49,13 @@ class RetinaNet(nn.Module):
         self, images: Tensor, objects: Tensor | None = None, sizes: Tensor | None = None
     ) -> Tensor | Detections:
         height, width = images.shape[2:]
-        if sizes is None:
-            sizes = torch.tensor([[height, width]], device=images.device).expand(len(images), 2)
         maps = list(self.features(images).values())
         said = self.head(maps)
         anchors, counts = spread(maps, (height, width), self.arch.anchors, self.arch.ratios)
         seen = Anchored(said["cls_logits"].float(), said["bbox_regression"], anchors, counts)
-        return self.select(seen, sizes) if objects is None else losses(seen, objects.float())
+        if objects is not None:
+            return losses(seen, objects.float())
+        return self.select(seen, inside(images, sizes))
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """(B, C, H, W) -> {level: (B, width, h, w)}."""

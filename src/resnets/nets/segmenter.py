@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 
-from resnets.arch import SegmenterArch
+from resnets.arch import IGNORED, SegmenterArch
 from resnets.errors import UsageError
 from resnets.nets.layers import Layers, initialise
 from resnets.nets.resnet import ResNet
 from resnets.ops.fused import Chain
 
-IGNORED = 255  # a pixel of no class that counts
 AUXILIARY = 0.4  # the weight of its loss: Zhao et al. 2016, section 3.3
 RATES = (12, 24, 36)  # dilations of ASPP at an output stride of 8: Chen et al. 2017, section 3.3
 

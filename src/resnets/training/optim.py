@@ -81,17 +81,17 @@ def classifier(network: Classifier) -> nn.Linear:
     return network.classifier if isinstance(network, DenseNet) else network.fc
 
 
-def trunk(network: Network) -> str:
-    """How the names of the tensors of a scene's backbone begin; "" for a classifier."""
-    found = (name for name, module in network.named_modules() if isinstance(module, ResNet))
-    return f"{next(found, '')}.".lstrip(".")
+def trunks(network: Network) -> tuple[str, ...]:
+    """How the names of the tensors of a scene's backbones begin; ("",) for a classifier."""
+    found = [name for name, module in network.named_modules() if isinstance(module, ResNet)]
+    return tuple(f"{name}.".lstrip(".") for name in found or [""])
 
 
 def fresh(network: Network) -> set[str]:
     """The tensors that other classes need new: a classifier's last layer, a scene's heads."""
-    names, base = network.state_dict().keys(), trunk(network)
-    if base:
-        return {name for name in names if not name.startswith(base)}
+    names, bases = network.state_dict().keys(), trunks(network)
+    if bases != ("",):
+        return {name for name in names if not name.startswith(bases)}
     last = "classifier." if isinstance(network, DenseNet) else "fc."
     return {name for name in names if name.startswith(last)}
 

@@ -172,16 +172,17 @@ def blend(average: list[Tensor], current: list[Tensor], keep: float) -> None:
 def adopt(network: Network, weights: Mapping[str, Tensor]) -> None:
     """Take over the tensors of a trained network, but for a classifier or heads of another shape.
 
-    The weights of a classifier become a scene's backbone. Raises CheckpointError that names the
+    The weights of a classifier become a scene's backbones. Raises CheckpointError that names the
     first other difference.
     """
-    own, base, new = network.state_dict(), optim.trunk(network), optim.fresh(network)
-    if not any(name.startswith(base) for name in weights):
-        weights = {base + name: tensor for name, tensor in weights.items()}
-        new |= {f"{base}fc.weight", f"{base}fc.bias"}
+    own, bases, new = network.state_dict(), optim.trunks(network), optim.fresh(network)
+    if not any(name.startswith(bases) for name in weights):
+        weights = {base + name: tensor for base in bases for name, tensor in weights.items()}
+        new |= {f"{base}fc.{name}" for base in bases for name in ("weight", "bias")}
+    there = tuple(base for base in bases if any(name.startswith(base) for name in weights))
     other = sorted(own.keys() ^ weights.keys()) + [
         name for name in own if name in weights and own[name].shape != weights[name].shape
     ]
-    if strange := [name for name in other if name not in new and name.startswith(base)]:
+    if strange := [name for name in other if name not in new and name.startswith(there)]:
         raise CheckpointError(f"the weights belong to another network: {strange[0]} differs")
     load(network, own | {k: v for k, v in weights.items() if k in own and k not in other})
