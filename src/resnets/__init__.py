@@ -12,23 +12,14 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from resnets.classifiers import calibrate, evaluate, explain, predict
     from resnets.data.get import get
     from resnets.evaluation.model import load
     from resnets.instruments import analyze
     from resnets.listing import data_info, models, runs
     from resnets.nets import create
     from resnets.training.rates import find_rate
-    from resnets.verbs import (
-        calibrate,
-        evaluate,
-        explain,
-        plan,
-        predict,
-        report,
-        resume,
-        train,
-        tune,
-    )
+    from resnets.verbs import plan, report, resume, train, tune
 
 __all__ = [
     "analyze", "calibrate", "create", "data_info", "evaluate", "explain", "find_rate", "get",
@@ -36,7 +27,8 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "analyze": "instruments", "create": "nets", "data_info": "listing",
+    "analyze": "instruments", "calibrate": "classifiers", "evaluate": "classifiers",
+    "explain": "classifiers", "predict": "classifiers", "create": "nets", "data_info": "listing",
     "find_rate": "training.rates", "get": "data.get",
     "load": "evaluation.model", "models": "listing", "runs": "listing",
 }  # fmt: skip

@@ -18,7 +18,7 @@ from resnets.errors import DataError, UsageError
 from resnets.evaluation.metrics import Result
 from resnets.evaluation.model import Model, aligned, load
 from resnets.evaluation.scores import Scores
-from resnets.evaluation.views import View
+from resnets.options import View
 from resnets.training.plan import moments, pick_device
 
 
@@ -61,7 +61,7 @@ def subject(
     device: str = "auto",
     workers: int = 2,
 ) -> Subject:
-    """A model file or run with a split of the data; errors as `verbs.evaluate`."""
+    """A model file or run with a split of the data; errors as `classifiers.evaluate`."""
     model = load(
         path,
         device=pick_device(device),
@@ -79,7 +79,7 @@ def subject(
 
 
 def fair(path: str | Path, model: Model, source: Source, split: str | None) -> Split:
-    """The split that a model is tested on, with the model's labels; errors as `verbs.evaluate`."""
+    """The split that a model is tested on, with its labels; errors as `classifiers.evaluate`."""
     same = source.digest == model.card.provenance.get("digest")
     recipe = json.loads(model.card.provenance.get("recipe", "{}"))
     if same and recipe.get("trainval") and source.val is not None:
@@ -95,9 +95,9 @@ def fair(path: str | Path, model: Model, source: Source, split: str | None) -> S
     return aligned(pick_split(source, split or "test"), source.classes, model)
 
 
-def check_same(subjects: Sequence[Subject]) -> None:
-    """Raise UsageError where the models are to be tested on different images."""
-    first, *others = (np.asarray(each.split.images) for each in subjects)
+def check_same(splits: Sequence[Split]) -> None:
+    """Raise UsageError where models are to be tested on different images."""
+    first, *others = (np.asarray(split.images) for split in splits)
     if not all(np.array_equal(first, images) for images in others):
         raise UsageError(
             "the models kept different images from their training for validation: name --split test"

@@ -160,7 +160,10 @@ def analyze(
 def subject(
     kind: Kind, model: str, source: Source | None, shape: tuple[int, ...], how: Read
 ) -> Subject:
-    """The network of that name or place, with a split of the data; errors as `verbs.evaluate`."""
+    """The network of that name or place, with a split of the data.
+
+    Errors as `classifiers.evaluate`.
+    """
     from torch import Tensor
 
     from resnets import assessment

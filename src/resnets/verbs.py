@@ -1,4 +1,6 @@
-"""What the command line does, as functions: the same verbs with the same names and options.
+"""What makes runs, as functions: the verbs of the command line with the same names and options.
+
+`classifiers` and `scenes` are what networks are used for, `instruments` looks inside.
 
 torch, and with it most rooms, is imported inside a verb only, so that `--help` answers at once.
 """
@@ -10,19 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, Unpack
 
 from cyclopts import Parameter
 
-from resnets.errors import CheckpointError, DataError, UsageError
-from resnets.options import Count, Device, Part, Read, Seconds, Tested, Workers, assignments
+from resnets.errors import DataError, UsageError
+from resnets.options import Count, Device, Seconds, Workers, assignments
 
 if TYPE_CHECKING:
-    from resnets.analysis.cam import Sanity
-    from resnets.analysis.explain import Explained
-    from resnets.assessment import Calibration
-    from resnets.evaluation.metrics import Result
-    from resnets.evaluation.model import Prediction
     from resnets.lifecycle import Outcome
     from resnets.options import Task
     from resnets.recipe import Recipe
@@ -33,7 +30,7 @@ if TYPE_CHECKING:
     Name = str | Recipe
     Fields = Mapping[str, Any] | Sequence[str]
 else:  # what the command line reads for these
-    Name, Fields, Calibration, Explained, Sanity = str, list[str], Any, Any, Any
+    Name, Fields = str, list[str]
 
 
 class Asked(TypedDict, total=False):
@@ -74,6 +71,7 @@ def plan(
     """
     from resnets import arch, families, recipes
     from resnets.data import sources
+    from resnets.evaluation import detect
     from resnets.recipe import Recipe
     from resnets.training import memory, plan, world
 
@@ -93,6 +91,8 @@ def plan(
     own = arch.task(families.arch(check.model)) if named else task or "classify"
     if own != (task or own):
         raise UsageError(f"{check.model} is not for `resnets {task}`, but to {own}")
+    if own == "detect":
+        detect.coco()  # is missed now, not after the training
     source = sources.load(data, max_unreadable=check.max_unreadable, task=own)
     train = plan.training_images(source)
     if own == "classify":
@@ -200,186 +200,6 @@ def tune(
     return tune.search(folder, plan, search, trials, budget, create_run, finish, watch)
 
 
-def evaluate(
-    *places: str | Path,
-    compare: bool = False,
-    at_precision: Part | None = None,
-    ood: str | None = None,
-    corruptions: bool = False,
-    **how: Unpack[Tested],
-) -> Result:
-    """Test a model, or several as an ensemble, on one split of a data set.
-
-    `places` are the models (run folders, model files, foreign .pth or .safetensors files), then the
-    data. Further figures stand in fields of the result: `compare` is of the second of two models
-    against the first; `at_precision` finds the probability from which on that part of the answers
-    is right; `ood` is other data, on which the model ought to be unsure; `corruptions` are errors
-    on noisy, blurred and otherwise worsened images.
-
-    Raises UsageError for no `split`, where the data has none of its own and is not that of the
-    training, or models whose number does not suit; CheckpointError for a file that is refused, or
-    models that do not know the data's classes or have different ones; DataError where too many
-    images are unreadable, or there is no such split.
-    """
-    from resnets import assessment
-    from resnets.data import sources
-    from resnets.evaluation import metrics
-    from resnets.evaluation.scores import ensemble
-    from resnets.lifecycle import opened
-
-    *models, data = places or ("",)
-    if not models:
-        raise UsageError("name a model and the data: resnets evaluate MODEL... DATA")
-    if (compare and len(models) != 2) or (corruptions and len(models) != 1):
-        raise UsageError(f"--compare takes two models, --corruptions one; here are {len(models)}")
-    allowed, name = how.get("max_unreadable", 0.01), how.get("split") or "test"
-    source = sources.load(data, max_unreadable=allowed)
-    subjects = [assessment.subject(path, source, **how) for path in models]
-    assessment.check_same(subjects)
-    scored = [each.scores() for each in subjects]
-    said = scored[-1] if compare else ensemble(scored)
-    result, bad = metrics.result(said, name), said.unreadable
-    if not result.images or len(bad) > allowed * (result.images + len(bad)):
-        raise DataError(
-            f"{len(bad)} of {result.images + len(bad)} files of the {name} split of {data} are "
-            f"unreadable, first: {bad[0][0] if bad else 'none'}\nMend them, or allow more: "
-            "--max-unreadable 0.1"
-        )
-    for path, own in dict(zip(map(str, models), scored, strict=True)).items():
-        opened(path, source, name, 1 - float(metrics.right(own).double().mean()))
-    result = replace(result, unreadable=(*source.unreadable, *bad))
-    if compare:
-        found, images = metrics.compare(*scored), subjects[0].split.images
-        if isinstance(images, tuple):
-            fixed, broken = (
-                tuple(str(images[int(k)]) for k in part) for part in (found.fixed, found.broken)
-            )
-            found = replace(found, fixed=fixed, broken=broken)
-        result = replace(result, comparison=found)
-    if at_precision is not None:
-        result = replace(result, abstention=metrics.abstention(said, at_precision))
-    if ood is not None:
-        strange = assessment.unlabelled(sources.load(ood, max_unreadable=allowed), said.labels)
-        seen = ensemble([replace(each, split=strange).scores() for each in subjects])
-        result = replace(result, familiarity=metrics.ood(said, seen))
-    if corruptions:
-        from resnets.evaluation.corruptions import robustness  # here: torchvision delays a start
-
-        (one,) = subjects
-        rows = robustness(one.scores, one.model.card.arch.channels)
-        result = replace(result, corruptions=tuple(rows))
-    return result
-
-
-def calibrate(
-    model: str | Path,
-    data: str,
-    /,
-    *,
-    split: Literal["val", "all"] = "val",
-    device: Device = "auto",
-    workers: Workers = 2,
-) -> Calibration:
-    """Fit the temperature of MODEL on images that it was not trained on, and keep it in its file.
-
-    The answers stay the same; their probabilities become what they say (1706.04599). Figures and
-    report of a run follow.
-
-    Args:
-        split: The validation images, which `--set holdout` keeps from the training, or `all` images
-            of a data set that are all new to the model.
-    """
-    from resnets import assessment
-    from resnets.data import sources
-    from resnets.evaluation import metrics
-    from resnets.lifecycle import rescale
-    from resnets.nets.modelfile import save
-    from resnets.training.run import Run
-
-    path = Path(model) / "model.safetensors" if Path(model).is_dir() else Path(model)
-    source = sources.load(data)
-    one = assessment.subject(model, source, split=split, device=device, workers=workers)
-    card = one.model.card
-    if not card.provenance:
-        raise CheckpointError(
-            f"{model} is a foreign file, which has no place for a temperature: calibrate a run or "
-            "a model file of resnets"
-        )
-    if split == "all" and card.provenance["digest"] == source.digest:
-        raise UsageError(f"{model} was trained on images of {data}: --split val, or other images")
-    scores = one.scores()
-    factor = metrics.fit_temperature(scores)
-    temperature = (card.temperature or 1.0) * factor
-    save(path, one.model.network, replace(card, temperature=temperature))
-    if (path.parent / "result.json").exists():
-        rescale(Run(path.parent), factor)
-    after = replace(scores, logits=scores.logits / factor)
-    before, after_all = (metrics.result(x, split) for x in (scores, after))
-    return assessment.Calibration(temperature, before, after_all)
-
-
-def explain(
-    model: Path,
-    /,
-    *inputs: str | Path | bytes,
-    out: Path,
-    data: str | None = None,
-    level: str | None = None,
-    method: Literal["grad-cam", "occlusion"] = "grad-cam",
-    top: Count = 1,
-    **how: Unpack[Read],
-) -> Iterator[Explained | Sanity | dict[str, int]]:
-    """Draw why MODEL answers what it answers: for images, or for a whole data set.
-
-    Given is the answer to each image, or how many there are of each finding; errors as `evaluate`.
-
-    Args:
-        inputs: Image files, folders or globs: what speaks for the answer to each.
-        out: A new folder for the pictures.
-        data: Beside images: their nearest training images. Alone: the most wrong, most unsure and
-            likely mislabelled images of a split, duplicates of training images, and a map.
-        level: Which level's map Grad-CAM takes, as layer3; the last when left out.
-        method: grad-cam, or occlusion, which needs no gradient and is slower.
-        top: How many answers are explained.
-    """
-    from resnets import assessment
-    from resnets.analysis import explain as drawing
-    from resnets.data import sources
-    from resnets.evaluation import metrics
-    from resnets.evaluation.model import load
-    from resnets.lifecycle import check_outside, opened
-    from resnets.training.plan import moments, pick_device
-
-    if data is None and not inputs:
-        raise UsageError("give images, a data set or both: resnets explain MODEL IMAGE --data DATA")
-    if not inputs and (level or method != "grad-cam" or top != 1):
-        raise UsageError("--level, --method and --top are for images: name some")
-    source = sources.load(data, max_unreadable=how.get("max_unreadable", 0.01)) if data else None
-    if source and data:
-        check_outside(out, data)
-    reading, known = {"batch": how.get("batch", 128), "workers": how.get("workers", 2)}, None
-    if inputs:
-        if source:
-            chosen: Read = {**how, "split": how.get("split") or "train"}
-            one = assessment.subject(model, source, **chosen)
-            loaded, known = one.model, one.split
-        else:
-            place = pick_device(how.get("device", "auto"))
-            loaded = load(model, device=place, task="classify")
-            if normalize := how.get("normalize"):
-                loaded = loaded.normalized(*moments(normalize, None, loaded.card.arch.channels))
-        files = list(sources.expand(inputs))
-        yield from drawing.explain(
-            loaded, files, out, level=level, method=method, top=top, known=known, **reading
-        )
-    elif source:
-        one, name = assessment.subject(model, source, **how), how.get("split") or "test"
-        scores = one.scores()
-        opened(model, source, name, 1 - float(metrics.right(scores).double().mean()))
-        train = None if name in ("train", "all") else source.train
-        yield drawing.explore(one.model, one.split, scores, out, train=train, **reading)
-
-
 def report(run: Path, /, *, data: str | None = None) -> Path:
     """Write report.html and the model card README.md of RUN anew; returns the first.
 
@@ -390,21 +210,3 @@ def report(run: Path, /, *, data: str | None = None) -> Path:
     from resnets.training.run import Run
 
     return lifecycle.report(Run(run), data=data)
-
-
-def predict(
-    model: str | Path,
-    inputs: str | Path | bytes | Sequence[str | Path | bytes],
-    *,
-    top: int = 5,
-    device: str = "auto",
-) -> Iterator[Prediction]:
-    """The most probable classes of image files, folders of images, globs, or bytes."""
-    from resnets.data import sources
-    from resnets.evaluation.model import load
-    from resnets.training.plan import pick_device
-
-    items = [inputs] if isinstance(inputs, str | Path | bytes) else inputs
-    files = list(sources.expand(items))
-    one = load(model, device=pick_device(device), task="classify")
-    return one.predict(files, top=top)

@@ -1,4 +1,4 @@
-"""The command line: parses, calls one function of `resnets.verbs`, prints.
+"""The command line: parses, calls one function of the package, prints.
 
 A verb whose result is only shown is a command as it is, with its line in `SHOWN`; the functions
 here are those that talk more. torch is imported inside a verb only, so that `--help` answers at
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import math
 import os
 import sys
 import time
@@ -21,10 +20,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 from cyclopts import App, CycloptsError, Parameter
 
 import resnets
-from resnets import doctor, instruments, listing, verbs
-from resnets.cli import scenes, show
-from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError, nearest
-from resnets.options import Count, Device, Part, Seconds, Tested, Workers, assignments
+from resnets import classifiers, doctor, instruments, listing, verbs
+from resnets.cli import scenes, screen, show
+from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError
+from resnets.options import (
+    Count,
+    Device,
+    Part,
+    Seconds,
+    Tested,
+    Views,
+    Workers,
+    check_floors,
+    floors,
+)
 from resnets.verbs import Asked
 
 if TYPE_CHECKING:
@@ -48,14 +57,14 @@ app.command(runs_app)
 app.register_install_completion_command()
 
 SHOWN: dict[Callable[..., Any], tuple[App, str, Callable[[Any], None]]] = {
-    verbs.calibrate: (app, "calibrate", show.calibration),
+    classifiers.calibrate: (app, "calibrate", show.calibration),
     verbs.report: (app, "report", show.place),
     doctor.examine: (app, "doctor", show.pairs),
     instruments.analyze: (app, "analyze", show.analysis),
-    listing.models: (app, "models", show.listed),
+    listing.models: (app, "models", screen.listed),
     listing.data_info: (data_app, "info", show.data),
     listing.data_check: (data_app, "check", show.checked),
-    listing.runs: (runs_app, "ls", show.listed),
+    listing.runs: (runs_app, "ls", screen.listed),
 }
 for verb, (group, name, _) in SHOWN.items():
     group.command(verb, name=name)
@@ -94,12 +103,12 @@ def train(
     if dry_run:
         return
     folder = lifecycle.create_run(plan, run)
-    show.note(f"run folder {folder.path}")
+    screen.note(f"run folder {folder.path}")
     if devices > 1:  # the ranks are other processes; this one ends with theirs
         os.environ["RESNETS_BEGAN"] = str(time.time() - time.monotonic() + plan.began)
         device, workers = asked.get("device", "auto"), asked.get("workers", 2)
         resume(folder.path, devices=devices, device=device, workers=workers)
-    with show.bar() as watch:
+    with screen.bar() as watch:
         outcome = lifecycle.go(folder, plan, watch)
     show.outcome(outcome)
 
@@ -139,7 +148,7 @@ def tune(
     show.plan(plan, budget or trials * estimate(plan))
     folder = run or Path(f"runs/{Path(data).stem}-{plan.recipe.model}-tune")
     done: list[Trial] = []
-    with show.bar() as watch:
+    with screen.bar() as watch:
         for done in verbs.tune(
             plan, folder, trials=trials, budget=budget or 0.0, search=search or (), watch=watch
         ):
@@ -168,9 +177,9 @@ def resume(
 
         if run is None or data is not None:
             raise UsageError("--devices needs RUN, and its data where it was")
-        options = ["--device", device, "--workers", str(workers), *["--json"] * show.out.quiet]
+        options = ["--device", device, "--workers", str(workers), *["--json"] * screen.out.quiet]
         raise SystemExit(launch(devices, ["resume", str(run), *options]))
-    with show.bar() as watch:
+    with screen.bar() as watch:
         outcome = verbs.resume(run, data=data, device=device, workers=workers, watch=watch)
     show.outcome(outcome)
 
@@ -178,6 +187,7 @@ def resume(
 @app.command
 def evaluate(
     *places: str,
+    view: Views = "center",
     compare: bool = False,
     at_precision: Part | None = None,
     ood: str | None = None,
@@ -189,6 +199,8 @@ def evaluate(
 
     Args:
         places: Run folders, model files, or foreign .pth or .safetensors files; and last the data.
+        view: center, flip (and its mirror image), ten-crop or multi-scale; or one for each model,
+            as ten-crop,flip.
         compare: The second of two models against the first: which images changed, and whether that
             is more than chance.
         at_precision: From which probability on this part of the answers is right, and how many
@@ -197,33 +209,24 @@ def evaluate(
         corruptions: Also the errors on noisy, blurred and otherwise worsened images.
         fail_under: FIGURE=VALUE, as top1=0.93: exit with code 1 where it is less; may be repeated.
     """
-    wanted = {name: number(name, text) for name, text in assignments(fail_under or []).items()}
-    result = verbs.evaluate(
-        *places, compare=compare, at_precision=at_precision, ood=ood, corruptions=corruptions, **how
+    wanted = floors("classify", fail_under or [])
+    result = classifiers.evaluate(
+        *places,
+        view=view,
+        compare=compare,
+        at_precision=at_precision,
+        ood=ood,
+        corruptions=corruptions,
+        **how,
     )
     show.result(result)
-    found = {name: getattr(result, name) for name in wanted}
-    if none := [name for name, value in found.items() if value is None]:
-        raise UsageError(f"--fail-under {none[0]}: these images have one label each")
-    if short := [f"{k} {found[k]:.4f} < {v:g}" for k, v in wanted.items() if found[k] < v]:
-        raise ResnetsError(f"--fail-under: {', '.join(short)}")
-
-
-def number(name: str, text: str) -> float:
-    """What a figure is to reach. Raises UsageError for an unknown figure or no number."""
-    known = ("top1", "top5", "balanced_accuracy", "macro_f1", "mean_average_precision")
-    if name not in known:
-        raise UsageError(f"--fail-under {name}: {nearest(name, known)}")
-    with contextlib.suppress(TypeError, ValueError):
-        if math.isfinite(value := float(text)):
-            return value
-    raise UsageError(f"--fail-under {name}={text}: write a number, as {name}=0.93")
+    check_floors(wanted, result)
 
 
 @app.command
-@functools.wraps(verbs.explain)
+@functools.wraps(classifiers.explain)
 def explain(*inputs: Any, **how: Any) -> None:  # noqa: D103 - its documentation is the verb's
-    show.explained(verbs.explain(*inputs, **how), how["out"])
+    show.explained(classifiers.explain(*inputs, **how), how["out"])
 
 
 @app.command
@@ -244,7 +247,7 @@ def predict(
     if unknown := [item for item in inputs if item.startswith("--")]:
         raise UsageError(f"unknown option {unknown[0]}; `resnets predict --help` lists them")
     items = [sys.stdin.buffer.read() if item == "-" else item for item in inputs]
-    show.predictions(verbs.predict(model, items, top=top, device=device))
+    show.predictions(classifiers.predict(model, items, top=top, device=device))
 
 
 @app.command
@@ -273,15 +276,15 @@ def reproduce(
     from resnets.paper import reproduce, results
 
     if budget is None:
-        show.listed(reproduce.overview(root))
+        screen.listed(reproduce.overview(root))
         return
     if budget == "smoke":
         root = root / "runs" / "smoke"
     wanted = reproduce.chosen(ids)
     if dry_run:
-        show.listed(x for one in wanted for x in reproduce.planned(one, budget, seeds, root))
+        screen.listed(x for one in wanted for x in reproduce.planned(one, budget, seeds, root))
         return
-    with show.bar() as watch:
+    with screen.bar() as watch:
         for one in wanted:
             for job in reproduce.jobs(one, budget, seeds, data):
                 show.reached(reproduce.run(job, root, device=device, workers=workers, watch=watch))
@@ -291,9 +294,9 @@ def reproduce(
 @data_app.command
 def get(name: Literal["cifar10", "cifar100"], /) -> None:
     """Fetch a data set into the cache (RESNETS_DATA, else the user's cache folder)."""
-    with show.download(name) as watch:
+    with screen.download(name) as watch:
         path = resnets.get(name, watch)
-    show.note(f"{name} is in {path}", always=True)
+    screen.note(f"{name} is in {path}", always=True)
 
 
 @runs_app.command(name="compare")
@@ -302,7 +305,7 @@ def compare_runs(*runs: Path) -> None:
     from resnets.reporting.compare import compare
     from resnets.training.run import Run
 
-    show.listed(compare([Run(run) for run in runs]))
+    screen.listed(compare([Run(run) for run in runs]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -312,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "RANK" not in os.environ:
         os.environ["RESNETS_BEGAN"] = str(time.time())
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    verbose, show.quiet, show.out.quiet = (
+    verbose, screen.quiet, screen.out.quiet = (
         not flags.isdisjoint(tokens) for flags in (VERBOSE, QUIET, JSON)
     )
     tokens = [token for token in tokens if token not in VERBOSE | QUIET | JSON]

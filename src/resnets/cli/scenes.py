@@ -9,9 +9,8 @@ from typing import Annotated, Any, Unpack
 
 from cyclopts import App, Parameter
 
-from resnets.cli import show
-from resnets.errors import ResnetsError, UsageError, nearest
-from resnets.options import Part, Seen, assignments
+from resnets.cli import screen, show
+from resnets.options import Part, Seen, check_floors, floors
 
 GROUPS = {
     "detect": "Find objects: boxes, and masks where the data has them.",
@@ -34,6 +33,7 @@ def evaluate(
     *places: str,
     task: Bound = "detect",
     compare: bool = False,
+    classifier: Path | None = None,
     fail_under: list[str] | None = None,
     **how: Unpack[Seen],
 ) -> None:
@@ -42,24 +42,21 @@ def evaluate(
     Args:
         places: Run folders, model files, or foreign .pth or .safetensors files; and last the data.
         compare: The second of two detectors against the first.
+        classifier: A model that says the five classes that a localiser looks for.
         fail_under: FIGURE=VALUE, as map50=0.9: exit with code 1 where it is less; may be repeated.
     """
     from resnets import scenes
 
-    result = scenes.evaluate(task, *places, compare=compare, **how)
+    wanted = floors(task, fail_under or [])
+    result = scenes.evaluate(task, *places, compare=compare, classifier=classifier, **how)
     show.scene(result)
-    figures = {k: v for k, v in result.summary().items() if isinstance(v, float)}
-    for name, text in assignments(fail_under or []).items():
-        if name not in figures:
-            raise UsageError(f"--fail-under {name}: {nearest(name, figures)}")
-        if figures[name] < float(text):
-            raise ResnetsError(f"--fail-under: {name} {figures[name]:.4f} < {float(text):g}")
+    check_floors(wanted, result)
 
 
 def predict(
     model: Path,
     /,
-    *inputs: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    *inputs: str,
     task: Bound = "detect",
     out: Path = Path("predictions"),
     score: Part = 0.5,
@@ -75,5 +72,5 @@ def predict(
     from resnets import scenes
 
     found = scenes.predict(task, model, inputs, out, score=score, **how)
-    show.listed(found)
-    show.note(f"the pictures are in {out}")
+    screen.note(f"the pictures are in {out}")
+    show.seen(found)

@@ -1,25 +1,17 @@
-"""What a person sees: tables and a bar on a terminal, plain lines in a pipe, JSON when asked.
-
-Standard output is either: `out` is quiet where JSON is asked for, and `dump` where it is not.
-"""
+"""What each command tells: figures in a line, the rest in tables, what to type next."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
-from rich.table import Table
-
+from resnets.cli import screen
+from resnets.cli.screen import dump, note, out, percent, seconds, table
 from resnets.errors import DataError
+from resnets.options import group
 
 if TYPE_CHECKING:
     from resnets.assessment import Calibration
@@ -27,41 +19,9 @@ if TYPE_CHECKING:
     from resnets.evaluation.model import Prediction
     from resnets.instruments import Analysis
     from resnets.lifecycle import Outcome
-    from resnets.training.fit import Progress as Standing
     from resnets.training.plan import Plan
     from resnets.training.tasks import Tested
     from resnets.training.tune import Trial
-
-plain = partial(Console, markup=False, emoji=False, highlight=False, soft_wrap=True)
-out = plain(width=None if sys.stdout.isatty() else 240)  # in a pipe a table's row is one line
-err = plain(stderr=True)
-quiet = False
-chief = os.environ.get("RANK", "0") == "0"  # of the ranks that torchrun started
-
-FORMS: dict[str, Callable[[Any], str]] = {  # of columns; others go by their values' types
-    "multiply_adds": lambda count: f"{count / 1e6:,.1f} M",
-    "epoch": lambda epoch: f"{epoch:.1f}",
-    "loss": lambda nats: f"{nats:.4f}",
-    **dict.fromkeys(
-        ("std", "sorted_std", "forward", "backward", "weight", "product", "norm", "alpha"),
-        lambda value: f"{value:.4g}",
-    ),
-    "images_x_macs": lambda count: f"{count:.1e}",
-    **dict.fromkeys(("cpu", "full", "seconds"), lambda time: days(time)),
-}
-
-
-def note(text: str, *, always: bool = False) -> None:
-    """A line on standard error, so that standard output holds results only."""
-    if chief and (always or not quiet):
-        err.print(text)
-
-
-def dump(data: Any) -> None:
-    """JSON on standard output where that is asked for: null for what is not finite."""
-    if out.quiet:
-        finite = json.loads(json.dumps(data, default=asdict), parse_constant=lambda _: None)
-        print(json.dumps(finite, indent=2))
 
 
 def plan(chosen: Plan, estimate: float, *, asked_for: bool = False) -> None:
@@ -86,92 +46,9 @@ def plan(chosen: Plan, estimate: float, *, asked_for: bool = False) -> None:
         note(f"{len(problems) - 10:>10,}  more, which `resnets data check` lists", always=True)
 
 
-def percent(part: float | None) -> str:
-    """0.0827 as 8.27 %."""
-    return "-" if part is None else f"{100 * part:.2f} %"
-
-
-def seconds(value: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
-    whole = round(value)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
-
-
-def days(value: float) -> str:
-    """Seconds as h:mm:ss, or as days where they are more than two."""
-    return seconds(value) if value < 2 * 86_400 else f"{value / 86_400:,.0f} days"
-
-
-def moving(*columns: ProgressColumn) -> Progress:
-    """A bar on a terminal; nothing elsewhere."""
-    disable = quiet or not chief or not err.is_terminal
-    return Progress(*columns, console=err, transient=True, disable=disable)
-
-
-@contextmanager
-def bar() -> Iterator[Callable[[Standing], None]]:
-    """A bar, and what moves it, which also prints a line for each evaluation."""
-    head = " epoch      loss   train error   held out   rate      images/s   left"
-
-    def update(standing: Standing) -> None:
-        nonlocal head
-        for text in standing.notes:
-            note(text, always=True)
-        speed, left = f"{standing.images_per_second:,.0f}", seconds(standing.seconds_left)
-        where = f"{standing.step}/{standing.steps} steps {speed} images/s {left} left"
-        progress.update(task, completed=standing.step, total=standing.steps, description=where)
-        if standing.loss is None:
-            return
-        if head:
-            note(head)
-            head = ""
-        note(
-            f"{standing.epoch:6.1f}  {standing.loss:8.4f}  {percent(standing.train_error):>12}"
-            f"  {percent(standing.watched_error):>9}   {standing.rate:<8.4g}  {speed:>8}   {left}"
-            + "".join(f"   {name} {value:.4f}" for name, value in standing.watched)
-        )
-
-    with moving(BarColumn(bar_width=30), TextColumn("{task.description}")) as progress:
-        task = progress.add_task("", total=1)
-        yield update
-
-
-@contextmanager
-def download(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes, and what moves it."""
-    with moving() as progress:
-        task = progress.add_task(name, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total or None)
-
-
-def cell(name: str, value: Any) -> str:
-    """A value of a table's column: counts with commas, parts as percent."""
-    if isinstance(value, str):
-        return value
-    if name in FORMS:
-        return FORMS[name](value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return percent(value)
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table with the keys as its head; columns of numbers to the right."""
-    shown = Table(box=None, pad_edge=False)
-    for name in rows[0]:
-        words = any(isinstance(row[name], str | bool) for row in rows)
-        shown.add_column(name.replace("_", " "), justify="left" if words else "right")
-    for row in rows:
-        shown.add_row(*map(cell, row, row.values()))
-    out.print(shown)
-
-
 def outcome(finished: Outcome) -> None:
     """The end of a run: its test figures, and what to type next."""
-    if not chief:
+    if not screen.chief:
         return
     result, folder = finished.result, finished.run
     figures = {"error": result.error, "images": result.images} if result else {}
@@ -179,8 +56,8 @@ def outcome(finished: Outcome) -> None:
     if result is not None:
         headline(result)
     out.print(f"trained in {seconds(finished.seconds)}; everything is in {folder}")
-    group = f"resnets {finished.task} ".replace("classify ", "")
-    note(f"next: {group}predict {folder} IMAGE    {group}evaluate {folder} DATA")
+    verb = f"resnets {group(finished.task)}"
+    note(f"next: {verb}predict {folder} IMAGE    {verb}evaluate {folder} DATA")
 
 
 def headline(result: Tested) -> None:
@@ -208,7 +85,7 @@ def result(figures: Result) -> None:
     dump(figures.summary())
     headline(figures)
     extras(figures)
-    if not quiet:
+    if not screen.quiet:
         table(figures.per_class())
 
 
@@ -218,7 +95,7 @@ def scene(figures: Tested) -> None:
         note(f"left out {path}: {reason}", always=True)
     dump(figures.summary())
     headline(figures)
-    if not quiet and (rows := figures.per_class()):
+    if not screen.quiet and (rows := figures.per_class()):
         table(rows)
 
 
@@ -266,7 +143,7 @@ def calibration(found: Calibration) -> None:
 def analysis(found: Analysis) -> None:
     """The rows of an instrument, and what they say."""
     dump({"verdict": found.verdict, "folder": str(found.folder), "rows": found.rows})
-    if not quiet:
+    if not screen.quiet:
         table(found.rows)
     out.print(found.verdict)
     note(f"the table and the picture are in {found.folder}")
@@ -308,6 +185,22 @@ def predictions(items: Iterable[Prediction], findings: Mapping[str, Any] | None 
         rows.append({"file": item.file, "problem": item.problem, "classes": best})
         done.append(item)
     dump(rows if findings is None else {"images": done, **findings})
+    end(rows)
+
+
+def seen(rows: Sequence[Mapping[str, str]]) -> None:
+    """What is on scenes, a line each; ends as `predictions`."""
+    dump(rows)
+    for row in rows:
+        if row["problem"]:
+            note(f"{row['file']}: {row['problem']}", always=True)
+        else:
+            out.print(f"{row['file']}  {row['found']}")
+    end(rows)
+
+
+def end(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Raise SystemExit(3) where images could not be read."""
     if any(row["problem"] for row in rows):
         raise SystemExit(DataError.exit_code)
 
@@ -345,16 +238,6 @@ def study(done: Sequence[Trial], folder: Path) -> None:
         "the test images were not used."
     )
     note(f"next: resnets train DATA --recipe {folder / 'best.json'}")
-
-
-def listed(found: Iterable[Mapping[str, Any]]) -> None:
-    """Rows, of which there may be none."""
-    rows = list(found)
-    dump(rows)
-    if rows:
-        table(rows)
-    elif not out.quiet:
-        note("none found", always=True)
 
 
 def reached(row: Mapping[str, Any]) -> None:

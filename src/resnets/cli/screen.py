@@ -1,0 +1,146 @@
+"""The terminal: lines, tables and bars, plain lines in a pipe, JSON when asked.
+
+Standard output is either: `out` is quiet where JSON is asked for, and `dump` where it is not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from resnets.training.fit import Progress as Standing
+
+plain = partial(Console, markup=False, emoji=False, highlight=False, soft_wrap=True)
+out = plain(width=None if sys.stdout.isatty() else 240)  # in a pipe a table's row is one line
+err = plain(stderr=True)
+quiet = False
+chief = os.environ.get("RANK", "0") == "0"  # of the ranks that torchrun started
+
+FORMS: dict[str, Callable[[Any], str]] = {  # of columns; others go by their values' types
+    "multiply_adds": lambda count: f"{count / 1e6:,.1f} M",
+    "epoch": lambda epoch: f"{epoch:.1f}",
+    "loss": lambda nats: f"{nats:.4f}",
+    **dict.fromkeys(
+        ("std", "sorted_std", "forward", "backward", "weight", "product", "norm", "alpha"),
+        lambda value: f"{value:.4g}",
+    ),
+    "images_x_macs": lambda count: f"{count:.1e}",
+    **dict.fromkeys(("cpu", "full", "seconds"), lambda time: days(time)),
+}
+
+
+def note(text: str, *, always: bool = False) -> None:
+    """A line on standard error, so that standard output holds results only."""
+    if chief and (always or not quiet):
+        err.print(text)
+
+
+def dump(data: Any) -> None:
+    """JSON on standard output where that is asked for: null for what is not finite."""
+    if out.quiet:
+        finite = json.loads(json.dumps(data, default=asdict), parse_constant=lambda _: None)
+        print(json.dumps(finite, indent=2))
+
+
+def percent(part: float | None) -> str:
+    """0.0827 as 8.27 %."""
+    return "-" if part is None else f"{100 * part:.2f} %"
+
+
+def seconds(value: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    whole = round(value)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def days(value: float) -> str:
+    """Seconds as h:mm:ss, or as days where they are more than two."""
+    return seconds(value) if value < 2 * 86_400 else f"{value / 86_400:,.0f} days"
+
+
+def moving(*columns: ProgressColumn) -> Progress:
+    """A bar on a terminal; nothing elsewhere."""
+    disable = quiet or not chief or not err.is_terminal
+    return Progress(*columns, console=err, transient=True, disable=disable)
+
+
+@contextmanager
+def bar() -> Iterator[Callable[[Standing], None]]:
+    """A bar, and what moves it, which also prints a line for each evaluation."""
+    head = " epoch      loss   train error   held out   rate      images/s   left"
+
+    def update(standing: Standing) -> None:
+        nonlocal head
+        for text in standing.notes:
+            note(text, always=True)
+        speed, left = f"{standing.images_per_second:,.0f}", seconds(standing.seconds_left)
+        where = f"{standing.step}/{standing.steps} steps {speed} images/s {left} left"
+        progress.update(task, completed=standing.step, total=standing.steps, description=where)
+        if standing.loss is None:
+            return
+        if head:
+            note(head)
+            head = ""
+        note(
+            f"{standing.epoch:6.1f}  {standing.loss:8.4f}  {percent(standing.train_error):>12}"
+            f"  {percent(standing.watched_error):>9}   {standing.rate:<8.4g}  {speed:>8}   {left}"
+            + "".join(f"   {name} {value:.4f}" for name, value in standing.watched)
+        )
+
+    with moving(BarColumn(bar_width=30), TextColumn("{task.description}")) as progress:
+        task = progress.add_task("", total=1)
+        yield update
+
+
+@contextmanager
+def download(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes, and what moves it."""
+    with moving() as progress:
+        task = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total or None)
+
+
+def cell(name: str, value: Any) -> str:
+    """A value of a table's column: counts with commas, parts as percent."""
+    if isinstance(value, str):
+        return value
+    if name in FORMS:
+        return FORMS[name](value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return percent(value)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table with the keys as its head; columns of numbers to the right."""
+    shown = Table(box=None, pad_edge=False)
+    for name in rows[0]:
+        words = any(isinstance(row[name], str | bool) for row in rows)
+        shown.add_column(name.replace("_", " "), justify="left" if words else "right")
+    for row in rows:
+        shown.add_row(*map(cell, row, row.values()))
+    out.print(shown)
+
+
+def listed(found: Iterable[Mapping[str, Any]]) -> None:
+    """Rows, of which there may be none."""
+    rows = list(found)
+    dump(rows)
+    if rows:
+        table(rows)
+    elif not out.quiet:
+        note("none found", always=True)
