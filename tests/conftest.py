@@ -7,6 +7,8 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from resnets.cli import main
+
 # The same examples on every machine: a change is judged by itself, not by chance.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
@@ -16,6 +18,19 @@ settings.load_profile("repeatable")
 def one_thread() -> None:
     # Workers of pytest-xdist on as many cores: more threads than cores make everything crawl.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    """Run a command line in an empty folder; (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(a) for a in arguments])
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

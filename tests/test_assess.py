@@ -15,20 +15,6 @@ from resnets.nets import modelfile
 FEW = ["--set", "size=8", "--set", "batch=32", "--model", "resnet8", "--set", "steps=12"]
 
 
-@pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
-    """Run a command line in an empty folder; (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Two short runs, the second with validation images."""

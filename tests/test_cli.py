@@ -20,24 +20,10 @@ from rich.console import Console
 
 import resnets
 from resnets import __version__
-from resnets.cli import main, show
+from resnets.cli import main, screen
 from resnets.training.fit import Progress
 
 FEW = ["--model", "resnet8", "--set", "size=8", "--set", "steps=6", "--set", "batch=32"]
-
-
-@pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
-    """Run a command line in an empty folder; (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -272,11 +258,11 @@ def test_a_run_resumes_from_another_folder_and_not_on_other_data(cli, tmp_path, 
 
 def test_the_bar_on_a_terminal(monkeypatch):
     text = io.StringIO()
-    monkeypatch.setattr(show, "quiet", False)
+    monkeypatch.setattr(screen, "quiet", False)
     monkeypatch.setattr(
-        show, "err", Console(file=text, force_terminal=True, width=120, highlight=False)
+        screen, "err", Console(file=text, force_terminal=True, width=120, highlight=False)
     )
-    with show.bar() as update:
+    with screen.bar() as update:
         standing = Progress(
             step=3, steps=9, epoch=0.5, images_per_second=812.0, seconds_left=61.0, rate=0.1
         )

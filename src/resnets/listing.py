@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import platform
 import re
 from collections.abc import Iterator
@@ -111,12 +112,22 @@ def runs(root: str | Path = "runs", /) -> list[dict[str, Any]]:
     return rows
 
 
+def code() -> str:
+    """The start of the SHA-256 of the package's files, so that a change between releases shows."""
+    root, found = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
 def environment() -> dict[str, str]:
     """Versions and machine, for the record."""
     import torch
 
     return {
         "resnets": version("resnets"),
+        "code": code(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": version("torchvision"),

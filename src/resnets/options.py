@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
 from cyclopts import Parameter, Token, validators
 
-from resnets.errors import UsageError
+from resnets.errors import ResnetsError, UsageError, nearest
 
 Task = Literal["classify", "detect", "localize", "segment"]  # what a network is for
+View = Literal["center", "flip", "ten-crop", "multi-scale"]  # of an image
+FIGURES: dict[Task, tuple[str, ...]] = {  # of a test: those that are better the larger they are
+    "classify": ("top1", "top5", "balanced_accuracy", "macro_f1", "mean_average_precision"),
+    "detect": ("map", "map50", "map75", "voc", "voc07", "recall_100"),
+    "localize": ("accuracy", "top5_accuracy"),
+    "segment": ("mean_iou", "pixel_accuracy"),
+}
 Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Part = Annotated[float, Parameter(validator=validators.Number(gte=0, lte=1))]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")]
@@ -42,6 +49,44 @@ def numbers(_: object, tokens: Sequence[Token]) -> tuple[float, ...]:
     return found
 
 
+def group(task: Task) -> str:
+    """What a command of a task begins with after `resnets`: "" or its group and a blank."""
+    return "" if task == "classify" else f"{task} "
+
+
+def floors(task: Task, fields: Mapping[str, Any] | Sequence[str]) -> dict[str, float]:
+    """What figures have to reach, of FIGURE=VALUE. Raises UsageError."""
+    wanted = dict[str, float]()
+    for name, text in assignments(fields).items():
+        if name not in FIGURES[task]:
+            raise UsageError(f"--fail-under {name}: {nearest(name, FIGURES[task])}")
+        try:
+            wanted[name] = float(text)
+        except (TypeError, ValueError):
+            wanted[name] = math.nan
+        if not math.isfinite(wanted[name]):
+            raise UsageError(f"--fail-under {name}={text}: write a number, as {name}=0.93")
+    return wanted
+
+
+def check_floors(wanted: Mapping[str, float], result: object) -> None:
+    """Raise ResnetsError where a figure of `result` is less, UsageError where it has none."""
+    found = {name: getattr(result, name) for name in wanted}
+    if none := [name for name, value in found.items() if value is None]:
+        raise UsageError(f"--fail-under {none[0]}: these images have no such figure")
+    if short := [f"{k} {found[k]:.4f} < {v:g}" for k, v in wanted.items() if found[k] < v]:
+        raise ResnetsError(f"--fail-under: {', '.join(short)}")
+
+
+def views(_: object, tokens: Sequence[Token]) -> View | tuple[View, ...]:
+    """The view of center, the views of center,flip."""
+    known: tuple[View, ...] = get_args(View)
+    found = tuple(view for word in tokens[0].value.split(",") for view in known if view == word)
+    if len(found) <= tokens[0].value.count(","):
+        raise UsageError(f"--view {tokens[0].value}: one of {', '.join(known)}, or one a model")
+    return found if len(found) > 1 else found[0]
+
+
 def assignments(fields: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
     """Fields by name, or FIELD=VALUE texts, as a dictionary; a comma makes a list."""
     if isinstance(fields, Mapping):
@@ -56,6 +101,7 @@ def assignments(fields: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
 
 
 Seconds = Annotated[float | None, Parameter(converter=duration)]
+Views = Annotated[View | Sequence[View], Parameter(converter=views, n_tokens=1)]
 
 
 class Read(TypedDict, total=False):
@@ -84,11 +130,9 @@ class Tested(Read, total=False):
     """How models are tested.
 
     Args:
-        view: center, flip (and its mirror image), ten-crop or multi-scale.
         size: Side of the input in pixels; the model's own when left out.
     """
 
-    view: Literal["center", "flip", "ten-crop", "multi-scale"]
     size: Count
     precision: Literal["float32", "bfloat16"]
 
@@ -99,8 +143,8 @@ class Seen(Read, total=False):
     Args:
         refine: Judge the found boxes once more and vote (1512.03385, appendix B); of detectors in
             two stages, as the two below.
-        scales: Sizes of the image as parts of the model's, of which each region takes two
-            (appendix B), as 0.5,1,1.5.
+        scales: Sizes of the image as parts of the model's, as 0.5,1,1.5. Each region takes the two
+            that suit it (appendix B); a localiser the best box of all (appendix C).
     """
 
     refine: bool

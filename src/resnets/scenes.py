@@ -11,6 +11,8 @@ from resnets.errors import CheckpointError, UsageError
 from resnets.options import Seen
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from resnets.data.sources import Source, Split
     from resnets.evaluation.detect import Detect, Detected
     from resnets.evaluation.model import Model
@@ -49,11 +51,18 @@ def reading(model: Model, how: Seen) -> Reading:
     )
 
 
-def evaluate(task: Task, *places: str | Path, compare: bool = False, **how: Unpack[Seen]) -> Tested:
+def evaluate(
+    task: Task,
+    *places: str | Path,
+    compare: bool = False,
+    classifier: str | Path | None = None,
+    **how: Unpack[Seen],
+) -> Tested:
     """Test a model, or several detectors as an ensemble, on one split of a data set.
 
     `places` are the models (run folders, model files, foreign files), then the data. `compare` is
-    of the second of two detectors against the first. Errors as `verbs.evaluate`.
+    of the second of two detectors against the first; `classifier` a model that says the five
+    classes that a localiser looks for. Errors as `classifiers.evaluate`.
     """
     from resnets import assessment
     from resnets.data import sources
@@ -65,12 +74,15 @@ def evaluate(task: Task, *places: str | Path, compare: bool = False, **how: Unpa
         raise UsageError(f"name a model and the data: resnets {task} evaluate MODEL... DATA")
     if compare and len(paths) != 2:
         raise UsageError(f"--compare takes two models; here are {len(paths)}")
+    if classifier is not None and task != "localize":
+        raise UsageError("--classifier is for `resnets localize evaluate`")
     source = sources.load(data, max_unreadable=how.get("max_unreadable", 0.01), task=task)
     models = [loaded(task, path, source, how) for path in paths]
     splits = [
         assessment.fair(path, model, source, how.get("split"))
         for path, model in zip(paths, models, strict=True)
     ]
+    assessment.check_same(splits)
     result: Tested
     split, first, name = splits[0], models[0], how.get("split") or "test"
     if task == "detect":
@@ -78,11 +90,19 @@ def evaluate(task: Task, *places: str | Path, compare: bool = False, **how: Unpa
     elif len(models) > 1:
         raise UsageError(f"only detectors make an ensemble: one model for `resnets {task}`")
     elif task == "localize":
-        network: Any = first.network
+        network: Any = procedure(models, how)
+        known = first.card.classes
+        named = five(classifier, split, known, how) if classifier is not None else None
         result = localize.localization(
-            network, split, name=name, bfloat16=first.bfloat16, **reading(first, how)
+            network,
+            split,
+            predicted=named,
+            name=name,
+            bfloat16=first.bfloat16,
+            **reading(first, how),
         )
     else:
+        plain(how)
         result = segment.segment(
             first.network,
             split,
@@ -96,18 +116,57 @@ def evaluate(task: Task, *places: str | Path, compare: bool = False, **how: Unpa
     return result
 
 
+def five(path: str | Path, split: Split, names: tuple[str, ...], how: Seen) -> Tensor:
+    """What a classifier takes the images of a split for: int64 (N, 5 or all), the best first.
+
+    Raises CheckpointError where its classes are not these.
+    """
+    import torch
+
+    from resnets.evaluation.model import load
+    from resnets.training.plan import pick_device
+
+    place = pick_device(how.get("device", "auto"))
+    model = load(path, device=place, classes=names, task="classify")
+    if set(model.card.classes) != set(names):
+        raise CheckpointError(f"{path} knows other classes than the localiser")
+    assert isinstance(split.images, tuple)
+    count = min(5, len(names))
+    said = model.predict(split.images, top=count, batch=how.get("batch", 4))
+    # An image that cannot be read is left out of the figures later.
+    rows = [[names.index(name) for name in one.classes] or [0] * count for one in said]
+    return torch.tensor(rows).view(-1, count)
+
+
+def plain(how: Seen) -> None:
+    """Raise UsageError for improvements that segmentation does not have."""
+    if how.get("refine") or how.get("scales"):
+        raise UsageError("--refine and --scales are to detect and localize")
+
+
 def procedure(models: Sequence[Model], how: Seen) -> Detect:
-    """Detectors as one, with the improvements that are asked for. Raises UsageError."""
+    """Detectors or a localiser as one, with the improvements that are asked for.
+
+    Raises UsageError.
+    """
     from resnets.evaluation.improve import improved
     from resnets.nets.detector import Detector
+    from resnets.nets.localizer import Localizer
 
     refine, scales = how.get("refine", False), tuple(how.get("scales", ())) or (1.0,)
     networks = [model.network for model in models]
-    if len(networks) == 1 and not refine and scales == (1.0,):
-        return cast("Detect", networks[0])
+    first, *more = networks
+    if not more and not refine and scales == (1.0,):
+        return cast("Detect", first)
+    if not more and not refine and isinstance(first, Localizer):
+        first.scales = scales
+        return first
     two_stages = [network for network in networks if isinstance(network, Detector)]
     if len(two_stages) < len(networks):
-        raise UsageError("ensembles, --refine and --scales are for detectors in two stages")
+        raise UsageError(
+            "ensembles, --refine and --scales are for detectors in two stages, and --scales "
+            "for localisers"
+        )
     return improved(two_stages, refine=refine, scales=scales)
 
 
@@ -117,6 +176,7 @@ def detected(
     """Figures of detectors as one, or with `compare` of the second against the first."""
     from resnets.evaluation import detect
 
+    detect.coco()  # is missed now, not after all images
     first = models[0]
     if any(model.card.classes != first.card.classes for model in models):
         raise CheckpointError("the models know different classes, or in another order")
@@ -140,23 +200,28 @@ def predict(
     *,
     score: float = 0.5,
     **how: Unpack[Seen],
-) -> list[dict[str, Any]]:
+) -> list[dict[str, str]]:
     """What is on images: pictures in the new folder `out`, and the answer beside them.
 
     Objects stand in detections.json, in COCO's form of results with the file's name, drawn from
     `score` on; classes of pixels in a PNG of class indices for each image. A row says what was
-    found on an image. Raises UsageError where `out` is not empty, DataError for no images.
+    found on an image, or its problem. Raises UsageError for no inputs, or where `out` is not empty;
+    DataError where nothing is found under a name.
     """
     from resnets.analysis import drawing
     from resnets.data import sources
 
+    if not inputs:
+        raise UsageError("no input: give image files, folders or globs")
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty: give another, --out")
     model = loaded(task, path, None, how)
     split, bad = sources.unlabelled(list(sources.expand(inputs)))
-    rows: list[dict[str, Any]] = [{"file": str(f), "found": why} for f, why in bad]
     if task == "segment":
-        return rows + drawing.pixels(model, split, folder, **reading(model, how))
-    network = procedure([model], how)
-    return rows + drawing.objects(network, model, split, folder, score, **reading(model, how))
+        plain(how)
+        rows = drawing.pixels(model, split, folder, **reading(model, how))
+    else:
+        network = procedure([model], how)
+        rows = drawing.objects(network, model, split, folder, score, **reading(model, how))
+    return [drawing.row(file, problem=why) for file, why in bad] + rows

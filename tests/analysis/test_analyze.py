@@ -27,19 +27,6 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
-    """Analyze in an empty folder; (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main(["analyze", *map(str, arguments)])
-        return caught.value.code or 0, *capsys.readouterr()
-
-    return call
-
-
 def opened(run):
     return len((run / "opened.jsonl").read_text().splitlines())
 
@@ -47,7 +34,7 @@ def opened(run):
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_on_a_run_and_its_data(cli, run, tmp_path, kind):
     before, looks = (run / "model.safetensors").read_bytes(), opened(run)
-    code, out, err = cli(kind, run, "digits", "--json", "--workers", 0)
+    code, out, err = cli("analyze", kind, run, "digits", "--json", "--workers", 0)
     assert code == 0, err
     found = json.loads(out)
     folder = tmp_path / "analysis" / f"{kind}-one"
@@ -66,36 +53,36 @@ def test_each_kind_on_a_run_and_its_data(cli, run, tmp_path, kind):
 
 
 def test_a_table_and_a_sentence_for_people_and_nothing_is_overwritten(cli, run):
-    code, out, err = cli("lesions", run, "digits", "--workers", 0)
+    code, out, err = cli("analyze", "lesions", run, "digits", "--workers", 0)
     assert code == 0
     assert out.splitlines()[0].split() == ["unit", "name", "error", "whole", "error"]
     assert "The error on the val images is" in out.splitlines()[-1]
     assert "analysis/lesions-one" in err
-    assert cli("lesions", run, "digits")[::2] == (
+    assert cli("analyze", "lesions", run, "digits")[::2] == (
         2,
         "resnets: analysis/lesions-one has files, which nothing here overwrites: choose a new "
         "--out\n",
     )
-    assert "lesions-one" not in cli("-q", "lesions", run, "digits", "--out", "other")[1]
+    assert "lesions-one" not in cli("analyze", "-q", "lesions", run, "digits", "--out", "other")[1]
 
 
 def test_an_error_on_the_test_images_leaves_a_trace(cli, run):
     looks = opened(run)
-    assert cli("lesions", run, "digits", "--split", "test", "--workers", 0)[0] == 0
+    assert cli("analyze", "lesions", run, "digits", "--split", "test", "--workers", 0)[0] == 0
     assert opened(run) == looks + 1
 
 
 def test_fresh_weights_see_noise_or_data(cli):
-    code, out, _ = cli("equations", "preresnet20", "--batch", 4)
+    code, out, _ = cli("analyze", "equations", "preresnet20", "--batch", 4)
     assert code == 0
     assert ": exact." in out
     assert "inputs were noise, the labels random" in out
-    code, out, _ = cli("responses", "resnet8", "digits", "--workers", 0, "--json")
+    code, out, _ = cli("analyze", "responses", "resnet8", "digits", "--workers", 0, "--json")
     stds = [row["std"] for row in json.loads(out)["rows"]]
     assert stds == pytest.approx([1.0] * 7, abs=0.01)
-    code, out, _ = cli("signal", "mlp_resnet", "--json")
+    code, out, _ = cli("analyze", "signal", "mlp_resnet", "--json")
     assert len(json.loads(out)["rows"]) == 10
-    assert cli("signal", "resnet18_1d", "--batch", 4)[0] == 0
+    assert cli("analyze", "signal", "resnet18_1d", "--batch", 4)[0] == 0
     first, second = (resnets.analyze("signal", "resnet8", out=Path(name), seed=3) for name in "ab")
     assert first.rows == second.rows
 
@@ -120,15 +107,19 @@ value = 3
 
 def test_a_module_of_ones_own(cli, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
-    code, out, _ = cli("gradients", "mine:build", "--input", 6, "--json")
+    code, out, _ = cli("analyze", "gradients", "mine:build", "--input", 6, "--json")
     assert code == 0
     assert [row["name"] for row in json.loads(out)["rows"]] == ["0", "1", "2"]
     assert (tmp_path / "analysis" / "gradients-mine-build" / "gradients.csv").exists()
-    code, out, _ = cli("responses", "mine:convolutions", "digits", "--workers", 0, "--json")
+    code, out, _ = cli(
+        "analyze", "responses", "mine:convolutions", "digits", "--workers", 0, "--json"
+    )
     assert [row["name"] for row in json.loads(out)["rows"]] == ["0"]
-    code, out, _ = cli("precise", "mine:convolutions", "digits", "--workers", 0, "--json")
+    code, out, _ = cli(
+        "analyze", "precise", "mine:convolutions", "digits", "--workers", 0, "--json"
+    )
     assert [row["statistics"] for row in json.loads(out)["rows"]] == ["running", "precise"]
-    code, out, _ = cli("signal", "mine:huge", "--input", 6, "--json")
+    code, out, _ = cli("analyze", "signal", "mine:huge", "--input", 6, "--json")
     assert json.loads(out)["rows"][1]["forward"] is None
     assert "not finite from layer 2" in json.loads(out)["verdict"]
 
@@ -155,7 +146,7 @@ def test_a_module_of_ones_own(cli, tmp_path):
 )
 def test_what_is_wrong_is_said(cli, tmp_path, arguments, said):
     (tmp_path / "mine.py").write_text(MINE)
-    code, _, err = cli(*arguments)
+    code, _, err = cli("analyze", *arguments)
     assert code == 2
     assert said in err
     assert not (tmp_path / "analysis").exists()
@@ -172,7 +163,7 @@ def test_precise_statistics_are_of_training_images_alone(cli, run, monkeypatch):
         own(network, kept)
 
     monkeypatch.setattr(precise, "precise", count)
-    code, out, _ = cli("precise", run, "digits", "--workers", 0, "--json")
+    code, out, _ = cli("analyze", "precise", run, "digits", "--workers", 0, "--json")
     assert code == 0
     assert sum(map(len, seen)) == round(0.8 * 899)  # without the fifth that was held out
     errors = [row["error"] for row in json.loads(out)["rows"]]

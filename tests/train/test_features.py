@@ -20,7 +20,8 @@ from resnets.training.state import Course, State, adopt
 from resnets.training.step import Step
 from resnets.training.world import World
 
-from .test_fit import CPU, newest, run_to, small_plan
+from .runs import run_to
+from .test_fit import CPU, newest, small_plan
 
 
 def first_batch(plan):

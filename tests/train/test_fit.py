@@ -19,6 +19,8 @@ from resnets.training.state import Course, State, blend
 from resnets.training.step import Step
 from resnets.training.stop import Stop
 
+from .runs import run_to
+
 CPU = torch.device("cpu")
 
 
@@ -27,17 +29,6 @@ def small_plan(**changes):
     recipe = replace(recipe, precision="float32", augment=Augment(crop="pad", pad=1))
     source = sources.hold_out(sources.load("digits"), 100, 0)
     return plans.resolve(replace(recipe, **changes), source, CPU, 0)
-
-
-def run_to(folder, plan, stop_after=None):
-    run = Run(folder)
-    if not folder.exists():
-        run.create()
-    stop = Stop()
-    for progress in fit(run, plan, stop):
-        if stop_after is not None and progress.step >= stop_after:
-            stop.signal = 15
-    return run
 
 
 def newest(run):

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 import resnets
-from resnets import nets, scenes, verbs
+from resnets import classifiers, nets, scenes, verbs
 from resnets.data.scenes import fitted
 from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation import detect
 from resnets.families import FAMILY
 from resnets.nets.modelfile import digest, load
 from resnets.training import checkpoint
-from resnets.training.fit import batches, fit
-from resnets.training.run import Run
+from resnets.training.fit import batches
 from resnets.training.state import Course, adopt
-from resnets.training.stop import Stop
+
+from .runs import run_to
 
 SHORT = {"size": 64, "batch": 4, "augment.scale": [56, 80], "precision": "float32", "ema": 0.5}
 MODELS = {
@@ -29,17 +29,6 @@ MODELS = {
 def planned(drawn, task, **changes):
     fields = SHORT | {"model": MODELS[task], "steps": 6, "eval_every": 1} | changes
     return verbs.plan(str(drawn[task]), task=task, overrides=fields, workers=0, device="cpu")
-
-
-def run_to(folder, plan, stop_after=None):
-    run = Run(folder)
-    if not folder.exists():
-        run.create()
-    stop = Stop()
-    for progress in fit(run, plan, stop):
-        if stop_after is not None and progress.step >= stop_after:
-            stop.signal = 15
-    return run
 
 
 @pytest.mark.parametrize("task", MODELS)
@@ -75,7 +64,7 @@ def test_a_finished_run_is_tested_and_its_model_finds_the_same(drawn, tmp_path):
     _, card = load(tmp_path / "run" / "model.safetensors")
     assert card.classes == ("dark", "red")
     with pytest.raises(UsageError, match="resnets detect evaluate"):
-        verbs.evaluate(tmp_path / "run", "digits")
+        classifiers.evaluate(tmp_path / "run", "digits")
 
 
 def test_validation_images_are_trained_on_when_that_is_said(drawn):

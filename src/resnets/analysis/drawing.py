@@ -56,6 +56,11 @@ def boxed(
     return drawn
 
 
+def row(file: Path, found: str = "", problem: str = "") -> dict[str, str]:
+    """What is on an image, or why it could not be read."""
+    return {"file": str(file), "found": found, "problem": problem}
+
+
 def read(split: Split, index: int) -> Tensor:
     """An image of files in colour: uint8 (3, H, W)."""
     assert not isinstance(split.images, Tensor)
@@ -81,7 +86,7 @@ def objects(
     folder: Path,
     score: float,
     **reading: Unpack[Reading],
-) -> list[dict[str, Any]]:
+) -> list[dict[str, str]]:
     """Pictures and detections.json in a folder; of each image its name and what is on it.
 
     Raises DiskError, and MissingPackage for masks.
@@ -92,8 +97,8 @@ def objects(
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
     columns = (found.images, found.classes, found.scores, found.boxes)
-    for k, row in enumerate(zip(*(x.tolist() for x in columns), strict=True)):
-        image, kind, chance, (x1, y1, x2, y2) = row
+    for k, values in enumerate(zip(*(x.tolist() for x in columns), strict=True)):
+        image, kind, chance, (x1, y1, x2, y2) = values
         line = {"image_id": image, "file_name": str(split.images[image])}
         line |= {"category_id": kind, "category": names[kind], "score": round(chance, 6)}
         line |= {"bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)]}
@@ -102,29 +107,29 @@ def objects(
             line["segmentation"] = {"size": [height, width], "counts": runs.decode()}
         lines.append(line)
     write_whole(folder / "detections.json", json.dumps(lines, indent=1).encode())
-    rows = [{"file": str(path), "found": why} for path, why in found.unreadable]
+    rows = [row(path, problem=why) for path, why in found.unreadable]
     for index in found.indices.tolist():
         path, picture = split.images[index], seen(split, index, found, names, score)
         to_pil_image(picture).save(folder / f"{index:05d}-{path.stem}.jpg", quality=90)
         shown = (found.images == index) & (found.scores >= score)
         counts = torch.bincount(found.classes[shown], minlength=len(names)).tolist()
         words = [f"{count} {name}" for name, count in zip(names, counts, strict=True) if count]
-        rows.append({"file": str(path), "found": ", ".join(words) or "nothing"})
+        rows.append(row(path, ", ".join(words) or "nothing"))
     return rows
 
 
 def pixels(
     model: Model, split: Split, folder: Path, **reading: Unpack[Reading]
-) -> list[dict[str, Any]]:
+) -> list[dict[str, str]]:
     """For each image a PNG of class indices and an overlay in a folder; its name and its classes.
 
     Raises DiskError.
     """
     assert not isinstance(split.images, Tensor)
-    names, rows = model.card.classes, list[dict[str, Any]]()
+    names, rows = model.card.classes, list[dict[str, str]]()
     folder.mkdir(parents=True, exist_ok=True)
     for batch, maps in segment.class_maps(model.network, split, bfloat16=model.bfloat16, **reading):
-        rows += [{"file": str(path), "found": why} for path, why in batch.unreadable]
+        rows += [row(path, problem=why) for path, why in batch.unreadable]
         for index, classes in zip(batch.indices.tolist(), maps, strict=True):
             path, given = split.images[index], classes.cpu()
             stem = f"{index:05d}-{path.stem}"
@@ -134,7 +139,7 @@ def pixels(
             shares = torch.bincount(given.flatten(), minlength=len(names)) / given.numel()
             best = shares.argsort(descending=True, stable=True)[:5].tolist()
             words = [f"{names[k]} {100 * shares[k]:.0f} %" for k in best if shares[k] > 0.005]
-            rows.append({"file": str(path), "found": ", ".join(words)})
+            rows.append(row(path, ", ".join(words)))
     return rows
 
 

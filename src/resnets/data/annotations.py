@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from resnets.data.decode import MAX_PIXELS
 from resnets.data.folders import SPLITS, visible
 from resnets.data.objects import Annotated, Object, Problem, Scene
 from resnets.data.splits import Shape
@@ -151,6 +152,8 @@ def _shape(told: Any) -> Shape | None:
         except ImportError:
             raise MissingPackage("run lengths need: pip install 'resnets[detect]'") from None
         height, width = map(int, told["size"])
+        if height * width > MAX_PIXELS:  # decoding them below would take as much memory
+            raise ValueError("run lengths of more pixels than an image may have")
         packed = mask.frPyObjects(told, height, width) if isinstance(told["counts"], list) else told
         mask.decode(packed)  # raises for what does not fill the image
         counts = packed["counts"]

@@ -40,6 +40,16 @@ class Localized:
     unreadable: tuple[tuple[Path, str], ...]
     split: str
 
+    @property
+    def accuracy(self) -> float:
+        """1 - `error`."""
+        return 1 - self.error
+
+    @property
+    def top5_accuracy(self) -> float:
+        """1 - `top5_error`."""
+        return 1 - self.top5_error
+
     def headline(self) -> str:
         """Both errors in a line."""
         (low, high), (low5, high5) = self.error_interval, self.top5_interval

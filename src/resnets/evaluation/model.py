@@ -19,10 +19,10 @@ from resnets.errors import CheckpointError, DataError, UsageError
 from resnets.evaluation import classify
 from resnets.evaluation.classify import predict_batch
 from resnets.evaluation.scores import Scores, ensemble
-from resnets.evaluation.views import View, forward, passes
+from resnets.evaluation.views import forward, passes
 from resnets.nets import CLASSIFIERS, Classifier, Network
 from resnets.nets.modelfile import Card, open_model
-from resnets.options import Task
+from resnets.options import Task, View, group
 from resnets.recipe import Preprocess
 
 IMAGENET = Preprocess(size=224, resize=256)
@@ -133,11 +133,6 @@ def view(image: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
     return cut(image.permute(2, 0, 1)[None], where, preprocess.size)[0]
 
 
-def verb(task: Task) -> str:
-    """What to type to use a network of that task."""
-    return "evaluate" if task == "classify" else f"{task} evaluate"
-
-
 def takes_pictures(arch: Arch) -> bool:
     """Whether its networks take 2-D images."""
     return not isinstance(arch, MlpArch) and getattr(arch, "dims", 2) == 2
@@ -178,7 +173,7 @@ def load(
             f"{path} takes no 2-D images: resnets.nets.modelfile.open_model gives its network"
         )
     if (own := task_of(network.arch)) != (task or own):
-        raise UsageError(f"{path} is not to {task}, but to {own}: `resnets {verb(own)}`")
+        raise UsageError(f"{path} is not to {task}, but to {own}: `resnets {group(own)}evaluate`")
     if card is None:
         arch = network.arch
         names = tuple(classes or map(str, range(arch.classes)))

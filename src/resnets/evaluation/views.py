@@ -19,9 +19,9 @@ from resnets.evaluation.classify import Forward
 from resnets.nets import Classifier
 from resnets.nets.densenet import DenseNet
 from resnets.nets.resnet import ResNet
+from resnets.options import View
 from resnets.recipe import Preprocess
 
-View = Literal["center", "flip", "ten-crop", "multi-scale"]
 SIDES = (224, 256, 384, 480, 640)  # of the shorter side, for a network of 224
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resnets.data.sources import Split
     from resnets.evaluation.model import Model
-    from resnets.evaluation.views import View
     from resnets.nets import Network
+    from resnets.options import View
 
 # Trained models, the first of which is the arm's own, and test images; to figures by name.
 Measure = Callable[[Sequence["Model"], "Split | None"], dict[str, Any]]

@@ -16,7 +16,7 @@ from resnets.evaluation import metrics, scores
 from resnets.evaluation.metrics import Result
 from resnets.evaluation.scores import Scores
 from resnets.nets.cost import cost as network_cost
-from resnets.options import Task
+from resnets.options import Task, group
 from resnets.recipe import Recipe
 from resnets.reporting.words import WORDS, Words
 from resnets.training.run import Run
@@ -61,6 +61,11 @@ class Facts:
     def task(self) -> Task:
         """What the network is for."""
         return archs.task(archs.from_dict(self.source["arch"]))
+
+    @property
+    def group(self) -> str:
+        """What its commands begin with."""
+        return group(self.task)
 
     @property
     def words(self) -> Words:

@@ -1,4 +1,4 @@
-"""What differs between the tasks: nothing else in a run asks which one it is."""
+"""What differs between the tasks in training: the loop does not ask which one it is."""
 
 from __future__ import annotations
 
@@ -58,6 +58,18 @@ def of(plan: Plan) -> Task:
     return TASKS[archs.task(plan.arch)]
 
 
+def reading(plan: Plan, world: World) -> Reading:
+    """How this rank reads its part of a split."""
+    return Reading(
+        preprocess=plan.preprocess,
+        device=plan.device,
+        batch=plan.micro,
+        workers=plan.workers,
+        rank=world.rank,
+        ranks=world.size,
+    )
+
+
 def images(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
     """A classifier takes images alone."""
     zeros = torch.zeros(count, plan.preprocess.channels, side, side, device=plan.device)
@@ -76,17 +88,9 @@ def classified(step: Step, images: Tensor, labels: Tensor, draws: Tensor) -> tup
 
 def watch_classes(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
     """Error and loss."""
-    batches = test_batches(  # this rank's part
-        split,
-        preprocess=plan.preprocess,
-        batch=plan.micro,
-        device=plan.device,
-        workers=plan.workers,
-        rank=plan.world.rank,
-        ranks=plan.world.size,
-    )
-    part, names = takewhile(lambda _: not stopped(), batches), plan.source.classes
-    means = classify.evaluate(network, part, names, bfloat16=plan.bfloat16, total=plan.world.sum)
+    batches = takewhile(lambda _: not stopped(), test_batches(split, **reading(plan, plan.world)))
+    names, total = plan.source.classes, plan.world.sum
+    means = classify.evaluate(network, batches, names, bfloat16=plan.bfloat16, total=total)
     return {"error": means.error, "loss": means.loss}
 
 
@@ -124,18 +128,6 @@ def pixels(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
     """Images with a class for each pixel."""
     classes = torch.zeros(count, side, side, dtype=torch.uint8, device=plan.device)
     return (*images(plan, count, side), classes)
-
-
-def reading(plan: Plan, world: World) -> Reading:
-    """How this rank reads its part of a split."""
-    return Reading(
-        preprocess=plan.preprocess,
-        device=plan.device,
-        batch=plan.micro,
-        workers=plan.workers,
-        rank=world.rank,
-        ranks=world.size,
-    )
 
 
 def watch_objects(plan: Plan, network: Any, split: Split, stopped: Stopped) -> dict[str, float]:

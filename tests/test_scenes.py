@@ -1,0 +1,147 @@
+"""Detecting, localising and segmenting as people type them."""
+
+import json
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from resnets import nets
+from resnets.nets import modelfile
+from resnets.recipe import Preprocess
+
+SMALL = Preprocess(size=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A model file of each task, with random weights."""
+    root, files = tmp_path_factory.mktemp("models"), {}
+    for task, name in {
+        "detect": "fasterrcnn_tiny_fpn",
+        "localize": "localizer_tiny",
+        "segment": "semanticfpn_tiny",
+    }.items():
+        torch.manual_seed(0)
+        names = ("dark", "red") if task != "segment" else ("0", "1", "2")
+        network = nets.create(name, classes=len(names)).eval()
+        card = modelfile.Card(arch=network.arch, classes=names, preprocess=SMALL)
+        files[task] = root / f"{task}.safetensors"
+        modelfile.save(files[task], network, card)
+    return files
+
+
+def test_a_broken_image_is_named_and_the_others_are_answered(cli, models, drawn, tmp_path):
+    good = drawn["segment"] / "images/test/0.png"
+    (tmp_path / "bad.png").write_bytes(good.read_bytes()[:200])
+    (tmp_path / "words.jpg").write_text("no image")
+    for task in ("detect", "segment"):
+        code, out, err = cli(
+            task, "predict", models[task], "bad.png", good, "words.jpg", "--out", task, "--json"
+        )
+        assert code == 3
+        rows = {row["file"]: row for row in json.loads(out)}
+        assert set(rows) == {"bad.png", "words.jpg", str(good)}
+        assert rows[str(good)]["problem"] == ""
+        assert rows["bad.png"]["problem"]
+        assert rows["words.jpg"]["problem"]
+        assert "words.jpg: " in err
+        assert len(list((tmp_path / task).glob("*.jpg"))) == 1
+
+
+def test_answers_have_the_images_size(cli, models, tmp_path):
+    Image.new("RGB", (50, 70), (200, 0, 0)).save("image.png")
+    code, _, _ = cli("segment", "predict", models["segment"], "image.png", "--out", "masks")
+    assert code == 0
+    with Image.open(next((tmp_path / "masks").glob("*.png"))) as mask:
+        assert mask.size == (50, 70)
+    code, _, _ = cli("detect", "predict", models["detect"], "image.png", "--out", "boxes")
+    assert code == 0
+    for found in json.loads((tmp_path / "boxes/detections.json").read_text()):
+        x, y, width, height = found["bbox"]
+        assert 0 <= x <= x + width <= 50.01
+        assert 0 <= y <= y + height <= 70.01
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "no input"),
+        (("image.png", "--scroe", "0.5"), "scroe"),
+        (("image.png", "--out", "."), "not empty"),
+    ],
+)
+def test_what_cannot_be_predicted_is_told(cli, models, arguments, words):
+    Image.new("RGB", (50, 70)).save("image.png")
+    code, _, err = cli("detect", "predict", models["detect"], *arguments)
+    assert code == 2
+    assert words in err
+
+
+@pytest.mark.parametrize(
+    ("task", "demand", "code", "words"),
+    [
+        ("detect", "map50=0.9999", 1, "--fail-under: map50"),
+        ("detect", "map50=0", 0, ""),
+        ("detect", "mean_iou=0.5", 2, "known: map, map50"),
+        ("detect", "map=much", 2, "write a number"),
+        ("localize", "accuracy=1.01", 1, "--fail-under: accuracy"),
+        ("segment", "mean_iou=1.01", 1, "--fail-under: mean_iou"),
+        ("segment", "error=0.5", 2, "known: mean_iou"),
+    ],
+)
+def test_a_figure_can_be_demanded(cli, models, drawn, task, demand, code, words):
+    how = ("--fail-under", demand, "--workers", "0", "--split", "test")
+    found, out, err = cli(task, "evaluate", models[task], drawn[task], *how)
+    assert found == code
+    assert words in err
+    assert bool(out) == (code != 2)  # a demand is read before anything is evaluated
+
+
+def test_models_that_kept_other_images_are_not_compared(cli, drawn, tmp_path):
+    lines = drawn["detect"].read_text().splitlines()
+    data = drawn["detect"].parent / "train.csv"  # beside the images that it names
+    data.write_text("\n".join(line for line in lines if not line.endswith(",val")))
+    for seed in ("1", "2"):
+        options = ("--run", f"r{seed}", "--seed", seed, "--workers", "0", "-q")
+        short = [f"--set={x}" for x in ("size=64", "batch=4", "steps=1", "holdout=0.3")]
+        code, _, err = cli(
+            "detect", "train", data, "--model", "fasterrcnn_tiny_fpn", *short, *options
+        )
+        assert code == 0, err
+    code, _, err = cli("detect", "evaluate", "r1", "r2", data, "--split", "val", "--compare")
+    assert code == 2
+    assert "kept different images" in err
+
+
+def test_a_missing_package_is_told_before_the_training(cli, drawn, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    code, _, err = cli("detect", "train", drawn["detect"], "--set", "steps=1", "--run", "run")
+    assert code == 8
+    assert 'pip install "resnets[detect]"' in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_classifier_says_what_to_look_for(cli, models, drawn, tmp_path):
+    torch.manual_seed(0)
+    network = nets.create("resnet8", classes=2).eval()
+    for name, classes in {"same": ("red", "dark"), "other": ("red", "blue")}.items():
+        card = modelfile.Card(arch=network.arch, classes=classes, preprocess=Preprocess(size=32))
+        modelfile.save(tmp_path / name, network, card)
+    how = ("localize", "evaluate", models["localize"], drawn["localize"], "--workers", "0")
+    code, out, _ = cli(*how, "--classifier", "same", "--scales", "1,1.5", "--json")
+    assert code == 0
+    assert json.loads(out)["images"] == 6
+    code, _, err = cli(*how, "--classifier", "other")
+    assert code == 4
+    assert "other classes" in err
+    code, _, err = cli(*how, "--refine")
+    assert code == 2
+    assert "two stages" in err
+
+
+def test_segmentation_has_no_improvements(cli, models, drawn):
+    code, _, err = cli("segment", "evaluate", models["segment"], drawn["segment"], "--refine")
+    assert code == 2
+    assert "--refine" in err
