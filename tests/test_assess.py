@@ -9,6 +9,7 @@ import torch
 
 import resnets
 from resnets.cli import main
+from resnets.data import sources
 from resnets.evaluation import scores as room
 from resnets.nets import modelfile
 
@@ -43,6 +44,21 @@ def test_an_ensemble_is_the_mean_of_the_probabilities(cli, runs):
     assert json.loads(out)["top1"] == pytest.approx(
         float((mean.argmax(1) == one.labels).double().mean()), abs=1e-6
     )
+
+
+def test_each_model_may_have_its_view(cli, runs):
+    code, out, _ = cli("evaluate", *runs, "digits", "--view", "flip,center", "--json")
+    assert code == 0
+    parts = [
+        resnets.load(run).scores(sources.load("digits").test, view=view).probabilities
+        for run, view in zip(runs, ("flip", "center"), strict=True)
+    ]
+    right = (sum(parts).argmax(1) == sources.load("digits").test.labels).double().mean()
+    assert json.loads(out)["top1"] == pytest.approx(float(right), abs=1e-6)
+    for view, told in (("flip,flip,flip", "3 views for 2 models"), ("flop", "one of center")):
+        code, _, err = cli("evaluate", *runs, "digits", "--view", view)
+        assert code == 2
+        assert told in err
 
 
 def test_the_comparison_names_the_images(cli, runs):

@@ -1,4 +1,4 @@
-"""Networks as data: frozen dataclasses, and the families as tables. No torch here.
+"""Networks as data: frozen dataclasses. The tables are `resnets.families`. No torch here.
 
 Depth follows from the table (`arch.depth`); parameters and multiply-adds are counted from the
 network that the data describes (`resnets.nets.cost`), and both are tested against the papers.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
@@ -260,8 +261,13 @@ def from_dict(data: Mapping[str, Any]) -> Arch:
     values = {key: value for key, value in data.items() if key != "kind"}
     if unknown := sorted(set(values) - {f.name for f in fields(kind)}):
         raise ValueError(f"unknown fields of a {data['kind']}: {', '.join(unknown)}")
-    rebuilt: Arch = pydantic.TypeAdapter(kind).validate_python(values)
+    rebuilt: Arch = _adapter(data["kind"]).validate_python(values)
     return rebuilt
+
+
+@cache
+def _adapter(kind: str) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(KINDS[kind])
 
 
 def changed(arch: Arch, values: Mapping[str, Any]) -> Arch:

@@ -13,7 +13,7 @@ from resnets.families import FAMILY
 from resnets.nets.cost import cost
 from resnets.paper import measures
 from resnets.paper.experiments import EXPERIMENTS, MACS, experiment
-from resnets.paper.reproduce import jobs, scaled
+from resnets.paper.reproduce import Job, jobs, scaled
 
 ARMS = [
     (one, arm)
@@ -21,7 +21,12 @@ ARMS = [
     for first in one.arms
     for arm in (first, *first.members)
 ]
-TRAINED = [(one, arm) for one, arm in ARMS if arm.recipe]
+TRAINED = [
+    (one, arm)
+    for one, arm in ARMS
+    if arm.recipe and archs.task(FAMILY[arm.recipe.model]) == "classify"
+]
+SCENES = [(one, arm) for one, arm in ARMS if arm.recipe and (one, arm) not in TRAINED]
 
 
 def test_every_table_and_figure_of_both_papers_is_there():
@@ -36,7 +41,7 @@ def test_every_table_and_figure_of_both_papers_is_there():
 
 def test_arms_of_one_name_are_trained_alike():
     known = {}
-    for _, arm in TRAINED:
+    for _, arm in TRAINED + SCENES:
         assert known.setdefault(arm.name, arm.recipe) == arm.recipe, arm.name
 
 
@@ -94,8 +99,23 @@ def test_a_budget_changes_length_resolution_and_data_alone():
                     assert getattr(short, name) == getattr(arm.recipe, name), (arm.name, name)
             if not (one.units and budget == "cpu"):
                 assert short.arch == arm.recipe.arch
-            assert short.batch == (64 if budget == "smoke" else arm.recipe.batch)
+            assert short.batch == (128 if budget == "smoke" else arm.recipe.batch)
             archs.changed(families.arch(short.model), short.arch)
+
+
+def test_scenes_change_their_data_length_and_regions_alone():
+    assert {one.id for one, _ in SCENES} == {f"r1.tab{n}" for n in (7, 8, 9, 12, 13)}
+    for one, arm in SCENES:
+        full = Job(one, arm, "full", 3, "data", "weights").recipe
+        seed = arm.recipe.seed + 3
+        assert full == replace(arm.recipe, seed=seed, data="data", weights="weights")
+        for budget in ("smoke", "cpu", "gpu"):
+            short = Job(one, arm, budget, 0, "data").recipe
+            for name in ("model", "lr", "lr_batch", "schedule", "drops", "optimizer", "loss"):
+                assert getattr(short, name) == getattr(arm.recipe, name), (arm.name, name)
+            assert (short.norm, short.weights, short.data) == ("batch", "", "data")
+            there = archs.changed(FAMILY[short.model], short.arch)
+            assert getattr(there, "context", False) == arm.recipe.arch.get("context", False)
 
 
 def test_longer_arms_stay_longer():

@@ -3,12 +3,13 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from resnets.cli import main
 from resnets.errors import DataError, Interrupted, UsageError
-from resnets.paper import ledger, reproduce, results
+from resnets.paper import ledger, measures, reproduce, results
 from resnets.paper.experiments import Arm, Experiment, experiment
 from resnets.paper.reproduce import Job
 from resnets.recipe import Recipe
@@ -34,7 +35,7 @@ def test_a_run_is_made_once_and_then_read_from_the_ledger(tmp_path):
     first = reproduce.run(job, tmp_path, device="cpu")
     assert not first["protocol"]
     assert first["iterations"] == 2
-    assert first["images"] == 128
+    assert first["images"] == 256
     assert first["layers"] == 8
     assert (tmp_path / first["curve"]).exists()
     folder = tmp_path / "runs" / "smoke" / job.name
@@ -147,7 +148,28 @@ def test_the_command_lists_plans_and_refuses(tmp_path, monkeypatch, capsys):
 
 def test_what_waits_for_another_part_is_refused_by_name():
     with pytest.raises(UsageError, match="resnets detect"):
-        reproduce.chosen(["r1.tab9"])
+        reproduce.chosen(["r1.tab10"])
+
+
+@pytest.mark.parametrize(
+    ("model", "measure", "names"),
+    [
+        ("fasterrcnn_tiny_c4", partial(measures.detected, True, (1.0, 2.0)), {"map50", "voc07"}),
+        ("localizer_tiny", partial(measures.located, (1.0, 2.0)), {"given_error", "five_error"}),
+    ],
+)
+def test_scenes_are_a_line_of_the_ledger(tmp_path, model, measure, names):
+    recipe = Recipe(model=model, data="voc", lr=0.01, norm="frozen")
+    one = replace(ONE, figure=min(names))
+    job = Job(one, Arm(name="first", recipe=recipe, measure=measure), "smoke", 0)
+    row = reproduce.run(job, tmp_path, device="cpu", workers=0)
+    assert all(0 <= row[name] <= 100 for name in names)
+    assert (row["images"], row["layers"], row["protocol"]) == (4, 18, False)
+    assert (tmp_path / "scenes" / "boxes.csv").exists()
+    # Another arm that is trained alike uses the same run.
+    other = replace(job, arm=replace(job.arm, name="second"))
+    again = reproduce.run(other, tmp_path, device="cpu", watch=lambda _: pytest.fail("trained"))
+    assert {name: again[name] for name in names} == {name: row[name] for name in names}
 
 
 @pytest.mark.slow

@@ -93,6 +93,25 @@ def test_a_classifier_becomes_the_backbone_and_a_detector_keeps_what_fits():
         adopt(detector, nets.create("resnet34").state_dict())
 
 
+def test_a_classifier_becomes_both_networks_of_a_localiser():
+    torch.manual_seed(0)
+    classifier = nets.create("resnet18", classes=7)
+    alone = replace(FAMILY["localizer_resnet18"], classes=2)
+    plain, judged = nets.build(alone), nets.build(replace(alone, regions=(2, 3)))
+    adopt(judged, classifier.state_dict())
+    for part in (judged.backbone, judged.rcnn.body):
+        assert all(
+            torch.equal(value, part.state_dict()[name])
+            for name, value in classifier.state_dict().items()
+            if not name.startswith("fc.")
+        )
+    before = judged.rcnn.body.conv1.weight.clone()
+    adopt(judged, plain.state_dict())
+    assert torch.equal(judged.backbone.conv1.weight, plain.backbone.conv1.weight)
+    assert torch.equal(judged.regression.weight, plain.regression.weight)
+    assert torch.equal(judged.rcnn.body.conv1.weight, before)
+
+
 @pytest.mark.parametrize(
     ("task", "fields", "told"),
     [

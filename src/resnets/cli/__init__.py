@@ -256,6 +256,7 @@ def reproduce(
     budget: Literal["smoke", "cpu", "gpu", "full"] | None = None,
     seeds: Count = 1,
     data: str | None = None,
+    weights: str = "",
     root: Path = Path(),
     dry_run: bool = False,
     device: Device = "auto",
@@ -268,7 +269,8 @@ def reproduce(
         budget: smoke: digits, two steps; cpu: minutes at half the resolution; gpu: an eighth of the
             length; full: the paper's protocol.
         seeds: Runs of each network.
-        data: Where ImageNet is, for the full budget.
+        data: Where ImageNet is, for the full budget; VOC, COCO or other boxes, for all but smoke.
+        weights: A classifier that detectors and localisers start from at the full budget.
         root: Where runs/, results/ledger.jsonl and docs/results.md are; of the smoke budget
             ROOT/runs/smoke.
         dry_run: Print what would be run, and how long it would take here.
@@ -286,7 +288,7 @@ def reproduce(
         return
     with screen.bar() as watch:
         for one in wanted:
-            for job in reproduce.jobs(one, budget, seeds, data):
+            for job in reproduce.jobs(one, budget, seeds, data, weights):
                 show.reached(reproduce.run(job, root, device=device, workers=workers, watch=watch))
     show.place(results.draw(root))
 

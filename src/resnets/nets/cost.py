@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class Cost:
     macs: int
 
 
+@lru_cache(64)  # plan, report, card and ledger ask for the same one
 def cost(arch: Arch) -> Cost:
     """Count. Multiply-adds are those of convolutions, linear layers and attention, as papers do.
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from resnets.data.sources import Split
     from resnets.evaluation.model import Model
     from resnets.nets import Network
-    from resnets.options import View
+    from resnets.options import Seen, View
 
 # Trained models, the first of which is the arm's own, and test images; to figures by name.
 Measure = Callable[[Sequence["Model"], "Split | None"], dict[str, Any]]
@@ -92,6 +92,38 @@ def viewed(
     other = round(factor * size) if factor != 1 else 0
     found = result(models[0].scores(split, view=view, size=other, batch=64))
     return {"test_error": 100 * found.error, "top5_error": 100 * (1 - found.top5), "view": view}
+
+
+def detected(
+    refine: bool, scales: Sequence[float], models: Sequence[Model], split: Split | None
+) -> dict[str, Any]:
+    """Averages in % of the models as one, with the improvements of 1512.03385, appendix B."""
+    from resnets import scenes
+    from resnets.evaluation import detect
+
+    if split is None:
+        return {}
+    how: Seen = {"refine": refine, "scales": tuple(scales)}
+    first = models[0]
+    found = detect.find(scenes.procedure(models, how), split, **scenes.reading(first, how))
+    figures = detect.measure(found, split, first.card.classes)
+    said = {"map50": figures.map50, "map": figures.map, "voc07": figures.voc07}
+    return {name: 100 * (value or 0.0) for name, value in said.items()}
+
+
+def located(
+    scales: Sequence[float], models: Sequence[Model], split: Split | None
+) -> dict[str, Any]:
+    """Errors in % given the class, and of the network's own five classes."""
+    from resnets import scenes
+    from resnets.evaluation.localize import localization
+
+    if split is None:
+        return {}
+    how: Seen = {"scales": tuple(scales)}
+    network: Any = scenes.procedure(models, how)
+    found = localization(network, split, **scenes.reading(models[0], how))
+    return {"given_error": 100 * found.error, "five_error": 100 * found.top5_error}
 
 
 def ensemble(models: Sequence[Model], split: Split | None) -> dict[str, Any]:

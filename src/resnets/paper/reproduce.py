@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import json
 import os
 import shutil
 from collections import Counter
@@ -12,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnets import arch as archs
 from resnets import doctor
 from resnets.arch import changed
 from resnets.errors import Diverged, Interrupted, UsageError
@@ -28,7 +31,7 @@ from resnets.paper.experiments import (
     experiment,
 )
 from resnets.paper.ledger import Row
-from resnets.recipe import Recipe
+from resnets.recipe import Recipe, to_dict
 
 if TYPE_CHECKING:
     from resnets.training.fit import Progress
@@ -37,6 +40,16 @@ if TYPE_CHECKING:
 Watch = Callable[["Progress"], None]
 IMAGES = {"digits": 899, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
 SIDE = {"smoke": 8, "cpu": 16, "gpu": 32}  # pixels; twice as many for the networks of ImageNet
+PLACES = {  # data that has to be named, and in what form
+    "imagenet": "ImageNet: --data FOLDER with train/ and val/ (or test/) of class folders",
+    "imagenet-boxes": "ImageNet's boxes: --data FOLDER in a form that `resnets data check` reads",
+    "voc": "PASCAL VOC: --data FOLDER with Annotations/ and ImageSets/",
+    "coco": "COCO: --data FOLDER with annotations/ and its images",
+}
+# Of scenes: side, images of a step, and regions of a detector that are learnt from or judged.
+SCENES: dict[Budget, tuple[int, int, int]] = {
+    "smoke": (64, 2, 8), "cpu": (256, 8, 32), "gpu": (600, 8, 256),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,12 +60,15 @@ class Job:
     arm: Arm
     budget: Budget
     seed: int
-    data: str | None = None  # the place of ImageNet
+    data: str | None = None  # the place of data that has to be named
+    weights: str = ""  # of the classifier that scenes start from at full length
 
     @property
     def recipe(self) -> Recipe | None:
         """How its network is trained at this budget."""
         recipe = self.arm.recipe
+        if recipe and recipe.data in PLACES and recipe.data != "imagenet":
+            return scene(self.experiment, recipe, self)
         return recipe and scaled(self.experiment, recipe, self.budget, self.seed, self.data)
 
     @property
@@ -69,10 +85,13 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of its run folder, which experiments of the same length share."""
-        units = f"-{self.experiment.units}units" * bool(self.experiment.units)
-        short = units * (self.budget == "cpu")
-        return f"{self.arm.name}{short}-{self.iterations}-seed{self.seed}"
+        """Of its run folder, which all experiments that train alike share."""
+        recipe = self.recipe
+        assert recipe is not None
+        place = "" if self.budget == "smoke" else recipe.data
+        told = json.dumps(to_dict(replace(recipe, data=place)), sort_keys=True)
+        digest = hashlib.sha256(told.encode()).hexdigest()[:8]
+        return f"{recipe.model}-{self.iterations}-seed{recipe.seed}-{digest}"
 
     @property
     def cost(self) -> float:
@@ -81,9 +100,9 @@ class Job:
         if not recipe:
             return 0.0
         known = arch(recipe.model)
+        seen = getattr(known, "backbone", known).size  # the side that MACS are of
         part = changed(known, recipe.arch).depth / known.depth
-        if self.budget != "full":
-            part *= (recipe.size / known.size) ** 2
+        part *= ((recipe.size or known.size) / seen) ** 2
         return part * MACS[known.depth] * 1e6 * self.iterations * recipe.batch
 
     @property
@@ -92,12 +111,14 @@ class Job:
         return [self, *(replace(self, arm=member) for member in self.arm.members)]
 
 
-def jobs(one: Experiment, budget: Budget, seeds: int = 1, data: str | None = None) -> Iterator[Job]:
+def jobs(
+    one: Experiment, budget: Budget, seeds: int = 1, data: str | None = None, weights: str = ""
+) -> Iterator[Job]:
     """All that is to be run, seed by seed; what is not trained has one."""
     for seed in range(seeds):
         for arm in () if one.needs else one.arms:
             if arm.recipe or not seed:
-                yield Job(one, arm, budget, seed, data)
+                yield Job(one, arm, budget, seed, data, weights)
 
 
 def chosen(ids: Sequence[str]) -> list[Experiment]:
@@ -114,9 +135,9 @@ def scaled(
     """A recipe at a budget, which changes length, resolution and data.
 
     "full" is the paper's; "gpu" has CIFAR at its own size, "cpu" at half of it, "smoke" the digits
-    and small batches. Data of `imagenet` becomes CIFAR-10 at twice the size. A start at a low rate
-    takes a tenth of the run or 50 steps. An experiment may have its own side, and fewer units in a
-    stage, for "cpu".
+    and 128 images a step. Data of `imagenet` becomes CIFAR-10 at twice the size. A start at a low
+    rate takes a tenth of the run or 50 steps. An experiment may have its own side, and fewer units
+    in a stage, for "cpu".
     """
     recipe = replace(recipe, seed=recipe.seed + seed)
     large = recipe.data == "imagenet"
@@ -144,12 +165,70 @@ def scaled(
         short = replace(short, schedule="step", drops=(0.5, 0.75))
     if budget == "smoke":
         grey = replace(short.augment, colour="none", policy="none")
-        batch = recipe.lr_batch or recipe.batch
-        short = replace(short, batch=64, lr_batch=batch, augment=grey, watch="val")  # there is none
+        usual = recipe.lr_batch or recipe.batch
+        short = replace(short, batch=128, lr_batch=usual, augment=grey)
+        short = replace(short, watch="val")  # there is none: the test is at the end
     elif one.units and budget == "cpu":
         short = replace(short, arch={**recipe.arch, "blocks": [one.units] * 3})
     parts = 1 if budget == "smoke" else 6  # of the run, with an evaluation after each
     return replace(short, eval_every=max(1, steps // parts) * short.batch / IMAGES[place])
+
+
+def scene(one: Experiment, recipe: Recipe, job: Job) -> Recipe:
+    """The recipe of a network for scenes at a job's budget.
+
+    "full" is the paper's, from the weights of a classifier. Less starts from random weights, with
+    normalisation that learns, at another size, on fewer regions.
+    """
+    recipe = replace(recipe, seed=recipe.seed + job.seed, data=job.data or recipe.data)
+    if job.budget == "full":
+        return replace(recipe, weights=job.weights)
+    side, batch, regions = SCENES[job.budget]
+    if archs.task(arch(recipe.model)) == "detect":
+        few = {"sampled": regions, "proposals": [8 * regions, regions]}
+    else:
+        few = {"regions": [2, regions], "crop": side} if "regions" in recipe.arch else {}
+    return replace(
+        recipe,
+        arch={**recipe.arch, **few},
+        size=side,
+        steps=one.steps.get(job.budget, STEPS[job.budget]),
+        batch=batch,
+        norm="batch",
+        normalize="data",
+        augment=replace(recipe.augment, crop="none"),
+        trainval=False,
+        watch="test",
+        eval_every=1e6,  # at the end
+    )
+
+
+def scenes_of_digits(root: Path) -> Path:
+    """Digits on noise with a box each, even and odd: a CSV beside its images, for "smoke"."""
+    import numpy as np
+    from PIL import Image
+
+    from resnets.data import sources
+
+    folder = root / "scenes"
+    table, draw, digits = folder / "boxes.csv", np.random.default_rng(0), sources.digits()
+    if table.exists():
+        return table
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ["path,x1,y1,x2,y2,label,split"]
+    for name, count in (("train", 12), ("test", 2)):
+        split = digits.splits[name]
+        assert not isinstance(split.images, tuple)
+        for k in range(count):
+            side = int(draw.integers(24, 41))
+            x, y = draw.integers(0, 65 - side, 2).tolist()
+            canvas = Image.fromarray(draw.integers(0, 60, (64, 64), dtype=np.uint8))
+            canvas.paste(Image.fromarray(split.images[k, 0].numpy()).resize((side, side)), (x, y))
+            canvas.save(folder / f"{name}{k}.png")
+            kind = "odd" if int(split.labels[k]) % 2 else "even"
+            lines.append(f"{name}{k}.png,{x},{y},{x + side},{y + side},{kind},{name}")
+    write_whole(table, "\n".join(lines).encode())
+    return table
 
 
 def trained(job: Job, recipe: Recipe, root: Path, device: str, workers: int, watch: Watch) -> Run:
@@ -185,11 +264,11 @@ def run(
     """The line of a job in the ledger, which is written once. Raises as `verbs.train`."""
     if known := ledger.of(ledger.read(root), **job.key):
         return known[-1]
-    if job.recipe and job.recipe.data == "imagenet":
-        raise UsageError(
-            f"{job.experiment.id} at its full length needs ImageNet: --data FOLDER with train/ and "
-            "val/ (or test/) of class folders"
-        )
+    task = archs.task(arch(job.arm.recipe.model)) if job.arm.recipe else "classify"
+    if task != "classify" and job.budget == "smoke":
+        job = replace(job, data=str(scenes_of_digits(root)))
+    if job.recipe and (needs := PLACES.get(job.recipe.data)):
+        raise UsageError(f"{job.experiment.id} at this budget needs {needs}")
     import torch
 
     from resnets.data import sources
@@ -217,10 +296,10 @@ def run(
         row |= {"protocol": False, "test_error": None, "notes": [str(error)]}
     else:
         if job.recipe and folders:
-            source = sources.load(job.recipe.data)
+            source = sources.load(job.recipe.data, task=task)
             split = source.test or source.val
             if split and job.budget == "smoke":
-                split = split.take(torch.arange(40))
+                split = split.take(torch.arange(min(16, len(split))))
             row |= facts(job, job.recipe, folders[0], root)
         if job.arm.measure:
             row |= job.arm.measure(models, split)

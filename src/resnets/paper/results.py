@@ -28,6 +28,7 @@ full length on its data, with nothing left out. All else was run on less, says w
 never shows what the full one would reach. Runs of a length that an experiment no longer has are in the ledger alone.
 """  # noqa: E501
 EXACT = ("macs", "parameters", "residual", "log2_product", "first_over_last")
+SCENES = ("map50", "map", "voc07", "given_error", "five_error")
 ERRORS = ("train_error", "test_error")
 
 
