@@ -48,7 +48,7 @@ PLACES = {  # data that has to be named, and in what form
 }
 # Of scenes: side, images of a step, and regions of a detector that are learnt from or judged.
 SCENES: dict[Budget, tuple[int, int, int]] = {
-    "smoke": (64, 2, 8), "cpu": (256, 8, 32), "gpu": (600, 8, 256),
+    "smoke": (64, 2, 4), "cpu": (256, 8, 32), "gpu": (600, 8, 256),
 }  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def scaled(
     short = replace(
         recipe,
         data=place,
-        size=2 * side if large else side,
+        size=2 * side if large and budget != "smoke" else side,
         train_size=0,
         steps=steps,
         normalize="data",
@@ -216,7 +216,7 @@ def scenes_of_digits(root: Path) -> Path:
         return table
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["path,x1,y1,x2,y2,label,split"]
-    for name, count in (("train", 12), ("test", 2)):
+    for name, count in (("train", 12), ("test", 1)):
         split = digits.splits[name]
         assert not isinstance(split.images, tuple)
         for k in range(count):
