@@ -278,9 +278,10 @@ def run(
     from resnets.training.run import Run
 
     models, split, folders = list[Model](), None, list[Run]()
+    place = f" --data {Path(job.data).name}" if job.data and job.budget != "smoke" else ""
     row: dict[str, Any] = job.key | {
         "command": f"resnets reproduce {job.experiment.id} --budget {job.budget} "
-        f"--seeds {job.seed + 1}",
+        f"--seeds {job.seed + 1}{place}",
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {name: environment()[name] for name in ("resnets", "python", "torch")},
     }
