@@ -126,6 +126,7 @@ CHANCE = {
 }
 
 
+@pytest.mark.slow
 def test_chance_and_a_frozen_start_do_not_depend_on_the_number_of_ranks(tmp_path):
     one, two, four = (trained(n, tmp_path / str(n), **CHANCE) for n in (1, 2, 4))
     assert distance(two, one, learned(one)) < 1e-5
@@ -138,7 +139,7 @@ def test_chance_and_a_frozen_start_do_not_depend_on_the_number_of_ranks(tmp_path
     assert moved == ["fc.weight", "fc.bias"]
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_of_two_ranks_goes_on_with_others(ranks, tmp_path):
     whole = trained(2, tmp_path / "whole", micro=8)
     together(2, train, tmp_path / "halves", {"micro": 8}, 8)
@@ -290,7 +291,9 @@ def test_indices_and_pixels_are_one_stream(tmp_path):
     assert len({digest(split, *case) for case in cases}) == 1
 
 
-@pytest.mark.parametrize(("optimizer", "limit"), [("sgd", 1e-5), ("adamw", 1e-4)])
+@pytest.mark.parametrize(
+    ("optimizer", "limit"), [("sgd", 1e-5), pytest.param("adamw", 1e-4, marks=pytest.mark.slow)]
+)
 def test_split_states_learn_what_whole_ones_do(tmp_path, optimizer, limit):
     """FSDP2 against DDP, with clipping, micro-batches and an interruption; the file is the same.
 

@@ -178,7 +178,12 @@ def endless(world, folder):
 
 
 @pytest.mark.parametrize(
-    ("victim", "number"), [(2, signal.SIGSTOP), (2, signal.SIGKILL), (0, signal.SIGKILL)]
+    ("victim", "number"),
+    [
+        (2, signal.SIGSTOP),
+        pytest.param(2, signal.SIGKILL, marks=pytest.mark.slow),
+        (0, signal.SIGKILL),
+    ],
 )
 def test_a_rank_that_hangs_or_dies_is_named_by_the_others(victim, number, tmp_path):
     patience = datetime.timedelta(seconds=3)

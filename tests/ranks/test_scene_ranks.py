@@ -30,7 +30,11 @@ def train(world, folder, data, task, model):
 
 
 @pytest.mark.parametrize(
-    ("task", "model"), [("detect", "fasterrcnn_tiny_fpn"), ("segment", "semanticfpn_tiny")]
+    ("task", "model"),
+    [
+        ("detect", "fasterrcnn_tiny_fpn"),
+        pytest.param("segment", "semanticfpn_tiny", marks=pytest.mark.slow),
+    ],
 )
 def test_two_ranks_train_and_measure_as_one(drawn, tmp_path, task, model):
     ended = []
