@@ -104,6 +104,15 @@ def check_same(splits: Sequence[Split]) -> None:
         )
 
 
+def check_read(bad: Sequence[tuple[Path, str]], images: int, allowed: float, what: str) -> None:
+    """Raise DataError where more than that part of the images are `bad`, or all are."""
+    if len(bad) == images or len(bad) > allowed * images:
+        raise DataError(
+            f"{len(bad)} of {images} files of the {what} are unreadable, first: "
+            f"{bad[0][0] if bad else 'none'}\nMend them, or allow more: --max-unreadable 0.1"
+        )
+
+
 def unlabelled(source: Source, like: Tensor) -> Split:
     """All images of a data set; their labels, of no account, are of the form of others."""
     every = functools.reduce(Split.plus, source.splits.values())

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from resnets.errors import CheckpointError, DataError, UsageError
+from resnets.errors import CheckpointError, UsageError
 from resnets.options import Count, Device, Part, Read, Tested, Views, Workers
 
 if TYPE_CHECKING:
@@ -69,12 +69,7 @@ def evaluate(
     scored = [each.scores() for each in subjects]
     said = scored[-1] if compare else ensemble(scored)
     result, bad = metrics.result(said, name), said.unreadable
-    if not result.images or len(bad) > allowed * (result.images + len(bad)):
-        raise DataError(
-            f"{len(bad)} of {result.images + len(bad)} files of the {name} split of {data} are "
-            f"unreadable, first: {bad[0][0] if bad else 'none'}\nMend them, or allow more: "
-            "--max-unreadable 0.1"
-        )
+    assessment.check_read(bad, result.images + len(bad), allowed, f"{name} split of {data}")
     for path, own in dict(zip(map(str, models), scored, strict=True)).items():
         opened(path, source, name, 1 - float(metrics.right(own).double().mean()))
     result = replace(result, unreadable=(*source.unreadable, *bad))

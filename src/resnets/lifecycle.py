@@ -24,7 +24,7 @@ from resnets.evaluation.model import Model, load
 from resnets.listing import environment
 from resnets.nets import Network
 from resnets.nets.modelfile import save
-from resnets.options import Task
+from resnets.options import Task, group
 from resnets.training import checkpoint, tasks
 from resnets.training.fit import Progress, batches, fit
 from resnets.training.plan import Plan
@@ -79,7 +79,8 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
         if path is None:
             raise UsageError("under torchrun give a folder that all its restarts share: --run DIR")
         if world.share(run.finished):
-            raise UsageError(f"{path} is finished; `resnets evaluate {path} DATA` uses it")
+            verb = f"resnets {group(archs.task(plan.arch))}evaluate"
+            raise UsageError(f"{path} is finished; `{verb} {path} DATA` uses it")
         if world.share((run.path / "recipe.json").exists()):
             return run
     if not world.first:
@@ -182,7 +183,7 @@ def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
     return Outcome(run.path, result, seconds, archs.task(plan.arch))
 
 
-def opened(model: str | Path, source: Source, split: str, error: float) -> None:
+def opened(model: str | Path, source: Source, split: str, error: float | None) -> None:
     """Record in a run's folder that its model was tested on its own test images once more."""
     run = Run(Path(model) if Path(model).is_dir() else Path(model).parent)
     if split not in ("test", "all") or not (run.path / "source.json").exists():

@@ -39,7 +39,7 @@ def duration(_: object, tokens: Sequence[Token]) -> float:
 
 def numbers(_: object, tokens: Sequence[Token]) -> tuple[float, ...]:
     """The numbers of 0.5,1,1.5; all are above 0."""
-    text = tokens[0].value
+    text = ",".join(token.value for token in tokens)
     try:
         found = tuple(float(word) for word in text.split(","))
     except ValueError:
@@ -57,7 +57,7 @@ def group(task: Task) -> str:
 def floors(task: Task, fields: Mapping[str, Any] | Sequence[str]) -> dict[str, float]:
     """What figures have to reach, of FIGURE=VALUE. Raises UsageError."""
     wanted = dict[str, float]()
-    for name, text in assignments(fields).items():
+    for name, text in assignments(fields, "--fail-under").items():
         if name not in FIGURES[task]:
             raise UsageError(f"--fail-under {name}: {nearest(name, FIGURES[task])}")
         try:
@@ -87,7 +87,7 @@ def views(_: object, tokens: Sequence[Token]) -> View | tuple[View, ...]:
     return found if len(found) > 1 else found[0]
 
 
-def assignments(fields: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
+def assignments(fields: Mapping[str, Any] | Sequence[str], option: str = "--set") -> dict[str, Any]:
     """Fields by name, or FIELD=VALUE texts, as a dictionary; a comma makes a list."""
     if isinstance(fields, Mapping):
         return dict(fields)
@@ -95,7 +95,8 @@ def assignments(fields: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
     for item in fields:
         key, sign, text = item.partition("=")
         if not sign:
-            raise UsageError(f"--set {item}: write FIELD=VALUE, for instance --set lr=0.1")
+            example = "lr=0.1" if option == "--set" else "map50=0.9"
+            raise UsageError(f"{option} {item}: write NAME=VALUE, for instance {option} {example}")
         values[key.strip()] = text.split(",") if "," in text else text
     return values
 
@@ -104,7 +105,19 @@ Seconds = Annotated[float | None, Parameter(converter=duration)]
 Views = Annotated[View | Sequence[View], Parameter(converter=views, n_tokens=1)]
 
 
-class Read(TypedDict, total=False):
+class Computed(TypedDict, total=False):
+    """How and where a model computes."""
+
+    normalize: Annotated[
+        Literal["data", "imagenet", "none"] | None,
+        Parameter(help="Mean and deviation for a foreign file that does not say its own."),
+    ]
+    batch: Annotated[Count, Parameter(help="Images of a forward pass.")]
+    device: Device
+    workers: Workers
+
+
+class Read(Computed, total=False):
     """Which images of a data set are read, and how."""
 
     split: Annotated[
@@ -114,16 +127,9 @@ class Read(TypedDict, total=False):
             "model."
         ),
     ]
-    normalize: Annotated[
-        Literal["data", "imagenet", "none"] | None,
-        Parameter(help="Mean and deviation for a foreign file that does not say its own."),
-    ]
-    batch: Annotated[Count, Parameter(help="Images of a forward pass.")]
     max_unreadable: Annotated[
         Part, Parameter(help="Part of the images that may be unreadable and left out.")
     ]
-    device: Device
-    workers: Workers
 
 
 class Tested(Read, total=False):
@@ -137,12 +143,12 @@ class Tested(Read, total=False):
     precision: Literal["float32", "bfloat16"]
 
 
-class Seen(Read, total=False):
+class Improved(Computed, total=False):
     """How scenes are looked at.
 
     Args:
         refine: Judge the found boxes once more and vote (1512.03385, appendix B); of detectors in
-            two stages, as the two below.
+            two stages.
         scales: Sizes of the image as parts of the model's, as 0.5,1,1.5. Each region takes the two
             that suit it (appendix B); a localiser the best box of all (appendix C).
     """
@@ -150,3 +156,7 @@ class Seen(Read, total=False):
     refine: bool
     scales: Annotated[tuple[float, ...], Parameter(converter=numbers, n_tokens=1)]
     precision: Literal["float32", "bfloat16"]
+
+
+class Seen(Improved, Read, total=False):
+    """How scenes of a data set are looked at, and which."""

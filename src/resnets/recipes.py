@@ -217,7 +217,7 @@ def paper_localize() -> Recipe:
     augment = Augment(crop="scale", scale=(256, 480), flip=True)
     data = Recipe(model="localizer_resnet101", size=224, normalize="imagenet", augment=augment)
     rate = replace(data, lr=1e-2, lr_batch=256, schedule="step", drops=(2 / 3,), norm="frozen")
-    return replace(rate, batch=256, epochs=30)
+    return replace(rate, batch=256, steps=150_000)
 
 
 def torchvision_coco() -> Recipe:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from resnets.errors import CheckpointError, UsageError
-from resnets.options import Seen
+from resnets.options import Improved, Seen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from resnets.training.tasks import Tested
 
 
-def loaded(task: Task, path: str | Path, source: Source | None, how: Seen) -> Model:
+def loaded(task: Task, path: str | Path, source: Source | None, how: Improved) -> Model:
     """A network of that task; errors as `evaluation.model.load`."""
     from resnets.evaluation.model import load
     from resnets.nets.fold import folded
@@ -39,7 +39,7 @@ def loaded(task: Task, path: str | Path, source: Source | None, how: Seen) -> Mo
     return replace(model, network=folded(model.network))
 
 
-def reading(model: Model, how: Seen) -> Reading:
+def reading(model: Model, how: Improved) -> Reading:
     """How a model's images are read."""
     from resnets.evaluation.scenes import Reading
 
@@ -76,6 +76,8 @@ def evaluate(
         raise UsageError(f"--compare takes two models; here are {len(paths)}")
     if classifier is not None and task != "localize":
         raise UsageError("--classifier is for `resnets localize evaluate`")
+    if task == "segment":
+        plain(how)
     source = sources.load(data, max_unreadable=how.get("max_unreadable", 0.01), task=task)
     models = [loaded(task, path, source, how) for path in paths]
     splits = [
@@ -92,7 +94,7 @@ def evaluate(
     elif task == "localize":
         network: Any = procedure(models, how)
         known = first.card.classes
-        named = five(classifier, split, known, how) if classifier is not None else None
+        named = five(classifier, split, source, known, how) if classifier is not None else None
         result = localize.localization(
             network,
             split,
@@ -102,7 +104,6 @@ def evaluate(
             **reading(first, how),
         )
     else:
-        plain(how)
         result = segment.segment(
             first.network,
             split,
@@ -111,23 +112,24 @@ def evaluate(
             bfloat16=first.bfloat16,
             **reading(first, how),
         )
-    for path in paths:
-        opened(path, source, name, result.error)
+    allowed = how.get("max_unreadable", 0.01)
+    assessment.check_read(result.unreadable, len(split), allowed, f"{name} split of {data}")
+    for path in paths:  # of one among several there is no error by itself
+        opened(path, source, name, result.error if len(paths) == 1 else None)
     return result
 
 
-def five(path: str | Path, split: Split, names: tuple[str, ...], how: Seen) -> Tensor:
+def five(
+    path: str | Path, split: Split, source: Source, names: tuple[str, ...], how: Improved
+) -> Tensor:
     """What a classifier takes the images of a split for: int64 (N, 5 or all), the best first.
 
-    Raises CheckpointError where its classes are not these.
+    A foreign file, which names no classes, has to have the data's in their order. Raises
+    CheckpointError where its classes are not `names`.
     """
     import torch
 
-    from resnets.evaluation.model import load
-    from resnets.training.plan import pick_device
-
-    place = pick_device(how.get("device", "auto"))
-    model = load(path, device=place, classes=names, task="classify")
+    model = loaded("classify", path, source, how)
     if set(model.card.classes) != set(names):
         raise CheckpointError(f"{path} knows other classes than the localiser")
     assert isinstance(split.images, tuple)
@@ -138,13 +140,13 @@ def five(path: str | Path, split: Split, names: tuple[str, ...], how: Seen) -> T
     return torch.tensor(rows).view(-1, count)
 
 
-def plain(how: Seen) -> None:
+def plain(how: Improved) -> None:
     """Raise UsageError for improvements that segmentation does not have."""
     if how.get("refine") or how.get("scales"):
         raise UsageError("--refine and --scales are to detect and localize")
 
 
-def procedure(models: Sequence[Model], how: Seen) -> Detect:
+def procedure(models: Sequence[Model], how: Improved) -> Detect:
     """Detectors or a localiser as one, with the improvements that are asked for.
 
     Raises UsageError.
@@ -156,11 +158,11 @@ def procedure(models: Sequence[Model], how: Seen) -> Detect:
     refine, scales = how.get("refine", False), tuple(how.get("scales", ())) or (1.0,)
     networks = [model.network for model in models]
     first, *more = networks
-    if not more and not refine and scales == (1.0,):
-        return cast("Detect", first)
     if not more and not refine and isinstance(first, Localizer):
         first.scales = scales
         return first
+    if not more and not refine and scales == (1.0,):
+        return cast("Detect", first)
     two_stages = [network for network in networks if isinstance(network, Detector)]
     if len(two_stages) < len(networks):
         raise UsageError(
@@ -199,7 +201,7 @@ def predict(
     out: str | Path,
     *,
     score: float = 0.5,
-    **how: Unpack[Seen],
+    **how: Unpack[Improved],
 ) -> list[dict[str, str]]:
     """What is on images: pictures in the new folder `out`, and the answer beside them.
 
@@ -213,13 +215,14 @@ def predict(
 
     if not inputs:
         raise UsageError("no input: give image files, folders or globs")
+    if task == "segment":
+        plain(how)
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty: give another, --out")
     model = loaded(task, path, None, how)
     split, bad = sources.unlabelled(list(sources.expand(inputs)))
     if task == "segment":
-        plain(how)
         rows = drawing.pixels(model, split, folder, **reading(model, how))
     else:
         network = procedure([model], how)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict, Unpack
 from cyclopts import Parameter
 
 from resnets.errors import DataError, UsageError
-from resnets.options import Count, Device, Seconds, Workers, assignments
+from resnets.options import Count, Device, Seconds, Workers, assignments, group
 
 if TYPE_CHECKING:
     from resnets.lifecycle import Outcome
@@ -154,15 +154,16 @@ def resume(
     resume, or it is a trial of a study; DataError where the data is not what the run was started
     on; CheckpointError where no checkpoint of the run is whole.
     """
+    from resnets import arch
     from resnets.lifecycle import go, newest_unfinished
     from resnets.recipe import parse
     from resnets.training.run import Run
 
     folder = Run(Path(run)) if run is not None else newest_unfinished()
     if folder.finished:
-        raise UsageError(
-            f"{folder.path} is finished; `resnets evaluate {folder.path} DATA` uses it"
-        )
+        own = arch.task(arch.from_dict(folder.read_json("source.json")["arch"]))
+        verb = f"resnets {group(own)}evaluate"
+        raise UsageError(f"{folder.path} is finished; `{verb} {folder.path} DATA` uses it")
     recipe = parse(folder.read_json("recipe.json"))
     if (folder.path / "trial.json").exists():  # it would be tested on the test images
         raise UsageError(

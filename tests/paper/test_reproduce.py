@@ -146,6 +146,25 @@ def test_the_command_lists_plans_and_refuses(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_without_ids_what_needs_data_is_left_out():
+    every = {one.id for one in reproduce.chosen([], "smoke")}
+    small = {one.id for one in reproduce.chosen([], "cpu")}
+    full = {one.id for one in reproduce.chosen([], "full")}
+    assert every - small == {"r1.tab7", "r1.tab8", "r1.tab9", "r1.tab12", "r1.tab13"}
+    assert small - full >= {"r1.tab2", "r2.tab5", "later.rsb"}
+    assert len(reproduce.chosen(["r1.tab8", "r1.tab9"], "full", "coco")) == 2
+    with pytest.raises(UsageError, match="coco, voc"):
+        reproduce.chosen(["r1.tab7", "r1.tab8"], "full", "coco")
+
+
+def test_runs_of_one_data_set_are_found_wherever_it_lies():
+    one = experiment("r1.tab8")
+    there = [Job(one, one.arms[0], "full", 0, place, "a/b") for place in ("x", "/y/x")]
+    assert len({job.name for job in there}) == 1
+    refined = experiment("r1.tab9").arms[1]
+    assert replace(there[0], arm=refined).name == there[0].name
+
+
 def test_what_waits_for_another_part_is_refused_by_name():
     with pytest.raises(UsageError, match="resnets detect"):
         reproduce.chosen(["r1.tab10"])

@@ -266,8 +266,8 @@ def reproduce(
 
     Args:
         ids: Experiments from the list, as r1.tab6; all when left out.
-        budget: smoke: digits, two steps; cpu: minutes at half the resolution; gpu: an eighth of the
-            length; full: the paper's protocol.
+        budget: smoke: digits, two steps; cpu: some hundred steps at half the resolution, gpu: some
+            thousand; full: the paper's protocol.
         seeds: Runs of each network.
         data: Where ImageNet is, for the full budget; VOC, COCO or other boxes, for all but smoke.
         weights: A classifier that detectors and localisers start from at the full budget.
@@ -276,13 +276,17 @@ def reproduce(
         dry_run: Print what would be run, and how long it would take here.
     """
     from resnets.paper import reproduce, results
+    from resnets.paper.experiments import EXPERIMENTS
 
     if budget is None:
         screen.listed(reproduce.overview(root))
         return
     if budget == "smoke":
         root = root / "runs" / "smoke"
-    wanted = reproduce.chosen(ids)
+    wanted = reproduce.chosen(ids, budget, data)
+    if not ids and (left := [x for x in EXPERIMENTS.values() if x not in wanted and not x.needs]):
+        names = ", ".join(one.id for one in left)
+        screen.note(f"left out, since their data has to be named with --data: {names}")
     if dry_run:
         screen.listed(x for one in wanted for x in reproduce.planned(one, budget, seeds, root))
         return

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Unpack
 from cyclopts import App, Parameter
 
 from resnets.cli import screen, show
-from resnets.options import Part, Seen, check_floors, floors
+from resnets.options import Improved, Part, Seen, check_floors, floors
 
 GROUPS = {
     "detect": "Find objects: boxes, and masks where the data has them.",
@@ -60,7 +60,7 @@ def predict(
     task: Bound = "detect",
     out: Path = Path("predictions"),
     score: Part = 0.5,
-    **how: Unpack[Seen],
+    **how: Unpack[Improved],
 ) -> None:
     """Draw what is found on images, and write it as COCO JSON or as masks.
 

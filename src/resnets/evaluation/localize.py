@@ -105,10 +105,13 @@ def localization(
         label = objects[..., 4].gather(1, first).long()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
             if predicted is None:
-                classes = network(images, sizes=sizes).classes[:, :5]
+                found = network(images, sizes=sizes)
+                classes, five = found.classes[:, :5], found.boxes[:, :5]
+                own_box, _ = network.best(images, label, sizes)
+                boxes = torch.cat([own_box, five], 1)
             else:
                 classes = predicted[batch.indices].to(images.device)
-            boxes, _ = network.best(images, torch.cat([label, classes], 1), sizes)
+                boxes, _ = network.best(images, torch.cat([label, classes], 1), sizes)
         right = real & (objects[..., 4] == label)
         near = (iou(boxes.float(), objects[..., :4]) * right[:, None]).amax(2) >= 0.5
         among = (near[:, 1:] & (classes == label)).any(1)

@@ -27,6 +27,7 @@ from resnets.ops import boxes as box
 
 SAMPLED, POSITIVE_SHARE = 8, 0.5  # anchors of an image that are learnt from: appendix C
 RIGHT = 0.5  # IoU from which on a region is an object
+AT_ONCE = 64  # regions that the R-CNN sees in a forward pass at test
 MOST, JUDGED = 100, 5  # boxes of an image, each of another class; where an R-CNN judges them
 
 
@@ -103,8 +104,11 @@ class Localizer(nn.Module):
         super().__init__()
         self.arch = arch
         judged = arch.regions != (0, 0)
-        if judged and (min(arch.regions) < 1 or arch.crop < 1):
-            raise UsageError(f"arch.regions={arch.regions}, arch.crop={arch.crop}: from 1 on each")
+        if judged and (arch.regions[0] < 2 or arch.regions[1] < 1 or arch.crop < 1):
+            raise UsageError(
+                f"arch.regions={arch.regions}: two or more to learn from, of which half may have "
+                f"the object, and one or more to judge; arch.crop={arch.crop}: from 1 on"
+            )
         self.parts = ("classification", "boxes", *["judgement", "movement"] * judged)
         self.backbone = trunk(arch, checkpoint)
         channels, _ = list(self.backbone.levels.values())[-1]
@@ -141,7 +145,7 @@ class Localizer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """As `best`, of what was seen: the R-CNN's best of the best proposals, where there is one.
 
-        Regions are judged an image's class at a time, which bounds the memory.
+        Some regions are judged at a time, which bounds the memory.
         """
         boxes, scores = self.candidates(seen, classes, self.arch.regions[1] or 1)
         if self.rcnn is None:
@@ -149,15 +153,17 @@ class Localizer(nn.Module):
         kept = []
         for k, own in enumerate(classes.unbind(1)):
             proposed, sizes = boxes[:, k], seen[0].sizes
-            logits, deltas = self.rcnn(images, proposed)
+            some = torch.split(proposed, max(1, AT_ONCE // len(proposed)), 1)
+            judged = zip(*[self.rcnn(images, regions) for regions in some], strict=True)
+            logits, deltas = (torch.cat(x, 1) for x in judged)
             which = own[:, None, None]
             best = logits.take_along_dim(which, 2).argmax(1, keepdim=True)  # (B, 1, 1)
             score = logits.take_along_dim(which, 2).take_along_dim(best, 1)
             way = deltas.take_along_dim(which[..., None], 2)[:, :, 0].take_along_dim(best, 1)
             moved = box.decode(way, proposed.take_along_dim(best, 1))
             kept.append((box.clip(moved, sizes), score[..., 0].sigmoid()))
-        moved, judged = (torch.cat(x, 1) for x in zip(*kept, strict=True))
-        return moved, judged
+        found, certain = (torch.cat(x, 1) for x in zip(*kept, strict=True))
+        return found, certain
 
     def look(self, images: Tensor, sizes: Tensor) -> list[Seen]:
         """The features at each of the `scales`, and how each class scores each anchor."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from resnets.data.sources import Split
     from resnets.evaluation.model import Model
     from resnets.nets import Network
-    from resnets.options import Seen, View
+    from resnets.options import Improved, View
 
 # Trained models, the first of which is the arm's own, and test images; to figures by name.
 Measure = Callable[[Sequence["Model"], "Split | None"], dict[str, Any]]
@@ -103,12 +103,12 @@ def detected(
 
     if split is None:
         return {}
-    how: Seen = {"refine": refine, "scales": tuple(scales)}
+    how: Improved = {"refine": refine, "scales": tuple(scales)}
     first = models[0]
     found = detect.find(scenes.procedure(models, how), split, **scenes.reading(first, how))
     figures = detect.measure(found, split, first.card.classes)
     said = {"map50": figures.map50, "map": figures.map, "voc07": figures.voc07}
-    return {name: 100 * (value or 0.0) for name, value in said.items()}
+    return {name: 100 * value for name, value in said.items() if value is not None}
 
 
 def located(
@@ -120,7 +120,7 @@ def located(
 
     if split is None:
         return {}
-    how: Seen = {"scales": tuple(scales)}
+    how: Improved = {"scales": tuple(scales)}
     network: Any = scenes.procedure(models, how)
     found = localization(network, split, **scenes.reading(models[0], how))
     return {"given_error": 100 * found.error, "five_error": 100 * found.top5_error}

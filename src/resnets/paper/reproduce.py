@@ -24,6 +24,7 @@ from resnets.paper import ledger
 from resnets.paper.experiments import (
     EXPERIMENTS,
     MACS,
+    PLACES,
     STEPS,
     Arm,
     Budget,
@@ -40,12 +41,6 @@ if TYPE_CHECKING:
 Watch = Callable[["Progress"], None]
 IMAGES = {"digits": 899, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
 SIDE = {"smoke": 8, "cpu": 16, "gpu": 32}  # pixels; twice as many for the networks of ImageNet
-PLACES = {  # data that has to be named, and in what form
-    "imagenet": "ImageNet: --data FOLDER with train/ and val/ (or test/) of class folders",
-    "imagenet-boxes": "ImageNet's boxes: --data FOLDER in a form that `resnets data check` reads",
-    "voc": "PASCAL VOC: --data FOLDER with Annotations/ and ImageSets/",
-    "coco": "COCO: --data FOLDER with annotations/ and its images",
-}
 # Of scenes: side, images of a step, and regions of a detector that are learnt from or judged.
 SCENES: dict[Budget, tuple[int, int, int]] = {
     "smoke": (64, 2, 4), "cpu": (256, 8, 32), "gpu": (600, 8, 256),
@@ -88,8 +83,10 @@ class Job:
         """Of its run folder, which all experiments that train alike share."""
         recipe = self.recipe
         assert recipe is not None
-        place = "" if self.budget == "smoke" else recipe.data
-        told = json.dumps(to_dict(replace(recipe, data=place)), sort_keys=True)
+        assert self.arm.recipe is not None
+        place = "" if self.budget == "smoke" else self.arm.recipe.data
+        plain = replace(recipe, data=place, weights=Path(recipe.weights).name)
+        told = json.dumps(to_dict(plain), sort_keys=True)
         digest = hashlib.sha256(told.encode()).hexdigest()[:8]
         return f"{recipe.model}-{self.iterations}-seed{recipe.seed}-{digest}"
 
@@ -121,12 +118,26 @@ def jobs(
                 yield Job(one, arm, budget, seed, data, weights)
 
 
-def chosen(ids: Sequence[str]) -> list[Experiment]:
-    """The experiments of these ids, or all. Raises UsageError for one that cannot be run yet."""
+def chosen(
+    ids: Sequence[str], budget: Budget = "smoke", data: str | None = None
+) -> list[Experiment]:
+    """The experiments of these ids; without any all whose data need not be named.
+
+    Raises UsageError for one that one command cannot run, and for `data` that would be two.
+    """
     for one in map(experiment, ids):
         if one.needs:
             raise UsageError(f"{one.id} {one.needs}")
-    return [EXPERIMENTS[name] for name in ids or EXPERIMENTS]
+    wanted = [one for one in map(experiment, ids or EXPERIMENTS) if ids or not lacks(one, budget)]
+    if data and len(places := {place for one in wanted if (place := lacks(one, budget))}) > 1:
+        raise UsageError(f"--data is of one of {', '.join(sorted(places))}: name its experiments")
+    return wanted
+
+
+def lacks(one: Experiment, budget: Budget) -> str:
+    """The data that an experiment needs to have named at this budget, "" for none."""
+    needed = budget == "full" if one.place == "imagenet" else budget != "smoke"
+    return one.place if needed else ""
 
 
 def scaled(
@@ -184,6 +195,7 @@ def scene(one: Experiment, recipe: Recipe, job: Job) -> Recipe:
     if job.budget == "full":
         return replace(recipe, weights=job.weights)
     side, batch, regions = SCENES[job.budget]
+    side = min(side, recipe.size or arch(recipe.model).size)
     if archs.task(arch(recipe.model)) == "detect":
         few = {"sampled": regions, "proposals": [8 * regions, regions]}
     else:
@@ -241,7 +253,8 @@ def trained(job: Job, recipe: Recipe, root: Path, device: str, workers: int, wat
     begun = (folder.path / "recipe.json").exists()
     if begun:
         there = parse(folder.read_json("recipe.json"))
-        if replace(there, data=recipe.data, precision=recipe.precision) != recipe:
+        machine = {name: getattr(recipe, name) for name in ("data", "precision", "micro")}
+        if replace(there, weights=recipe.weights, **machine) != recipe:
             raise UsageError(f"{folder.path} holds a run of another recipe: remove the folder")
     if not folder.finished:
         if begun:
@@ -267,7 +280,7 @@ def run(
     task = archs.task(arch(job.arm.recipe.model)) if job.arm.recipe else "classify"
     if task != "classify" and job.budget == "smoke":
         job = replace(job, data=str(scenes_of_digits(root)))
-    if job.recipe and (needs := PLACES.get(job.recipe.data)):
+    if job.data is None and job.recipe and (needs := PLACES.get(job.recipe.data)):
         raise UsageError(f"{job.experiment.id} at this budget needs {needs}")
     import torch
 
@@ -278,7 +291,10 @@ def run(
     from resnets.training.run import Run
 
     models, split, folders = list[Model](), None, list[Run]()
-    place = f" --data {Path(job.data).name}" if job.data and job.budget != "smoke" else ""
+    place = (
+        f" --data {Path(job.data).name}" if job.data and lacks(job.experiment, job.budget) else ""
+    )
+    place += f" --weights {Path(job.weights).name}" * bool(job.recipe and job.recipe.weights)
     row: dict[str, Any] = job.key | {
         "command": f"resnets reproduce {job.experiment.id} --budget {job.budget} "
         f"--seeds {job.seed + 1}{place}",
@@ -321,7 +337,7 @@ def facts(job: Job, recipe: Recipe, folder: Run, root: Path) -> dict[str, Any]:
     write_whole(kept, gzip.compress(curve, mtime=0))
     notes = [row["note"] for row in folder.rows("notes.jsonl")]
     return {
-        "protocol": job.budget == "full" and not notes,
+        "protocol": job.budget == "full" and not notes and not job.experiment.ours,
         "model": recipe.model,
         "layers": network.depth,
         "data": source["data"],

@@ -172,17 +172,19 @@ def blend(average: list[Tensor], current: list[Tensor], keep: float) -> None:
 def adopt(network: Network, weights: Mapping[str, Tensor]) -> None:
     """Take over the tensors of a trained network, but for a classifier or heads of another shape.
 
-    The weights of a classifier become a scene's backbones. Raises CheckpointError that names the
-    first other difference.
+    The weights of a classifier become a scene's backbones, as do those of a scene with fewer.
+    Raises CheckpointError that names the first other difference.
     """
     own, bases, new = network.state_dict(), optim.trunks(network), optim.fresh(network)
-    if not any(name.startswith(bases) for name in weights):
-        weights = {base + name: tensor for base in bases for name, tensor in weights.items()}
-        new |= {f"{base}fc.{name}" for base in bases for name in ("weight", "bias")}
-    there = tuple(base for base in bases if any(name.startswith(base) for name in weights))
+    there = [base for base in bases if any(name.startswith(base) for name in weights)]
+    first = there[0] if there else ""
+    body = {name.removeprefix(first): t for name, t in weights.items() if name.startswith(first)}
+    absent = [base for base in bases if base not in there]
+    weights = {**weights, **{base + name: t for base in absent for name, t in body.items()}}
+    new |= {f"{base}fc.{name}" for base in absent for name in ("weight", "bias")}
     other = sorted(own.keys() ^ weights.keys()) + [
         name for name in own if name in weights and own[name].shape != weights[name].shape
     ]
-    if strange := [name for name in other if name not in new and name.startswith(there)]:
+    if strange := [name for name in other if name not in new and name.startswith(bases)]:
         raise CheckpointError(f"the weights belong to another network: {strange[0]} differs")
     load(network, own | {k: v for k, v in weights.items() if k in own and k not in other})
