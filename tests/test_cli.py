@@ -329,7 +329,7 @@ def test_doctor(cli):
 )
 def test_a_signal_saves_and_resume_goes_on(tmp_path, number, code):
     command = [sys.executable, "-m", "resnets"]
-    steps = ["--model", "resnet8", "--set", "size=8", "--set", "steps=400", "--set", "eval_every=1"]
+    steps = ["--model", "resnet8", "--set", "size=8", "--set", "steps=200", "--set", "eval_every=1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*command, "train", "digits", "--run", "r", *steps],
@@ -355,7 +355,7 @@ def test_a_signal_saves_and_resume_goes_on(tmp_path, number, code):
         check=True,
     )
     assert json.loads(done.stdout)["images"] == 898
-    assert [row["step"] for row in map(json.loads, log.read_text().splitlines())][-1] == 400
+    assert [row["step"] for row in map(json.loads, log.read_text().splitlines())][-1] == 200
 
 
 def test_what_python_sets_is_what_the_command_line_sets():
