@@ -208,6 +208,8 @@ def main() -> None:
     from resnets import lifecycle  # all that a run needs
     from resnets.data import sources
 
+    # A shell lets what it starts in the background ignore SIGINT, and that is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     sources.load("digits")
     assert lifecycle
