@@ -96,7 +96,7 @@ def assignments(fields: Mapping[str, Any] | Sequence[str], option: str = "--set"
         key, sign, text = item.partition("=")
         if not sign:
             example = "lr=0.1" if option == "--set" else "map50=0.9"
-            raise UsageError(f"{option} {item}: write NAME=VALUE, for instance {option} {example}")
+            raise UsageError(f"{option} {item}: write FIELD=VALUE, for instance {option} {example}")
         values[key.strip()] = text.split(",") if "," in text else text
     return values
 
