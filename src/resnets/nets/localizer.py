@@ -157,8 +157,7 @@ class Localizer(nn.Module):
             judged = zip(*[self.rcnn(images, regions) for regions in some], strict=True)
             logits, deltas = (torch.cat(x, 1) for x in judged)
             which = own[:, None, None]
-            best = logits.take_along_dim(which, 2).argmax(1, keepdim=True)  # (B, 1, 1)
-            score = logits.take_along_dim(which, 2).take_along_dim(best, 1)
+            score, best = logits.take_along_dim(which, 2).max(1, keepdim=True)  # (B, 1, 1)
             way = deltas.take_along_dim(which[..., None], 2)[:, :, 0].take_along_dim(best, 1)
             moved = box.decode(way, proposed.take_along_dim(best, 1))
             kept.append((box.clip(moved, sizes), score[..., 0].sigmoid()))
