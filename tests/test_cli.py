@@ -358,6 +358,20 @@ def test_a_signal_saves_and_resume_goes_on(tmp_path, number, code):
     assert [row["step"] for row in map(json.loads, log.read_text().splitlines())][-1] == 200
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["evaluate"], ("Side of the input", "ten-crop,flip", "Images of a forward pass")),
+        (["detect", "evaluate"], ("Judge the found boxes", "Sizes of the image", "five classes")),
+        (["segment", "predict"], ("Images of a forward pass", "Sizes of the image")),
+    ],
+)
+def test_options_that_verbs_share_are_explained(cli, command, words):
+    _, out, _ = cli(*command, "--help")
+    text = " ".join(out.replace("│", " ").split())
+    assert all(word in text for word in words)
+
+
 def test_what_python_sets_is_what_the_command_line_sets():
     said = [["schedule=step", "augment.flip=true", "drops=0.5,0.75"],
             {"schedule": "step", "augment.flip": True, "drops": [0.5, 0.75]}]  # fmt: skip

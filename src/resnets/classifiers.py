@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
 from resnets.errors import CheckpointError, UsageError
-from resnets.options import Count, Device, Part, Read, Tested, Views, Workers
+from resnets.options import Count, Device, Judged, Read, Tested, Workers
 
 if TYPE_CHECKING:
     from resnets.analysis.cam import Sanity
@@ -23,22 +23,11 @@ else:  # what the command line reads for these
     Calibration, Explained, Sanity = Any, Any, Any
 
 
-def evaluate(
-    *places: str | Path,
-    view: Views = "center",
-    compare: bool = False,
-    at_precision: Part | None = None,
-    ood: str | None = None,
-    corruptions: bool = False,
-    **how: Unpack[Tested],
-) -> Result:
+def evaluate(*places: str | Path, **how: Unpack[Judged]) -> Result:
     """Test a model, or several as an ensemble, on one split of a data set.
 
     `places` are the models (run folders, model files, foreign .pth or .safetensors files), then the
-    data; `view` is one for all or for each. Further figures stand in fields of the result:
-    `compare` is of the second of two models against the first; `at_precision` finds the probability
-    from which on that part of the answers is right; `ood` is other data, on which the model ought
-    to be unsure; `corruptions` are errors on noisy, blurred and otherwise worsened images.
+    data. What is asked for beside the figures (see `Judged`) stands in fields of the result.
 
     Raises UsageError for no `split`, where the data has none of its own and is not that of the
     training, or models whose number does not suit; CheckpointError for a file that is refused, or
@@ -54,15 +43,18 @@ def evaluate(
     *models, data = places or ("",)
     if not models:
         raise UsageError("name a model and the data: resnets evaluate MODEL... DATA")
+    compare, corruptions = how.get("compare", False), how.get("corruptions", False)
     if (compare and len(models) != 2) or (corruptions and len(models) != 1):
         raise UsageError(f"--compare takes two models, --corruptions one; here are {len(models)}")
-    views: Sequence[Any] = (view,) * len(models) if isinstance(view, str) else view
+    view: Any = how.get("view", "center")
+    views = (view,) * len(models) if isinstance(view, str) else view
     if len(views) != len(models):
         raise UsageError(f"{len(views)} views for {len(models)} models: one for all, or one each")
     allowed, name = how.get("max_unreadable", 0.01), how.get("split") or "test"
     source = sources.load(data, max_unreadable=allowed)
+    tested = cast("Tested", {k: v for k, v in how.items() if k in Tested.__optional_keys__})
     subjects = [
-        assessment.subject(path, source, view=each, **how)
+        assessment.subject(path, source, view=each, **tested)
         for path, each in zip(models, views, strict=True)
     ]
     assessment.check_same([each.split for each in subjects])
@@ -81,9 +73,9 @@ def evaluate(
             )
             found = replace(found, fixed=fixed, broken=broken)
         result = replace(result, comparison=found)
-    if at_precision is not None:
-        result = replace(result, abstention=metrics.abstention(said, at_precision))
-    if ood is not None:
+    if (part := how.get("at_precision")) is not None:
+        result = replace(result, abstention=metrics.abstention(said, part))
+    if (ood := how.get("ood")) is not None:
         strange = assessment.unlabelled(sources.load(ood, max_unreadable=allowed), said.labels)
         seen = ensemble([replace(each, split=strange).scores() for each in subjects])
         result = replace(result, familiarity=metrics.ood(said, seen))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypedDict, get_args
+from typing import Annotated, Any, Literal, TypedDict, cast, get_args
 
 from cyclopts import Parameter, Token, validators
 
@@ -57,7 +57,7 @@ def group(task: Task) -> str:
 def floors(task: Task, fields: Mapping[str, Any] | Sequence[str]) -> dict[str, float]:
     """What figures have to reach, of FIGURE=VALUE. Raises UsageError."""
     wanted = dict[str, float]()
-    for name, text in assignments(fields, "--fail-under").items():
+    for name, text in assignments(fields, f"--fail-under {FIGURES[task][0]}=0.9").items():
         if name not in FIGURES[task]:
             raise UsageError(f"--fail-under {name}: {nearest(name, FIGURES[task])}")
         try:
@@ -80,14 +80,16 @@ def check_floors(wanted: Mapping[str, float], result: object) -> None:
 
 def views(_: object, tokens: Sequence[Token]) -> View | tuple[View, ...]:
     """The view of center, the views of center,flip."""
-    known: tuple[View, ...] = get_args(View)
-    found = tuple(view for word in tokens[0].value.split(",") for view in known if view == word)
-    if len(found) <= tokens[0].value.count(","):
+    known, words = get_args(View), tokens[0].value.split(",")
+    if not set(words) <= set(known):
         raise UsageError(f"--view {tokens[0].value}: one of {', '.join(known)}, or one a model")
+    found = cast("tuple[View, ...]", tuple(words))
     return found if len(found) > 1 else found[0]
 
 
-def assignments(fields: Mapping[str, Any] | Sequence[str], option: str = "--set") -> dict[str, Any]:
+def assignments(
+    fields: Mapping[str, Any] | Sequence[str], like: str = "--set lr=0.1"
+) -> dict[str, Any]:
     """Fields by name, or FIELD=VALUE texts, as a dictionary; a comma makes a list."""
     if isinstance(fields, Mapping):
         return dict(fields)
@@ -95,14 +97,12 @@ def assignments(fields: Mapping[str, Any] | Sequence[str], option: str = "--set"
     for item in fields:
         key, sign, text = item.partition("=")
         if not sign:
-            example = "lr=0.1" if option == "--set" else "map50=0.9"
-            raise UsageError(f"{option} {item}: write FIELD=VALUE, for instance {option} {example}")
+            raise UsageError(f"{item}: write FIELD=VALUE, for instance {like}")
         values[key.strip()] = text.split(",") if "," in text else text
     return values
 
 
 Seconds = Annotated[float | None, Parameter(converter=duration)]
-Views = Annotated[View | Sequence[View], Parameter(converter=views, n_tokens=1)]
 
 
 class Computed(TypedDict, total=False):
@@ -133,28 +133,54 @@ class Read(Computed, total=False):
 
 
 class Tested(Read, total=False):
-    """How models are tested.
+    """How models are tested."""
 
-    Args:
-        size: Side of the input in pixels; the model's own when left out.
-    """
-
-    size: Count
+    size: Annotated[
+        Count, Parameter(help="Side of the input in pixels; the model's own when left out.")
+    ]
     precision: Literal["float32", "bfloat16"]
 
 
-class Improved(Computed, total=False):
-    """How scenes are looked at.
+class Judged(Tested, total=False):
+    """How models are tested, and what is asked beside the figures.
 
     Args:
-        refine: Judge the found boxes once more and vote (1512.03385, appendix B); of detectors in
-            two stages.
-        scales: Sizes of the image as parts of the model's, as 0.5,1,1.5. Each region takes the two
-            that suit it (appendix B); a localiser the best box of all (appendix C).
+        view: center, flip (and its mirror image), ten-crop or multi-scale; or one for each model,
+            as ten-crop,flip.
+        compare: The second of two models against the first: which images changed, and whether that
+            is more than chance.
+        at_precision: From which probability on this part of the answers is right, and how many
+            answers that leaves.
+        ood: Other data, on which the model ought to be unsure.
+        corruptions: Also the errors on noisy, blurred and otherwise worsened images.
     """
 
-    refine: bool
-    scales: Annotated[tuple[float, ...], Parameter(converter=numbers, n_tokens=1)]
+    view: Annotated[View | Sequence[View], Parameter(converter=views, n_tokens=1)]
+    compare: bool
+    at_precision: Part | None
+    ood: str | None
+    corruptions: bool
+
+
+class Improved(Computed, total=False):
+    """How scenes are looked at."""
+
+    refine: Annotated[
+        bool,
+        Parameter(
+            help="Judge the found boxes once more and vote (1512.03385, appendix B); of detectors "
+            "in two stages."
+        ),
+    ]
+    scales: Annotated[
+        tuple[float, ...],
+        Parameter(
+            converter=numbers,
+            n_tokens=1,
+            help="Sizes of the image as parts of the model's, as 0.5,1,1.5. Each region takes the "
+            "two that suit it (appendix B); a localiser the best box of all (appendix C).",
+        ),
+    ]
     precision: Literal["float32", "bfloat16"]
 
 

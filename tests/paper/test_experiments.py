@@ -12,8 +12,8 @@ from resnets.errors import UsageError
 from resnets.families import FAMILY
 from resnets.nets.cost import cost
 from resnets.paper import measures
-from resnets.paper.experiments import EXPERIMENTS, MACS, experiment
-from resnets.paper.reproduce import Job, jobs, scaled
+from resnets.paper.budgets import MACS, Job, jobs, scaled
+from resnets.paper.experiments import EXPERIMENTS, experiment
 
 ARMS = [
     (one, arm)

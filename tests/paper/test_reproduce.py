@@ -10,8 +10,9 @@ import pytest
 from resnets.cli import main
 from resnets.errors import DataError, Interrupted, UsageError
 from resnets.paper import ledger, measures, reproduce, results
-from resnets.paper.experiments import Arm, Experiment, experiment
-from resnets.paper.reproduce import Job
+from resnets.paper.budgets import Job, chosen
+from resnets.paper.experiment import Arm, Experiment
+from resnets.paper.experiments import experiment
 from resnets.recipe import Recipe
 
 SMALL = Recipe(model="resnet8", data="digits", lr=0.1)
@@ -147,14 +148,14 @@ def test_the_command_lists_plans_and_refuses(tmp_path, monkeypatch, capsys):
 
 
 def test_without_ids_what_needs_data_is_left_out():
-    every = {one.id for one in reproduce.chosen([], "smoke")}
-    small = {one.id for one in reproduce.chosen([], "cpu")}
-    full = {one.id for one in reproduce.chosen([], "full")}
+    every = {one.id for one in chosen([], "smoke")}
+    small = {one.id for one in chosen([], "cpu")}
+    full = {one.id for one in chosen([], "full")}
     assert every - small == {"r1.tab7", "r1.tab8", "r1.tab9", "r1.tab12", "r1.tab13"}
     assert small - full >= {"r1.tab2", "r2.tab5", "later.rsb"}
-    assert len(reproduce.chosen(["r1.tab8", "r1.tab9"], "full", "coco")) == 2
+    assert len(chosen(["r1.tab8", "r1.tab9"], "full", "coco")) == 2
     with pytest.raises(UsageError, match="coco, voc"):
-        reproduce.chosen(["r1.tab7", "r1.tab8"], "full", "coco")
+        chosen(["r1.tab7", "r1.tab8"], "full", "coco")
 
 
 def test_runs_of_one_data_set_are_found_wherever_it_lies():
@@ -167,7 +168,7 @@ def test_runs_of_one_data_set_are_found_wherever_it_lies():
 
 def test_what_waits_for_another_part_is_refused_by_name():
     with pytest.raises(UsageError, match="resnets detect"):
-        reproduce.chosen(["r1.tab10"])
+        chosen(["r1.tab10"])
 
 
 @pytest.mark.parametrize(

@@ -23,17 +23,7 @@ import resnets
 from resnets import classifiers, doctor, instruments, listing, verbs
 from resnets.cli import scenes, screen, show
 from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError
-from resnets.options import (
-    Count,
-    Device,
-    Part,
-    Seconds,
-    Tested,
-    Views,
-    Workers,
-    check_floors,
-    floors,
-)
+from resnets.options import Count, Device, Judged, Seconds, Workers, check_floors, floors
 from resnets.verbs import Asked
 
 if TYPE_CHECKING:
@@ -185,40 +175,15 @@ def resume(
 
 
 @app.command
-def evaluate(
-    *places: str,
-    view: Views = "center",
-    compare: bool = False,
-    at_precision: Part | None = None,
-    ood: str | None = None,
-    corruptions: bool = False,
-    fail_under: list[str] | None = None,
-    **how: Unpack[Tested],
-) -> None:
+def evaluate(*places: str, fail_under: list[str] | None = None, **how: Unpack[Judged]) -> None:
     """Test MODEL... on one split of DATA: several models are an ensemble.
 
     Args:
         places: Run folders, model files, or foreign .pth or .safetensors files; and last the data.
-        view: center, flip (and its mirror image), ten-crop or multi-scale; or one for each model,
-            as ten-crop,flip.
-        compare: The second of two models against the first: which images changed, and whether that
-            is more than chance.
-        at_precision: From which probability on this part of the answers is right, and how many
-            answers that leaves.
-        ood: Other data, on which the model ought to be unsure.
-        corruptions: Also the errors on noisy, blurred and otherwise worsened images.
         fail_under: FIGURE=VALUE, as top1=0.93: exit with code 1 where it is less; may be repeated.
     """
     wanted = floors("classify", fail_under or [])
-    result = classifiers.evaluate(
-        *places,
-        view=view,
-        compare=compare,
-        at_precision=at_precision,
-        ood=ood,
-        corruptions=corruptions,
-        **how,
-    )
+    result = classifiers.evaluate(*places, **how)
     show.result(result)
     check_floors(wanted, result)
 
@@ -275,7 +240,7 @@ def reproduce(
             ROOT/runs/smoke.
         dry_run: Print what would be run, and how long it would take here.
     """
-    from resnets.paper import reproduce, results
+    from resnets.paper import budgets, reproduce, results
     from resnets.paper.experiments import EXPERIMENTS
 
     if budget is None:
@@ -283,7 +248,7 @@ def reproduce(
         return
     if budget == "smoke":
         root = root / "runs" / "smoke"
-    wanted = reproduce.chosen(ids, budget, data)
+    wanted = budgets.chosen(ids, budget, data)
     if not ids and (left := [x for x in EXPERIMENTS.values() if x not in wanted and not x.needs]):
         names = ", ".join(one.id for one in left)
         screen.note(f"left out, since their data has to be named with --data: {names}")
@@ -292,7 +257,7 @@ def reproduce(
         return
     with screen.bar() as watch:
         for one in wanted:
-            for job in reproduce.jobs(one, budget, seeds, data, weights):
+            for job in budgets.jobs(one, budget, seeds, data, weights):
                 show.reached(reproduce.run(job, root, device=device, workers=workers, watch=watch))
     show.place(results.draw(root))
 

@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 
 from resnets.files import write_whole
 from resnets.paper import ledger
-from resnets.paper.experiments import EXPERIMENTS, Budget, Experiment
+from resnets.paper.budgets import Budget, jobs
+from resnets.paper.experiment import Experiment
+from resnets.paper.experiments import EXPERIMENTS
 from resnets.paper.ledger import Row
-from resnets.paper.reproduce import jobs
 
 HEAD = """# Results
 
