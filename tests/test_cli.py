@@ -21,6 +21,7 @@ from rich.console import Console
 import resnets
 from resnets import __version__
 from resnets.cli import main, screen
+from resnets.data import sources
 from resnets.training.fit import Progress
 
 FEW = ["--model", "resnet8", "--set", "size=8", "--set", "steps=6", "--set", "batch=32"]
@@ -315,6 +316,18 @@ def test_data_info(cli):
     code, out, _ = cli("data", "info", "digits", "--json")
     assert code == 0
     assert sum(map(sum, json.loads(out)["images"].values())) == 1797
+
+
+def test_what_a_source_notes_is_said_by_info_check_and_plan(cli, monkeypatch):
+    noted = replace(sources.load("digits"), notes=("2 files left out, first a.txt",))
+    monkeypatch.setattr(sources, "load", lambda *_, **__: noted)
+    assert "note: 2 files left out, first a.txt" in cli("data", "info", "digits")[1]
+    assert json.loads(cli("data", "info", "digits", "--json")[1])["notes"] == list(noted.notes)
+    code, out, _ = cli("data", "check", "digits", "--json")
+    row = {"place": "digits", "problem": "2 files left out, first a.txt", "refused": False}
+    assert (code, json.loads(out)) == (0, [row])
+    plan = cli("train", "digits", "--dry-run", "--set", "steps=1", "--model", "resnet8")
+    assert "2 files left out, first a.txt" in "".join(map(str, plan))
 
 
 def test_doctor(cli):

@@ -53,6 +53,7 @@ def data_info(data: str, /, *, task: Task | None = None) -> dict[str, Any]:
         },
         "unreadable": [(str(path), reason) for path, reason in source.unreadable],
         "problems": source.problems,
+        "notes": source.notes,
     }
     if source.task == "detect":
         rows = {name: split.labels.flatten(0, 1) for name, split in source.splits.items()}
@@ -74,7 +75,7 @@ def data_check(data: str, /, *, task: Task | None = None) -> list[dict[str, Any]
     refused: list[tuple[str, str]] = []
     try:
         source = sources.load(data, max_unreadable=1.0, task=task or sources.task_of(data))
-        noted = list(source.problems)
+        noted = [*((data, text) for text in source.notes), *source.problems]
         unreadable = [(str(path), f"unreadable: {reason}") for path, reason in source.unreadable]
         few = len(unreadable) <= Recipe(model="resnet18").max_unreadable * source.files
         (noted if few else refused).extend(unreadable)

@@ -33,11 +33,14 @@ def plan(chosen: Plan, estimate: float, *, asked_for: bool = False) -> None:
         dump(
             {**lines, "seconds": round(estimate, 1), "unreadable": left_out}
             | {"problems": [{"place": place, "problem": reason} for place, reason in problems]}
+            | {"notes": chosen.source.notes}
         )
         return
     lines["time"] = f"about {seconds(estimate)}, measured on this machine"
     for what, value in lines.items():
         note(f"{what:>10}  {value}", always=asked_for)
+    for text in chosen.source.notes:
+        note(f"{'note':>10}  {text}", always=True)
     for path, reason in unreadable:
         note(f"{'left out':>10}  {path}: {reason}", always=True)
     for place, reason in problems[:10]:
@@ -268,6 +271,8 @@ def data(facts: Mapping[str, Any]) -> None:
     splits = {name: [*counts, sum(counts)] for name, counts in counted.items()}
     names = [*facts["classes"], "all"]
     table([{"class": name, **{s: splits[s][k] for s in splits}} for k, name in enumerate(names)])
+    for text in facts["notes"]:
+        out.print(f"note: {text}")
     for path, reason in facts["unreadable"]:
         out.print(f"unreadable {path}: {reason}")
     for place, reason in facts["problems"]:

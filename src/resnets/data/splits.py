@@ -123,6 +123,8 @@ class Source:
     std: tuple[float, ...]
     unreadable: tuple[tuple[Path, str], ...] = ()  # files that were left out, each with the reason
     problems: tuple[tuple[str, str], ...] = ()  # in annotations that are used, as (place, reason)
+    # Of the whole: what was skipped, assumed, renamed or left out, with a count and an example.
+    notes: tuple[str, ...] = ()
     root: Path | None = None  # the folder that `split_table` counts paths from; None in memory
     automatic: bool = False  # the data says no splits, so they were drawn
     task: Literal["classify", "detect", "segment"] = "classify"  # what the labels are for

@@ -73,6 +73,7 @@ def write(facts: Facts, source: Source | None = None) -> Path:
         facts=facts,
         missing=missing,
         problems=source.problems if source else (),
+        notes=source.notes if source else (),
         **show(facts, splits, tested, partial(short, tested)),
     )
     path = run.path / "report.html"
