@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnets.data.decode import FORMATS, Unreadable, decode
+from resnets.data.decode import FORMATS, Unreadable, decode, opened, upright
 
 rng = np.random.default_rng(0)
 COLOUR = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -52,6 +52,46 @@ def test_exif_orientation_is_undone(orientation, kind):
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](COLOUR)))
     options = {"lossless": True} if kind == "WEBP" else {}
     assert np.array_equal(decode(saved(stored, kind, exif=exif, **options), 3), COLOUR)
+
+
+def chunk(kind, content):
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
+
+
+EXIF = b"II*\0\x08\0\0\0" + struct.pack("<HHHIHHI", 1, 0x112, 3, 1, 6, 0, 0)
+XMP = b'<rdf:Description tiff:Orientation="6"/>'
+LATE = {
+    "exif": chunk(b"eXIf", EXIF),
+    "xmp": chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
+    "packed": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP)),
+    "profile": chunk(
+        b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n26\n" + EXIF.hex().encode())
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LATE)
+@pytest.mark.parametrize("place", ["before", "after", "behind"])
+def test_size_and_pixels_agree_wherever_a_png_says_its_orientation(kind, place):
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    content = file.getvalue()
+    at = {"before": content.index(b"IDAT") - 4, "after": -12, "behind": len(content)}[place]
+    content = content[:at] + LATE[kind] + content[at:]
+    if place == "behind":  # what stands behind the end of a PNG counts for nothing
+        with opened(content) as picture:
+            assert upright(picture) == (4, 6, 1)
+        assert np.array_equal(decode(content, 3), pixels)
+        return
+    with opened(content) as picture:
+        assert upright(picture) == (6, 4, 6)
+    assert np.array_equal(decode(content, 3), np.rot90(pixels, -1))
 
 
 def test_broken_exif_is_an_upright_image():

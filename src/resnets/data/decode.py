@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,14 +74,40 @@ def opened(image: str | Path | bytes) -> Iterator[Image.Image]:
 
 
 def upright(picture: Image.Image) -> tuple[int, int, int]:
-    """Height and width of a picture that is turned upright, and its EXIF orientation, unloaded."""
+    """Height and width of a picture that is turned upright, and its EXIF orientation.
+
+    Unloaded, but for a PNG that may say its orientation after its pixels.
+    """
     orientation = 1
     with suppress(Exception):
+        if picture.format == "PNG" and _says_more(picture):
+            picture.load()
         # PNG's own method decodes a picture that has no EXIF before its pixels.
         orientation = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
     orientation = orientation if orientation in range(1, 9) else 1
     turned = orientation > 4 and picture.format != "TIFF"  # whose size is the upright one
     return (*(picture.size if turned else picture.size[::-1]), orientation)
+
+
+def _says_more(picture: Image.Image) -> bool:
+    """Whether a PNG has EXIF or texts, which may hold an orientation, after its pixels begin.
+
+    The file is left where it was.
+    """
+    file = picture.fp  # type: ignore[attr-defined]
+    start = file.tell()
+    try:
+        file.seek(8)  # behind the signature
+        begun = False
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            begun |= kind == b"IDAT"
+            if begun and kind in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
+                return True
+            file.seek(length + 4, os.SEEK_CUR)  # the content and its checksum
+        return False
+    finally:
+        file.seek(start)
 
 
 def _pixels(picture: Image.Image, mode: str) -> NDArray[np.uint8]:
