@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import resnets
-from resnets.ops import fused
+from resnets.ops import cpu_fused
 
 
 def main():
@@ -22,11 +22,11 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--model", default="resnet20")
     arguments = parser.parse_args()
-    fits, errors, seconds = fused.fits, {}, {}
+    fits, errors, seconds = cpu_fused.fits, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(arguments.seeds):
             for what, choice in (("fused", fits), ("plain", lambda *_: False)):
-                fused.fits = choice
+                cpu_fused.fits = choice
                 outcome = resnets.train(
                     "cifar10",
                     recipe="quick-cifar10",

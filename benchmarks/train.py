@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnets import nets
-from resnets.ops import fused
+from resnets.nets.accelerate import accelerate
 
 ROWS = {
     "float32 NCHW": (torch.float32, torch.contiguous_format),
@@ -39,8 +39,9 @@ def made(row: str, model: str) -> nn.Module:
     """The network of a row, always with the same weights."""
     torch.manual_seed(0)
     network = nets.create(model).train()
-    if row != "ours":
-        fused.fits = lambda *_: False  # type: ignore[assignment]
+    if row == "ours":
+        accelerate(network)
+    else:
         stock = getattr(torchvision.models, model, None)
         if stock:
             weights = network.state_dict()

@@ -12,7 +12,7 @@ from torchvision.ops import StochasticDepth
 from resnets.arch import Join, MlpArch, ResNetArch, VitArch
 from resnets.nets import build
 from resnets.nets.blocks import PreActivation, Residual
-from resnets.nets.layers import Blur, Layers
+from resnets.nets.layers import Blur, LayerFactory
 from resnets.nets.resnet import Pad
 from resnets.nets.transformer import Attention
 
@@ -69,7 +69,7 @@ def post(s: State, x: Tensor, h: Callable[[Tensor], Tensor], stride: int) -> Ten
 
 def bn_after_add(s: State, x: Tensor, h: Callable[[Tensor], Tensor], stride: int) -> Tensor:
     branch = conv(s, "conv2", bn(s, "bn1", conv(s, "conv1", x, stride)).relu())
-    return bn(s, "f.bn", h(x) + branch).relu()
+    return bn(s, "act.bn", h(x) + branch).relu()
 
 
 def relu_before_add(s: State, x: Tensor, h: Callable[[Tensor], Tensor], stride: int) -> Tensor:
@@ -201,7 +201,7 @@ def test_gates_start_at_their_bias() -> None:
 
 def test_option_a_appends_zeros() -> None:
     x = torch.randn(2, 3, 5, 4)
-    y = Pad(2, 4)(x)
+    y = Pad(2, 2, 4)(x)
     assert y.shape == (2, 7, 3, 2)
     assert torch.equal(y[:, :3], x[:, :, ::2, ::2])
     assert not y[:, 3:].any()
@@ -295,7 +295,7 @@ def test_zero_gamma_starts_every_unit_as_its_shortcut(unit: str, order: str) -> 
 
 
 def test_group_norm_has_32_groups_or_fewer_and_mixes_no_images() -> None:
-    make = Layers(2, "group")
+    make = LayerFactory(2, "group")
     groups = {c: make.norm(c).num_groups for c in (3, 8, 16, 64, 96, 256)}
     assert groups == {3: 1, 8: 4, 16: 8, 64: 32, 96: 16, 256: 32}
     net = build(replace(ARCH, norm="group")).double()
@@ -315,13 +315,13 @@ def test_squeeze_and_excitation_weighs_channels() -> None:
 
 def test_dropout_is_between_the_convolutions() -> None:
     unit = build(replace(ARCH, dropout=0.3, order="pre")).layer1[1]
-    assert unit.names == ("conv1", "bn1", "relu1", "dropout1", "conv2")
+    assert unit.layer_names == ("conv1", "bn1", "relu1", "dropout1", "conv2")
     assert unit.dropout1.p == 0.3
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_blur_is_a_mean_that_keeps_a_constant(dims: int) -> None:
-    blur = Blur(2)
+    blur = Blur(dims, 2)
     assert torch.equal(blur(torch.ones(1, 4, *(7,) * dims)), torch.ones(1, 4, *(4,) * dims))
     impulse = torch.zeros(1, 1, *(5,) * dims)
     impulse[(0, 0, *(2,) * dims)] = 1

@@ -13,12 +13,18 @@ from operator import mul
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from resnets.analysis.signal import loss, settled
 from resnets.errors import UsageError
-from resnets.nets.blocks import ExclusiveGate, PreActivation, Residual, units
+from resnets.nets.blocks import (
+    ExclusiveGate,
+    PreActivation,
+    Residual,
+    SharedPreActivation,
+    units,
+)
 from resnets.nets.resnet import Pad, Scale, ShortcutGate
-from resnets.ops.fused import Chain
 
 Unit = Residual | PreActivation
 Score = Callable[[], float]
@@ -66,7 +72,7 @@ def equation4(network: nn.Module, x: Tensor) -> float:
         (_, start, _), (_, _, end) = part[0], part[-1]
         total = low = high = torch.zeros_like(start)
         for unit, x_i, y in part:
-            total = total + unit.terms(x_i)[1]
+            total = total + unit.skip_and_branch(x_i)[1]
             rest = y - start - total  # from unit l to L it is the difference of two of these
             low, high = torch.minimum(low, rest), torch.maximum(high, rest)
         worst = max(worst, ((high - low).max() / end.abs().max()).item())
@@ -92,7 +98,7 @@ def equation5(
             x_l = x_i = start.detach().requires_grad_()
             total = torch.zeros_like(x_l)
             for unit, _, _ in part:
-                total, x_i = total + unit.terms(x_i)[1], unit(x_i)
+                total, x_i = total + unit.skip_and_branch(x_i)[1], unit(x_i)
             (through,) = torch.autograd.grad(total, x_l, at_end)
             rest = (at_start - at_end - through).abs().max() / at_start.abs().max()
             worst = max(worst, rest.item())
@@ -115,11 +121,11 @@ def shortcut_products(network: nn.Module, x: Tensor) -> list[float]:
 
 def _scale(h: nn.Module, x: Tensor) -> float:
     match h:
-        case PreActivation():
-            return _scale(h.downsample, h.pre(x) if h.shared else x)
+        case SharedPreActivation():
+            return _scale(h.downsample, h.pre(x))
         case ExclusiveGate():
             return float((1 - h.gate(x)).mean()) * _scale(h.downsample, x)
-        case Residual():
+        case Residual() | PreActivation():
             return _scale(h.downsample, x)
         case nn.Identity() | Pad():
             return 1.0
@@ -129,7 +135,7 @@ def _scale(h: nn.Module, x: Tensor) -> float:
             return 1 - h.p
         case ShortcutGate():
             return float((1 - h.gate(x)).mean()) * _scale(h.shortcut, x)
-        case nn.Sequential() if not isinstance(h, Chain):
+        case nn.Sequential() if not any(isinstance(layer, _ConvNd) for layer in h):
             return math.prod(_scale(part, x := part(y)) for part in h for y in [x])
     with torch.enable_grad():
         y = h(x := x.detach().requires_grad_())
@@ -139,9 +145,14 @@ def _scale(h: nn.Module, x: Tensor) -> float:
 
 
 def direct(unit: Unit, inputs: tuple[Tensor], _: object = None) -> Tensor:
-    """The answer of a unit without its branch, as of a hook: y = f(h(x))."""
-    y: Tensor = unit.f(unit.terms(*inputs)[0])
-    return y
+    """The answer of a unit without its branch, as of a hook: y = act(h(x))."""
+    return after_addition(unit, unit.skip_and_branch(*inputs)[0])
+
+
+def after_addition(unit: Unit, y: Tensor) -> Tensor:
+    """What follows the addition in a unit: nothing where the activation stands before it."""
+    z: Tensor = unit.act(y) if isinstance(unit, Residual) else y
+    return z
 
 
 def lesions(network: nn.Module, score: Score) -> Iterator[tuple[str, float]]:
@@ -201,9 +212,9 @@ def paths(
         links = []
         for unit, x_i, _ in seen:
             x = x_i.detach().requires_grad_()
-            h, r = unit.terms(x)
+            h, r = unit.skip_and_branch(x)
             z = (h + r).detach().requires_grad_()
-            links.append((x, h, r, z, unit.f(z)))
+            links.append((x, h, r, z, after_addition(unit, z)))
 
     def length(taken: list[int]) -> float:
         g = at_end

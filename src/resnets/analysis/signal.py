@@ -1,8 +1,6 @@
 """The signal inside a deep network: what its layers respond, and what gradient comes back to them.
 
-For any torch module, on a copy: weights, gradients and statistics of the caller's stay. That hooks
-see each layer rests on `ops.fused.fits`: a convolution is computed without being called under
-autocast alone, a normalisation in training mode and with a momentum.
+For any torch module, on a copy: weights, gradients and statistics of the caller's stay.
 """
 
 from __future__ import annotations

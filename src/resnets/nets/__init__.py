@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias, overload
+
+from torch import nn
 
 from resnets.arch import (
     Arch,
@@ -16,10 +19,11 @@ from resnets.arch import (
     SegmenterArch,
     VitArch,
 )
+from resnets.errors import UsageError
 from resnets.families import arch as named
 from resnets.nets.densenet import DenseNet
 from resnets.nets.mlp import Mlp
-from resnets.nets.resnet import ResNet
+from resnets.nets.resnet import MakeModule, ResNet
 from resnets.nets.transformer import VisionTransformer
 
 if TYPE_CHECKING:
@@ -83,12 +87,32 @@ def create(
     classes: int | None = None,
     channels: int | None = None,
     checkpoint: int = 0,
+    norm: Callable[[int], nn.Module] | None = None,
+    act: Callable[[], nn.Module] | None = None,
+    shortcut: MakeModule | None = None,
+    block: MakeModule | None = None,
 ) -> Network:
     """A network by name or description, with other numbers of classes or input channels.
 
-    Raises UsageError with the nearest known names.
+    A residual network takes parts of yours: `norm(channels)` and `act()` make its normalisations
+    and activations, `shortcut(c_in, c_out, stride)` the shortcut of each unit, and
+    `block(c_in, c_out, stride)` the whole unit, a module (N, c_in, H, W) ->
+    (N, c_out, H / stride, W / stride).
+
+    Raises UsageError with the nearest known names, and for parts where there are no such.
     """
     arch = named(model) if isinstance(model, str) else model
     arch = replace(arch, classes=arch.classes if classes is None else classes)
     arch = replace(arch, channels=arch.channels if channels is None else channels)
-    return build(arch, checkpoint=checkpoint)
+    if not (norm or act or shortcut or block):
+        return build(arch, checkpoint=checkpoint)
+    if not isinstance(arch, ResNetArch):
+        raise UsageError("norm, act, shortcut and block are parts of residual networks alone")
+    return ResNet(
+        arch,
+        checkpoint=checkpoint,
+        norm=norm,
+        act=act or nn.ReLU,
+        shortcut=shortcut,
+        block=block,
+    )

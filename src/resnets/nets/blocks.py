@@ -1,9 +1,9 @@
-"""The two laws of a residual unit, and units that are recomputed instead of remembered."""
+"""The two residual units, and stages whose units are recomputed instead of kept in memory."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
@@ -11,110 +11,132 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from resnets.errors import UsageError
-from resnets.ops.fused import Plus, chained
 
 
-class Residual(nn.Module):
-    """y = f(h(x) + F(x)): He et al. 2015, eq. 1 and 2; He et al. 2016, eq. 1.
+class Unit(nn.Module):
+    """What both residual units have: a branch F of named layers, and a shortcut h.
 
-    F is the chain of `layers`; f is the ReLU of He et al. 2015. The layers are registered under
-    their own names and the shortcut h as `downsample`, as in torchvision.
+    The layers are registered under their own names and the shortcut as `downsample`, so that the
+    tensors are named as in torchvision.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], shortcut: nn.Module) -> None:
+        super().__init__()
+        self.layer_names = tuple(layers)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.downsample = shortcut
+
+    def layers(self) -> list[nn.Module]:
+        """The layers of the branch, in order."""
+        return [self.get_submodule(name) for name in self.layer_names]
+
+    def branch(self, x: Tensor) -> Tensor:
+        """F(x)."""
+        for layer in self.layers():
+            x = layer(x)
+        return x
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """h(x)."""
+        y: Tensor = self.downsample(x)
+        return y
+
+
+class Residual(Unit):
+    """y = act(F(x) + h(x)): He et al. 2015, eq. 1 and 2; He et al. 2016, eq. 1.
 
     Shapes: (N, C, *S) -> (N, C', *S').
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], h: nn.Module, f: nn.Module) -> None:
-        super().__init__()
-        self.names = _register(self, layers)
-        self.downsample = h
-        self.f = f
-
-    def branch(self, x: Tensor) -> Tensor:
-        """F(x)."""
-        return chained(_layers(self), x)
-
-    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What is added: the shortcut's part and the branch's."""
-        return self.downsample(x), self.branch(x)
+    def __init__(
+        self, layers: Mapping[str, nn.Module], shortcut: nn.Module, act: nn.Module
+    ) -> None:
+        super().__init__(layers, shortcut)
+        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        return chained([*_layers(self), Plus(self.downsample(x)), self.f], x)
+        y: Tensor = self.act(self.branch(x) + self.shortcut(x))
+        return y
+
+    def skip_and_branch(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms of the sum."""
+        return self.shortcut(x), self.branch(x)
 
 
 class ExclusiveGate(Residual):
-    """y = f((1 - g(x)) h(x) + g(x) F(x)): He et al. 2016, section 3.1, exclusive gating."""
+    """y = act((1 - g(x)) h(x) + g(x) F(x)): He et al. 2016, section 3.1, exclusive gating."""
 
     def __init__(
-        self, layers: Mapping[str, nn.Module], h: nn.Module, f: nn.Module, gate: nn.Module
+        self,
+        layers: Mapping[str, nn.Module],
+        shortcut: nn.Module,
+        act: nn.Module,
+        gate: nn.Module,
     ) -> None:
-        super().__init__(layers, h, f)
+        super().__init__(layers, shortcut, act)
         self.gate = gate
 
-    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        g = self.gate(x)
-        return (1 - g) * self.downsample(x), g * self.branch(x)
-
     def forward(self, x: Tensor) -> Tensor:
-        h, r = self.terms(x)
-        y: Tensor = self.f(h + r)
+        skip, branch = self.skip_and_branch(x)
+        y: Tensor = self.act(skip + branch)
         return y
 
+    def skip_and_branch(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms of the sum, each with its gate."""
+        g = self.gate(x)
+        return (1 - g) * self.shortcut(x), g * self.branch(x)
 
-class PreActivation(nn.Module):
-    """y = h(x) + F(a), a = pre(x), with nothing after the addition: He et al. 2016, eq. 3 and 9.
 
-    A shortcut that changes the shape is `shared`: it takes a too, as in He's released code.
+class PreActivation(Unit):
+    """y = h(x) + F(pre(x)), with nothing after the addition: He et al. 2016, eq. 3 and 9.
 
     Shapes: (N, C, ...) -> (N, C', ...).
     """
 
     def __init__(
-        self, pre: nn.Module, layers: Mapping[str, nn.Module], h: nn.Module, shared: bool = False
+        self, pre: nn.Module, layers: Mapping[str, nn.Module], shortcut: nn.Module
     ) -> None:
-        super().__init__()
+        super().__init__(layers, shortcut)
         self.pre = pre
-        self.names = _register(self, layers)
-        self.downsample = h
-        self.f = nn.Identity()
-        self.shared = shared
-
-    def branch(self, a: Tensor) -> Tensor:
-        """F(a)."""
-        return chained(_layers(self), a)
-
-    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What is added: the shortcut's part and the branch's."""
-        a = self.pre(x)
-        return self.downsample(a if self.shared else x), self.branch(a)
 
     def forward(self, x: Tensor) -> Tensor:
-        h, r = self.terms(x)
-        return h + r
+        return self.shortcut(x) + self.branch(self.pre(x))
+
+    def skip_and_branch(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms of the sum."""
+        return self.shortcut(x), self.branch(self.pre(x))
+
+
+class SharedPreActivation(PreActivation):
+    """y = h(a) + F(a), a = pre(x): where the shape changes, as in He's released code.
+
+    Shapes: (N, C, ...) -> (N, C', ...).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.pre(x)
+        return self.shortcut(a) + self.branch(a)
+
+    def skip_and_branch(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms of the sum."""
+        a = self.pre(x)
+        return self.shortcut(a), self.branch(a)
 
 
 def units(network: nn.Module) -> dict[str, Residual | PreActivation]:
     """The residual units by name, from the input on. Raises UsageError where there are none."""
-    found = {
+    named = {
         name: module
         for name, module in network.named_modules()
         if isinstance(module, Residual | PreActivation)
     }
-    if not found:
+    if not named:
         raise UsageError("the network has no residual units: a plain or dense one has none to take")
-    return found
+    return named
 
 
-def _register(unit: nn.Module, layers: Mapping[str, nn.Module]) -> tuple[str, ...]:
-    for name, layer in layers.items():
-        unit.add_module(name, layer)
-    return tuple(layers)
-
-
-def _layers(unit: Residual | PreActivation) -> list[nn.Module]:
-    return [unit.get_submodule(name) for name in unit.names]
-
-
-class Recomputed(nn.Sequential):
+class CheckpointedStage(nn.Sequential):
     """Units in order. Only the input of each `segment` of them is kept for the backward pass.
 
     The rest is computed a second time when it is needed: Chen et al. 2016, arXiv 1604.06174.
@@ -127,15 +149,23 @@ class Recomputed(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         units = list(self)
         for start in range(0, len(units), self.segment):
-            part = units[start : start + self.segment]
-            twice = lambda part=part: (nullcontext(), _statistics_kept(part))  # noqa: E731
-            x = checkpoint(chained, part, x, use_reentrant=False, context_fn=twice)
+            segment = units[start : start + self.segment]
+            contexts = lambda segment=segment: (nullcontext(), _statistics_kept(segment))  # noqa: E731
+            x = checkpoint(_in_order, segment, x, use_reentrant=False, context_fn=contexts)
         return x
 
 
-def chain(units: Mapping[str, nn.Module], segment: int) -> nn.Sequential:
+def make_stage(units: Mapping[str, nn.Module], segment: int) -> nn.Sequential:
     """The units in order, recomputed in segments of that many; 0 keeps everything."""
-    return Recomputed(units, segment) if segment else nn.Sequential(OrderedDict(units))
+    if segment:
+        return CheckpointedStage(units, segment)
+    return nn.Sequential(OrderedDict(units))
+
+
+def _in_order(units: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for unit in units:
+        x = unit(x)
+    return x
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from resnets.arch import DenseNetArch
-from resnets.nets.blocks import chain
-from resnets.nets.layers import Layers, global_mean, initialise
+from resnets.nets.blocks import make_stage
+from resnets.nets.layers import LayerFactory, global_mean, initialise
 
 
 class DenseNet(nn.Module):
@@ -35,7 +35,7 @@ class Features(nn.Module):
 
     def __init__(self, arch: DenseNetArch, checkpoint: int) -> None:
         super().__init__()
-        make = Layers()
+        make = LayerFactory()
         c, k = arch.stem_width, arch.growth
         pooled = arch.stem == "imagenet"
         self.conv0 = make.conv(arch.channels, c, 7, 2) if pooled else make.conv(arch.channels, c, 3)
@@ -54,7 +54,7 @@ class Features(nn.Module):
             for i in range(1, count + 1):
                 layers[f"denselayer{i}"] = DenseLayer(make, c, arch.bottleneck * k, k, arch.dropout)
                 c += k
-            self.add_module(f"denseblock{block}", chain(layers, checkpoint))
+            self.add_module(f"denseblock{block}", make_stage(layers, checkpoint))
             self.levels[f"denseblock{block}"] = (c, stride)
         self.norm5, self.relu5 = make.norm(c), nn.ReLU()
 
@@ -76,7 +76,9 @@ class DenseLayer(nn.Sequential):
     Shapes: (N, C, H, W) -> (N, C + k, H, W).
     """
 
-    def __init__(self, make: Layers, c_in: int, inner: int, growth: int, dropout: float) -> None:
+    def __init__(
+        self, make: LayerFactory, c_in: int, inner: int, growth: int, dropout: float
+    ) -> None:
         super().__init__()
         self.norm1, self.relu1 = make.norm(c_in), nn.ReLU()
         self.conv1 = make.conv(c_in, inner, 1)
@@ -89,7 +91,7 @@ class DenseLayer(nn.Sequential):
         return torch.cat([x, y], 1)
 
 
-def transition(make: Layers, c_in: int, c_out: int) -> nn.Sequential:
+def transition(make: LayerFactory, c_in: int, c_out: int) -> nn.Sequential:
     """BN-ReLU-1x1, then a 2x2 mean. Shapes: (N, C, H, W) -> (N, C', H // 2, W // 2)."""
     norm, conv = make.norm(c_in), make.conv(c_in, c_out, 1)
     return nn.Sequential(OrderedDict(norm=norm, relu=nn.ReLU(), conv=conv, pool=nn.AvgPool2d(2, 2)))

@@ -17,7 +17,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 
 from resnets.arch import DetectorArch
 from resnets.errors import UsageError
-from resnets.nets.layers import Layers, global_mean
+from resnets.nets.layers import LayerFactory, global_mean
 from resnets.nets.proposals import ProposalNetwork, distance, inside, mean, take
 from resnets.nets.pyramid import EXTRA, Pyramid
 from resnets.ops import boxes as box
@@ -89,7 +89,7 @@ class Detector(nn.Module):
         features *= 2 if arch.context else 1
         heads["box_predictor"] = FastRCNNPredictor(features, arch.classes + 1)
         if arch.masks:
-            group = Layers(norm_kind="group").norm if arch.norm == "group" else None
+            group = LayerFactory(norm_kind="group").norm if arch.norm == "group" else None
             heads["mask_head"] = MaskRCNNHeads(channels, [arch.width] * 4, 1, group)
             heads["mask_predictor"] = MaskRCNNPredictor(arch.width, arch.width, arch.classes + 1)
         self.roi_heads = nn.ModuleDict(heads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,11 +18,16 @@ AVG_POOL: dict[int, type[nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.
 
 
 @dataclass(frozen=True, slots=True)
-class Layers:
-    """Makes the layers of one network: for inputs of `dims` dimensions, with its normalisation."""
+class LayerFactory:
+    """Makes the layers of one network: for inputs of `dims` dimensions, with its normalisation.
+
+    `make_norm(channels)` stands for the normalisation of that kind where it is given.
+    """
 
     dims: Literal[1, 2, 3] = 2
     norm_kind: Literal["batch", "group"] = "batch"
+    make_norm: Callable[[int], nn.Module] | None = None
+    act: Callable[[], nn.Module] = nn.ReLU
 
     def conv(
         self,
@@ -38,6 +44,8 @@ class Layers:
         return CONV[self.dims](c_in, c_out, k, stride, padding, dilation, groups, bias)
 
     def norm(self, channels: int) -> nn.Module:
+        if self.make_norm is not None:
+            return self.make_norm(channels)
         if self.norm_kind == "batch":
             return BATCH_NORM[self.dims](channels)
         # 32 groups (Wu and He 2018), fewer when narrow: with one channel a group, the map of a
@@ -48,7 +56,7 @@ class Layers:
     def max_pool(self, blur: bool) -> nn.Module:
         """3x3, stride 2; with `blur` the maximum is dense and a blur subsamples it."""
         pool: nn.Module = MAX_POOL[self.dims](3, 1 if blur else 2, padding=1)
-        return nn.Sequential(pool, Blur(2)) if blur else pool
+        return nn.Sequential(pool, Blur(self.dims, 2)) if blur else pool
 
 
 class Blur(nn.Module):
@@ -57,19 +65,19 @@ class Blur(nn.Module):
     Shapes: (N, C, *S) -> (N, C, *ceil(S / stride)).
     """
 
-    def __init__(self, stride: int) -> None:
+    def __init__(self, dims: int, stride: int) -> None:
         super().__init__()
-        self.stride = stride
+        self.dims, self.stride = dims, stride
+        self.conv = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
 
     def forward(self, x: Tensor) -> Tensor:
-        dims, channels = x.ndim - 2, x.shape[1]
+        channels = x.shape[1]
         line = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype, device=x.device)
-        kernel = torch.stack(torch.meshgrid(*[line] * dims, indexing="ij")).prod(0)
-        weight = kernel.expand(channels, 1, *kernel.shape)
-        conv = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
+        kernel = torch.stack(torch.meshgrid(*[line] * self.dims, indexing="ij")).prod(0)
+        weight = kernel.expand(channels, 1, *[3] * self.dims)
         # The border is repeated and not reflected: a map may be one pixel wide.
-        padded = F.pad(x, (1, 1) * dims, mode="replicate")
-        return conv(padded, weight, None, self.stride, 0, 1, channels)
+        padded = F.pad(x, (1, 1) * self.dims, mode="replicate")
+        return self.conv(padded, weight, None, self.stride, 0, 1, channels)
 
 
 class SqueezeExcite(nn.Module):
@@ -78,14 +86,15 @@ class SqueezeExcite(nn.Module):
     Shapes: (N, C, *S) -> (N, C, *S).
     """
 
-    def __init__(self, make: Layers, channels: int, reduction: int) -> None:
+    def __init__(self, make: LayerFactory, channels: int, reduction: int) -> None:
         super().__init__()
+        self.pixels = tuple(range(2, 2 + make.dims))
         squeezed = max(1, channels // reduction)
         self.fc1 = make.conv(channels, squeezed, 1, bias=True)
         self.fc2 = make.conv(squeezed, channels, 1, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = x.mean(tuple(range(2, x.ndim)), keepdim=True)
+        mean = x.mean(self.pixels, keepdim=True)
         return x * torch.sigmoid(self.fc2(F.relu(self.fc1(mean))))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from resnets.arch import MlpArch, VitArch
-from resnets.nets.blocks import PreActivation, chain
+from resnets.nets.blocks import PreActivation, make_stage
 
 
 class Mlp(nn.Module):
@@ -16,7 +16,7 @@ class Mlp(nn.Module):
         self.arch = arch
         self.levels = {"units": (arch.width, 1)}
         self.first = nn.Linear(arch.channels, arch.width)
-        self.units = chain({str(i): unit(arch) for i in range(arch.blocks)}, checkpoint)
+        self.units = make_stage({str(i): unit(arch) for i in range(arch.blocks)}, checkpoint)
         self.final = nn.Sequential(nn.BatchNorm1d(arch.width), nn.ReLU())
         self.fc = nn.Linear(arch.width, arch.classes)
 

@@ -13,9 +13,8 @@ from torchvision.ops.feature_pyramid_network import (
 
 from resnets.arch import DetectorArch
 from resnets.errors import UsageError
-from resnets.nets.layers import Layers
+from resnets.nets.layers import LayerFactory
 from resnets.nets.resnet import ResNet
-from resnets.ops.fused import chained
 
 EXTRA = {"fpn": ("pool",), "retina": ("p6", "p7"), "c4": ()}  # levels beyond the network's
 
@@ -38,7 +37,7 @@ class Pyramid(nn.Module):
         self.body = body = ResNet(
             replace(arch.backbone, channels=arch.channels), checkpoint=checkpoint
         )
-        body.add_module("fc", nn.Identity())
+        del body.fc
         stages = list(body.stages)
         check(arch, stages)
         deepest = stages.index(arch.levels[-1]) + 1
@@ -52,7 +51,7 @@ class Pyramid(nn.Module):
         for name in self.own:
             delattr(body, name)
             del body.levels[name]
-        group = Layers(norm_kind="group").norm if arch.norm == "group" else None
+        group = LayerFactory(norm_kind="group").norm if arch.norm == "group" else None
         retina = arch.form == "retina"
         extra = LastLevelP6P7(arch.width, arch.width) if retina else LastLevelMaxPool()
         inputs = [channels for channels, _ in self.levels.values()]
@@ -64,7 +63,7 @@ class Pyramid(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         body, maps = self.body, {}
-        x = body.maxpool(chained([body.conv1, body.bn1, body.relu], images))
+        x = body.maxpool(body.stem(images))
         for name in self.shared:
             maps[name] = x = body.get_submodule(name)(x)
         if not self.own:

@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnets.arch import ResNetArch
 from resnets.errors import UsageError
-from resnets.nets.blocks import ExclusiveGate, PreActivation, Residual, chain
-from resnets.nets.layers import AVG_POOL, Blur, Layers, SqueezeExcite, global_mean, initialise
-from resnets.ops.fused import Chain, chained
+from resnets.nets.blocks import (
+    ExclusiveGate,
+    PreActivation,
+    Residual,
+    SharedPreActivation,
+    make_stage,
+)
+from resnets.nets.layers import AVG_POOL, Blur, LayerFactory, SqueezeExcite, global_mean, initialise
 
-# By the order: what stands before a unit's convolutions, and once more after the last unit; and f.
-BEFORE = {"pre": "norm_relu", "relu_only_pre": "relu"}
-AFTER = {"post": "relu", "bn_after_add": "norm_relu"}
+MakeModule = Callable[[int, int, int], nn.Module]  # from input channels, output channels, stride
+
+# By the order of a unit's layers: what stands before its convolutions, and once more after the last
+# unit; and what follows the addition.
+BEFORE = {"pre": "norm_act", "relu_only_pre": "act"}
+AFTER = {"post": "act", "bn_after_add": "norm_act"}
 
 
 class ResNet(nn.Module):
@@ -31,37 +40,55 @@ class ResNet(nn.Module):
     With an `output_stride` a dilation stands for each stride beyond it: the convolutions after it
     see the pixels that they would see, at all positions (Chen et al. 2016, section 3.1).
 
+    Parts can be handed in. `norm(channels)` and `act()` make the normalisations and activations;
+    `shortcut(c_in, c_out, stride)` makes h of each unit, and `block(c_in, c_out, stride)` the whole
+    unit: any module (N, c_in, *S) -> (N, c_out, *S / stride). `arch` does not know of them, so a
+    saved network is loaded by handing them in again.
+
     Raises UsageError for fields that contradict each other.
     """
 
-    def __init__(self, arch: ResNetArch, *, checkpoint: int = 0) -> None:
+    def __init__(
+        self,
+        arch: ResNetArch,
+        *,
+        checkpoint: int = 0,
+        norm: Callable[[int], nn.Module] | None = None,
+        act: Callable[[], nn.Module] = nn.ReLU,
+        shortcut: MakeModule | None = None,
+        block: MakeModule | None = None,
+    ) -> None:
         super().__init__()
         self.arch = arch
-        make = Layers(arch.dims, arch.norm)
+        make = LayerFactory(arch.dims, arch.norm, norm, act)
         c_in = arch.stem_width
         pooled = arch.stem != "cifar"
 
-        self.conv1 = stem(arch, make)
+        self.conv1 = stem_convolution(arch, make)
         self.bn1 = make.norm(c_in)
-        self.relu = nn.ReLU()
+        self.relu = make.act()
         self.maxpool = make.max_pool(arch.blur) if pooled else nn.Identity()
         self.levels = {"stem": (c_in, 2 if pooled else 1)}
 
         stride, dilation = 4 if pooled else 1, 1  # of a level against the input
         coarsest = arch.output_stride if arch.output_stride < 32 else math.inf
         number = 0
-        for stage, (count, c_out) in enumerate(zip(arch.blocks, arch.widths, strict=True), 1):
+        for level, (count, c_out) in enumerate(zip(arch.blocks, arch.widths, strict=True), 1):
             units: dict[str, nn.Module] = {}
             for i in range(count):
-                step, before = 2 if stage > 1 and i == 0 else 1, dilation
+                step, before = 2 if level > 1 and i == 0 else 1, dilation
                 if stride * step > coarsest:
                     step, dilation = 1, 2 * dilation
                 number += 1
-                rates = (before, dilation)
-                units[str(i)] = unit(arch, make, c_in, c_out, step, number, rates)
+                if block is None:
+                    rates = (before, dilation)
+                    unit = make_unit(arch, make, c_in, c_out, step, number, rates, shortcut)
+                else:
+                    unit = block(c_in, c_out, step)
+                units[str(i)] = unit
                 c_in, stride = c_out, stride * step
-            self.add_module(f"layer{stage}", chain(units, checkpoint))
-            self.levels[f"layer{stage}"] = (c_out, stride)
+            self.add_module(f"layer{level}", make_stage(units, checkpoint))
+            self.levels[f"layer{level}"] = (c_out, stride)
 
         self.final = activation(BEFORE.get(arch.order), make, c_in)
         self.fc = nn.Linear(c_in, arch.classes)
@@ -72,9 +99,14 @@ class ResNet(nn.Module):
         """layer1, layer2, ..."""
         return {name: self.get_submodule(name) for name in self.levels if name != "stem"}
 
+    def stem(self, x: Tensor) -> Tensor:
+        """(N, channels, *S) -> (N, C, *S / stride), before any pooling."""
+        y: Tensor = self.relu(self.bn1(self.conv1(x)))
+        return y
+
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """(N, channels, *S) -> {level: (N, C, *S / stride)}, C and stride as in `levels`."""
-        maps = {"stem": chained([self.conv1, self.bn1, self.relu], x)}
+        maps = {"stem": self.stem(x)}
         x = self.maxpool(maps["stem"])
         for name, stage in self.stages.items():
             maps[name] = x = stage(x)
@@ -82,14 +114,14 @@ class ResNet(nn.Module):
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(chained([self.conv1, self.bn1, self.relu], x))
+        x = self.maxpool(self.stem(x))
         for stage in self.stages.values():
             x = stage(x)
         logits: Tensor = self.fc(global_mean(self.final(x)))
         return logits
 
 
-def stem(arch: ResNetArch, make: Layers) -> nn.Module:
+def stem_convolution(arch: ResNetArch, make: LayerFactory) -> nn.Module:
     """The first convolution; "deep" has three, with normalisation and ReLU between them."""
     width = arch.stem_width
     if arch.stem == "cifar":
@@ -97,28 +129,29 @@ def stem(arch: ResNetArch, make: Layers) -> nn.Module:
     if arch.stem == "imagenet":
         return make.conv(arch.channels, width, 7, 2)
     half = width // 2  # 32, 32, 64: He et al. 2018, "ResNet-C"
-    first = [make.conv(arch.channels, half, 3, 2), make.norm(half), nn.ReLU()]
-    second = [make.conv(half, half, 3), make.norm(half), nn.ReLU()]
-    return Chain(*first, *second, make.conv(half, width, 3))
+    first = [make.conv(arch.channels, half, 3, 2), make.norm(half), make.act()]
+    second = [make.conv(half, half, 3), make.norm(half), make.act()]
+    return nn.Sequential(*first, *second, make.conv(half, width, 3))
 
 
-def activation(kind: str | None, make: Layers, channels: int) -> nn.Module:
-    """ReLU, or normalisation and ReLU, or nothing."""
-    if kind == "norm_relu":
-        return Chain(OrderedDict(bn=make.norm(channels), relu=nn.ReLU()))
-    return nn.ReLU() if kind == "relu" else nn.Identity()
+def activation(kind: str | None, make: LayerFactory, channels: int) -> nn.Module:
+    """An activation, or a normalisation and an activation, or nothing."""
+    if kind == "norm_act":
+        return nn.Sequential(OrderedDict(bn=make.norm(channels), relu=make.act()))
+    return make.act() if kind == "act" else nn.Identity()
 
 
-def unit(
+def make_unit(
     arch: ResNetArch,
-    make: Layers,
+    make: LayerFactory,
     c_in: int,
     c_out: int,
     stride: int,
     number: int,
     rates: tuple[int, int],
+    make_shortcut: MakeModule | None = None,
 ) -> nn.Module:
-    """Residual unit `number`, from 1. The order decides the law and what follows the addition.
+    """Residual unit `number`, from 1. The order decides the formula and what follows the addition.
 
     `rates` are the dilations up to the convolution that has, or would have, the stride; and after.
 
@@ -132,23 +165,28 @@ def unit(
     pre = activation(BEFORE.get(arch.order) if number > 1 else None, make, c_in)
     drop = arch.drop_path * number / sum(arch.blocks)
     layers = branch(arch, make, c_in, c_out, stride, drop, rates)
-    f = activation(AFTER.get(arch.order), make, c_out)
+    act = activation(AFTER.get(arch.order), make, c_out)
     if arch.shortcut == "none":
-        return Chain(OrderedDict(pre=pre, **layers, f=f))
-    h = shortcut(arch, make, c_in, c_out, stride)
+        return nn.Sequential(OrderedDict(pre=pre, **layers, act=act))
+    if make_shortcut is None:
+        skip = shortcut(arch, make, c_in, c_out, stride)
+    else:
+        skip = make_shortcut(c_in, c_out, stride)
     if arch.join.kind == "exclusive_gate":
         if arch.order in BEFORE:
             known = "exclusive gates are defined for f(h(x) + F(x))"
             raise UsageError(f"{known}, not for order {arch.order!r}")
-        return ExclusiveGate(layers, h, f, gate(arch, make, c_in, c_out, stride))
-    if arch.order in BEFORE:
-        return PreActivation(pre, layers, h, shared=stride != 1 or c_in != c_out)
-    return Residual(layers, h, f)
+        return ExclusiveGate(layers, skip, act, gate(arch, make, c_in, c_out, stride))
+    if arch.order not in BEFORE:
+        return Residual(layers, skip, act)
+    if stride != 1 or c_in != c_out:
+        return SharedPreActivation(pre, layers, skip)
+    return PreActivation(pre, layers, skip)
 
 
 def branch(
     arch: ResNetArch,
-    make: Layers,
+    make: LayerFactory,
     c_in: int,
     c_out: int,
     stride: int,
@@ -178,9 +216,9 @@ def branch(
         if not last or arch.order in ("post", "relu_before_add", "relu_only_pre"):
             layers[f"bn{i}"] = norm = make.norm(width)
         if not last or arch.order == "relu_before_add":
-            layers[f"relu{i}"] = nn.ReLU()
+            layers[f"relu{i}"] = make.act()
         if arch.blur and step > 1:
-            layers[f"blur{i}"] = Blur(step)
+            layers[f"blur{i}"] = Blur(arch.dims, step)
         if arch.dropout and not last:
             layers[f"dropout{i}"] = nn.Dropout(arch.dropout)
         c_in = width
@@ -199,7 +237,7 @@ def branch(
     return layers
 
 
-def shortcut(arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: int) -> nn.Module:
+def shortcut(arch: ResNetArch, make: LayerFactory, c_in: int, c_out: int, stride: int) -> nn.Module:
     """h: option A, B or C of He et al. 2015, section 3.3, and on it the join's h of 2016."""
     join = arch.join
     changes = stride != 1 or c_in != c_out
@@ -207,9 +245,9 @@ def shortcut(arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: int)
     if join.kind == "conv" or arch.shortcut == "C" or (arch.shortcut == "B" and changes):
         h = projection(arch, make, c_in, c_out, stride)
     elif changes and arch.blur:
-        h = nn.Sequential(Blur(stride), Pad(1, c_out - c_in))
+        h = nn.Sequential(Blur(arch.dims, stride), Pad(arch.dims, 1, c_out - c_in))
     elif changes:
-        h = Pad(stride, c_out - c_in)
+        h = Pad(arch.dims, stride, c_out - c_in)
     if join.kind == "scale":
         return nn.Sequential(h, Scale(join.x_scale))
     if join.kind == "dropout":
@@ -219,21 +257,23 @@ def shortcut(arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: int)
     return h
 
 
-def projection(arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: int) -> nn.Module:
+def projection(
+    arch: ResNetArch, make: LayerFactory, c_in: int, c_out: int, stride: int
+) -> nn.Module:
     """W_s x, a 1x1 convolution; normalised where the last convolution of F is."""
     layers: list[nn.Module] = []
     if arch.downsample == "avgpool":  # at an odd border over the pixels that are there
         mean = AVG_POOL[arch.dims](stride, stride, ceil_mode=True, count_include_pad=False)
         layers.append(mean if stride > 1 else nn.Identity())
     elif arch.blur and stride > 1:
-        layers.append(Blur(stride))
+        layers.append(Blur(arch.dims, stride))
     layers.append(make.conv(c_in, c_out, 1, 1 if layers else stride))
     if arch.order not in ("bn_after_add", "pre"):
         layers.append(make.norm(c_out))
-    return Chain(*layers)
+    return nn.Sequential(*layers)
 
 
-def gate(arch: ResNetArch, make: Layers, c_in: int, c_out: int, stride: int) -> nn.Module:
+def gate(arch: ResNetArch, make: LayerFactory, c_in: int, c_out: int, stride: int) -> nn.Module:
     """g(x) = sigmoid(W x + b), a 1x1 convolution: He et al. 2016, section 3.1."""
     conv = make.conv(c_in, c_out, 1, stride, bias=True)
     nn.init.constant_(conv.bias, arch.join.gate_bias)  # type: ignore[arg-type]
@@ -246,17 +286,17 @@ class Pad(nn.Module):
     Shapes: (N, C, *S) -> (N, C + extra, *ceil(S / stride)).
     """
 
-    def __init__(self, stride: int, extra: int) -> None:
+    def __init__(self, dims: int, stride: int, extra: int) -> None:
         super().__init__()
         if extra < 0:
             raise UsageError("shortcut option A pads channels and cannot drop them: widths shrink")
-        self.stride, self.extra = stride, extra
-
-    def forward(self, x: Tensor) -> Tensor:
         # Pooling over one pixel is x[:, :, ::stride, ...]. The gradient of slices would come in
         # another memory format, and be slow to add to that of F.
-        taken = AVG_POOL[x.ndim - 2](1, self.stride)(x)
-        return F.pad(taken, (0, 0) * (x.ndim - 2) + (0, self.extra))
+        self.subsample = AVG_POOL[dims](1, stride)
+        self.padding = (0, 0) * dims + (0, extra)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(self.subsample(x), self.padding)
 
 
 class Scale(nn.Module):

@@ -10,7 +10,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from resnets.arch import DetectorArch
 from resnets.nets.detector import Detections, strongest
-from resnets.nets.layers import Layers
+from resnets.nets.layers import LayerFactory
 from resnets.nets.proposals import Anchored, inside, spread, take
 from resnets.nets.pyramid import Pyramid
 from resnets.ops import boxes as box
@@ -40,7 +40,7 @@ class RetinaNet(nn.Module):
         super().__init__()
         self.arch = arch
         self.backbone = Pyramid(arch, checkpoint=checkpoint)
-        group = Layers(norm_kind="group").norm if arch.norm == "group" else None
+        group = LayerFactory(norm_kind="group").norm if arch.norm == "group" else None
         shapes = len(arch.anchors[0]) * len(arch.ratios)
         self.head = RetinaNetHead(arch.width, shapes, arch.classes, group)
         self.threshold, self.overlap, self.kept = 0.05, 0.5, 300  # of detections, see `select`

@@ -15,9 +15,8 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from resnets.arch import IGNORED, SegmenterArch
 from resnets.errors import UsageError
-from resnets.nets.layers import Layers, initialise
+from resnets.nets.layers import LayerFactory, initialise
 from resnets.nets.resnet import ResNet
-from resnets.ops.fused import Chain
 
 AUXILIARY = 0.4  # the weight of its loss: Zhao et al. 2016, section 3.3
 RATES = (12, 24, 36)  # dilations of ASPP at an output stride of 8: Chen et al. 2017, section 3.3
@@ -40,7 +39,7 @@ class Segmenter(nn.Module):
         )
         self.backbone.add_module("fc", nn.Identity())
         widths = [channels for channels, _ in self.backbone.levels.values()][1:]
-        make = Layers(norm_kind=arch.backbone.norm)
+        make = LayerFactory(norm_kind=arch.backbone.norm)
         self.fpn = FeaturePyramidNetwork(widths, arch.width) if arch.head == "fpn" else None
         if arch.head == "fpn":
             self.classifier: nn.Module = Summed(len(widths), arch.width, arch.classes)
@@ -94,7 +93,7 @@ def enlarged(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
 
 
-def layer(make: Layers, c_in: int, c_out: int, k: int, rate: int = 1) -> list[nn.Module]:
+def layer(make: LayerFactory, c_in: int, c_out: int, k: int, rate: int = 1) -> list[nn.Module]:
     """Convolution, normalisation and ReLU."""
     layers = [make.conv(c_in, c_out, k, dilation=rate), make.norm(c_out), nn.ReLU()]
     initialise(layers[0])
@@ -109,10 +108,10 @@ def scores(c_in: int, classes: int) -> nn.Module:
     return last
 
 
-def fcn(make: Layers, c_in: int, classes: int) -> nn.Sequential:
+def fcn(make: LayerFactory, c_in: int, classes: int) -> nn.Sequential:
     """The head of torchvision's FCN."""
     inner = c_in // 4
-    return Chain(*layer(make, c_in, inner, 3), nn.Dropout(0.1), scores(inner, classes))
+    return nn.Sequential(*layer(make, c_in, inner, 3), nn.Dropout(0.1), scores(inner, classes))
 
 
 class ASPP(nn.Module):
@@ -122,13 +121,13 @@ class ASPP(nn.Module):
     batch normalisation, which has then nothing to compare its mean with.
     """
 
-    def __init__(self, make: Layers, c_in: int, width: int) -> None:
+    def __init__(self, make: LayerFactory, c_in: int, width: int) -> None:
         super().__init__()
-        dilated = [Chain(*layer(make, c_in, width, 3, rate)) for rate in RATES]
+        dilated = [nn.Sequential(*layer(make, c_in, width, 3, rate)) for rate in RATES]
         pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), *layer(make, c_in, width, 1))
-        self.convs = nn.ModuleList([Chain(*layer(make, c_in, width, 1)), *dilated, pooled])
+        self.convs = nn.ModuleList([nn.Sequential(*layer(make, c_in, width, 1)), *dilated, pooled])
         joined = layer(make, width * len(self.convs), width, 1)
-        self.project = Chain(*joined, nn.Dropout(0.5))
+        self.project = nn.Sequential(*joined, nn.Dropout(0.5))
         self.batch = make.norm_kind == "batch"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,7 +147,7 @@ class Summed(nn.Module):
 
     def __init__(self, levels: int, width: int, classes: int) -> None:
         super().__init__()
-        make = Layers(norm_kind="group")
+        make = LayerFactory(norm_kind="group")
         inner = width // 2
         self.levels = nn.ModuleList(
             nn.ModuleList(

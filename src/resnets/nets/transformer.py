@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from resnets.arch import VitArch
 from resnets.errors import UsageError
-from resnets.nets.blocks import PreActivation, chain
+from resnets.nets.blocks import PreActivation, make_stage
 from resnets.nets.mlp import layers
 
 
@@ -37,7 +37,7 @@ class VisionTransformer(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(1, 1, arch.width))
         self.positions = nn.Parameter(torch.empty(1, tokens, arch.width).normal_(std=0.02))
         self.dropout = nn.Dropout(arch.dropout)
-        self.blocks = chain({str(i): block(arch) for i in range(arch.blocks)}, checkpoint)
+        self.blocks = make_stage({str(i): block(arch) for i in range(arch.blocks)}, checkpoint)
         self.norm = nn.LayerNorm(arch.width, eps=1e-6)
         self.fc = nn.Linear(arch.width, arch.classes)
         # As torchvision: patches ~ N(0, 1 / fan-in), a classifier of zeros.

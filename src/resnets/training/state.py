@@ -19,6 +19,7 @@ from resnets import nets
 from resnets.arch import Arch
 from resnets.errors import CheckpointError
 from resnets.nets import Network
+from resnets.nets.accelerate import accelerate
 from resnets.nets.sync import convert
 from resnets.recipe import Recipe
 from resnets.training import optim
@@ -73,6 +74,7 @@ class State:
             network = network.to(memory_format=torch.channels_last)
         totals = torch.zeros(3, dtype=torch.float64, device=device)
         average = copy.deepcopy(network).requires_grad_(False)
+        accelerate(network)
         if recipe.shard:
             world.shard(network)
             world.shard(average)

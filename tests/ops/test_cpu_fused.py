@@ -11,14 +11,17 @@ from torch.nn import functional as F
 
 from resnets.arch import ResNetArch
 from resnets.nets import build
-from resnets.ops import fused
-from resnets.ops.fused import Plus, chained
+from resnets.nets.accelerate import accelerate
+from resnets.ops import cpu_fused
+from resnets.ops.cpu_fused import Plus, run_layers
 
 ARCH = ResNetArch(
     blocks=(2, 1), widths=(16, 32), shortcut="A", stem="cifar", stem_width=16, classes=5, size=16
 )
 NHWC = torch.channels_last
-needs_kernels = pytest.mark.skipif(fused.library() is None, reason="no AVX512-BF16 or no compiler")
+needs_kernels = pytest.mark.skipif(
+    cpu_fused.library() is None, reason="no AVX512-BF16 or no compiler"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +57,7 @@ def agree(
     """Values and all gradients of f(h + F(x)); gives the float64 twin of the modules."""
     plus = [] if h is None else [Plus(h)]
     with torch.autocast("cpu", torch.bfloat16):
-        y = chained([*modules, *plus, *[nn.ReLU()] * relu], x)
+        y = run_layers([*modules, *plus, *[nn.ReLU()] * relu], x)
     assert called(y)
     twin = copy.deepcopy(nn.Sequential(*modules)).double()
     for norm in (m for m in twin.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -111,7 +114,7 @@ def test_the_input_is_also_added() -> None:
     conv, norm = layers(16, 16, 1)
     weight = torch.randn(2, 16, 8, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        (chained([conv, norm, Plus(x)], x) * weight).sum().backward()
+        (run_layers([conv, norm, Plus(x)], x) * weight).sum().backward()
     exact = x.detach().double().requires_grad_()
     y = exact + norm.double()(conv.double()(exact))
     (y * weight.double()).sum().backward()
@@ -124,7 +127,7 @@ def test_running_statistics_are_those_of_torch(momentum: float) -> None:
     x = image(4, 16, 8, torch.float32)
     ours, torchs = (nn.BatchNorm2d(16, momentum=momentum) for _ in range(2))
     for _ in range(3):
-        assert called(chained([ours], x))
+        assert called(run_layers([ours], x))
         torchs(x)
     assert ours.num_batches_tracked == torchs.num_batches_tracked == 3
     torch.testing.assert_close(ours.running_mean, torchs.running_mean, rtol=1e-5, atol=1e-7)
@@ -136,7 +139,7 @@ def test_variance_far_from_zero() -> None:
     """In float32 the mean of the squares of 1000 +- 1 knows the variance to 10 %."""
     x = 1000 + torch.randn(8, 16, 32, 32).to(memory_format=NHWC)
     norm = nn.BatchNorm2d(16, momentum=1.0)
-    chained([norm], x)
+    run_layers([norm], x)
     exact = x.double().var((0, 2, 3))
     torch.testing.assert_close(norm.running_var.double(), exact, rtol=1e-5, atol=0)
 
@@ -145,7 +148,7 @@ def test_variance_far_from_zero() -> None:
 def test_not_a_number_stays() -> None:
     x = image(2, 16, 8, torch.float32)
     x.data[0, 3, 1, 1] = float("nan")
-    y = chained([nn.BatchNorm2d(16), nn.ReLU()], x)
+    y = run_layers([nn.BatchNorm2d(16), nn.ReLU()], x)
     assert y[:, 3].isnan().all()
     assert not y[:, :3].isnan().any()
 
@@ -159,7 +162,7 @@ def test_same_bits_each_time() -> None:
         found = []
         for _ in range(3):
             with torch.autocast("cpu", torch.bfloat16):
-                y = chained([conv, norm, nn.ReLU()], x)
+                y = run_layers([conv, norm, nn.ReLU()], x)
             found.append([y, *torch.autograd.grad(y.sum(), [x, conv.weight, norm.weight])])
     finally:
         torch.set_num_threads(before)
@@ -185,26 +188,32 @@ def test_layers_are_called_where_kernels_do_not_fit() -> None:
         (nn.GroupNorm(4, 16), x),
     ]
     for module, given in refused:
-        y = chained([module, nn.ReLU()], given)
+        y = run_layers([module, nn.ReLU()], given)
         assert not called(y)
         assert torch.equal(y, copy.deepcopy(module)(given).relu())
     conv, norm = layers(16, 16, 1)
-    assert not fused.fits(norm, x, conv)  # float32
+    assert not cpu_fused.fits(norm, x, conv)  # float32
 
 
 def test_a_sum_of_another_type_is_left_to_torch() -> None:
     x, h = image(2, 16, 8), image(2, 16, 8, torch.float32)
-    y = chained([nn.BatchNorm2d(16), Plus(h)], x)
+    y = run_layers([nn.BatchNorm2d(16), Plus(h)], x)
     assert y.dtype == torch.float32
 
 
 def test_test_time_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = build(ARCH).to(memory_format=NHWC).eval()
+    network = accelerated(ARCH).eval()
     x = image(2, 3, 16, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         y = network(x)
-        monkeypatch.setattr(fused, "library", lambda: None)
+        monkeypatch.setattr(cpu_fused, "library", lambda: None)
         assert torch.equal(network(x), y)
+
+
+def accelerated(arch: ResNetArch, checkpoint: int = 0) -> nn.Module:
+    network = build(arch, checkpoint=checkpoint).to(memory_format=NHWC)
+    accelerate(network)
+    return network
 
 
 def gradients(network: nn.Module, x: Tensor, bfloat16: bool) -> tuple[Tensor, Tensor]:
@@ -217,10 +226,10 @@ def gradients(network: nn.Module, x: Tensor, bfloat16: bool) -> tuple[Tensor, Te
 
 @pytest.mark.parametrize("order", ["post", "bn_after_add", "relu_before_add", "pre"])
 def test_network_in_float32(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = build(replace(ARCH, order=order)).to(memory_format=NHWC)
+    network = accelerated(replace(ARCH, order=order))
     x = image(4, 3, 16, torch.float32)
     loss, gradient = gradients(network, x, False)
-    monkeypatch.setattr(fused, "library", lambda: None)
+    monkeypatch.setattr(cpu_fused, "library", lambda: None)
     plain_loss, plain = gradients(network, x, False)
     torch.testing.assert_close(loss, plain_loss, rtol=1e-5, atol=0)
     assert error(gradient, plain.double()) < 1e-4
@@ -228,10 +237,10 @@ def test_network_in_float32(order: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_network_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """No further from float64 than the plain layers are."""
-    network = build(ARCH).to(memory_format=NHWC)
+    network = accelerated(ARCH)
     x = image(8, 3, 16, torch.float32)
     loss, gradient = gradients(network, x, True)
-    monkeypatch.setattr(fused, "library", lambda: None)
+    monkeypatch.setattr(cpu_fused, "library", lambda: None)
     plain_loss, plain = gradients(network, x, True)
     exact_loss, exact = gradients(network.double(), x.double(), False)
     assert abs(loss - exact_loss) < max(0.02, 2 * abs(plain_loss - exact_loss))
@@ -239,8 +248,8 @@ def test_network_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_recomputed_units_are_the_same() -> None:
-    network = build(ARCH).to(memory_format=NHWC)
-    twin = build(ARCH, checkpoint=1).to(memory_format=NHWC)
+    network = accelerated(ARCH)
+    twin = accelerated(ARCH, checkpoint=1)
     twin.load_state_dict(network.state_dict())
     x = image(4, 3, 16, torch.float32)
     assert torch.equal(gradients(network, x, True)[1], gradients(twin, x, True)[1])
@@ -251,17 +260,41 @@ def test_recomputed_units_are_the_same() -> None:
 @needs_kernels
 def test_built_once_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert set(fused.library.__wrapped__() or {}) == {
+    assert set(cpu_fused.library.__wrapped__() or {}) == {
         (name, dtype)
         for name in ("forward", "backward")
         for dtype in (torch.float32, torch.bfloat16)
     }
     [built] = (tmp_path / "resnets").iterdir()
     monkeypatch.setenv("PATH", "")
-    assert fused.library.__wrapped__() is not None
+    assert cpu_fused.library.__wrapped__() is not None
     built.unlink()
-    assert fused.library.__wrapped__() is None  # no compiler
+    assert cpu_fused.library.__wrapped__() is None  # no compiler
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     (tmp_path / "other" / "resnets").mkdir(parents=True)
     (tmp_path / "other" / "resnets" / built.name).write_bytes(b"cut short")
-    assert fused.library.__wrapped__() is None
+    assert cpu_fused.library.__wrapped__() is None
+
+
+@needs_kernels
+def test_a_copy_computes_with_its_own_weights() -> None:
+    network = accelerated(ARCH)
+    twin = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert twin(image(4, 3, 16, torch.float32)).abs().max() > 0
+
+
+@needs_kernels
+def test_only_an_accelerated_network_is_fused() -> None:
+    x = image(4, 3, 16, torch.float32)
+    fused_calls = []
+    network = build(ARCH).to(memory_format=NHWC)
+    for module in network.modules():
+        module.register_forward_hook(lambda module, _, y: fused_calls.append(called(y)))
+    network(x)
+    assert not any(fused_calls)
+    accelerate(network)
+    network(x)
+    assert any(fused_calls)

@@ -1,7 +1,7 @@
-"""y = f(h + BN(x * w)) of a training step on the CPU as one call: what the layers do, faster.
+"""y = act(h + BN(x * w)) of a training step on the CPU as one call: what the layers do, faster.
 
-The kernels of `fused.cpp` are compiled once, by the machine's C++ compiler. Where `fits` says no,
-and always at test time, the layers themselves are called.
+The kernels of `cpu_fused.cpp` are compiled once, by the machine's C++ compiler. Where `fits` says
+no, and always at test time, the layers themselves are called.
 """
 
 from __future__ import annotations
@@ -39,14 +39,7 @@ class Plus(nn.Module):
         return self.h + x
 
 
-class Chain(nn.Sequential):
-    """Layers in order, with `chained`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return chained(self, x)
-
-
-def chained(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+def run_layers(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     """Apply layers in order; convolution, normalisation, `Plus` and ReLU in a row are one call.
 
     Hooks of layers inside such a call do not run.
@@ -173,7 +166,7 @@ def library() -> dict[tuple[str, torch.dtype], Callable[..., None]] | None:
     """The kernels by name and type of the images; None where they cannot be built or run."""
     if not torch.cpu._is_avx512_bf16_supported():
         return None
-    source = Path(__file__).with_name("fused.cpp")
+    source = Path(__file__).with_name("cpu_fused.cpp")
     digest = hashlib.sha256(source.read_bytes() + " ".join(FLAGS).encode()).hexdigest()
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnets"
