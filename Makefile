@@ -21,6 +21,7 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/count_lines.py
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
