@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -11,8 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
-
-import torch
 
 from resnets import arch as archs
 from resnets import recipe as room
@@ -27,6 +23,7 @@ from resnets.nets.modelfile import save
 from resnets.options import Task, group
 from resnets.training import checkpoint, tasks
 from resnets.training.fit import Progress, batches, fit
+from resnets.training.memory import peak
 from resnets.training.plan import Plan
 from resnets.training.precise import precise
 from resnets.training.run import Run
@@ -169,12 +166,7 @@ def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
         result = task.test(
             run, plan, model, plan.final, "val" if plan.source.test is None else "test"
         )
-    # Of the GPU if the run is on one, else of this process; Linux counts in KiB.
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if plan.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(plan.device)
-    cost = {"seconds": round(found.course.seconds, 1), "peak_memory": peak}
+    cost = {"seconds": round(found.course.seconds, 1), "peak_memory": peak(plan.device)}
     run.write_json("cost.json", cost)
     # Now the run is finished.
     run.write_json("result.json", result.summary() if result else {"images": 0})

@@ -307,7 +307,7 @@ def _quiet_iter(loader: DataLoader[Answer]) -> Iterator[Answer]:
     When a worker dies, that handler raises wherever the training process is, as in the middle of an
     update; without it, asking for the next batch raises, `_LOOK` seconds later.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
         return iter(loader)
     before = signal.getsignal(signal.SIGCHLD)
     answers = iter(loader)

@@ -145,7 +145,8 @@ def cost(facts: Facts) -> dict[str, str]:
     if (run.path / "cost.json").exists():
         spent = run.read_json("cost.json")
         took["took"] = f"{spent['seconds'] / 60:.1f} minutes"
-        took["memory"] = f"{spent['peak_memory'] / 2**30:.2f} GiB at the most"
+        if peak := spent["peak_memory"]:
+            took["memory"] = f"{peak / 2**30:.2f} GiB at the most"
     plan: dict[str, str] = facts.source.get("plan", {})
     return plan | took | run.read_json("environment.json")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,18 @@ def available(root: Path = Path("/")) -> int | None:
     except (OSError, ValueError, KeyError):
         pass  # no Linux, or no limit: memory.max is "max"
     return min(limits, default=None)
+
+
+def peak(device: torch.device) -> int | None:
+    """Bytes of this process at the most, of the GPU if it is on one. None where nothing tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource  # POSIX alone
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def fitting(images: int, fixed: int, image: int, available: int) -> int:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import fcntl
 import io
 import json
 import os
@@ -31,6 +30,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from resnets.errors import CheckpointError, DiskError, UsageError
 from resnets.files import sync_folder, write_whole
@@ -146,14 +147,12 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Hold the run for this process alone; a kill frees it. Raises UsageError, DiskError."""
         try:
-            file = (self.path / "lock").open("w")
+            lock = FileLock(self.path / "lock").acquire(timeout=0)
+        except Timeout:
+            raise UsageError(
+                f"another process is training in {self.path}; give this one its own --run"
+            ) from None
         except OSError as error:
             raise DiskError(f"{self.path / 'lock'} cannot be opened: {error.strerror}") from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(
-                    f"another process is training in {self.path}; give this one its own --run"
-                ) from None
+        with lock:
             yield

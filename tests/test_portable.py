@@ -1,0 +1,53 @@
+"""What other systems lack is not needed: Windows has none of these modules, calls and signals."""
+
+import signal
+import subprocess
+import sys
+
+import torch
+
+from resnets.data import batches
+from resnets.training import memory
+from resnets.training.stop import Stop
+
+POSIX = ("fcntl", "resource", "termios", "pwd", "grp", "pty", "tty")
+
+# Importing all of what the packages below us need comes first: they have their own ways.
+EVERY_MODULE = f"""
+import importlib, pkgutil, sys
+import filelock, matplotlib.pyplot, PIL.Image, rich.console, scipy.special, sklearn.datasets
+import torch.distributed.run, torchvision
+for name in {POSIX}:
+    sys.modules[name] = None  # importing it now raises ImportError
+import resnets
+names = [m.name for m in pkgutil.walk_packages(resnets.__path__, "resnets.")]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+print(len(names))
+"""
+
+
+def test_every_module_without_what_posix_alone_has():
+    ended = subprocess.run(
+        [sys.executable, "-c", EVERY_MODULE], capture_output=True, text=True, timeout=200
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) > 80
+
+
+def test_the_peak_of_memory_is_unknown_where_nothing_tells(monkeypatch):
+    assert memory.peak(torch.device("cpu")) > 2**26
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert memory.peak(torch.device("cpu")) is None
+
+
+def test_signals_that_windows_lacks(monkeypatch):
+    for name in ("SIGUSR1", "SIGHUP", "SIGCHLD"):
+        monkeypatch.delattr(signal, name)
+    monkeypatch.setattr(batches.os, "name", "nt")
+    with Stop() as stop:
+        assert sorted(stop.previous) == [signal.SIGINT, signal.SIGTERM]
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.signal == signal.SIGTERM
+    assert list(batches._quiet_iter([1, 2])) == [1, 2]
