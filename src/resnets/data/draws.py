@@ -49,13 +49,12 @@ def uniform(seed: int, epochs: Tensor, indices: Tensor, draws: int) -> Tensor:
     return _shift(bits(seed, epochs, indices, range(1, draws + 1)), 40).float() * 2.0**-24
 
 
-def draws_of_step(seed: int, step: int, micro: int, count: int) -> Tensor:
-    """What a step draws for a whole batch: float32 (count,) in [0, 1).
+def draw_of_step(seed: int, step: int) -> float:
+    """What a step draws for the whole batch, in [0, 1).
 
-    `micro` is the number of the micro-batch in the step, over all ranks. The hash is that of an
-    image in a negative epoch, which no image and no `spread` has.
+    The hash is that of an image in a negative epoch, which no image and no `spread` has.
     """
-    return uniform(seed, torch.tensor(-2 - micro), torch.tensor([step]), count)[0]
+    return uniform(seed, torch.tensor(-2), torch.tensor([step]), 1).item()
 
 
 def order(seed: int, epoch: int, n: int) -> Tensor:

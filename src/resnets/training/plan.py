@@ -16,7 +16,7 @@ import torch
 from resnets import arch as archs
 from resnets import families
 from resnets.arch import Arch
-from resnets.data.draws import draws_of_step
+from resnets.data.draws import draw_of_step
 from resnets.data.sources import Source, Split
 from resnets.errors import DataError, UsageError
 from resnets.evaluation.model import Model, load, takes_pictures
@@ -109,8 +109,7 @@ class Plan:
         size, augment = self.recipe.train_size or self.preprocess.size, self.recipe.augment
         if augment.crop == "resize":
             low, high = augment.scale
-            # The first four draws of a step are mixup's.
-            return low + int(draws_of_step(self.recipe.seed, step, 0, 5)[4] * (high - low + 1))
+            return low + int(draw_of_step(self.recipe.seed, step) * (high - low + 1))
         start, stride = self.recipe.grow_from or size, 32 if size >= 128 else 4
         grown = start + (size - start) * min(1.0, step / (0.75 * steps))
         return min(size, max(start, round(grown / stride) * stride))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from resnets.data.batches import Batch
-from resnets.data.draws import draws_of_step
 from resnets.errors import MemoryExhausted
 from resnets.evaluation.classify import predict_batch
 from resnets.training import tasks
@@ -139,10 +138,9 @@ class Step:
         first = world.rank * count
         for number, (images, labels) in enumerate(pieces, start=first):
             torch.manual_seed(((recipe.seed * 1_000_003 + course.step) * 4096 + number) % 2**63)
-            draws = draws_of_step(recipe.seed, course.step, number, 4)
             more = number < first + len(pieces) - 1
             with accumulating(self.replica, more):
-                loss, wrong = self.task.learn(self, images, labels, draws)
+                loss, wrong = self.task.learn(self, images, labels)
                 (loss * (len(images) * world.size / recipe.batch)).backward()  # type: ignore[no-untyped-call]
             seen = torch.full_like(loss, len(images), dtype=torch.float64)
             sums += torch.stack([loss.detach() * seen, wrong, seen])

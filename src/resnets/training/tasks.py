@@ -40,8 +40,8 @@ Stopped = Callable[[], bool]
 class Task:
     """How networks of a task learn, are watched while they do, and are tested at the end."""
 
-    # Images, labels and draws of a micro-batch -> the mean loss, and wrong answers in images.
-    learn: Callable[[Step, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    # Images and labels of a micro-batch -> the mean loss, and wrong answers in images.
+    learn: Callable[[Step, Tensor, Tensor], tuple[Tensor, Tensor]]
     # Figures of a split that the ranks look at together, "error" among them; of no account once
     # a signal has stopped it.
     watch: Callable[[Plan, Network, Split, Stopped], dict[str, float]]
@@ -76,10 +76,10 @@ def images(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
     return (zeros.contiguous(memory_format=torch.channels_last),)
 
 
-def classified(step: Step, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+def classified(step: Step, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The recipe's loss of mixed images, and the wrong answers."""
     plan = step.plan
-    images, targets = mix(images, dense(labels, plan.arch.classes), plan.recipe.augment, draws)
+    images, targets = mix(images, dense(labels, plan.arch.classes), plan.recipe.augment)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=plan.bfloat16):
         logits = step.replica(images).float()
     loss = step.loss(images, logits, targets)
@@ -109,7 +109,7 @@ def test_classes(run: Run, plan: Plan, model: Model, split: Split, name: str) ->
     return metrics.result(scores, name)
 
 
-def seen(step: Step, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+def seen(step: Step, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The sum of a scene network's losses, and its share of wrong decisions."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=step.plan.bfloat16):
         parts = step.replica(images, labels)
