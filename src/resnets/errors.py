@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class ResnetsError(Exception):
@@ -25,6 +26,21 @@ class UsageError(ResnetsError, exit_code=2):
 
 class DataError(ResnetsError, exit_code=3):
     """Data that is missing, empty, broken or not what was said."""
+
+
+Problem = tuple[str, str]  # where, and what
+
+
+class Refused(DataError, exit_code=3):
+    """Data that training refuses; `refused` and `noted` are all its problems."""
+
+    def __init__(self, data: str | Path, refused: list[Problem], noted: list[Problem]) -> None:
+        first = "; ".join(f"{place}: {reason}" for place, reason in refused[:3])
+        super().__init__(
+            f"{data} has {len(refused):,} problems that training refuses. First: {first}\n"
+            f"Mend them, or remove those lines or files; `resnets data check {data}` lists all."
+        )
+        self.refused, self.noted = refused, noted
 
 
 class CheckpointError(ResnetsError, exit_code=4):

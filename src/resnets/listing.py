@@ -69,7 +69,7 @@ def data_check(data: str, /, *, task: Task | None = None) -> list[dict[str, Any]
         task: What the labels are for; guessed from the files when left out.
     """
     from resnets.data import sources
-    from resnets.data.objects import Refused
+    from resnets.errors import Refused
     from resnets.recipe import Recipe
 
     refused: list[tuple[str, str]] = []

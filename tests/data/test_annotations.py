@@ -9,9 +9,8 @@ from PIL import Image, ImageOps
 
 from resnets import cli
 from resnets.data import load
-from resnets.data.objects import Refused
 from resnets.data.sources import task_of
-from resnets.errors import DataError, MissingPackage
+from resnets.errors import DataError, MissingPackage, Refused
 
 # COCO's category ids, with which 80 classes are numbered; 12, 26, ... were never used.
 COCO_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]

@@ -5,9 +5,8 @@ from made import picture
 from PIL import Image
 
 from resnets.data import load
-from resnets.data.objects import Refused
 from resnets.data.sources import task_of
-from resnets.errors import DataError
+from resnets.errors import DataError, Refused
 
 
 def mask(path, values, mode="P"):

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -137,10 +139,12 @@ def test_mean_and_deviation_of_files_are_those_of_their_pixels(tmp_path):
         (["1.png", "2.png"], "it needs one folder for each class"),
         (["train/1.png", "train/2.png"], "it needs one folder for each class"),
         (["a/1.png", "b/1.png", "test/a/1.png"], "look like no classes: test"),
-        (["training/a/1.png", "testing/b/1.png"], "look like no classes: testing, training"),
+        (["training/a/1.png", "training/b/1.png", "testing/c/1.png"], "train has not: .'c'"),
+        (["train/1.png", "test/2.png"], "it needs one folder for each class"),
+        (["cat/train/1.png", "cat/test/1.png", "dog/train/1.png"], "make it test/cat"),
         (["images/1.png", "labels/1.png"], "look like no classes: images, labels"),
         (["inner/a/1.png", "inner/b/1.png"], "did you mean .*inner"),
-        (["train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png"], "one split twice"),
+        (["train/a/1.png", "train/b/1.png", "val/a/1.png", "dev/a/1.png"], "one split twice"),
         (["train/a/1.png", "train/b/1.png", "val/c/1.png"], "classes that train has not: .'c'"),
         (["a/1.png", "b/1.png", "c/.hidden"], "1 empty class folders: c"),
     ],
@@ -195,19 +199,82 @@ def test_a_csv_file_with_and_without_splits(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\np1.png,a", "no column path"),
-        ("", "no column label or path"),
+        ("photo,label\np1.png,a", r"no column path; it has 'photo', 'label'"),
+        ("path,cat,dog\np1.png,1,0", r"no column label; it has 'path', 'cat', 'dog'"),
+        ("", "holds no rows"),
+        ('path,label\np1.png,"a\np2.png,b', "line 2: a quote is not closed"),
+        ('path,label\np1.png,a\np2.png,"b\np3.png,"c\np4.png,d', "line 3: a quote is not"),
+        ("path,label\np1.png,a, b", "line 2: 3 values under 2 columns"),
+        ("path,label\np1.png,a\0b", "line 2: holds NUL"),
+        ("path,path,label\np1.png,p2.png,a", "two columns are called 'path'"),
         ("path,label\np1.png,a\np2.png,", "line 3: path or label is missing"),
         ("path,label\np1.png,a\np2.png", "line 3: path or label is missing"),
-        ("path,label\np1.png,a\np1.png,b", "lines 2, 3"),
+        (
+            "path,label\np1.png,a\np1.png,b",
+            "line 3: p1.png has another label or split than in line 2",
+        ),
         ("path,label,split\np1.png,a,train\np2.png,b", "line 3: split ''"),
         ("path,label,split\np1.png,a,tran", "split 'tran': did you mean train"),
         ("path,label\np1.png,a\ngone.png,b", "1 of 2 files are unreadable"),
     ],
 )
 def test_a_csv_file_that_is_wrong_is_told_with_its_line(tmp_path, text, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as caught:
         load(table(tmp_path, text))
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+CATS = [(f"p{i}.png", "cat" if i % 2 else "dog") for i in range(20)]
+PLAIN = "path,label\n" + "".join(f"{a},{b}\n" for a, b in CATS)
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        (PLAIN.replace("\n", "\r\n"), ""),
+        (PLAIN.replace("\n", "\r"), ""),
+        (PLAIN.replace("\n", "\n\n"), ""),
+        (PLAIN.replace(",", ";"), ""),
+        ("sep=;\n" + PLAIN.replace(",", ";"), ""),
+        (PLAIN.replace(",", "\t"), ""),
+        (PLAIN.replace(",", ", "), ""),
+        ("# made by a script, 1\n" + PLAIN, ""),
+        ("Path,Label" + PLAIN[10:], ""),
+        ("path,label\n" + "".join(f'"{a}", "{b}"\n' for a, b in CATS), ""),
+        ("path,label\n" + "".join(f"{a},{b},\n" for a, b in CATS), ""),
+        (PLAIN[11:], "has no header: its columns are taken as path, label"),
+        ("filename,class" + PLAIN[10:], "'filename' as path, 'class' as label"),
+        ("image,target" + PLAIN[10:], "'image' as path, 'target' as label"),
+        (",path,label,patient\n" + "".join(f"{a[1]},{a},{b},7\n" for a, b in CATS), "'patient'"),
+        ("path,label\n" + "".join(f".\\{a},{b}\n" for a, b in CATS), "20 paths with backslashes"),
+        (PLAIN + "p0.png,dog\n", "1 rows stand twice and count once, first .*line 22"),
+        (PLAIN.replace("19.png,cat", "19.png,Cat"), "'Cat' and 'cat'; they are kept apart"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_csv_file_in_another_dialect_is_read_and_what_is_assumed_is_noted(
+    tmp_path, text, note, encoding
+):
+    path = table(tmp_path, "")
+    path.write_bytes(text.encode(encoding))
+    source = load(path)
+    assert {(p, label.casefold()) for p, label, _ in source.split_table()} == set(CATS)
+    assert len(source.notes) == bool(note)
+    assert not note or re.search(note, source.notes[0])
+
+
+def test_quotes_in_names_and_splits_in_any_case(tmp_path):
+    rows = ('p1.png,5" pipe,Train', 'p2.png,"a ""b"", c",TRAINING', 'p3.png,"5"" pipe",Dev')
+    source = load(table(tmp_path, "\n".join(["path,label,split", *rows])))
+    assert source.classes == ('5" pipe', 'a "b", c')
+    assert [len(source.train), source.val.labels.tolist(), source.test] == [2, [0], None]
+
+
+def test_a_csv_file_in_another_encoding_names_the_line(tmp_path):
+    path = table(tmp_path, "")
+    path.write_bytes("path,label\np1.png,a\np2.png,café\n".encode("latin-1"))
+    with pytest.raises(DataError, match="line 3: no UTF-8"):
+        load(path)
 
 
 TAGS = ["cat|dog", "dog", "", "bird|dog|cat", "cat|"]

@@ -18,9 +18,9 @@ from xml.etree import ElementTree
 
 from resnets.data.decode import MAX_PIXELS
 from resnets.data.folders import SPLITS, visible
-from resnets.data.objects import Annotated, Object, Problem, Scene
+from resnets.data.objects import Annotated, Object, Scene
 from resnets.data.splits import Shape
-from resnets.errors import DataError, MissingPackage
+from resnets.errors import DataError, MissingPackage, Problem
 
 FORMS = (
     "annotations/*train*.json or a .json file (COCO), Annotations/*.xml (PASCAL VOC), a .yaml with "

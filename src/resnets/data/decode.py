@@ -17,6 +17,12 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from resnets.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# Names of images, also of those that are not read, so that each is named with the reason.
+PICTURES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif"),
+    *(".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".npy", ".dcm", ".exr", ".svg"),
+    *(".dng", ".cr2", ".nef", ".arw", ".ppm", ".pgm", ".tga", ".psd", ".ico"),
+}
 MAX_PIXELS = 50_000_000  # half a gigabyte at the peak, with Pillow's four bytes a pixel
 MAX_ASPECT = 200  # of long side to short: the long one grows when the short one is resized
 

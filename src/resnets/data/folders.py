@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnets.data.decode import Unreadable, decode, opened, upright
+from resnets.data.decode import PICTURES, Unreadable, decode, opened, upright
 from resnets.data.splits import Source, Split
-from resnets.errors import DataError, nearest
+from resnets.data.tables import LABEL, PATH, SPLIT, backslashes, read_table, resolve
+from resnets.errors import DataError, Problem, Refused, nearest
 from resnets.recipe import Preprocess
 
 CHECKED = 10_000  # files that are decoded whole before a run; of more, every k-th
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_NEAR = {"training", "trainset", "testing", "testset", "eval", "dev", "images", "labels"}
-_LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # that systems leave in every folder
+SPLITS = {
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "valset", "dev", "eval"), "val"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
+}
+_NO_CLASSES = {"images", "labels"}
+_LITTER = {"thumbs.db", "desktop.ini", "__macosx", ".ds_store"}  # that systems leave everywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,95 +45,255 @@ class Row:
     split: str | None
 
 
-def read_folder(root: Path, *, seed: int, max_unreadable: float) -> Source:
-    """A folder of class folders, or of `train`, `val` (`valid`, `validation`) and `test` with them.
+def split_of(name: str) -> str | None:
+    """The split that a folder or a cell names, as `Validation` or `train_set`."""
+    return SPLITS.get(re.sub(r"[\s_-]", "", name.casefold()))
+
+
+def read_folder(root: Path, *, seed: int, max_unreadable: float, training: bool = True) -> Source:
+    """A folder of class folders, or of `train`, `val` and `test` (see SPLITS) with them.
 
     Without split folders every class is split 80 : 10 : 10 by chance; `Source.split_table` has the
-    outcome. Images may lie deeper inside a class folder. What begins with a dot is ignored.
+    outcome. Images may lie deeper inside a class folder. What begins with a dot is ignored, as are
+    files that are no images by name or content; `Source.notes` counts what is not read.
 
-    Raises DataError for another layout, an empty class folder, fewer than two classes, or more than
-    `max_unreadable` of the files unreadable.
+    Raises DataError for another layout or more than `max_unreadable` of the files unreadable;
+    Refused for `training` on an empty class folder, fewer than two classes, classes that only
+    other splits have, or a file of two classes.
     """
-    folders = {f.name: f for f in subfolders(root)}
-    parts = {f: SPLITS[f.casefold()] for f in folders if f.casefold() in SPLITS}
+    folders = subfolders(root)
+    parts = {f: split for f in folders if (split := split_of(f.name)) and subfolders(f)}
+    others = [f for f in folders if f not in parts]
     if len(set(parts.values())) < len(parts):
-        raise DataError(f"{root} has one split twice: {', '.join(parts)}")
-    if "train" not in parts.values() and len(parts) < len(folders):
-        if wrong := sorted(f for f in folders if f in parts or f.casefold() in _NEAR):
+        raise DataError(f"{root} has one split twice: {', '.join(f.name for f in parts)}")
+    read = _Read()
+    if "train" in parts.values() or (parts and not others):
+        read.count(f"{root}: {{}} folders beside {', '.join(f.name for f in parts)}", others)
+    else:
+        wrong = [f for f in folders if f in parts or f.name.casefold() in _NO_CLASSES]
+        if wrong:
             raise DataError(
-                f"{root} has folders that look like no classes: {', '.join(wrong)}\n"
+                f"{root} has folders that look like no classes: {_names(wrong)}\n"
                 "Name them train, val and test with class folders inside, or keep only classes."
             )
-        if len(folders) == 1 and (inner := subfolders(*folders.values())):
+        if len(folders) == 1 and (inner := subfolders(folders[0])):
             raise DataError(f"{root} has a single folder in it; did you mean {inner[0].parent}?")
-    rows = [row for name, split in parts.items() for row in _class_rows(folders[name], split)]
-    return _source(root, rows or _class_rows(root, None), root, seed, max_unreadable, False)
+        flat = [f for f in folders if split_of(f.name)]
+        if flat == folders and flat:
+            _refuse_flat(flat[0])
+        if flat:
+            read.notes.append(f"{root}: {_names(flat)} are taken as classes, no folders are inside")
+    for folder in [*parts] or [root]:
+        read.classes(folder, parts.get(folder), training)
+    rest = (root, read.rows, root, seed, max_unreadable, False, training)
+    return _source(*rest, read.finished(root), read.refused)
 
 
-def _class_rows(folder: Path, split: str | None) -> list[Row]:
-    classes = subfolders(folder)
-    if not classes:
-        found = f"{len(visible(folder))} files but no folders"
-        raise DataError(f"{folder} has {found}: it needs one folder for each class")
-    rows = [Row(path, (c.name,), split) for c in classes for path in visible(c)]
-    if empty := sorted({c.name for c in classes} - _classes(rows)):
-        raise DataError(
-            f"{folder} has {len(empty)} empty class folders: {', '.join(empty[:5])}\n"
-            "Fill them or remove them."
-        )
-    return rows
+def _names(folders: Iterable[Path]) -> str:
+    return ", ".join(sorted(f.name for f in folders))
 
 
-def read_csv(table: Path, *, seed: int, max_unreadable: float) -> Source:
-    """A CSV file with the header `path,label`, and optionally `split` (train, val, test).
+def _refuse_flat(folder: Path) -> None:
+    files = f"{len(visible(folder))} files but no folders"
+    raise DataError(f"{folder} has {files}: it needs one folder for each class")
+
+
+@dataclass
+class _Read:
+    """The rows of class folders, and what stood beside them."""
+
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    refused: list[Problem] = field(default_factory=list)
+    beside: list[Path] = field(default_factory=list)  # of the class folders
+    deeper: list[Path] = field(default_factory=list)
+    hidden: list[Path] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)  # files that are no images
+
+    def count(self, what: str, paths: Sequence[Path], end: str = "not read") -> None:
+        """Note how many of a kind there are, and the first."""
+        if paths:
+            self.notes.append(f"{what.format(f'{len(paths):,}')}: {end}, first {paths[0]}")
+
+    def classes(self, folder: Path, split: str | None, training: bool) -> None:
+        """Read the class folders in a folder."""
+        folders = subfolders(folder)
+        if not folders:
+            _refuse_flat(folder)
+        self.beside += sorted(f for f in folder.iterdir() if _is_visible(f.name) and not f.is_dir())
+        self.hidden += sorted(f for f in folder.iterdir() if _is_hidden(f.name))
+        empty: list[Path] = []
+        for top in folders:
+            files, hidden = _walk(top)
+            images = [path for path in files if is_picture(path)]
+            self.rows += [Row(path, (top.name,), split) for path in images]
+            self.deeper += [path for path in images if path.parent != top]
+            self.skipped += sorted(set(files) - set(images))
+            self.hidden += hidden
+            empty += [] if images else [top]
+        inner = [sub for top in folders for sub in subfolders(top) if split_of(sub.name)]
+        if len(inner) > 1:
+            reason = f"a split inside of a class: make it {inner[0].name}/{inner[0].parent.name}"
+            self.refused.append((str(inner[0]), reason))
+        if empty and training and split in (None, "train"):
+            reason = f"{len(empty)} empty class folders: {_names(empty[:5])}; fill or remove them"
+            self.refused.append((str(folder), reason))
+        else:
+            self.count(f"{folder}: {{}} class folders without images", empty, "left out")
+
+    def finished(self, root: Path) -> list[str]:
+        """All notes."""
+        self.count(f"{root}: {{}} files that are no images", self.skipped, "skipped")
+        self.count(f"{root}: {{}} files beside the class folders", self.beside)
+        self.count(f"{root}: {{}} hidden files and folders", self.hidden)
+        end = "of the class of the first folder"
+        self.count(f"{root}: {{}} images in folders inside of class folders", self.deeper, end)
+        return self.notes
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is meant as an image, be it readable or not, by its name, else by content."""
+    if path.suffix.lower() in PICTURES:
+        return True
+    try:
+        with opened(path):
+            return True
+    except Unreadable:
+        return False
+
+
+def read_csv(table: Path, *, seed: int, max_unreadable: float, training: bool = True) -> Source:
+    """A CSV file of `path,label`, and optionally `split` (see SPLITS): see `tables.read_table`.
 
     Paths count from the file's folder. Without `split` the rows are split as in `read_folder`. One
     `|` in any label says that images may have several classes, as `cat|dog` (in any order), or none
-    at all, which is an empty label; `cat|` is a cat alone. Space around a name does not count.
+    at all, which is an empty label; `cat|` is a cat alone. Space around a name does not count. A
+    row that stands twice counts once.
 
-    Raises DataError as `read_folder`, for a path twice, and with its line for what is missing.
+    Raises DataError as `read_folder`; Refused with the lines of all rows that are wrong.
     """
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            if missing := {"path", "label"} - set(reader.fieldnames or ()):
-                raise DataError(f"{table}: no column {' or '.join(sorted(missing))} in line 1")
-            entries = [(reader.line_num, entry) for entry in reader]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{table} is no CSV file in UTF-8: {error}") from None
-    several = any("|" in entry["label"] for _, entry in entries)
-    rows: list[Row] = []
-    lines: dict[Path, int] = {}
-    for line, entry in entries:
-        label, split = entry["label"].strip(), entry.get("split")
-        if not entry["path"] or not (label or several):
-            raise DataError(f"{table}, line {line}: path or label is missing")
-        if split is not None and split not in SPLITS:
-            raise DataError(f"{table}, line {line}: split {split!r}: {nearest(split, SPLITS)}")
-        path = Path(os.path.normpath(table.parent / entry["path"]))
-        if lines.setdefault(path, line) != line:
-            raise DataError(f"{table}: lines {lines[path]}, {line}: {path}")
+    columns = {"path": PATH, "label": LABEL, "split": SPLIT}
+    read = read_table(table, columns, ("path", "label"))
+    notes, refused = [*read.notes, *backslashes(read)], list[Problem]()
+    if several := [row["label"] for _, row in read.rows if "|" in row["label"]]:
+        reason = "so an image may have several classes, or none"
+        notes.append(f"{table}: {len(several):,} labels with |, first {several[0]!r}: {reason}")
+    rows: dict[Path, tuple[int, Row]] = {}
+    twice: list[str] = []
+    for line, row in read.rows:
+        place, label, split = f"{table}, line {line}", row["label"], row.get("split")
+        if not row["path"] or not (label or several):
+            refused.append((place, "path or label is missing"))
+            continue
+        if "://" in row["path"]:
+            refused.append((place, f"{row['path']} is a web address: download the images first"))
+            continue
+        if split is not None and split_of(split) is None:
+            refused.append((place, f"split {split!r}: {nearest(split, SPLITS)}"))
+            continue
+        path = Path(os.path.normpath(resolve(read, row["path"])))
         labels = tuple(sorted({*map(str.strip, label.split("|"))} - {""})) if several else (label,)
-        rows.append(Row(path, labels, SPLITS.get(split or "")))
-    return _source(table, rows, table.parent, seed, max_unreadable, several)
+        new = Row(path, labels, split_of(split or ""))
+        before, old = rows.setdefault(path, (line, new))
+        if before == line:
+            continue
+        twice.append(place)
+        if old != new:
+            reason = f"{row['path']} has another label or split than in line {before}"
+            refused.append((place, f"{reason}; several labels of an image are one, as cat|dog"))
+    if twice:
+        notes.append(f"{table}: {len(twice):,} rows stand twice and count once, first {twice[0]}")
+    every = [row for _, row in rows.values()]
+    rest = (table, every, table.parent, seed, max_unreadable, bool(several), training)
+    return _source(*rest, notes, refused)
 
 
 def _source(
-    origin: Path, rows: list[Row], root: Path, seed: int, max_unreadable: float, several: bool
+    origin: Path,
+    rows: list[Row],
+    root: Path,
+    seed: int,
+    max_unreadable: float,
+    several: bool,
+    training: bool,
+    notes: list[str],
+    refused: list[Problem],
 ) -> Source:
-    known = _classes(rows)
-    if alien := sorted({name for row in rows for name in row.labels} - known):
-        raise DataError(f"{origin}: val or test have classes that train has not: {alien[:5]}")
-    if len(known) < 2:
-        raise DataError(f"{origin} has {len(known)} classes; it takes two to tell apart")
+    composed = {name: normalize("NFC", name) for row in rows for name in row.labels}
+    if renamed := sorted(name for name, new in composed.items() if name != new):
+        rows = [replace(row, labels=tuple(composed[n] for n in row.labels)) for row in rows]
+        notes.append(
+            f"{origin}: {len(renamed)} class names in decomposed Unicode, first {renamed[0]!r}, "
+            "are taken as composed"
+        )
+    names = {name for row in rows for name in row.labels}
+    known = _classes(rows) if training else names
+    if alien := sorted(names - known):
+        path = next(row.path for row in rows if alien[0] in row.labels)
+        reason = f"val or test have classes that train has not: {alien[:5]}"
+        refused.append((str(path), reason))
+    if len(known) < 2 and training:
+        reason = f"{len(known)} classes; it takes two to tell apart"
+        refused.append((str(origin), reason))
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(names):
+        kinds.setdefault(re.sub(r"[\s\"']", "", name.casefold()), []).append(name)
+    if alike := [group for group in kinds.values() if len(group) > 1]:
+        notes.append(
+            f"{origin}: {len(alike)} groups of classes differ in case, space or quotes only, "
+            f"first {' and '.join(map(repr, alike[0]))}; they are kept apart"
+        )
+    _note_links(origin, rows, notes, refused)
+
+    def problems(unreadable: Iterable[tuple[Path, str]] = ()) -> Refused:
+        noted = [(str(origin), note) for note in notes]
+        noted += [(str(path), f"unreadable: {reason}") for path, reason in unreadable]
+        return Refused(origin, refused, noted)
+
+    if refused and max_unreadable < 1:  # a check, which allows all, wants to know of the files too
+        raise problems()
     seen = look([row.path for row in rows], max_unreadable)
     good = [row for row in rows if row.path in seen.looks]
-    if lost := sorted(known - _classes(good)):
-        raise DataError(f"{origin}: not one image can be read of the classes {lost[:5]}")
+    if lost := sorted(known - (_classes(good) if training else known)):
+        refused.append((str(origin), f"not one image can be read of the classes {lost[:5]}"))
+    if refused:
+        raise problems(seen.unreadable)
+    if not good:
+        raise DataError(f"{origin} has no image that can be read")
     classes = tuple(sorted(known))
     every = Split(tuple(row.path for row in good), _labels(good, classes, several))
     parts = [row.split for row in good]
-    return assemble(origin, root, classes, every, parts, seen, seed, _digest(rows, root, several))
+    made = assemble(origin, root, classes, every, parts, seen, seed, _digest(rows, root, several))
+    if training and made.automatic and made.train is not None:
+        counts = made.train.counts(len(classes)).tolist()
+        if bare := [name for name, count in zip(classes, counts, strict=True) if not count]:
+            reason = (
+                f"the split by chance leaves {len(bare)} classes without training images, first "
+                f"{bare[0]!r}: add images (three of each), or make the splits: train/, val/, test/"
+            )
+            refused.append((str(origin), reason))
+            raise problems(seen.unreadable)
+    return replace(made, notes=(*notes, *made.notes))
+
+
+def _note_links(origin: Path, rows: list[Row], notes: list[str], refused: list[Problem]) -> None:
+    """Name files that are one by links; of two classes they are refused."""
+    first: dict[tuple[int, int], Row] = {}
+    same: list[tuple[Row, Row]] = []
+    for row in rows:
+        with suppress(OSError, ValueError):
+            found = os.stat(row.path)
+            other = first.setdefault((found.st_dev, found.st_ino), row)
+            if other is not row and found.st_ino:
+                same.append((other, row))
+    if bad := [(a, b) for a, b in same if a.labels != b.labels]:
+        a, b = bad[0]
+        reason = f"{len(bad):,} files have two classes by links, first {a.path} is this one too"
+        refused.append((str(b.path), reason))
+    elif same:
+        a, b = same[0]
+        reason = f"are others by links and count twice, first {b.path}, which is {a.path}"
+        notes.append(f"{origin}: {len(same):,} files {reason}")
 
 
 def assemble(
@@ -261,6 +428,11 @@ def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name.casefold() not in _LITTER
 
 
+def _is_hidden(name: str) -> bool:
+    """Whether a person may have hidden it: not what systems leave behind."""
+    return not _is_visible(name) and name.casefold() not in _LITTER and not name.startswith("._")
+
+
 def subfolders(folder: Path) -> list[Path]:
     """The visible folders in a folder, sorted."""
     return sorted(f for f in folder.iterdir() if _is_visible(f.name) and f.is_dir())
@@ -269,14 +441,22 @@ def subfolders(folder: Path) -> list[Path]:
 def visible(folder: Path) -> list[Path]:
     """All files in a folder and below, sorted; nothing that begins with a dot.
 
-    A folder is entered once, so a link back up does not lead in circles.
+    A folder is entered once, and none above this one, so a link does not lead in circles.
     """
-    entered: set[str] = set()
-    files: list[Path] = []
+    return _walk(folder)[0]
+
+
+def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files that are `visible`, and the files and folders that are hidden, sorted."""
+    entered = set(map(str, Path(os.path.realpath(folder)).parents))
+    files, hidden = list[Path](), list[Path]()
     for place, inner, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        inner[:] = [] if real in entered else [name for name in inner if _is_visible(name)]
-        if real not in entered:
-            files += [Path(place, name) for name in names if _is_visible(name)]
+        if real in entered:
+            inner[:] = []
+            continue
+        hidden += [Path(place, name) for name in (*inner, *names) if _is_hidden(name)]
+        inner[:] = [name for name in inner if _is_visible(name)]
+        files += [Path(place, name) for name in names if _is_visible(name)]
         entered.add(real)
-    return sorted(files)
+    return sorted(files), sorted(hidden)

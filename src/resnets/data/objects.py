@@ -17,24 +17,10 @@ from scipy.spatial import KDTree
 
 from resnets.data.folders import Look, assemble, look
 from resnets.data.splits import Shape, Source, Split
-from resnets.errors import DataError
-
-Problem = tuple[str, str]  # where, and what
+from resnets.errors import DataError, Problem, Refused
 
 FLAT = 0.01  # part of the objects whose boxes may have no width or no height; they are left out
 OVERHANG = 1.0  # pixels that a box may reach out of its image without a word
-
-
-class Refused(DataError, exit_code=3):
-    """Annotations that training refuses; `refused` and `noted` are all their problems."""
-
-    def __init__(self, data: Path, refused: list[Problem], noted: list[Problem]) -> None:
-        first = "; ".join(f"{place}: {reason}" for place, reason in refused[:3])
-        super().__init__(
-            f"{data} has {len(refused):,} problems that training refuses. First: {first}\n"
-            f"Mend them, or remove those lines or files; `resnets data check {data}` lists all."
-        )
-        self.refused, self.noted = refused, noted
 
 
 @dataclass(slots=True)

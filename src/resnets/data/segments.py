@@ -18,10 +18,9 @@ from resnets.arch import IGNORED
 from resnets.data.annotations import PICTURES, class_names, read_yaml
 from resnets.data.decode import Unreadable
 from resnets.data.folders import assemble, look, subfolders, visible
-from resnets.data.objects import Problem, Refused
 from resnets.data.scenes import class_map
 from resnets.data.splits import Source, Split
-from resnets.errors import DataError
+from resnets.errors import DataError, Problem, Refused
 
 FORMS = "images/ and masks/, in both train/, val/ and test/ or none, or train/images/, train/masks/"
 _MASKS = ("masks", "semantic_masks")

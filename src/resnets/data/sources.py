@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from glob import glob
 from pathlib import Path
 
 import torch
 
-from resnets.data import get
+from resnets.data import get, tables
 from resnets.data.annotations import FORMS, reader
 from resnets.data.decode import Unreadable, opened, upright
 from resnets.data.folders import read_csv, read_folder, visible
 from resnets.data.objects import source
 from resnets.data.segments import layout, read_masks
 from resnets.data.splits import Source, Split, hold_out, in_memory, with_val
-from resnets.errors import DataError, nearest
+from resnets.errors import DataError, Refused, nearest
 from resnets.options import Task
 
 __all__ = ["Source", "Split", "expand", "hold_out", "load", "task_of", "with_val"]
 
 
 def load(
-    data: str | Path, *, seed: int = 0, max_unreadable: float = 0.01, task: Task = "classify"
+    data: str | Path,
+    *,
+    seed: int = 0,
+    max_unreadable: float = 0.01,
+    task: Task = "classify",
+    training: bool = True,
 ) -> Source:
-    """A data set by its name or place.
+    """A data set by its name or place; a file or folder that exists comes before a name.
 
     To classify it is "digits" (scikit-learn's 1,797 grey 8x8 images, split here into a training
     half and a test half, stratified, always the same); "cifar10" or "cifar100" from the cache; a
@@ -32,13 +38,27 @@ def load(
     localise, which is the same here, it is COCO, PASCAL VOC, YOLO or a CSV of boxes (see
     `resnets.data.annotations` and `objects.source`); to segment a folder of images and masks
     (`segments.read_masks`). The seed is of an automatic split, and `max_unreadable` the part of the
-    files that may be unreadable and left out.
+    files that may be unreadable and left out. What only `training` needs, as two classes, is not
+    asked of data to test on.
 
     Raises DataError: there is no such data, or in no known form, or too much is unreadable; of it
     objects.Refused for annotations that are wrong.
     """
     path = Path(data)
-    if data == "digits" or data in get.ARCHIVES:
+    named = data == "digits" or data in get.ARCHIVES
+    if named and path.exists():
+        told = f"{data} is what lies here, at {path.resolve()}, not the data set of that name"
+        try:
+            made = load(
+                path, seed=seed, max_unreadable=max_unreadable, task=task, training=training
+            )
+        except Refused as fault:
+            fault.noted.append((str(data), told))
+            raise
+        except DataError as fault:
+            raise DataError(f"{fault}\n{told}") from None
+        return replace(made, notes=(told, *made.notes))
+    if named:
         if task != "classify":
             raise DataError(f"{data} has one class an image, neither boxes nor masks")
         return digits() if data == "digits" else get.read(str(data))
@@ -51,9 +71,9 @@ def load(
         root = path if path.is_dir() else path.parent
         return source(path, root, read(), seed=seed, max_unreadable=max_unreadable)
     if path.is_dir():
-        return read_folder(path, seed=seed, max_unreadable=max_unreadable)
-    if path.suffix.lower() == ".csv" and path.is_file():
-        return read_csv(path, seed=seed, max_unreadable=max_unreadable)
+        return read_folder(path, seed=seed, max_unreadable=max_unreadable, training=training)
+    if path.suffix.lower() in tables.SUFFIXES and path.is_file():
+        return read_csv(path, seed=seed, max_unreadable=max_unreadable, training=training)
     if path.exists():
         raise DataError(f"{data} is no folder and no CSV file; an archive has to be unpacked first")
     near = nearest(str(data), ["digits", *get.ARCHIVES])

@@ -174,7 +174,7 @@ def describe(augment: Augment) -> str:
 def choose(source: Source, train: Split, device: torch.device) -> Recipe:
     """A recipe for data that nobody named one for, by number and size of the images and device."""
     gpu = device.type == "cuda"
-    if source.name == "digits":
+    if source.name == "digits" and source.root is None:
         return RECIPES["digits"]()
     images = len(train)
     loss: Literal["bce", "cross-entropy"] = "bce" if train.labels.ndim == 2 else "cross-entropy"
