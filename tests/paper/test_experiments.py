@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -88,7 +89,33 @@ def test_the_full_budget_is_the_papers_protocol():
     assert experiment("r1.tab6").arms[0].recipe == recipes.paper_cifar10()
 
 
-def test_a_budget_changes_length_resolution_and_data_alone():
+def test_the_run_of_1001_layers_at_batch_64_is_its_sources():
+    """fb.resnet.torch by KaimingHe/resnet-1k-layers: 200 epochs, 0.1, Nesterov, 81 and 122."""
+    (arm,) = [arm for arm in experiment("r2.tab3").arms if arm.name == "preresnet1001+64"]
+    recipe = arm.recipe
+    epoch = 50_000 / recipe.batch
+    assert (recipe.model, recipe.batch, recipe.steps) == ("preresnet1001", 64, 200 * epoch)
+    assert (recipe.nesterov, recipe.decay_all, recipe.weight_decay) == (True, True, 1e-4)
+    assert (recipe.warmup, recipe.normalize) == (0, "data")
+    for number, rate in ((1, 0.1), (80, 0.1), (81, 0.01), (121, 0.01), (122, 1e-3), (200, 1e-3)):
+        for step in ((number - 1) * epoch + 1, number * epoch - 2):
+            assert recipe.rate(int(step), recipe.steps) == pytest.approx(rate), (number, step)
+
+
+def test_rows_of_the_papers_that_are_easily_missed():
+    table7 = {
+        name: arm.paper for name in ("r1.tab7", "r1.tab7-2012") for arm in experiment(name).arms
+    }
+    assert [list(arm.values()) for arm in table7.values()] == [[76.4], ["73.8"]]
+    errors = {arm.name: arm.paper["test_error"] for arm in experiment("r2.tab5").arms}
+    assert sorted(errors.values()) == [20.1, 20.7, 21.1, 21.3, 21.8, 23.0]
+    assert errors["preresnet200_v1+area"] == 20.1
+    ours = {one.id for one in EXPERIMENTS.values() if "each pixel" in one.ours}
+    trained = {one.id for one, arm in ARMS if arm.recipe and arm.recipe.data == "imagenet"}
+    assert ours == {name for name in trained if not name.startswith("later")}
+
+
+def test_a_budget_changes_length_resolution_and_data_and_three_experiments_networks():
     kept = ("model", "lr", "schedule", "optimizer", "momentum", "nesterov", "weight_decay", "loss",
             "decay_all", "label_smoothing", "ema", "drop_factor", "clip", "precise_bn")  # fmt: skip
     for one, arm in TRAINED:
@@ -101,6 +128,10 @@ def test_a_budget_changes_length_resolution_and_data_alone():
                 assert short.arch == arm.recipe.arch
             assert short.batch == (128 if budget == "smoke" else arm.recipe.batch)
             archs.changed(families.arch(short.model), short.arch)
+    cut = {one.id for one in EXPERIMENTS.values() if one.units}
+    assert cut == {"r2.tab1", "r2.tab2", "r2.tab2-164"}
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    assert all(name in text for name in cut)
 
 
 def test_scenes_change_their_data_length_and_regions_alone():
@@ -120,7 +151,7 @@ def test_scenes_change_their_data_length_and_regions_alone():
 
 def test_longer_arms_stay_longer():
     steps = {j.arm.name: j.iterations for j in jobs(experiment("r1.3x"), "cpu")}
-    assert steps == {"plain20": 500, "plain56": 500, "plain56+3x": 1500}
+    assert steps == {"plain20": 500, "plain56": 500, "plain20+3x": 1500, "plain56+3x": 1500}
 
 
 def test_seeds_are_for_what_is_trained():

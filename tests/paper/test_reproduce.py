@@ -2,6 +2,9 @@
 
 import json
 import math
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +13,7 @@ import pytest
 from resnets.cli import main
 from resnets.errors import DataError, Interrupted, UsageError
 from resnets.paper import ledger, measures, reproduce, results
-from resnets.paper.budgets import Job, chosen
+from resnets.paper.budgets import Job, chosen, jobs
 from resnets.paper.experiment import Arm, Experiment
 from resnets.paper.experiments import experiment
 from resnets.recipe import Recipe
@@ -72,6 +75,70 @@ def test_an_interrupted_run_goes_on_and_ends_as_the_unbroken_one(tmp_path):
     assert all(again[key] == whole[key] for key in ("train_error", "test_error"))
 
 
+def test_the_status_of_a_run_and_the_log_of_its_interruptions(tmp_path, monkeypatch, capsys):
+    import os
+    import signal
+
+    job = Job(replace(ONE, steps={"cpu": 12}, units=2), ONE.arms[0], "cpu", 0)
+    folder = tmp_path / "runs" / "cpu" / job.name
+    seen = []
+
+    def stop(progress):
+        if progress.step == 4:
+            seen.extend(reproduce.status(tmp_path))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        reproduce.run(job, tmp_path, device="cpu", watch=stop)
+    (row,) = reproduce.status(tmp_path)
+    stopped = int(max((folder / "checkpoints").iterdir()).name.removeprefix("step-"))
+    assert stopped in (4, 5)
+    assert (row["run"], row["seed"]) == (f"runs/cpu/{job.name}", 0)
+    assert (row["step"], row["steps"], row["interruptions"]) == (stopped, 12, 0)
+    assert 0 < row["train_error"] < 1
+    assert 0 < row["left"] < 60
+    assert row["written"] < 60
+    assert seen[0]["step"] <= 4
+    monkeypatch.chdir(tmp_path)
+    for options in (["--status"], []):
+        with pytest.raises(SystemExit) as caught:
+            main(["reproduce", *options])
+        assert caught.value.code == 0
+    out = capsys.readouterr()
+    assert f"{stopped}     12" in out.out
+    assert "1 under way" in out.err
+    # Taken over from a version that left no log of starts, under another name of the folder.
+    (folder / "starts.jsonl").unlink()
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    (folder / "tensorboard").mkdir()
+    for k in (1, 2):
+        (folder / "tensorboard" / f"events.out.tfevents.179600000{k}.vm.{k}.0").touch()
+    folder.rename(folder.with_name(folder.name[:-8] + "0" * 8))
+    line = reproduce.run(job, tmp_path, device="cpu")
+    assert line["interruptions"] == 2
+    dates, steps = zip(*((s["date"], s.get("step")) for s in line["starts"]), strict=True)
+    assert dates[:2] == ("2026-11-30T00:53:21+00:00", "2026-11-30T00:53:22+00:00")
+    assert steps == (None, None, stopped)
+    assert not folder.exists()
+    assert reproduce.status(tmp_path) == []
+
+
+def test_an_arm_and_a_seed_are_chosen_by_name(tmp_path):
+    one = experiment("r1.tab6")
+    work = list(jobs(one, "full", seeds=2, seed=1, arms=["resnet20"]))
+    assert [(job.arm.name, job.seed, job.iterations) for job in work] == [
+        ("resnet20", 1, 64_000),
+        ("resnet20", 2, 64_000),
+    ]
+    counted = jobs(experiment("r1.tab1"), "full", seeds=2, seed=3, arms=["plain18"])
+    assert [job.seed for job in counted] == [0]
+    assert [one.id for one in chosen(["r1.fig1", "r1.tab6"], "full", arms=["plain20"])] == [
+        "r1.fig1"
+    ]
+    with pytest.raises(UsageError, match="resnet20"):
+        chosen(["r1.tab6"], "full", arms=["resnet21"])
+
+
 def test_a_diverged_run_is_a_line_without_an_error(tmp_path):
     wild = replace(SMALL, lr=1e30, lr_batch=64)
     job = Job(replace(ONE, steps={"smoke": 40}), Arm(name="wild", recipe=wild), "smoke", 0)
@@ -84,11 +151,59 @@ def test_a_diverged_run_is_a_line_without_an_error(tmp_path):
 def test_a_line_that_a_crash_cut_is_replaced_and_a_wrong_one_named(tmp_path):
     ledger.append(tmp_path, row())
     path = tmp_path / "results" / "ledger.jsonl"
-    path.write_text(path.read_text() + '{"experiment": "r1')
-    with pytest.raises(DataError, match="line 2"):
-        ledger.read(tmp_path)
+    whole = path.read_text()
+    for torn in ('{"experiment": "r1', "{", '{"a": "\\', "1", "[" * 5000):
+        path.write_text(whole + torn)
+        assert [line["seed"] for line in ledger.read(tmp_path)] == [0]
+        path.write_text(whole + torn + "\n")
+        with pytest.raises(DataError, match="line 2"):
+            ledger.read(tmp_path)
+    path.write_bytes(whole.encode() + b'{"a": "\xc3')  # within a character
     ledger.append(tmp_path, row(seed=1))
-    assert [line["seed"] for line in ledger.read(tmp_path)] == [0, 1]
+    path.write_text(path.read_text().rstrip("\n"))  # its end alone is lost: the line counts
+    ledger.append(tmp_path, row(seed=2))
+    assert [line["seed"] for line in ledger.read(tmp_path)] == [0, 1, 2]
+    assert path.read_text().count("\n") == 3
+
+
+def test_a_torn_line_does_not_stop_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "results" / "ledger.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"experiment": "r1')
+    for _ in range(2):
+        with pytest.raises(SystemExit) as caught:
+            main(["reproduce", "r1.tab1", "--budget", "cpu", "--arm", "plain18", "-q"])
+        assert caught.value.code == 0
+    (line,) = ledger.read(tmp_path)
+    assert (line["arm"], len(line["versions"]["code"])) == ("plain18", 16)
+    assert line["command"] == "resnets reproduce r1.tab1 --budget cpu --arm plain18 --seed 0"
+    assert "plain18  cpu  seed 0: macs 1.79 G, parameters 11.5 M" in capsys.readouterr().out
+
+
+def test_of_two_processes_one_does_a_job(tmp_path):
+    """In the time of the first the second leaves it out; then it finds it in the ledger."""
+    job = Job(ONE, ONE.arms[0], "smoke", 0)
+    meanwhile = []
+
+    def other(_):
+        meanwhile.append(reproduce.run(job, tmp_path, device="cpu"))
+
+    first = reproduce.run(job, tmp_path, device="cpu", watch=other)
+    assert set(meanwhile) == {None}
+    assert reproduce.run(job, tmp_path, device="cpu") == first
+    assert len(ledger.read(tmp_path)) == 1
+
+
+def test_lines_of_many_processes_do_not_mix(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from resnets.paper import ledger\n"
+        "for k in range(20): ledger.append(Path(sys.argv[1]), {'a': sys.argv[2] * 9000})"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    there = [subprocess.Popen([*command, name]) for name in "xyz"]
+    assert [process.wait() for process in there] == [0, 0, 0]
+    assert sorted(line["a"][0] for line in ledger.read(tmp_path)) == sorted("xyz" * 20)
 
 
 def test_a_small_run_never_stands_in_the_column_of_the_protocol(tmp_path):
@@ -97,8 +212,11 @@ def test_a_small_run_never_stands_in_the_column_of_the_protocol(tmp_path):
         row(arm="resnet20", test_error=8.0),
         row(arm="resnet20", test_error=1.0, iterations=70, seed=2),  # of another length
         row(arm="resnet32", test_error=7.0) | full,
-        row(arm="resnet44", protocol=True, test_error=7.1) | full,
-        row(arm="resnet44", protocol=True, test_error=7.5, seed=1) | full,
+        row(arm="resnet44", protocol="paper", test_error=7.1, precision="float32") | full,
+        row(arm="resnet44", protocol=True, test_error=7.5, seed=1, precision="float32") | full,
+        row(arm="resnet56", protocol="paper in bfloat16", test_error=6.9) | full,
+        row(arm="resnet56", protocol=True, test_error=7.1, seed=1) | full,  # of an older version
+        row(arm="resnet56", protocol="paper", test_error=7.3, seed=2, precision="float32") | full,
     ):
         ledger.append(tmp_path, line | {"experiment": "r1.tab6"})
     page = results.draw(tmp_path).read_text()
@@ -106,6 +224,7 @@ def test_a_small_run_never_stands_in_the_column_of_the_protocol(tmp_path):
     assert "| resnet20 | 8.75 |  |" in page
     assert "| resnet32 | 7.51 |  |" in page
     assert f"| resnet44 | 7.17 | 7.30 ± {deviation} (2) |" in page
+    assert f"| resnet56 | 6.97 | 7.30, 7.00 ± {math.sqrt(0.02):.2f} (2) (in bfloat16) |" in page
     assert "| resnet20 | 20 layers, cifar10 at 16 px, 500 iterations" in page
     assert "| 40.00 | 8.00 |" in page
 

@@ -219,7 +219,10 @@ def predict(
 def reproduce(
     *ids: str,
     budget: Literal["smoke", "cpu", "gpu", "full"] | None = None,
+    arm: list[str] | None = None,
+    seed: int = 0,
     seeds: Count = 1,
+    status: bool = False,
     data: str | None = None,
     weights: str = "",
     root: Path = Path(),
@@ -233,7 +236,10 @@ def reproduce(
         ids: Experiments from the list, as r1.tab6; all when left out.
         budget: smoke: digits, two steps; cpu: some hundred steps at half the resolution, gpu: some
             thousand; full: the paper's protocol.
-        seeds: Runs of each network.
+        arm: A row of an experiment alone, as resnet20; may be repeated.
+        seed: The first seed.
+        seeds: Runs of each network, with the seeds that follow.
+        status: Print how far the runs are that have not ended, and stop.
         data: Where ImageNet is, for the full budget; VOC, COCO or other boxes, for all but smoke.
         weights: A classifier that detectors and localisers start from at the full budget.
         root: Where runs/, results/ledger.jsonl and docs/results.md are; of the smoke budget
@@ -243,22 +249,37 @@ def reproduce(
     from resnets.paper import budgets, reproduce, results
     from resnets.paper.experiments import EXPERIMENTS
 
+    if status:
+        screen.listed(reproduce.status(root))
+        return
     if budget is None:
         screen.listed(reproduce.overview(root))
+        if under_way := len(reproduce.status(root)):
+            screen.note(f"{under_way} under way: `resnets reproduce --status`", always=True)
         return
     if budget == "smoke":
         root = root / "runs" / "smoke"
-    wanted = budgets.chosen(ids, budget, data)
+    arms = arm or []
+    wanted = budgets.chosen(ids, budget, data, arms)
     if not ids and (left := [x for x in EXPERIMENTS.values() if x not in wanted and not x.needs]):
         names = ", ".join(one.id for one in left)
         screen.note(f"left out, since their data has to be named with --data: {names}")
+    jobs = [
+        job
+        for one in wanted
+        for job in budgets.jobs(one, budget, seeds, data, weights, seed=seed, arms=arms)
+    ]
     if dry_run:
-        screen.listed(x for one in wanted for x in reproduce.planned(one, budget, seeds, root))
+        screen.listed(reproduce.planned(jobs, root))
         return
     with screen.bar() as watch:
-        for one in wanted:
-            for job in budgets.jobs(one, budget, seeds, data, weights):
-                show.reached(reproduce.run(job, root, device=device, workers=workers, watch=watch))
+        for job in jobs:
+            row = reproduce.run(job, root, device=device, workers=workers, watch=watch)
+            if row is None:
+                text = f"{job.experiment.id} {job.arm.name} seed {job.seed}"
+                screen.note(f"{text}: left out, another process is at it", always=True)
+            else:
+                show.reached(row)
     show.place(results.draw(root))
 
 

@@ -35,8 +35,8 @@ FORMS: dict[str, Callable[[Any], str]] = {  # of columns; others go by their val
         ("std", "sorted_std", "forward", "backward", "weight", "product", "norm", "alpha"),
         lambda value: f"{value:.4g}",
     ),
-    "images_x_macs": lambda count: f"{count:.1e}",
-    **dict.fromkeys(("cpu", "full", "seconds"), lambda time: days(time)),
+    "images_x_macs": lambda count: counted(count),
+    **dict.fromkeys(("cpu", "full", "seconds", "left", "written"), lambda time: days(time)),
 }
 
 
@@ -56,6 +56,13 @@ def dump(data: Any) -> None:
 def percent(part: float | None) -> str:
     """0.0827 as 8.27 %."""
     return "-" if part is None else f"{100 * part:.2f} %"
+
+
+def counted(number: float) -> str:
+    """1.8e9 as 1.8 G."""
+    from resnets.paper.ledger import large
+
+    return large(number)
 
 
 def seconds(value: float) -> str:
@@ -116,6 +123,8 @@ def cell(name: str, value: Any) -> str:
     """A value of a table's column: counts with commas, parts as percent."""
     if isinstance(value, str):
         return value
+    if value is None:
+        return "-"
     if name in FORMS:
         return FORMS[name](value)
     if isinstance(value, bool):

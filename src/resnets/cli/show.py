@@ -248,11 +248,12 @@ def reached(row: Mapping[str, Any]) -> None:
     if out.quiet:
         print(json.dumps(row))
         return
+    from resnets.paper.ledger import large
     from resnets.paper.results import EXACT, SCENES
 
     names = ("train_error", "test_error", "top5_error", "median_std", *SCENES, *EXACT)
     figures = ", ".join(
-        f"{name.replace('_', ' ')} {'diverged' if row[name] is None else f'{row[name]:.6g}'}"
+        f"{name.replace('_', ' ')} {'diverged' if row[name] is None else large(row[name])}"
         for name in names
         if name in row
     )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from resnets import arch as archs
 from resnets.arch import changed
-from resnets.errors import UsageError
+from resnets.errors import UsageError, nearest
 from resnets.families import arch
 from resnets.paper.experiment import PLACES, Arm, Experiment
 from resnets.paper.experiments import EXPERIMENTS, experiment
@@ -63,10 +63,10 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of its run folder, which all experiments that train alike share."""
+        """Of its run folder, which all experiments that train alike share, or of what it counts."""
         recipe = self.recipe
-        assert recipe is not None
-        assert self.arm.recipe is not None
+        if recipe is None or self.arm.recipe is None:
+            return f"{self.experiment.id}-{self.arm.name}"
         place = "" if self.budget == "smoke" else self.arm.recipe.data
         plain = replace(recipe, data=place, weights=Path(recipe.weights).name)
         told = json.dumps(to_dict(plain), sort_keys=True)
@@ -92,21 +92,32 @@ class Job:
 
 
 def jobs(
-    one: Experiment, budget: Budget, seeds: int = 1, data: str | None = None, weights: str = ""
+    one: Experiment,
+    budget: Budget,
+    seeds: int = 1,
+    data: str | None = None,
+    weights: str = "",
+    *,
+    seed: int = 0,
+    arms: Sequence[str] = (),
 ) -> Iterator[Job]:
-    """All that is to be run, seed by seed; what is not trained has one."""
-    for seed in range(seeds):
+    """All that is to be run, or of these arms, from `seed` on; what is not trained has one."""
+    for k in range(seed, seed + seeds):
         for arm in () if one.needs else one.arms:
-            if arm.recipe or not seed:
-                yield Job(one, arm, budget, seed, data, weights)
+            if (not arms or arm.name in arms) and (arm.recipe or k == seed):
+                yield Job(one, arm, budget, k if arm.recipe else 0, data, weights)
 
 
 def chosen(
-    ids: Sequence[str], budget: Budget = "smoke", data: str | None = None
+    ids: Sequence[str],
+    budget: Budget = "smoke",
+    data: str | None = None,
+    arms: Sequence[str] = (),
 ) -> list[Experiment]:
-    """The experiments of these ids; without any all whose data need not be named.
+    """The experiments of these ids that have one of these arms, if any are named.
 
-    Raises UsageError for one that one command cannot run, and for `data` that would be two.
+    Without ids all whose data need not be named. Raises UsageError for one that one command cannot
+    run, for an arm that none has, and for `data` that would be two.
     """
     for one in map(experiment, ids):
         if one.needs:
@@ -114,7 +125,10 @@ def chosen(
     wanted = [one for one in map(experiment, ids or EXPERIMENTS) if ids or not lacks(one, budget)]
     if data and len(places := {place for one in wanted if (place := lacks(one, budget))}) > 1:
         raise UsageError(f"--data is of one of {', '.join(sorted(places))}: name its experiments")
-    return wanted
+    names = [arm.name for one in wanted for arm in one.arms]
+    if unknown := [arm for arm in arms if arm not in names]:
+        raise UsageError(f"no arm {unknown[0]!r}: {nearest(unknown[0], names)}")
+    return [one for one in wanted if not arms or any(arm.name in arms for arm in one.arms)]
 
 
 def lacks(one: Experiment, budget: Budget) -> str:
@@ -130,8 +144,8 @@ def scaled(
 
     "full" is the paper's; "gpu" has CIFAR at its own size, "cpu" at half of it, "smoke" the digits
     and 128 images a step. Data of `imagenet` becomes CIFAR-10 at twice the size. A start at a low
-    rate takes a tenth of the run or 50 steps. An experiment may have its own side, and fewer units
-    in a stage, for "cpu".
+    rate takes a tenth of the run or 50 steps. At "cpu" an experiment may have its own side, and its
+    networks fewer units in a stage; all others keep their networks.
     """
     recipe = replace(recipe, seed=recipe.seed + seed)
     large = recipe.data == "imagenet"

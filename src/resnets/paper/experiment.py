@@ -52,7 +52,7 @@ class Experiment:
     units: int = 0  # in each stage, at the budget "cpu"; 0: as in the paper
     side: int = 0  # of the images, likewise
     needs: str = ""  # why it cannot be run from here
-    ours: str = ""  # what the paper does not give, so that no run is by its protocol
+    ours: str = ""  # what is not the paper's, so that no run is by its protocol
 
     @property
     def place(self) -> str:

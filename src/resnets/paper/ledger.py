@@ -1,14 +1,18 @@
 """results/ledger.jsonl: a line for each run of an experiment. It never flatters.
 
 experiment, arm      what was run: `resnets reproduce` lists both
-budget, protocol     whether it was the paper's protocol: full length, nothing left out on the way
+budget, protocol     "paper", its protocol: full length, float32, nothing left out on the way;
+                     "paper in bfloat16"; false: less than that
 seed, command        how to run it again
-model, layers, data, digest, size, iterations, images, multiply_adds
+model, layers, data, digest (SHA-256 of the images), size, iterations, images, multiply_adds
 train_error          in %, the mean over the last part of the iterations
 test_error           in %; null: the training diverged
 ...                  other figures of the experiment
 notes                what a person should know of the run
-seconds, date, machine, versions
+precision, seconds, date, machine
+starts               when, at which step, by which code and where it began and went on after each
+                     of its `interruptions`
+versions             of package, Python and PyTorch; code: SHA-256 of the package's files
 """
 
 from __future__ import annotations
@@ -28,31 +32,62 @@ PACE = 2e-11  # seconds of training for an image and a multiply-add, where nothi
 
 
 def read(root: Path) -> list[Row]:
-    """All lines, oldest first. Raises DataError that names a line that is none."""
+    """All lines, oldest first, without a last one that a crash cut short, which `append` removes.
+
+    Raises DataError that names a line that is none.
+    """
     path, rows = root / "results" / "ledger.jsonl", list[Row]()
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), 1):
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
             rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
             raise DataError(f"{path}, line {number} is no JSON object: mend or remove it") from None
     return rows
 
 
 def append(root: Path, row: Row) -> None:
     """Add a line, on the disk when it returns; a line that a crash cut short is removed first."""
+    from filelock import FileLock  # here, since it takes a while
+
     path = root / "results" / "ledger.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not (text := path.read_bytes()).endswith(b"\n") and text:
-        write_whole(path, text[: text.rfind(b"\n") + 1])
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    with FileLock(path.with_suffix(".lock")):
+        if path.exists() and not (text := path.read_bytes()).endswith(b"\n") and text:
+            whole = len(read(root)) == len(text.splitlines())  # but for its end
+            write_whole(path, text + b"\n" if whole else text[: text.rfind(b"\n") + 1])
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def of(rows: Iterable[Row], **wanted: Any) -> list[Row]:
     """The rows that have these values."""
     return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def kind(row: Row) -> str:
+    """Whose protocol a line is of: "paper", "paper in bfloat16", or "" for less than either."""
+    protocol = row.get("protocol", "paper")  # what is counted has none
+    if protocol is True:  # of an older version
+        return protocol_in(row.get("precision", "float32"))
+    return protocol or ""
+
+
+def protocol_in(precision: str) -> str:
+    """The paper's protocol in a number format: the papers' own is float32."""
+    return "paper" if precision == "float32" else f"paper in {precision}"
+
+
+def large(number: float) -> str:
+    """A count as people read it: 1.8 G, 0.27 M, 19.4 M."""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number / 1e6:.3g} M" if number >= 1e5 else f"{number:,.4g}"
 
 
 def spread(values: Sequence[float | None], digits: int = 2) -> str:

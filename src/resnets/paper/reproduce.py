@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
+import shlex
 import shutil
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from resnets import arch as archs
 from resnets import doctor
-from resnets.errors import Diverged, Interrupted, UsageError
+from resnets.errors import Diverged, Interrupted, ResnetsError, UsageError
 from resnets.families import arch
 from resnets.files import write_whole
+from resnets.options import Task
 from resnets.paper import ledger
 from resnets.paper.budgets import Budget, Job, jobs, lacks
-from resnets.paper.experiment import PLACES, Experiment
+from resnets.paper.experiment import PLACES
 from resnets.paper.experiments import EXPERIMENTS
 from resnets.paper.ledger import Row
 from resnets.recipe import Recipe
@@ -65,21 +71,96 @@ def trained(job: Job, recipe: Recipe, root: Path, device: str, workers: int, wat
     from resnets.recipe import parse
     from resnets.training.run import Run
 
-    folder = Run(root / "runs" / job.budget / job.name)
+    here = ("data", "weights", "precision", "micro")  # what places and machines decide
+    own = {name: getattr(recipe, name) for name in here}
+    place = root / "runs" / job.budget / job.name
+    # A name holds a digest of the recipe, which changes when a version has more fields.
+    for path in [place, *place.parent.glob(job.name.rpartition("-")[0] + "-*/")]:
+        with suppress(ResnetsError):
+            if replace(parse(Run(path).read_json("recipe.json")), **own) == recipe:
+                place = path
+                break
+    folder = Run(place)
     begun = (folder.path / "recipe.json").exists()
-    if begun:
-        there = parse(folder.read_json("recipe.json"))
-        here = ("data", "weights", "precision", "micro")  # what places and machines decide
-        if replace(there, **{name: getattr(recipe, name) for name in here}) != recipe:
-            raise UsageError(f"{folder.path} holds a run of another recipe: remove the folder")
+    if begun and replace(parse(folder.read_json("recipe.json")), **own) != recipe:
+        raise UsageError(f"{folder.path} holds a run of another recipe: remove the folder")
     if not folder.finished:
         if begun:
+            started(folder, device)
             verbs.resume(folder.path, device=device, workers=workers, watch=watch)
         else:
             plan = verbs.plan(recipe.data, recipe=recipe, device=device, workers=workers)
-            lifecycle.go(lifecycle.create_run(plan, folder.path), plan, watch)
+            lifecycle.create_run(plan, folder.path)
+            started(folder, device)
+            lifecycle.go(folder, plan, watch)
         shutil.rmtree(folder.path / "checkpoints")  # the model file stays
     return folder
+
+
+def started(folder: Run, device: str) -> None:
+    """Log in starts.jsonl that a run begins or goes on: when, at which step, by which code, where.
+
+    What an older version began is taken from the names of its TensorBoard files, one a start.
+    """
+    from resnets.listing import code
+
+    if not (folder.path / "starts.jsonl").exists():
+        for date in starts(folder):
+            folder.append("starts.jsonl", {"date": date})
+    row = {"date": when(time.time()), "step": position(folder).get("step", 0), "code": code()}
+    folder.append("starts.jsonl", row | {"machine": machine(device)})
+
+
+def starts(folder: Run) -> list[str]:
+    """When a run began and went on, oldest first, as far as its folder says."""
+    if rows := folder.rows("starts.jsonl"):
+        return [row["date"] for row in rows]
+    events = (folder.path / "tensorboard").glob("events.out.tfevents.*")
+    parts = (path.name.split(".")[3] for path in events)
+    return [when(int(part)) for part in sorted(parts) if part.isdigit()]
+
+
+def when(seconds: float) -> str:
+    """A time as ISO 8601, UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def position(folder: Run) -> dict[str, Any]:
+    """Step, steps and seconds of a run's newest checkpoint; {} without one that can be read."""
+    for path in sorted((folder.path / "checkpoints").glob("step-*/state.json"), reverse=True):
+        with suppress(OSError, ValueError, KeyError):  # it may just have been replaced
+            course: dict[str, Any] = json.loads(path.read_text())["course"]
+            return course
+    return {}
+
+
+def status(root: Path = Path()) -> list[dict[str, Any]]:
+    """The runs below ROOT/runs that are not finished: how far each is, its errors, the time left.
+
+    `written` is how long ago it last wrote something: a run that trains does so every minute or so.
+    """
+    from resnets.training.run import Run
+
+    table = []
+    for path in sorted(root.glob("runs/*/*/recipe.json")):
+        folder = Run(path.parent)
+        if folder.finished:
+            continue
+        course, recipe = position(folder), folder.read_json("recipe.json")
+        last = (folder.rows("metrics.jsonl") or [{}])[-1]
+        fast = [row["images_per_second"] for row in folder.rows("timing.jsonl")[-3:]]
+        step, steps = course.get("step", 0), course.get("steps") or recipe.get("steps", 0)
+        each = course["seconds"] / step if step else None
+        if fast and median(fast) > 0:
+            each = recipe["batch"] / median(fast)
+        written = max(each.stat().st_mtime for each in folder.path.rglob("*") if each.is_file())
+        row = {"run": str(folder.path.relative_to(root)), "seed": recipe.get("seed", 0)}
+        row |= {"precision": recipe.get("precision", "?"), "step": step, "steps": steps}
+        row |= {name: last.get(name) for name in ("train_error", "test_error")}
+        row |= {"left": None if each is None else each * (steps - step)}
+        row |= {"interruptions": max(0, len(starts(folder)) - 1)}
+        table.append(row | {"written": max(0.0, time.time() - written)})
+    return table
 
 
 def run(
@@ -89,15 +170,35 @@ def run(
     device: str = "auto",
     workers: int = 2,
     watch: Watch = lambda progress: None,
-) -> Row:
-    """The line of a job in the ledger, which is written once. Raises as `verbs.train`."""
+) -> Row | None:
+    """The line of a job in the ledger, which is written once; None: another process is at it.
+
+    Raises as `verbs.train`.
+    """
+    from filelock import FileLock, Timeout  # here, since it takes a while
+
+    task = archs.task(arch(job.arm.recipe.model)) if job.arm.recipe else "classify"
+    if job.data is None and job.recipe and (needs := PLACES.get(job.recipe.data)):
+        if task == "classify" or job.budget != "smoke":
+            raise UsageError(f"{job.experiment.id} at this budget needs {needs}")
+        job = replace(job, data=str(scenes_of_digits(root)))
     if known := ledger.of(ledger.read(root), **job.key):
         return known[-1]
-    task = archs.task(arch(job.arm.recipe.model)) if job.arm.recipe else "classify"
-    if task != "classify" and job.budget == "smoke":
-        job = replace(job, data=str(scenes_of_digits(root)))
-    if job.data is None and job.recipe and (needs := PLACES.get(job.recipe.data)):
-        raise UsageError(f"{job.experiment.id} at this budget needs {needs}")
+    folder = root / "runs" / job.budget
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as locks:
+        try:
+            for name in sorted({each.name for each in job.all}):
+                locks.enter_context(FileLock(folder / f"{name}.lock", timeout=0))
+        except Timeout:
+            return None
+        # The other process may have written it meanwhile.
+        known = ledger.of(ledger.read(root), **job.key)
+        return known[-1] if known else made(job, root, task, device, workers, watch)
+
+
+def made(job: Job, root: Path, task: Task, device: str, workers: int, watch: Watch) -> Row:
+    """The line of a job, once it is in the ledger. Raises as `verbs.train`."""
     import torch
 
     from resnets.data import sources
@@ -107,7 +208,8 @@ def run(
     from resnets.training.run import Run
 
     models, split, folders = list[Model](), None, list[Run]()
-    command = f"resnets reproduce {job.experiment.id} --budget {job.budget} --seeds {job.seed + 1}"
+    command = f"resnets reproduce {job.experiment.id} --budget {job.budget}"
+    command += f" --arm {shlex.quote(job.arm.name)} --seed {job.seed}"
     if job.data and lacks(job.experiment, job.budget):
         command += f" --data {Path(job.data).name}"
     if job.recipe and job.recipe.weights:
@@ -153,8 +255,10 @@ def facts(job: Job, recipe: Recipe, folder: Run, root: Path) -> dict[str, Any]:
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_whole(kept, gzip.compress(curve, mtime=0))
     notes = [row["note"] for row in folder.rows("notes.jsonl")]
+    precision = folder.read_json("recipe.json")["precision"]
+    exact = job.budget == "full" and not notes and not job.experiment.ours
     return {
-        "protocol": job.budget == "full" and not notes and not job.experiment.ours,
+        "protocol": exact and ledger.protocol_in(precision),
         "model": recipe.model,
         "layers": network.depth,
         "data": source["data"],
@@ -164,9 +268,11 @@ def facts(job: Job, recipe: Recipe, folder: Run, root: Path) -> dict[str, Any]:
         "multiply_adds": cost(network).macs,
         "train_error": 100 * folder.rows("metrics.jsonl")[-1]["train_error"],
         "test_error": 100 * result["error"],
-        "precision": folder.read_json("recipe.json")["precision"],
+        "precision": precision,
         "seconds": folder.read_json("cost.json")["seconds"],
         "notes": notes,
+        "interruptions": max(0, len(starts(folder)) - 1),
+        "starts": folder.rows("starts.jsonl") or [{"date": date} for date in starts(folder)],
         "curve": str(kept.relative_to(root)),
     }
 
@@ -213,11 +319,11 @@ def overview(root: Path = Path()) -> list[dict[str, Any]]:
 
 def brief(figure: float | str) -> str:
     """A figure of a paper in few characters."""
-    return figure if isinstance(figure, str) else f"{figure:.4g}"
+    return figure if isinstance(figure, str) else ledger.large(figure)
 
 
-def planned(one: Experiment, budget: Budget, seeds: int, root: Path) -> list[dict[str, Any]]:
-    """What a budget would run, and how long it would take here."""
+def planned(work: Sequence[Job], root: Path) -> list[dict[str, Any]]:
+    """What would be run, and how long it would take here."""
     rows = ledger.read(root)
     pace = ledger.pace(rows, machine())
     return [
@@ -232,5 +338,5 @@ def planned(one: Experiment, budget: Budget, seeds: int, root: Path) -> list[dic
             "paper": " ".join(f"{k} {v}" for k, v in job.arm.paper.items()) or "-",
             "in_ledger": bool(ledger.of(rows, **job.key)),
         }
-        for job in jobs(one, budget, seeds)
+        for job in work
     ]

@@ -25,8 +25,9 @@ HEAD = """# Results
 
 What `resnets reproduce` reached, drawn by it from `results/ledger.jsonl`; errors in %, mean ± standard deviation over
 the seeds (their number). The paper's column holds the paper's figure. "Own" holds runs by the paper's own protocol: its
-full length on its data, with nothing left out. All else was run on less, says what, and stands below it: such a run
-never shows what the full one would reach. Runs of a length that an experiment no longer has are in the ledger alone.
+full length on its data, in float32, with nothing left out; where the numbers were bfloat16 and all else the paper's, the
+figure is marked so. All else was run on less, says what, and stands below it: such a run never shows what the full one
+would reach. Runs of a length that an experiment no longer has are in the ledger alone.
 """  # noqa: E501
 EXACT = ("macs", "parameters", "residual", "log2_product", "first_over_last")
 SCENES = ("map50", "map", "voc07", "given_error", "five_error")
@@ -56,8 +57,10 @@ def section(one: Experiment, rows: Sequence[Row], root: Path) -> str:
     lines = [f"## {one.id}: {one.title}", ""]
     if one.needs:
         lines += [f"This {one.needs}.", ""]
+    if one.ours:
+        lines += [f"No run of it is by the paper's own protocol: {one.ours}.", ""]
     lines += table(("arm", "paper", "own"), ([a, p, o] for a, p, o in by_protocol(one, found)))
-    less = [row for row in found if not row.get("protocol", True)]
+    less = [row for row in found if not ledger.kind(row)]
     for budget, some in groupby(sorted(less, key=lambda row: row["budget"]), lambda r: r["budget"]):
         lines += ["", *by_budget(one, budget, list(some), root)]
     return "\n".join([*lines, ""])
@@ -65,11 +68,13 @@ def section(one: Experiment, rows: Sequence[Row], root: Path) -> str:
 
 def by_protocol(one: Experiment, rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
     """Arm, the paper's figures, and ours by its own protocol."""
-    exact = [row for row in rows if row.get("protocol", True)]
     for arm in one.arms:
-        own = ledger.of(exact, arm=arm.name)
-        names = list(arm.paper) or [name for name in EXACT if own and name in own[-1]]
-        ours = (shown(name, [row.get(name) for row in own]) for name in names if own)
+        ours = []
+        for kind in sorted({ledger.kind(row) for row in rows} - {""}):
+            own = [row for row in ledger.of(rows, arm=arm.name) if ledger.kind(row) == kind]
+            names = list(arm.paper) or [name for name in EXACT if own and name in own[-1]]
+            mark = f" ({kind.removeprefix('paper ')})" if kind != "paper" else ""
+            ours += [shown(name, [row.get(name) for row in own]) + mark for name in names if own]
         yield arm.name, ", ".join(shown(k, [v]) for k, v in arm.paper.items()), ", ".join(ours)
 
 
@@ -79,7 +84,7 @@ def shown(name: str, values: Sequence[Any]) -> str:
     if isinstance(last, str):
         return last
     if name in ("macs", "parameters"):
-        return f"{last / 1e6:,.2f} M {'multiply-adds' if name == 'macs' else name}"
+        return f"{ledger.large(last)} {'multiply-adds' if name == 'macs' else name}"
     if name in EXACT:
         return f"{name.replace('_', ' ')} {last:.3g}"
     return f"{'' if name == 'test_error' else name + ' '}{ledger.spread(values)}"
@@ -89,6 +94,8 @@ def by_budget(one: Experiment, budget: str, rows: Sequence[Row], root: Path) -> 
     """The table of runs on less, whether what they may show holds, and their picture."""
     may = one.claim if budget in ("cpu", "gpu") else "that it runs"
     lines = [f"Budget `{budget}`. What it may claim: {may}.", ""]
+    if one.units and budget == "cpu":
+        lines[0] += f" Its networks are cut to {one.units} units in each stage."
     body = []
     for arm in one.arms:
         own = ledger.of(rows, arm=arm.name)
