@@ -6,6 +6,7 @@ import io
 import os
 import stat
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
+from resnets.data.limits import TooCostly, check_header, check_opened, check_scans
 from resnets.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -24,7 +27,11 @@ PICTURES = {
     *(".dng", ".cr2", ".nef", ".arw", ".ppm", ".pgm", ".tga", ".psd", ".ico"),
 }
 MAX_PIXELS = 50_000_000  # half a gigabyte at the peak, with Pillow's four bytes a pixel
+MAX_WEBP = 28_000_000  # the same half a gigabyte: libwebp holds the image four times
 MAX_ASPECT = 200  # of long side to short: the long one grows when the short one is resized
+
+# Pillow warns of odd tags, which nothing here reads, in lines that the file may choose.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class Unreadable(DataError):
@@ -43,6 +50,7 @@ def decode(image: str | Path | bytes, channels: int) -> NDArray[np.uint8]:
     3 (red, green, blue). Raises Unreadable, a DataError that names the file and the reason.
     """
     with opened(image) as picture:
+        check_scans(picture)
         picture.load()
         with suppress(Exception):  # broken EXIF does not make the pixels worse: they are upright
             ImageOps.exif_transpose(picture, in_place=True)
@@ -51,7 +59,7 @@ def decode(image: str | Path | bytes, channels: int) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def opened(image: str | Path | bytes) -> Iterator[Image.Image]:
+def opened(image: str | Path | bytes) -> Iterator[ImageFile]:
     """The image, its header read. Raises Unreadable, for what is done with it too."""
     name = "the image" if isinstance(image, bytes) else str(image)
     try:
@@ -59,15 +67,21 @@ def opened(image: str | Path | bytes) -> Iterator[Image.Image]:
             raise Unreadable(name, "not a regular file")  # opening a pipe would wait for ever
         if not (len(image) if isinstance(image, bytes) else os.path.getsize(image)):
             raise Unreadable(name, "the file is empty")
+        with io.BytesIO(image) if isinstance(image, bytes) else open(image, "rb") as head:
+            check_header(head)
         file = io.BytesIO(image) if isinstance(image, bytes) else image
         with Image.open(file, "r", FORMATS) as p:
-            if p.width * p.height > MAX_PIXELS:
-                raise Unreadable(name, f"{p.width} x {p.height} is over {MAX_PIXELS:,} pixels")
+            limit = MAX_WEBP if p.format == "WEBP" else MAX_PIXELS
+            if p.width * p.height > limit:
+                raise Unreadable(name, f"{p.width} x {p.height} is over {limit:,} pixels")
+            check_opened(p)
             if max(p.size) > MAX_ASPECT * min(p.size):
                 raise Unreadable(name, f"{p.width} x {p.height} is too long for a picture")
             yield p
     except Unreadable:
         raise
+    except TooCostly as error:
+        raise Unreadable(name, str(error)) from None
     except UnidentifiedImageError:
         raise Unreadable(name, f"not a {', '.join(FORMATS)} image") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
