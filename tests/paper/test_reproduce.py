@@ -1,12 +1,16 @@
 """From a budget to the ledger and the page."""
 
+import gzip
 import json
 import math
 import shutil
+import statistics
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +22,7 @@ from resnets.paper.experiment import Arm, Experiment
 from resnets.paper.experiments import experiment
 from resnets.recipe import Recipe
 
+ROOT = Path(__file__).parents[2]
 SMALL = Recipe(model="resnet8", data="digits", lr=0.1)
 ONE = Experiment(
     id="t.one",
@@ -237,13 +242,73 @@ def test_a_verdict_counts_seeds_and_diverged_runs():
     assert said.startswith("train error of plain56 above plain20: in 2 of 3 seeds, by 5.00")
 
 
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(1.8e9, "1.8 G"), (269_722, "0.27 M"), (19.4e6, "19.4 M"), (1.36e15, "1.36 P"), (93, "93"),
+     (3_857_973_248, "3.86 G"), (8.75, "8.75"), (-54, "-54"), (0.0, "0"), (54_321, "54,321")],
+)  # fmt: skip
+def test_large_numbers_are_as_people_read_them(number, text):
+    assert ledger.large(number) == text
+
+
 def test_the_time_is_that_of_this_machines_runs():
     rows = [
         row(machine="a", seconds=10.0, multiply_adds=1e6),
+        row(machine="a", seconds=30.0, multiply_adds=1e6, layers=56),
+        row(machine="a", seconds=70.0, multiply_adds=1e6, layers=56),
         row(machine="b", seconds=9e9, multiply_adds=1e6),
     ]
-    assert ledger.pace(rows, "a") == pytest.approx(10 / (12800 * 1e6))
-    assert ledger.pace(rows, "c") == ledger.PACE
+    image = 12800 * 1e6
+    assert ledger.pace(rows, "a", 20, 16) == pytest.approx(10 / image)
+    assert ledger.pace(rows, "a", 110, 32) == pytest.approx(50 / image)  # the nearest are of 56
+    assert ledger.pace(rows[3:], "a", 20, 16) == pytest.approx(9e9 / image)  # none of this machine
+    assert ledger.pace([], "a", 20, 16) == ledger.PACE
+
+
+def test_the_estimate_is_near_the_seconds_of_the_ledger():
+    """Each run of the ledger, by all others: half of them within a fifth or so, most within 2.5."""
+    rows = [line for line in ledger.read(ROOT) if line.get("images")]
+    ratios = []
+    for line in rows:
+        rest = [other for other in rows if other["curve"] != line["curve"]]
+        pace = ledger.pace(rest, line["machine"], line["layers"], line["size"])
+        ratios.append(line["seconds"] / (line["images"] * line["multiply_adds"]) / pace)
+    assert 0.7 < statistics.median(ratios) < 1.4
+    assert sum(0.4 < ratio < 2.5 for ratio in ratios) > 0.9 * len(ratios)
+
+
+def test_a_plan_on_a_new_machine_measures_its_dearest_networks(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "MEASURED", 1)
+    short = jobs(experiment("r1.fig1"), "cpu")
+    begun = time.monotonic()
+    cheap, dear = reproduce.planned(list(short), tmp_path, "cpu")
+    spent = time.monotonic() - begun
+    assert dear["seconds"] / cheap["seconds"] == pytest.approx(125 / 41, rel=0.1)
+    # 500 steps take longer than the few that were measured, and not as long as a day.
+    assert spent / 10 < dear["seconds"] < 3600 * 12
+    ledger.append(tmp_path, row(machine=reproduce.machine("cpu"), seconds=1e4, multiply_adds=1e7))
+    (cheap, _) = reproduce.planned(list(jobs(experiment("r1.fig1"), "cpu")), tmp_path, "cpu")
+    assert cheap["in_ledger"]
+    assert cheap["seconds"] == pytest.approx(41e6 / 4 * 64_000 * 1e4 / (12_800 * 1e7), rel=0.1)
+
+
+def test_runs_at_full_length_stand_one_by_one_with_their_curves(tmp_path):
+    kept = reproduce.curve_file(tmp_path, "full", "one")
+    kept.parent.mkdir(parents=True)
+    points = [{"step": 391 * k, "train_error": 0.5 / k, "test_error": 0.6 / k} for k in (1, 2, 3)]
+    kept.write_bytes(gzip.compress("".join(json.dumps(p) + "\n" for p in points).encode()))
+    starts = [{"date": "2026-11-30", "code": "a" * 16}, {"date": "2026-12-01", "step": 8200}]
+    line = row(arm="resnet20", budget="full", iterations=64_000, protocol="paper", test_error=8.51)
+    line |= {"experiment": "r1.tab6", "precision": "float32", "seconds": 36_000.0, "machine": "m"}
+    line |= {"interruptions": 1, "starts": starts, "versions": {"code": "b" * 16}}
+    ledger.append(tmp_path, line | {"digest": "d" * 64, "curve": str(kept.relative_to(tmp_path))})
+    page = results.draw(tmp_path).read_text()
+    assert "| resnet20 | 8.75 | 8.51 |" in page
+    shown = (
+        "| resnet20 | 0 | float32 | 40.00 | 8.51 | 10.0 | m | 1 (at 8,200) | aaaaaaaa, bbbbbbbb |"
+    )
+    assert f"{shown} dddddddd |" in page
+    assert (tmp_path / "docs" / "pictures" / "r1.tab6-full.png").stat().st_size > 5000
 
 
 def test_the_command_lists_plans_and_refuses(tmp_path, monkeypatch, capsys):

@@ -270,7 +270,7 @@ def reproduce(
         for job in budgets.jobs(one, budget, seeds, data, weights, seed=seed, arms=arms)
     ]
     if dry_run:
-        screen.listed(reproduce.planned(jobs, root))
+        screen.listed(reproduce.planned(jobs, root, device))
         return
     with screen.bar() as watch:
         for job in jobs:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resnets import arch as archs
-from resnets.arch import changed
+from resnets.arch import Arch, changed
 from resnets.errors import UsageError, nearest
 from resnets.families import arch
 from resnets.paper.experiment import PLACES, Arm, Experiment
@@ -22,6 +22,7 @@ Budget = Literal["smoke", "cpu", "gpu", "full"]
 MACS = {18: 1795, 20: 41, 28: 5243, 32: 69, 34: 3664, 44: 97, 50: 4089, 56: 125, 100: 288}
 MACS |= {101: 7570, 110: 253, 152: 11282, 164: 245, 200: 14776, 1001: 1488, 1202: 2829}
 STEPS = {"smoke": 2, "cpu": 400, "gpu": 8000}
+TESTED = {"digits": 450, "cifar10": 10_000, "cifar100": 10_000, "imagenet": 50_000}
 IMAGES = {"digits": 899, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
 SIDE = {"smoke": 8, "cpu": 16, "gpu": 32}  # pixels; twice as many for the networks of ImageNet
 # Of scenes: side, images of a step, and regions of a detector that are learnt from or judged.
@@ -74,16 +75,35 @@ class Job:
         return f"{recipe.model}-{self.iterations}-seed{recipe.seed}-{digest}"
 
     @property
+    def layers(self) -> int:
+        """Of its network; 0: nothing is trained."""
+        recipe = self.recipe
+        return changed(arch(recipe.model), recipe.arch).depth if recipe else 0
+
+    @property
+    def size(self) -> int:
+        """Side of its images."""
+        recipe = self.recipe
+        return recipe.size or arch(recipe.model).size if recipe else 0
+
+    @property
+    def images(self) -> int:
+        """Images in training, each counted as often as it is shown."""
+        return self.iterations * self.recipe.batch if self.recipe else 0
+
+    @property
     def cost(self) -> float:
-        """Images times multiply-adds."""
+        """Images times multiply-adds; a detector's regions count as a tenth of an image each."""
         recipe = self.recipe
         if not recipe:
             return 0.0
-        known = arch(recipe.model)
-        seen = getattr(known, "backbone", known).size  # the side that MACS are of
-        part = changed(known, recipe.arch).depth / known.depth
-        part *= ((recipe.size or known.size) / seen) ** 2
-        return part * MACS[known.depth] * 1e6 * self.iterations * recipe.batch
+        network = changed(arch(recipe.model), recipe.arch)
+        backbone: Arch = getattr(network, "backbone", network)
+        usual = arch(recipe.model).depth
+        part = self.layers / usual * (self.size / backbone.size) ** 2  # MACS are of that side
+        if getattr(network, "form", "") == "c4":  # conv5 is a tenth of a network, for each region
+            part += 0.1 * getattr(network, "sampled", 0)
+        return part * MACS[usual] * 1e6 * self.images
 
     @property
     def all(self) -> list[Job]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from math import log
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -28,7 +29,7 @@ from resnets.errors import DataError
 from resnets.files import write_whole
 
 Row = Mapping[str, Any]
-PACE = 2e-11  # seconds of training for an image and a multiply-add, where nothing is measured
+PACE = 1.5e-10  # seconds of training for an image and a multiply-add, where nothing is measured
 
 
 def read(root: Path) -> list[Row]:
@@ -82,12 +83,12 @@ def protocol_in(precision: str) -> str:
     return "paper" if precision == "float32" else f"paper in {precision}"
 
 
-def large(number: float) -> str:
+def large(number: float, digits: int = 3) -> str:
     """A count as people read it: 1.8 G, 0.27 M, 19.4 M."""
     for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
         if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number / 1e6:.3g} M" if number >= 1e5 else f"{number:,.4g}"
+            return f"{number / size:.{digits}g} {unit}"
+    return f"{number / 1e6:.{digits}g} M" if number >= 1e5 else f"{number:,.6g}"
 
 
 def spread(values: Sequence[float | None], digits: int = 2) -> str:
@@ -102,11 +103,19 @@ def spread(values: Sequence[float | None], digits: int = 2) -> str:
     return f"{mean(told):.{digits}f} ± {stdev(told):.{digits}f} ({len(told)})"
 
 
-def pace(rows: Iterable[Row], machine: str) -> float:
-    """Seconds for an image and a multiply-add on this machine, from its runs so far."""
-    told = [
-        row["seconds"] / (row["images"] * row["multiply_adds"])
-        for row in of(rows, machine=machine)
-        if row.get("images")
-    ]
-    return median(told) if told else PACE
+def pace(rows: Iterable[Row], machine: str, layers: int, size: int) -> float:
+    """Seconds for an image and a multiply-add: of the runs most alike in layers and side of images.
+
+    Those of this machine count, if there are some. A shared machine is up to ten times slower at
+    times, so it is the median of them.
+    """
+    every = [row for row in rows if row.get("images")]
+    known = of(every, machine=machine) or every
+
+    def distance(row: Row) -> float:
+        return abs(log(row["layers"] / layers)) + abs(log(row["size"] / size))
+
+    least = min(map(distance, known), default=0.0)
+    alike = [row for row in known if distance(row) <= least + 1e-9]
+    each = [row["seconds"] / (row["images"] * row["multiply_adds"]) for row in alike]
+    return median(each) if each else PACE

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,17 +24,19 @@ from resnets.families import arch
 from resnets.files import write_whole
 from resnets.options import Task
 from resnets.paper import ledger
-from resnets.paper.budgets import Budget, Job, jobs, lacks
+from resnets.paper.budgets import IMAGES, TESTED, Budget, Job, jobs, lacks
 from resnets.paper.experiment import PLACES
 from resnets.paper.experiments import EXPERIMENTS
 from resnets.paper.ledger import Row
-from resnets.recipe import Recipe
+from resnets.recipe import Augment, Recipe
 
 if TYPE_CHECKING:
     from resnets.training.fit import Progress
     from resnets.training.run import Run
 
 Watch = Callable[["Progress"], None]
+BOTH: tuple[Budget, Budget] = ("full", "cpu")
+MEASURED = 8  # networks of a plan: more would keep a person waiting
 
 
 def scenes_of_digits(root: Path) -> Path:
@@ -294,23 +296,20 @@ def machine(device: str = "auto") -> str:
 
 def overview(root: Path = Path()) -> list[dict[str, Any]]:
     """Every experiment: the papers' figures, its cost and time here, and what the ledger holds."""
-    rows = ledger.read(root)
-    pace = ledger.pace(rows, machine())
+    rows, here = ledger.read(root), machine()
     table = []
     for one in EXPERIMENTS.values():
         held = Counter(row["budget"] for row in ledger.of(rows, experiment=one.id))
-        cost = {
-            budget: sum(each.cost for job in jobs(one, budget) for each in job.all)
-            for budget in ("full", "cpu")
-        }
+        work = {budget: [each for job in jobs(one, budget) for each in job.all] for budget in BOTH}
+        seconds = {name: sum(lasting(job, rows, here) for job in work[name]) for name in BOTH}
         table.append(
             {
                 "id": one.id,
                 "what": one.title,
                 "paper": " ".join(brief(next(iter(arm.paper.values()), "-")) for arm in one.arms),
-                "images_x_macs": cost["full"],
-                "cpu": pace * cost["cpu"],
-                "full": pace * cost["full"],
+                "images_x_macs": sum(job.cost for job in work["full"]),
+                "cpu": seconds["cpu"],
+                "full": seconds["full"],
                 "ledger": one.needs or ", ".join(f"{n} {budget}" for budget, n in held.items()),
             }
         )
@@ -322,19 +321,60 @@ def brief(figure: float | str) -> str:
     return figure if isinstance(figure, str) else ledger.large(figure)
 
 
-def planned(work: Sequence[Job], root: Path) -> list[dict[str, Any]]:
+def lasting(job: Job, rows: Sequence[Row], here: str) -> float:
+    """Seconds of one training on the machine `here`, by the runs most alike among `rows`."""
+    if not job.recipe:
+        return 0.0
+    return job.cost * ledger.pace(rows, here, job.layers, job.size)
+
+
+def measured(work: Sequence[Job], rows: Sequence[Row], here: str, device: str) -> Iterator[Row]:
+    """What some real steps take here, of those networks that no run of this machine was like.
+
+    They are lines for `lasting`: of the dearest few, and of another network than their own for
+    detectors and localisers.
+    """
+    from resnets import verbs
+    from resnets.nets.cost import cost
+    from resnets.training.fit import estimate
+
+    known = {(row.get("layers"), row.get("size")) for row in ledger.of(rows, machine=here)}
+    count = 0
+    every = (each for one in work for each in one.all)
+    for job in sorted(every, key=lambda each: -each.cost):
+        recipe = job.recipe
+        if recipe is None or (job.layers, job.size) in known or count >= MEASURED:
+            continue
+        dense = archs.task(arch(recipe.model)) != "classify"
+        model, changes = ("resnet50_v1", {}) if dense else (recipe.model, dict(recipe.arch))
+        side = min(job.size, 224)
+        batch = max(2, min(recipe.batch, int(4e9 * job.images / job.cost)))
+        short = Recipe(model=model, arch=changes, size=side, batch=batch, steps=100)
+        short = replace(short, augment=Augment(crop="pad"), precision=recipe.precision)
+        plan = verbs.plan("digits", recipe=short, device=device, workers=0)
+        # An evaluation passes forward alone, a third of a step.
+        tests = TESTED.get(recipe.data, 0) / IMAGES.get(recipe.data, 1) / recipe.eval_every
+        seconds = estimate(plan, seconds=1) * (1 + tests / 3)
+        row = {"machine": here, "layers": job.layers, "size": job.size, "seconds": seconds}
+        known.add((job.layers, job.size))
+        count += 1
+        yield row | {"images": 100 * batch, "multiply_adds": cost(plan.arch).macs}
+
+
+def planned(work: Sequence[Job], root: Path, device: str = "auto") -> list[dict[str, Any]]:
     """What would be run, and how long it would take here."""
-    rows = ledger.read(root)
-    pace = ledger.pace(rows, machine())
+    rows, here = ledger.read(root), machine(device)
+    fresh = [job for job in work if job.budget != "smoke" and not ledger.of(rows, **job.key)]
+    alike = [*rows, *measured(fresh, rows, here, device)]
     return [
         {
             "arm": job.arm.name,
             "seed": job.seed,
             "data": job.recipe.data if job.recipe else "-",
-            "size": job.recipe.size or arch(job.recipe.model).size if job.recipe else 0,
+            "size": job.size,
             "iterations": job.iterations,
-            "images": job.iterations * job.recipe.batch if job.recipe else 0,
-            "seconds": pace * sum(each.cost for each in job.all),
+            "images": job.images,
+            "seconds": sum(lasting(each, alike, here) for each in job.all),
             "paper": " ".join(f"{k} {v}" for k, v in job.arm.paper.items()) or "-",
             "in_ledger": bool(ledger.of(rows, **job.key)),
         }

@@ -60,6 +60,9 @@ def section(one: Experiment, rows: Sequence[Row], root: Path) -> str:
     if one.ours:
         lines += [f"No run of it is by the paper's own protocol: {one.ours}.", ""]
     lines += table(("arm", "paper", "own"), ([a, p, o] for a, p, o in by_protocol(one, found)))
+    full = [row for row in found if ledger.kind(row) and row.get("curve")]
+    if full:
+        lines += ["", *by_run(one, full, root)]
     less = [row for row in found if not ledger.kind(row)]
     for budget, some in groupby(sorted(less, key=lambda row: row["budget"]), lambda r: r["budget"]):
         lines += ["", *by_budget(one, budget, list(some), root)]
@@ -78,13 +81,37 @@ def by_protocol(one: Experiment, rows: Sequence[Row]) -> Iterator[tuple[str, str
         yield arm.name, ", ".join(shown(k, [v]) for k, v in arm.paper.items()), ", ".join(ours)
 
 
+def by_run(one: Experiment, rows: Sequence[Row], root: Path) -> list[str]:
+    """The runs at full length one by one, and their curves as the paper draws them."""
+    head = ("run", "seed", "precision", "train error", "test error", "hours", "machine")
+    body = []
+    for row in sorted(rows, key=lambda row: (row["layers"], row["arm"], row["seed"])):
+        steps = [f"{start['step']:,}" for start in row.get("starts", ())[1:] if "step" in start]
+        broken = f"{row.get('interruptions', 0)}" + (f" (at {', '.join(steps)})" if steps else "")
+        codes = {start.get("code") for start in row.get("starts", ())} | {
+            row["versions"].get("code")
+        }
+        body.append(
+            [row["arm"], str(row["seed"]), row["precision"]]
+            + [ledger.spread([row.get(name)]) for name in ERRORS]
+            + [f"{row['seconds'] / 3600:.1f}", row["machine"], broken]
+            + [", ".join(sorted(code[:8] for code in codes if code)), row["digest"][:8]]
+        )
+    lines = table((*head, "interruptions", "code", "data"), body)
+    if one.curves:
+        drawn = curves(one, rows, root)
+        drawn.axes[0].set(xlim=(0, 6.4), ylim=(0, 20))  # the paper's: Figure 6
+        lines += ["", picture(drawn, f"{one.id}-full", one.title, root)]
+    return lines
+
+
 def shown(name: str, values: Sequence[Any]) -> str:
     """A figure with its name; errors in % of tests have none."""
     last = values[-1]
     if isinstance(last, str):
         return last
     if name in ("macs", "parameters"):
-        return f"{ledger.large(last)} {'multiply-adds' if name == 'macs' else name}"
+        return f"{ledger.large(last, 4)} {'multiply-adds' if name == 'macs' else name}"
     if name in EXACT:
         return f"{name.replace('_', ' ')} {last:.3g}"
     return f"{'' if name == 'test_error' else name + ' '}{ledger.spread(values)}"
@@ -93,6 +120,8 @@ def shown(name: str, values: Sequence[Any]) -> str:
 def by_budget(one: Experiment, budget: str, rows: Sequence[Row], root: Path) -> list[str]:
     """The table of runs on less, whether what they may show holds, and their picture."""
     may = one.claim if budget in ("cpu", "gpu") else "that it runs"
+    if budget == "full":  # and yet no protocol: something was left out on the way
+        may = "; ".join(sorted({note for row in rows for note in row.get("notes", ())})) or "none"
     lines = [f"Budget `{budget}`. What it may claim: {may}.", ""]
     if one.units and budget == "cpu":
         lines[0] += f" Its networks are cut to {one.units} units in each stage."

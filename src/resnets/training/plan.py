@@ -151,7 +151,8 @@ class Plan:
             "data": f"{source.name}, digest {source.digest[:12]}",
             "classes": f"{len(source.classes)}: {names}",
             "images": f"{counts}; {len(source.unreadable)} unreadable",
-            "input": f"{self.preprocess.channels} x {size} x {size}, {describe(recipe.augment)}",
+            "input": f"{self.preprocess.channels} x {size} x {size}, {describe(recipe.augment)}, "
+            f"less the mean of each {'pixel' if recipe.normalize == 'pixel' else 'channel'}",
             "network": f"{recipe.model}, {self.arch.depth} layers"
             + (f", from {recipe.weights}" if recipe.weights else ""),
             "size": f"{price.parameters:,} parameters, {price.macs / 1e6:,.1f} M multiply-adds",
