@@ -13,7 +13,7 @@ from pathlib import Path
 from resnets import arch as archs
 from resnets import recipe as room
 from resnets.data.sources import Source
-from resnets.errors import DiskError, Interrupted, ResnetsError, UsageError
+from resnets.errors import CheckpointError, DiskError, UsageError
 from resnets.evaluation import metrics
 from resnets.evaluation import scores as scores_room
 from resnets.evaluation.model import Model, load
@@ -22,7 +22,7 @@ from resnets.nets import Network
 from resnets.nets.modelfile import save
 from resnets.options import Task, group
 from resnets.training import checkpoint, tasks
-from resnets.training.fit import Progress, batches, fit
+from resnets.training.fit import Progress, batches, fit, read_best
 from resnets.training.memory import peak
 from resnets.training.plan import Plan
 from resnets.training.precise import precise
@@ -75,29 +75,34 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
     if launched():
         if path is None:
             raise UsageError("under torchrun give a folder that all its restarts share: --run DIR")
-        if world.share(run.finished):
+        if world.share(run.finished and not lacking(run)):
             verb = f"resnets {group(archs.task(plan.arch))}evaluate"
             raise UsageError(f"{path} is finished; `{verb} {path} DATA` uses it")
         if world.share((run.path / "recipe.json").exists()):
             return run
     if not world.first:
         return run
-    run = run_folder(plan, path)
-    run.create()
-    source = {
-        "data": plan.recipe.data,
-        "digest": plan.source.digest,
-        "classes": plan.source.classes,
-        "arch": archs.to_dict(plan.arch),
-        "preprocess": asdict(plan.preprocess),
-        "images": len(plan.train),
-        "plan": plan.lines(),
-    }
-    run.write_json("source.json", source)
-    run.write_json("environment.json", environment())
-    if table := plan.source.split_table():
-        run.write_csv("split.csv", ("file", "label", "split"), table)
-    run.write_json("recipe.json", room.to_dict(plan.recipe))  # last: now it is a run
+    while True:
+        run = run_folder(plan, path)
+        with suppress(FileExistsError):  # another process took that number first
+            run.create(fresh=path is None)
+            break
+    with run.locked():
+        run.check_free()
+        source = {
+            "data": plan.recipe.data,
+            "digest": plan.source.digest,
+            "classes": plan.source.classes,
+            "arch": archs.to_dict(plan.arch),
+            "preprocess": asdict(plan.preprocess),
+            "images": len(plan.train),
+            "plan": plan.lines(),
+        }
+        run.write_json("source.json", source)
+        run.write_json("environment.json", environment())
+        if table := plan.source.split_table():
+            run.write_csv("split.csv", ("file", "label", "split"), table)
+        run.write_json("recipe.json", room.to_dict(plan.recipe))  # last: now it is a run
     return run
 
 
@@ -110,20 +115,36 @@ def newest_unfinished(root: Path = Path("runs")) -> Run:
     return logs[max(logs, key=lambda log: log.stat().st_mtime if log.exists() else 0.0)]
 
 
+def lacking(run: Run) -> list[str]:
+    """What a run without a result, or one that was broken off after it, does not have yet."""
+    if not run.finished:
+        return ["result.json"]
+    ended, source = run.read_json("result.json"), run.read_json("source.json")
+    kept = tasks.TASKS[archs.task(archs.from_dict(source["arch"]))].kept
+    names = ["model.safetensors", *[kept] * bool(kept and ended["images"]), "cost.json"]
+    missing = [n for n in (*names, "README.md", "report.html") if not (run.path / n).exists()]
+    errors = [row.get("error") for row in run.rows("opened.jsonl")]
+    if ended.get("split") == "test" and ended["error"] not in errors:
+        missing.append("opened.jsonl")
+    return missing
+
+
 def go(run: Run, plan: Plan, watch: Callable[[Progress], None]) -> Outcome:
-    """Train from where the run stands, then test and write the result."""
-    with run.locked() if plan.world.first else nullcontext():
-        with plan.world.together(), Stop() as stop:
-            for progress in fit(run, plan, stop):
-                watch(progress)
-            plan.world.leave()
-        if stop.signal:
-            raise Interrupted(f"`resnets resume {run.path}`", stop.signal)
-        seconds = time.monotonic() - plan.began
-        if not plan.world.first:
-            return Outcome(run.path, None, seconds, archs.task(plan.arch))
-        outcome = finish(run, plan, seconds)
-    report(run, plan.source)
+    """Train from where the run stands, then test and write the result, or what it lacks."""
+    world, again = plan.world, f"`resnets resume {run.path}`"
+    with run.locked() if world.first else nullcontext(), Stop() as stop:
+        if not world.share(run.finished):
+            with world.together():
+                for progress in fit(run, plan, stop):
+                    watch(progress)
+                world.leave()
+        with stop.ending(again):
+            seconds = time.monotonic() - plan.began
+            if not world.first:
+                return Outcome(run.path, None, seconds, archs.task(plan.arch))
+            outcome = finish(run, plan, seconds)
+            if {"README.md", "report.html"} & set(lacking(run)):
+                report(run, plan.source)
     return outcome
 
 
@@ -142,37 +163,60 @@ def report(run: Run, source: Source | None = None, data: str | None = None) -> P
 
 
 def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
-    """Write model.safetensors from the last state or the best, calibrate it, and test it once."""
-    found = checkpoint.newest(run.path / "checkpoints")
-    if found is None or not found.course.ended:
-        raise ResnetsError(f"{run.path} has no checkpoint of its last step")
-    state = State.start(plan.recipe, plan.arch, plan.device)
-    state.restore(found.tensors, found.course)
-    network: Network = state.average
-    if plan.recipe.keep == "best" and run.best.exists():
-        network = load(run.best, device=plan.device).network
+    """Write model.safetensors, calibrated, and what it says and reaches, tested once.
+
+    Where the result is there already only what is missing beside it is written.
+    """
+    task, missing = tasks.of(plan), lacking(run)
+    no_model = not run.finished or "model.safetensors" in missing
+    no_cost = not (run.path / "cost.json").exists()
+    if no_model or no_cost:
+        state, course = last_state(run, plan)
+    if no_model:
+        write_model(run, plan, state.average, course)
+    if no_cost:
+        run.write_json(
+            "cost.json", {"seconds": round(course.seconds, 1), "peak_memory": peak(plan.device)}
+        )
+    result = None
+    if plan.final is not None and not {"result.json", task.kept}.isdisjoint(missing):
+        model, split = load(run.model, device=plan.device), "test" if plan.source.test else "val"
+        result = task.test(run, plan, model, plan.final, split)
+    if not run.finished:
+        for name in ("README.md", "report.html"):  # of the unfinished run: they say less
+            (run.path / name).unlink(missing_ok=True)
+        run.write_json("result.json", result.summary() if result else {"images": 0})
+    ended = run.read_json("result.json")
+    if "opened.jsonl" in lacking(run):
+        opened(run.path, plan.source, ended["split"], ended["error"])
+    return Outcome(run.path, result, seconds, archs.task(plan.arch))
+
+
+def write_model(run: Run, plan: Plan, network: Network, course: Course) -> None:
+    """Write model.safetensors from the last state or the best, calibrated on validation images."""
+    if plan.recipe.keep == "best" and (best := read_best(run)):
+        network = best.to(plan.device)
     if plan.recipe.precise_bn:
         # At the final size of a growing input, and without a budget's endless stream.
         plain = replace(plan, recipe=replace(plan.recipe, budget=0.0, grow_from=0))
         stream = batches(plain, Course(steps=plan.recipe.precise_bn))
         precise(network, (batch.images for batch in stream))
-    steps = {"steps": str(found.course.step)}
+    steps = {"steps": str(course.step)}
     card = replace(plan.card, provenance=plan.card.provenance | steps)
-    task, model = tasks.of(plan), Model(network.eval(), card, plan.device)
-    model = replace(model, card=replace(card, temperature=task.temperature(plan, model)))
-    save(run.model, network, model.card)
-    result = None
-    if plan.final is not None:
-        result = task.test(
-            run, plan, model, plan.final, "val" if plan.source.test is None else "test"
+    temperature = tasks.of(plan).temperature(plan, Model(network.eval(), card, plan.device))
+    save(run.model, network, replace(card, temperature=temperature))
+
+
+def last_state(run: Run, plan: Plan) -> tuple[State, Course]:
+    """The state after the last step. Raises CheckpointError where it is gone."""
+    found = checkpoint.newest(run.path / "checkpoints")
+    if found is None or not found.course.ended:
+        raise CheckpointError(
+            f"{run.path} has no checkpoint of its last step, from which its result is written"
         )
-    cost = {"seconds": round(found.course.seconds, 1), "peak_memory": peak(plan.device)}
-    run.write_json("cost.json", cost)
-    # Now the run is finished.
-    run.write_json("result.json", result.summary() if result else {"images": 0})
-    if result:
-        opened(run.path, plan.source, result.split, result.error)
-    return Outcome(run.path, result, seconds, archs.task(plan.arch))
+    state = State.start(plan.recipe, plan.arch, plan.device)
+    state.restore(found.tensors, found.course)
+    return state, found.course
 
 
 def opened(model: str | Path, source: Source, split: str, error: float | None) -> None:

@@ -155,12 +155,12 @@ def resume(
     on; CheckpointError where no checkpoint of the run is whole.
     """
     from resnets import arch
-    from resnets.lifecycle import go, newest_unfinished
+    from resnets.lifecycle import go, lacking, newest_unfinished
     from resnets.recipe import parse
     from resnets.training.run import Run
 
     folder = Run(Path(run)) if run is not None else newest_unfinished()
-    if folder.finished:
+    if not lacking(folder):
         own = arch.task(arch.from_dict(folder.read_json("source.json")["arch"]))
         verb = f"resnets {group(own)}evaluate"
         raise UsageError(f"{folder.path} is finished; `{verb} {folder.path} DATA` uses it")

@@ -91,5 +91,5 @@ def test_a_broken_file_is_named(tmp_path):
         load(path)
     save(path, scores([[1.0, 0.0]], [0]))
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(CheckpointError, match="delete it"):
+    with pytest.raises(CheckpointError, match="Delete it"):
         load(path)

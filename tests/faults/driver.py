@@ -84,10 +84,13 @@ class Driver:
 
 def calls() -> dict[str, tuple[object, str]]:
     """Functions of the product that are points of a fault: the namespace and the name."""
+    from resnets import lifecycle
     from resnets.evaluation import classify
     from resnets.training import fit, step
 
     return {
+        "created": (lifecycle, "run_folder"),
+        "report": (lifecycle, "report"),
         "begin": (fit, "begin"),
         "evaluated batch": (classify, "predict_batch"),
         "step": (step.Step, "update"),
@@ -252,7 +255,7 @@ def results(run: Path) -> dict[str, str]:
 
     last = checkpoint.finished(run / "checkpoints")[-1]
     parts = dict(json.loads((last / "state.json").read_text())["tensors"])
-    parts["course"] = str(asdict(checkpoint.read(last).course) | {"seconds": 0})
+    parts["course"] = str(asdict(checkpoint.read(last).course) | {"seconds": 0, "logs": 0})
     for name in ("metrics.jsonl", "model.safetensors", "result.json", "best.safetensors"):
         if (run / name).exists():
             parts[name] = hashlib.sha256((run / name).read_bytes()).hexdigest()

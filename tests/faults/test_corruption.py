@@ -1,5 +1,7 @@
 """Checkpoints changed on the disk: each is noticed, named, and the one before is taken."""
 
+import errno
+import os
 import random
 import shutil
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from resnets.errors import CheckpointError, DiskError
+from resnets.evaluation import detect, scores
 from resnets.nets.modelfile import digest
 from resnets.training import checkpoint
 from resnets.training.run import Run
@@ -99,16 +102,59 @@ def test_files_of_two_checkpoints_swapped(folder, name):
     refused(folder)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_only_the_run_s_own_checkpoints_are_taken(tmp_path, seed):
-    """The same run in another folder may lend its own; another seed is another run."""
-    folder, other = make(tmp_path / "run"), make(tmp_path / "other", seed)
+def contents(folder):
+    """Every name and byte below a folder."""
+    return {str(p): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def untouched(folder, match, error=CheckpointError):
+    before = contents(folder.parent)
+    with pytest.raises(error, match=match):
+        checkpoint.newest(folder)
+    assert contents(folder.parent) == before
+
+
+def test_the_same_run_in_another_folder_lends_its_checkpoints(tmp_path):
+    folder, other = make(tmp_path / "run"), make(tmp_path / "other")
     shutil.rmtree(folder / "step-00000002")
     shutil.copytree(other / "step-00000002", folder / "step-00000002")
-    if seed:
-        refused(folder, "state.json", "another run")
-    else:
-        assert checkpoint.newest(folder).course.step == 2
+    assert checkpoint.newest(folder).course.step == 2
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_left_alone(tmp_path):
+    folder, other = make(tmp_path / "run"), make(tmp_path / "other", seed=1)
+    shutil.rmtree(folder / "step-00000002")
+    shutil.copytree(other / "step-00000002", folder / "step-00000002")
+    untouched(folder, r"step-00000002 belongs to another run(.|\n)*Nothing was touched")
+
+
+@pytest.mark.parametrize("text", ['{"model": "resnet8", "seed": 7}', "{"])
+def test_a_changed_recipe_touches_no_checkpoint(folder, text):
+    (folder.parent / "recipe.json").write_text(text)
+    untouched(folder, r"recipe\.json")
+
+
+def test_a_space_more_in_the_recipe_changes_nothing(folder):
+    recipe = folder.parent / "recipe.json"
+    recipe.write_text(" " + recipe.read_text().replace(":", " :") + "\n")
+    assert checkpoint.newest(folder).course.step == 2
+
+
+def test_the_identity_of_earlier_versions_is_taken(folder, monkeypatch):
+    shutil.rmtree(folder / "step-00000002")
+    identity = checkpoint.identity
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "identity", lambda run: identity(run)[::-1])
+        checkpoint.write(folder, tensors(2), Course(step=2))
+    assert checkpoint.newest(folder).course.step == 2
+
+
+def test_a_checkpoint_of_a_later_version_is_left_alone(folder, monkeypatch):
+    shutil.rmtree(folder / "step-00000002")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "asdict", lambda course: {"step": 2, "moon": 1})
+        checkpoint.write(folder, tensors(2), Course(step=2))
+    untouched(folder, "another version")
 
 
 def test_never_a_fresh_start_in_silence(folder):
@@ -119,12 +165,49 @@ def test_never_a_fresh_start_in_silence(folder):
             checkpoint.newest(folder)
 
 
-def test_too_many_open_files_are_no_damage(folder, monkeypatch):
-    def busy(path):
-        raise OSError(24, "Too many open files")
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ETIMEDOUT, errno.EACCES])
+@pytest.mark.parametrize("name", [*FILES, "recipe.json"])
+def test_what_cannot_be_read_now_is_no_damage(folder, monkeypatch, name, number):
+    read = Path.read_bytes
 
+    def fails(path):
+        if path.name == name:
+            raise OSError(number, os.strerror(number), str(path))
+        return read(path)
+
+    before = contents(folder.parent)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", busy)
-        with pytest.raises(DiskError, match="Too many open files; try again"):
+        patch.setattr(Path, "read_bytes", fails)
+        with pytest.raises(DiskError, match=rf"{name} .*{os.strerror(number)}.*try again"):
             checkpoint.newest(folder)
+    assert contents(folder.parent) == before
     assert checkpoint.newest(folder).course.step == 2
+
+
+def scores_file(path):
+    labels = torch.tensor([0, 1, 1])
+    scores.save(path, scores.Scores(torch.randn(3, 2), labels, torch.arange(3), ("a", "b")))
+    return scores.load
+
+
+def detections_file(path):
+    one, two, three = (torch.tensor([n]) for n in (1, 2, 3))
+    found = detect.Found(
+        one, two, torch.tensor([0.5]), torch.rand(1, 4), indices=three, masks=((2, 2, b"13"),)
+    )
+    detect.save(path, found)
+    return detect.load
+
+
+@pytest.mark.parametrize("write", [scores_file, detections_file])
+def test_every_changed_byte_of_what_a_model_says_is_noticed(tmp_path, write):
+    path = tmp_path / "file.safetensors"
+    load, rng = write(path), random.Random(0)
+    data = path.read_bytes()
+    load(path)
+    for place in range(len(data)):
+        changed = bytearray(data)
+        changed[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        with pytest.raises(CheckpointError, match="resnets resume"):
+            load(path)

@@ -1,19 +1,21 @@
 import copy
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from resnets.data import sources
-from resnets.errors import CheckpointError, Diverged
+from resnets.errors import CheckpointError, DiskError, Diverged
 from resnets.nets.modelfile import digest
 from resnets.recipe import Augment
 from resnets.recipes import digits
 from resnets.training import checkpoint
 from resnets.training import plan as plans
-from resnets.training.fit import fit
+from resnets.training.fit import fit, read_best
 from resnets.training.run import Run
 from resnets.training.state import Course, State, blend
 from resnets.training.step import Step
@@ -68,6 +70,74 @@ def test_a_damaged_last_checkpoint_is_trained_again_and_told(tmp_path):
     assert len(told) == 1
     assert "step-00000024" in told[0]
     assert digests(run) == digests(whole)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_best_state_is_told_at_once_with_a_way_out(tmp_path):
+    plan = small_plan(keep="best")
+    run = run_to(tmp_path / "run", plan, stop_after=15)
+    whole = run.best.read_bytes()
+    flip(run.best)
+    damaged = run.best.read_bytes()
+    with pytest.raises(CheckpointError, match=r"best.safetensors(.|\n)*move it away, and `resnets"):
+        next(fit(run, plan, Stop()))
+    assert run.best.read_bytes() == damaged
+    assert len(checkpoint.finished(run.path / "checkpoints")) == 1
+    run.best.unlink()
+    told = [note for progress in fit(run, plan, Stop()) for note in progress.notes]
+    assert told == [
+        "best.safetensors is gone: the best state after this one is the result, or the last"
+    ]
+    assert [row["note"] for row in run.rows("notes.jsonl")] == told
+    run.best.write_bytes(whole)
+    assert read_best(run)
+
+
+def test_a_best_state_that_cannot_be_read_now_is_left_alone(tmp_path, monkeypatch):
+    plan = small_plan(keep="best")
+    run = run_to(tmp_path / "run", plan, stop_after=15)
+    read = Path.read_bytes
+
+    def fails(path):
+        if path.name == "best.safetensors":
+            raise OSError(5, "Input/output error", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    with pytest.raises(DiskError, match=r"best\.safetensors cannot be read(.|\n)*try again"):
+        next(fit(run, plan, Stop()))
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl"])
+def test_a_damaged_log_is_told_and_the_run_goes_on(tmp_path, name):
+    plan = small_plan()
+    run = run_to(tmp_path / "run", plan, stop_after=16)
+    path = run.path / name
+    path.write_text(path.read_text().replace('"step"', '"stap"', 1))
+    told = [note for progress in fit(run, plan, Stop()) for note in progress.notes]
+    assert len(told) == 1
+    assert re.match(rf"{name} is not what it was when step \d+ was saved: 1 lines", told[0])
+    assert [row["step"] for row in run.rows(name)] == [20, 24]
+    assert newest(run).course.ended
+
+
+def test_events_that_cannot_be_written_are_told(tmp_path, monkeypatch):
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+
+    def ascii_only(folder, **_):
+        folder.encode("ascii")
+
+    monkeypatch.setattr(tensorboard, "SummaryWriter", ascii_only)
+    run = Run(tmp_path / "été")
+    run.create()
+    notes = [note for p in fit(run, small_plan(steps=2), Stop()) for note in p.notes]
+    assert len(notes) == 1
+    assert "no events for TensorBoard" in notes[0]
 
 
 def test_another_seed_is_another_run(tmp_path):

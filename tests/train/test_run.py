@@ -144,3 +144,48 @@ def test_broken_json_is_named(run):
         run.read_json("recipe.json")
     with pytest.raises(UsageError, match="not a run folder"):
         run.read_json("nothing.json")
+
+
+def test_a_run_that_was_broken_off_before_it_began_lost_nothing(run):
+    with pytest.raises(UsageError, match=r"nothing was lost(.|\n)*Start again"):
+        run.read_json("recipe.json")
+
+
+def test_a_key_that_is_missing_is_named_with_its_file(run):
+    run.write_json("source.json", {"data": "digits"})
+    run.append("timing.jsonl", {"stap": 3})
+    with pytest.raises(CheckpointError, match=r"source\.json was changed: it has no 'digest'"):
+        run.read_json("source.json")["digest"]
+    with pytest.raises(CheckpointError, match=r"timing\.jsonl was changed: it has no 'step'"):
+        run.rows("timing.jsonl")[0]["step"]
+    (run.path / "source.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"source\.json: it holds no JSON object"):
+        run.read_json("source.json")
+
+
+@pytest.mark.parametrize(
+    ("damage", "left", "told"),
+    [
+        (lambda text: text, [1, 2], ""),
+        (lambda text: text + '{"step": 4', [1, 2], ""),
+        (lambda text: text.replace("0.25", "0.75"), [1, 2], "0 lines that make no sense"),
+        (lambda text: text.replace("step", "stap", 1), [2], "1 lines that make no sense"),
+        (lambda text: text.replace("{", "[", 1), [2], "1 lines that make no sense"),
+        (lambda text: text[:30], [1], "0 lines"),
+        (lambda text: "", [], "metrics.jsonl is gone"),
+    ],
+)
+def test_a_log_is_what_it_was_or_it_is_told(run, damage, left, told):
+    for step in (1, 2):
+        run.append("metrics.jsonl", {"step": step, "loss": step / 4})
+    known = run.logs()["metrics.jsonl"]
+    run.append("metrics.jsonl", {"step": 3})
+    path = run.path / "metrics.jsonl"
+    path.write_text(damaged := damage(path.read_text()))
+    assert told in (note := run.truncate("metrics.jsonl", 2, known))
+    assert bool(note) == bool(told)
+    assert [row["step"] for row in run.rows("metrics.jsonl")] == left
+    aside = run.path / "metrics.jsonl.damaged"
+    assert aside.exists() == bool(told and damaged)
+    if aside.exists():
+        assert aside.read_text() == damaged

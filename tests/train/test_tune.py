@@ -2,6 +2,7 @@ import csv
 import importlib
 import json
 import os
+import shutil
 import signal
 import sys
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from optuna.distributions import (
 import resnets
 from resnets import recipes
 from resnets.cli import main
-from resnets.errors import Interrupted, MissingPackage, UsageError
+from resnets.errors import CheckpointError, Interrupted, MissingPackage, UsageError
 from resnets.training import tune
 from resnets.training.run import Run
 from resnets.training.tune import Trial, best, choices, distribution, propose
@@ -92,6 +93,56 @@ def done_before(folder):
     return [p for p in folder.glob("*/trial.json") if "complete" in p.read_text()]
 
 
+class Killed(BaseException):
+    """What no handler catches."""
+
+
+@pytest.mark.parametrize("ended", ["complete", "pruned"])
+def test_a_kill_before_the_end_of_a_trial_is_recorded_loses_nothing(tmp_path, monkeypatch, ended):
+    """Its curve is what the pruner compares later trials with."""
+    if ended == "pruned":
+        better_ones(tmp_path)
+    count = 6 if ended == "pruned" else 2
+    plan, write = a_plan(steps=24), Run.write_json
+
+    def killed(run, name, data):
+        if data.get("state") == ended:
+            (run.path / ".trial.json.0a1b2c3d.tmp").write_text("{")
+            raise Killed
+        write(run, name, data)
+
+    search = ["lr=0.001:1:log"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "write_json", killed)
+        with pytest.raises(Killed):
+            run(tmp_path, trials=count, plan=plan, search=search)
+    done = run(tmp_path, trials=count, plan=plan, search=search)
+    assert list(tmp_path.rglob("*.tmp")) == []
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    if ended == "pruned":
+        better_ones(tmp_path)
+    assert ends(run(tmp_path, trials=count, plan=plan, search=search)) == ends(done)
+    assert done[-1].state == ended
+    assert len(done[-1].curve) > 2
+
+
+def test_a_changed_trial_is_named(tmp_path):
+    better_ones(tmp_path)
+    path = tmp_path / "trial-0002" / "trial.json"
+    path.write_text(path.read_text().replace("state", "stale"))
+    with pytest.raises(CheckpointError, match=r"trial-0002/trial\.json was changed"):
+        run(tmp_path, trials=5)
+
+
+def better_ones(folder):
+    """Five trials that are hard to beat."""
+    for number in range(1, 6):
+        trial = Trial(number, {"lr": 0.1}, "complete", 0.01, 1.0, [0.01] * 6)
+        (folder / f"trial-{number:04d}").mkdir()
+        Run(folder / f"trial-{number:04d}").write_json("trial.json", asdict(trial))
+
+
 def test_another_study_in_the_folder_is_refused(study):
     folder, _ = study
     with pytest.raises(UsageError, match="other space"):
@@ -104,10 +155,7 @@ def test_another_study_in_the_folder_is_refused(study):
 
 def test_a_trial_behind_the_median_is_saved_and_stopped(tmp_path):
     plan = a_plan(steps=24)
-    for number in range(1, 6):
-        trial = Trial(number, {"lr": 0.1}, "complete", 0.01, 1.0, [0.01] * 6)
-        (tmp_path / f"trial-{number:04d}").mkdir()
-        Run(tmp_path / f"trial-{number:04d}").write_json("trial.json", asdict(trial))
+    better_ones(tmp_path)
     *_, last = run(tmp_path, trials=6, plan=plan, search=["lr=0.001:1:log"])
     assert (last.state, last.error, len(last.curve)) == ("pruned", None, 3)
     assert list((tmp_path / "trial-0006/checkpoints").glob("step-*"))

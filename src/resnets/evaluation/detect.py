@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,17 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 from torch import Tensor
 from torch.nn import functional as F
 
 from resnets.data.splits import Shape, Split
-from resnets.errors import CheckpointError, MissingPackage, UsageError
+from resnets.errors import MissingPackage, UsageError
 from resnets.evaluation import voc
 from resnets.evaluation.scenes import Reading, looks, never
+from resnets.evaluation.scores import read_sealed, write_sealed
 from resnets.evaluation.why import why
-from resnets.files import write_whole
 from resnets.ops.boxes import clip
 
 if TYPE_CHECKING:  # torchvision takes 1.7 s to import
@@ -142,36 +139,25 @@ def save(path: str | Path, found: Found) -> None:
     """One safetensors file, replaced in one step. Raises DiskError."""
     bad = [(str(file), reason) for file, reason in found.unreadable]
     card = {"unreadable": bad, "seconds": found.seconds, "drawn": found.masks is not None}
-    tensors = {name: getattr(found, name).contiguous() for name in _TENSORS}
+    tensors = {name: getattr(found, name) for name in _TENSORS}
     masks = found.masks or ()
     shapes = [(height, width, len(counts)) for height, width, counts in masks]
     tensors["shapes"] = torch.tensor(shapes, dtype=torch.int64).view(-1, 3)
     counts = np.frombuffer(b"".join(counts for *_, counts in masks), np.uint8)
     tensors["counts"] = torch.from_numpy(counts.copy())
-    write_whole(Path(path), serialise(tensors, {"found": json.dumps(card)}))
+    write_sealed(path, tensors, "detections", card)
 
 
 def load(path: str | Path) -> Found:
-    """What `save` wrote. Raises CheckpointError for a file that is missing, broken or another."""
-    try:
-        with safe_open(path, "pt") as file:
-            card = json.loads(file.metadata()["found"])
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            shapes, counts = file.get_tensor("shapes"), file.get_tensor("counts")
-        parts = torch.split(counts, shapes[:, 2].tolist())
-        drawn = zip(shapes.tolist(), parts, strict=True)
-        masks = tuple((height, width, bytes(part.numpy())) for (height, width, _), part in drawn)
-        bad = tuple((Path(name), reason) for name, reason in card["unreadable"])
-        return Found(
-            **tensors,
-            masks=masks if card["drawn"] else None,
-            unreadable=bad,
-            seconds=card["seconds"],
-        )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} has no detections ({error}); delete it: a report does without"
-        ) from None
+    """What `save` wrote. Raises as `scores.read_sealed`."""
+    tensors, card = read_sealed(path, "detections")
+    shapes, counts = tensors.pop("shapes"), tensors.pop("counts")
+    parts = torch.split(counts, shapes[:, 2].tolist())
+    drawn = zip(shapes.tolist(), parts, strict=True)
+    masks = tuple((height, width, bytes(part.numpy())) for (height, width, _), part in drawn)
+    bad = tuple((Path(name), reason) for name, reason in card["unreadable"])
+    masked = masks if card["drawn"] else None
+    return Found(**tensors, masks=masked, unreadable=bad, seconds=card["seconds"])
 
 
 @dataclass(frozen=True)

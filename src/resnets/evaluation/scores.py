@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,8 +17,9 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnets.errors import CheckpointError, UsageError
+from resnets.errors import CheckpointError, DiskError, UsageError
 from resnets.files import write_whole
+from resnets.nets.modelfile import digest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,22 +105,53 @@ def save(path: str | Path, scores: Scores) -> None:
     """One safetensors file, replaced in one step. Raises DiskError."""
     bad = [(str(file), reason) for file, reason in scores.unreadable]
     card = {"classes": scores.classes, "unreadable": bad, "seconds": scores.seconds}
-    tensors = {name: getattr(scores, name).contiguous() for name in _TENSORS}
-    write_whole(Path(path), serialise(tensors, {"scores": json.dumps(card)}))
+    write_sealed(path, {name: getattr(scores, name) for name in _TENSORS}, "scores", card)
 
 
 def load(path: str | Path) -> Scores:
-    """What `save` wrote. Raises CheckpointError for a file that is missing, broken or another."""
+    """What `save` wrote. Raises as `read_sealed`."""
+    tensors, card = read_sealed(path, "scores")
+    bad = tuple((Path(name), reason) for name, reason in card["unreadable"])
+    return Scores(**tensors | card | {"classes": (*card["classes"],), "unreadable": bad})
+
+
+def write_sealed(
+    path: str | Path, tensors: Mapping[str, Tensor], key: str, card: Mapping[str, Any]
+) -> None:
+    """A safetensors file with a card in its metadata, and the SHA-256 of all. Raises DiskError."""
+    tensors, text = {name: t.contiguous() for name, t in tensors.items()}, json.dumps(card)
+    write_whole(Path(path), serialise(tensors, {key: text, "sha256": _seal(tensors, text)}))
+
+
+def read_sealed(path: str | Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_sealed` wrote.
+
+    Raises CheckpointError for a file that is missing, broken, changed or another; DiskError where
+    it cannot be read now.
+    """
     try:
+        Path(path).read_bytes()  # safetensors does not say why a file cannot be read
         with safe_open(path, "pt") as file:
-            card = json.loads(file.metadata()["scores"])
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
-        bad = tuple((Path(name), reason) for name, reason in card["unreadable"])
-        return Scores(**tensors | card | {"classes": (*card["classes"],), "unreadable": bad})
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} has no scores ({error}); delete it: a report does without"
-        ) from None
+            names, metadata = list(file.keys()), file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in names}
+        if _seal(tensors, text := metadata[key]) != metadata["sha256"]:
+            raise ValueError("it is not what was saved (SHA-256)")
+        return tensors, json.loads(text)
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            raise DiskError(f"{path} cannot be read: {error.strerror}; try again") from None
+        reason: Exception | str = "it is missing"
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        reason = error
+    raise CheckpointError(
+        f"{path} has no {key} of this version ({reason}).\n"
+        f"Delete it: `resnets resume {Path(path).parent}` writes it anew."
+    )
+
+
+def _seal(tensors: Mapping[str, Tensor], text: str) -> str:
+    digests = {name: [str(t.dtype), [*t.shape], digest(t)] for name, t in tensors.items()}
+    return hashlib.sha256((json.dumps(digests, sort_keys=True) + text).encode()).hexdigest()
 
 
 _TENSORS = ("logits", "labels", "indices")

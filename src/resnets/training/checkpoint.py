@@ -7,7 +7,6 @@ checkpoints/step-00001000/state.json           the course, and SHA-256 of all of
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import shutil
@@ -27,9 +26,11 @@ from resnets.nets.modelfile import digest
 from resnets.training.state import Course
 
 KEEP = 2
-# What keeps a whole file from being read, for now.
-PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ESTALE}
 FAILURES = 3  # saves in a row that may fail before the run stops
+
+
+class Damaged(CheckpointError, exit_code=4):
+    """A file of a checkpoint is missing, or its bytes are not those that were written."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], course: Course) -> None:
     data = safetensors.torch.save(dict(tensors))
     body = {
         "course": asdict(course),
-        "run": identity(folder.parent),
+        "run": identity(folder.parent)[0],
         "file": hashlib.sha256(data).hexdigest(),
         "tensors": {name: digest(value) for name, value in tensors.items()},
     }
@@ -88,17 +89,26 @@ def sealed(body: Mapping[str, Any]) -> bytes:
     return json.dumps({**body, "seal": hashlib.sha256(rest.encode()).hexdigest()}).encode()
 
 
-def identity(run: Path) -> str:
-    """SHA-256 of what was asked: the checkpoints of a run are no other run's."""
+def identity(run: Path) -> tuple[str, ...]:
+    """SHA-256 of what was asked: the checkpoints of a run are no other run's.
+
+    The first is of the values; the second, of the bytes, stands in checkpoints of earlier versions.
+    Raises CheckpointError for a file that is no JSON, OSError.
+    """
     asked = [run / name for name in ("recipe.json", "source.json")]
-    return hashlib.sha256(b"".join(p.read_bytes() for p in asked if p.exists())).hexdigest()
+    texts = [path.read_bytes() for path in asked if path.exists()]
+    try:
+        values = [json.dumps(json.loads(text), sort_keys=True).encode() for text in texts]
+    except ValueError as error:
+        raise CheckpointError(f"recipe.json or source.json in {run}: {error}") from None
+    return tuple(hashlib.sha256(b"".join(data)).hexdigest() for data in (values, texts))
 
 
 def read(path: Path) -> Checkpoint:
     """One checkpoint, every digest checked.
 
-    Raises CheckpointError that names the file, and the tensor, that is missing or was changed;
-    DiskError where the files cannot be read now, and that is not their fault.
+    Raises Damaged that names the file, and the tensor, that is missing or was changed;
+    CheckpointError for a whole checkpoint of another run; DiskError where a file cannot be read.
     """
     file = path / "state.json"
     try:
@@ -107,36 +117,50 @@ def read(path: Path) -> Checkpoint:
         del body["seal"]
         if sealed(body) != text:
             raise ValueError("it was changed")
-        if body["run"] != identity(path.parent.parent):
-            raise ValueError("it belongs to another run, or recipe.json was changed")
-        course, digests = Course(**body["course"]), body["tensors"]
         file = path / "state.safetensors"
         data = file.read_bytes()
         tensors = safetensors.torch.load(data)
         for name, tensor in tensors.items():
-            if digest(tensor) != digests.get(name):
+            if digest(tensor) != body["tensors"].get(name):
                 raise ValueError(f"{name} is not what was saved (SHA-256)")
         if hashlib.sha256(data).hexdigest() != body["file"]:
             raise ValueError("its header was changed")
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno in PASSING:
-            raise DiskError(f"{file} cannot be read now: {error.strerror}; try again") from None
-        raise CheckpointError(f"{file} cannot be read: {error}") from None
-    return Checkpoint(tensors, course)
+        known = identity(path.parent.parent)
+    except FileNotFoundError:
+        raise Damaged(f"{file} is missing") from None
+    except OSError as error:
+        raise DiskError(
+            f"{error.filename or file} cannot be read: {error.strerror}. Nothing was changed: try "
+            f"again.\nIf that does not help, move {path} away: the checkpoint before it is taken."
+        ) from None
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise Damaged(f"{file} is damaged: {error}") from None
+    if body["run"] not in known:
+        raise CheckpointError(
+            f"{path} belongs to another run, or recipe.json or source.json was changed after it.\n"
+            "Nothing was touched: put back what was changed, or move the checkpoint away."
+        )
+    try:
+        return Checkpoint(tensors, Course(**body["course"]))
+    except TypeError:
+        raise CheckpointError(
+            f"{path} was written by another version of resnets, which has to go on with it.\n"
+            "Nothing was touched."
+        ) from None
 
 
 def newest(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint, and what was wrong with newer ones, which are set aside.
 
     None when there is no checkpoint yet. Raises CheckpointError when there are some and none is
-    whole: training never starts afresh in silence.
+    whole, so that training never starts afresh in silence; and as `read`, with nothing touched.
     """
     problems: list[str] = []
     for path in reversed(finished(folder)):
         try:
             taken = tuple(f"{problem}; the one before it is taken" for problem in problems)
             return replace(read(path), problems=taken)
-        except CheckpointError as error:
+        except Damaged as error:
             problems.append(str(error))
             aside = path.with_suffix(".damaged")
             shutil.rmtree(aside, ignore_errors=True)
@@ -175,8 +199,8 @@ class Writer:
         try:
             write(self.folder, tensors, course)
             self.failures = 0
-        except OSError as error:
-            why = error.strerror or error
+        except (OSError, CheckpointError) as error:
+            why = getattr(error, "strerror", None) or error
             self.told.append(f"a checkpoint could not be written to {self.folder}: {why}")
             self.failures += 1
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from resnets.data.batches import Batch, train_batches
-from resnets.errors import DataError, Diverged
+from resnets.errors import CheckpointError, DataError, Diverged
 from resnets.nets import Network
-from resnets.nets.modelfile import save
+from resnets.nets.modelfile import load, save
 from resnets.training import checkpoint, tasks
 from resnets.training.checkpoint import Writer
 from resnets.training.plan import Plan
-from resnets.training.run import Run
+from resnets.training.run import LOGS, Run, unreadable
 from resnets.training.state import Course, State, finite, floats
 from resnets.training.step import BAD_STEPS, Step
 from resnets.training.stop import Stop
@@ -82,21 +82,25 @@ def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
         writer.wait()
 
 
-def open_events(folder: Path, step: int) -> Write:
+def open_events(folder: Path, step: int, notes: list[str]) -> Write:
     """A function that writes a row of metrics.jsonl; it does nothing without tensorboard.
 
-    A disk that fails costs events only: it does not end the run while metrics.jsonl can be written.
-    Events after `step`, which a resumed run will write again, are hidden.
+    A disk that fails, or a name that the locale cannot say, costs events only, which is noted: it
+    does not end the run while metrics.jsonl can be written. Events after `step`, which a resumed
+    run will write again, are hidden.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(str(folder), purge_step=step + 1)
-    except (ImportError, OSError):
+    except ImportError:
+        return lambda row: None
+    except (OSError, UnicodeError) as error:
+        notes.append(f"there will be no events for TensorBoard in {folder}: {error}")
         return lambda row: None
 
     def write(row: Mapping[str, float]) -> None:
-        with suppress(OSError):
+        with suppress(OSError, UnicodeError):
             for name, value in row.items():
                 if name != "step":
                     writer.add_scalar(name, value, row["step"])
@@ -112,14 +116,45 @@ def begin(run: Run, plan: Plan, notes: list[str]) -> State:
     if found is not None:
         state.restore(found.tensors, found.course)
         notes += found.problems
+        if world.first:
+            notes += missing_best(run, plan, state.course)
     elif budget := plan.recipe.budget:
         state.course.steps = world.share(max(1, round(plan.steps * budget / estimate(plan))))
     if world.first:
-        # An evaluation may have been broken off after its step was saved.
-        run.truncate("metrics.jsonl", state.course.logged)
-        run.truncate("timing.jsonl", state.course.logged)
-        run.truncate("notes.jsonl", state.course.step)
+        course = state.course
+        for name in LOGS:
+            # An evaluation may have been broken off after its step was saved.
+            step = course.step if name == "notes.jsonl" else course.logged
+            notes += filter(None, [run.truncate(name, step, course.logs.get(name))])
     return state
+
+
+def missing_best(run: Run, plan: Plan, course: Course) -> list[str]:
+    """What to say where the best state so far is gone, which is then forgotten.
+
+    Raises CheckpointError where it was changed.
+    """
+    if plan.recipe.keep != "best" or course.best is None or read_best(run):
+        return []
+    course.best = None
+    return [f"{run.best.name} is gone: the best state after this one is the result, or the last"]
+
+
+def read_best(run: Run) -> Network | None:
+    """The best state on the watched images, if there is one. Raises CheckpointError, DiskError."""
+    try:
+        run.best.read_bytes()  # what fails now may pass
+        return load(run.best)[0]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unreadable(run.best, error) from None
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{str(error).splitlines()[0]}\nNothing was touched. Put back a whole copy; or move it "
+            f"away, and `resnets resume {run.path}`\ngoes on without: the best state of what "
+            "follows is the result, or the last one."
+        ) from None
 
 
 def stretch(
@@ -128,7 +163,7 @@ def stretch(
     """Train to the end or a signal and return "", or until the state is lost and return why."""
     recipe, world, course, images = plan.recipe, plan.world, state.course, len(plan.train)
     every = max(1, round(recipe.eval_every * images / recipe.batch))
-    events = open_events(run.path / "tensorboard", course.step) if world.first else None
+    events = open_events(run.path / "tensorboard", course.step, notes) if world.first else None
     bad = {str(path): reason for path, reason in plan.source.unreadable}
     tell_unreadable(run, plan, bad)
     step, stream, first = Step(plan, state), batches(plan, course), course.step
@@ -174,6 +209,7 @@ def stretch(
                 return f"the state is not finite at step {course.step}"
             stop.save, saved = False, now
             if world.first:
+                course.logs = run.logs()
                 writer.save(tensors, course)
         if over:
             writer.wait()

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -36,12 +37,42 @@ from filelock import FileLock, Timeout
 from resnets.errors import CheckpointError, DiskError, UsageError
 from resnets.files import sync_folder, write_whole
 
+LOGS = ("metrics.jsonl", "timing.jsonl", "notes.jsonl")
+
+
+class Kept(dict[str, Any]):
+    """A JSON object of a file, which is named where a key is missing."""
+
+    def __init__(self, path: Path, data: dict[str, Any]) -> None:
+        if not isinstance(data, dict):
+            raise TypeError("it holds no JSON object")
+        super().__init__(data)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise CheckpointError(f"{self.path} was changed: it has no {key!r} where one has to be")
+
+
+def unreadable(path: Path, error: OSError) -> DiskError:
+    """A file that is there and cannot be read, which may pass."""
+    return DiskError(f"{path} cannot be read: {error.strerror}. Nothing was changed: try again.")
+
+
+def whole_lines(data: bytes) -> list[bytes]:
+    """The lines that end; a crash may have cut the last one short."""
+    return [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
+
 
 @dataclass(frozen=True)
 class Run:
     """The folder of one run."""
 
     path: Path
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is known what is to be trained here, or searched."""
+        return any((self.path / name).exists() for name in ("recipe.json", "study.json"))
 
     @property
     def finished(self) -> bool:
@@ -72,15 +103,21 @@ class Run:
                     "Move it away or give another folder with --run."
                 )
 
-    def create(self) -> None:
-        """Make the folder. Raises UsageError as `check_free`, DiskError."""
+    def create(self, fresh: bool = False) -> None:
+        """Make the folder. Raises UsageError as `check_free`, DiskError.
+
+        A `fresh` one is this process's alone: FileExistsError where it is there already.
+        """
         self.check_free()
         new = [p for p in (self.path, *self.path.parents) if not p.exists()]
         try:
+            self.path.mkdir(parents=True, exist_ok=not fresh)
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             for made in new:  # a synced file is lost with the name of its folder
                 sync_folder(made.parent)
         except OSError as error:
+            if fresh and isinstance(error, FileExistsError):
+                raise
             raise DiskError(f"cannot create {self.path}: {error.strerror}") from None
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
@@ -88,14 +125,24 @@ class Run:
         write_whole(self.path / name, (json.dumps(data, indent=2) + "\n").encode())
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON file of this run. Raises CheckpointError that names it."""
+        """Read a JSON file of this run; a key that it lacks raises CheckpointError too.
+
+        Raises UsageError where there is no run, CheckpointError for a broken file, DiskError.
+        """
+        path = self.path / name
         try:
-            data: dict[str, Any] = json.loads((self.path / name).read_text())
+            return Kept(path, json.loads(path.read_bytes()))
         except FileNotFoundError:
+            if (self.path / "checkpoints").is_dir() and not (self.path / "recipe.json").exists():
+                raise UsageError(
+                    f"{self.path} was broken off before the first step, so nothing was lost.\n"
+                    f"Start again with the same command, --run {self.path}."
+                ) from None
             raise UsageError(f"{self.path} is not a run folder: it has no {name}") from None
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read {self.path / name}: {error}") from None
-        return data
+        except OSError as error:
+            raise unreadable(path, error) from None
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"cannot read {path}: {error}") from None
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one line to a JSON-lines file. Raises DiskError; half a line is cut off again."""
@@ -120,15 +167,15 @@ class Run:
     def rows(self, name: str) -> list[dict[str, Any]]:
         """All lines of a JSON-lines file; a last line that a crash cut short is left out.
 
-        Raises CheckpointError that names it.
+        Raises CheckpointError that names it, also for a key that a row lacks; DiskError.
         """
         path = self.path / name
-        if not path.exists():
-            return []
         try:
-            lines = path.read_text().splitlines(keepends=True)
-            return [json.loads(line) for line in lines if line.endswith("\n")]
-        except (OSError, ValueError) as error:
+            lines = whole_lines(path.read_bytes()) if path.exists() else []
+            return [Kept(path, json.loads(line)) for line in lines]
+        except OSError as error:
+            raise unreadable(path, error) from None
+        except (ValueError, TypeError) as error:
             raise CheckpointError(f"cannot read {path}: {error}") from None
 
     def write_csv(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
@@ -137,15 +184,51 @@ class Run:
         csv.writer(text).writerows([header, *rows])
         write_whole(self.path / name, text.getvalue().encode(errors="backslashreplace"))
 
-    def truncate(self, name: str, step: int) -> None:
-        """Drop the lines of a JSON-lines file that are later than the checkpoint's step."""
-        rows = [row for row in self.rows(name) if row["step"] <= step]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        write_whole(self.path / name, text.encode())
+    def logs(self) -> dict[str, tuple[int, str]]:
+        """Bytes and their SHA-256 of each log, for a checkpoint. Raises OSError."""
+        there = [path for path in map(self.path.joinpath, LOGS) if path.exists()]
+        logs = {path.name: path.read_bytes() for path in there}
+        return {k: (len(data), hashlib.sha256(data).hexdigest()) for k, data in logs.items()}
+
+    def truncate(self, name: str, step: int, known: tuple[int, str] | None = None) -> str:
+        """Drop the lines of a JSON-lines file that are later than the checkpoint's step.
+
+        `known` is what `logs` said then. Where the file is not that any more, it is kept aside as
+        NAME.damaged, lines that make no sense are dropped too, and what happened is returned.
+        Raises DiskError.
+        """
+        path, kept, bad = self.path / name, list[bytes](), 0
+        try:
+            data = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise unreadable(path, error) from None
+        for line in whole_lines(data):
+            try:
+                if int(json.loads(line)["step"]) <= step:
+                    kept.append(line)
+            except (ValueError, TypeError, KeyError):
+                bad += 1
+        length, wanted = known or (0, hashlib.sha256().hexdigest())
+        changed = hashlib.sha256(data[:length]).hexdigest() != wanted
+        aside = path.with_name(f"{name}.damaged")
+        if (bad or changed) and data and not aside.exists():
+            write_whole(aside, data)
+        write_whole(path, b"".join(kept))
+        if not bad and not changed:
+            return ""
+        if not data:
+            return f"{name} is gone: what it said up to step {step} is lost"
+        return (
+            f"{name} is not what it was when step {step} was saved: {bad} lines that make no sense "
+            f"were dropped, others may be wrong; it was kept as {aside.name}"
+        )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process alone; a kill frees it. Raises UsageError, DiskError."""
+        """Hold the run for this process alone; a kill frees it, and what it left half is removed.
+
+        Raises UsageError where another process holds it, DiskError.
+        """
         try:
             lock = FileLock(self.path / "lock").acquire(timeout=0)
         except Timeout:
@@ -155,4 +238,7 @@ class Run:
         except OSError as error:
             raise DiskError(f"{self.path / 'lock'} cannot be opened: {error.strerror}") from None
         with lock:
+            if self.begun:
+                for half in self.path.glob(f".*.{'?' * 8}.tmp"):
+                    half.unlink(missing_ok=True)
             yield

@@ -44,6 +44,8 @@ class Course:
     waited: int = 0  # evaluations since the best one
     waited_drop: int = 0  # evaluations since the best one or the last plateau
     seconds: float = 0.0  # spent, over all resumes
+    # Of each log, as it was when the state was saved: its bytes, and their SHA-256.
+    logs: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
+
+from resnets.errors import Interrupted
 
 
 @dataclass
@@ -13,11 +17,13 @@ class Stop:
     """SIGINT and SIGTERM end training after the step in hand; the same again ends it at once.
 
     Not a different one: each rank gets a SIGINT itself, and torchrun passes it on as SIGTERM.
-    SIGUSR1 saves and goes on. SIGHUP, as when a terminal closes, changes nothing.
+    SIGUSR1 saves and goes on. SIGHUP, as when a terminal closes, changes nothing. With `at_once` no
+    step is in hand that would be lost, and the first demand to stop ends what runs.
     """
 
     signal: int = 0
     save: bool = False
+    at_once: bool = False
     previous: dict[int, object] = field(default_factory=dict)
 
     def __enter__(self) -> Stop:
@@ -32,11 +38,26 @@ class Stop:
         for number, handler in self.previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    @contextmanager
+    def ending(self, again: str) -> Iterator[None]:
+        """Stop at once: what is left to do is done by a resume. Raises Interrupted, for `again`."""
+        try:
+            if self.signal:
+                raise KeyboardInterrupt
+            self.at_once = True
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted(again, self.signal or signal.SIGINT) from None
+        finally:
+            self.at_once = False
+
     def catch(self, number: int, _: FrameType | None) -> None:
         """Remember the wish; at the second demand to stop behave as Python does."""
         if number in (signal.SIGINT, signal.SIGTERM):
-            if self.signal == number:
-                raise KeyboardInterrupt
+            again = self.signal == number
             self.signal = self.signal or number
+            if again or self.at_once:
+                self.at_once = False  # what is cleaned up then is not broken off
+                raise KeyboardInterrupt
         else:
             self.save |= signal.Signals(number).name == "SIGUSR1"

@@ -32,6 +32,7 @@ from resnets.training.world import ALONE, World
 if TYPE_CHECKING:
     from resnets.training.step import Step
 
+SCORES, DETECTIONS = "scores.safetensors", "detections.safetensors"
 Tested: TypeAlias = Result | Detected | Localized | Segmented
 Stopped = Callable[[], bool]
 
@@ -51,6 +52,7 @@ class Task:
     test: Callable[[Run, Plan, Model, Split, str], Tested]
     # What a training step calls the network with, of that many images and that side, all zeros.
     inputs: Callable[[Plan, int, int], tuple[Tensor, ...]]
+    kept: str = ""  # the file of details that `test` leaves
 
 
 def of(plan: Plan) -> Task:
@@ -105,7 +107,7 @@ def fit_temperature(plan: Plan, model: Model) -> float | None:
 def test_classes(run: Run, plan: Plan, model: Model, split: Split, name: str) -> Result:
     """Every figure of the scores, which are kept."""
     scores = model.scores(split, batch=plan.micro, workers=plan.workers)
-    scores_room.save(run.path / "scores.safetensors", scores)
+    scores_room.save(run.path / SCORES, scores)
     return metrics.result(scores, name)
 
 
@@ -148,7 +150,7 @@ def watch_objects(plan: Plan, network: Any, split: Split, stopped: Stopped) -> d
 def test_objects(run: Run, plan: Plan, model: Model, split: Split, name: str) -> Detected:
     """COCO's figures and VOC's of what is found, which is kept."""
     found = detect.find(cast(Any, model.network), split, **reading(plan, ALONE))
-    detect.save(run.path / "detections.safetensors", found)
+    detect.save(run.path / DETECTIONS, found)
     return detect.measure(found, split, plan.source.classes, name)
 
 
@@ -186,8 +188,8 @@ def no_temperature(plan: Plan, model: Model) -> None:
 
 
 TASKS = {
-    "classify": Task(classified, watch_classes, fit_temperature, test_classes, images),
-    "detect": Task(seen, watch_objects, no_temperature, test_objects, objects),
+    "classify": Task(classified, watch_classes, fit_temperature, test_classes, images, SCORES),
+    "detect": Task(seen, watch_objects, no_temperature, test_objects, objects, DETECTIONS),
     "localize": Task(seen, watch_places, no_temperature, test_places, objects),
     "segment": Task(seen, watch_pixels, no_temperature, test_pixels, pixels),
 }

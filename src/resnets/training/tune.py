@@ -22,7 +22,7 @@ from typing import Any
 from resnets import recipe as room
 from resnets import recipes
 from resnets.data.splits import hold_out
-from resnets.errors import Diverged, Interrupted, MemoryExhausted, MissingPackage, UsageError
+from resnets.errors import CheckpointError, Diverged, MemoryExhausted, MissingPackage, UsageError
 from resnets.recipe import Recipe
 from resnets.training.fit import Progress, fit
 from resnets.training.memory import fitted
@@ -117,7 +117,7 @@ def search(
         source = hold_out(source, HOLDOUT, recipe.seed)
     source = replace(source, test=None)  # nobody looks at it before the search is over
     folder.path.mkdir(parents=True, exist_ok=True)
-    with folder.locked():
+    with folder.locked(), Stop() as stop, stop.ending("the same command"):
         before = folder.read_json("study.json") if (folder.path / "study.json").exists() else study
         if other := [key for key in study if before[key] != study[key]]:
             raise UsageError(
@@ -137,7 +137,8 @@ def search(
             run.write_json("trial.json", asdict(trial))
             if not (run.path / "recipe.json").exists():
                 create(own, run.path)
-            run.write_json("trial.json", asdict(conduct(run, own, trial, proposed, finish, watch)))
+            ended = conduct(run, own, trial, proposed, finish, watch, stop)
+            run.write_json("trial.json", asdict(ended))
             done, running = recorded(folder)
             names = ("number", "state", "error", "seconds")
             rows = ([*map(asdict(t).get, names), *map(t.fields.get, space)] for t in done)
@@ -150,7 +151,12 @@ def search(
 def recorded(folder: Run) -> tuple[list[Trial], list[Trial]]:
     """The trials that have ended, by number, and one that has not."""
     paths = sorted(folder.path.glob("trial-*/trial.json"))
-    trials = [Trial(**Run(path.parent).read_json("trial.json")) for path in paths]
+    trials = []
+    for path in paths:
+        try:
+            trials.append(Trial(**Run(path.parent).read_json("trial.json")))
+        except TypeError:
+            raise CheckpointError(f"{path} was changed: it has other keys than a trial") from None
     done = [trial for trial in trials if trial.state != "running"]
     return done, trials[len(done) :]
 
@@ -192,26 +198,31 @@ def conduct(
     proposed: optuna.Trial,
     finish: Callable[[Run, Plan, float], object],
     watch: Callable[[Progress], None],
+    stop: Stop,
 ) -> Trial:
     """Train from where the run stands to its end, or until the median of the others is better."""
     curve, state = list[float](), "complete"
+    stop.at_once = False
     try:
-        with run.locked(), Stop() as stop:
+        with run.locked():
             for progress in fit(run, plan, stop):
                 watch(progress)
-                if progress.loss is None:
-                    continue
-                for row in run.rows("metrics.jsonl")[len(curve) :]:  # first those before a kill
+                # First those before a kill, which may have come right before the end was recorded.
+                for row in run.rows("metrics.jsonl")[len(curve) :] if state == "complete" else ():
                     proposed.report(row["val_error"], len(curve))
                     curve.append(row["val_error"])
-                if progress.step < progress.steps and proposed.should_prune():
-                    state, stop.signal = "pruned", signal.SIGTERM  # saved, as by a signal
-        if stop.signal and state != "pruned":
-            raise Interrupted("the same command", stop.signal)
-        if state == "complete":
-            finish(run, plan, time.monotonic() - plan.began)
+                    if row["step"] < progress.steps and proposed.should_prune():
+                        state, stop.signal = "pruned", signal.SIGTERM  # saved, as by a signal
+                        break
+            if state == "pruned":
+                stop.signal = 0
+            if stop.signal:
+                raise KeyboardInterrupt
+            stop.at_once = True
+            if state == "complete":
+                finish(run, plan, time.monotonic() - plan.began)
     except (Diverged, MemoryExhausted):
-        state = "failed"
+        state, stop.at_once = "failed", True
     errors = {"pruned": None, "failed": 1.0}
     error = errors[state] if state in errors else run.read_json("result.json")["error"]
     seconds = round(time.monotonic() - plan.began, 1)
