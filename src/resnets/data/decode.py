@@ -20,11 +20,15 @@ from resnets.data.limits import TooCostly, check_header, check_opened, check_sca
 from resnets.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-# Names of images, also of those that are not read, so that each is named with the reason.
-PICTURES = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif"),
-    *(".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".npy", ".dcm", ".exr", ".svg"),
-    *(".dng", ".cr2", ".nef", ".arw", ".ppm", ".pgm", ".tga", ".psd", ".ico"),
+# How the names of images end that are read; a camera's MPO opens as the JPEG that it begins with.
+READABLE = {
+    *(".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib"),
+    *(".gif", ".tif", ".tiff"),
+}
+# And of those that are not, so that each is named with the reason.
+PICTURES = READABLE | {
+    *(".heic", ".heif", ".avif", ".jp2", ".jxl", ".npy", ".dcm", ".exr", ".svg", ".dng", ".cr2"),
+    *(".nef", ".arw", ".ppm", ".pgm", ".tga", ".psd", ".ico"),
 }
 MAX_PIXELS = 50_000_000  # half a gigabyte at the peak, with Pillow's four bytes a pixel
 MAX_WEBP = 28_000_000  # the same half a gigabyte: libwebp holds the image four times

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
+from resnets.data.decode import READABLE
 from resnets.data.folders import Look, assemble, look
 from resnets.data.splits import Shape, Source, Split
 from resnets.errors import DataError, Problem, Refused
@@ -53,6 +54,12 @@ class Annotated:
     relative: bool = False  # coordinates are parts of the sides of the upright image
     refused: list[Problem] = field(default_factory=list)
     noted: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # of the whole, as `Source.notes`
+    counted: dict[str, list[str]] = field(default_factory=dict)  # what was assumed, and where
+
+    def count(self, what: str, place: str) -> None:
+        """Count something of many places, for one note of them all."""
+        self.counted.setdefault(what, []).append(place)
 
 
 def source(data: Path, root: Path, found: Annotated, *, seed: int, max_unreadable: float) -> Source:
@@ -69,8 +76,11 @@ def source(data: Path, root: Path, found: Annotated, *, seed: int, max_unreadabl
     polygons are turned with it. A size that fits both says nothing, as of an image upside down:
     then the other images of the data set decide.
 
-    Raises Refused with all problems; DataError for too many unreadable images, or no objects.
+    Raises Refused with all problems; DataError for too many unreadable images, no objects to learn
+    from, or images without a split among others that have one.
     """
+    found.notes += [f"{len(at):,} {what}; first {at[0]}" for what, at in found.counted.items()]
+    _name_splits(found)
     scenes = sorted(found.scenes, key=lambda scene: (str(scene.path), scene.split or ""))
     seen = look([scene.path for scene in scenes], max_unreadable)
     digest = _digest(scenes, root, found.classes)
@@ -88,11 +98,19 @@ def source(data: Path, root: Path, found: Annotated, *, seed: int, max_unreadabl
         place = next(one.place for one in kept if not one.shape)
         reason = f"{drawn:,} of {len(kept):,} objects have masks, not {place}: none is used"
         found.noted.append((str(data), reason))
+    _compare(found, data, kept, rows)
     if found.refused:
         unreadable = [(str(path), f"unreadable: {reason}") for path, reason in seen.unreadable]
-        raise Refused(data, found.refused, found.noted + unreadable)
-    if not kept:
-        raise DataError(f"{data} has {len(scenes):,} readable images and no objects to learn from")
+        notes = [(str(data), note) for note in found.notes]
+        raise Refused(data, found.refused, notes + found.noted + unreadable)
+    learnt = [scenes[k].split in (None, "train") for k in where[rows[:, 5] == 1]]
+    if not learnt or not (any(learnt) or training is scenes):
+        what = f"{len(kept):,} objects, which are all to be ignored" if kept else "no objects"
+        more = f".\n{found.notes[0]}" if found.notes else ""
+        raise DataError(
+            f"{data} has {len(scenes):,} readable images and {what}: nothing to learn from{more}"
+        )
+    found.notes += _unused([scene.path for scene in found.scenes], classes, names)
     counts = np.bincount(where, minlength=len(scenes))
     starts = counts.cumsum() - counts
     labels = np.zeros((len(scenes), counts.max(), 6), dtype=np.float32)
@@ -107,7 +125,55 @@ def source(data: Path, root: Path, found: Annotated, *, seed: int, max_unreadabl
     )
     parts = [scene.split for scene in scenes]
     made = assemble(data, root, classes, every, parts, seen, seed, digest)
-    return replace(made, task="detect", problems=tuple(found.noted))
+    return replace(
+        made, task="detect", problems=tuple(found.noted), notes=tuple(found.notes) + made.notes
+    )
+
+
+def _name_splits(found: Annotated) -> None:
+    """Give images of `trainval` the split that is missing, but for those that have one already.
+
+    Raises DataError where some images have a split and others have none.
+    """
+    splits = {scene.split for scene in found.scenes}
+    if None in splits and len(splits) > 1:
+        bare = [scene.path for scene in found.scenes if scene.split is None]
+        raise DataError(
+            f"{len(bare):,} of {len(found.scenes):,} images are of no split, first {bare[0]}.\n"
+            "Give each a split, or none."
+        )
+    known = {scene.path for scene in found.scenes if scene.split in ("train", "val")}
+    split = next((name for name in ("train", "val") if name not in splits), None)
+    both = [scene for scene in found.scenes if scene.split == "trainval"]
+    more = [scene for scene in both if scene.path not in known]
+    found.scenes = [scene for scene in found.scenes if scene.split != "trainval"]
+    if more and split:
+        found.scenes += [replace(scene, split=split) for scene in more]
+        text = f"{len(more):,} of {len(both):,} images of trainval are read as {split}"
+        found.notes.append(f"{text}; first {more[0].path}")
+    elif more:
+        text = "images of trainval are neither in train nor in val, and not read"
+        found.notes.append(f"{len(more):,} {text}; first {more[0].path}")
+
+
+def _compare(found: Annotated, data: Path, kept: list[Object], rows: NDArray[np.float32]) -> None:
+    """Refuse what no object is wrong with alone."""
+    if len(kept) and not found.relative and rows[:, :4].max() <= 1:
+        reason = "all boxes lie within one pixel: are they parts of the sides? Pixels are needed"
+        found.refused.append((str(data), reason))
+
+
+def _unused(files: Iterable[Path], classes: Sequence[str], names: set[str]) -> Iterator[str]:
+    """Notes of images beside those of the data set, and of classes that nothing is learnt of."""
+    paths = set(files)
+    folders = [
+        folder for folder in sorted({path.parent for path in paths}) if os.path.isdir(folder)
+    ]
+    images = (p for f in folders for p in sorted(f.iterdir()) if p.suffix.casefold() in READABLE)
+    if others := [path for path in images if path not in paths]:
+        yield f"{len(others):,} images beside these are in no annotation or list; first {others[0]}"
+    if bare := [name for name in classes if name not in names]:
+        yield f"{len(bare):,} classes have no object to learn from, first {bare[0]!r}"
 
 
 def _checked(
@@ -211,7 +277,7 @@ def _upright(points: NDArray[np.float64], turned: Look) -> NDArray[np.float64]:
 def _digest(scenes: Sequence[Scene], root: Path, classes: Sequence[str] | None) -> str:
     sha = hashlib.sha256(json.dumps(classes).encode())
     for scene in scenes:
-        size = scene.path.stat().st_size if scene.path.is_file() else -1
+        size = scene.path.stat().st_size if os.path.isfile(scene.path) else -1
         place = Path(os.path.relpath(scene.path, root)).as_posix()
         objects = [[one.name, one.kind, one.box, one.shape] for one in scene.objects]
         entry = [place, size, scene.split, scene.stated, objects]

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from resnets.arch import IGNORED
-from resnets.data.annotations import PICTURES, class_names, read_yaml
-from resnets.data.decode import Unreadable
+from resnets.data.decode import PICTURES, Unreadable
 from resnets.data.folders import assemble, look, subfolders, visible
 from resnets.data.scenes import class_map
 from resnets.data.splits import Source, Split
+from resnets.data.yolo import class_names, read_names, read_yaml
 from resnets.errors import DataError, Problem, Refused
 
 FORMS = "images/ and masks/, in both train/, val/ and test/ or none, or train/images/, train/masks/"
@@ -127,8 +127,7 @@ def _stem(path: Path, top: Path) -> str:
 def _names(root: Path) -> dict[int, str]:
     """The classes by value, where a file says them. Raises DataError for one that is wrong."""
     if (table := root / "classes.txt").is_file():
-        lines = table.read_text(encoding="utf-8-sig", errors="replace").rstrip().splitlines()
-        return class_names(list(map(str.strip, lines)), table)
+        return read_names(table)
     for path in sorted(root.glob("*.y*ml")):
         if re.search(r"(?m)^(names|classes) *:", path.read_text("utf-8", errors="replace")):
             told = read_yaml(path)
