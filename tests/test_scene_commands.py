@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 
 from resnets import nets
 from resnets.data import sources
+from resnets.evaluation import detect
 from resnets.nets import modelfile
 from resnets.recipe import Preprocess
 
@@ -63,6 +65,66 @@ def test_answers_have_the_images_size(cli, models, tmp_path):
         x, y, width, height = found["bbox"]
         assert 0 <= x <= x + width <= 50.01
         assert 0 <= y <= y + height <= 70.01
+
+
+def test_answers_to_coco_are_scored_by_its_own_file(cli, models, tmp_path, monkeypatch):
+    """Ids with gaps, a category between, and images that the file does not list."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    content = {
+        "images": [{"id": 30 - 7 * k, "file_name": f"{k}.png"} for k in range(3)],
+        "categories": [
+            {"id": 9, "name": "red"},
+            {"id": 4, "name": "far"},
+            {"id": 5, "name": "dark"},
+        ],
+        "annotations": [
+            {"id": k + 1, "image_id": 30 - 7 * k, "category_id": (9, 5)[k % 2], "iscrowd": 0}
+            | {"bbox": [k, 2, 20, 10 + k], "area": 200 + 20 * k}
+            for k in range(3)
+        ],
+    }
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    for k in range(4):
+        Image.new("RGB", (50, 40 + k)).save(tmp_path / f"data/images/{k}.png")
+    (tmp_path / "data/result.json").write_text(json.dumps(content))
+    boxes = torch.tensor([[k, 2, k + 20, 12 + k] for k in (0, 1, 2, 3)]).float()
+    images, classes = torch.arange(4), torch.tensor([1, 0, 1, 0])
+    found = detect.Found(images, classes, torch.ones(4), boxes, None, images)
+    monkeypatch.setattr(detect, "find", lambda *_, **__: found)
+    # the images of COCO come after the others
+    order = torch.tensor([3, 0, 1, 2])
+    found = replace(found, boxes=boxes[order], classes=classes[order])
+    arguments = ("detect", "predict", models["detect"], "data/images/3.png", "data", "--out", "out")
+    assert cli(*arguments)[0] == 0
+    lines = json.loads((tmp_path / "out/detections.json").read_text())
+    assert [(line["image_id"], line["category_id"], line["category"]) for line in lines] == [
+        (31, 5, "dark"),
+        (30, 9, "red"),
+        (23, 5, "dark"),
+        (16, 9, "red"),
+    ]
+    assert [line["file_name"][-12:] for line in lines] == [
+        f"images/{k}.png"[-12:] for k in (3, 0, 1, 2)
+    ]
+    truth = COCO(str(tmp_path / "data/result.json"))
+    result = COCOeval(truth, truth.loadRes(lines[1:]), "bbox")
+    result.evaluate()
+    result.accumulate()
+    result.summarize()
+    assert result.stats[0] == pytest.approx(1)
+
+
+def test_ids_that_two_coco_files_give_to_different_images_are_refused(cli, models, tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        Image.new("RGB", (50, 40)).save(tmp_path / f"data/{split}/1.png")
+        content = {"images": [{"id": 1, "file_name": "1.png"}], "categories": []}
+        (tmp_path / f"data/{split}/x.coco.json").write_text(json.dumps(content))
+    code, _, err = cli("detect", "predict", models["detect"], "data", "--out", "out")
+    assert code == 3
+    assert "id 1; give one of them" in err
 
 
 @pytest.mark.parametrize(

@@ -206,12 +206,14 @@ def predict(
     """What is on images: pictures in the new folder `out`, and the answer beside them.
 
     Objects stand in detections.json, in COCO's form of results with the file's name, drawn from
-    `score` on; classes of pixels in a PNG of class indices for each image. A row says what was
-    found on an image, or its problem. Raises UsageError for no inputs, or where `out` is not empty;
-    DataError where nothing is found under a name.
+    `score` on; classes of pixels in a PNG of class indices for each image. Of COCO data, a folder
+    or a file, images and categories keep their ids; other images and classes are numbered from 0,
+    or after those. A row says what was found on an image, or its problem. Raises UsageError for no
+    inputs, or where `out` is not empty; DataError where nothing is found under a name.
     """
     from resnets.analysis import drawing
     from resnets.data import sources
+    from resnets.data.coco import Ids
 
     if not inputs:
         raise UsageError("no input: give image files, folders or globs")
@@ -221,10 +223,14 @@ def predict(
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty: give another, --out")
     model = loaded(task, path, None, how)
-    split, bad = sources.unlabelled(list(sources.expand(inputs)))
+    files, ids = list[str | Path | bytes](), Ids()
+    for item in inputs:
+        if isinstance(item, bytes) or not ids.add(Path(item)):
+            files += sources.expand([item])
+    split, bad = sources.unlabelled([*files, *ids.images])
     if task == "segment":
         rows = drawing.pixels(model, split, folder, **reading(model, how))
     else:
         network = procedure([model], how)
-        rows = drawing.objects(network, model, split, folder, score, **reading(model, how))
+        rows = drawing.objects(network, model, split, folder, score, ids, **reading(model, how))
     return [drawing.row(file, problem=why) for file, why in bad] + rows

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from resnets.data.coco import Ids, free
 from resnets.data.decode import decode
 from resnets.data.splits import Split
 from resnets.evaluation import detect, segment
@@ -31,6 +32,13 @@ def colour(index: int) -> Colour:
     """Of a class: the golden angle from one hue to the next keeps neighbours apart."""
     red, green, blue = colorsys.hsv_to_rgb(index * 0.381966 % 1, 0.85, 0.95)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def ink(paper: Colour) -> Colour:
+    """Black or white, whichever has the greater contrast with a colour: WCAG 2, section 1.4.3."""
+    linear = [(c / 255 + 0.055) ** 2.4 / 1.055**2.4 if c > 10 else c / 255 / 12.92 for c in paper]
+    luminance = sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
 
 
 def boxed(
@@ -51,6 +59,7 @@ def boxed(
         width=max(1, side // 300),
         font=FONT,
         font_size=max(9, side // 45),
+        label_colors=[ink(paper) for paper in colours],
         fill_labels=True,
     )
     return drawn
@@ -85,9 +94,12 @@ def objects(
     split: Split,
     folder: Path,
     score: float,
+    ids: Ids,
     **reading: Unpack[Reading],
 ) -> list[dict[str, str]]:
     """Pictures and detections.json in a folder; of each image its name and what is on it.
+
+    In detections.json images and categories have their `ids`, or where they have none free numbers.
 
     Raises DiskError, and MissingPackage for masks.
     """
@@ -96,11 +108,18 @@ def objects(
     names = model.card.classes
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
+    numbers = [ids.images.get(path, free(ids.images) + k) for k, path in enumerate(split.images)]
+    known = ids.categories
+    categories = [known.get(name, free(known) + k) for k, name in enumerate(names)]
     columns = (found.images, found.classes, found.scores, found.boxes)
     for k, values in enumerate(zip(*(x.tolist() for x in columns), strict=True)):
         image, kind, chance, (x1, y1, x2, y2) = values
-        line = {"image_id": image, "file_name": str(split.images[image])}
-        line |= {"category_id": kind, "category": names[kind], "score": round(chance, 6)}
+        line = {"image_id": numbers[image], "file_name": str(split.images[image])}
+        line |= {
+            "category_id": categories[kind],
+            "category": names[kind],
+            "score": round(chance, 6),
+        }
         line |= {"bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)]}
         if found.masks is not None:
             height, width, runs = found.masks[k]
