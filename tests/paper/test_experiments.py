@@ -1,5 +1,6 @@
 """The table of experiments against the papers, and what a budget may change."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from resnets.nets.cost import cost
 from resnets.paper import measures
 from resnets.paper.budgets import MACS, Job, jobs, scaled
 from resnets.paper.experiments import EXPERIMENTS, experiment
+from resnets.recipe import parse
 
 ARMS = [
     (one, arm)
@@ -87,6 +89,13 @@ def test_the_full_budget_is_the_papers_protocol():
     for one, arm in TRAINED:
         assert scaled(one, arm.recipe, "full", 3) == replace(arm.recipe, seed=arm.recipe.seed + 3)
     assert experiment("r1.tab6").arms[0].recipe == recipes.paper_cifar10()
+
+
+def test_a_run_that_an_older_version_began_is_the_same_run():
+    """Its recipe.json, as 0.1.0 wrote it for Table 6: a run of days must outlive new fields."""
+    text = (Path(__file__).parent / "recipe-0.1.0.json").read_text()
+    (job,) = jobs(experiment("r1.tab6"), "full", arms=["resnet20"], precision="float32")
+    assert parse(json.loads(text)) == job.recipe
 
 
 def test_the_run_of_1001_layers_at_batch_64_is_its_sources():

@@ -137,6 +137,10 @@ def test_an_arm_and_a_seed_are_chosen_by_name(tmp_path):
     ]
     counted = jobs(experiment("r1.tab1"), "full", seeds=2, seed=3, arms=["plain18"])
     assert [job.seed for job in counted] == [0]
+    rows = [row(experiment="r1.tab6", arm="resnet20", budget="full", iterations=64_000, seed=1)]
+    assert [len(job.lines(rows)) for job in work] == [1, 0]  # a line in bfloat16
+    for precision, count in (("bfloat16", 1), ("float32", 0)):
+        assert len(replace(work[0], precision=precision).lines(rows)) == count
     assert [one.id for one in chosen(["r1.fig1", "r1.tab6"], "full", arms=["plain20"])] == [
         "r1.fig1"
     ]
@@ -313,6 +317,7 @@ def test_runs_at_full_length_stand_one_by_one_with_their_curves(tmp_path):
 
 def test_the_command_lists_plans_and_refuses(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "MEASURED", 0)
     for command, code in (
         (["reproduce", "--json"], 0),
         (["reproduce", "r1.fig1", "--budget", "cpu", "--dry-run", "--json"], 0),

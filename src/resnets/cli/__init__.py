@@ -222,6 +222,7 @@ def reproduce(
     arm: list[str] | None = None,
     seed: int = 0,
     seeds: Count = 1,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
     status: bool = False,
     data: str | None = None,
     weights: str = "",
@@ -239,6 +240,7 @@ def reproduce(
         arm: A row of an experiment alone, as resnet20; may be repeated.
         seed: The first seed.
         seeds: Runs of each network, with the seeds that follow.
+        precision: float32 is the papers', bfloat16 a line of its own, auto what the machine has.
         status: Print how far the runs are that have not ended, and stop.
         data: Where ImageNet is, for the full budget; VOC, COCO or other boxes, for all but smoke.
         weights: A classifier that detectors and localisers start from at the full budget.
@@ -267,7 +269,9 @@ def reproduce(
     jobs = [
         job
         for one in wanted
-        for job in budgets.jobs(one, budget, seeds, data, weights, seed=seed, arms=arms)
+        for job in budgets.jobs(
+            one, budget, seeds, data, weights, seed=seed, arms=arms, precision=precision
+        )
     ]
     if dry_run:
         screen.listed(reproduce.planned(jobs, root, device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from resnets.paper.experiments import EXPERIMENTS, experiment
 from resnets.recipe import Recipe, to_dict
 
 Budget = Literal["smoke", "cpu", "gpu", "full"]
+Precision = Literal["auto", "float32", "bfloat16"]
 # Millions of multiply-adds of an image, by depth, for estimates (`nets.cost` counts exactly).
 MACS = {18: 1795, 20: 41, 28: 5243, 32: 69, 34: 3664, 44: 97, 50: 4089, 56: 125, 100: 288}
 MACS |= {101: 7570, 110: 253, 152: 11282, 164: 245, 200: 14776, 1001: 1488, 1202: 2829}
@@ -41,11 +42,12 @@ class Job:
     seed: int
     data: str | None = None  # the place of data that has to be named
     weights: str = ""  # of the classifier that scenes start from at full length
+    precision: Precision = "auto"
 
     @property
     def recipe(self) -> Recipe | None:
         """How its network is trained at this budget."""
-        recipe = self.arm.recipe
+        recipe = self.arm.recipe and replace(self.arm.recipe, precision=self.precision)
         if recipe and recipe.data in PLACES and recipe.data != "imagenet":
             return scene(self, recipe)
         return recipe and scaled(self.experiment, recipe, self.budget, self.seed, self.data)
@@ -61,6 +63,12 @@ class Job:
         """What makes a line of the ledger the line of this job."""
         named = {"experiment": self.experiment.id, "arm": self.arm.name, "budget": self.budget}
         return named | {"seed": self.seed, "iterations": self.iterations}
+
+    def lines(self, rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Those of the ledger that are this job's."""
+        own = [row for row in rows if all(row.get(k) == v for k, v in self.key.items())]
+        named = self.precision if self.precision != "auto" and self.recipe else None
+        return [row for row in own if named is None or row.get("precision") == named]
 
     @property
     def name(self) -> str:
@@ -120,12 +128,13 @@ def jobs(
     *,
     seed: int = 0,
     arms: Sequence[str] = (),
+    precision: Precision = "auto",
 ) -> Iterator[Job]:
     """All that is to be run, or of these arms, from `seed` on; what is not trained has one."""
     for k in range(seed, seed + seeds):
         for arm in () if one.needs else one.arms:
             if (not arms or arm.name in arms) and (arm.recipe or k == seed):
-                yield Job(one, arm, budget, k if arm.recipe else 0, data, weights)
+                yield Job(one, arm, budget, k if arm.recipe else 0, data, weights, precision)
 
 
 def chosen(

@@ -75,6 +75,8 @@ def trained(job: Job, recipe: Recipe, root: Path, device: str, workers: int, wat
 
     here = ("data", "weights", "precision", "micro")  # what places and machines decide
     own = {name: getattr(recipe, name) for name in here}
+    if job.precision != "auto":
+        del own["precision"]
     place = root / "runs" / job.budget / job.name
     # A name holds a digest of the recipe, which changes when a version has more fields.
     for path in [place, *place.parent.glob(job.name.rpartition("-")[0] + "-*/")]:
@@ -184,7 +186,7 @@ def run(
         if task == "classify" or job.budget != "smoke":
             raise UsageError(f"{job.experiment.id} at this budget needs {needs}")
         job = replace(job, data=str(scenes_of_digits(root)))
-    if known := ledger.of(ledger.read(root), **job.key):
+    if known := job.lines(ledger.read(root)):
         return known[-1]
     folder = root / "runs" / job.budget
     folder.mkdir(parents=True, exist_ok=True)
@@ -195,7 +197,7 @@ def run(
         except Timeout:
             return None
         # The other process may have written it meanwhile.
-        known = ledger.of(ledger.read(root), **job.key)
+        known = job.lines(ledger.read(root))
         return known[-1] if known else made(job, root, task, device, workers, watch)
 
 
@@ -212,6 +214,8 @@ def made(job: Job, root: Path, task: Task, device: str, workers: int, watch: Wat
     models, split, folders = list[Model](), None, list[Run]()
     command = f"resnets reproduce {job.experiment.id} --budget {job.budget}"
     command += f" --arm {shlex.quote(job.arm.name)} --seed {job.seed}"
+    if job.precision != "auto":
+        command += f" --precision {job.precision}"
     if job.data and lacks(job.experiment, job.budget):
         command += f" --data {Path(job.data).name}"
     if job.recipe and job.recipe.weights:
@@ -364,7 +368,7 @@ def measured(work: Sequence[Job], rows: Sequence[Row], here: str, device: str) -
 def planned(work: Sequence[Job], root: Path, device: str = "auto") -> list[dict[str, Any]]:
     """What would be run, and how long it would take here."""
     rows, here = ledger.read(root), machine(device)
-    fresh = [job for job in work if job.budget != "smoke" and not ledger.of(rows, **job.key)]
+    fresh = [job for job in work if job.budget != "smoke" and not job.lines(rows)]
     alike = [*rows, *measured(fresh, rows, here, device)]
     return [
         {
@@ -376,7 +380,7 @@ def planned(work: Sequence[Job], root: Path, device: str = "auto") -> list[dict[
             "images": job.images,
             "seconds": sum(lasting(each, alike, here) for each in job.all),
             "paper": " ".join(f"{k} {v}" for k, v in job.arm.paper.items()) or "-",
-            "in_ledger": bool(ledger.of(rows, **job.key)),
+            "in_ledger": bool(job.lines(rows)),
         }
         for job in work
     ]

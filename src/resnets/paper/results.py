@@ -44,11 +44,13 @@ def draw(root: Path) -> Path:
 
 
 def current(one: Experiment, rows: Iterable[Row]) -> list[Row]:
-    """The last line of each arm, budget and seed, of the length that the experiment has now."""
+    """The last line of each arm, budget, seed and protocol, of the length that there is now."""
     budgets: tuple[Budget, ...] = get_args(Budget)
     length = {(b, job.arm.name): job.iterations for b in budgets for job in jobs(one, b)}
     found = (row for row in rows if length.get((row["budget"], row["arm"])) == row["iterations"])
-    return list({(row["arm"], row["budget"], row["seed"]): row for row in found}.values())
+    return list(
+        {(row["arm"], row["budget"], row["seed"], ledger.kind(row)): row for row in found}.values()
+    )
 
 
 def section(one: Experiment, rows: Sequence[Row], root: Path) -> str:
