@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,6 +50,18 @@ def test_most_unsure_by_entropy():
     # Of [0.9, 0.9] one is as sure as of [0.1, 0.1], unlike a sum over present labels alone.
     several = scores([[0.9, 0.9], [0.5, 0.1], [0.1, 0.1]], [[1.0, 0], [1, 1], [0, 1]], ("a", "b"))
     assert most_unsure(several, 3).tolist()[0] == 1
+
+
+@pytest.mark.parametrize("logit", [0.3, 1.7, 2.9, 5.1, 8.0, 30.0])
+@pytest.mark.parametrize("count", [3, 7, 10, 49, 1000])
+def test_a_mean_of_equal_numbers_counts_for_each_of_them(logit, count):
+    """The mean of equal floats rounds above or below them, by how many and how they are added."""
+    labels = torch.arange(2).repeat_interleave(count)
+    logits = logit * torch.eye(2)[labels]
+    labels[0] = 1  # the one that is answered otherwise than it is labelled
+    logits[1:count] -= torch.rand(count - 1, 1, generator=torch.Generator().manual_seed(count))
+    said = Scores(logits, labels, torch.arange(2 * count), ABC[:2])
+    assert mislabelled(said).tolist() == [0]
 
 
 def test_confident_learning_by_hand():
