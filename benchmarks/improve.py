@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 
-from resnets import assessment, scenes
+from resnets import assessment
 from resnets.data import sources
 from resnets.evaluation import detect
-from resnets.options import Seen
+from resnets.options import Inference
 
 
 def main() -> None:
@@ -27,25 +27,25 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     args = parser.parse_args()
     source = sources.load(args.data, task="detect")
-    how = Seen(precision="bfloat16", batch=8, workers=0)
-    model = scenes.loaded("detect", args.run, source, how)
+    how = Inference(precision="bfloat16", batch=8, workers=0)
+    model = assessment.faster(assessment.loaded(args.run, source, how, "detect"))
     split = assessment.fair(args.run, model, source, args.split)
     scales = (0.75, 1.0, 1.5)
     rows = {
         "plain": ([model], how),
-        "box refinement, voting": ([model], Seen(refine=True)),
-        "scales 0.75, 1, 1.5": ([model], Seen(scales=scales)),
-        "both": ([model], Seen(refine=True, scales=scales)),
+        "box refinement, voting": ([model], Inference(refine=True)),
+        "scales 0.75, 1, 1.5": ([model], Inference(scales=scales)),
+        "both": ([model], Inference(refine=True, scales=scales)),
     }
     if args.context:
-        other = scenes.loaded("detect", args.context, source, how)
+        other = assessment.faster(assessment.loaded(args.context, source, how, "detect"))
         rows["global context"] = ([other], how)
-        rows["all three"] = ([other], Seen(refine=True, scales=scales))
+        rows["all three"] = ([other], Inference(refine=True, scales=scales))
         rows["ensemble of the two"] = ([model, other], how)
     plain = None
     for name, (models, asked) in rows.items():
-        network = scenes.procedure(models, asked)
-        found = detect.find(network, split, bfloat16=True, **scenes.reading(model, how))
+        network = assessment.procedure(models, asked)
+        found = detect.find(network, split, bfloat16=True, **assessment.reading(model, how))
         figures = detect.measure(found, split, source.classes)
         plain = plain or found
         change = detect.compare(plain, found, split, len(source.classes))

@@ -19,7 +19,6 @@ import numpy as np
 from PIL import Image
 
 import resnets
-from resnets import scenes
 from resnets.data import sources
 from resnets.data.decode import decode
 from resnets.data.sources import Split, expand
@@ -78,8 +77,8 @@ def main() -> None:
             run=folder / "run",
         )
         print("plain:", outcome.result.headline())
-        dense = scenes.evaluate(
-            "localize", folder / "run", str(folder / "boxes.csv"), scales=(0.75, 1.0, 1.5), batch=50
+        dense = resnets.evaluate(
+            folder / "run", str(folder / "boxes.csv"), scales=(0.75, 1.0, 1.5), batch=50
         )
         print("dense:", dense.headline())
 

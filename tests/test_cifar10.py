@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from resnets import lifecycle, verbs
+from resnets import api, lifecycle
 from resnets.cli import main
 from resnets.data.get import cache
 from resnets.training.fit import Stop, fit
@@ -32,7 +32,7 @@ def test_other_peoples_networks_have_exactly_their_published_error(shared, capsy
 
 def test_the_papers_recipe_through_its_first_thousand_iterations(tmp_path):
     """Per-pixel mean, 64,000 full batches of 128, and a network that learns."""
-    plan = verbs.plan("cifar10", recipe="paper-cifar10", overrides={"eval_every": 0.64})
+    plan = api.plan("cifar10", recipe="paper-cifar10", overrides={"eval_every": 0.64})
     assert (plan.steps, plan.recipe.batch, len(plan.train)) == (64_000, 128, 50_000)
     assert len(plan.preprocess.mean) == 3 * 32 * 32
     run = lifecycle.create_run(plan, tmp_path / "run")

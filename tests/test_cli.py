@@ -375,8 +375,8 @@ def test_a_signal_saves_and_resume_goes_on(tmp_path, number, code):
     ("command", "words"),
     [
         (["evaluate"], ("Side of the input", "ten-crop,flip", "Images of a forward pass")),
-        (["detect", "evaluate"], ("Judge the found boxes", "Sizes of the image", "five classes")),
-        (["segment", "predict"], ("Images of a forward pass", "Sizes of the image")),
+        (["localize", "evaluate"], ("Judge the boxes", "Sizes of the image", "five classes")),
+        (["segment", "predict"], ("Images of a forward pass", "Mean and deviation")),
     ],
 )
 def test_options_that_verbs_share_are_explained(cli, command, words):

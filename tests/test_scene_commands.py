@@ -132,7 +132,7 @@ def test_ids_that_two_coco_files_give_to_different_images_are_refused(cli, model
     [
         ((), "no input"),
         (("image.png", "--scroe", "0.5"), "scroe"),
-        (("image.png", "--out", "."), "not empty"),
+        (("image.png", "--out", "."), "has files"),
     ],
 )
 def test_what_cannot_be_predicted_is_told(cli, models, arguments, words):

@@ -1,4 +1,4 @@
-"""A model put to the test on a split of a data set."""
+"""A model, or several, tested on a split of a data set."""
 
 from __future__ import annotations
 
@@ -7,19 +7,31 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from resnets import arch, options
+from resnets.data import sources
 from resnets.data.batches import Change
-from resnets.data.sources import Source, Split, hold_out, with_val
-from resnets.errors import DataError, UsageError
+from resnets.data.sources import Source, Split
+from resnets.errors import CheckpointError, DataError, UsageError
+from resnets.evaluation import metrics
 from resnets.evaluation.metrics import Result
 from resnets.evaluation.model import Model, aligned, load
-from resnets.evaluation.scores import Scores
-from resnets.options import View
+from resnets.evaluation.scores import Scores, ensemble
+from resnets.lifecycle import opened, rescale
+from resnets.nets.modelfile import save
+from resnets.options import Inference, Task, View
 from resnets.training.plan import moments, pick_device
+from resnets.training.run import Run
+
+if TYPE_CHECKING:
+    from resnets.evaluation.detect import Detect, Detected
+    from resnets.evaluation.scenes import Reading
+    from resnets.training.tasks import Tested
 
 
 @dataclass(frozen=True)
@@ -28,11 +40,36 @@ class Subject:
 
     model: Model
     split: Split
-    said: Callable[..., Scores]  # `model.scores` with how it is tested
+    scored: Callable[..., Scores]  # `model.scores` with how it is tested
 
     def scores(self, change: Change | None = None) -> Scores:
-        """What the model says of each image, `change`d where that is given."""
-        return self.said(self.split, change=change)
+        """The logits of each image, `change`d where that is given."""
+        return self.scored(self.split, change=change)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature, and the figures before and after on the images that it was fitted on."""
+
+    temperature: float
+    before: Result
+    after: Result
+
+
+def loaded(
+    path: str | Path, source: Source | None, how: Inference, task: Task | None = None
+) -> Model:
+    """A model, normalised as asked for; errors as `evaluation.model.load`."""
+    model = load(
+        path,
+        device=pick_device(how.device),
+        bfloat16=how.precision == "bfloat16",
+        classes=source.classes if source else None,
+        task=task,
+    )
+    if how.normalize is not None:
+        model = model.normalized(*moments(how.normalize, source, model.card.arch.channels))
+    return model
 
 
 def pick_split(source: Source, name: str) -> Split:
@@ -47,45 +84,27 @@ def pick_split(source: Source, name: str) -> Split:
     return there[name]
 
 
-def subject(
-    path: str | Path,
-    source: Source,
-    *,
-    split: str | None = None,
-    view: View = "center",
-    size: int = 0,
-    normalize: Literal["data", "imagenet", "none"] | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
-    batch: int = 128,
-    max_unreadable: float = 0.01,
-    device: str = "auto",
-    workers: int = 2,
-) -> Subject:
-    """A model file or run with a split of the data; errors as `classifiers.evaluate`."""
-    model = load(
-        path,
-        device=pick_device(device),
-        bfloat16=precision == "bfloat16",
-        classes=source.classes,
-        task="classify",
-    )
-    if normalize is not None:
-        model = model.normalized(*moments(normalize, source, model.card.arch.channels))
-    chosen = fair(path, model, source, split)
+def subject(path: str | Path, source: Source, how: Inference, view: View = "center") -> Subject:
+    """A classifier with a split of the data; errors as `api.evaluate`."""
+    model = loaded(path, source, how, "classify")
+    chosen = fair(path, model, source, how.split)
     if chosen.labels.ndim == 2 and model.card.provenance.get("labels") == "one":
         raise UsageError(f"{path} gives one label, the images of {source.name} have several each")
-    said = functools.partial(model.scores, view=view, size=size, batch=batch, workers=workers)
-    return Subject(model, chosen, said)
+    batch = how.images_per_batch()
+    scored = functools.partial(
+        model.scores, view=view, size=how.size, batch=batch, workers=how.workers
+    )
+    return Subject(model, chosen, scored)
 
 
 def fair(path: str | Path, model: Model, source: Source, split: str | None) -> Split:
-    """The split that a model is tested on, with its labels; errors as `classifiers.evaluate`."""
+    """The split that a model is tested on, with its labels; errors as `api.evaluate`."""
     same = source.digest == model.card.provenance.get("digest")
     recipe = json.loads(model.card.provenance.get("recipe", "{}"))
     if same and recipe.get("trainval") and source.val is not None:
-        source = with_val(source)
+        source = sources.with_val(source)
     if same and recipe.get("holdout") and source.val is None:  # what was kept from the training
-        source = hold_out(source, recipe["holdout"], recipe["seed"])
+        source = sources.hold_out(source, recipe["holdout"], recipe["seed"])
     if split is None and source.automatic and not same:
         raise UsageError(
             f"{source.name} has no splits of its own and is not what {path} was trained on.\n"
@@ -114,15 +133,242 @@ def check_read(bad: Sequence[tuple[Path, str]], images: int, allowed: float, wha
 
 
 def unlabelled(source: Source, like: Tensor) -> Split:
-    """All images of a data set; their labels, of no account, are of the form of others."""
+    """All images of a data set, with placeholder labels shaped like `like`."""
     every = functools.reduce(Split.plus, source.splits.values())
     return replace(every, labels=like.new_zeros(len(every), *like.shape[1:]))
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """A temperature, and the figures before and after on the images that it was fitted on."""
+def classification(
+    models: Sequence[str | Path],
+    data: str,
+    how: Inference,
+    *,
+    views: Sequence[View],
+    compare: bool,
+    at_precision: float | None,
+    ood: str | None,
+    corruptions: bool,
+) -> Result:
+    """`api.evaluate` for classifiers."""
+    source, name = sources.load(data, max_unreadable=how.max_unreadable), how.split or "test"
+    pairs = zip(models, views, strict=True)
+    subjects = [subject(path, source, how, view) for path, view in pairs]
+    check_same([each.split for each in subjects])
+    scored = [each.scores() for each in subjects]
+    scores = scored[-1] if compare else ensemble(scored)
+    result, bad = metrics.result(scores, name), scores.unreadable
+    images = result.images + len(bad)
+    check_read(bad, images, how.max_unreadable, f"{name} split of {data}")
+    for path, each in dict(zip(map(str, models), scored, strict=True)).items():
+        opened(path, source, name, 1 - float(metrics.right(each).double().mean()))
+    result = replace(result, unreadable=(*source.unreadable, *bad))
+    if compare:
+        comparison, files = metrics.compare(*scored), subjects[0].split.images
+        if isinstance(files, tuple):
+            fixed = tuple(str(files[int(k)]) for k in comparison.fixed)
+            broken = tuple(str(files[int(k)]) for k in comparison.broken)
+            comparison = replace(comparison, fixed=fixed, broken=broken)
+        result = replace(result, comparison=comparison)
+    if at_precision is not None:
+        result = replace(result, abstention=metrics.abstention(scores, at_precision))
+    if ood is not None:
+        strange = unlabelled(sources.load(ood, max_unreadable=how.max_unreadable), scores.labels)
+        others = ensemble([replace(each, split=strange).scores() for each in subjects])
+        result = replace(result, familiarity=metrics.ood(scores, others))
+    if corruptions:
+        from resnets.evaluation.corruptions import robustness  # here: torchvision delays a start
 
-    temperature: float
-    before: Result
-    after: Result
+        (one,) = subjects
+        rows = robustness(one.scores, one.model.card.arch.channels)
+        result = replace(result, corruptions=tuple(rows))
+    return result
+
+
+def reading(model: Model, how: Inference) -> Reading:
+    """How the images of a detector, localiser or segmenter are read."""
+    from resnets.evaluation.scenes import Reading
+
+    batch, workers = how.images_per_batch(4), how.workers
+    preprocess, device = model.card.preprocess, model.device
+    return Reading(preprocess=preprocess, device=device, batch=batch, workers=workers)
+
+
+def faster(model: Model) -> Model:
+    """The same model with its normalisation folded into the convolutions."""
+    from resnets.nets.fold import folded
+
+    return replace(model, network=folded(model.network))
+
+
+def objects(
+    task: Task,
+    paths: Sequence[str | Path],
+    data: str,
+    how: Inference,
+    *,
+    compare: bool,
+    classifier: str | Path | None,
+) -> Tested:
+    """`api.evaluate` for detectors, localisers and segmenters."""
+    from resnets.evaluation import localize, segment
+
+    source = sources.load(data, max_unreadable=how.max_unreadable, task=task)
+    models = [faster(loaded(path, source, how, task)) for path in paths]
+    splits = [
+        fair(path, model, source, how.split) for path, model in zip(paths, models, strict=True)
+    ]
+    check_same(splits)
+    split, first, name = splits[0], models[0], how.split or "test"
+    result: Tested
+    if task == "detect":
+        result = detection(models, split, name, compare, how)
+    elif len(models) > 1:
+        raise UsageError(f"only detectors make an ensemble: one model for `resnets {task}`")
+    elif task == "localize":
+        network: Any = procedure(models, how)
+        known, given = first.card.classes, None
+        if classifier is not None:
+            given = five_classes(classifier, split, source, known, how)
+        result = localize.localization(
+            network,
+            split,
+            predicted=given,
+            name=name,
+            bfloat16=first.bfloat16,
+            **reading(first, how),
+        )
+    else:
+        result = segment.segment(
+            first.network,
+            split,
+            first.card.classes,
+            name=name,
+            bfloat16=first.bfloat16,
+            **reading(first, how),
+        )
+    check_read(result.unreadable, len(split), how.max_unreadable, f"{name} split of {data}")
+    for path in paths:  # of one among several there is no error by itself
+        opened(path, source, name, result.error if len(paths) == 1 else None)
+    return result
+
+
+def five_classes(
+    path: str | Path, split: Split, source: Source, names: tuple[str, ...], how: Inference
+) -> Tensor:
+    """The classes that a classifier predicts: int64 (N, 5 or all), the best first.
+
+    A foreign file, which names no classes, has to have the data's in their order. Raises
+    CheckpointError where its classes are not `names`.
+    """
+    model = loaded(path, source, how, "classify")
+    if set(model.card.classes) != set(names):
+        raise CheckpointError(f"{path} knows other classes than the localiser")
+    assert isinstance(split.images, tuple)
+    count = min(5, len(names))
+    answers = model.predict(split.images, top=count, batch=how.images_per_batch(4))
+    # An image that cannot be read is left out of the figures later.
+    rows = [[names.index(name) for name in one.classes] or [0] * count for one in answers]
+    return torch.tensor(rows).view(-1, count)
+
+
+def procedure(models: Sequence[Model], how: Inference) -> Detect:
+    """Detectors or a localiser as one, with the improvements that are asked for.
+
+    Raises UsageError.
+    """
+    from resnets.evaluation.improve import improved
+    from resnets.nets.detector import Detector
+    from resnets.nets.localizer import Localizer
+
+    networks = [model.network for model in models]
+    first, *more = networks
+    if not more and not how.refine and isinstance(first, Localizer):
+        first.scales = how.scales
+        return first
+    if not more and not how.refine and how.scales == (1.0,):
+        return cast("Detect", first)
+    two_stages = [network for network in networks if isinstance(network, Detector)]
+    if len(two_stages) < len(networks):
+        raise UsageError(
+            "ensembles, --refine and --scales are for detectors in two stages, and --scales "
+            "for localisers"
+        )
+    return improved(two_stages, refine=how.refine, scales=how.scales)
+
+
+def detection(
+    models: Sequence[Model], split: Split, name: str, compare: bool, how: Inference
+) -> Detected:
+    """Figures of detectors as one, or with `compare` of the second against the first."""
+    from resnets.evaluation import detect
+
+    detect.coco()  # is missed now, not after all images
+    first = models[0]
+    if any(model.card.classes != first.card.classes for model in models):
+        raise CheckpointError("the models know different classes, or in another order")
+    detections = [
+        detect.find(procedure(some, how), split, bfloat16=first.bfloat16, **reading(first, how))
+        for some in ([[model] for model in models] if compare else [models])
+    ]
+    figures = detect.measure(detections[-1], split, first.card.classes, name)
+    if not compare:
+        return figures
+    return replace(
+        figures,
+        comparison=detect.compare(detections[0], detections[1], split, len(first.card.classes)),
+    )
+
+
+def calibration(model: str | Path, data: str, how: Inference) -> Calibration:
+    """`api.calibrate`."""
+    path = options.check_model(model)
+    source = sources.load(data)
+    one = subject(model, source, how)
+    card, split = one.model.card, how.split or "val"
+    if not card.provenance:
+        raise CheckpointError(
+            f"{model} is a foreign file, which has no place for a temperature: calibrate a run or "
+            "a model file of resnets"
+        )
+    if split == "all" and card.provenance["digest"] == source.digest:
+        raise UsageError(f"{model} was trained on images of {data}: --split val, or other images")
+    scores = one.scores()
+    factor = metrics.fit_temperature(scores)
+    temperature = (card.temperature or 1.0) * factor
+    save(path, one.model.network, replace(card, temperature=temperature))
+    if (path.parent / "result.json").exists():
+        rescale(Run(path.parent), factor)
+    after = replace(scores, logits=scores.logits / factor)
+    before, after_all = (metrics.result(x, split) for x in (scores, after))
+    return Calibration(temperature, before, after_all)
+
+
+def drawn(
+    task: Task,
+    path: str | Path,
+    inputs: Sequence[str | Path | bytes],
+    out: Path,
+    score: float,
+    how: Inference,
+) -> list[dict[str, str]]:
+    """`api.predict` for detectors, localisers and segmenters."""
+    from resnets.analysis import drawing
+    from resnets.data.coco import Ids
+
+    model = faster(loaded(path, None, how, task))
+    files, ids = list[str | Path | bytes](), Ids()
+    for item in inputs:
+        if isinstance(item, bytes) or not ids.add(Path(item)):
+            files += sources.expand([item])
+    split, bad = sources.unlabelled([*files, *ids.images])
+    if task == "segment":
+        rows = drawing.pixels(model, split, out, **reading(model, how))
+    else:
+        network = procedure([model], how)
+        rows = drawing.objects(network, model, split, out, score, ids, **reading(model, how))
+    return [drawing.row(file, problem=why) for file, why in bad] + rows
+
+
+def task_of(path: str | Path) -> Task:
+    """What the network of a model file, a run or a foreign file is for; errors as `load`."""
+    return arch.task(load(path).card.arch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 from pathlib import Path
@@ -43,3 +44,17 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def matches(pattern: str | Path) -> list[str]:
+    """The path itself where it exists, else what the pattern matches, sorted.
+
+    Of the pattern, the folders that exist are taken as they are called, brackets and all.
+    """
+    if os.path.exists(pattern):
+        return [str(pattern)]
+    folder = Path(pattern)
+    while not folder.is_dir():
+        folder = folder.parent
+    rest = os.path.relpath(pattern, folder) if folder.parts else str(pattern)
+    return sorted(glob.glob(os.path.join(glob.escape(str(folder)), rest), recursive=True))

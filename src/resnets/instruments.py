@@ -1,26 +1,27 @@
 """`resnets analyze`: the instruments of `analysis.signal` and `analysis.depth` on a model.
 
-As in `verbs`, torch is imported inside only.
+torch is imported inside the functions only.
 """
 
 from __future__ import annotations
 
 import io
 import pkgutil
-import re
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from resnets.errors import DataError, UsageError
-from resnets.options import Read
+from resnets.options import Inference
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from resnets.analysis.cam import Sanity
+    from resnets.analysis.explain import Explained
     from resnets.data.batches import Batch
     from resnets.data.sources import Source, Split
     from resnets.evaluation.model import Model
@@ -74,7 +75,7 @@ class Subject:
 
     place: str
     model: Model
-    how: Read
+    how: Inference
     source: Source | None = None
     split: Split | None = None
     name: str = ""  # of the split
@@ -83,7 +84,7 @@ class Subject:
         """The images of a split as the network sees them."""
         from resnets.data.batches import test_batches
 
-        batch, workers = self.how.get("batch", 128), self.how.get("workers", 2)
+        batch, workers = self.how.images_per_batch(), self.how.workers
         see, device = self.model.card.preprocess, self.model.device
         return test_batches(split, preprocess=see, batch=batch, device=device, workers=workers)
 
@@ -109,45 +110,18 @@ class Subject:
 def analyze(
     kind: Kind,
     model: str,
-    data: str | None = None,
-    /,
-    *,
-    out: Path | None = None,
-    input: str = "",
-    seed: int = 0,
-    **how: Unpack[Read],
+    data: str | None,
+    folder: Path,
+    shape: tuple[int, ...],
+    seed: int,
+    how: Inference,
 ) -> Analysis:
-    """Look inside MODEL: a table, a CSV file, a picture, and what they say in a sentence.
-
-    Without DATA the network sees normal noise with random labels. With it, training images; where
-    errors are measured (lesions, swaps, precise) the validation images, else the test images.
-
-    Args:
-        kind: responses, signal or gradients by layer; equations of identity shortcuts; lesions or
-            swaps of units; paths by length; the loss landscape; precise statistics.
-        model: A run folder, a model file, foreign weights, a name from `resnets models` (fresh
-            weights), or my_module:build, a function found here that returns a torch module.
-        out: A new folder; analysis/KIND-MODEL when left out.
-        input: Shape of one input, as 3x32x32, where neither network nor DATA says it.
-        seed: Of fresh weights, of noise, and of all that is drawn.
-    """
+    """`api.analyze`."""
     import torch
 
     from resnets.data import sources
-    from resnets.lifecycle import check_outside
 
-    folder = out or Path("analysis", f"{kind}-{Path(model.replace(':', '-')).name}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} has files, which nothing here overwrites: choose a new --out")
-    if not re.fullmatch(r"([1-9]\d*(x[1-9]\d*)*)?", input):
-        raise UsageError(f"--input {input}: write the shape of one input, as 3x32x32")
-    if data is None and kind in ERRORS:
-        raise UsageError(f"{kind} measures errors on images: resnets analyze {kind} MODEL DATA")
-    shape = tuple(map(int, input.split("x"))) if input else ()
-    source = None
-    if data is not None:
-        check_outside(folder, data)
-        source = sources.load(data, max_unreadable=how.get("max_unreadable", 0.01))
+    source = None if data is None else sources.load(data, max_unreadable=how.max_unreadable)
     torch.manual_seed(seed)
     one = subject(kind, model, source, shape, how)
     rows, verdict = look(kind, one, *shown(one, shape, seed), seed)
@@ -158,11 +132,11 @@ def analyze(
 
 
 def subject(
-    kind: Kind, model: str, source: Source | None, shape: tuple[int, ...], how: Read
+    kind: Kind, model: str, source: Source | None, shape: tuple[int, ...], how: Inference
 ) -> Subject:
     """The network of that name or place, with a split of the data.
 
-    Errors as `classifiers.evaluate`.
+    Errors as `api.evaluate`.
     """
     from torch import Tensor
 
@@ -173,20 +147,19 @@ def subject(
     from resnets.recipe import Preprocess
     from resnets.training.plan import pick_device
 
-    device, said = pick_device(how.get("device", "auto")), how.get("split")
+    device, said = pick_device(how.device), how.split
     suits: Literal["train", "val", "test"] = "val" if kind in ERRORS else "train"
     if Path(model).exists() or Path(model).name != model:
         if source is None:
             return Subject(model, load(model, device=device), how)
         if said is None and source.automatic and kind in ERRORS:
-            assessment.subject(model, source, **how)  # refuses images that it may have learned
+            assessment.subject(model, source, how)  # refuses images that it may have learned
         try:
-            chosen: Read = {**how, "split": said or suits}
-            one = assessment.subject(model, source, **chosen)
+            one = assessment.subject(model, source, replace(how, split=said or suits))
         except DataError:
             if said is not None:
                 raise
-            suits, one = "test", assessment.subject(model, source, **how)
+            suits, one = "test", assessment.subject(model, source, how)
         return Subject(model, one.model, how, source, one.split, said or suits)
     classes, channels = (len(source.classes), source.channels) if source else (None, None)
     mine = ":" in model
@@ -229,7 +202,7 @@ def shown(one: Subject, shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tens
 
     from resnets.arch import MlpArch
 
-    drawn, count = torch.Generator().manual_seed(seed), one.how.get("batch", IMAGES)
+    drawn, count = torch.Generator().manual_seed(seed), one.how.images_per_batch(IMAGES)
     labels, card = None, one.model.card
     if one.split is not None:
         some = torch.randperm(len(one.split), generator=drawn)[:count].sort().values
@@ -325,7 +298,7 @@ def look(
                 raise UsageError(f"{one.place} has no batch normalisation")
             whole = one.whole()
             # Without those that the run kept for validation.
-            train = subject(kind, one.place, one.source, (), {**one.how, "split": "train"}).split
+            train = subject(kind, one.place, one.source, (), replace(one.how, split="train")).split
             assert train is not None
             drawn = torch.Generator().manual_seed(seed)
             some = train.take(torch.randperm(len(train), generator=drawn)[:CALIBRATING])
@@ -368,3 +341,40 @@ def write(folder: Path, kind: Kind, rows: Rows) -> None:
         axes.legend(frameon=False)
     figure.savefig(file, format="svg", metadata={"Date": None})
     write_whole(folder / f"{kind}.svg", file.getvalue())
+
+
+def explained(
+    model: str | Path,
+    inputs: Sequence[str | Path | bytes],
+    out: Path,
+    data: str | None,
+    level: str | None,
+    method: Literal["grad-cam", "occlusion"],
+    top: int,
+    how: Inference,
+) -> Iterator[Explained | Sanity | dict[str, int]]:
+    """`api.explain`."""
+    from resnets import assessment
+    from resnets.analysis import explain as drawing
+    from resnets.data import sources
+    from resnets.evaluation import metrics
+    from resnets.lifecycle import opened
+
+    source = sources.load(data, max_unreadable=how.max_unreadable) if data else None
+    reading, known = {"batch": how.images_per_batch(), "workers": how.workers}, None
+    if inputs:
+        if source:
+            one = assessment.subject(model, source, replace(how, split=how.split or "train"))
+            loaded, known = one.model, one.split
+        else:
+            loaded = assessment.loaded(model, None, how, "classify")
+        files = list(sources.expand(inputs))
+        yield from drawing.explain(
+            loaded, files, out, level=level, method=method, top=top, known=known, **reading
+        )
+    elif source:
+        one, name = assessment.subject(model, source, how), how.split or "test"
+        scores = one.scores()
+        opened(model, source, name, 1 - float(metrics.right(scores).double().mean()))
+        train = None if name in ("train", "all") else source.train
+        yield drawing.explore(one.model, one.split, scores, out, train=train, **reading)

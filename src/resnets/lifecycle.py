@@ -20,7 +20,7 @@ from resnets.evaluation.model import Model, load
 from resnets.listing import environment
 from resnets.nets import Network
 from resnets.nets.modelfile import save
-from resnets.options import Task, group
+from resnets.options import Task, check_outside, group
 from resnets.training import checkpoint, tasks
 from resnets.training.fit import Progress, batches, fit, read_best
 from resnets.training.memory import peak
@@ -57,13 +57,6 @@ def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
     if not launched():
         run.check_free()
     return run
-
-
-def check_outside(path: Path, data: str) -> None:
-    """Raise UsageError for a folder among the data's; a CSV may lie beside what is made of it."""
-    root = Path(data)
-    if root.is_dir() and path.resolve().is_relative_to(root.resolve()):
-        raise UsageError(f"{path} would lie in the data {data}: give another, --run or --out")
 
 
 def create_run(plan: Plan, path: str | Path | None = None) -> Run:
@@ -104,15 +97,6 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
             run.write_csv("split.csv", ("file", "label", "split"), table)
         run.write_json("recipe.json", room.to_dict(plan.recipe))  # last: now it is a run
     return run
-
-
-def newest_unfinished(root: Path = Path("runs")) -> Run:
-    """The unfinished run that was written to last. Raises UsageError when there is none."""
-    there = [Run(path.parent) for path in root.glob("*/recipe.json")]
-    logs = {run.path / "metrics.jsonl": run for run in there if not run.finished}
-    if not logs:
-        raise UsageError(f"there is no unfinished run in {root}/")
-    return logs[max(logs, key=lambda log: log.stat().st_mtime if log.exists() else 0.0)]
 
 
 def lacking(run: Run) -> list[str]:

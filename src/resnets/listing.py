@@ -11,12 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from resnets.errors import ResnetsError
+from resnets.errors import ResnetsError, UsageError
 from resnets.options import Task
 
 
-def models(pattern: str = "*", /) -> Iterator[dict[str, Any]]:
-    """List the networks: name, depth, parameters, multiply-adds, input, source."""
+def models(pattern: str) -> Iterator[dict[str, Any]]:
+    """`api.models`."""
     from resnets.families import FAMILY
     from resnets.nets.cost import cost
 
@@ -35,12 +35,8 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
 
 
-def data_info(data: str, /, *, task: Task | None = None) -> dict[str, Any]:
-    """Show what DATA holds: splits, classes, sizes, digest, unreadable files, problems.
-
-    Args:
-        task: What the labels are for; guessed from the files when left out.
-    """
+def data_info(data: str, task: Task | None) -> dict[str, Any]:
+    """`api.data_info`."""
     from resnets.data import sources
 
     source = sources.load(data, max_unreadable=1.0, task=task or sources.task_of(data))
@@ -62,12 +58,8 @@ def data_info(data: str, /, *, task: Task | None = None) -> dict[str, Any]:
     return facts
 
 
-def data_check(data: str, /, *, task: Task | None = None) -> list[dict[str, Any]]:
-    """List everything that is wrong with DATA, with its place; exit code 3 if training refuses it.
-
-    Args:
-        task: What the labels are for; guessed from the files when left out.
-    """
+def data_check(data: str, task: Task | None) -> list[dict[str, Any]]:
+    """`api.data_check`."""
     from resnets.data import sources
     from resnets.errors import Refused
     from resnets.recipe import Recipe
@@ -88,15 +80,15 @@ def data_check(data: str, /, *, task: Task | None = None) -> list[dict[str, Any]
     ]
 
 
-def runs(root: str | Path = "runs", /) -> list[dict[str, Any]]:
-    """List the runs below a folder: path, model, data, progress, error on which images."""
+def runs(root: Path) -> list[dict[str, Any]]:
+    """`api.runs`."""
     from resnets.arch import task
     from resnets.families import FAMILY
     from resnets.reporting.words import WORDS
     from resnets.training.run import Run
 
     rows = []
-    for run in (Run(path.parent) for path in sorted(Path(root).glob("*/recipe.json"))):
+    for run in (Run(path.parent) for path in sorted(root.glob("*/recipe.json"))):
         try:
             recipe = run.read_json("recipe.json")
         except ResnetsError:
@@ -111,6 +103,19 @@ def runs(root: str | Path = "runs", /) -> list[dict[str, Any]]:
         row |= {"error_is": WORDS[task(arch)].error if arch else "?"}
         rows.append(row | {"finished": run.finished})
     return rows
+
+
+def newest_unfinished(root: Path = Path("runs")) -> tuple[Path, float]:
+    """The unfinished run that was written to last, and when. Raises UsageError for none."""
+    times = dict[Path, float]()
+    for recipe in root.glob("*/recipe.json"):
+        log = recipe.with_name("metrics.jsonl")
+        if not recipe.with_name("result.json").exists():
+            times[recipe.parent] = (log if log.exists() else recipe).stat().st_mtime
+    if not times:
+        raise UsageError(f"there is no unfinished run in {root}/")
+    newest = max(times, key=times.__getitem__)
+    return newest, times[newest]
 
 
 def code() -> str:

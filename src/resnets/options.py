@@ -1,52 +1,197 @@
-"""How the options that several verbs share are written, and what they become."""
+"""The options that several functions share, as plain types and checks; no torch."""
 
 from __future__ import annotations
 
+import inspect
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypedDict, cast, get_args
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from cyclopts import Parameter, Token, validators
-
-from resnets.errors import ResnetsError, UsageError, nearest
+from resnets.errors import DataError, ResnetsError, UsageError, nearest
 
 Task = Literal["classify", "detect", "localize", "segment"]  # what a network is for
 View = Literal["center", "flip", "ten-crop", "multi-scale"]  # of an image
+Name = Literal["test", "val", "train", "all"]  # of a split
+Normalize = Literal["data", "imagenet", "none"]
+Precision = Literal["float32", "bfloat16"]
 FIGURES: dict[Task, tuple[str, ...]] = {  # of a test: those that are better the larger they are
     "classify": ("top1", "top5", "balanced_accuracy", "macro_f1", "mean_average_precision"),
     "detect": ("map", "map50", "map75", "voc", "voc07", "recall_100"),
     "localize": ("accuracy", "top5_accuracy"),
     "segment": ("mean_iou", "pixel_accuracy"),
 }
-Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
-Part = Annotated[float, Parameter(validator=validators.Number(gte=0, lte=1))]
-Device = Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")]
-Workers = Annotated[
-    int, Parameter(help="Processes that decode image files.", validator=validators.Number(gte=0))
-]
+DATA = ("digits", "cifar10", "cifar100")  # known by name
+LEAST = {
+    "batch": 1,
+    "size": 1,
+    "top": 1,
+    "trials": 1,
+    "devices": 1,
+    "seeds": 1,
+    "workers": 0,
+}  # whole numbers
+PARTS = ("score", "max_unreadable", "at_precision")  # between 0 and 1
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def duration(_: object, tokens: Sequence[Token]) -> float:
-    """Seconds of 90, 90s, 30m or 1.5h."""
-    text = tokens[0].value
-    said = re.fullmatch(r"(\d+\.?\d*|\.\d+)([smh]?)", text)
-    seconds = float(said[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[said[2]] if said else 0.0
-    if not seconds:
-        raise UsageError(f"{text!r} is no time to train in: write 90s, 30m or 1.5h")
-    return seconds
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """Which images of a data set a model is given, and how it computes."""
+
+    split: Name | None = None  # None: the test split, where that is fair
+    max_unreadable: float = 0.01
+    normalize: Normalize | None = None  # None: as the model file says
+    size: int = 0  # 0: the model's own
+    precision: Precision = "float32"
+    refine: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    batch: int | None = None
+    device: str = "auto"
+    workers: int = 2
+
+    def images_per_batch(self, usual: int = 128) -> int:
+        """The batch that was asked for, or the usual one."""
+        return self.batch or usual
 
 
-def numbers(_: object, tokens: Sequence[Token]) -> tuple[float, ...]:
-    """The numbers of 0.5,1,1.5; all are above 0."""
-    text = ",".join(token.value for token in tokens)
+def public(function: Callable[P, R]) -> Callable[P, R]:
+    """Refuse arguments that `function` does not have, unknown choices, numbers out of range.
+
+    The raised UsageError names the nearest argument or choice.
+    """
+    signature, choices = inspect.signature(function), dict[str, list[Any]]()
+    for name, hint in get_type_hints(function).items():
+        choices[name] = [x for part in (hint, *get_args(hint)) for x in literals(part)]
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    known = [name for name, parameter in signature.parameters.items() if parameter.kind in kinds]
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known:
+                raise UsageError(f"unknown argument {name!r}: {nearest(name, known)}")
+        try:
+            values = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise UsageError(f"resnets.{function.__name__}: {error}") from None
+        for name, value in values.items():
+            check_value(name, value, choices[name])
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def literals(hint: object) -> tuple[Any, ...]:
+    """The values of a Literal."""
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def check_value(name: str, value: object, choices: Sequence[Any]) -> None:
+    """Raise UsageError where a value is none of the choices, or a number out of its range."""
+    if value is None:
+        return
+    if choices and value not in choices:
+        raise UsageError(f"{name}={value!r}: {nearest(str(value), choices)}")
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if name in LEAST and not (whole and cast("int", value) >= LEAST[name]):
+        raise UsageError(f"{name}={value!r}: a whole number from {LEAST[name]} on is needed")
+    if name in PARTS and not (isinstance(value, int | float) and 0 <= value <= 1):
+        raise UsageError(f"{name}={value!r}: a number from 0 to 1 is needed")
+    if name == "device":
+        check_device(str(value))
+
+
+def check_device(name: str) -> None:
+    """Raise UsageError for what is no device, or a GPU that Linux does not know; no torch yet."""
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", name):
+        raise UsageError(f"device {name!r}: {nearest(name, ('auto', 'cpu', 'cuda', 'cuda:0'))}")
+    drivers = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+    if (
+        name.startswith("cuda")
+        and sys.platform == "linux"
+        and not any(map(os.path.exists, drivers))
+    ):
+        raise UsageError(
+            f"--device {name} cannot be used: this machine has no GPU driver; auto or cpu"
+        )
+
+
+def check_data(data: object) -> None:
+    """Raise DataError where there is no data of that name or path."""
+    if isinstance(data, str | Path) and str(data) not in DATA and not Path(data).exists():
+        raise DataError(
+            f"no data {str(data)!r}, neither a folder nor a known name: {nearest(str(data), DATA)}"
+        )
+
+
+def check_outside(path: Path, data: object) -> None:
+    """Raise UsageError for a folder among the data's; a CSV may lie beside what is made of it."""
+    root = Path(data) if isinstance(data, str | Path) else None
+    if root and root.is_dir() and path.resolve().is_relative_to(root.resolve()):
+        raise UsageError(f"{path} would lie in the data {data}: give another, --run or --out")
+
+
+def check_empty(path: Path) -> None:
+    """Raise UsageError for a path that is a file, or a folder with files."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path} has files, which nothing here overwrites: choose a new --out")
+
+
+def check_model(path: str | Path, option: str = "") -> Path:
+    """The file of a model, or of a run folder. Raises UsageError where there is none."""
+    file = Path(path)
+    if file.is_dir():
+        file = file / "model.safetensors"
+        if not file.exists():
+            raise UsageError(
+                f"{path} has no model.safetensors: the run is not finished.\n"
+                f"Go on with `resnets resume {path}`."
+                if (Path(path) / "recipe.json").exists()
+                else f"{path} is not a run folder: it has no model.safetensors"
+            )
+    if not file.exists():
+        raise UsageError(f"{option}no such file or run folder: {path}")
+    return file
+
+
+def seconds(text: float | str) -> float:
+    """Seconds of 90, "90s", "30m" or "1.5h"."""
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)([smh]?)", str(text))
+    value = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if not value:
+        raise UsageError(f"invalid budget {text!r}: write 90s, 30m or 1.5h")
+    return value
+
+
+def numbers(values: str | float | Sequence[float]) -> tuple[float, ...]:
+    """The scales of "0.5,1,1.5" or of numbers; all are above 0."""
+    items = values.split(",") if isinstance(values, str) else values
     try:
-        found = tuple(float(word) for word in text.split(","))
-    except ValueError:
+        found = tuple(float(x) for x in ([items] if isinstance(items, int | float) else items))
+    except (TypeError, ValueError):
         found = ()
     if not found or not all(0 < x < math.inf for x in found):
-        raise UsageError(f"{text!r} are no sizes: write 0.5,1,1.5")
+        raise UsageError(f"invalid scales {values!r}: write 0.5,1,1.5")
     return found
+
+
+def views(value: str | Sequence[str], models: int) -> tuple[View, ...]:
+    """A view for each of so many models, of "flip" or "center,flip"."""
+    known, names = get_args(View), value.split(",") if isinstance(value, str) else list(value)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--view {name}: one of {', '.join(known)}, or one a model")
+    names = names * models if len(names) == 1 else names
+    if len(names) != models:
+        raise UsageError(f"{len(names)} views for {models} models: one for all, or one each")
+    return cast("tuple[View, ...]", tuple(names))
 
 
 def group(task: Task) -> str:
@@ -78,15 +223,6 @@ def check_floors(wanted: Mapping[str, float], result: object) -> None:
         raise ResnetsError(f"--fail-under: {', '.join(short)}")
 
 
-def views(_: object, tokens: Sequence[Token]) -> View | tuple[View, ...]:
-    """The view of center, the views of center,flip."""
-    known, words = get_args(View), tokens[0].value.split(",")
-    if not set(words) <= set(known):
-        raise UsageError(f"--view {tokens[0].value}: one of {', '.join(known)}, or one a model")
-    found = cast("tuple[View, ...]", tuple(words))
-    return found if len(found) > 1 else found[0]
-
-
 def assignments(
     fields: Mapping[str, Any] | Sequence[str], like: str = "--set lr=0.1"
 ) -> dict[str, Any]:
@@ -94,95 +230,9 @@ def assignments(
     if isinstance(fields, Mapping):
         return dict(fields)
     values: dict[str, Any] = {}
-    for item in fields:
+    for item in [fields] if isinstance(fields, str) else fields:
         key, sign, text = item.partition("=")
         if not sign:
             raise UsageError(f"{item}: write FIELD=VALUE, for instance {like}")
         values[key.strip()] = text.split(",") if "," in text else text
     return values
-
-
-Seconds = Annotated[float | None, Parameter(converter=duration)]
-
-
-class Computed(TypedDict, total=False):
-    """How and where a model computes."""
-
-    normalize: Annotated[
-        Literal["data", "imagenet", "none"] | None,
-        Parameter(help="Mean and deviation for a foreign file that does not say its own."),
-    ]
-    batch: Annotated[Count, Parameter(help="Images of a forward pass.")]
-    device: Device
-    workers: Workers
-
-
-class Read(Computed, total=False):
-    """Which images of a data set are read, and how."""
-
-    split: Annotated[
-        Literal["test", "val", "train", "all"] | None,
-        Parameter(
-            help="The test split when left out; `all` for a folder whose images are all new to the "
-            "model."
-        ),
-    ]
-    max_unreadable: Annotated[
-        Part, Parameter(help="Part of the images that may be unreadable and left out.")
-    ]
-
-
-class Tested(Read, total=False):
-    """How models are tested."""
-
-    size: Annotated[
-        Count, Parameter(help="Side of the input in pixels; the model's own when left out.")
-    ]
-    precision: Literal["float32", "bfloat16"]
-
-
-class Judged(Tested, total=False):
-    """How models are tested, and what is asked beside the figures.
-
-    Args:
-        view: center, flip (and its mirror image), ten-crop or multi-scale; or one for each model,
-            as ten-crop,flip.
-        compare: The second of two models against the first: which images changed, and whether that
-            is more than chance.
-        at_precision: From which probability on this part of the answers is right, and how many
-            answers that leaves.
-        ood: Other data, on which the model ought to be unsure.
-        corruptions: Also the errors on noisy, blurred and otherwise worsened images.
-    """
-
-    view: Annotated[View | Sequence[View], Parameter(converter=views, n_tokens=1)]
-    compare: bool
-    at_precision: Part | None
-    ood: str | None
-    corruptions: bool
-
-
-class Improved(Computed, total=False):
-    """How scenes are looked at."""
-
-    refine: Annotated[
-        bool,
-        Parameter(
-            help="Judge the found boxes once more and vote (1512.03385, appendix B); of detectors "
-            "in two stages."
-        ),
-    ]
-    scales: Annotated[
-        tuple[float, ...],
-        Parameter(
-            converter=numbers,
-            n_tokens=1,
-            help="Sizes of the image as parts of the model's, as 0.5,1,1.5. Each region takes the "
-            "two that suit it (appendix B); a localiser the best box of all (appendix C).",
-        ),
-    ]
-    precision: Literal["float32", "bfloat16"]
-
-
-class Seen(Improved, Read, total=False):
-    """How scenes of a data set are looked at, and which."""

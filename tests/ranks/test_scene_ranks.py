@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from processes import together
 
-from resnets import verbs
+import resnets
 from resnets.families import TINY
 from resnets.training import checkpoint
 from resnets.training.fit import fit
@@ -18,7 +18,9 @@ GROUP = replace(TINY, norm="group")
 
 
 def train(world, folder, data, task, model):
-    plan = verbs.plan(data, task=task, overrides=FIELDS | {"model": model}, workers=0, device="cpu")
+    plan = resnets.plan(
+        data, task=task, overrides=FIELDS | {"model": model}, workers=0, device="cpu"
+    )
     # Statistics of a batch would be each rank's own.
     plan = replace(plan, world=world, arch=replace(plan.arch, backbone=GROUP))
     run = Run(folder)

@@ -9,7 +9,7 @@ from PIL import Image
 from test_report import Page
 
 import resnets
-from resnets import lifecycle, listing, verbs
+from resnets import lifecycle
 from resnets.data.splits import Split
 from resnets.evaluation import detect
 from resnets.evaluation.detect import Found
@@ -98,12 +98,12 @@ def test_errors_are_called_what_they_are(runs):
     for task, label in zip(TASKS, labels, strict=True):
         error = gather(Run(runs / task)).ended["error"]
         assert row[str(runs / task)] == f"{percent(error)} ({label}), test"
-    assert [row["error_is"] for row in listing.runs(runs)] == list(labels)
+    assert [row["error_is"] for row in resnets.runs(runs)] == list(labels)
 
 
 def test_an_unfinished_run_has_a_page_too(drawn, tmp_path):
     fields = SHORT | {"model": "fasterrcnn_tiny_fpn"}
-    plan = verbs.plan(str(drawn["detect"]), task="detect", overrides=fields, workers=0)
+    plan = resnets.plan(str(drawn["detect"]), task="detect", overrides=fields, workers=0)
     run = lifecycle.create_run(plan, tmp_path / "run")
     row = {"step": 3, "epoch": 1.0, "loss": 1.5, "train_error": 0.25}
     run.append("metrics.jsonl", row | {"val_error": 0.6, "val_map": 0.1, "val_map50": 0.4})

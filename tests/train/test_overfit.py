@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 import resnets
-from resnets import scenes
 
 COUNT = 8
 FIELDS = {
@@ -65,7 +64,7 @@ def test_eight_photographs_are_segmented(shared, tmp_path):
     data = masked(shared, tmp_path / "data")
     fields = FIELDS | {"size": 160, "steps": 300}
     resnets.train(str(data), task="segment", overrides=fields, run=tmp_path / "run")
-    result = scenes.evaluate("segment", tmp_path / "run", str(data), split="train")
+    result = resnets.evaluate(tmp_path / "run", str(data), split="train")
     assert result.mean_iou > 0.9
 
 
@@ -75,6 +74,6 @@ def test_eight_photographs_are_segmented(shared, tmp_path):
 def test_eight_photographs_are_detected(shared, tmp_path, model):
     data = eight(shared, tmp_path / "data")
     resnets.train(str(data), task="detect", model=model, overrides=FIELDS, run=tmp_path / "run")
-    result = scenes.evaluate("detect", tmp_path / "run", str(data), split="train")
+    result = resnets.evaluate(tmp_path / "run", str(data), split="train")
     assert result.map50 > 0.9
     assert result.masks is None or result.masks.map50 > 0.85

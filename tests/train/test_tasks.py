@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import resnets
-from resnets import classifiers, nets, scenes, verbs
+from resnets import nets
 from resnets.data.scenes import fitted
 from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation import detect
@@ -28,7 +28,7 @@ MODELS = {
 
 def planned(drawn, task, **changes):
     fields = SHORT | {"model": MODELS[task], "steps": 6, "eval_every": 1} | changes
-    return verbs.plan(str(drawn[task]), task=task, overrides=fields, workers=0, device="cpu")
+    return resnets.plan(str(drawn[task]), task=task, overrides=fields, workers=0, device="cpu")
 
 
 @pytest.mark.parametrize("task", MODELS)
@@ -57,14 +57,14 @@ def test_a_finished_run_is_tested_and_its_model_finds_the_same(drawn, tmp_path):
         workers=0,
     )
     kept = detect.load(tmp_path / "run" / "detections.safetensors")
-    again = scenes.evaluate("detect", tmp_path / "run", str(drawn["detect"]), batch=4, workers=0)
+    again = resnets.evaluate(tmp_path / "run", drawn["detect"], batch=4, workers=0)
     one, other = (dict(r.numbers()) for r in (again, outcome.result))
     assert one == pytest.approx(other, abs=1e-3)  # the convolutions are folded, and round otherwise
     assert len(kept.indices) == outcome.result.images == 6
     _, card = load(tmp_path / "run" / "model.safetensors")
     assert card.classes == ("dark", "red")
     with pytest.raises(UsageError, match="resnets detect evaluate"):
-        classifiers.evaluate(tmp_path / "run", "digits")
+        resnets.evaluate(tmp_path / "run", "digits", task="classify")
 
 
 def test_validation_images_are_trained_on_when_that_is_said(drawn):
@@ -72,7 +72,7 @@ def test_validation_images_are_trained_on_when_that_is_said(drawn):
     merged = planned(drawn, "detect", trainval=True)
     assert (len(merged.train), merged.source.val) == (18, None)
     with pytest.raises(UsageError, match="trainval: digits has no validation images"):
-        verbs.plan("digits", overrides={"trainval": True})
+        resnets.plan("digits", overrides={"trainval": True})
 
 
 def test_a_classifier_becomes_the_backbone_and_a_detector_keeps_what_fits():
@@ -136,6 +136,6 @@ def test_a_steps_images_share_a_side_that_changes_from_step_to_step(drawn):
     batch = next(batches(plan, Course(steps=6)))
     height, width = fitted(64, 80, sides[0])
     assert batch.images.shape[2:] == (-(-height // 32) * 32, -(-width // 32) * 32)
-    classes = verbs.plan("digits", overrides={"augment.crop": "resize"})
+    classes = resnets.plan("digits", overrides={"augment.crop": "resize"})
     with pytest.raises(UsageError, match=r"augment.crop=resize is for boxes"):
         next(batches(classes, Course(steps=1)))

@@ -31,7 +31,7 @@ def a_plan(**changes):
 
 
 def run(folder, trials=3, search=SPACE, plan=None, **more):
-    *_, done = resnets.tune(plan or a_plan(), folder, trials=trials, search=search, **more)
+    *_, done = resnets.tune(plan or a_plan(), run=folder, trials=trials, search=search, **more)
     return done
 
 

@@ -1,93 +1,94 @@
-"""The command line: parses, calls one function of the package, prints.
+"""The command line: parses, calls one function of `resnets.api`, prints.
 
-A verb whose result is only shown is a command as it is, with its line in `SHOWN`; the functions
-here are those that talk more. torch is imported inside a verb only, so that `--help` answers at
-once.
+torch is imported inside a function only, so that `--help` and a typing error answer at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from cyclopts import App, CycloptsError, Parameter
 
 import resnets
-from resnets import classifiers, doctor, instruments, listing, verbs
-from resnets.cli import scenes, screen, show
+from resnets import api, listing
+from resnets.cli import screen, show
+from resnets.cli.build import command, explain
 from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError
-from resnets.options import Count, Device, Judged, Seconds, Workers, check_floors, floors
-from resnets.verbs import Asked
+from resnets.options import Task, check_floors, floors, literals, public
+from resnets.recipe import Augment, Recipe
 
 if TYPE_CHECKING:
     from resnets.training.tune import Trial
 
-VERBOSE, QUIET, JSON = {"-v", "--verbose"}, {"-q", "--quiet"}, {"--json"}
-
 app = App(
     name="resnets",
-    help="Deep residual learning: train, test and use residual networks.\n\n"
-    "-v shows tracebacks, -q prints results only, --json prints them as JSON.",
+    help="Deep residual learning: train, test and use residual networks.",
     version=resnets.__version__,
     help_format="plaintext",
     result_action="return_value",
     default_parameter=Parameter(negative=()),
 )
+STDIN = "\0-"  # for "-", which cyclopts takes for an option: no file has such a name
 data_app = App(name="data", help="Fetch data sets and look at them.")
 runs_app = App(name="runs", help="The runs of this folder.")
-app.command(data_app)
-app.command(runs_app)
 app.register_install_completion_command()
-
-SHOWN: dict[Callable[..., Any], tuple[App, str, Callable[[Any], None]]] = {
-    classifiers.calibrate: (app, "calibrate", show.calibration),
-    verbs.report: (app, "report", show.place),
-    doctor.examine: (app, "doctor", show.pairs),
-    instruments.analyze: (app, "analyze", show.analysis),
-    listing.models: (app, "models", screen.listed),
-    listing.data_info: (data_app, "info", show.data),
-    listing.data_check: (data_app, "check", show.checked),
-    listing.runs: (runs_app, "ls", screen.listed),
+GROUPS: dict[Task, tuple[App, str]] = {
+    "detect": (
+        App(name="detect", help="Find objects: boxes, and masks where the data has them."),
+        "COCO, PASCAL VOC, YOLO, or a CSV of boxes.",
+    ),
+    "localize": (
+        App(name="localize", help="Find the one object of an image, given its class or not."),
+        "COCO, PASCAL VOC, YOLO, or a CSV of boxes, with one object an image.",
+    ),
+    "segment": (
+        App(name="segment", help="Give each pixel its class."),
+        "A folder of images and masks.",
+    ),
 }
-for verb, (group, name, _) in SHOWN.items():
-    group.command(verb, name=name)
 
 
-@app.command
-def train(
-    data: str,
-    /,
-    *,
-    task: Annotated[Any, Parameter(parse=False)] = None,
-    budget: Seconds = None,
-    run: Path | None = None,
-    dry_run: bool = False,
-    devices: Count = 1,
-    **asked: Unpack[Asked],
+@app.meta.default
+def shared(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    verbose: Annotated[bool, Parameter(name=("--verbose", "-v"), show_default=False)] = False,
+    quiet: Annotated[bool, Parameter(name=("--quiet", "-q"), show_default=False)] = False,
+    json: Annotated[bool, Parameter(show_default=False)] = False,
 ) -> None:
+    """Deep residual learning: train, test and use residual networks.
+
+    Args:
+        verbose: Show tracebacks of errors.
+        quiet: Print results only.
+        json: Print results as JSON.
+    """
+    screen.verbose, screen.quiet, screen.out.quiet = verbose, quiet, json
+    words = [STDIN if token == "-" else token for token in tokens]
+    app(words, exit_on_error=False, print_error=False)
+
+
+def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any) -> None:
     """Train a network on DATA, test it, and leave a run folder.
 
     Args:
-        data: digits, cifar10, cifar100, a folder of class folders, or a CSV of path,label; to
-            detect and localize COCO, PASCAL VOC, YOLO or a CSV of boxes, to segment images and
-            masks.
-        budget: A time instead of epochs, as 90s, 30m or 1.5h: as many steps as fit, the rate
-            annealed.
-        run: The run folder; runs/DATA-MODEL when left out.
         dry_run: Print the plan and stop.
         devices: Processes (GPUs, where there are some) that share each batch; torchrun starts them.
     """
+    run = options.pop("run")
+    api.check_run(run, data)
+    plan = api.plan(data, devices=devices, **options)
     from resnets import lifecycle
     from resnets.training.fit import estimate
 
-    plan = verbs.plan(data, task=task, budget=budget, devices=devices, **asked)
     lifecycle.run_folder(plan, run)  # what is wrong with it is told before anything is measured
     show.plan(plan, plan.recipe.budget or estimate(plan), asked_for=dry_run)
     if dry_run:
@@ -96,140 +97,119 @@ def train(
     screen.note(f"run folder {folder.path}")
     if devices > 1:  # the ranks are other processes; this one ends with theirs
         os.environ["RESNETS_BEGAN"] = str(time.time() - time.monotonic() + plan.began)
-        device, workers = asked.get("device", "auto"), asked.get("workers", 2)
-        resume(folder.path, devices=devices, device=device, workers=workers)
+        ranks(devices, folder.path, options["device"], options["workers"])
     with screen.bar() as watch:
         outcome = lifecycle.go(folder, plan, watch)
     show.outcome(outcome)
 
 
-scenes.register(app, train)
+def ranks(devices: int, run: str | Path, device: str, workers: int) -> None:
+    """Go on with a run in as many processes, and exit as they do."""
+    from resnets.training.world import launch
+
+    options = ["--device", device, "--workers", str(workers), *["--json"] * screen.out.quiet]
+    raise SystemExit(launch(devices, ["resume", str(run), *options]))
 
 
-@app.command
-def tune(
-    data: str,
-    /,
-    *,
-    trials: Count = 20,
-    budget: Seconds = None,
-    search: list[str] | None = None,
-    run: Path | None = None,
-    rate_only: bool = False,
-    **asked: Unpack[Asked],
-) -> None:
+def tune(data: str, *, rate_only: bool = False, **options: Any) -> None:
     """Search for better fields of a recipe by the error on validation images; again goes on.
 
     Args:
-        trials: How many choices are tried; those that fall behind are stopped early.
-        budget: A time for all of them, as 30m or 8h, that they share evenly.
-        search: FIELD=LOW:HIGH, FIELD=LOW:HIGH:log, FIELD=A,B,C, or FIELD of those that are searched
-            when left out: lr, weight_decay, warmup, label_smoothing, ema, augment.policy,
-            augment.mixup.
-        run: The folder of the study; runs/DATA-MODEL-tune when left out.
         rate_only: Only suggest a learning rate, by a range test: some seconds, no folder.
     """
+    run, trials, search = (options.pop(name) for name in ("run", "trials", "search"))
+    budget = options.pop("budget")
+    plan = api.plan(data, **options)
+    if rate_only:
+        show.rates(*api.find_rate(plan))
+        return
+    from resnets.options import seconds
     from resnets.training.fit import estimate
 
-    plan = verbs.plan(data, **asked)
-    if rate_only:
-        show.rates(*resnets.find_rate(plan))
-        return
-    show.plan(plan, budget or trials * estimate(plan))
-    folder = run or Path(f"runs/{Path(data).stem}-{plan.recipe.model}-tune")
+    show.plan(plan, seconds(budget) if budget else trials * estimate(plan))
+    folder = Path(run or api.study_folder(plan))
     done: list[Trial] = []
     with screen.bar() as watch:
-        for done in verbs.tune(
-            plan, folder, trials=trials, budget=budget or 0.0, search=search or (), watch=watch
+        for done in api.tune(
+            plan, run=folder, trials=trials, budget=budget, search=search, watch=watch
         ):
             show.trial(done, trials)
     show.study(done, folder)
 
 
-@app.command
-def resume(
-    run: Path | None = None,
-    /,
-    *,
-    data: str | None = None,
-    devices: Count = 1,
-    device: Device = "auto",
-    workers: Workers = 2,
-) -> None:
+def resume(run: str | None = None, *, yes: bool = False, devices: int = 1, **options: Any) -> None:
     """Go on with an interrupted run; without RUN with the newest unfinished one.
 
     Args:
-        data: Where the data is now, if it was moved.
+        yes: Do not ask, when RUN is left out and the newest unfinished run is older than a day.
         devices: Processes (GPUs, where there are some) that share each batch.
     """
     if devices > 1:
-        from resnets.training.world import launch
-
-        if run is None or data is not None:
+        if run is None or options["data"] is not None:
             raise UsageError("--devices needs RUN, and its data where it was")
-        options = ["--device", device, "--workers", str(workers), *["--json"] * screen.out.quiet]
-        raise SystemExit(launch(devices, ["resume", str(run), *options]))
+        ranks(devices, run, options["device"], options["workers"])
     with screen.bar() as watch:
-        outcome = verbs.resume(run, data=data, device=device, workers=workers, watch=watch)
+        outcome = api.resume(run or newest_unfinished(yes), **options, watch=watch)
     show.outcome(outcome)
 
 
-@app.command
-def evaluate(*places: str, fail_under: list[str] | None = None, **how: Unpack[Judged]) -> None:
+def newest_unfinished(yes: bool) -> Path:
+    """The newest unfinished run; an old one only after a question. Raises UsageError."""
+    run, written = listing.newest_unfinished()
+    age = timedelta(seconds=round(time.time() - written))
+    screen.note(f"the newest unfinished run is {run}, last written {age} ago", always=True)
+    if age > timedelta(days=1) and not yes:
+        answer = ""
+        if sys.stdin.isatty():
+            screen.note("go on with it? [y/N]", always=True)
+            answer = sys.stdin.readline()
+        if answer.strip().lower() not in ("y", "yes"):
+            raise UsageError(f"nothing done: `resnets resume {run}`, or --yes, goes on with it")
+    return run
+
+
+def evaluate(*places: str, task: Task, fail_under: list[str] | None = None, **options: Any) -> None:
     """Test MODEL... on one split of DATA: several models are an ensemble.
 
     Args:
-        places: Run folders, model files, or foreign .pth or .safetensors files; and last the data.
-        fail_under: FIGURE=VALUE, as top1=0.93: exit with code 1 where it is less; may be repeated.
+        fail_under: FIGURE=VALUE: exit with code 1 where it is less; may be repeated.
     """
-    wanted = floors("classify", fail_under or [])
-    result = classifiers.evaluate(*places, **how)
+    wanted = floors(task, fail_under or [])
+    result = api.evaluate(*places, task=task, **options)
     show.result(result)
     check_floors(wanted, result)
 
 
-@app.command
-@functools.wraps(classifiers.explain)
-def explain(*inputs: Any, **how: Any) -> None:  # noqa: D103 - its documentation is the verb's
-    show.explained(classifiers.explain(*inputs, **how), how["out"])
+def predict(model: str, *inputs: str, task: Task, **options: Any) -> None:
+    """Name what is on images: files, folders, patterns, or - for an image on standard input."""
+    items = [sys.stdin.buffer.read() if item == STDIN else item for item in inputs]
+    found: Any = api.predict(model, items, task=task, **options)
+    if task == "classify":
+        show.predictions(found)
+        return
+    screen.note(f"the pictures are in {options['out']}")
+    show.seen(found)
 
 
-@app.command
-def predict(
-    model: Path,
-    /,
-    *inputs: Annotated[str, Parameter(allow_leading_hyphen=True)],
-    top: Count = 3,
-    device: Device = "auto",
-) -> None:
-    """Name what is on images: files, folders, globs, or - for an image on standard input.
-
-    Args:
-        top: How many classes to name.
-    """
-    if not inputs:
-        raise UsageError("no input: give image files, folders, globs, or - for standard input")
-    if unknown := [item for item in inputs if item.startswith("--")]:
-        raise UsageError(f"unknown option {unknown[0]}; `resnets predict --help` lists them")
-    items = [sys.stdin.buffer.read() if item == "-" else item for item in inputs]
-    show.predictions(classifiers.predict(model, items, top=top, device=device))
+def explained(model: str, *inputs: str, out: str, **options: Any) -> None:  # noqa: D103
+    show.explained(api.explain(model, *inputs, out=out, **options), Path(out))
 
 
-@app.command
+@public
 def reproduce(
     *ids: str,
     budget: Literal["smoke", "cpu", "gpu", "full"] | None = None,
     arm: list[str] | None = None,
     seed: int = 0,
-    seeds: Count = 1,
+    seeds: int = 1,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     status: bool = False,
     data: str | None = None,
     weights: str = "",
     root: Path = Path(),
     dry_run: bool = False,
-    device: Device = "auto",
-    workers: Workers = 2,
+    device: str = "auto",
+    workers: int = 2,
 ) -> None:
     """Run tables and figures of the papers again; without a budget list them all.
 
@@ -287,21 +267,83 @@ def reproduce(
     show.place(results.draw(root))
 
 
-@data_app.command
-def get(name: Literal["cifar10", "cifar100"], /) -> None:
-    """Fetch a data set into the cache (RESNETS_DATA, else the user's cache folder)."""
+def data_get(name: Literal["cifar10", "cifar100"]) -> None:  # noqa: D103 - the API's
     with screen.download(name) as watch:
-        path = resnets.get(name, watch)
+        path = api.data_get(name, watch=watch)
     screen.note(f"{name} is in {path}", always=True)
 
 
-@runs_app.command(name="compare")
-def compare_runs(*runs: Path) -> None:
-    """Put runs side by side: their figures, and what differs in recipe, data, code and machine."""
-    from resnets.reporting.compare import compare
-    from resnets.training.run import Run
+def list_fields() -> None:
+    """List the fields of a recipe for --set: name, default, meaning."""
+    rows = []
+    for kind, prefix in ((Recipe, ""), (Augment, "augment.")):
+        hints = get_type_hints(kind)
+        for field in fields(kind):
+            if meaning := field.metadata.get("meaning"):
+                default = {} if field.default is MISSING else field.default
+                choices = ", ".join(map(str, literals(hints[field.name])))
+                row = {"field": prefix + field.name, "default": str(default)}
+                rows.append(row | {"meaning": f"{meaning} ({choices})" if choices else meaning})
+    screen.listed(rows)
 
-    screen.listed(compare([Run(run) for run in runs]))
+
+def showing(
+    function: Callable[..., Any], shown: Callable[[Any], Any], **more: Any
+) -> Callable[..., Any]:
+    """A command that shows the result of a function."""
+
+    def run(*arguments: Any, **options: Any) -> None:
+        shown(function(*arguments, **options))
+
+    return command(function, run, **more)
+
+
+def register() -> None:
+    """Give the command line its commands."""
+    hidden, improved, like = ["task", "watch"], ["refine", "scales"], api.evaluate
+    training = App(name="train")
+    training.default(command(api.train, train, hide=hidden, like=api.plan))
+    training.command(list_fields, name="--help-fields", group="Parameters")
+    app.command(training)
+    app.command(command(api.resume, resume, hide=hidden, like=api.plan), name="resume")
+    app.command(command(api.tune, tune, hide=hidden, like=api.plan), name="tune")
+    given = {"task": "classify"}
+    hide = [*improved, "classifier"]
+    app.command(command(like, evaluate, hide=hide, given=given), name="evaluate")
+    hide = [*improved, "score", "out", "workers"]
+    app.command(command(api.predict, predict, hide=hide, like=like, given=given), name="predict")
+    app.command(command(api.explain, explained, like=like), name="explain")
+    for task, (section, data) in GROUPS.items():
+        given, words = {"task": task}, {"data": data}
+        hide = ["watch"]
+        one = command(api.train, train, hide=hide, given=given, like=api.plan, words=words)
+        section.command(one, name="train")
+        hide = ["view", "at_precision", "ood", "corruptions", "size"]
+        hide += improved if task == "segment" else []
+        hide += ["classifier"] if task != "localize" else []
+        hide += ["compare"] if task != "detect" else []
+        section.command(command(like, evaluate, hide=hide, given=given), name="evaluate")
+        hide = ["top", *(improved if task == "segment" else [])]
+        words = {"": "Draw what is found on images, and write it as COCO JSON or as masks."}
+        one = command(api.predict, predict, hide=hide, given=given, like=like, words=words)
+        section.command(one, name="predict")
+        app.command(section)
+    data_app.command(command(api.data_get, data_get, hide=hidden), name="get")
+    for parent, name, function, shown in (
+        (app, "calibrate", api.calibrate, show.calibration),
+        (app, "report", api.report, show.place),
+        (app, "analyze", api.analyze, show.analysis),
+        (app, "models", api.models, screen.listed),
+        (app, "doctor", api.doctor, show.pairs),
+        (data_app, "info", api.data_info, show.data),
+        (data_app, "check", api.data_check, show.checked),
+        (runs_app, "ls", api.runs, screen.listed),
+        (runs_app, "compare", api.runs_compare, screen.listed),
+    ):
+        parent.command(showing(function, shown, like=like), name=name)
+    app.command(command(reproduce, reproduce, like=api.plan), name="reproduce")
+    app.command(data_app)
+    app.command(runs_app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -311,44 +353,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "RANK" not in os.environ:
         os.environ["RESNETS_BEGAN"] = str(time.time())
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    verbose, screen.quiet, screen.out.quiet = (
-        not flags.isdisjoint(tokens) for flags in (VERBOSE, QUIET, JSON)
-    )
-    tokens = [token for token in tokens if token not in VERBOSE | QUIET | JSON]
+    screen.verbose = False
     try:
-        verb, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
-        answer = verb(*bound.args, **bound.kwargs)
-        if verb in SHOWN:
-            SHOWN[verb][-1](answer)
-    except (CycloptsError, ResnetsError) as error:
-        fail(str(error), getattr(error, "exit_code", UsageError.exit_code), verbose)
+        app.meta(tokens, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+    except CycloptsError as error:
+        fail(explain(error), UsageError.exit_code)
+    except ResnetsError as error:
+        fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        fail("stopped", 130, verbose=False)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        fail("stopped", 130)
+    except BrokenPipeError:  # nobody reads any more, as of `| head`
+        screen.give_up(sys.stdout)
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
         place = f": {error.filename}" if error.filename else ""
         code = (DiskError if full else DataError).exit_code
-        fail(f"{error.strerror or error}{place}", code, verbose)
+        fail(f"{error.strerror or error}{place}", code)
     except (MemoryError, RuntimeError) as error:
-        told = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-        if not told and isinstance(error, RuntimeError):
+        text = str(error)
+        memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
+        if not memory and isinstance(error, RuntimeError):
             raise
         remedy = (
-            "out of memory; train with a smaller --set batch=N or --set checkpoint_blocks=4,\n"
+            "out of memory; train with a smaller --batch N or --set checkpoint_blocks=4,\n"
             "evaluate with a smaller --batch N"
         )
-        fail(remedy, MemoryExhausted.exit_code, verbose)
+        fail(remedy, MemoryExhausted.exit_code)
     raise SystemExit(0)
 
 
-def fail(message: str, code: int, verbose: bool) -> None:
-    """Print an error on standard error and exit; with `verbose` the traceback too."""
-    if verbose:
-        import traceback
+def fail(message: str, code: int) -> None:
+    """Print an error on standard error and exit; with --verbose the traceback too."""
+    with contextlib.suppress(OSError, ValueError):
+        if screen.verbose:
+            import traceback
 
-        traceback.print_exc()
-    with contextlib.suppress(BrokenPipeError):
-        print(f"resnets: {message}", file=sys.stderr)
+            traceback.print_exc()
+        print(f"resnets: {message}", file=sys.stderr, flush=True)
+    for stream in (sys.stdout, sys.stderr):
+        screen.give_up(stream)
     raise SystemExit(code)
+
+
+register()

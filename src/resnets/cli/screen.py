@@ -9,10 +9,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
@@ -21,10 +21,13 @@ from rich.table import Table
 if TYPE_CHECKING:
     from resnets.training.fit import Progress as Standing
 
+for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+    if getattr(sys, name) is None:  # closed: the next file that is opened would take its place
+        setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 plain = partial(Console, markup=False, emoji=False, highlight=False, soft_wrap=True)
 out = plain(width=None if sys.stdout.isatty() else 240)  # in a pipe a table's row is one line
 err = plain(stderr=True)
-quiet = False
+quiet = verbose = False
 chief = os.environ.get("RANK", "0") == "0"  # of the ranks that torchrun started
 
 FORMS: dict[str, Callable[[Any], str]] = {  # of columns; others go by their values' types
@@ -43,7 +46,17 @@ FORMS: dict[str, Callable[[Any], str]] = {  # of columns; others go by their val
 def note(text: str, *, always: bool = False) -> None:
     """A line on standard error, so that standard output holds results only."""
     if chief and (always or not quiet):
-        err.print(text)
+        with suppress(OSError):  # what nobody reads does not end a training
+            err.print(text)
+
+
+def give_up(stream: TextIO) -> None:
+    """Flush a stream; where that fails, so that it does not fail again at the exit, let it go."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def dump(data: Any) -> None:

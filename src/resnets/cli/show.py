@@ -81,23 +81,16 @@ def headline(result: Tested) -> None:
     )
 
 
-def result(figures: Result) -> None:
+def result(figures: Tested) -> None:
     """The figures of an evaluation, class by class, and what was asked for beside them."""
+    from resnets.evaluation.metrics import Result
+
     for path, reason in figures.unreadable:
         note(f"left out {path}: {reason}", always=True)
     dump(figures.summary())
     headline(figures)
-    extras(figures)
-    if not screen.quiet:
-        table(figures.per_class())
-
-
-def scene(figures: Tested) -> None:
-    """The figures of scenes, class by class."""
-    for path, reason in figures.unreadable:
-        note(f"left out {path}: {reason}", always=True)
-    dump(figures.summary())
-    headline(figures)
+    if isinstance(figures, Result):
+        extras(figures)
     if not screen.quiet and (rows := figures.per_class()):
         table(rows)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from glob import glob
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from resnets.data.objects import source
 from resnets.data.segments import layout, read_masks
 from resnets.data.splits import Source, Split, hold_out, in_memory, with_val
 from resnets.errors import DataError, Refused, nearest
+from resnets.files import matches
 from resnets.options import Task
 
 __all__ = ["Source", "Split", "expand", "hold_out", "load", "task_of", "with_val"]
@@ -102,20 +102,21 @@ def digits() -> Source:
 def expand(inputs: Sequence[str | Path | bytes]) -> Iterator[str | Path | bytes]:
     """Inputs with each folder replaced by its visible files, and each pattern by what it matches.
 
-    Raises DataError for a pattern that matches nothing, or a folder that holds nothing.
+    What is not there stays as it is, so that it is named among the answers for the others. Raises
+    DataError for a folder that holds nothing.
     """
     for item in inputs:
-        if isinstance(item, bytes) or Path(item).is_file():
+        if isinstance(item, bytes):
             yield item
-        elif Path(item).is_dir():
-            files = visible(Path(item))
-            if not files:
-                raise DataError(f"{item} holds no files")
-            yield from files
-        elif matches := sorted(glob(str(item), recursive=True)):
-            yield from expand([match for match in matches if match != item])
-        else:
-            raise DataError(f"no such file, folder or pattern: {item}")
+            continue
+        for path in matches(item) or [str(item)]:
+            if Path(path).is_dir():
+                files = visible(Path(path))
+                if not files:
+                    raise DataError(f"{path} holds no files")
+                yield from files
+            else:
+                yield path
 
 
 def unlabelled(files: Sequence[str | Path | bytes]) -> tuple[Split, list[tuple[Path, str]]]:

@@ -22,7 +22,7 @@ from resnets.evaluation.scores import Scores, ensemble
 from resnets.evaluation.views import forward, passes
 from resnets.nets import CLASSIFIERS, Classifier, Network
 from resnets.nets.modelfile import Card, open_model
-from resnets.options import Task, View, group
+from resnets.options import Task, View, check_model, group
 from resnets.recipe import Preprocess
 
 IMAGENET = Preprocess(size=224, resize=256)
@@ -155,18 +155,7 @@ def load(
     for the `task`; CheckpointError where the file is refused or not recognised, or its network
     takes no 2-D images.
     """
-    path = Path(path)
-    if path.is_dir():
-        folder, path = path, path / "model.safetensors"
-        if not path.exists():
-            raise UsageError(
-                f"{folder} has no model.safetensors: the run is not finished.\n"
-                f"Go on with `resnets resume {folder}`."
-                if (folder / "recipe.json").exists()
-                else f"{folder} is not a run folder: it has no model.safetensors"
-            )
-    if not path.exists():
-        raise UsageError(f"no such file or run folder: {path}")
+    path = check_model(path)
     network, card = open_model(path)
     if not takes_pictures(network.arch):
         raise CheckpointError(

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from resnets.options import Inference
+
 if TYPE_CHECKING:
     from resnets.data.sources import Split
     from resnets.evaluation.model import Model
     from resnets.nets import Network
-    from resnets.options import Improved, View
+    from resnets.options import View
 
 # Trained models, the first of which is the arm's own, and test images; to figures by name.
 Measure = Callable[[Sequence["Model"], "Split | None"], dict[str, Any]]
@@ -98,14 +100,14 @@ def detected(
     refine: bool, scales: Sequence[float], models: Sequence[Model], split: Split | None
 ) -> dict[str, Any]:
     """Averages in % of the models as one, with the improvements of 1512.03385, appendix B."""
-    from resnets import scenes
+    from resnets import assessment
     from resnets.evaluation import detect
 
     if split is None:
         return {}
-    how: Improved = {"refine": refine, "scales": tuple(scales)}
+    how = Inference(refine=refine, scales=tuple(scales) or (1.0,))
     first = models[0]
-    found = detect.find(scenes.procedure(models, how), split, **scenes.reading(first, how))
+    found = detect.find(assessment.procedure(models, how), split, **assessment.reading(first, how))
     figures = detect.measure(found, split, first.card.classes)
     said = {"map50": figures.map50, "map": figures.map, "voc07": figures.voc07}
     return {name: 100 * value for name, value in said.items() if value is not None}
@@ -115,14 +117,14 @@ def located(
     scales: Sequence[float], models: Sequence[Model], split: Split | None
 ) -> dict[str, Any]:
     """Errors in % given the class, and of the network's own five classes."""
-    from resnets import scenes
+    from resnets import assessment
     from resnets.evaluation.localize import localization
 
     if split is None:
         return {}
-    how: Improved = {"scales": tuple(scales)}
-    network: Any = scenes.procedure(models, how)
-    found = localization(network, split, **scenes.reading(models[0], how))
+    how = Inference(scales=tuple(scales) or (1.0,))
+    network: Any = assessment.procedure(models, how)
+    found = localization(network, split, **assessment.reading(models[0], how))
     return {"given_error": 100 * found.error, "five_error": 100 * found.top5_error}
 
 

@@ -18,10 +18,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from resnets import arch as archs
-from resnets import doctor
 from resnets.errors import Diverged, Interrupted, ResnetsError, UsageError
 from resnets.families import arch
 from resnets.files import write_whole
+from resnets.machine import told
 from resnets.options import Task
 from resnets.paper import ledger
 from resnets.paper.budgets import IMAGES, TESTED, Budget, Job, jobs, lacks
@@ -68,8 +68,8 @@ def scenes_of_digits(root: Path) -> Path:
 
 
 def trained(job: Job, recipe: Recipe, root: Path, device: str, workers: int, watch: Watch) -> Run:
-    """The finished run folder of a job, which goes on where it stood. Raises as `verbs.train`."""
-    from resnets import lifecycle, verbs
+    """The finished run folder of a job, which goes on where it stood. Raises as `api.train`."""
+    from resnets import api, lifecycle
     from resnets.recipe import parse
     from resnets.training.run import Run
 
@@ -91,9 +91,9 @@ def trained(job: Job, recipe: Recipe, root: Path, device: str, workers: int, wat
     if not folder.finished:
         if begun:
             started(folder, device)
-            verbs.resume(folder.path, device=device, workers=workers, watch=watch)
+            api.resume(folder.path, device=device, workers=workers, watch=watch)
         else:
-            plan = verbs.plan(recipe.data, recipe=recipe, device=device, workers=workers)
+            plan = api.plan(recipe.data, recipe=recipe, device=device, workers=workers)
             lifecycle.create_run(plan, folder.path)
             started(folder, device)
             lifecycle.go(folder, plan, watch)
@@ -177,7 +177,7 @@ def run(
 ) -> Row | None:
     """The line of a job in the ledger, which is written once; None: another process is at it.
 
-    Raises as `verbs.train`.
+    Raises as `api.train`.
     """
     from filelock import FileLock, Timeout  # here, since it takes a while
 
@@ -202,7 +202,7 @@ def run(
 
 
 def made(job: Job, root: Path, task: Task, device: str, workers: int, watch: Watch) -> Row:
-    """The line of a job, once it is in the ledger. Raises as `verbs.train`."""
+    """The line of a job, once it is in the ledger. Raises as `api.train`."""
     import torch
 
     from resnets.data import sources
@@ -295,7 +295,7 @@ def machine(device: str = "auto") -> str:
 
         if torch.cuda.is_available():
             return torch.cuda.get_device_name()
-    return f"{doctor.told('cpuinfo', 'model name') or 'CPU'}, {os.cpu_count()} cores"
+    return f"{told('cpuinfo', 'model name') or 'CPU'}, {os.cpu_count()} cores"
 
 
 def overview(root: Path = Path()) -> list[dict[str, Any]]:
@@ -338,7 +338,7 @@ def measured(work: Sequence[Job], rows: Sequence[Row], here: str, device: str) -
     They are lines for `lasting`: of the dearest few, and of another network than their own for
     detectors and localisers.
     """
-    from resnets import verbs
+    from resnets import api
     from resnets.nets.cost import cost
     from resnets.training.fit import estimate
 
@@ -355,7 +355,7 @@ def measured(work: Sequence[Job], rows: Sequence[Row], here: str, device: str) -
         batch = max(2, min(recipe.batch, int(4e9 * job.images / job.cost)))
         short = Recipe(model=model, arch=changes, size=side, batch=batch, steps=100)
         short = replace(short, augment=Augment(crop="pad"), precision=recipe.precision)
-        plan = verbs.plan("digits", recipe=short, device=device, workers=0)
+        plan = api.plan("digits", recipe=short, device=device, workers=0)
         # An evaluation passes forward alone, a third of a step.
         tests = TESTED.get(recipe.data, 0) / IMAGES.get(recipe.data, 1) / recipe.eval_every
         seconds = estimate(plan, seconds=1) * (1 + tests / 3)

@@ -9,15 +9,11 @@ import re
 import shutil
 from pathlib import Path
 
-from resnets import listing, verbs
+from resnets import listing
 
 
-def examine(*, quick: bool = False) -> dict[str, str]:
-    """Look at this machine: versions, processor, GPU, memory, disk, and a ten-second speed check.
-
-    Args:
-        quick: Leave out the speed check.
-    """
+def examine(quick: bool) -> dict[str, str]:
+    """`api.doctor`."""
     from resnets.training.memory import available
     from resnets.training.plan import pick_device, processor_flags, use_bfloat16
 
@@ -66,8 +62,12 @@ def gpu() -> str:
 
 def training_rate(precision: str) -> float:
     """Images a second of training ResNet-20 at batch 128 on 32 pixels: enlarged digits."""
+    from resnets import recipes
+    from resnets.data import sources
     from resnets.training.fit import estimate
+    from resnets.training.plan import pick_device, resolve
 
-    wanted = {"size": 32, "batch": 128, "steps": 100, "precision": precision}
-    run = verbs.plan("digits", model="resnet20", workers=0, overrides=wanted)
+    wanted = {"model": "resnet20", "size": 32, "batch": 128, "steps": 100, "precision": precision}
+    recipe = recipes.merged(recipes.digits(), wanted)
+    run = resolve(recipe, sources.load("digits"), pick_device(), 0)
     return run.steps * run.recipe.batch / estimate(run, seconds=4)

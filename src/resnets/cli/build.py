@@ -1,0 +1,165 @@
+"""Commands made of functions: their arguments become options, with the help of their docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, get_args, get_type_hints
+
+from cyclopts import CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
+
+from resnets.errors import nearest
+from resnets.recipe import Recipe
+
+WRITTEN: dict[str, tuple[Any, str]] = {  # how arguments are written that are not of a simple type
+    "overrides": (list[str] | None, "FIELD=VALUE"),
+    "search": (list[str], "FIELD=RANGE"),
+    "fail_under": (list[str] | None, "FIGURE=VALUE"),
+    "budget": (str | None, "TIME"),
+    "recipe": (str | None, "NAME|FILE"),
+    "weights": (str | None, "FILE|RUN"),
+    "scales": (str, "X,Y,Z"),
+    "view": (str, "VIEW"),
+}
+NAMES = {"overrides": "--set"}
+UNSAID = (None, False, "", "1", ())  # defaults that say nothing
+HABITS = {  # what users of torchvision, timm and Ultralytics write, and what it is here
+    "--learning-rate --lr0 --base-lr": "--lr X",
+    "--batch-size -b --bs --imgs-per-batch": "--batch N",
+    "--img-size --imgsz --image-size --input-size --crop-size --train-crop-size": "--size N",
+    "--arch -a --network --backbone --net": "--model NAME",
+    "--output --output-dir --out-dir --project --name --save-dir --logdir": "--run DIR",
+    "--checkpoint --initial-checkpoint --load --ckpt --init": "--weights FILE|RUN",
+    "--num-epochs --n-epochs": "--epochs N",
+    "--num-workers -j --nw": "--workers N",
+    "--gpus --gpu --ngpus --nproc-per-node --world-size": "--devices N, or --device cuda:0",
+    "--time --max-time --time-limit": "--budget 30m",
+    "--opt --optim": "--set optimizer=adamw",
+    "--wd --decay": "--set weight_decay=1e-4",
+    "--sched --lr-scheduler": "--set schedule=cosine",
+    "--warmup-epochs --lr-warmup-epochs": "--set warmup=0.05",
+    "--smoothing --label-smoothing": "--set label_smoothing=0.1",
+    "--aa --auto-augment": "--set augment.policy=trivial",
+    "--mixup": "--set augment.mixup=0.2",
+    "--cutmix": "--set augment.cutmix=1",
+    "--model-ema --ema": "--set ema=0.999",
+    "--config --cfg -c": "--recipe FILE",
+    "--dataset --data-path --data-dir --train-dir": "DATA without an option, after the command",
+    "--conf --threshold --confidence --conf-thres": "--score X",
+    "--topk --top-k": "--top K",
+    "--tta": "--view flip, ten-crop or multi-scale",
+    "--force --overwrite --exist-ok": "another folder: nothing is overwritten",
+    "--val-split --validation-split --val-fraction": "--set holdout=0.1",
+    "--patience --early-stopping": "--set stop_after=N",
+    "--compile --channels-last": "nothing to set: the fast path is taken by itself",
+    "--amp --fp16 --half --bf16 --precision": "--set precision=bfloat16 (auto takes it where fast)",
+    "--pretrained": "--weights FILE|RUN; there are no weights to download yet",
+}
+
+
+def documented(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+    """What a docstring says of the function to all users, and of each argument, in one line."""
+    text, _, rest = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:\n")
+    text = re.split(r"\n\n(?=In Python|Raises)", text)[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n     +.*)*)", rest, re.MULTILINE)
+    return text.strip(), {name: " ".join(words.split()) for name, words in entries}
+
+
+def option(name: str, hint: Any, default: Any, words: str) -> Any:
+    """The annotation of an argument on the command line."""
+    metavar = None
+    if name in WRITTEN:
+        hint, metavar = WRITTEN[name]
+    elif Path in get_args(hint):
+        hint, metavar = (str | None if type(None) in get_args(hint) else str), "PATH"
+    return Annotated[
+        hint,
+        Parameter(
+            name=NAMES.get(name),
+            help=words,
+            metavar=metavar,
+            show_default=default is not inspect.Parameter.empty and default not in UNSAID,
+        ),
+    ]
+
+
+def command(
+    function: Callable[..., Any],
+    run: Callable[..., Any],
+    *,
+    hide: Sequence[str] = (),
+    given: Mapping[str, Any] = MappingProxyType({}),
+    like: Callable[..., Any] | None = None,
+    words: Mapping[str, str] = MappingProxyType({}),
+) -> Callable[..., Any]:
+    """A command that calls `run`; its options are its own arguments and those of `function`.
+
+    `hide` are arguments of `function` that are no options, `given` those that are set here. What
+    its docstring does not explain is looked up in that of `like`; `words` come first.
+    """
+    text, help = documented(function)
+    mine, more = documented(run)
+    help = (documented(like)[1] if like else {}) | help | more | dict(words)
+    parameters, hints = dict[str, inspect.Parameter](), get_type_hints(function)
+    hints |= get_type_hints(run)
+    for one in (run, function):
+        for key, value in inspect.signature(one).parameters.items():
+            variadic = value.kind is value.VAR_POSITIONAL
+            if value.kind is value.VAR_KEYWORD or (one is run and key == "arguments"):
+                continue
+            if key in hide or key in given or key in parameters:
+                continue
+            if value.kind is value.POSITIONAL_OR_KEYWORD:
+                value = value.replace(kind=value.POSITIONAL_ONLY)
+            hint = str if variadic else hints[key]
+            parameters[key] = value.replace(
+                annotation=option(key, hint, value.default, help.get(key, ""))
+            )
+
+    order = sorted(parameters.values(), key=lambda parameter: parameter.kind)
+    signature = inspect.Signature(order)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        bound = signature.bind(*arguments, **options)
+        bound.apply_defaults()
+        return run(*bound.args, **bound.kwargs, **given)
+
+    call.__doc__ = words.get("", mine or text)
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    call.__annotations__ = {key: value.annotation for key, value in parameters.items()}
+    return call
+
+
+def explain(error: CycloptsError) -> str:
+    """What is wrong with a command line, with the nearest option by what it means or is called."""
+    if isinstance(error, UnknownOptionError):
+        typed = (error.token.keyword or error.token.value or "").partition("=")[0]
+        known = [name for x in error.argument_collection if x.parse for name in x.names]
+        return f"unknown option {typed}: {hint(typed, known)}"
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return f"unexpected {unexpected(error.unused_tokens[0])}"
+    return str(error)
+
+
+def unexpected(word: str) -> str:
+    """A word that has no place, and where it would have one."""
+    field, sign, value = word.partition("=")
+    if not sign:
+        return f"{word!r}: options begin with --; --help lists them"
+    return f"{word!r}: write --{field} {value}, or --set {word} for a field of the recipe"
+
+
+def hint(typed: str, known: Sequence[str]) -> str:
+    """What to write instead of an option that is not there."""
+    for habits, here in HABITS.items():
+        if typed in habits.split() and (not here.startswith("--") or here.split()[0] in known):
+            return f"here it is {here}"
+    field = typed.strip("-").replace("-", "_")
+    if "--set" in known and field in {f.name for f in fields(Recipe)}:
+        return f"it is a field of the recipe: --set {field}=VALUE (`resnets train --help-fields`)"
+    close = nearest(typed, [name for name in known if name.startswith("--")])
+    return close if close.startswith("did") else "--help lists the options"
