@@ -71,6 +71,7 @@ class ResNetArch:
     downsample: Literal["conv", "avgpool"] = "conv"  # D: average pool, then a 1x1 of stride 1
     norm: Literal["batch", "group"] = "batch"
     se_reduction: int = 0  # squeeze-and-excitation: 16 in its paper, 0 is none
+    se_multiple: int = 1  # of which the excitation's width is one: 8 in timm
     drop_path: float = 0.0  # 1 - p_L: the last unit's chance to be dropped, linear from 0
     dropout: float = 0.0  # between the convolutions of a unit (Wide ResNets)
     blur: bool = False  # blur before subsampling (Zhang 2019)

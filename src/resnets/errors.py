@@ -71,6 +71,10 @@ class Interrupted(ResnetsError):
         self.exit_code = 128 + signal
 
 
+class Assumption(UserWarning):
+    """What was taken for granted of a file that does not say it, and how to settle it."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A phrase for an error message: the known names nearest to `name`."""
     names = list(known)

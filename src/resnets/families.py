@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Literal, get_args
 
 from resnets.arch import (
@@ -233,6 +233,23 @@ FAMILY: dict[str, Arch] = {
     "mlp_resnet": MlpArch(),
     **SCENES,
 }
+
+
+def label(arch: Arch) -> str:
+    """A network's name whatever its input and classes; else the nearest name and what differs."""
+    free = ("channels", "classes", "size", "counted", "source")
+
+    def differing(known: Arch) -> list[str]:
+        names = [f.name for f in fields(arch) if f.name not in free]
+        return [n for n in names if getattr(known, n) != getattr(arch, n)]
+
+    same = {name: differing(known) for name, known in FAMILY.items() if type(known) is type(arch)}
+    name = min(same, key=lambda name: len(same[name]))
+    if not same[name]:
+        return name
+    values = (f"{n} {getattr(arch, n)}" for n in same[name] if n != "backbone")
+    inner = [f"backbone {label(arch.backbone)}"] if "backbone" in same[name] else []  # type: ignore[union-attr]
+    return f"{name}-like ({', '.join([*inner, *values])})"
 
 
 def arch(name: str) -> Arch:

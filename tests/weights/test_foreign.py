@@ -1,10 +1,15 @@
 """Networks of others, and their files: our networks compute what theirs do."""
 
 import argparse
-from collections import OrderedDict
+import json
+import warnings
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -14,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnets.arch import MlpArch, VitArch
-from resnets.errors import CheckpointError
-from resnets.families import FAMILY, cifar, densenet_bc, plain, pre
+from resnets.errors import Assumption, CheckpointError
+from resnets.families import FAMILY, cifar, densenet_bc, label, plain, pre
 from resnets.nets import build
 from resnets.nets.modelfile import open_model
 from resnets.nets.recognition import skeleton
@@ -358,3 +363,243 @@ def test_a_safetensors_file_under_another_name(tmp_path: Path) -> None:
     path = tmp_path / "pytorch_model.bin"
     safetensors.torch.save_file(state_of(1.0), path)
     assert read(path).keys() == state_of(0).keys()
+
+
+# --- Checkpoints as training scripts and services write them --------------------------------------
+
+SMALL = replace(cifar(1), shortcut="B", classes=7)
+
+
+def behind(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def moved(state: dict[str, Tensor], body: str, head: str) -> dict[str, Tensor]:
+    """The body's tensors under one prefix and the classifier's under another."""
+    return {(head + k[3:] if k.startswith("fc.") else body + k): v for k, v in state.items()}
+
+
+def more(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
+
+
+def parameters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v for k, v in state.items() if "running" not in k and "num_" not in k}
+
+
+def scheduler(kind: type, *arguments: object) -> dict[str, Any]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1)
+    return dict(kind(optimizer, *arguments).state_dict())
+
+
+MULTISTEP = torch.optim.lr_scheduler.MultiStepLR
+WRITTEN: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
+    # Beside the weights.
+    "Counter": (lambda s: {"model": s, "lr_scheduler": scheduler(MULTISTEP, [3, 6])}, ""),
+    "two Counters": (
+        lambda s: {"model": s, "a": Counter("aab"), "b": [Counter(), Counter("x")]},
+        "",
+    ),
+    "defaultdict": (lambda s: {"model": s, "log": defaultdict(list, a=[1.0])}, ""),
+    "in a defaultdict": (lambda s: {"model": defaultdict(int, s)}, ""),
+    "in an OrderedDict": (lambda s: OrderedDict(model=OrderedDict(s), epoch=3), ""),
+    "deque": (lambda s: {"model": s, "window": deque([1.0, 2.0], maxlen=3)}, ""),
+    "a number of numpy's": (lambda s: {"state_dict": s, "best": np.float64(91.2)}, ""),
+    "more of numpy's": (
+        lambda s: {"state_dict": s, "n": np.int32(3), "log": [np.float32(0.5), np.bool_(True)]},
+        "",
+    ),
+    "random numbers' state": (lambda s: {"state_dict": s, "rng": np.random.get_state()}, ""),
+    "an array": (lambda s: {"state_dict": s, "mean": np.zeros((3, 2))}, ""),
+    "path": (lambda s: {"model": s, "args": argparse.Namespace(out=Path("x"))}, ""),
+    "set, bytes, types": (lambda s: {"model": s, "a": {"b"}, "c": b"x", "d": torch.float64}, ""),
+    "wrapped in a list": (lambda s: [s], ""),
+    "counters of 32 bits": (
+        lambda s: {k: v.int() if v.dtype == torch.int64 else v for k, v in s.items()},
+        "",
+    ),
+    # Prefixes.
+    **{
+        f"prefix {prefix}": (lambda s, prefix=prefix: {"state_dict": behind(prefix, s)}, "")
+        for prefix in (
+            *("net.", "backbone.", "encoder.", "module.", "model.", "_orig_mod.", "module.net."),
+            *("_orig_mod.module.", "model.backbone.", "model._orig_mod.encoder.", "learner.cnn."),
+        )
+    },
+    "head.fc": (lambda s: {"state_dict": moved(s, "backbone.", "head.fc.")}, "`head.fc` is taken"),
+    "classifier": (lambda s: moved(s, "model.net.", "model.classifier."), "`model.classifier` is"),
+    "fc in a Sequential": (lambda s: moved(s, "", "fc.1."), "`fc.1` is taken"),
+    "loss": (
+        lambda s: behind("model.", s) | {"criterion.weight": torch.full((7,), torch.inf)},
+        r"1 tensor \(criterion\.weight\) left out",
+    ),
+    "loss beside bare names": (lambda s: s | {"loss_fn.weight": torch.ones(7)}, "loss_fn"),
+    "metrics": (
+        lambda s: behind("net.", s) | {"val_acc.tp": torch.zeros(7, dtype=torch.uint8)},
+        "val_acc",
+    ),
+    "metrics beside bare names": (lambda s: s | {"train_accuracy.total": torch.zeros(1)}, "total"),
+    "MoCo": (
+        lambda s: (
+            behind("module.encoder_q.", s)
+            | behind("module.encoder_k.", more(s))
+            | {"module.queue": torch.zeros(4, 4)}
+        ),
+        r"of 2 networks `module\.encoder_q\.`",
+    ),
+    # Averages.
+    **{
+        f"average in {key}": (
+            lambda s, key=key: {"model": more(s), key: behind("module.", s)},
+            f"the averaged weights `{key}` were taken, not `model`",
+        )
+        for key in ("ema", "model_ema", "state_dict_ema")
+    },
+    "shadow": (lambda s: {"model": more(s), "ema": {"decay": 0.9, "shadow": s}}, r"`ema\.shadow`"),
+    "average of the parameters alone": (
+        lambda s: {"model": s | more(parameters(s)), "ema": behind("module.", parameters(s))},
+        r"`ema` lacks .*running_mean, \.\.\.\): taken from `model`",
+    ),
+    "average without names": (
+        lambda s: {"model": s, "ema": {"decay": 0.9, "shadow_params": [*s.values()]}},
+        "`model` was taken: `ema` beside it holds no named weights",
+    ),
+    "no average": (lambda s: {"model": s, "ema": None, "model_ema": {}}, ""),
+    "deep": (lambda s: {"checkpoint": {"epoch": 1, "model": behind("module.", s)}}, ""),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_checkpoints_as_scripts_write_them(name: str, tmp_path: Path) -> None:
+    network = randomised(build(SMALL))
+    write, note = WRITTEN[name]
+    state = {k: v.clone() for k, v in network.state_dict().items()}
+    torch.save(write(state), tmp_path / "c.pth")
+    with pytest.warns(Assumption, match=note) as caught:
+        opened, _ = open_model(tmp_path / "c.pth")
+    assert opened.arch == SMALL
+    assert note or str(caught[0].message).count(str(tmp_path)) == 1  # what tensors do not show
+    for key, tensor in opened.state_dict().items():
+        assert torch.equal(tensor, state[key]), key
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (lambda s: {"G": s, "D": more(s)}, "several networks in it: D, G"),
+        (lambda s: behind("a.", s) | behind("b.", s), r"several networks in it: a\., b\."),
+        (lambda s: s | behind("module.", s), "several networks"),
+        (
+            lambda s: behind("backbone.", s) | {"classifier.weight": torch.ones(3, 7)},
+            r"classifier\.weight beside fc\.weight",
+        ),
+        (lambda s: s | {"attnpool.weight": torch.ones(3)}, r"not a network|unexpected"),
+    ],
+)
+def test_networks_that_cannot_be_told_are_refused(
+    state: Callable[[dict[str, Tensor]], object], message: str, tmp_path: Path
+) -> None:
+    torch.save(state(build(SMALL).state_dict()), tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match=message):
+        open_model(tmp_path / "c.pth")
+
+
+# --- What tensors do not show ---------------------------------------------------------------------
+
+THIN = replace(FAMILY["resnet50"], widths=(16, 32, 64, 128), stem_width=8, classes=3)
+
+
+@pytest.mark.parametrize(
+    ("arch", "note"),
+    [
+        (THIN, r"resnet50-like \(widths \(16, 32, 64, 128\), stem_width 8\).* stride_on 3x3 \(1x1"),
+        (cifar(1), r'taken for resnet8, .* shortcut A \(plain: "none"\), act ReLU, eps 1e-5'),
+        (replace(SMALL, norm="group"), "norm group, 32 groups"),
+        (VitArch(blocks=1, width=64, heads=1, hidden=8, patch=4, size=8), "heads 1 "),
+    ],
+    ids=["thin", "option A", "group", "vit"],
+)
+def test_a_guess_is_said(arch: Any, note: str, tmp_path: Path) -> None:
+    torch.save(build(arch).state_dict(), tmp_path / "resnet50.pth")
+    with pytest.warns(Assumption, match=note) as caught:
+        open_model(tmp_path / "resnet50.pth")
+    assert "config.json" in str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    ("named", "stride_on"),
+    [
+        ("config.json", "3x3"),
+        ("config.json v1", "1x1"),
+        ("arch", "3x3"),
+        ("args", "3x3"),
+        ("file", "3x3"),
+    ],
+)
+def test_a_name_settles_it(named: str, stride_on: str, tmp_path: Path) -> None:
+    arch, checkpoint = replace(FAMILY["resnet50"], blocks=(1, 1, 1, 1)), dict[str, Any]()
+    name, file = "resnet14", "w.pth"
+    if named.endswith("v1"):
+        arch, name = FAMILY["resnet50_v1"], "resnet50_v1"
+    if named.startswith("config"):
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": name}))
+    elif named == "args":
+        checkpoint["args"] = argparse.Namespace(model=name)
+    elif named == "arch":
+        checkpoint["arch"] = name
+    else:
+        file = "resnet14-0123abcd.pth"
+    torch.save(checkpoint | {"state_dict": build(arch).state_dict()}, tmp_path / file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened, _ = open_model(tmp_path / file)
+    assert opened.arch.stride_on == stride_on  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("named", ["config.json", "arch", "file", "folder"])
+@pytest.mark.parametrize("name", ["resnetblur18", "resnetaa50", "seresnextaa101d_32x8d"])
+def test_pools_without_tensors_are_refused_by_name(name: str, named: str, tmp_path: Path) -> None:
+    folder = tmp_path / (f"{name}.bt_in1k" if named == "folder" else "x")
+    folder.mkdir()
+    path = folder / (f"{name}-84f4748f.pth" if named == "file" else "model.pth")
+    state = {"arch": name} if named == "arch" else {}
+    if named == "config.json":
+        (folder / named).write_text(json.dumps({"architecture": name}))
+    torch.save(state | {"state_dict": build(SMALL).state_dict()}, path)
+    with pytest.raises(CheckpointError, match="blur or average pools"):
+        open_model(path)
+
+
+@pytest.mark.parametrize("name", ["seresnet18", once("seresnet34"), once("seresnext26d_32x4d")])
+def test_excitations_in_multiples_of_eight(name: str, tmp_path: Path) -> None:
+    agree(randomised(timm.create_model(name)), tmp_path / "w.pth", 64)
+    arch, _ = recognise(timm.create_model(name).state_dict())
+    assert name.startswith("seresnext") or label(arch) == f"{name}-like (se_multiple 8)"
+
+
+@pytest.mark.slow
+def test_no_network_of_timm_is_taken_for_another() -> None:
+    """All of timm's residual and dense names: refused, or the same outputs."""
+    kinds = ("resnet", "resnext", "densenet", "senet", "resnest", "seresne")
+    taken = 0
+    for name in timm.list_models():
+        if not any(kind in name for kind in kinds):
+            continue
+        with torch.device("meta"):
+            shapes = timm.create_model(name).state_dict()
+        if sum(t.numel() for t in shapes.values()) > 50e6:  # their shallower twins are compared
+            continue
+        try:
+            with torch.device("cpu"):
+                recognise(shapes, name=name)
+        except CheckpointError:
+            continue
+        theirs = randomised(timm.create_model(name))
+        arch, tensors = recognise(theirs.state_dict(), name=name)
+        ours = skeleton(arch)
+        ours.load_state_dict(tensors, assign=True)
+        x = torch.randn(1, 3, 64, 64)
+        with torch.no_grad():
+            assert close(ours.eval()(x), theirs(x)), name
+        taken += 1
+    assert taken >= 25

@@ -281,7 +281,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "zeros": (lambda: bytes(4096), "not a checkpoint"),
     "half a magic number": (lambda: b"\x80", "broken or cut short"),
     "a module": (lambda: of_torch(nn.Linear(1, 1)), "torch.nn.modules.linear.Linear"),
-    "numpy numbers": (lambda: of_torch({"best": np.float64(1)}), "holds code or objects (numpy"),
+    "numpy numbers": (lambda: of_torch({"best": np.float64(1)}), "no tensors in it"),
     "distributed metadata": (
         lambda: instructions("torch.distributed.checkpoint.metadata.Metadata", TOUCH),
         "torch.distributed.checkpoint.metadata.Metadata",
@@ -472,3 +472,39 @@ def test_files_under_other_names_are_read_by_content() -> None:
     torch.save({"a": torch.ones(1)}, "w2.pth")
     Path("w2.pth").rename("w.safetensors")
     refuse(Path("w.safetensors"), "not a safetensors file")
+
+
+# --- What torch's own list would run --------------------------------------------------------------
+
+
+def endless() -> bytes:
+    """The instructions for a tensor of 2^40 numbers, all the first one of its storage."""
+    data = zipfile.ZipFile(io.BytesIO(of_torch(torch.ones(1).expand(2**20, 2**20))))
+    return data.read(next(n for n in data.namelist() if n.endswith("data.pkl")))[2:-1]
+
+
+CODEC = b"\x80\x02c_codecs\nencode\nq\xf0X\x01\0\0\0aq\xf1X\x06\0\0\0latin1q\xf2\x86Rq\xf3"
+HEX = b"X\x03\0\0\0hex"
+ENDLESS: dict[str, Callable[[], bytes]] = {
+    "counted": lambda: b"\x80\x02ccollections\nCounter\n" + endless() + b"\x85R.",
+    "counted by number": lambda: (
+        b"\x80\x02ccollections\nCounter\nq\xf0}\x85Rh\xf0" + endless() + b"\x85R."
+    ),
+    "a set": lambda: b"\x80\x02c__builtin__\nset\n" + endless() + b"\x85R.",
+    "a text doubled": lambda: CODEC + b"h\xf0h\xf3" + HEX + b"\x86R.",
+    "a text doubled by number": lambda: CODEC + HEX + b"q\xf4h\xf0h\xf3h\xf4\x86R.",
+    "a tuple of arguments": lambda: b"\x80\x02ccollections\nCounter\n(" + endless() + b"tR.",
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_harmless_calls_with_other_arguments(name: str) -> None:
+    Path("w.pth").write_bytes(zipped(ENDLESS[name](), **{"data/0": bytes(4)}))
+    refuse(Path("w.pth"), "holds code or objects")
+
+
+def test_blanks_run_nothing() -> None:
+    """An array that asks for eight terabytes: a blank stands for it."""
+    array = Call(np._core.multiarray._reconstruct, np.ndarray, (2**40,), b"d")
+    Path("w.pth").write_bytes(of_torch({"a": array, "b": Path("x"), "c": {"d": np.float64(1)}}))
+    refuse(Path("w.pth"), "no tensors in it")

@@ -10,6 +10,7 @@ import errno
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from datetime import timedelta
@@ -354,6 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ["RESNETS_BEGAN"] = str(time.time())
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     screen.verbose = False
+    warnings.showwarning = lambda message, *_, **__: screen.note(f"note: {message}", always=True)
     try:
         app.meta(tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()

@@ -86,10 +86,12 @@ class SqueezeExcite(nn.Module):
     Shapes: (N, C, *S) -> (N, C, *S).
     """
 
-    def __init__(self, make: LayerFactory, channels: int, reduction: int) -> None:
+    def __init__(
+        self, make: LayerFactory, channels: int, reduction: int, multiple: int = 1
+    ) -> None:
         super().__init__()
         self.pixels = tuple(range(2, 2 + make.dims))
-        squeezed = max(1, channels // reduction)
+        squeezed = max(multiple, (channels // reduction + multiple // 2) // multiple * multiple)
         self.fc1 = make.conv(channels, squeezed, 1, bias=True)
         self.fc2 = make.conv(squeezed, channels, 1, bias=True)
 

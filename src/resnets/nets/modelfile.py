@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,10 +21,11 @@ from torch import Tensor
 
 from resnets import arch as architectures
 from resnets.arch import Arch
-from resnets.errors import CheckpointError, ResnetsError, UsageError
+from resnets.errors import Assumption, CheckpointError, ResnetsError, UsageError
+from resnets.families import label
 from resnets.files import write_whole
 from resnets.nets import Network, weights
-from resnets.nets.recognition import clip, differences, skeleton
+from resnets.nets.recognition import assumed, clip, differences, settles, skeleton
 from resnets.nets.weights import refused
 from resnets.recipe import Positive, Preprocess
 
@@ -79,23 +81,39 @@ def load(path: str | Path) -> tuple[Network, Card]:
     digest, name, shape or type is wrong (the tensor is named), or a value is not finite.
     """
     path = Path(path)
-    return _ours(path, *weights.contents(path))
+    file = weights.contents(path, KEY)
+    return _ours(path, file.tensors, file.metadata)
 
 
 def open_model(path: str | Path) -> tuple[Network, Card | None]:
     """One of our model files with its card, or a foreign weights file without; by content.
 
+    Of a foreign file an `Assumption` warns: what was taken and left, and what was assumed where
+    neither its tensors nor a name settle it. Such a name is the checkpoint's own ("arch"), timm's
+    ("architecture" in a config.json beside the file), or torchvision's (NAME-<8 digits>.pth).
+
     Raises CheckpointError for a file that is refused or not recognised.
     """
     path = Path(path)
-    tensors, metadata = weights.contents(path)
+    file = weights.contents(path, KEY)
     # One wrong letter in the key does not make a foreign file of ours.
-    if KEY in metadata or any(_SEAL in text for text in metadata.values()):
-        return _ours(path, tensors, metadata)
+    if KEY in file.metadata or any(_SEAL in text for text in file.metadata.values()):
+        return _ours(path, file.tensors, file.metadata)
+    name = file.model or "/".join(path.parts[-4:])
     try:
-        arch, tensors = weights.recognise(tensors)
+        arch, tensors = weights.recognise(file.tensors, name=name)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    notes = list(file.notes)
+    if not settles(file.model, arch):
+        fields = ", ".join(f"{field} {value}" for field, value in assumed(arch).items())
+        notes.append(
+            f"taken for {label(arch)}, by its tensors; they do not show {fields}.\n"
+            "To settle that: --set arch.FIELD=VALUE in training, or the network's name as "
+            '{"architecture": "NAME"} in a config.json beside the file'
+        )
+    if notes:
+        warnings.warn("\n".join(f"{path}: {note}" for note in notes), Assumption, stacklevel=2)
     network = skeleton(arch)
     network.load_state_dict(tensors, assign=True)
     return network.eval(), None

@@ -16,10 +16,11 @@ from resnets.arch import (
     DetectorArch,
     MlpArch,
     ResNetArch,
+    SceneArch,
     SegmenterArch,
     VitArch,
 )
-from resnets.families import FAMILY, dilated, retina
+from resnets.families import FAMILY, dilated, label, retina
 from resnets.nets import Network, build
 
 Shape = tuple[int, ...]
@@ -52,13 +53,13 @@ VISIBLE = (
 )
 
 
-def candidates(shapes: Mapping[str, Shape]) -> Iterator[Arch]:
-    """Networks that may have these tensors: the family's first, then what the shapes say."""
+def candidates(shapes: Mapping[str, Shape], name: str = "") -> Iterator[Arch]:
+    """Networks that may have these tensors: `name`, the family, then what the shapes say."""
     try:
         guess = _guess(shapes)
     except (KeyError, IndexError, ValueError, ArithmeticError):
         return
-    for known in FAMILY.values():
+    for known in sorted(FAMILY.values(), key=lambda arch: arch is not FAMILY.get(name)):
         if type(known) is type(guess) and all(
             getattr(known, name, None) == getattr(guess, name, None) for name in VISIBLE
         ):
@@ -67,6 +68,39 @@ def candidates(shapes: Mapping[str, Shape]) -> Iterator[Arch]:
     yield guess
     if isinstance(guess, ResNetArch):  # A and "none" have the same tensors, B and C may have
         yield replace(guess, shortcut="none" if guess.shortcut == "A" else "C")
+
+
+TIMM = re.compile(r"(timm/|tv_|gluon_|ssl_|swsl_|ig_|wide_|se)*(res(net|next)|densenet|vit_)")
+
+
+def settles(name: str, arch: Arch) -> bool:
+    """Whether a network's name, as torchvision, timm or we write it, says what shapes do not."""
+    if name in FAMILY and label(arch) == name:
+        return True
+    odd = "_v1" in name or (getattr(arch, "norm", "batch") == "group" and "gn" not in name)
+    return bool(TIMM.match(name)) and not odd and str(arch.depth) in re.findall(r"\d+", name)
+
+
+def assumed(arch: Arch) -> dict[str, str]:
+    """What tensors do not show of a network and was assumed: each field, its value, what else."""
+    trunk = arch.backbone if isinstance(arch, SceneArch) else arch
+    if isinstance(trunk, VitArch):
+        return {"heads": f"{trunk.heads} (64 wide)", "act": "GELU", "eps": "1e-6"}
+    fields = {"act": "ReLU", "eps": "1e-5"}
+    if not isinstance(trunk, ResNetArch):
+        return fields
+    if trunk.unit == "bottleneck":
+        other = "1x1 in the paper and Caffe" if trunk.stride_on == "3x3" else "3x3 in torchvision"
+        fields = {"stride_on": f"{trunk.stride_on} ({other})"} | fields
+    if trunk.shortcut in ("A", "none"):
+        fields = {"shortcut": f'{trunk.shortcut} (plain: "none")'} | fields
+    if trunk.norm == "group":
+        fields |= {"norm": "group, 32 groups (or batch norms whose statistics are missing)"}
+    return fields | {
+        "order": trunk.order,
+        "blur": "false",
+        "output_stride": str(trunk.output_stride),
+    }
 
 
 def _guess(shapes: Mapping[str, Shape]) -> Arch:
@@ -162,7 +196,8 @@ def _resnet(shapes: Mapping[str, Shape]) -> ResNetArch:
     deep = "conv1.0.weight" in shapes
     first, last = ("conv1.0.weight", "conv1.6.weight") if deep else ("conv1.weight",) * 2
     cifar = not deep and shapes[first][2] == 3
-    squeezed = shapes.get("layer1.0.se.fc1.weight")
+    squeezed = [s for name, s in shapes.items() if name.endswith(".se.fc1.weight")]
+    reduction = squeezed[-1][1] // squeezed[-1][0] if squeezed else 0
     projected = any(".downsample." in name for name in shapes)
     averaged = projected and not any(name.endswith(".downsample.0.weight") for name in shapes)
     return ResNetArch(
@@ -177,7 +212,8 @@ def _resnet(shapes: Mapping[str, Shape]) -> ResNetArch:
         groups=inner // shapes["layer1.0.conv2.weight"][1] if convs == 3 else 1,
         downsample="avgpool" if averaged else "conv",
         norm="batch" if "bn1.running_mean" in shapes else "group",
-        se_reduction=squeezed[1] // squeezed[0] if squeezed else 0,
+        se_reduction=reduction,
+        se_multiple=8 if squeezed and squeezed[0][0] != squeezed[0][1] // reduction else 1,
         dims=len(shapes[first]) - 2,  # type: ignore[arg-type]
         channels=shapes[first][1],
         classes=shapes.get("fc.weight", (1000,))[0],  # a backbone has none

@@ -223,7 +223,7 @@ def branch(
             layers[f"dropout{i}"] = nn.Dropout(arch.dropout)
         c_in = width
     if arch.se_reduction:
-        layers["se"] = SqueezeExcite(make, c_out, arch.se_reduction)
+        layers["se"] = SqueezeExcite(make, c_out, arch.se_reduction, arch.se_multiple)
     if arch.join.f_scale != 1:
         layers["scale"] = Scale(arch.join.f_scale)
     if drop:

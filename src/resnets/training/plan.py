@@ -153,7 +153,7 @@ class Plan:
             "images": f"{counts}; {len(source.unreadable)} unreadable",
             "input": f"{self.preprocess.channels} x {size} x {size}, {describe(recipe.augment)}, "
             f"less the mean of each {'pixel' if recipe.normalize == 'pixel' else 'channel'}",
-            "network": f"{recipe.model}, {self.arch.depth} layers"
+            "network": f"{families.label(self.arch)}, {self.arch.depth} layers"
             + (f", from {recipe.weights}" if recipe.weights else ""),
             "size": f"{price.parameters:,} parameters, {price.macs / 1e6:,.1f} M multiply-adds",
             "length": length,
