@@ -466,6 +466,19 @@ def test_a_yaml_file_that_attacks_or_is_wrong_is_refused(tmp_path, text, message
     assert len(str(caught.value)) < 500
 
 
+def test_a_yaml_file_may_name_its_own_folder_by_another_way(tmp_path):
+    images(tmp_path, "real/train/1.png")
+    label(tmp_path / "real/train/1.txt")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for train in (tmp_path / "real/train", tmp_path / "link", "."):
+        (tmp_path / "real/data.yaml").write_text(f"train: {train}\nnames: [cell]\n")
+        assert one_box(load(tmp_path / "link", task="detect"), {"train": ["1.png"]})
+    for train in ("train/1.png", "data.yaml"):
+        (tmp_path / "real/data.yaml").write_text(f"train: {train}\nnames: [cell]\n")
+        with pytest.raises(DataError, match="neither a folder nor a list of images"):
+            load(tmp_path / "link", task="detect")
+
+
 def test_lists_and_labels_never_print_what_stands_in_them(tmp_path):
     images(tmp_path, "train/1.png")
     label(tmp_path / "train/1.txt", "root:x:0:0 secret\n")
@@ -505,6 +518,31 @@ def test_rows_that_are_neither_boxes_nor_polygons(tmp_path, row, reason):
     (tmp_path / "data.yaml").write_text("train: train\nnames: [a]\n")
     with pytest.raises(Refused, match=reason):
         load(tmp_path, task="detect")
+
+
+def test_texts_beside_images_that_are_called_as_lists_are_labels(tmp_path):
+    images(tmp_path, "train.png", "val.png", "x.png")
+    for name in ("train", "val"):
+        label(tmp_path / f"{name}.txt")
+    (tmp_path / "x.txt").mkdir()
+    (tmp_path / "classes.txt").write_text("cell\ndust\n\n")
+    source = load(tmp_path, task="detect")
+    assert boxes_of(source) == {
+        "train": {"train.png": [[*BOX, 0, 1]], "val.png": [[*BOX, 0, 1]], "x.png": []}
+    }
+    assert "1 images have no label file" in source.notes[0]
+    (tmp_path / "train.txt").write_bytes(b"0 \xff")
+    with pytest.raises(Refused, match=r"train\.txt, line 1: no UTF-8"):
+        load(tmp_path, task="detect")
+
+
+def test_two_keys_of_one_split_are_both_read(tmp_path):
+    images(tmp_path, "a/1.png", "b/2.png", "c/3.png")
+    for name in ("a/1", "b/2", "c/3"):
+        label(tmp_path / f"{name}.txt")
+    (tmp_path / "data.yaml").write_text("train: a\nval: b\nvalidation: [c]\nnames: [cell]\n")
+    source = load(tmp_path, task="detect")
+    assert one_box(source, {"train": ["1.png"], "val": ["2.png", "3.png"]})
 
 
 def test_keypoints_of_a_pose_are_no_polygon(tmp_path):

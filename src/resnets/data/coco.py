@@ -17,7 +17,9 @@ from resnets.data.splits import Polygon, Shape
 from resnets.errors import DataError, MissingPackage
 
 # What a value of the wrong kind raises where it is used.
-WRONG = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+WRONG = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError),
+)
 
 
 def why(error: Exception) -> str:
@@ -126,6 +128,8 @@ def _text(entry: dict[str, Any], name: str) -> str:
 
 def _id(value: Any) -> int | str:
     """An id as a number, where it is one or the text of one; other texts are ids too."""
+    if type(value) is int:
+        return value
     if isinstance(value, str) and value.strip():
         text = value.strip()
         return int(text) if text.isascii() and text.isdigit() and text == str(int(text)) else text

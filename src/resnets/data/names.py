@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
 import unicodedata
@@ -12,24 +11,8 @@ from pathlib import Path, PurePath
 
 from resnets.data.decode import READABLE
 from resnets.data.folders import SPLITS, split_of, visible
-from resnets.errors import DataError
 
 _SPLIT = re.compile(r"(trainval|train|minival|val|test)(ing|id|idate|idation|set|data|images|s)?")
-
-
-def read_text(path: Path) -> str:
-    """A text in UTF-8, or in UTF-16 with its mark. Raises DataError for another."""
-    raw = path.read_bytes()
-    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        return raw.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text in UTF-8: {error.reason}; save it as UTF-8") from None
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text, without the space around them. Raises DataError."""
-    return [line.strip() for line in re.split(r"\r\n|\r|\n", read_text(path))]
 
 
 def split_in(name: str) -> str | None:
@@ -62,6 +45,8 @@ def show(value: object) -> str:
 
 def number(value: object) -> float:
     """A number, or the text of one. Raises ValueError for anything else, truth values too."""
+    if type(value) is float:  # the usual case, millions of times
+        return value
     try:
         if isinstance(value, bool) or not isinstance(value, (int, float, str)) or "_" in str(value):
             raise ValueError
@@ -75,8 +60,10 @@ def flag(value: object) -> bool:
 
     Raises ValueError for anything else.
     """
+    if value is None or value is False or value == 0:
+        return False
     text = str(value).strip().casefold() if isinstance(value, (str, int, float)) else value
-    if text in (None, "", "0", "0.0", "false", "no"):
+    if text in ("", "0", "0.0", "false", "no"):
         return False
     if text in ("1", "1.0", "true", "yes"):
         return True
@@ -129,10 +116,10 @@ def find(
     image that is not found, or not alone, has the first folder for its place.
     """
     where: dict[str, Path] = {}
-    missing, twice = list[str](), list[str]()
+    missing, twice, listed = list[str](), list[str](), dict[str, set[str]]()
     for name in dict.fromkeys(names):
-        paths = [os.path.normpath(folder / name) for folder in folders]
-        paths = list(dict.fromkeys(path for path in paths if os.path.isfile(path)))
+        paths = [os.path.normpath(os.path.join(folder, name)) for folder in folders]
+        paths = list(dict.fromkeys(path for path in paths if _exists(path, listed)))
         where[name] = Path(paths[0]) if paths else Path(os.path.normpath(folders[0] / name))
         missing += [name] if not paths else []
         twice += [f"{show(name)}: {paths[0]}, not {paths[1]}"] if len(paths) > 1 else []
@@ -164,6 +151,17 @@ def find(
     if several:
         notes.append(f"{len(several):,} images may be one of several files, first {several[0]}")
     return where, notes
+
+
+def _exists(path: str, listed: dict[str, set[str]]) -> bool:
+    """Whether a file is in its folder, of which the listing is made once."""
+    folder, name = os.path.split(path)
+    if folder not in listed:
+        try:
+            listed[folder] = set(os.listdir(folder))
+        except (OSError, ValueError):
+            listed[folder] = set()
+    return name in listed[folder]
 
 
 def _shared(a: Sequence[str], b: Sequence[str]) -> int:

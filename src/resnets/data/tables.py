@@ -122,7 +122,7 @@ def _plain(name: str) -> str:
 
 def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The values of each line that has any, with its number. Raises DataError."""
-    lines = _text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = read_lines(path)
     delimiter = ""
     for start, line in enumerate(lines):  # noqa: B007
         if line.casefold().startswith("sep=") and len(line) == 5:  # Excel's
@@ -148,13 +148,23 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
         yield number, [value.strip() for value in values]
 
 
-def _text(path: Path) -> str:
-    raw = path.read_bytes()
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text in UTF-8, or in UTF-16 with its mark. Raises DataError for another."""
+    text = read_text(path)
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def read_text(path: Path) -> str:
+    """A text as `read_lines` reads it, whole."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
     wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return raw.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}, line {line}: no UTF-8 ({error.reason}). Save the table as UTF-8."
+            f"{path}, line {line}: no UTF-8 ({error.reason}). Save it as UTF-8."
         ) from None

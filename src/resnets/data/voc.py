@@ -17,10 +17,10 @@ from resnets.data.names import (
     key,
     number,
     pictures,
-    read_lines,
     show,
 )
 from resnets.data.objects import Annotated, Object, Scene
+from resnets.data.tables import read_lines
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -56,7 +56,7 @@ def read_voc(root: Path) -> Annotated:
     rows = [(path, folder_split(path, root)) for path in files] if not lists else []
     named = {key(path.stem): path for path in reversed(files)}
     for split, names in lists.items():
-        lines = read_lines(names)
+        lines = list(map(str.strip, read_lines(names)))
         if all(re.search(r"\s-?[01]$", line) for line in lines if line):  # VOC's lists of a class
             lines = [line[:-2].strip() for line in lines]
         for k, line in enumerate(lines, 1):

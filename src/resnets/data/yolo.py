@@ -21,11 +21,10 @@ from resnets.data.names import (
     key,
     number,
     pictures,
-    read_lines,
-    read_text,
     show,
 )
 from resnets.data.objects import Annotated, Object, Scene
+from resnets.data.tables import read_lines, read_text
 from resnets.errors import DataError, MissingPackage
 
 NAMES = ("classes.txt", "obj.names", "labels/classes.txt", "labels/obj.names")
@@ -122,7 +121,7 @@ class Labels:
         return path
 
     def _texts(self, folder: Path) -> dict[str, Path]:
-        paths = [p for p in sorted(folder.iterdir()) if p.suffix.casefold() == ".txt"]
+        paths = sorted(p for p in folder.iterdir() if p.suffix.casefold() == ".txt" and p.is_file())
         self.unused |= dict.fromkeys(paths)
         return {key(path.stem): path for path in reversed(paths)}
 
@@ -157,19 +156,21 @@ def read_yolo(table: Path) -> Annotated:
                 f"{table}: nc is {show(count)}, but names are {len(names)}; nc is not used"
             )
         base = _texts(content.get("path"), table) or [""]
-        entries = {split: content[name] for name in content if (split := split_of(name))}
+        entries = [
+            (split_of(name), _texts(content[name], table)) for name in content if split_of(name)
+        ]
     else:
         content, names, base = {}, read_names(table), [""]
         root = root.parent if key(root.name) == "labels" else root
-        lists = {split_of(path.stem): path for path in sorted(root.glob("*.txt"))}
-        entries = {split: path.name for split, path in lists.items() if split}
+        lists = [path for path in sorted(root.glob("*.txt")) if split_of(path.stem)]
+        entries = [(split_of(path.stem), [path.name]) for path in lists if _is_list(path)]
     rows: list[tuple[Path, str | None]] = []
-    for split in ("train", "val", "test"):
-        for entry in _texts(entries.get(split), table):
+    for split, texts in entries:
+        for entry in texts:
             place = _place(root, base[0], entry, table, notes)
             paths = _listed(place, [place.parent, root / base[0], root], root, notes, refused)
             rows += [(path, split) for path in paths]
-    if not any(_texts(entry, table) for entry in entries.values()):
+    if not any(texts for _, texts in entries):
         rows = [(path, folder_split(path, root)) for path in pictures(root)]
     found = Annotated(classes=tuple(names.values()), relative=True, refused=refused, notes=notes)
     points = [int(k) for k in _texts(content.get("kpt_shape"), table) if k.isdigit()]
@@ -185,17 +186,22 @@ def _texts(value: Any, table: Path) -> list[str]:
     return [text for text in values if text not in (None, "", "~", "null", "Null", "NULL")]
 
 
+def _is_list(path: Path) -> bool:
+    """Whether the first line of a text names an image."""
+    text = path.read_bytes().replace(b"\0", b"").decode("utf-8", "replace").strip()
+    return os.path.splitext(text.split("\n")[0].strip())[1].casefold() in READABLE
+
+
 def _place(root: Path, base: str, entry: str, table: Path, notes: list[str]) -> Path:
     """The folder or list that a YAML file names. Raises DataError for none, or one outside."""
-    top = os.path.abspath(root)
+    tops = {os.path.abspath(root), os.path.realpath(root)}
     for path in (root / base / entry, root / entry):
         if path != root / base / entry and os.path.exists(path):
             notes.append(f"{table}: path {show(base)} has no {show(entry)}, its own folder has")
         written = os.path.normpath(path)
-        if os.path.exists(written) and os.path.abspath(written).startswith(os.path.join(top, "")):
+        absolute = Path(os.path.abspath(written))
+        if absolute.exists() and not tops.isdisjoint(map(str, (absolute, *absolute.parents))):
             return Path(written)
-        if os.path.abspath(written) == top:
-            return root
     # Exports are found that were moved, or that count from a folder too low.
     moved = inside(root, f"{base}/{entry}")
     if os.path.exists(root / base / entry) and (os.path.isabs(base + entry) or not moved):
@@ -225,8 +231,10 @@ def _listed(
                 f"{len(left):,} files are no images by name, and not read; first {left[0]}"
             )
         return paths
+    if place.suffix.casefold() != ".txt":
+        raise DataError(f"{place} is neither a folder nor a list of images, which ends in .txt")
     names = []
-    for k, line in enumerate(read_lines(place), 1):
+    for k, line in enumerate(map(str.strip, read_lines(place)), 1):
         if line and os.path.splitext(line)[1].casefold() in READABLE:
             names.append(line)
         elif line:
@@ -260,7 +268,12 @@ def _read(
 def _objects(
     found: Annotated, scene: Scene, path: Path, names: dict[int, str], points: int
 ) -> None:
-    for k, line in enumerate(read_lines(path), 1):
+    try:
+        lines = read_lines(path)
+    except DataError as error:
+        found.refused.append((str(path), str(error)))
+        return
+    for k, line in enumerate(lines, 1):
         place, values = f"{path}, line {k}", line.split()
         if not values:
             continue
