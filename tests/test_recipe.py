@@ -225,5 +225,5 @@ def test_a_file_says_single_fields_on_top_of_a_published_recipe(tmp_path):
     paper = paper_cifar10()
     assert mine == replace(paper, epochs=5, steps=0, augment=replace(paper.augment, flip=False))
     path.write_text('model = "resnet20"\nlrr = 1\n')
-    with pytest.raises(UsageError, match=r"mine\.toml: unknown key 'lrr': did you mean lr"):
+    with pytest.raises(UsageError, match=r"mine\.toml: unknown field 'lrr': did you mean lr"):
         recipes.read(str(path))

@@ -75,9 +75,22 @@ class Assumption(UserWarning):
     """What was taken for granted of a file that does not say it, and how to settle it."""
 
 
+SYNONYMS = {  # what other programs call a thing, and what it is called here
+    "cuda": "gpu", "lr": "learning_rate lr0 base_lr init_lr", "batch": "batch_size bs",
+    "epochs": "num_epochs", "workers": "num_workers", "size": "img_size imgsz image_size",
+    "run": "output output_dir out_dir project save_dir", "weights": "checkpoint pretrained ckpt",
+    "weight_decay": "wd decay l2", "optimizer": "opt optim", "schedule": "sched lr_scheduler",
+    "label_smoothing": "smoothing", "stop_after": "early_stopping", "holdout": "val_split",
+    "precision": "amp fp16 bf16 half", "top": "topk", "score": "conf threshold",
+}  # fmt: skip
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A phrase for an error message: the known names nearest to `name`."""
-    names = list(known)
+    names, plain = list(known), name.strip("-").replace("-", "_").lower()
+    for here, habits in SYNONYMS.items():
+        if plain in habits.split() and here in names:
+            return f"did you mean {here}?"
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         return f"did you mean {' or '.join(near)}?"

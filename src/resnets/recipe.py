@@ -197,11 +197,12 @@ def parse(values: Mapping[str, Any]) -> Recipe:
     for kind, part in ((Recipe, values), (Augment, nested if isinstance(nested, Mapping) else {})):
         known = [f.name for f in fields(kind)]
         unknown = [key for key in part if key not in known]
-        problems += [f"unknown key {key!r}: {nearest(key, known)}" for key in unknown]
+        problems += [f"unknown field {key!r}: {nearest(key, known)}" for key in unknown]
+    listed = "\n`resnets train --help-fields` lists the fields." if problems else ""
     try:
         recipe: Recipe = pydantic.TypeAdapter(Recipe).validate_python(dict(values))
     except pydantic.ValidationError as error:
         problems += wrong(error)
     if problems:
-        raise UsageError("; ".join(problems))
+        raise UsageError("; ".join(problems) + listed)
     return recipe

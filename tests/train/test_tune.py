@@ -200,8 +200,8 @@ def test_ranges_are_of_the_kind_of_their_field():
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
-        ("rl=0.1:1", "unknown key 'rl'"),
-        ("rl", "unknown key 'rl'"),
+        ("rl=0.1:1", "unknown field 'rl'"),
+        ("rl", "unknown field 'rl'"),
         ("warmup=0:0.1:0.2", "write FIELD"),
         ("lr=0:1", "greater than 0"),
         ("batch=a,b", "valid integer"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +13,8 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from cyclopts import CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
 
-from resnets.errors import nearest
-from resnets.recipe import Recipe
+from resnets.api import PLANNED
+from resnets.recipe import Augment, Recipe
 
 WRITTEN: dict[str, tuple[Any, str]] = {  # how arguments are written that are not of a simple type
     "overrides": (list[str] | None, "FIELD=VALUE"),
@@ -66,7 +67,8 @@ def documented(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     text, _, rest = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:\n")
     text = re.split(r"\n\n(?=In Python|Raises)", text)[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n     +.*)*)", rest, re.MULTILINE)
-    return text.strip(), {name: " ".join(words.split()) for name, words in entries}
+    whole = "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+    return whole, {name: " ".join(words.split()) for name, words in entries}
 
 
 def option(name: str, hint: Any, default: Any, words: str) -> Any:
@@ -150,7 +152,9 @@ def unexpected(word: str) -> str:
     field, sign, value = word.partition("=")
     if not sign:
         return f"{word!r}: options begin with --; --help lists them"
-    return f"{word!r}: write --{field} {value}, or --set {word} for a field of the recipe"
+    if field == "data":
+        return f"{word!r}: write {value}, without data="
+    return f"{word!r}: write {f'--{field} {value}' if field in PLANNED else f'--set {word}'}"
 
 
 def hint(typed: str, known: Sequence[str]) -> str:
@@ -159,7 +163,8 @@ def hint(typed: str, known: Sequence[str]) -> str:
         if typed in habits.split() and (not here.startswith("--") or here.split()[0] in known):
             return f"here it is {here}"
     field = typed.strip("-").replace("-", "_")
-    if "--set" in known and field in {f.name for f in fields(Recipe)}:
+    settings = {f.name for f in fields(Recipe)} | {f"augment.{f.name}" for f in fields(Augment)}
+    if "--set" in known and field in settings:
         return f"it is a field of the recipe: --set {field}=VALUE (`resnets train --help-fields`)"
-    close = nearest(typed, [name for name in known if name.startswith("--")])
-    return close if close.startswith("did") else "--help lists the options"
+    close = difflib.get_close_matches(typed, [name for name in known if len(name) > 2], cutoff=0.7)
+    return f"did you mean {' or '.join(close)}?" if close else "--help lists the options"

@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
     if getattr(sys, name) is None:  # closed: the next file that is opened would take its place
         setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-plain = partial(Console, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+class Terminal(Console):
+    """A console that leaves a broken pipe to `main`; rich's own exits with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
+plain = partial(Terminal, markup=False, emoji=False, highlight=False, soft_wrap=True)
 out = plain(width=None if sys.stdout.isatty() else 240)  # in a pipe a table's row is one line
 err = plain(stderr=True)
 quiet = verbose = False

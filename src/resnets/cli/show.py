@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from resnets.cli import screen
 from resnets.cli.screen import dump, note, out, percent, seconds, table
 from resnets.errors import DataError
 from resnets.options import group
+from resnets.training.run import Run
 
 if TYPE_CHECKING:
     from resnets.assessment import Calibration
@@ -59,8 +61,13 @@ def outcome(finished: Outcome) -> None:
     if result is not None:
         headline(result)
     out.print(f"trained in {seconds(finished.seconds)}; everything is in {folder}")
-    verb = f"resnets {group(finished.task)}"
-    note(f"next: {verb}predict {folder} IMAGE    {verb}evaluate {folder} DATA")
+    command, place = f"resnets {group(finished.task)}", shlex.quote(str(folder))
+    after = f"next: {command}predict {place} IMAGE"
+    if result is not None:
+        data = shlex.quote(Run(folder).read_json("recipe.json")["data"])
+        split = "" if result.split == "test" else f" --split {result.split}"
+        after += f"    {command}evaluate {place} {data}{split}"
+    note(after)
 
 
 def headline(result: Tested) -> None:
