@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from typing import get_type_hints
 
@@ -227,3 +228,11 @@ def test_a_file_says_single_fields_on_top_of_a_published_recipe(tmp_path):
     path.write_text('model = "resnet20"\nlrr = 1\n')
     with pytest.raises(UsageError, match=r"mine\.toml: unknown field 'lrr': did you mean lr"):
         recipes.read(str(path))
+
+
+def test_the_record_names_processor_and_commit() -> None:
+    from resnets import listing
+
+    around = listing.environment()
+    assert around["processor"]
+    assert re.fullmatch(r"none|[0-9a-f]{40}", around["commit"])

@@ -6,6 +6,7 @@ import fnmatch
 import hashlib
 import platform
 import re
+import subprocess
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -98,6 +99,7 @@ def runs(root: Path) -> list[dict[str, Any]]:
         errors = {result.get("split", "test"): result.get("error")}
         row = {"run": str(run.path), "data": recipe["data"], "model": recipe["model"]}
         row |= {"epoch": last["epoch"], "train_error": last["train_error"]}
+        errors = {"val": last.get("val_error")} | errors  # of held-out images beside a test split
         row |= {f"{split}_error": errors.get(split) for split in ("val", "test")}
         arch = FAMILY.get(recipe["model"])
         row |= {"error_is": WORDS[task(arch)].error if arch else "?"}
@@ -127,6 +129,27 @@ def code() -> str:
     return found.hexdigest()[:16]
 
 
+def processor() -> str:
+    """The processor's model, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def commit() -> str:
+    """The commit of the checkout that this package runs from; "none" where it is installed."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        ours = (Path(__file__).parents[2] / ".git").exists()
+        done = subprocess.run(git, capture_output=True, text=True, check=True) if ours else None
+    except (OSError, subprocess.CalledProcessError):
+        done = None
+    return done.stdout.strip() if done else "none"
+
+
 def environment() -> dict[str, str]:
     """Versions and machine, for the record."""
     import torch
@@ -134,10 +157,12 @@ def environment() -> dict[str, str]:
     return {
         "resnets": version("resnets"),
         "code": code(),
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
         "system": platform.platform(),
+        "processor": processor(),
         "threads": str(torch.get_num_threads()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }

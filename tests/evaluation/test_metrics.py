@@ -133,13 +133,30 @@ def test_the_interval_is_the_bootstraps():
     assert (high - low) / 2 == pytest.approx(half, rel=0.1)
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    generator = torch.Generator().manual_seed(3)
-    inside = 0
-    for _ in range(300):
-        low, high = metrics.interval(torch.rand(400, generator=generator) < 0.8)
-        inside += low <= 0.8 <= high
-    assert 0.91 <= inside / 300 <= 0.98
+@pytest.mark.parametrize(
+    ("hits", "images", "low", "high"),
+    [
+        # Newcombe 1998, Table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilsons_interval(hits: int, images: int, low: float, high: float):
+    found = metrics.interval(torch.arange(images) < hits)
+    assert found == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+@pytest.mark.parametrize("images", [898, 200])
+def test_the_interval_covers_the_truth_as_often_as_it_says(images: int):
+    """Exact: each number of hits with its binomial probability, for accuracies of 0.9 to 0.999."""
+    hits = torch.arange(images + 1)
+    low, high = zip(*(metrics.interval(torch.arange(images) < k) for k in hits), strict=True)
+    truths = torch.linspace(0.9, 0.999, 100, dtype=torch.float64)
+    chance = torch.distributions.Binomial(images, truths[:, None]).log_prob(hits.double()).exp()
+    inside = (torch.tensor(low) <= truths[:, None]) & (truths[:, None] <= torch.tensor(high))
+    assert 0.94 <= float((chance * inside).sum(1).mean()) <= 0.97
 
 
 def test_all_right_is_not_certain():

@@ -22,7 +22,7 @@ def row(epoch, train, test=None):
 def test_the_headline_has_the_figure_and_its_interval(tmp_path):
     head, sure = facts.headline(facts.gather(folder(tmp_path / "a", said=two())))
     assert head == "resnet8 answers 62.50\u00a0% of the test images of made right."
-    assert sure.startswith("8 images say so; with 95 % confidence it is 25.00\u00a0% to ")
+    assert sure.startswith("8 images say so; with 95 % confidence (Wilson) it is 30.57\u00a0% to ")
 
 
 def test_an_unfinished_run_says_where_it_stands(tmp_path):

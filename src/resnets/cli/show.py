@@ -82,7 +82,7 @@ def headline(result: Tested) -> None:
     if result.mean_average_precision is not None:
         more = f", mean average precision {percent(result.mean_average_precision)}"
     out.print(
-        f"{result.split} error {percent(result.error)} ({low} to {high} at 95 %){more}, "
+        f"{result.split} error {percent(result.error)} ({low} to {high} at 95 % by Wilson){more}, "
         f"loss {result.loss:.4f}, calibration error {percent(result.ece)}, "
         f"{result.images:,} images"
     )
@@ -108,8 +108,8 @@ def extras(figures: Result) -> None:
         low, high = (f"{100 * x:+.2f}" for x in found.interval)
         out.print(
             f"the second model against the first: {100 * found.difference:+.2f} points "
-            f"({low} to {high} at 95 %), p = {found.p:.2g}; {len(found.fixed)} images mended, "
-            f"{len(found.broken)} broken"
+            f"({low} to {high} at 95 % by bootstrap), p = {found.p:.2g}; "
+            f"{len(found.fixed)} images mended, {len(found.broken)} broken"
         )
         for what, indices in (("mended", found.fixed), ("broken", found.broken)):
             note(f"{what}: {' '.join(map(str, indices[:20]))}{' ...' * (len(indices) > 20)}")

@@ -204,8 +204,8 @@ class Change:
         """In a line."""
         low, high = (f"{100 * x:+.2f}" for x in self.interval)
         return (
-            f"the second detector against the first: {100 * self.difference:+.2f} points of mAP at "
-            f"IoU 0.5 ({low} to {high} at 95 %)"
+            f"the second detector against the first: {100 * self.difference:+.2f} points of VOC's "
+            f"mAP at IoU 0.5 ({low} to {high} at 95 % by bootstrap)"
         )
 
 
@@ -247,8 +247,9 @@ class Detected(Figures):
         low, high = self.interval
         drawn = f", of masks {_said(self.masks.map)}" if self.masks else ""
         return (
-            f"{self.split} mAP {_said(self.map)}{drawn}; at IoU 0.5 {_said(self.map50)} "
-            f"({low:.4f} to {high:.4f} at 95 %), {self.objects:,} objects on {self.images:,} images"
+            f"{self.split} mAP {_said(self.map)}{drawn}; at IoU 0.5 {_said(self.map50)}, as of VOC "
+            f"{_said(self.voc)} ({low:.4f} to {high:.4f} at 95 % by bootstrap), "
+            f"{self.objects:,} objects on {self.images:,} images"
             + f"\n{self.why}" * bool(self.why)
             + (f"\n{self.comparison.said}" if self.comparison else "")
         )

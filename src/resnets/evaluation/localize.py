@@ -55,7 +55,7 @@ class Localized:
         (low, high), (low5, high5) = self.error_interval, self.top5_interval
         return (
             f"{self.split} localisation error {100 * self.error:.2f} % given the class "
-            f"({100 * low:.2f} to {100 * high:.2f} at 95 %), by five classes "
+            f"({100 * low:.2f} to {100 * high:.2f} at 95 % by Wilson), by five classes "
             f"{100 * self.top5_error:.2f} % ({100 * low5:.2f} to {100 * high5:.2f}), "
             f"{self.images:,} images"
         )
@@ -121,6 +121,6 @@ def localization(
 
 
 def missed(hits: Tensor) -> tuple[float, tuple[float, float]]:
-    """The part of bool (N,) that is false, and its 95 % interval."""
+    """The part of bool (N,) that is false, and its 95 % interval by Wilson."""
     low, high = interval(hits)
     return float((~hits).double().mean()) if len(hits) else 1.0, (1 - high, 1 - low)

@@ -112,7 +112,7 @@ def headline(facts: Facts) -> tuple[str, str]:
     low, high = map(percent, result.interval if result else ended["top1_interval_95"])
     return (
         f"{model} answers {percent(right)} of the {facts.split} images of {data} right.",
-        f"{ended['images']:,} images say so; with 95 % confidence it is {low} to {high}.",
+        f"{ended['images']:,} images say so; with 95 % confidence (Wilson) it is {low} to {high}.",
     )
 
 

@@ -101,7 +101,7 @@ def answers(
         (what, meaning, value), *others = figures
         bounds = " to ".join(map(room.percent, result.interval))
         loss = ("Loss", "mean cross-entropy in nats", f"{result.loss:.4f}")
-        figures = [(what, f"{meaning}; {bounds} at 95 %", value), *others, loss]
+        figures = [(what, f"{meaning}; {bounds} at 95 % by Wilson", value), *others, loss]
         drawn = plots.svg(plots.reliability(metrics.reliability(scores)), "reliability")
         temperature = model.card.temperature if model else None
         divided = (

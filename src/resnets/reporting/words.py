@@ -54,8 +54,8 @@ WORDS: dict[Task, Words] = {
         },
         head="{model} finds the objects on {where} with a mAP of {map50}.",
         sure="A box is right if it overlaps an object of its class by half (IoU 0.5); asked for "
-        "more, IoU 0.5 to 0.95, mAP is {map}. {objects} objects on {images} images say so; at IoU "
-        "0.5 it is {voc_interval_95} with 95 % confidence.",
+        "more, IoU 0.5 to 0.95, mAP is {map}. {objects} objects on {images} images say so. As VOC "
+        "counts at IoU 0.5, mAP is {voc}, with 95 % confidence {voc_interval_95} (bootstrap).",
     ),
     "localize": Words(
         pipeline="object-detection",
@@ -68,8 +68,8 @@ WORDS: dict[Task, Words] = {
         },
         head="{model} misses the object on {error} of {where}.",
         sure="It is told the class, and its box has to overlap the object by half (IoU 0.5). "
-        "{images} images say so; with 95 % confidence it is {error_interval_95}. By five classes "
-        "of its own it misses {top5_error} ({top5_interval_95}).",
+        "{images} images say so; with 95 % confidence (Wilson) it is {error_interval_95}. By five "
+        "classes of its own it misses {top5_error} ({top5_interval_95}).",
     ),
     "segment": Words(
         pipeline="image-segmentation",
