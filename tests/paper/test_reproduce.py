@@ -128,6 +128,16 @@ def test_the_status_of_a_run_and_the_log_of_its_interruptions(tmp_path, monkeypa
     assert reproduce.status(tmp_path) == []
 
 
+def test_the_status_of_folders_that_are_damaged_or_no_experiments(tmp_path):
+    damaged, study = (tmp_path / "runs" / name for name in ("full/resnet20-1", "study/trial-0"))
+    for folder in (damaged, study):
+        (folder / "checkpoints" / "step-00000007").mkdir(parents=True)
+        (folder / "recipe.json").write_text("{")
+        (folder / "checkpoints" / "step-00000007" / "state.json").write_text("[")
+    (row,) = reproduce.status(tmp_path)
+    assert (row["run"], row["step"], row["left"]) == ("runs/full/resnet20-1", 0, None)
+
+
 def test_an_arm_and_a_seed_are_chosen_by_name(tmp_path):
     one = experiment("r1.tab6")
     work = list(jobs(one, "full", seeds=2, seed=1, arms=["resnet20"]))
@@ -278,7 +288,7 @@ def test_the_estimate_is_near_the_seconds_of_the_ledger():
         pace = ledger.pace(rest, line["machine"], line["layers"], line["size"])
         ratios.append(line["seconds"] / (line["images"] * line["multiply_adds"]) / pace)
     assert 0.7 < statistics.median(ratios) < 1.4
-    assert sum(0.4 < ratio < 2.5 for ratio in ratios) > 0.9 * len(ratios)
+    assert sum(0.4 < ratio < 2.5 for ratio in ratios) > 0.8 * len(ratios)
 
 
 def test_a_plan_on_a_new_machine_measures_its_dearest_networks(tmp_path, monkeypatch):

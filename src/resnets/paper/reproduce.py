@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from resnets import arch as archs
 from resnets.errors import Diverged, Interrupted, ResnetsError, UsageError
@@ -132,7 +132,7 @@ def when(seconds: float) -> str:
 def position(folder: Run) -> dict[str, Any]:
     """Step, steps and seconds of a run's newest checkpoint; {} without one that can be read."""
     for path in sorted((folder.path / "checkpoints").glob("step-*/state.json"), reverse=True):
-        with suppress(OSError, ValueError, KeyError):  # it may just have been replaced
+        with suppress(OSError, ValueError, KeyError, TypeError):  # it may just have been replaced
             course: dict[str, Any] = json.loads(path.read_text())["course"]
             return course
     return {}
@@ -145,26 +145,35 @@ def status(root: Path = Path()) -> list[dict[str, Any]]:
     """
     from resnets.training.run import Run
 
-    table = []
-    for path in sorted(root.glob("runs/*/*/recipe.json")):
-        folder = Run(path.parent)
-        if folder.finished:
-            continue
-        course, recipe = position(folder), folder.read_json("recipe.json")
+    budgets: tuple[Budget, ...] = get_args(Budget)
+    places = [path.parent for b in budgets for path in root.glob(f"runs/{b}/*/recipe.json")]
+    return [standing(folder, root) for folder in map(Run, sorted(places)) if not folder.finished]
+
+
+def standing(folder: Run, root: Path) -> dict[str, Any]:
+    """A line of `status`; what a damaged folder does not say is None."""
+    recipe: dict[str, Any] = {}
+    last: dict[str, Any] = {}
+    fast, begun = list[float](), list[str]()
+    with suppress(ResnetsError):
+        recipe, begun = folder.read_json("recipe.json"), starts(folder)
         last = (folder.rows("metrics.jsonl") or [{}])[-1]
         fast = [row["images_per_second"] for row in folder.rows("timing.jsonl")[-3:]]
-        step, steps = course.get("step", 0), course.get("steps") or recipe.get("steps", 0)
-        each = course["seconds"] / step if step else None
-        if fast and median(fast) > 0:
-            each = recipe["batch"] / median(fast)
-        written = max(each.stat().st_mtime for each in folder.path.rglob("*") if each.is_file())
-        row = {"run": str(folder.path.relative_to(root)), "seed": recipe.get("seed", 0)}
-        row |= {"precision": recipe.get("precision", "?"), "step": step, "steps": steps}
-        row |= {name: last.get(name) for name in ("train_error", "test_error")}
-        row |= {"left": None if each is None else each * (steps - step)}
-        row |= {"interruptions": max(0, len(starts(folder)) - 1)}
-        table.append(row | {"written": max(0.0, time.time() - written)})
-    return table
+    course = position(folder)
+    step, steps = course.get("step", 0), course.get("steps") or recipe.get("steps", 0)
+    each = course["seconds"] / step if step else None
+    if fast and median(fast) > 0:
+        each = recipe["batch"] / median(fast)
+    times = [folder.path.stat().st_mtime]
+    for path in folder.path.rglob("*"):
+        with suppress(OSError):  # a checkpoint that is just being replaced
+            times.append(path.stat().st_mtime)
+    row = {"run": str(folder.path.relative_to(root)), "seed": recipe.get("seed")}
+    row |= {"precision": recipe.get("precision"), "step": step, "steps": steps}
+    row |= {name: last.get(name) for name in ("train_error", "test_error")}
+    row |= {"left": None if each is None else each * (steps - step)}
+    row |= {"interruptions": max(0, len(begun) - 1)}
+    return row | {"written": max(0.0, time.time() - max(times))}
 
 
 def run(
