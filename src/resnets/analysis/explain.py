@@ -23,6 +23,7 @@ from resnets.data.decode import decode
 from resnets.data.splits import Split
 from resnets.data.transforms import normalize, statistics
 from resnets.errors import UsageError
+from resnets.escape import visible
 from resnets.evaluation.metrics import answers, truth
 from resnets.evaluation.model import Model, Prediction, view
 from resnets.evaluation.scores import Scores
@@ -188,8 +189,8 @@ def sheet(tiles: Sequence[Tile], columns: int = 6) -> Figure:
         if tile:
             axes.imshow(tile[0], interpolation="bicubic")
             # Of a long path the end tells more.
-            text = tile[1].encode(errors="replace").decode()  # a file's name may be any bytes
-            lines = [line if len(line) < 34 else f"…{line[-32:]}" for line in text.splitlines()]
+            text = visible(tile[1], keep="\n").split("\n")
+            lines = [line if len(line) < 34 else f"…{line[-32:]}" for line in text]
             axes.set_title("\n".join(lines), fontsize=8, loc="left", parse_math=False)
     return figure
 
@@ -207,7 +208,9 @@ def scatter(places: Mapping[str, Tensor], labels: Sequence[str]) -> Figure:
             axes.scatter(*some.T, 10, colour, marker=marker, alpha=0.6, linewidths=0)
             if len(kinds) <= len(COLOURS) * len(MARKERS):
                 box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": colour, "alpha": 0.85}
-                axes.annotate(kind, some.median(0).values, ha="center", bbox=box, parse_math=False)
+                axes.annotate(
+                    visible(kind), some.median(0).values, ha="center", bbox=box, parse_math=False
+                )
     return figure
 
 

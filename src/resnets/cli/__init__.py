@@ -24,6 +24,7 @@ from resnets import api, listing
 from resnets.cli import screen, show
 from resnets.cli.build import command, explain
 from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError
+from resnets.escape import lines, visible
 from resnets.options import Task, check_floors, floors, literals, public
 from resnets.recipe import Augment, Recipe
 
@@ -391,8 +392,8 @@ def fail(message: str, code: int) -> None:
         if screen.verbose:
             import traceback
 
-            traceback.print_exc()
-        print(f"resnets: {message}", file=sys.stderr, flush=True)
+            print(visible(traceback.format_exc(), keep="\n"), file=sys.stderr)
+        print(f"resnets: {lines(message)}", file=sys.stderr, flush=True)
     for stream in (sys.stdout, sys.stderr):
         screen.give_up(stream)
     raise SystemExit(code)

@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 
+from resnets.escape import lines, visible
+
 if TYPE_CHECKING:
     from resnets.training.fit import Progress as Standing
 
@@ -27,7 +29,15 @@ for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
 
 
 class Terminal(Console):
-    """A console that leaves a broken pipe to `main`; rich's own exits with 1."""
+    """A console on which names from outside steer nothing and begin no line.
+
+    It leaves a broken pipe to `main`; rich's own exits with 1.
+    """
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print; text through `visible`, on standard error through `lines`."""
+        safe = lines if self.stderr else visible
+        super().print(*(safe(x) if isinstance(x, str) else x for x in objects), **how)
 
     def on_broken_pipe(self) -> None:
         raise
@@ -72,7 +82,12 @@ def dump(data: Any) -> None:
     """JSON on standard output where that is asked for: null for what is not finite."""
     if out.quiet:
         finite = json.loads(json.dumps(data, default=asdict), parse_constant=lambda _: None)
-        print(json.dumps(finite, indent=2))
+        print(json_text(finite, indent=2))
+
+
+def json_text(data: Any, indent: int | None = None) -> str:
+    """JSON of ASCII alone, in which all signs show."""
+    return json.dumps(data, indent=indent).replace("\x7f", "\\u007f")
 
 
 def percent(part: float | None) -> str:
@@ -128,7 +143,8 @@ def bar() -> Iterator[Callable[[Standing], None]]:
             + "".join(f"   {name} {value:.4f}" for name, value in standing.watched)
         )
 
-    with moving(BarColumn(bar_width=30), TextColumn("{task.description}")) as progress:
+    columns = BarColumn(bar_width=30), TextColumn("{task.description}", markup=False)
+    with moving(*columns) as progress:
         task = progress.add_task("", total=1)
         yield update
 
@@ -144,7 +160,7 @@ def download(name: str) -> Iterator[Callable[[int, int], None]]:
 def cell(name: str, value: Any) -> str:
     """A value of a table's column: counts with commas, parts as percent."""
     if isinstance(value, str):
-        return value
+        return visible(value)
     if value is None:
         return "-"
     if name in FORMS:
@@ -161,7 +177,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> None:
     shown = Table(box=None, pad_edge=False)
     for name in rows[0]:
         words = any(isinstance(row[name], str | bool) for row in rows)
-        shown.add_column(name.replace("_", " "), justify="left" if words else "right")
+        shown.add_column(visible(name).replace("_", " "), justify="left" if words else "right")
     for row in rows:
         shown.add_row(*map(cell, row, row.values()))
     out.print(shown)

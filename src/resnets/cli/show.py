@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -246,7 +245,7 @@ def study(done: Sequence[Trial], folder: Path) -> None:
 def reached(row: Mapping[str, Any]) -> None:
     """What came out of an arm of an experiment, in a line."""
     if out.quiet:
-        print(json.dumps(row))
+        print(screen.json_text(row))
         return
     from resnets.paper.ledger import large
     from resnets.paper.results import EXACT, SCENES

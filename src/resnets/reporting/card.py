@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from resnets.analysis.findings import called
+from resnets.escape import markdown
 from resnets.files import write_whole
 from resnets.reporting.facts import Facts, figures, sentences
 from resnets.reporting.report import PAGES
@@ -33,9 +34,4 @@ def yaml(value: object) -> str:
     return re.sub(bare, lambda sign: f"\\u{ord(sign[0]):04x}", text)
 
 
-def plain(text: str) -> str:
-    """Text whose signs mean nothing in Markdown."""
-    return re.sub(r"[\\`*_\[\]<>|&#~\n]", lambda sign: f"&#{ord(sign[0])};", text)
-
-
-PAGES.filters |= {"yaml": yaml, "plain": plain}
+PAGES.filters |= {"yaml": yaml, "plain": markdown}

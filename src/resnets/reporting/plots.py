@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from resnets.escape import visible
+
 INK, BLUE, ORANGE = "#1b1f24", "#1f6feb", "#d9730d"
 PAGE = {INK: "currentColor", BLUE: "var(--blue)", ORANGE: "var(--orange)"}
 STYLE: dict[Any, Any] = {
@@ -63,7 +65,7 @@ def precision(curves: Mapping[str, Sequence[float]]) -> Figure:
         axes.plot(every.mean(0), color=BLUE, lw=3, label="mean")
     else:
         for points, name, (line, colour) in zip(every, curves, STYLES, strict=False):
-            axes.plot(points, line, color=colour, label=f"{points.mean():.0f} % {name}")
+            axes.plot(points, line, color=colour, label=f"{points.mean():.0f} % {visible(name)}")
     axes.set(xlabel="recall (%)", ylabel="precision (%)", xlim=(0, 103), ylim=(0, 103))
     for text in axes.legend(frameon=False, labelcolor=INK).get_texts():
         text.set_parse_math(False)

@@ -22,6 +22,7 @@ from resnets.data.batches import test_batches
 from resnets.data.sources import Source, Split
 from resnets.data.transforms import statistics
 from resnets.errors import DataError, ResnetsError
+from resnets.escape import visible
 from resnets.evaluation import metrics
 from resnets.evaluation.model import Model, load
 from resnets.evaluation.scores import Scores
@@ -49,6 +50,7 @@ PAGES = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
+    finalize=lambda value: visible(value) if type(value) is str else value,
 )
 PAGES.filters |= {"percent": room.percent, "quote": shlex.quote}
 PAGES.globals |= {"cost": room.cost, "headline": room.headline}

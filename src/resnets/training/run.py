@@ -35,6 +35,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from resnets.errors import CheckpointError, DiskError, UsageError
+from resnets.escape import cell
 from resnets.files import sync_folder, write_whole
 
 LOGS = ("metrics.jsonl", "timing.jsonl", "notes.jsonl")
@@ -179,10 +180,10 @@ class Run:
             raise CheckpointError(f"cannot read {path}: {error}") from None
 
     def write_csv(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-        """Write a CSV file as a whole or not at all; what UTF-8 cannot say stands as `\\udcff`."""
+        """Write a CSV file as a whole or not at all, every value as an `escape.cell`."""
         text = io.StringIO(newline="")
-        csv.writer(text).writerows([header, *rows])
-        write_whole(self.path / name, text.getvalue().encode(errors="backslashreplace"))
+        csv.writer(text).writerows([cell(value) for value in row] for row in [header, *rows])
+        write_whole(self.path / name, text.getvalue().encode())
 
     def logs(self) -> dict[str, tuple[int, str]]:
         """Bytes and their SHA-256 of each log, for a checkpoint. Raises OSError."""

@@ -1,0 +1,52 @@
+"""Names from outside, made harmless where they are written: one function for each place.
+
+Class names, names of files and values of recipes may hold anything: sequences that steer a
+terminal, marks that turn the direction of text, lines that look like ours, formulas.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+from unicodedata import category
+
+# Control, format (direction, zero width), surrogates, separators of lines and paragraphs.
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# Letters and marks of no width, which are of other categories.
+_BLANK = set("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Text whose signs all show: others stand as in JSON, `\\u001b` and `\\n`, but for `keep`."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(sign if sign in keep else _shown(sign) for sign in text)
+
+
+def _shown(sign: str) -> str:
+    if category(sign) not in _UNSEEN and sign not in _BLANK:
+        return sign
+    return "\\u007f" if sign == "\x7f" else json.dumps(sign)[1:-1]
+
+
+def lines(text: str) -> str:
+    """A message of several lines for a terminal: those after the first are indented.
+
+    So a name with a line break in it cannot begin a line that looks like one of ours.
+    """
+    return visible(text, "\n").replace("\n", "\n  ")
+
+
+def cell(value: Any) -> Any:
+    """A value for a CSV file: no text that a spreadsheet takes for a formula."""
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if text.lstrip().startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")) else text
+
+
+def markdown(text: str) -> str:
+    """Text whose signs mean nothing in Markdown: no markup, list, link, mention or formula."""
+    signs = r"[\\`*_\[\]<>|&#~$@]|:(?=[^\s\d])|(?<=\b[wW]{3})\.|^[-+=]|(?<=^\d)[.)]"
+    return re.sub(signs, lambda sign: f"&#{ord(sign[0])};", visible(text))
