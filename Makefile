@@ -1,11 +1,12 @@
 # From nothing but python3, pip and make: `make demo` runs the main job, `make test` the fast tests.
+# Three tiers of tests: `make test` (minutes), `make slow` (with it in .ci/run), `make nightly`.
 # TORCH_INDEX takes PyTorch from another index, for instance its CPU-only builds (README).
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet
 
-.PHONY: demo test slow check clean
+.PHONY: demo test avx2 slow nightly check clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -13,8 +14,18 @@ demo: .venv/installed
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# The numerical tests as a processor with AVX2 only computes them; nothing where this one is such.
+avx2: .venv/installed-dev
+	$(BIN)/python -c 'import sys, torch; sys.exit("AVX512" not in torch.backends.cpu.get_cpu_capability())' \
+	|| exit 0; ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 \
+	$(BIN)/python -m pytest -n 2 $(addprefix tests/,analysis evaluation nets ops)
+
+# Two at a time with a thread each: the small networks of most tests have no use for a second thread.
 slow: .venv/installed-dev
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+nightly: .venv/installed-dev
+	$(BIN)/python -m pytest -m nightly
 
 check: .venv/installed-dev
 	$(BIN)/ruff check

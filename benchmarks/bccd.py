@@ -1,10 +1,12 @@
 """mAP that a detector reaches from random weights in a given time: a plain loop, and ours.
 
     python benchmarks/bccd.py DATA --budget 480 --rows torchvision ours
+    python benchmarks/bccd.py DATA --budget 20     # a try, and the test
 
 DATA is PASCAL VOC's layout with lists of trainval and test images. The plain loop is torchvision's
 Faster R-CNN with a ResNet-18, feature pyramid and group normalisation at 300 pixels, bfloat16
-autocast, channels last, AdamW with a linear fall and mirrored images: what a careful user types.
+autocast where the machine has it, channels last, AdamW with a linear fall and mirrored images: what
+a careful user types.
 Both see the training and validation images alone, start from random weights, and are tested once,
 at the end, on the test list by the same measure. The time is all that training takes, data reading
 too; testing is not counted.
@@ -26,6 +28,9 @@ from resnets.data import sources
 from resnets.data.decode import decode
 from resnets.data.sources import Split
 from resnets.evaluation.detect import Found, measure
+from resnets.training.plan import use_bfloat16
+
+HALF = use_bfloat16("auto", torch.device("cpu"))
 
 
 def plain(split: Split, classes: int, budget: float, batch: int, size: int) -> nn.Module:
@@ -55,7 +60,7 @@ def plain(split: Split, classes: int, budget: float, batch: int, size: int) -> n
                 boxes[:, [0, 2]] = image.shape[2] - boxes[:, [2, 0]]
             inputs.append(image)
             targets.append({"boxes": boxes, "labels": rows[:, 4].long() + 1})
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=HALF):
             losses = network(inputs, targets)
         optimizer.zero_grad()
         sum(losses.values()).backward()
@@ -72,7 +77,7 @@ def found(network: nn.Module, split: Split) -> Found:
     rows: list[tuple[Tensor, ...]] = []
     for k, path in enumerate(split.images):
         image = torch.from_numpy(decode(path, 3)).permute(2, 0, 1) / 255
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=HALF):
             (said,) = network([image])
         which = torch.full_like(said["labels"], k)
         rows.append((which, said["labels"] - 1, said["scores"].float(), said["boxes"].float()))

@@ -15,6 +15,7 @@ from resnets import assessment
 from resnets.data import sources
 from resnets.evaluation import detect
 from resnets.options import Inference
+from resnets.training.plan import pick_device, use_bfloat16
 
 
 def main() -> None:
@@ -27,7 +28,8 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     args = parser.parse_args()
     source = sources.load(args.data, task="detect")
-    how = Inference(precision="bfloat16", batch=8, workers=0)
+    half = use_bfloat16("auto", pick_device())
+    how = Inference(precision="bfloat16" if half else "float32", batch=8, workers=0)
     model = assessment.faster(assessment.loaded(args.run, source, how, "detect"))
     split = assessment.fair(args.run, model, source, args.split)
     scales = (0.75, 1.0, 1.5)
@@ -45,7 +47,7 @@ def main() -> None:
     plain = None
     for name, (models, asked) in rows.items():
         network = assessment.procedure(models, asked)
-        found = detect.find(network, split, bfloat16=True, **assessment.reading(model, how))
+        found = detect.find(network, split, bfloat16=half, **assessment.reading(model, how))
         figures = detect.measure(found, split, source.classes)
         plain = plain or found
         change = detect.compare(plain, found, split, len(source.classes))

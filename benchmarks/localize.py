@@ -1,6 +1,7 @@
 """The localisation error on CIFAR-10 images that are pasted on photographs.
 
     python benchmarks/localize.py PHOTOGRAPHS --budget 300
+    python benchmarks/localize.py PHOTOGRAPHS --budget 10 --images 64 --tested 16   # a try
 
 Each image has one object: a CIFAR-10 image, 32 to 80 pixels wide, on a part of 128 x 128 pixels
 of a photograph. Training and test images have other objects and other photographs. Prints what
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("photographs")
     parser.add_argument("--budget", type=float, default=300, help="seconds")
     parser.add_argument("--images", type=int, default=6000)
+    parser.add_argument("--tested", type=int, default=1000, help="images")
     parser.add_argument("--regions", type=int, nargs=2, help="in training, at test")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -65,7 +67,7 @@ def main() -> None:
         folder = Path(place)
         kept = len(files) // 5
         rows = paste(folder, "train", cifar.train, files[kept:], args.images)
-        rows += paste(folder, "test", cifar.test, files[:kept], 1000)
+        rows += paste(folder, "test", cifar.test, files[:kept], args.tested)
         with (folder / "boxes.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["path", "x1", "y1", "x2", "y2", "label", "split"], *rows])
         outcome = resnets.train(

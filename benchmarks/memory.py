@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 
 from resnets import nets
 from resnets.nets.accelerate import accelerate
+from resnets.training.memory import peak as resident
 
 
 def measure(
@@ -47,7 +47,7 @@ def measure(
 
     labels = torch.randint(10, (batch,), device=device)
     cuda = torch.device(device).type == "cuda"
-    before = resident()
+    before = resident(torch.device("cpu")) or 0
 
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     storages: dict[int, int] = {}
@@ -71,14 +71,8 @@ def measure(
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() if cuda else resident() - before
+    peak = (resident(images.device) or 0) - (0 if cuda else before)
     print(json.dumps({"peak": peak, "saved": saved, "seconds": min(seconds)}))
-
-
-def resident() -> int:
-    """The greatest resident size of this process so far, in bytes."""
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes if sys.platform == "darwin" else 1024 * kilobytes
 
 
 def main() -> None:

@@ -1,11 +1,13 @@
 """What a run of five minutes costs beside its steps: start-up, averaging, checks, saves, the log.
 
     python benchmarks/overhead.py
+    python benchmarks/overhead.py --times 1 --batch 8    # a try
 
 ResNet-20 on images of CIFAR's size (noise: what they show costs nothing), batch 128. Each part is
 timed by itself; the sum is what a run of 300 s would pay, with a save each 30 s and a row an epoch.
 """
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -25,12 +27,16 @@ from resnets.training.state import Course, State, blend, finite, floats, row
 from resnets.training.step import Step
 
 RUN = 300.0
+PARSER = argparse.ArgumentParser(description=__doc__)
+PARSER.add_argument("--times", type=int, default=15, help="that each is timed")
+PARSER.add_argument("--batch", type=int, default=128)
+OPTIONS = PARSER.parse_args()
 
 
-def median(function, times=15):
+def median(function):
     function()
     seconds = []
-    for _ in range(times):
+    for _ in range(OPTIONS.times):
         began = time.perf_counter()
         function()
         seconds.append(time.perf_counter() - began)
@@ -50,7 +56,9 @@ def main():
         name="noise", channels=3, size=32, digest="", classes=tuple("abcdefghij"), train=train,
         mean=(0.5,) * 3, std=(0.25,) * 3,
     )  # fmt: skip
-    plan = resolve(replace(quick_cifar10(), watch="val"), source, torch.device("cpu"), 0)
+    plan = resolve(
+        replace(quick_cifar10(), watch="val", batch=OPTIONS.batch), source, torch.device("cpu"), 0
+    )
     began = time.perf_counter()
     state = State.start(plan.recipe, plan.arch, plan.device)
     state.course = Course(steps=plan.steps, micro=plan.micro)
@@ -86,7 +94,7 @@ def main():
             writer.wait()
         logging = median(lambda: run.append("metrics.jsonl", {"step": 1, "loss": 0.5}))
 
-    steps, saves, rows = RUN / whole, RUN / fit.SAVE_SECONDS, RUN / whole * 128 / 50_000
+    steps, saves, rows = RUN / whole, RUN / fit.SAVE_SECONDS, RUN / whole * OPTIONS.batch / 50_000
     parts = {
         "import of torch and all": importing,
         "state, first step": starting - whole,

@@ -2,6 +2,7 @@
 
     python benchmarks/regions.py                    # 4 images of 320 x 416, 256 channels
     python benchmarks/regions.py --regions 128 --channels 64
+    python benchmarks/regions.py --regions 32 --channels 16 --rounds 1     # a try
 
 Both read the same random regions of the same maps in float32, torchvision's from one level after
 the other as its detectors do. They take turns; the figures are medians, after the results and the

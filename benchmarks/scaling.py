@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/scaling.py              # half a minute on two idle cores
     OMP_NUM_THREADS=1 python benchmarks/scaling.py --ranks 1 2 4 --steps 5
+    OMP_NUM_THREADS=1 python benchmarks/scaling.py --model resnet8 --batch 8 --steps 1   # a try
 
 "strong" shares `--batch` images among the ranks, "weak" gives each rank as many. A rank computes
 with one thread. "all-reduce" is the time of one message of all gradients by itself, "step" the
@@ -23,7 +24,10 @@ import torch.multiprocessing
 from torch.nn import functional as F
 
 from resnets import nets
+from resnets.training.plan import use_bfloat16
 from resnets.training.world import ALONE, join
+
+HALF = use_bfloat16("auto", torch.device("cpu"))
 
 
 def work(rank: int, ranks: int, port: int, args: argparse.Namespace, batch: int) -> None:
@@ -40,7 +44,7 @@ def work(rank: int, ranks: int, port: int, args: argparse.Namespace, batch: int)
     buffers = [b for b in network.buffers() if b.is_floating_point()]
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=HALF):
             logits = replica(images)
         F.cross_entropy(logits.float(), labels).backward()
         world.average(buffers)
@@ -80,7 +84,10 @@ def main() -> None:
     args = parser.parse_args()
 
     load = ", ".join(f"{x:.2f}" for x in os.getloadavg())
-    print(f"{args.model}, {args.size} px, bfloat16, torch {torch.__version__}, load {load}")
+    print(
+        f"{args.model}, {args.size} px, {'bfloat16' if HALF else 'float32'}, "
+        f"torch {torch.__version__}, load {load}"
+    )
     print("scaling  ranks  batch  step ms  all-reduce ms      MB  images/s  efficiency")
     for kind in ("strong", "weak"):
         base = 0.0

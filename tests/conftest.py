@@ -1,6 +1,8 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import settings
 from PIL import Image
 
 from resnets.cli import main
+from resnets.data.get import cache
 
 # The same examples on every machine: a change is judged by itself, not by chance.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -18,6 +21,34 @@ settings.load_profile("repeatable")
 def one_thread() -> None:
     # Workers of pytest-xdist on as many cores: more threads than cores make everything crawl.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+DATA = cache()  # of the person, before the caches of the session are set
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_caches(tmp_path_factory) -> Iterator[None]:
+    """What this machine did before must not matter: kernels and data sets begin empty.
+
+    The processes of pytest-xdist share them, since a kernel takes a while to compile.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())  # listing the fonts takes seconds
+        patch.setenv("XDG_CACHE_HOME", str(root / "caches"))
+        patch.delenv("RESNETS_DATA", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def cifar10() -> Iterator[None]:
+    """CIFAR-10 of the person's cache, for the slow checks."""
+    if not (DATA / "cifar10.safetensors").exists():
+        pytest.skip("CIFAR-10 is not in the cache: resnets data get cifar10")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESNETS_DATA", str(DATA))
+        yield
 
 
 @pytest.fixture

@@ -6,20 +6,17 @@ import pytest
 
 from resnets import api, lifecycle
 from resnets.cli import main
-from resnets.data.get import cache
 from resnets.training.fit import Stop, fit
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-@pytest.fixture(autouse=True)
-def cifar10():
-    if not (cache() / "cifar10.safetensors").exists():
-        pytest.skip("CIFAR-10 is not in the cache: resnets data get cifar10")
+pytestmark = [pytest.mark.usefixtures("cifar10"), pytest.mark.timeout(1800)]
 
 
 @pytest.mark.parametrize(
-    ("file", "error"), [("resnet20-12fca82f.th", 0.0827), ("resnet32-d509ac18.th", 0.0737)]
+    ("file", "error"),
+    [
+        pytest.param("resnet20-12fca82f.th", 0.0827, marks=pytest.mark.slow),
+        pytest.param("resnet32-d509ac18.th", 0.0737, marks=pytest.mark.nightly),
+    ],
 )
 def test_other_peoples_networks_have_exactly_their_published_error(shared, capsys, file, error):
     path = shared / "checkpoints" / file
@@ -30,6 +27,7 @@ def test_other_peoples_networks_have_exactly_their_published_error(shared, capsy
     assert (result["images"], result["error"]) == (10_000, error)
 
 
+@pytest.mark.nightly
 def test_the_papers_recipe_through_its_first_thousand_iterations(tmp_path):
     """Per-pixel mean, 64,000 full batches of 128, and a network that learns."""
     plan = api.plan("cifar10", recipe="paper-cifar10", overrides={"eval_every": 0.64})

@@ -64,7 +64,7 @@ def test_every_command_is_one_of_ours(page):
         assert command[0] in {"resnets", "python", "make"}, command
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_a_pages_commands_run_in_order(page, tmp_path, monkeypatch):

@@ -336,9 +336,7 @@ def test_names_and_places(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_real_cifar10():
-    if not (get.cache() / "cifar10.safetensors").exists():
-        pytest.skip("no CIFAR-10 in the cache: resnets data get cifar10")
+def test_the_real_cifar10(cifar10):
     source = hold_out(load("cifar10"), 5000, 1)
     assert source.digest == get.ARCHIVES["cifar10"].digest
     assert source.classes == get.CIFAR10

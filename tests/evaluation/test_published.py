@@ -6,23 +6,22 @@ import pytest
 import torch
 
 from resnets.data import sources
-from resnets.data.get import cache
 from resnets.evaluation import metrics, model
 from resnets.evaluation.scores import ensemble
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
 ERRORS = {"resnet20-12fca82f.th": 0.0827, "resnet32-d509ac18.th": 0.0737}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.fixture(scope="module")
-def networks():
+def networks(cifar10):
     from os import environ
     from pathlib import Path
 
     folder = Path(environ.get("RESNETS_SHARED", Path(__file__).parents[3] / "shared"))
-    if not (cache() / "cifar10.safetensors").exists() or not (folder / "checkpoints").exists():
-        pytest.skip("no CIFAR-10 in the cache (resnets data get cifar10), or no checkpoints")
+    if not (folder / "checkpoints").exists():
+        pytest.skip("no shared data: set RESNETS_SHARED to the folder that has checkpoints/")
     source = sources.load("cifar10")
     models = [
         model.load(folder / "checkpoints" / file, classes=source.classes).normalized(*IMAGENET)

@@ -54,6 +54,7 @@ def test_pairs_are_of_arms_that_there_are():
         assert all(name in names for pair in one.greater for name in pair), one.id
 
 
+@pytest.mark.slow  # every network of both papers is built on the meta device
 def test_estimates_use_multiply_adds_within_a_tenth():
     for _, arm in TRAINED:
         network = FAMILY[arm.recipe.model]

@@ -391,7 +391,7 @@ def test_scenes_are_a_line_of_the_ledger(tmp_path, model, measure, names):
     assert {name: again[name] for name in names} == {name: row[name] for name in names}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1800)
 def test_every_experiment_runs_from_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

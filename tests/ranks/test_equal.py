@@ -126,7 +126,7 @@ CHANCE = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_chance_and_a_frozen_start_do_not_depend_on_the_number_of_ranks(tmp_path):
     one, two, four = (trained(n, tmp_path / str(n), **CHANCE) for n in (1, 2, 4))
     assert distance(two, one, learned(one)) < 1e-5

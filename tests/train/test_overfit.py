@@ -58,7 +58,7 @@ def masked(shared, root):
     return root
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_eight_photographs_are_segmented(shared, tmp_path):
     data = masked(shared, tmp_path / "data")
@@ -68,7 +68,7 @@ def test_eight_photographs_are_segmented(shared, tmp_path):
     assert result.mean_iou > 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("model", ["fasterrcnn_tiny_fpn", "maskrcnn_tiny_fpn"])
 def test_eight_photographs_are_detected(shared, tmp_path, model):

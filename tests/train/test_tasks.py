@@ -31,7 +31,9 @@ def planned(drawn, task, **changes):
     return resnets.plan(str(drawn[task]), task=task, overrides=fields, workers=0, device="cpu")
 
 
-@pytest.mark.parametrize("task", MODELS)
+@pytest.mark.parametrize(
+    "task", ["detect", *(pytest.param(t, marks=pytest.mark.slow) for t in ("localize", "segment"))]
+)
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(drawn, tmp_path, task):
     runs = [
         run_to(tmp_path / "whole", planned(drawn, task)),
