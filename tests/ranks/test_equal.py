@@ -104,16 +104,19 @@ def test_weights_do_not_depend_on_the_number_of_ranks(tmp_path):
         assert [r["train_error"] for r in other] == [r["train_error"] for r in rows[0]]
 
 
-def test_synchronous_statistics_are_those_of_the_whole_batch(tmp_path):
-    one, two, four = (trained(n, tmp_path / str(n), norm="sync") for n in (1, 2, 4))
-    for other in (two, four):
-        assert distance(other, one, floating(one)) < 1e-5
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_synchronous_statistics_are_those_of_the_whole_batch(tmp_path, ranks):
+    one, other = (trained(n, tmp_path / str(n), norm="sync") for n in (1, ranks))
+    assert distance(other, one, floating(one)) < 1e-5
 
 
-def test_micro_batches_are_the_batch_where_nothing_normalises_over_it(tmp_path):
+@pytest.mark.parametrize(
+    "shares", [[(1, 8), (2, 6)], pytest.param([(2, 8), (4, 0)], marks=pytest.mark.slow)]
+)
+def test_micro_batches_are_the_batch_where_nothing_normalises_over_it(tmp_path, shares):
     same = {"arch": {"norm": "group"}, "ema": 0.5}
     whole = trained(1, tmp_path / "whole", **same)
-    for ranks, micro in ((1, 8), (2, 8), (2, 6), (4, 0)):
+    for ranks, micro in shares:
         parts = trained(ranks, tmp_path / f"{ranks}-{micro}", **same, micro=micro)
         assert distance(parts, whole, floating(whole)) < 1e-5
 
