@@ -185,7 +185,8 @@ def test_a_budget_sets_the_length_and_anneals_the_rate(tmp_path, monkeypatch):
 
     # By a clock that other work on the machine does not touch.
     monkeypatch.setattr(loop.Step, "update", slowly)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    clock = {name: lambda: now[0] for name in ("monotonic", "perf_counter")}
+    monkeypatch.setattr(loop, "time", SimpleNamespace(**clock))
     plan = small_plan(budget=6.0, schedule="linear", eval_every=1.0)
     run = run_to(tmp_path / "run", plan := replace(plan, workers=0, began=now[0]))
     course, rows = newest(run).course, run.rows("metrics.jsonl")
