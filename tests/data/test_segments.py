@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +8,7 @@ from made import picture
 from PIL import Image
 
 from resnets.data import load
+from resnets.data.scenes import class_map
 from resnets.data.sources import task_of
 from resnets.errors import DataError, Refused
 
@@ -99,6 +103,85 @@ def test_masks_that_cannot_be_used_are_named(tmp_path):
         (str(tmp_path / "masks" / "alone.png"), "no such image"),
         (str(tmp_path / "images"), "4 of 5 images have no mask and are left out"),
     )
+
+
+def grey_png(path, values, bits):
+    """A grey PNG as optimisers store it: `bits` a value."""
+    height, width = values.shape
+    padded = np.pad(values, ((0, 0), (0, -width % (8 // bits))))
+    digits = np.unpackbits(padded[..., None].astype(np.uint8), axis=2)[..., 8 - bits :]
+    rows = np.packbits(digits.reshape(height, -1), axis=1)
+
+    def chunk(kind, data):
+        crc = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + crc
+
+    head = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_the_value_as_it_is_stored_is_the_class(tmp_path, bits, indexed):
+    values = (np.arange(30 * 41).reshape(30, 41) % min(2**bits, 40)).astype(np.uint16)
+    path = tmp_path / "mask.png"
+    if bits == 16:
+        Image.fromarray(values).save(path)
+    elif indexed:
+        picture = Image.fromarray(values.astype(np.uint8), "P")
+        picture.putpalette([k * 7 % 256 for k in range(3 * 2**bits)])
+        picture.save(path, bits=bits)
+    else:
+        grey_png(path, values, bits)
+    assert np.array_equal(class_map(path, 30, 41), values)
+
+
+def test_a_mask_of_16_bits_with_great_values_is_refused(tmp_path):
+    Image.fromarray(np.full((30, 40), 1000, np.uint16)).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match="its value 1000 is over 255"):
+        class_map(tmp_path / "mask.png", 30, 40)
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "message"),
+    [
+        ([0, 255], "back\nfront\n", r"1 of 2 .* 'front' \(1\).*50.0% of the pixels.*255 -> 1"),
+        ([0, 1, 255, 255], "a\nb\nc\n", r"1 of 3 .* 'c' \(2\).*50.0% of the pixels.*255 -> 2"),
+        ([0, 0], "back\nfront\n", r"1 of 2 .* 'front' \(1\).*take names of absent classes out"),
+    ],
+)
+def test_a_named_class_without_a_pixel_is_refused(tmp_path, values, names, message):
+    pair(tmp_path, values)
+    (tmp_path / "classes.txt").write_text(names)
+    with pytest.raises(Refused, match=message):
+        load(tmp_path, task="segment")
+
+
+def test_few_of_many_named_classes_are_noted(tmp_path):
+    pair(tmp_path, [0, 1])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n\ne\n")
+    source = load(tmp_path, task="segment")
+    assert source.classes == ("a", "b", "c", "3", "e")
+    assert [note.split(": ")[1] for note in source.notes] == [
+        f"1 folders are not read, first {tmp_path / 'other'}",
+        "2 of 4 named classes have no pixel in any mask, first 'c' (2)",
+    ]
+
+
+def test_masks_that_are_no_png_and_names_that_stand_twice_are_refused(tmp_path):
+    pair(tmp_path, [0, 1])
+    picture(tmp_path / "images" / "b.jpg", size=(40, 30))
+    picture(tmp_path / "masks" / "b.jpg", size=(40, 30))
+    picture(tmp_path / "images" / "a.png", size=(40, 30))
+    with pytest.raises(Refused) as caught:
+        load(tmp_path, task="segment")
+    assert [reason[:26] for _, reason in caught.value.refused] == [
+        "another image is called a.",
+        "one of 1 masks that are no",
+    ]
 
 
 def test_a_foreground_of_255_is_told(tmp_path):

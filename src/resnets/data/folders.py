@@ -82,7 +82,8 @@ def read_folder(root: Path, *, seed: int, max_unreadable: float, training: bool 
         if flat == folders and flat:
             _refuse_flat(flat[0])
         if flat:
-            read.notes.append(f"{root}: {_names(flat)} are taken as classes, no folders are inside")
+            end = "taken as classes, since no folders are inside"
+            read.count(f"{root}: {{}} folders with the names of splits", flat, end)
     for folder in [*parts] or [root]:
         read.classes(folder, parts.get(folder), training)
     rest = (root, read.rows, root, seed, max_unreadable, False, training)
@@ -189,7 +190,7 @@ def read_csv(table: Path, *, seed: int, max_unreadable: float, training: bool = 
             refused.append((place, f"{row['path']} is a web address: download the images first"))
             continue
         if split is not None and split_of(split) is None:
-            refused.append((place, f"split {split!r}: {nearest(split, SPLITS)}"))
+            refused.append((place, f"split {split!r}: {nearest(split, ('train', 'val', 'test'))}"))
             continue
         path = Path(os.path.normpath(resolve(read, row["path"])))
         labels = tuple(sorted({*map(str.strip, label.split("|"))} - {""})) if several else (label,)

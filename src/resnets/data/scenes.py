@@ -202,12 +202,20 @@ def _ends(counts: bytes) -> NDArray[np.int64]:
 def class_map(path: Path, height: int, width: int) -> NDArray[np.uint8]:
     """The classes of the pixels of an image of this size, 255 for none: uint8 (H, W).
 
-    They are the values of an indexed or grey PNG; its palette does not matter. Raises Unreadable.
+    They are the values of an indexed or grey PNG as they are stored, with 1 to 16 bits; its palette
+    does not matter. Raises Unreadable.
     """
     with opened(path) as picture:
-        if picture.format != "PNG" or picture.mode not in ("P", "L", "1"):
-            raise Unreadable(str(path), f"{picture.mode} {picture.format}, not indexed or grey PNG")
+        if picture.format != "PNG" or picture.mode not in ("P", "L", "1", "I;16"):
+            kind = f"{picture.mode} {picture.format}"
+            reason = f"{kind}, not indexed or grey PNG: a mask holds the classes' numbers"
+            raise Unreadable(str(path), reason)
         if picture.size != (width, height):
             sides = f"{picture.width} x {picture.height}"
             raise Unreadable(str(path), f"{sides}, where its image is {width} x {height}")
-        return np.array(picture, np.uint8)
+        # Pillow spreads grey of 2 and 4 bits over 0..255.
+        step = {"L;2": 85, "L;4": 17}.get(str(picture.tile[0][3]), 1)  # type: ignore[attr-defined]
+        values = np.array(picture) // step
+        if values.max() > 255:
+            raise Unreadable(str(path), f"its value {values.max()} is over 255, so no class")
+        return values.astype(np.uint8)
