@@ -87,6 +87,9 @@ def pick_split(source: Source, name: str) -> Split:
 def subject(path: str | Path, source: Source, how: Inference, view: View = "center") -> Subject:
     """A classifier with a split of the data; errors as `api.evaluate`."""
     model = loaded(path, source, how, "classify")
+    if not model.card.provenance:  # of a foreign file nothing says what white was
+        see = replace(model.card.preprocess, white=source.white)
+        model = replace(model, card=replace(model.card, preprocess=see))
     chosen = fair(path, model, source, how.split)
     if chosen.labels.ndim == 2 and model.card.provenance.get("labels") == "one":
         raise UsageError(f"{path} gives one label, the images of {source.name} have several each")

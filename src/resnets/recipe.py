@@ -40,7 +40,8 @@ class Preprocess:
     """From an image to a network's input at test time. It travels in the model file.
 
     The shorter side is resized to `resize` pixels (0: to `size`), the centre `size` x `size` is
-    taken, values 0..255 are divided by 255, `mean` is subtracted and `std` divided by. `mean` has
+    taken, values 0..255 are divided by 255, `mean` is subtracted and `std` divided by. Grey of 16
+    bits is white, 255, from the value `white` on (0: see `decode`). `mean` has
     one value for each channel, or channels * size * size values in (C, H, W) order (the per-pixel
     mean of 1512.03385, section 4.2).
     """
@@ -50,6 +51,7 @@ class Preprocess:
     channels: int = 3
     mean: tuple[pydantic.FiniteFloat, ...] = (0.485, 0.456, 0.406)
     std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
+    white: Annotated[int, Field(ge=0, le=65535)] = 65535
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from made import classes, picture
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from resnets.data import batches, load
@@ -373,3 +374,68 @@ def test_inputs_are_files_folders_patterns_and_bytes(tmp_path):
     for missing in (tmp_path / "none.png", str(tmp_path / "*.gif")):
         with pytest.raises(DataError, match="no such file, folder or pattern"):
             list(expand([missing]))
+
+
+def grey16(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(values, np.uint16)).save(path)
+
+
+def test_grey_of_16_bits_is_scaled_by_what_the_training_images_hold(tmp_path):
+    ramp = np.arange(64 * 64).reshape(64, 64)  # 12 bits, 0 to 4,095
+    for split in ("train", "val"):
+        grey16(tmp_path / split / "a" / "0.png", ramp)
+        grey16(tmp_path / split / "b" / "0.tif", np.full((64, 64), 180))
+        grey16(tmp_path / split / "b" / "1.png", np.full((64, 64), 320))
+    grey16(tmp_path / "val" / "b" / "2.png", np.full((64, 64), 5000))
+    source = load(tmp_path)
+    assert source.white == 4095
+    (note,) = source.notes
+    assert "7 decoded images are grey with 16 bits, first" in note
+    assert "white is 4,095, since the greatest value for training is 4,095" in note
+    assert "1 have greater values, first" in note
+    levels = np.rint(ramp * (255 / 4095)), np.full((64, 64), 11), np.full((64, 64), 20)
+    assert source.mean == pytest.approx([np.mean(levels) / 255] * 3)
+    assert source.std == pytest.approx([np.std(levels) / 255] * 3)
+    see = Preprocess(size=64, mean=(0.0,) * 3, std=(1.0,) * 3, white=source.white)
+    made = batches.test_batches(source.val, preprocess=see, batch=4, device="cpu")
+    images = torch.cat([batch.images for batch in made])[:, 0] * 255
+    assert len(images[0].unique()) == 256
+    assert [image.round().unique().tolist() for image in images[1:]] == [[11], [20], [255]]
+
+
+def test_what_pixels_leave_out_is_counted(tmp_path):
+    classes(tmp_path / "train", {"a": 2, "b": 2})
+    frames = [Image.new("RGB", (10, 12), colour) for colour in ("red", "blue")]
+    top = tmp_path / "train" / "a"
+    for name in ("a.gif", "a.webp", "a.png", "a.tif"):
+        frames[0].save(top / name, save_all=True, append_images=frames[1:])
+    frames[0].convert("CMYK").save(top / "c.jpg")
+    frames[0].convert("RGBA").save(top / "d.png")
+    (top / "e.png").write_bytes((tmp_path / "train" / "b" / "000.png").read_bytes())
+    assert sorted(note.partition(": ")[2] for note in load(tmp_path).notes) == [
+        f"1 images are CMYK: made RGB without a colour profile, first {top / 'c.jpg'}",
+        f"1 images have transparency: it is put on white, first {top / 'd.png'}",
+        f"4 images have further frames or pages: the first is used, first {top / 'a.gif'}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a.npy", "a NumPy array, whose white is not known: save it as PNG of 8 or 16 bits"),
+        ("a.tif", "floating-point pixels have no known white: save them with 8 or 16 bits"),
+        ("b.tif", "signed or 32-bit pixels have no known white: save them with 8 or 16 bits"),
+        ("a.heic", "HEIF, AVIF or a video: save it as JPEG or PNG"),
+    ],
+)
+def test_why_an_image_is_not_read(tmp_path, name, reason):
+    classes(tmp_path, {"a": 3, "b": 3})
+    if name == "a.npy":
+        np.save(tmp_path / "a" / name, np.zeros((4, 4)))
+    elif name == "a.heic":
+        (tmp_path / "a" / name).write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 9)
+    else:
+        kind = np.float32 if name == "a.tif" else np.int32
+        Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / "a" / name)
+    assert load(tmp_path, max_unreadable=0.5).unreadable == ((tmp_path / "a" / name, reason),)

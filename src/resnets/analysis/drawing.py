@@ -73,7 +73,7 @@ def row(file: Path, found: str = "", problem: str = "") -> dict[str, str]:
 def read(split: Split, index: int) -> Tensor:
     """An image of files in colour: uint8 (3, H, W)."""
     assert not isinstance(split.images, Tensor)
-    return torch.from_numpy(decode(split.images[index], 3)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(decode(split.images[index], 3, 0)).permute(2, 0, 1).contiguous()
 
 
 def seen(split: Split, index: int, found: Found, names: Sequence[str], score: float) -> Tensor:

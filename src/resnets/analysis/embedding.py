@@ -16,7 +16,7 @@ from resnets.evaluation.model import Model
 from resnets.nets.layers import global_mean
 from resnets.recipe import Preprocess
 
-GREY = Preprocess(size=32, channels=1, mean=(0.0,), std=(1.0,))
+GREY = Preprocess(size=32, channels=1, mean=(0.0,), std=(1.0,), white=0)
 # Measured on CIFAR-10, whose test images have near-duplicates in the training set: up to 10 bits of
 # difference all pairs that correlate are right; a shift by one pixel of 32 makes 6 to 16 bits, and
 # there the network has to agree.

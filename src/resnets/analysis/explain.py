@@ -85,7 +85,7 @@ def explain(
         (said,) = model.predict([item], top=top)
         answer = Explained(**asdict(said))
         if said.problem is None:
-            shown = view(torch.from_numpy(decode(item, see.channels)), see)
+            shown = view(torch.from_numpy(decode(item, see.channels, see.white)), see)
             x = normalize(shown[None].to(device), *statistics(see, device))
             targets = torch.tensor([names.index(name) for name in said.classes], device=device)
             heats = cam.scaled(
@@ -218,7 +218,7 @@ def picture(split: Split, index: int) -> Image.Image:
     """One image of a split, whole. Raises DataError for a file that cannot be read any more."""
     if isinstance(split.images, Tensor):
         return _image(split.images[index])
-    return Image.fromarray(decode(split.images[index], 3))
+    return Image.fromarray(decode(split.images[index], 3, 0))
 
 
 def _image(pixels: Tensor) -> Image.Image:

@@ -105,7 +105,9 @@ def train_batches(
     see = scene if split.scene else functools.partial(_labelled, alone)
     augment = replace(augment, flip=augment.flip and not split.scene)  # boxes are mirrored with it
     fill = transforms.colour(preprocess)
-    for x, labels, indices, draws, bad in _read(split, see, fill, steps, device, workers):
+    for x, labels, indices, draws, bad in _read(
+        split, see, fill, preprocess.white, steps, device, workers
+    ):
         if not len(indices):
             raise DataError(f"not one image of a batch can be read: {bad[0][0]} ({bad[0][1]}), ...")
         _, change = transforms.at_side(preprocess, augment, x.shape[3])
@@ -157,7 +159,9 @@ def test_batches(
     parts = filter(len, torch.split(torch.arange(len(split))[rank::ranks], each))
     steps = ((indices, torch.zeros(len(indices), 0), preprocess.size) for indices in parts)
     fill = transforms.colour(preprocess)
-    for x, labels, read, _, bad in _read(split, see, fill, steps, device, workers):
+    for x, labels, read, _, bad in _read(
+        split, see, fill, preprocess.white, steps, device, workers
+    ):
         if mean.shape[1:] not in ((1, 1), x.shape[2:]):
             height, width = x.shape[2:]
             raise UsageError(
@@ -197,6 +201,7 @@ class Decode(Dataset[Answer]):
 
     see: See
     fill: Tensor  # uint8 (C,), the colour around views that are smaller than others
+    white: int  # of grey with 16 bits
     hands: Tensor
 
     def __getitem__(self, request: Request) -> Answer:
@@ -207,7 +212,8 @@ class Decode(Dataset[Answer]):
         for row, (index, path) in enumerate(zip(indices.tolist(), files, strict=True)):
             hand.copy_(torch.tensor([os.getpid(), index]))
             try:
-                image = torch.from_numpy(decode(path, len(self.fill))).permute(2, 0, 1)[None]
+                pixels = decode(path, len(self.fill), self.white)
+                image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
                 one = slice(row, row + 1)
                 view, label = self.see(image, labels[one], masks[one], draws[one], side)
             except Unreadable as fault:  # of the image or of its mask
@@ -227,6 +233,7 @@ def _read(
     split: Split,
     see: See,
     fill: Tensor,
+    white: int,
     steps: Iterable[tuple[Tensor, Tensor, int]],
     device: torch.device | str,
     workers: int,
@@ -251,7 +258,7 @@ def _read(
     if workers:
         hands.share_memory_()  # type: ignore[no-untyped-call]
     loader = DataLoader(
-        Decode(see, fill, hands),
+        Decode(see, fill, white, hands),
         batch_size=None,  # a request is a whole batch
         sampler=(request(*step) for step in steps),
         num_workers=workers,

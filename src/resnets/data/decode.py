@@ -30,6 +30,14 @@ PICTURES = READABLE | {
     *(".heic", ".heif", ".avif", ".jp2", ".jxl", ".npy", ".dcm", ".exr", ".svg", ".dng", ".cr2"),
     *(".nef", ".arw", ".ppm", ".pgm", ".tga", ".psd", ".ico"),
 }
+KINDS = {  # what files begin with that are often taken for images, or those after four bytes
+    b"\x93NUMPY": "a NumPy array, whose white is not known: save it as PNG of 8 or 16 bits",
+    b"II*\0": "a TIFF of pixels that are not read: save it with 8 or 16 bits",
+    b"MM\0*": "a TIFF of pixels that are not read: save it with 8 or 16 bits",
+    b"ftyp": "HEIF, AVIF or a video: save it as JPEG or PNG",
+    b"PK\3\4": "a ZIP archive: unpack it",
+    b"%PDF": "a PDF: save its pages as PNG",
+}
 MAX_PIXELS = 50_000_000  # half a gigabyte at the peak, with Pillow's four bytes a pixel
 MAX_WEBP = 28_000_000  # the same half a gigabyte: libwebp holds the image four times
 MAX_ASPECT = 200  # of long side to short: the long one grows when the short one is resized
@@ -46,11 +54,12 @@ class Unreadable(DataError):
         self.name, self.reason = name, reason
 
 
-def decode(image: str | Path | bytes, channels: int) -> NDArray[np.uint8]:
+def decode(image: str | Path | bytes, channels: int, white: int = 65535) -> NDArray[np.uint8]:
     """The pixels of an image file, or of its bytes: uint8 (H, W, channels).
 
     JPEG, PNG, WebP, BMP, GIF (first frame) or TIFF (first page), turned upright by its EXIF
-    orientation, transparency put on white, 16 bits scaled to 8, in 1 channel (grey, ITU-R 601) or
+    orientation, transparency put on white, 16 bits scaled to 8 so that `white` and more becomes 255
+    (0: the greatest value of as many bits as the image uses), in 1 channel (grey, ITU-R 601) or
     3 (red, green, blue). Raises Unreadable, a DataError that names the file and the reason.
     """
     with opened(image) as picture:
@@ -58,7 +67,8 @@ def decode(image: str | Path | bytes, channels: int) -> NDArray[np.uint8]:
         picture.load()
         with suppress(Exception):  # broken EXIF does not make the pixels worse: they are upright
             ImageOps.exif_transpose(picture, in_place=True)
-        pixels = _pixels(picture, "L" if channels == 1 else "RGB")
+        white = white or white_of(greatest(picture) or 0)
+        pixels = _pixels(picture, "L" if channels == 1 else "RGB", white)
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
@@ -84,10 +94,10 @@ def opened(image: str | Path | bytes) -> Iterator[ImageFile]:
             yield p
     except Unreadable:
         raise
-    except TooCostly as error:
+    except (TooCostly, DataError) as error:
         raise Unreadable(name, str(error)) from None
     except UnidentifiedImageError:
-        raise Unreadable(name, f"not a {', '.join(FORMATS)} image") from None
+        raise Unreadable(name, _foreign(image)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise Unreadable(name, f"over {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow's readers raise anything on broken files
@@ -95,6 +105,18 @@ def opened(image: str | Path | bytes) -> Iterator[ImageFile]:
         line = (str(error).splitlines() or [kind])[0][:200]
         reason = error.strerror or line if isinstance(error, OSError) else f"{kind}: {line}"
         raise Unreadable(name, reason) from None
+
+
+def _foreign(image: str | Path | bytes) -> str:
+    """Why a file is none of the FORMATS."""
+    head = image[:16] if isinstance(image, bytes) else b""
+    if not isinstance(image, bytes):
+        with suppress(OSError), Path(image).open("rb") as file:
+            head = file.read(16)
+    for start, kind in KINDS.items():
+        if head.startswith(start) or head[4:].startswith(start):
+            return kind
+    return f"not a {', '.join(FORMATS)} image"
 
 
 def upright(picture: Image.Image) -> tuple[int, int, int]:
@@ -134,7 +156,40 @@ def _says_more(picture: Image.Image) -> bool:
         file.seek(start)
 
 
-def _pixels(picture: Image.Image, mode: str) -> NDArray[np.uint8]:
+def greatest(picture: Image.Image) -> int | None:
+    """The greatest value of a loaded picture that is grey with 16 bits; None for others."""
+    if not picture.mode.startswith("I;16"):
+        return None
+    values = np.asarray(picture)
+    return int(values.max(where=values != picture.info.get("transparency", -1), initial=0))
+
+
+def white_of(value: int) -> int:
+    """The greatest value of as many bits, 8 at least, as this one has: of 4,000 it is 4,095."""
+    return max(255, (1 << value.bit_length()) - 1)
+
+
+def unused(picture: Image.Image) -> list[str]:
+    """What the pixels that are read from a picture leave out, unloaded."""
+    samples = 0
+    with suppress(Exception):
+        samples = int(picture.tag_v2.get(277, 0))  # type: ignore[attr-defined]
+    with suppress(Exception):
+        mode, bands = picture.mode, len(picture.getbands())
+        wide = picture.format != "BMP" and ";16" in str(picture.tile[0][3])  # type: ignore[attr-defined]
+        kinds = {
+            "have further frames or pages: the first is used": getattr(picture, "is_animated", 0),
+            "have transparency: it is put on white": picture.has_transparency_data,
+            "have further channels: they are not used": samples > bands,
+            "have 16 bits a colour: the upper 8 are used": wide and not mode.startswith("I;16"),
+            "are CMYK: made RGB without a colour profile": mode == "CMYK",
+            "are LAB: made RGB": mode == "LAB",
+        }
+        return [kind for kind, has in kinds.items() if has]
+    return []
+
+
+def _pixels(picture: Image.Image, mode: str, white: int) -> NDArray[np.uint8]:
     if picture.mode == mode and not picture.has_transparency_data:
         return np.array(picture)
     width, height = picture.size
@@ -142,16 +197,19 @@ def _pixels(picture: Image.Image, mode: str) -> NDArray[np.uint8]:
     strips = (
         picture.crop((0, top, width, min(top + rows, height))) for top in range(0, height, rows)
     )
-    return np.concatenate([np.asarray(_eight_bits(strip).convert(mode)) for strip in strips])
+    return np.concatenate([np.asarray(_eight_bits(strip, white).convert(mode)) for strip in strips])
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
+def _eight_bits(picture: Image.Image, white: int) -> Image.Image:
     """Any mode to one that converts to L or RGB without loss of range or of the background."""
     if picture.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
         wide = np.asarray(picture).astype(np.uint32)
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+        values = (wide.clip(max=white) * 255 + white // 2) // white
+        values[wide == picture.info.get("transparency", -1)] = 255
+        return Image.fromarray(values.astype(np.uint8))
     if picture.mode in ("I", "F"):
-        raise ValueError("32-bit pixels have no known range; convert them to 8 or 16 bits")
+        kind = "floating-point" if picture.mode == "F" else "signed or 32-bit"
+        raise DataError(f"{kind} pixels have no known white: save them with 8 or 16 bits")
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

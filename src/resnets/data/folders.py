@@ -19,7 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnets.data.decode import PICTURES, Unreadable, decode, opened, upright
+from resnets.data.decode import (
+    PICTURES,
+    Unreadable,
+    decode,
+    greatest,
+    opened,
+    unused,
+    upright,
+    white_of,
+)
 from resnets.data.splits import Source, Split
 from resnets.data.tables import LABEL, PATH, SPLIT, backslashes, read_table, resolve
 from resnets.errors import DataError, Problem, Refused, nearest
@@ -320,7 +329,9 @@ def assemble(
         train, val, test = (every.take(mask.nonzero()[:, 0]) for mask in masks)
     preprocess = Preprocess(size=1)  # whose mean and std are those of data to evaluate on only
     mean, std = preprocess.mean, preprocess.std
-    trained = [seen.looks[path].moments for path in train.images if isinstance(path, Path)]
+    paths = [path for path in train.images if isinstance(path, Path)]
+    looks, white, notes = _scaled(origin, seen.looks, paths)
+    trained = [looks[path].moments for path in paths]
     if decoded := [moments for moments in trained if moments is not None]:
         first, second = np.mean(decoded, axis=0).reshape(2, 3)
         mean, std = first.tolist(), np.sqrt((second - first**2).clip(255**-2.0)).tolist()
@@ -335,10 +346,40 @@ def assemble(
         digest=digest,
         mean=tuple(mean),
         std=tuple(std),
+        white=white,
         unreadable=seen.unreadable,
+        notes=(*notes, *_left_out(origin, looks)),
         root=root,
         automatic=automatic,
     )
+
+
+def _scaled(
+    origin: Path, looks: dict[Path, Look], training: list[Path]
+) -> tuple[dict[Path, Look], int, list[str]]:
+    """The same with grey of 16 bits scaled by what the training images hold, white, and notes."""
+    wide = {path: most for path, each in looks.items() if (most := each.greatest) is not None}
+    if not wide:
+        return looks, 65535, []
+    most = max([wide[path] for path in training if path in wide] or wide.values())
+    white = white_of(most)
+    if white < 65535:
+        again = zip(wide, examine(list(wide), white), strict=True)
+        looks = looks | {path: each for path, each in again if isinstance(each, Look)}
+    over = [path for path, value in wide.items() if value > white]
+    note = f"{origin}: {len(wide):,} decoded images are grey with 16 bits, first {next(iter(wide))}"
+    note += f"; white is {white:,}, since the greatest value for training is {most:,}"
+    note += f"; {len(over):,} have greater values, first {over[0]}" if over else ""
+    return looks, white, [note]
+
+
+def _left_out(origin: Path, looks: dict[Path, Look]) -> list[str]:
+    """A note of each kind of what the pixels of images leave out."""
+    kinds: dict[str, list[Path]] = {}
+    for path, each in looks.items():
+        for kind in each.unused:
+            kinds.setdefault(kind, []).append(path)
+    return [f"{origin}: {len(p):,} images {kind}, first {p[0]}" for kind, p in kinds.items()]
 
 
 def _classes(rows: Iterable[Row]) -> set[str]:
@@ -366,6 +407,8 @@ class Look(NamedTuple):
     orientation: int  # EXIF's, from 1 (upright as it is stored) to 8
     # Means and mean squares of the channels in 0..1, float64 (6,), where it was decoded.
     moments: NDArray[np.float64] | None
+    unused: tuple[str, ...] = ()  # what its pixels leave out
+    greatest: int | None = None  # value, of grey with 16 bits that was decoded
 
 
 class Seen(NamedTuple):
@@ -390,7 +433,7 @@ def look(paths: Sequence[Path], max_unreadable: float) -> Seen:
     return Seen({path: found for path, found in every if isinstance(found, Look)}, tuple(bad))
 
 
-def examine(paths: Sequence[Path]) -> list[Look | Unreadable]:
+def examine(paths: Sequence[Path], white: int = 65535) -> list[Look | Unreadable]:
     """Every header is read, and up to CHECKED whole images, spread evenly."""
     every = -(-len(paths) // CHECKED)
 
@@ -398,17 +441,18 @@ def examine(paths: Sequence[Path]) -> list[Look | Unreadable]:
         number, path = job
         try:
             with opened(path) as picture:
-                sides = upright(picture)
-            if number % every:
-                return Look(*sides, None)
-            image = decode(path, 3)
+                left_out, sides = tuple(unused(picture)), upright(picture)
+                if number % every:
+                    return Look(*sides, None, left_out)
+                most = greatest(picture) if picture.mode.startswith("I;16") else None
+            image = decode(path, 3, white)
         except Unreadable as fault:
             return fault
         # of a large image some 64 x 64 pixels: their mean and deviation are the image's
         step = max(1, min(image.shape[:2]) // 64)
         pixels = image[::step, ::step].reshape(-1, 3) / 255.0
         moments = np.array([*pixels.mean(0), *(pixels**2).mean(0)])
-        return Look(image.shape[0], image.shape[1], sides[2], moments)
+        return Look(image.shape[0], image.shape[1], sides[2], moments, left_out, most)
 
     # Pillow decodes without the interpreter's lock
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from resnets.arch import IGNORED
 from resnets.data.decode import PICTURES, Unreadable
 from resnets.data.folders import assemble, look, split_of, subfolders, visible
+from resnets.data.names import read_lines
 from resnets.data.scenes import class_map
 from resnets.data.splits import Source, Split
-from resnets.data.yolo import class_names, read_names, read_yaml
+from resnets.data.yolo import class_names, read_yaml
 from resnets.errors import DataError, Problem, Refused
 
 FORMS = "images/ and masks/, in both train/, val/ and test/ or none, or train/images/, train/masks/"
@@ -116,17 +117,17 @@ def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
     for row, own in zip(rows, counts, strict=True) if not refused else ():
         if alien := [v for v in np.flatnonzero(own).tolist() if v not in names]:
             refused.append((str(row[1]), f"values {alien} are no classes"))
-    bare = [f"{name!r} ({k})" for k, name in told.items() if k not in found]
-    lacks = f"{len(bare)} of {len(told)} named classes have no pixel in any mask, first "
-    lacks += "".join(bare[:1])
-    if bare and (ignored or len(found) < 2) and not refused:
+    absent = [f"{name!r} ({k})" for k, name in told.items() if k not in found]
+    lacks = f"{len(absent)} of {len(told)} named classes have no pixel in any mask, first "
+    lacks += "".join(absent[:1])
+    if absent and (ignored or len(found) < 2) and not refused:
         remedy = "take names of absent classes out of the list of names"
         if ignored:
             free = min({*told, len(told)} - {*found, IGNORED})
             part = f"{IGNORED}, which is ignored, has {ignored / every_pixel:.1%} of the pixels"
             remedy = f"{part}: a class drawn so has to become {IGNORED} -> {free}; or {remedy}"
         refused.append((str(root), f"{lacks}; {remedy}"))
-    elif bare:
+    elif absent:
         notes.append(f"{root}: {lacks}")
     if refused:
         unreadable = [(str(path), f"unreadable: {reason}") for path, reason in seen.unreadable]
@@ -171,7 +172,8 @@ def _by_stem(top: Path, refused: list[Problem]) -> dict[str, Path]:
 def _names(root: Path) -> dict[int, str]:
     """The classes by value, where a file says them. Raises DataError for one that is wrong."""
     if (table := root / "classes.txt").is_file():
-        return read_names(table)
+        lines = enumerate(read_lines(table))
+        return class_names({k: line for k, line in lines if line}, table)
     for path in sorted(root.glob("*.y*ml")):
         if re.search(r"(?m)^(names|classes) *:", path.read_text("utf-8", errors="replace")):
             told = read_yaml(path)

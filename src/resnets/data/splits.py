@@ -121,6 +121,7 @@ class Source:
     digest: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    white: int = 65535  # of grey with 16 bits: the value that is white
     unreadable: tuple[tuple[Path, str], ...] = ()  # files that were left out, each with the reason
     problems: tuple[tuple[str, str], ...] = ()  # in annotations that are used, as (place, reason)
     # Of the whole: what was skipped, assumed, renamed or left out, with a count and an example.

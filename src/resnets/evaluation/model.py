@@ -111,7 +111,7 @@ class Model:
             good: dict[int, torch.Tensor] = {}
             for k, item in enumerate(chunk):
                 try:
-                    good[k] = view(torch.from_numpy(decode(item, see.channels)), see)
+                    good[k] = view(torch.from_numpy(decode(item, see.channels, see.white)), see)
                 except DataError as error:
                     answers[k] = replace(answers[k], problem=str(error))
             if good:

@@ -355,7 +355,7 @@ def preprocessing(recipe: Recipe, source: Source) -> Preprocess:
     resize = round(size / recipe.crop_ratio) if files and size >= 64 else size
     if source.task != "classify":
         resize = 0  # a scene is seen whole
-    see = Preprocess(size=size, resize=resize, channels=source.channels)
+    see = Preprocess(size=size, resize=resize, channels=source.channels, white=source.white)
     if recipe.normalize != "pixel":
         mean, std = moments(recipe.normalize, source, source.channels)
         return replace(see, mean=mean, std=std)
