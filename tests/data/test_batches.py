@@ -334,10 +334,10 @@ def assert_no_children():
 def test_the_file_that_ends_a_worker_is_named(files, monkeypatch, fault, workers):
     decode, bad = batches.decode, str(files.images[23])
 
-    def faulty(path, channels):
+    def faulty(path, channels, white):
         if path == bad:
             os.kill(os.getpid(), signal.SIGKILL) if fault == "died" else time.sleep(1000)
-        return decode(path, channels)
+        return decode(path, channels, white)
 
     monkeypatch.setattr(batches, "PATIENCE", 2)
     monkeypatch.setattr(batches, "_LOOK", 1)

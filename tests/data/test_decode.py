@@ -152,7 +152,7 @@ def test_cmyk():
 
 
 def test_thirty_two_bits_have_no_range():
-    with pytest.raises(Unreadable, match="no known range"):
+    with pytest.raises(Unreadable, match="no known white"):
         decode(saved(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), 3)
 
 

@@ -176,7 +176,7 @@ def unused(picture: Image.Image) -> list[str]:
         samples = int(picture.tag_v2.get(277, 0))  # type: ignore[attr-defined]
     with suppress(Exception):
         mode, bands = picture.mode, len(picture.getbands())
-        wide = picture.format != "BMP" and ";16" in str(picture.tile[0][3])  # type: ignore[attr-defined]
+        wide = picture.format != "BMP" and ";16" in str(picture.tile)  # type: ignore[attr-defined]
         kinds = {
             "have further frames or pages: the first is used": getattr(picture, "is_animated", 0),
             "have transparency: it is put on white": picture.has_transparency_data,

@@ -214,7 +214,7 @@ def class_map(path: Path, height: int, width: int) -> NDArray[np.uint8]:
             sides = f"{picture.width} x {picture.height}"
             raise Unreadable(str(path), f"{sides}, where its image is {width} x {height}")
         # Pillow spreads grey of 2 and 4 bits over 0..255.
-        step = {"L;2": 85, "L;4": 17}.get(str(picture.tile[0][3]), 1)  # type: ignore[attr-defined]
+        step = {"L;2": 85, "L;4": 17}.get(str(picture.tile[0][3]), 1)
         values = np.array(picture) // step
         if values.max() > 255:
             raise Unreadable(str(path), f"its value {values.max()} is over 255, so no class")
