@@ -153,7 +153,10 @@ def classification(
     corruptions: bool,
 ) -> Result:
     """`api.evaluate` for classifiers."""
-    source, name = sources.load(data, max_unreadable=how.max_unreadable), how.split or "test"
+    source, name = (
+        sources.load(data, max_unreadable=how.max_unreadable, training=False),
+        how.split or "test",
+    )
     pairs = zip(models, views, strict=True)
     subjects = [subject(path, source, how, view) for path, view in pairs]
     check_same([each.split for each in subjects])
@@ -175,7 +178,9 @@ def classification(
     if at_precision is not None:
         result = replace(result, abstention=metrics.abstention(scores, at_precision))
     if ood is not None:
-        strange = unlabelled(sources.load(ood, max_unreadable=how.max_unreadable), scores.labels)
+        strange = unlabelled(
+            sources.load(ood, max_unreadable=how.max_unreadable, training=False), scores.labels
+        )
         others = ensemble([replace(each, split=strange).scores() for each in subjects])
         result = replace(result, familiarity=metrics.ood(scores, others))
     if corruptions:
@@ -325,7 +330,7 @@ def detection(
 def calibration(model: str | Path, data: str, how: Inference) -> Calibration:
     """`api.calibrate`."""
     path = options.check_model(model)
-    source = sources.load(data)
+    source = sources.load(data, training=False)
     one = subject(model, source, how)
     card, split = one.model.card, how.split or "val"
     if not card.provenance:

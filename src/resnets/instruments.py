@@ -121,7 +121,11 @@ def analyze(
 
     from resnets.data import sources
 
-    source = None if data is None else sources.load(data, max_unreadable=how.max_unreadable)
+    source = (
+        None
+        if data is None
+        else sources.load(data, max_unreadable=how.max_unreadable, training=False)
+    )
     torch.manual_seed(seed)
     one = subject(kind, model, source, shape, how)
     rows, verdict = look(kind, one, *shown(one, shape, seed), seed)
@@ -360,7 +364,7 @@ def explained(
     from resnets.evaluation import metrics
     from resnets.lifecycle import opened
 
-    source = sources.load(data, max_unreadable=how.max_unreadable) if data else None
+    source = sources.load(data, max_unreadable=how.max_unreadable, training=False) if data else None
     reading, known = {"batch": how.images_per_batch(), "workers": how.workers}, None
     if inputs:
         if source:

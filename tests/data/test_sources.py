@@ -12,8 +12,9 @@ from sklearn.datasets import load_digits
 from resnets.data import batches, load
 from resnets.data.sources import expand, hold_out
 from resnets.data.splits import Split, in_memory
-from resnets.errors import DataError, UsageError
+from resnets.errors import DataError, Refused, UsageError
 from resnets.recipe import Preprocess
+from resnets.training import plan
 
 
 def rows(splits):
@@ -439,3 +440,68 @@ def test_why_an_image_is_not_read(tmp_path, name, reason):
         kind = np.float32 if name == "a.tif" else np.int32
         Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / "a" / name)
     assert load(tmp_path, max_unreadable=0.5).unreadable == ((tmp_path / "a" / name, reason),)
+
+
+def test_a_folder_is_taken_before_a_data_set_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(classes(tmp_path / "digits", {"round": 10, "square": 10}).parent)
+    for name in ("digits", "cifar10"):
+        (tmp_path / "digits").rename(tmp_path / name)
+        source = load(name)
+        assert source.classes == ("round", "square")
+        assert f"{name} is what lies here" in source.notes[0]
+        (tmp_path / name).rename(tmp_path / "digits")
+    assert plan.choose(load("digits"), load("digits").train, torch.device("cpu")).data == "digits"
+    assert plan.choose(load("digits"), load("digits").train, torch.device("cpu")).model != "resnet8"
+    (tmp_path / "digits").rename(tmp_path / "other")
+    assert load("digits").classes == tuple("0123456789")
+
+
+def test_all_that_is_wrong_with_class_folders_is_named_at_once(tmp_path):
+    classes(tmp_path / "train", {"a": 3, "b": 3, "empty": 0})
+    classes(tmp_path / "val", {"A": 2, "a": 2, "b": 0})
+    classes(tmp_path / "extra", {"a": 2})
+    picture(tmp_path / "train" / "loose.png")
+    picture(tmp_path / "train" / "a" / "deep" / "er.png")
+    picture(tmp_path / "train" / "b" / ".hidden" / "x.png")
+    (tmp_path / "train" / "a" / "notes.txt").write_text("x")
+    (tmp_path / "train" / "a" / "more.zip").write_bytes(b"PK")
+    (tmp_path / "train" / "b" / "zero.png").write_bytes(b"")
+    (tmp_path / "train" / "b" / "up").symlink_to(tmp_path / "train")
+    (tmp_path / "train" / "b" / "link.png").symlink_to(tmp_path / "train" / "a" / "000.png")
+    with pytest.raises(Refused) as caught:
+        load(tmp_path, max_unreadable=1.0)
+    refused = {reason.partition(", first")[0] for _, reason in caught.value.refused}
+    assert refused == {
+        "1 empty class folders: empty; fill or remove them",
+        "val or test have classes that train has not: ['A']",
+        "1 files have two classes by links",
+    }
+    told = [reason.removeprefix(f"{tmp_path}: ") for _, reason in caught.value.noted]
+    top = tmp_path / "train"
+    assert told == [
+        f"1 folders beside train, val: not read, first {tmp_path / 'extra'}",
+        f"{tmp_path / 'val'}: 1 class folders without images: left out, "
+        f"first {tmp_path / 'val' / 'b'}",
+        f"2 files that are no images: skipped, first {top / 'a' / 'more.zip'}",
+        f"1 files beside the class folders: not read, first {top / 'loose.png'}",
+        f"1 hidden files and folders: not read, first {top / 'b' / '.hidden'}",
+        "1 images in folders inside of class folders: of the class of the first folder, "
+        f"first {top / 'a' / 'deep' / 'er.png'}",
+        "1 groups of classes differ in case, space or quotes only, first 'A' and 'a'; they are "
+        "kept apart",
+        "unreadable: the file is empty",
+    ]
+
+
+def test_what_only_training_needs_is_not_asked_of_data_to_test_on(tmp_path):
+    classes(tmp_path, {"red": 3, "blue": 0})
+    with pytest.raises(Refused, match="1 classes; it takes two"):
+        load(tmp_path, max_unreadable=1.0)
+    source = load(tmp_path, training=False)
+    assert (source.classes, source.files) == (("red",), 3)
+
+
+def test_a_split_by_chance_needs_images_of_each_class(tmp_path):
+    classes(tmp_path, dict.fromkeys("abcdefghij", 1))
+    with pytest.raises(Refused, match="leaves 2 classes without training images, first"):
+        load(tmp_path)

@@ -1,5 +1,6 @@
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,7 +73,9 @@ def test_figures_of_one_label_are_scikit_learns(classes):
     assert np.array_equal(figures.confusion, matrix)
     each = theirs.precision_recall_fscore_support(true, given, labels=range(7), zero_division=0)
     for name, expected in zip(("precision", "recall", "f1", "images"), each, strict=True):
-        assert [row[name] for row in figures.per_class()] == close(expected)
+        counted = name == "images"
+        expected = [x if counted or n else None for x, n in zip(expected, each[3], strict=True)]
+        assert [row[name] for row in figures.per_class()] == pytest.approx(expected)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # answers of classes that do not occur
         assert figures.balanced_accuracy == close(theirs.balanced_accuracy_score(true, given))
@@ -228,3 +231,15 @@ def test_a_comparison_by_hand():
     # an image that one could not read does not count
     part = compare(first, second.take(torch.arange(8)))
     assert (part.images, part.fixed) == (8, (6, 7))
+
+
+def test_a_class_without_images_has_no_figures_and_few_classes_no_top_5():
+    said = drawn(classes=4)
+    rows, said_so = result(said).per_class(), result(said).summary()
+    assert [[row[name] for name in ("precision", "recall", "f1")] for row in rows[4:]] == [
+        [None] * 3
+    ] * 3
+    assert said_so["per_class"][6]["recall"] is None
+    assert "top5" in said_so
+    few = replace(said, logits=said.logits[:, :4], classes=said.classes[:4])
+    assert "top5" not in result(few).summary()

@@ -268,6 +268,8 @@ def test_labels_are_renumbered_by_name():
     assert one.labels.tolist() == [3, 1, 1]
     several = Split(pictures(2).images, torch.tensor([[1.0, 0], [1, 1]]))
     assert aligned(several, ("d", "b"), model).labels.tolist() == [[0, 0, 0, 1, 0], [0, 1, 0, 1, 0]]
+    with pytest.raises(CheckpointError, match=r"(?s)2 classes .*: D , x\n.*'D ' is 'd' to it$"):
+        aligned(several, ("D ", "x"), model)
 
 
 def test_a_model_of_several_labels_predicts_each_by_itself(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from resnets.data import sources
-from resnets.errors import CheckpointError, DiskError, Diverged
+from resnets.errors import CheckpointError, DiskError, Diverged, UsageError
 from resnets.nets.modelfile import digest
 from resnets.recipe import Augment
 from resnets.recipes import digits
@@ -235,3 +235,9 @@ def test_the_per_pixel_mean_is_the_mean_training_image():
     plan = small_plan(normalize="pixel")
     mean = torch.tensor(plan.preprocess.mean).view(8, 8)
     torch.testing.assert_close(mean, plan.source.train.images[:, 0].float().mean(0) / 255)
+
+
+def test_one_value_to_normalise_is_a_wrong_batch(tmp_path):
+    plan = small_plan(model="resnet18", size=16, batch=1, steps=1)
+    with pytest.raises(UsageError, match=r"(?s)one image of 16 pixels.*batch=2"):
+        run_to(tmp_path / "run", plan)

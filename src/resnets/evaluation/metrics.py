@@ -75,7 +75,8 @@ class Result:
     def macro_f1(self) -> float:
         """Mean F1 of the classes that occur or are answered."""
         rows = self.per_class()
-        return fmean([row["f1"] for row in rows if row["images"] or row["answers"]] or [0.0])
+        each = [row["f1"] or 0.0 for row in rows if row["images"] or row["answers"]]
+        return fmean(each or [0.0])
 
     @property
     def mean_average_precision(self) -> float | None:
@@ -84,18 +85,25 @@ class Result:
         return fmean([x for x in each if not math.isnan(x)] or [0.0]) if each else None
 
     def per_class(self) -> list[dict[str, Any]]:
-        """Precision, recall and F1 of each class; 0 where a ratio has no denominator."""
+        """Precision, recall and F1 of each class; None for one without images."""
         rows = []
         for k, (images, answers) in enumerate(self.counts):
             hits = self.confusion[k][k]
             row = {"class": self.classes[k], "images": images, "answers": answers}
-            row |= {"precision": hits / max(1, answers), "recall": hits / max(1, images)}
-            rows.append(row | {"f1": 2 * hits / max(1, images + answers)})
+            ratios = (
+                hits / max(1, answers),
+                hits / max(1, images),
+                2 * hits / (images + answers or 1),
+            )
+            names = ("precision", "recall", "f1")
+            rows.append(row | dict(zip(names, ratios if images else [None] * 3, strict=True)))
         return rows
 
     def summary(self) -> dict[str, Any]:
         """The stable JSON form; what was not asked for, or does not apply, is left out."""
-        names = ("error", "top1", "top5", "loss", "balanced_accuracy", "macro_f1", "ece")
+        names = ["error", "top1", "top5", "loss", "balanced_accuracy", "macro_f1", "ece"]
+        if len(self.classes) <= 5:  # then every answer is among the first five
+            names.remove("top5")
         threshold, coverage = self.abstention or (math.inf, None)
         least = threshold if math.isfinite(threshold) else None
         rows = [{"kind": k, "strength": s, "error": e} for k, s, e in self.corruptions]

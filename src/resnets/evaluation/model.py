@@ -188,9 +188,13 @@ def aligned(split: Split, classes: tuple[str, ...], model: Model) -> Split:
     """
     known = {name: k for k, name in enumerate(model.card.classes)}
     if unknown := [name for name in classes if name not in known]:
+        plain = {" ".join(name.casefold().split()): name for name in known}
+        near = ((name, plain.get(" ".join(name.casefold().split()))) for name in unknown)
+        alike = ", ".join(f"{name!r} is {other!r} to it" for name, other in near if other)
         raise CheckpointError(
             f"the model does not know {len(unknown)} classes of the data: "
             f"{', '.join(unknown[:5])}\nIt knows: {', '.join(model.card.classes[:8])}"
+            + (f"\nRename what differs in case or space only: {alike[:200]}" if alike else "")
         )
     table = torch.tensor([known[name] for name in classes], device=split.labels.device)
     if split.labels.ndim == 1:

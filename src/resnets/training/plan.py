@@ -219,7 +219,9 @@ def choose_scene(source: Source, train: Split, device: torch.device, task: Task)
         models = {"detect": "fasterrcnn_resnet50_fpn", "segment": "deeplabv3_resnet50"}
         recipe = replace(recipe, model=models.get(task, "localizer_resnet50"), size=0)
     epochs = min(100.0, max(12.0, 30_000 / len(train)))
-    batch = min(recipe.batch, 2 ** max(0, (len(train) // 4).bit_length() - 1))
+    # Two for segmentation, whose networks may normalise an image that is pooled to one value.
+    least = 2 if task == "segment" else 1
+    batch = min(recipe.batch, max(least, 2 ** max(0, (len(train) // 4).bit_length() - 1)))
     return replace(recipe, epochs=epochs, batch=batch)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resnets.data.batches import Batch
-from resnets.errors import MemoryExhausted
+from resnets.errors import MemoryExhausted, UsageError
 from resnets.evaluation.classify import predict_batch
 from resnets.training import tasks
 from resnets.training.loss import balanced, distilled, objective
@@ -102,6 +102,14 @@ class Step:
         while True:
             try:
                 sums = self.accumulate(batch)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise UsageError(
+                    f"a forward pass of one image of {batch.images.shape[-1]} pixels leaves batch "
+                    "normalisation a single value:\ntrain on two images or more at once, as --set "
+                    "batch=2 (on each process, and --set micro=2 or more), or with a larger size"
+                ) from None
             except RuntimeError as error:
                 host = "can't allocate memory" in str(error)
                 if not host and not isinstance(error, torch.OutOfMemoryError):
