@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from resnets.arch import IGNORED
 from resnets.data.decode import PICTURES, Unreadable
 from resnets.data.folders import assemble, look, split_of, subfolders, visible
-from resnets.data.names import read_lines
 from resnets.data.scenes import class_map
 from resnets.data.splits import Source, Split
+from resnets.data.tables import read_lines
 from resnets.data.yolo import class_names, read_yaml
 from resnets.errors import DataError, Problem, Refused
 
@@ -172,7 +172,7 @@ def _by_stem(top: Path, refused: list[Problem]) -> dict[str, Path]:
 def _names(root: Path) -> dict[int, str]:
     """The classes by value, where a file says them. Raises DataError for one that is wrong."""
     if (table := root / "classes.txt").is_file():
-        lines = enumerate(read_lines(table))
+        lines = enumerate(map(str.strip, read_lines(table)))
         return class_names({k: line for k, line in lines if line}, table)
     for path in sorted(root.glob("*.y*ml")):
         if re.search(r"(?m)^(names|classes) *:", path.read_text("utf-8", errors="replace")):
