@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -131,6 +132,25 @@ def test_a_broken_image_is_named_and_the_others_are_answered(cli, digits_run, tm
     assert code == 3
     assert len(out.splitlines()) == 2
     assert err.count("broken0.jpg") == 2
+
+
+def test_a_missing_input_does_not_lose_the_answers_for_the_others(cli, digits_run, tmp_path):
+    folder = pictures(tmp_path / "a [1] {b}", per_class=1)
+    code, out, err = cli("predict", digits_run, "no.png", folder / "*" / "0.jpg", folder / "cat")
+    assert code == 3
+    assert len(out.splitlines()) == 3
+    assert "no.png" in err
+
+
+def test_the_command_that_is_named_after_a_training_works(cli, tmp_path):
+    for split in ("train", "val"):
+        pictures(tmp_path / "my pets" / split, per_class=8)
+    few = ["--size", "16", "--batch", "8", "--set", "steps=2", "--workers", "0"]
+    code, _, err = cli("train", "my pets", "--model", "resnet8", "--run", "r", *few)
+    assert code == 0
+    command = shlex.split(re.search(r"resnets evaluate (.*)", err)[1])
+    assert command[-2:] == ["--split", "val"]
+    assert cli("evaluate", *command, "--workers", "0")[0] == 0
 
 
 def test_a_folder_with_broken_files_is_trained_and_each_is_named(cli, tmp_path):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from resnets import options
 from resnets.errors import DataError, UsageError
 from resnets.files import matches
+from resnets.instruments import ERRORS, Kind
 from resnets.options import Inference, group, public
 
 if TYPE_CHECKING:
@@ -49,23 +50,13 @@ PLANNED = (  # arguments of `plan` that `train` and `tune` pass on
 
 @public
 def plan(
-    data: str | Path,
-    *,
-    task: Task | None = None,
-    model: str | None = None,
-    recipe: str | Path | Recipe | None = None,
-    weights: str | Path | None = None,
-    epochs: float | None = None,
-    budget: float | str | None = None,
-    lr: float | None = None,
-    batch: int | None = None,
-    size: int | None = None,
-    seed: int | None = None,
-    overrides: Mapping[str, Any] | Sequence[str] | None = None,
-    devices: int = 1,
-    device: str = "auto",
-    workers: int = 2,
-) -> Plan:
+    data: str | Path, *, task: Task | None = None, model: str | None = None,
+    recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
+    epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
+    batch: int | None = None, size: int | None = None, seed: int | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None, devices: int = 1,
+    device: str = "auto", workers: int = 2,
+) -> Plan:  # fmt: skip
     """Everything a training run will do, chosen from the data where nothing is given.
 
     Raises UsageError for an unknown model, recipe or field, a value of the wrong type, or a model
@@ -108,11 +99,7 @@ def plan(
     if twice := changes.keys() & fields:
         raise UsageError(f"{min(twice)} is given twice, by its own option and by --set")
     changes |= fields
-    base = (
-        recipes.read(str(recipe) if isinstance(recipe, Path) else recipe)
-        if recipe is not None
-        else None
-    )
+    base = recipes.read(recipe) if recipe is not None else None
     check = recipes.merged(base or Recipe(model="resnet18"), changes)
     for field in ("weights", "teacher"):
         check_weights(field, getattr(check, field))
@@ -191,24 +178,14 @@ def planned(data: str | Path | Plan, values: Mapping[str, Any]) -> Plan:
 
 @public
 def train(
-    data: str | Path | Plan,
-    *,
-    task: Task | None = None,
-    model: str | None = None,
-    recipe: str | Path | Recipe | None = None,
-    weights: str | Path | None = None,
-    epochs: float | None = None,
-    budget: float | str | None = None,
-    lr: float | None = None,
-    batch: int | None = None,
-    size: int | None = None,
-    seed: int | None = None,
-    overrides: Mapping[str, Any] | Sequence[str] | None = None,
-    run: str | Path | None = None,
-    device: str = "auto",
-    workers: int = 2,
+    data: str | Path | Plan, *, task: Task | None = None, model: str | None = None,
+    recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
+    epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
+    batch: int | None = None, size: int | None = None, seed: int | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None, run: str | Path | None = None,
+    device: str = "auto", workers: int = 2,
     watch: Callable[[Progress], None] = lambda progress: None,
-) -> Outcome:
+) -> Outcome:  # fmt: skip
     """Train a network on DATA, test it, and leave a run folder.
 
     In Python `data` may be a plan. The arguments without a word here, and the errors, are those of
@@ -228,13 +205,9 @@ def train(
 
 @public
 def resume(
-    run: str | Path | None = None,
-    *,
-    data: str | Path | None = None,
-    device: str = "auto",
-    workers: int = 2,
-    watch: Callable[[Progress], None] = lambda progress: None,
-) -> Outcome:
+    run: str | Path | None = None, *, data: str | Path | None = None, device: str = "auto",
+    workers: int = 2, watch: Callable[[Progress], None] = lambda progress: None,
+) -> Outcome:  # fmt: skip
     """Go on with an interrupted run; without RUN with the newest unfinished one.
 
     Raises UsageError where there is nothing to resume, the newest one is older than a day, or it is
@@ -283,26 +256,14 @@ def resume(
 
 @public
 def tune(
-    data: str | Path | Plan,
-    *,
-    run: str | Path | None = None,
-    trials: int = 20,
-    search: Sequence[str] = (),
-    task: Task | None = None,
-    model: str | None = None,
-    recipe: str | Path | Recipe | None = None,
-    weights: str | Path | None = None,
-    epochs: float | None = None,
-    budget: float | str | None = None,
-    lr: float | None = None,
-    batch: int | None = None,
-    size: int | None = None,
-    seed: int | None = None,
-    overrides: Mapping[str, Any] | Sequence[str] | None = None,
-    device: str = "auto",
-    workers: int = 2,
-    watch: Callable[[Progress], None] = lambda progress: None,
-) -> Iterator[list[Trial]]:
+    data: str | Path | Plan, *, run: str | Path | None = None, trials: int = 20,
+    search: Sequence[str] = (), task: Task | None = None, model: str | None = None,
+    recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
+    epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
+    batch: int | None = None, size: int | None = None, seed: int | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None, device: str = "auto",
+    workers: int = 2, watch: Callable[[Progress], None] = lambda progress: None,
+) -> Iterator[list[Trial]]:  # fmt: skip
     """Search for better fields of a recipe by the error on validation images; again goes on.
 
     In Python `data` may be a plan. The arguments without a word here are those of `plan`. Yields
@@ -344,25 +305,16 @@ def find_rate(
 
 @public
 def evaluate(
-    *places: str | Path,
-    task: Task | None = None,
+    *places: str | Path, task: Task | None = None,
     split: Literal["test", "val", "train", "all"] | None = None,
-    view: str | Sequence[str] = "center",
-    compare: bool = False,
-    at_precision: float | None = None,
-    ood: str | Path | None = None,
-    corruptions: bool = False,
-    classifier: str | Path | None = None,
-    refine: bool = False,
-    scales: str | Sequence[float] = "1",
-    size: int | None = None,
+    view: str | Sequence[str] = "center", compare: bool = False,
+    at_precision: float | None = None, ood: str | Path | None = None, corruptions: bool = False,
+    classifier: str | Path | None = None, refine: bool = False,
+    scales: str | Sequence[float] = "1", size: int | None = None,
     normalize: Literal["data", "imagenet", "none"] | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
-    max_unreadable: float = 0.01,
-    batch: int | None = None,
-    device: str = "auto",
-    workers: int = 2,
-) -> Tested:
+    precision: Literal["float32", "bfloat16"] = "float32", max_unreadable: float = 0.01,
+    batch: int | None = None, device: str = "auto", workers: int = 2,
+) -> Tested:  # fmt: skip
     """Test MODEL... on one split of DATA: several models are an ensemble.
 
     In Python what is asked for beside the figures stands in fields of the result.
@@ -434,7 +386,7 @@ def evaluate(
     if purpose == "classify":
         return assessment.classification(
             models, str(data), how, views=views, compare=compare, at_precision=at_precision,
-            ood=None if ood is None else str(ood),            corruptions=corruptions,
+            ood=None if ood is None else str(ood), corruptions=corruptions,
         )  # fmt: skip
     return assessment.objects(
         purpose, models, str(data), how, compare=compare, classifier=classifier
@@ -444,31 +396,21 @@ def evaluate(
 def refuse_others(task: Task, only: Mapping[str, Mapping[str, bool]]) -> None:
     """Raise UsageError for an option that is given, and is `only` for other tasks."""
     for tasks, given in only.items():
-        if task not in tasks.split() and (
-            names := [name for name, is_given in given.items() if is_given]
-        ):
-            raise UsageError(
-                f"{names[0]} is to {' and '.join(tasks.split())}, this model to {task}"
-            )
+        names = [name for name, is_given in given.items() if is_given]
+        if names and task not in tasks.split():
+            known = " and ".join(tasks.split())
+            raise UsageError(f"{names[0]} is to {known}, this model to {task}")
 
 
 @public
 def predict(
-    model: str | Path,
-    inputs: str | Path | bytes | Sequence[str | Path | bytes],
-    *,
-    task: Task | None = None,
-    top: int = 5,
-    out: str | Path = "predictions",
-    score: float = 0.5,
-    refine: bool = False,
-    scales: str | Sequence[float] = "1",
+    model: str | Path, inputs: str | Path | bytes | Sequence[str | Path | bytes], *,
+    task: Task | None = None, top: int = 5, out: str | Path = "predictions", score: float = 0.5,
+    refine: bool = False, scales: str | Sequence[float] = "1",
     normalize: Literal["data", "imagenet", "none"] | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
-    batch: int | None = None,
-    device: str = "auto",
-    workers: int = 2,
-) -> Iterator[Prediction] | list[dict[str, str]]:
+    precision: Literal["float32", "bfloat16"] = "float32", batch: int | None = None,
+    device: str = "auto", workers: int = 2,
+) -> Iterator[Prediction] | list[dict[str, str]]:  # fmt: skip
     """Say what is on images: a classifier names them, other models draw what they find.
 
     Of objects, pictures are written into the new folder `out` and detections.json, in COCO's form
@@ -519,21 +461,13 @@ def check_inputs(inputs: Sequence[str | Path | bytes]) -> None:
 
 @public
 def explain(
-    model: str | Path,
-    /,
-    *inputs: str | Path | bytes,
-    out: str | Path,
-    data: str | Path | None = None,
-    level: str | None = None,
-    method: Literal["grad-cam", "occlusion"] = "grad-cam",
-    top: int = 1,
-    split: Literal["test", "val", "train", "all"] | None = None,
-    max_unreadable: float = 0.01,
-    normalize: Literal["data", "imagenet", "none"] | None = None,
-    batch: int | None = None,
-    device: str = "auto",
-    workers: int = 2,
-) -> Iterator[Explained | Sanity | dict[str, int]]:
+    model: str | Path, /, *inputs: str | Path | bytes, out: str | Path,
+    data: str | Path | None = None, level: str | None = None,
+    method: Literal["grad-cam", "occlusion"] = "grad-cam", top: int = 1,
+    split: Literal["test", "val", "train", "all"] | None = None, max_unreadable: float = 0.01,
+    normalize: Literal["data", "imagenet", "none"] | None = None, batch: int | None = None,
+    device: str = "auto", workers: int = 2,
+) -> Iterator[Explained | Sanity | dict[str, int]]:  # fmt: skip
     """Draw why MODEL answers what it answers: for images, or for a whole data set.
 
     In Python: the answer to each image, or how many there are of each finding; errors as
@@ -571,14 +505,9 @@ def explain(
 
 @public
 def calibrate(
-    model: str | Path,
-    data: str | Path,
-    /,
-    *,
-    split: Literal["val", "all"] = "val",
-    device: str = "auto",
-    workers: int = 2,
-) -> Calibration:
+    model: str | Path, data: str | Path, /, *, split: Literal["val", "all"] = "val",
+    device: str = "auto", workers: int = 2,
+) -> Calibration:  # fmt: skip
     """Fit the temperature of MODEL on images that it was not trained on, and keep it in its file.
 
     The answers stay the same; their probabilities become what they say (1706.04599). Figures and
@@ -618,31 +547,12 @@ def report(run: str | Path, /, *, data: str | Path | None = None) -> Path:
 
 @public
 def analyze(
-    kind: Literal[
-        "responses",
-        "signal",
-        "gradients",
-        "equations",
-        "lesions",
-        "swaps",
-        "paths",
-        "landscape",
-        "precise",
-    ],
-    model: str | Path,
-    data: str | Path | None = None,
-    /,
-    *,
-    out: str | Path | None = None,
-    input: str = "",
-    seed: int = 0,
-    split: Literal["test", "val", "train", "all"] | None = None,
-    max_unreadable: float = 0.01,
-    normalize: Literal["data", "imagenet", "none"] | None = None,
-    batch: int | None = None,
-    device: str = "auto",
-    workers: int = 2,
-) -> Analysis:
+    kind: Kind, model: str | Path, data: str | Path | None = None, /, *,
+    out: str | Path | None = None, input: str = "", seed: int = 0,
+    split: Literal["test", "val", "train", "all"] | None = None, max_unreadable: float = 0.01,
+    normalize: Literal["data", "imagenet", "none"] | None = None, batch: int | None = None,
+    device: str = "auto", workers: int = 2,
+) -> Analysis:  # fmt: skip
     """Look inside MODEL: a table, a CSV file, a picture, and what they say in a sentence.
 
     Without DATA the network sees normal noise with random labels. With it, training images; where
@@ -657,7 +567,7 @@ def analyze(
         input: Shape of one input, as 3x32x32, where neither network nor DATA says it.
         seed: Of fresh weights, of noise, and of all that is drawn.
         batch: Images of a forward pass.
-    """  # fmt: skip
+    """
     from resnets import families, instruments
 
     name = str(model)
@@ -665,7 +575,7 @@ def analyze(
     options.check_empty(folder)
     if not re.fullmatch(r"([1-9]\d*(x[1-9]\d*)*)?", input):
         raise UsageError(f"--input {input}: write the shape of one input, as 3x32x32")
-    if data is None and kind in instruments.ERRORS:
+    if data is None and kind in ERRORS:
         raise UsageError(f"{kind} measures errors on images: resnets analyze {kind} MODEL DATA")
     if Path(name).exists() or Path(name).name != name:
         options.check_model(name)
@@ -693,13 +603,9 @@ def models(pattern: str = "*", /) -> Iterator[dict[str, Any]]:
 
 @public
 def load(
-    path: str | Path,
-    *,
-    task: Task | None = None,
-    classes: Sequence[str] | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
-    device: str = "cpu",
-) -> Model:
+    path: str | Path, *, task: Task | None = None, classes: Sequence[str] | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32", device: str = "cpu",
+) -> Model:  # fmt: skip
     """A model from a run folder, one of our model files, or a foreign weights file.
 
     See `evaluation.model.load`, also for the errors.
@@ -714,12 +620,9 @@ def load(
 
 @public
 def create(
-    model: str | Arch,
-    *,
-    classes: int | None = None,
-    channels: int | None = None,
+    model: str | Arch, *, classes: int | None = None, channels: int | None = None,
     checkpoint: int = 0,
-) -> Network:
+) -> Network:  # fmt: skip
     """A network by name or description, with other numbers of classes or input channels.
 
     With `checkpoint` its training keeps the input of each segment of that many residual units and
@@ -736,11 +639,9 @@ def create(
 
 @public
 def data_get(
-    name: Literal["cifar10", "cifar100"],
-    /,
-    *,
+    name: Literal["cifar10", "cifar100"], /, *,
     watch: Callable[[int, int], None] = lambda done, total: None,
-) -> Path:
+) -> Path:  # fmt: skip
     """Fetch a data set into the cache (RESNETS_DATA, else the user's cache folder).
 
     Args:

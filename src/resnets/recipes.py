@@ -323,12 +323,12 @@ def merged(base: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return room.parse(values)
 
 
-def read(name: str | Recipe) -> Recipe:
+def read(name: str | Path | Recipe) -> Recipe:
     """A recipe by name, or from a TOML or JSON file (a run's recipe.json runs again)."""
     if isinstance(name, Recipe):
         return name
     if (path := Path(name)).suffix not in {".toml", ".json"}:
-        return recipe(name)
+        return recipe(str(name))
     try:
         text = path.read_text()
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
