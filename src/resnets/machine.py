@@ -14,6 +14,7 @@ from resnets import listing
 
 def examine(quick: bool) -> dict[str, str]:
     """`api.doctor`."""
+    from resnets.ops import cpu_fused
     from resnets.training.memory import available
     from resnets.training.plan import pick_device, processor_flags, use_bfloat16
 
@@ -32,6 +33,8 @@ def examine(quick: bool) -> dict[str, str]:
     there = importlib.util.find_spec("tensorboard") is not None
     facts["tensorboard"] = "installed" if there else "missing: pip install 'resnets[track]'"
     facts["precision"] = "bfloat16" if use_bfloat16("auto", pick_device()) else "float32"
+    if cpu_fused.library() is None and cpu_fused.problems:
+        facts["fused kernels"] = f"not used: {cpu_fused.problems[0]}"
     for precision in () if quick else ("float32", "bfloat16"):
         rate = training_rate(precision)
         facts[f"ResNet-20 {precision}"] = f"{rate:,.0f} images/s in training, 32 px, batch 128"

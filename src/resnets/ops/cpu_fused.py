@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable
@@ -20,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from resnets.errors import DiskError
 from resnets.files import write_whole
 
+problems: list[str] = []  # why there are no kernels, where they could run
 NHWC = torch.channels_last
 AVX512 = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "bf16")]
 FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fopenmp", "-fno-math-errno", "-w", *AVX512]
@@ -170,27 +171,46 @@ def library() -> dict[tuple[str, torch.dtype], Callable[..., None]] | None:
     digest = hashlib.sha256(source.read_bytes() + " ".join(FLAGS).encode()).hexdigest()
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnets"
-        path = cache / f"fused-{digest[:16]}.so"
-        if not path.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            write_whole(path, _compiled(source))
-        loaded = ctypes.CDLL(str(path))
+        loaded = ctypes.CDLL(str(_cached(cache / "kernels", f"fused-{digest[:16]}", source)))
         # Freed maps of some megabytes would go back to the system and be faulted in anew at every
         # step: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc.
         system = ctypes.CDLL(None)
         system.mallopt(-3, 1 << 28), system.mallopt(-1, 1 << 30)
-    except (OSError, RuntimeError, AttributeError, DiskError, subprocess.SubprocessError):
+        sizes = [ctypes.c_int64] * 6
+        kinds: dict[str, list[Any]] = {
+            "forward": [ctypes.c_void_p] * 11 + sizes + [ctypes.c_double] * 2 + [ctypes.c_int] * 2,
+            "backward": [ctypes.c_void_p] * 14 + sizes + [ctypes.c_int],
+        }
+        return {
+            (name, dtype): ctypes.CFUNCTYPE(None, *kind).in_dll(loaded, f"{name}_{key}")
+            for name, kind in kinds.items()
+            for key, dtype in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items()
+        }
+    except Exception as error:  # whatever is wrong, the layers themselves are as right
+        problems.append(f"{type(error).__name__}: {error}")
         return None
-    sizes = [ctypes.c_int64] * 6
-    kinds: dict[str, list[Any]] = {
-        "forward": [ctypes.c_void_p] * 11 + sizes + [ctypes.c_double] * 2 + [ctypes.c_int] * 2,
-        "backward": [ctypes.c_void_p] * 14 + sizes + [ctypes.c_int],
-    }
-    return {
-        (name, dtype): ctypes.CFUNCTYPE(None, *kind).in_dll(loaded, f"{name}_{key}")
-        for name, kind in kinds.items()
-        for key, dtype in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items()
-    }
+
+
+def _cached(folder: Path, name: str, source: Path) -> Path:
+    """The compiled file, in a folder that this user alone may write to. Raises as it may."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_own(folder, stat.S_ISDIR, 0o077)
+    path, seal = folder / f"{name}.so", folder / f"{name}.sha256"
+    if path.exists() or path.is_symlink():
+        _check_own(path, stat.S_ISREG, 0o022)
+        if seal.exists() and seal.read_text() == hashlib.sha256(path.read_bytes()).hexdigest():
+            return path
+    made = _compiled(source)
+    write_whole(seal, hashlib.sha256(made).hexdigest().encode())
+    write_whole(path, made)
+    return path
+
+
+def _check_own(path: Path, kind: Callable[[int], bool], others: int) -> None:
+    """Raise PermissionError for what another user made, or may change, or for a link."""
+    info = path.lstat()
+    if not kind(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & others:
+        raise PermissionError(f"{path} is not this user's alone; remove it")
 
 
 def _compiled(source: Path) -> bytes:
