@@ -687,8 +687,11 @@ def runs(root: str | Path = "runs", /) -> list[dict[str, Any]]:
 
 
 @public
-def runs_compare(*runs: str | Path) -> list[dict[str, str]]:
-    """Put runs side by side: their figures, and what differs in recipe, data, code and machine."""
+def runs_compare(*runs: str | Path) -> dict[str, Any]:
+    """Put runs side by side: their figures, and what differs in recipe, data, code and machine.
+
+    Runs that differ in seed only are one group: mean, deviation and interval of their errors.
+    """
     from resnets.training.run import Run
 
     folders = [Run(Path(run)) for run in runs]

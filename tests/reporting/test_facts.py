@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -92,14 +93,39 @@ def test_two_runs_side_by_side(tmp_path):
     better.logits[6:] = better.logits[6:].flip(1)  # the two dogs that were cats
     one = folder(tmp_path / "a", said=two())
     other = folder(tmp_path / "b", said=better, recipe=Recipe(model="resnet8", data="made", lr=0.2))
-    rows = {r.pop("what"): list(r.values()) for r in compare.compare([one, other])}
+    rows = {r.pop("what"): list(r.values()) for r in compare.rows(compare.compare([one, other]))}
     assert rows["lr"] == ["0.1", "0.2"]
-    assert set(rows) == {"error", "against the first", "lr"}
+    against = "this network against the first (not their recipes)"
+    assert set(rows) == {"error", against, "lr"}
     assert rows["error"][1].startswith("12.50\u00a0% (")
     # Both changes are for the better: p = 2 / 2**2.
-    assert rows["against the first"][0] == "-"
-    assert rows["against the first"][1].startswith("+25.00 points right (")
-    assert rows["against the first"][1].endswith("p = 0.5, 2 mended, 0 broken")
+    assert rows[against][0] == "-"
+    assert rows[against][1].startswith("+25.00 points right (")
+    assert rows[against][1].endswith("p = 0.5, 2 mended, 0 broken")
+
+
+def test_seeds_of_one_recipe_are_a_group(tmp_path):
+    """Errors of 37.5, 12.5 and 37.5 %: mean 29.17, s = 14.43, t(0.975, 2) = 4.3027."""
+    better = two()
+    better.logits[6:] = better.logits[6:].flip(1)
+    runs = [
+        folder(tmp_path / f"{s}", said=x, recipe=Recipe(model="resnet8", data="made", seed=s))
+        for s, x in enumerate((two(), better, two()))
+    ]
+    runs.append(
+        folder(tmp_path / "x", said=two(), recipe=Recipe(model="resnet8", data="made", lr=1))
+    )
+    found = json.loads(json.dumps(compare.compare(runs)))
+    (group,) = found["seeds"]
+    assert group["runs"] == [str(run.path) for run in runs[:3]]
+    assert group["mean"] == pytest.approx(7 / 24)
+    assert group["deviation"] == pytest.approx(0.1443376)
+    half = 4.302653 * 0.1443376 / 3**0.5
+    assert group["mean_interval_95"] == pytest.approx([7 / 24 - half, 7 / 24 + half], rel=1e-5)
+    assert found["schema"] == 1
+    assert [row["error"] for row in found["runs"]] == [0.375, 0.125, 0.375, 0.375]
+    assert found["networks_against_the_first"][0]["difference"] == 0.25
+    assert found["differences"]["seed"][str(runs[1].path)] == 1
 
 
 @pytest.mark.parametrize("names", [["a"], ["a", "a"]])
@@ -114,7 +140,7 @@ def test_a_folder_may_be_called_as_the_key(tmp_path, monkeypatch):
     names = ("a", "what")
     for seed, name in enumerate(names):
         folder(tmp_path / name, recipe=Recipe(model="resnet8", data="made", seed=seed))
-    rows = compare.compare([compare.Run(Path(name)) for name in names])
+    rows = compare.rows(compare.compare([compare.Run(Path(name)) for name in names]))
     assert {"what": "seed", "a": "0", "./what": "1"} in rows
     with pytest.raises(UsageError, match="each once"):
         compare.compare([compare.Run(Path("a")), compare.Run(tmp_path / "a")])

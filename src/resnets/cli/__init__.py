@@ -340,7 +340,7 @@ def register() -> None:
         (data_app, "info", api.data_info, show.data),
         (data_app, "check", api.data_check, show.checked),
         (runs_app, "ls", api.runs, screen.listed),
-        (runs_app, "compare", api.runs_compare, screen.listed),
+        (runs_app, "compare", api.runs_compare, show.compared),
     ):
         parent.command(showing(function, shown, like=like), name=name)
     app.command(command(reproduce, reproduce, like=api.plan), name="reproduce")

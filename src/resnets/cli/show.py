@@ -101,6 +101,14 @@ def result(figures: Tested) -> None:
         table(rows)
 
 
+def compared(found: Mapping[str, Any]) -> None:
+    """Runs side by side: a table, or numbers as JSON."""
+    from resnets.reporting.compare import rows
+
+    dump(found)
+    table(rows(found))
+
+
 def extras(figures: Result) -> None:
     """What was asked for beside the figures, a line each."""
     if found := figures.comparison:

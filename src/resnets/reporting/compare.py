@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,53 +13,91 @@ from resnets.evaluation import metrics
 from resnets.reporting.facts import Facts, gather, percent
 from resnets.training.run import Run
 
+SCHEMA = 1  # docs/evaluation.md
 
-def compare(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Rows of what is compared (key "what") and each run's value (keyed by its folder).
 
-    First the figures; then, against the first run, the exact test of the images that only one of
-    the two has right (McNemar), where both have scores of the same images; then every field of the
-    recipe, the data and the machine that is not the same everywhere.
+def compare(runs: Sequence[Run]) -> dict[str, Any]:
+    """Figures of each run, tests against the first, runs that differ in seed only, and settings.
+
+    Keys and units are in docs/evaluation.md ("The JSON of runs compare"). The paired test is the
+    exact one of the images that only one of two networks has right (McNemar).
 
     Raises UsageError for fewer than two runs, or one twice; and as `facts.gather`.
     """
     if len({run.path.resolve() for run in runs}) < max(2, len(runs)):
         raise UsageError("give two runs or more, each once: resnets runs compare A B")
-    # A folder called `what` goes by another of its names: that key is taken.
-    paths = ["./what" if str(run.path) == "what" else str(run.path) for run in runs]
-    every = dict(zip(paths, map(gather, runs), strict=True))
+    every = {str(run.path): gather(run) for run in runs}
     first, *_ = every.values()
-    rows = [
-        {"what": "error"} | {name: error(facts) for name, facts in every.items()},
-        {"what": "against the first"} | {name: against(first, f) for name, f in every.items()},
-    ]
     made = {name: settings(facts) for name, facts in every.items()}
-    for key in settings(first):
-        row = {name: str(values.get(key, "-")) for name, values in made.items()}
-        if len(set(row.values())) > 1:
-            rows.append({"what": key} | row)
+    keys = dict.fromkeys(key for values in made.values() for key in values)
+    values = {key: {name: made[name].get(key) for name in made} for key in keys}
+    return {
+        "schema": SCHEMA,
+        "runs": [{"run": name} | figures(facts) for name, facts in every.items()],
+        "networks_against_the_first": [
+            {"run": name} | found for name, f in every.items() if (found := against(first, f))
+        ],
+        "seeds": seeds(every),
+        "differences": {
+            k: row for k, row in values.items() if len(set(map(str, row.values()))) > 1
+        },
+    }
+
+
+def figures(facts: Facts) -> dict[str, Any]:
+    """The error, what it is and of which images, and what the run did; None where it has none."""
+    ended, result = facts.ended, facts.result
+    last = facts.rows[-1] if facts.rows else {}
+    cost = facts.run.path / "cost.json"
+    return {
+        "task": facts.task,
+        "split": ended.get("split"),
+        "images": ended.get("images"),
+        "error": result.error if result else ended.get("error"),
+        "error_interval_95": [1 - x for x in reversed(result.interval)] if result else None,
+        "error_is": facts.words.error,
+        "epochs": last.get("epoch"),
+        "steps": last.get("step"),
+        "seconds": facts.run.read_json("cost.json")["seconds"] if cost.exists() else None,
+    }
+
+
+def against(first: Facts, other: Facts) -> dict[str, Any] | None:
+    """How much more a network has right than the first, and whether more than chance; or None."""
+    if first is other or not (first.scores and other.scores) or images(first) != images(other):
+        return None
+    found = metrics.compare(first.scores, other.scores)
+    return {
+        "difference": found.difference,
+        "difference_interval_95": found.interval,
+        "p": found.p,
+        "fixed": len(found.fixed),
+        "broken": len(found.broken),
+    }
+
+
+def seeds(every: Mapping[str, Facts]) -> list[dict[str, Any]]:
+    """Of the runs that differ in seed only: mean error, deviation, Student's 95 % interval."""
+    groups: dict[str, list[str]] = {}
+    for name, facts in every.items():
+        recipe = asdict(facts.recipe) | {"seed": 0, "digest": facts.source["digest"]}
+        if facts.ended.get("images"):
+            groups.setdefault(f"{recipe} {facts.split}", []).append(name)
+    rows = []
+    for names in groups.values():
+        if len(names) > 1:
+            errors = [figures(every[name])["error"] for name in names]
+            rows.append({"runs": names} | over_seeds(errors))
     return rows
 
 
-def error(facts: Facts) -> str:
-    """The error with its interval, and on which images."""
-    if facts.result is None:
-        if not facts.ended.get("images"):
-            return "not finished"
-        label = "" if facts.task == "classify" else f" ({facts.words.error}), {facts.split}"
-        return percent(facts.ended["error"]) + label
-    low, high = (percent(1 - x) for x in reversed(facts.result.interval))
-    return f"{percent(facts.result.error)} ({low} to {high}), {facts.split}"
+def over_seeds(errors: Sequence[float]) -> dict[str, Any]:
+    """Mean, deviation (n - 1) and Student's 95 % interval of the mean of two errors or more."""
+    from scipy.special import stdtrit  # here, since it takes a while to import
 
-
-def against(first: Facts, other: Facts) -> str:
-    """How far another run is better or worse, and whether that is more than chance."""
-    if first is other or not (first.scores and other.scores) or images(first) != images(other):
-        return "-"
-    found = metrics.compare(first.scores, other.scores)
-    low, high = (f"{100 * x:+.2f}" for x in found.interval)
-    points = f"{100 * found.difference:+.2f} points right ({low} to {high})"
-    return f"{points}, p = {found.p:.2g}, {len(found.fixed)} mended, {len(found.broken)} broken"
+    mean, deviation = statistics.fmean(errors), statistics.stdev(errors)
+    half = float(stdtrit(len(errors) - 1, 0.975)) * deviation / math.sqrt(len(errors))
+    return {"mean": mean, "deviation": deviation, "mean_interval_95": [mean - half, mean + half]}
 
 
 def images(facts: Facts) -> tuple[object, ...]:
@@ -71,3 +111,56 @@ def settings(facts: Facts) -> dict[str, Any]:
     made = asdict(facts.recipe) | asdict(facts.recipe.augment)
     del made["augment"]
     return made | {"digest": facts.source["digest"]} | facts.run.read_json("environment.json")
+
+
+def rows(compared: Mapping[str, Any]) -> list[dict[str, str]]:
+    """`compare`'s answer as a table: what is compared (key "what"), and each run's value."""
+    # A folder called `what` goes by another of its names: that key is taken.
+    names = {
+        row["run"]: "./what" if row["run"] == "what" else row["run"] for row in compared["runs"]
+    }
+    table = [{"what": "error"} | {names[row["run"]]: error(row) for row in compared["runs"]}]
+    trained = {
+        names[row["run"]]: "-"
+        if row["epochs"] is None
+        else f"{row['epochs']:.1f} epochs"
+        + (f", {row['seconds']:,.0f} s" if row["seconds"] is not None else "")
+        for row in compared["runs"]
+    }
+    if len(set(trained.values())) > 1:
+        table.append({"what": "trained"} | trained)
+    if tests := {row["run"]: row for row in compared["networks_against_the_first"]}:
+        what = "this network against the first (not their recipes)"
+        table.append(
+            {"what": what} | {names[n]: test(tests[n]) if n in tests else "-" for n in names}
+        )
+    for group in compared["seeds"]:
+        low, high = (f"{100 * x:.2f}" for x in group["mean_interval_95"])
+        text = f"{percent(group['mean'])} ± {100 * group['deviation']:.2f} ({low} to {high})"
+        what = f"error over {len(group['runs'])} seeds (95 % by Student's t)"
+        table.append(
+            {"what": what} | {names[n]: text if n in group["runs"] else "-" for n in names}
+        )
+    for key, values in compared["differences"].items():
+        shown = {names[n]: "-" if value is None else str(value) for n, value in values.items()}
+        table.append({"what": key} | shown)
+    return table
+
+
+def error(row: Mapping[str, Any]) -> str:
+    """The error with its interval, and on which images."""
+    if row["error"] is None:
+        return "not finished"
+    split = "validation" if row["split"] == "val" else "test"
+    if row["error_interval_95"] is None:
+        label = "" if row["task"] == "classify" else f" ({row['error_is']}), {split}"
+        return percent(row["error"]) + label
+    low, high = map(percent, row["error_interval_95"])
+    return f"{percent(row['error'])} ({low} to {high}, Wilson), {split}"
+
+
+def test(row: Mapping[str, Any]) -> str:
+    """How far another network is better or worse, and whether that is more than chance."""
+    low, high = (f"{100 * x:+.2f}" for x in row["difference_interval_95"])
+    points = f"{100 * row['difference']:+.2f} points right ({low} to {high}, bootstrap)"
+    return f"{points}, p = {row['p']:.2g}, {row['fixed']} mended, {row['broken']} broken"
