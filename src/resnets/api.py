@@ -100,6 +100,9 @@ def plan(
         raise UsageError(f"{min(twice)} is given twice, by its own option and by --set")
     changes |= fields
     base = recipes.read(recipe) if recipe is not None else None
+    shortened = base is None or not {"epochs", "steps", "budget"}.isdisjoint(changes)
+    if shortened and {"eval_every", "stop_after", "patience"}.isdisjoint(changes):
+        changes.setdefault("evaluations", 5)  # a short run has a curve too
     check = recipes.merged(base or Recipe(model="resnet18"), changes)
     for field in ("weights", "teacher"):
         check_weights(field, getattr(check, field))

@@ -149,6 +149,7 @@ class Recipe:
     checkpoint_blocks: Count = setting(0, "activation checkpointing: units a segment, 0 is none")
     seed: int = setting(0, "of initial weights, order and augmentation")
     eval_every: Positive = setting(1.0, "epochs between evaluations")
+    evaluations: Count = setting(0, "at least so many, where they cost little, however long `eval_every` is")
     watch: Literal["val", "test"] = setting("val", "test draws the papers' curves; it never selects")
     # fmt: on
 

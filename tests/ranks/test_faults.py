@@ -9,13 +9,14 @@ import time
 
 import psutil
 import pytest
-from processes import command, start, together
+from processes import FORKS, command, start, together
 
 from resnets.cli import main
 from resnets.errors import DiskError, ResnetsError, UsageError
 from resnets.nets.modelfile import digest
 from resnets.training import checkpoint
-from resnets.training.world import join
+from resnets.training.stop import Stop
+from resnets.training.world import attend, join
 
 FIELDS = (
     "model=resnet8",
@@ -164,6 +165,69 @@ def test_the_exit_code_of_the_rank_that_failed_is_the_runs(tmp_path):
     log.mkdir()  # so that no row can be written
     assert ended(process) == DiskError.exit_code
     assert "could not be written" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+def test_the_launchers_death_saves(tmp_path, unbroken):
+    process = command(tmp_path, [*TRAIN, "--devices", "2"])
+    until(lambda: rows(tmp_path), "row in the log")
+    ranks = ranks_of(process)
+    process.kill()
+    process.join()
+    psutil.wait_procs(ranks, 30)
+    assert not any(rank.is_running() for rank in ranks)
+    assert 0 < state(tmp_path)[0] < 200
+    assert "stopped; everything is saved" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_is_woken_to_save_with_the_others(tmp_path):
+    process = command(tmp_path, [*TRAIN, "--devices", "2"])
+    until(lambda: rows(tmp_path), "row in the log")
+    ranks_of(process)[-1].suspend()
+    time.sleep(1)
+    began = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    assert ended(process) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 20
+    assert 0 < state(tmp_path)[0] < 200
+
+
+def waits(folder, ranks):
+    with Stop() as stop:
+        attend(ranks)
+        (folder / "ready").touch()
+        while not stop.signal:
+            time.sleep(0.01)
+    (folder / "signal").write_text(str(stop.signal))
+
+
+def launches(folder):
+    FORKS.Process(target=waits, args=(folder, [])).start()
+    time.sleep(100)
+
+
+def test_a_rank_whose_launcher_died_stops_as_by_sigterm(tmp_path):
+    launcher = FORKS.Process(target=launches, args=(tmp_path,))
+    launcher.start()
+    until((tmp_path / "ready").exists, "rank")
+    launcher.kill()
+    until(lambda: (tmp_path / "signal").exists() and (tmp_path / "signal").read_text(), "end")
+    assert (tmp_path / "signal").read_text() == "15"
+
+
+def test_a_signal_wakes_the_other_ranks(tmp_path):
+    sleeper = FORKS.Process(target=time.sleep, args=(100,))
+    sleeper.start()
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    until(lambda: psutil.Process(sleeper.pid).status() == psutil.STATUS_STOPPED, "stop")
+    rank = FORKS.Process(target=waits, args=(tmp_path, [sleeper.pid]))
+    rank.start()
+    until((tmp_path / "ready").exists, "rank")
+    os.kill(rank.pid, signal.SIGTERM)
+    until(lambda: psutil.Process(sleeper.pid).status() != psutil.STATUS_STOPPED, "waking")
+    rank.join()
+    sleeper.kill()
 
 
 def endless(world, folder):

@@ -76,6 +76,13 @@ def test_too_short_or_too_long(tmp_path, errors, words):
     assert sentences[0].startswith("The test split was looked at 3 times during training")
 
 
+def test_less_than_an_epoch_is_told(tmp_path):
+    recipe = Recipe(model="resnet8", data="made", budget=20)
+    run = folder(tmp_path / "a", rows=[row(0.25, 0.1, 0.5)], said=two(), recipe=recipe)
+    words = "It saw less than one epoch in 20 seconds: 75.00\u00a0% of the training images"
+    assert any(s.startswith(words) for s in said(run))
+
+
 def test_rare_classes_and_opened_tests_are_told(tmp_path):
     run = folder(tmp_path / "a", said=two())
     for _ in range(2):

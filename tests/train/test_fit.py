@@ -15,7 +15,7 @@ from resnets.recipe import Augment
 from resnets.recipes import digits
 from resnets.training import checkpoint
 from resnets.training import plan as plans
-from resnets.training.fit import fit, read_best
+from resnets.training.fit import fit, interval, read_best
 from resnets.training.run import Run
 from resnets.training.state import Course, State, blend
 from resnets.training.step import Step
@@ -48,6 +48,32 @@ def test_the_loss_falls_and_every_row_is_logged(tmp_path):
     assert [row["step"] for row in rows] == [10, 20, 30, 40, 50, 60, 70, 75]
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
     assert 0 <= rows[-1]["val_error"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "every"),
+    [
+        ({"eval_every": 4}, 100, 100),  # 799 training images are 25 steps
+        ({"eval_every": 4, "evaluations": 5}, 100, 20),
+        ({"eval_every": 0.4, "evaluations": 5}, 100, 10),
+        ({"eval_every": 4, "evaluations": 5}, 53, 10),
+        ({"eval_every": 4, "evaluations": 5}, 52, 100),  # 5 * 100 / 3 is over a tenth of 52 * 32
+        ({"eval_every": 4, "evaluations": 50}, 100, 100),
+    ],
+)
+def test_a_short_run_is_evaluated_often_enough_where_that_costs_little(changes, steps, every):
+    assert interval(small_plan(**changes), steps) == every
+
+
+def test_a_run_that_was_shortened_has_a_curve():
+    import resnets
+
+    plan = resnets.plan("digits", epochs=3)
+    assert plan.recipe.evaluations == 5
+    assert plan.steps / interval(plan, plan.steps) >= 5
+    again = resnets.plan("digits", recipe=plan.recipe)
+    assert again.recipe == plan.recipe
+    assert resnets.plan("digits", epochs=3, overrides={"eval_every": 3}).recipe.evaluations == 0
 
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):

@@ -92,7 +92,7 @@ def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any)
     from resnets.training.fit import estimate
 
     lifecycle.run_folder(plan, run)  # what is wrong with it is told before anything is measured
-    show.plan(plan, plan.recipe.budget or estimate(plan), asked_for=dry_run)
+    show.plan(plan, estimate(plan), asked_for=dry_run)
     if dry_run:
         return
     folder = lifecycle.create_run(plan, run)

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 def plan(chosen: Plan, estimate: float, *, asked_for: bool = False) -> None:
     """The plan of a run with its measured time, and by name what is wrong with its data."""
     lines, unreadable = chosen.lines(), chosen.source.unreadable
+    if budget := chosen.recipe.budget:
+        epochs = budget / estimate * chosen.steps * chosen.recipe.batch / len(chosen.train)
+        few = ", less than one: some images will never be seen" if epochs < 1 else ""
+        lines["length"] += f": about {epochs:.2g} epochs{few}"
+        estimate = budget
     problems = chosen.source.problems
     if out.quiet and asked_for:
         left_out = [{"file": str(path), "reason": reason} for path, reason in unreadable]

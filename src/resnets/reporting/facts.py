@@ -251,11 +251,15 @@ def about_training(facts: Facts, counts: Sequence[int]) -> Iterator[str]:
         key, kind = next(pair for pair in kinds.items() if pair[0] in row)
         before = [earlier[key] for earlier in facts.rows[:-1] if key in earlier]
         change = f"from {percent(min(before))} to {percent(row[key])}" if before else ""
+        if row["epoch"] < 1:
+            why = f" in {facts.recipe.budget:g} seconds" if facts.recipe.budget else ""
+            never = percent(1 - row["epoch"])
+            yield f"It saw less than one epoch{why}: {never} of the training images were not used."
         if before and row[key] < FALLING * min(before):
             yield f"The {kind} error was still falling, {change} at the end: train longer."
         elif before and row[key] > RISING * min(before) + 0.005:
             yield f"The {kind} error rose again, {change}: train shorter, or augment more."
-        elif row["epoch"] < 10:
+        elif 1 <= row["epoch"] < 10:
             yield f"It trained only {row['epoch']:.1f} epochs: more may help."
         if facts.result and facts.result.error > 2 * row["train_error"] + 0.05:
             yield (

@@ -162,7 +162,7 @@ def stretch(
 ) -> Generator[Progress, None, str]:
     """Train to the end or a signal and return "", or until the state is lost and return why."""
     recipe, world, course, images = plan.recipe, plan.world, state.course, len(plan.train)
-    every = max(1, round(recipe.eval_every * images / recipe.batch))
+    every = interval(plan, course.steps)
     events = open_events(run.path / "tensorboard", course.step, notes) if world.first else None
     bad = {str(path): reason for path, reason in plan.source.unreadable}
     tell_unreadable(run, plan, bad)
@@ -238,6 +238,16 @@ def stretch(
         if batch.unreadable:
             bad |= {str(path): reason for path, reason in batch.unreadable}
             tell_unreadable(run, plan, bad)
+
+
+def interval(plan: Plan, steps: int) -> int:
+    """Steps between evaluations in a run of so many."""
+    recipe, least = plan.recipe, plan.recipe.evaluations
+    every = max(1, round(recipe.eval_every * len(plan.train) / recipe.batch))
+    # A forward pass is about a third of a step; what a tenth of the run pays for costs little.
+    if least and least * len(plan.watched or ()) / 3 <= 0.1 * steps * recipe.batch:
+        every = min(every, max(1, steps // least))
+    return every
 
 
 def batches(plan: Plan, course: Course) -> Iterator[Batch]:

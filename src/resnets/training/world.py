@@ -9,10 +9,13 @@ import datetime
 import inspect
 import os
 import re
+import select
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -212,7 +215,37 @@ def join(device: str = "auto") -> World:
         torch.cuda.set_device(own)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=PATIENCE)
+        here = socket.gethostname()
+        ranks = World(0, dist.get_world_size(), own).gather((here, os.getpid()))
+        attend([pid for host, pid in ranks if host == here])
     return World(dist.get_rank(), dist.get_world_size(), own)
+
+
+def attend(ranks: Sequence[int]) -> None:
+    """Watch, in a thread, for what a rank that waits for the others would miss.
+
+    When the launcher dies this process stops as by SIGTERM. A signal wakes those `ranks` of this
+    machine that were stopped, so that all can end together. POSIX alone has parents that change.
+    """
+    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
+        return
+    parent, (heard, told) = os.getppid(), os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        stopping = False
+        while True:
+            if select.select([heard], [], [], 1.0)[0]:
+                stopping |= not {signal.SIGINT, signal.SIGTERM}.isdisjoint(os.read(heard, 64))
+                for pid in ranks:
+                    with suppress(OSError):
+                        os.kill(pid, signal.SIGCONT)
+            if os.getppid() != parent and not stopping:
+                stopping = True
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def launch(ranks: int, arguments: list[str]) -> int:
