@@ -248,11 +248,17 @@ def look(
             found = signal.responses(network, images)
             order = sorted((std for *_, std in found), reverse=True)
             return [
-                {"layer": k, "name": name, "std": std, "sorted_std": other}
-                for (k, name, std), other in zip(found, order, strict=True)
+                {"layer": k, "name": name, "taken_at": at, "std": std, "sorted_std": other}
+                for (k, name, at, std), other in zip(found, order, strict=True)
             ], (
                 f"The responses of {len(order)} layers have standard deviations of {order[-1]:.3g} "
                 f"to {order[0]:.3g}, {median(order):.3g} at the median."
+                + (
+                    f" {bare} of them are taken before any normalisation, the others after it "
+                    "(taken_at): they do not compare."
+                    if 0 < (bare := sum(name == at for _, name, at, _ in found)) < len(found)
+                    else ""
+                )
             )
         case "equations":
             fourth = depth.equation4(network, images)
@@ -315,7 +321,11 @@ def look(
             )
     layers = signal.signal(network, images, labels, seed=seed)
     rows = [{"layer": x.pop("index"), **x} for x in map(asdict, layers)]
-    return rows, signal.verdict(layers)
+    said = signal.verdict(layers)
+    if bare := signal.without_row(network, layers):
+        first = ", ".join(bare[:3]) + ", ..." * (len(bare) > 3)
+        said += f" This is of the rows alone: {len(bare)} weights have none ({first})."
+    return rows, said
 
 
 def write(folder: Path, kind: Kind, rows: Rows) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnets import nets
-from resnets.analysis.signal import Layer, loss, responses, signal, verdict
+from resnets.analysis.signal import Layer, loss, responses, signal, verdict, without_row
 from resnets.errors import UsageError
 from resnets.families import arch
 
@@ -98,7 +98,7 @@ def test_responses_are_after_normalisation_with_learned_statistics():
     unit = net.layer1[0]
     unit.bn2.register_forward_hook(lambda m, i, o: kept.update(bn2=o.std(correction=0).item()))
     net(x)
-    found = {name: std for _, name, std in responses(net, x)}
+    found = {name: std for _, name, _, std in responses(net, x)}
     assert len(found) == 7
     assert found["layer1.0.conv2"] == pytest.approx(kept["bn2"], rel=1e-5)
 
@@ -107,12 +107,12 @@ def test_responses_of_pre_activation_are_the_convolutions_own():
     net = nets.create(replace(arch("preresnet20"), blocks=(1, 1, 1), norm="group"))
     x = images()
     found = responses(net, x)
-    assert found[0][2] == pytest.approx(net.conv1(x).std(correction=0).item(), rel=1e-5)
+    assert found[0][3] == pytest.approx(net.conv1(x).std(correction=0).item(), rel=1e-5)
     assert len(found) == 7
 
 
 def test_the_projections_are_no_3x3_layers_and_linear_networks_have_none():
-    names = [name for _, name, _ in responses(nets.create("resnet164"), images(2, 8))]
+    names = [name for _, name, *_ in responses(nets.create("resnet164"), images(2, 8))]
     assert names[:2] == ["conv1", "layer1.0.conv2"]
     assert len(names) == 55
     with pytest.raises(UsageError, match="no convolution wider than 1"):
@@ -179,3 +179,29 @@ def test_batch_normalisation_keeps_gradients_of_plain_networks_from_vanishing():
 def test_shortcuts_keep_the_signal_healthy():
     torch.manual_seed(0)
     assert verdict(signal(nets.create("resnet56"), images(8, 32))).startswith("The signal is heal")
+
+
+def test_responses_say_where_they_were_taken():
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4),
+        nn.Conv2d(4, 4, 3), nn.LayerNorm([4, 2, 2]), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 2),
+    )  # fmt: skip
+    places = [(name, at) for _, name, at, _ in responses(net, images(2, 8))]
+    assert places == [("0", "1"), ("3", "4"), ("5", "6"), ("8", "8")]
+
+
+def test_weights_without_a_row_are_named():
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(self.attention(x, x, x)[0].mean(1))
+
+    net = Attending()
+    found = signal(net, torch.randn(3, 5, 4))
+    assert without_row(net, found) == ["attention.in_proj_weight", "attention.out_proj.weight"]
+    assert without_row(nets.create("resnet8"), signal(nets.create("resnet8"), images())) == []

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from resnets.errors import UsageError
@@ -58,29 +58,30 @@ def loss(logits: Tensor, labels: Tensor | None = None, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def responses(network: nn.Module, images: Tensor) -> list[tuple[int, str, float]]:
-    """(number from 1, name, standard deviation) of the response of each layer of kernel above 1.
+def responses(network: nn.Module, images: Tensor) -> list[tuple[int, str, str, float]]:
+    """(number from 1, name, where taken, standard deviation) of each layer of kernel above 1.
 
     1512.03385, Fig. 7: after the layer's normalisation, before ReLU or addition. Where it stands
-    before the convolution (order "pre"), the response is the convolution's own output. Statistics
+    before the convolution (order "pre"), or nothing normalises the convolution's very output, the
+    response is that output; "where taken" is the name of the layer whose output it is. Statistics
     as in `settled`. Raises UsageError where there is no such layer.
     """
     network = settled(network, images.dtype)
     names = {module: name for name, module in network.named_modules()}
     before = getattr(getattr(network, "arch", None), "order", None) == "pre"
-    found, last = list[tuple[int, str, float]](), None
+    found, last = list[tuple[int, str, str, float]](), None
 
     def see(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         nonlocal last
         if isinstance(layer, _ConvNd):
             last = output if max(layer.kernel_size) > 1 else None
             if last is not None:
-                found.append((len(found) + 1, names[layer], spread(output)))
+                found.append((len(found) + 1, names[layer], names[layer], spread(output)))
         elif inputs[0] is last and not before:
-            found[-1] = (*found[-1][:2], spread(output))
+            found[-1] = (*found[-1][:2], names[layer], spread(output))
 
     for module in names:
-        if isinstance(module, _ConvNd | _BatchNorm | nn.GroupNorm):
+        if isinstance(module, _ConvNd | _NormBase | nn.GroupNorm | nn.LayerNorm):
             module.register_forward_hook(see)
     network(images)
     if not found:
@@ -125,6 +126,12 @@ def signal(
         Layer(k + 1, name, forward, gradients.get(k, 0.0), _weight(layer))
         for k, (name, layer, forward) in enumerate(called)
     ]
+
+
+def without_row(module: nn.Module, layers: Sequence[Layer]) -> list[str]:
+    """Matrices and kernels that no row of `signal` is of, as those of nn.MultiheadAttention."""
+    rows = {f"{layer.name}.weight".removeprefix(".") for layer in layers}
+    return [n for n, p in module.named_parameters() if p.ndim > 1 and n not in rows]
 
 
 def spread(x: Tensor) -> float:

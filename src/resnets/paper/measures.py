@@ -78,7 +78,7 @@ def stds(models: Sequence[Model], split: Split | None) -> dict[str, Any]:
     model = models[0]
     see = model.card.preprocess
     batch = next(test_batches(split, preprocess=see, batch=500, device=model.device))
-    found = [std for _, _, std in responses(model.network, batch.images.contiguous())]
+    found = [std for *_, std in responses(model.network, batch.images.contiguous())]
     return {"stds": found, "median_std": float(torch.tensor(found).median())}
 
 
