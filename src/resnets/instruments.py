@@ -322,9 +322,9 @@ def look(
     layers = signal.signal(network, images, labels, seed=seed)
     rows = [{"layer": x.pop("index"), **x} for x in map(asdict, layers)]
     said = signal.verdict(layers)
-    if bare := signal.without_row(network, layers):
-        first = ", ".join(bare[:3]) + ", ..." * (len(bare) > 3)
-        said += f" This is of the rows alone: {len(bare)} weights have none ({first})."
+    if lacking := signal.without_row(network, layers):
+        first = ", ".join(lacking[:3]) + ", ..." * (len(lacking) > 3)
+        said += f" This is of the rows alone: {len(lacking)} weights have none ({first})."
     return rows, said
 
 
