@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -90,6 +92,7 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
             "preprocess": asdict(plan.preprocess),
             "images": len(plan.train),
             "plan": plan.lines(),
+            "licence": licence(plan.source.root),
         }
         run.write_json("source.json", source)
         run.write_json("environment.json", environment())
@@ -174,6 +177,24 @@ def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
     if "opened.jsonl" in lacking(run):
         opened(run.path, plan.source, ended["split"], ended["error"])
     return Outcome(run.path, result, seconds, archs.task(plan.arch))
+
+
+def licence(root: Path | None) -> str:
+    """What a LICENSE file or COCO annotations say of the licence of the data; empty for nothing."""
+    if root is None or not root.is_dir():
+        return ""
+    for path in sorted(root.iterdir()):
+        if path.is_file() and re.match(r"(?i)(licen[cs]e|copying)(\.(txt|md))?$", path.name):
+            lines = path.read_bytes()[:2000].decode(errors="replace").splitlines()
+            return next((line.strip(" #")[:100] for line in lines if line.strip(" #")), "")
+    names = set[str]()
+    for path in (*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob("*/_*.json")):
+        try:
+            data = json.loads(path.read_bytes()) if path.stat().st_size < 2**26 else {}
+            names |= {str(row["name"])[:100] for row in data.get("licenses", ()) if row["name"]}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue
+    return ", ".join(sorted(names)[:5])
 
 
 def write_model(run: Run, plan: Plan, network: Network, course: Course) -> None:

@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -171,3 +172,16 @@ def test_a_run_is_called_by_its_folder_however_its_path_is_said(tmp_path, monkey
     monkeypatch.chdir(folder(tmp_path / "mine", said=two()).path)
     assert "# mine\n" in card.write(gather(Run(Path()))).read_text()
     assert "Run mine" in page(Run(Path()), source()).text
+
+
+def test_the_licence_of_the_data(tmp_path):
+    from resnets.lifecycle import licence
+
+    assert licence(None) == licence(tmp_path) == ""
+    (tmp_path / "annotations").mkdir()
+    coco = {"licenses": [{"id": 1, "name": "CC BY 4.0"}], "images": []}
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(coco))
+    (tmp_path / "list.json").write_text("[1]")
+    assert licence(tmp_path) == "CC BY 4.0"
+    (tmp_path / "LICENSE.txt").write_text("\n# MIT License\n\nCopyright\n")
+    assert licence(tmp_path) == "MIT License"
