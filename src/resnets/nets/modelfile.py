@@ -153,8 +153,10 @@ def from_dict(data: Mapping[str, Any]) -> Card:
     checks = {
         "classes": len(card.classes) == arch.classes,
         "channels": see.channels == arch.channels,
-        "mean": len(see.mean) in lengths,
-        "std": len(see.std) in lengths,
+        # Of pixels in 0..1: what is far from them makes NaN of every answer.
+        "mean": len(see.mean) in lengths and max(map(abs, see.mean)) <= 1000,
+        "std": len(see.std) in lengths and 1e-6 <= min(see.std) <= max(see.std) <= 1000,
+        "temperature": 1e-6 <= (card.temperature or 1) <= 1e6,
     }
     if wrong := [name for name, good in checks.items() if not good]:
         raise ValueError(f"wrong {', '.join(wrong)} in a card")
