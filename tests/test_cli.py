@@ -23,6 +23,7 @@ import resnets
 from resnets import __version__
 from resnets.cli import main, screen
 from resnets.data import sources
+from resnets.errors import Interrupted
 from resnets.training.fit import Progress
 
 FEW = ["--model", "resnet8", "--set", "size=8", "--set", "steps=6", "--set", "batch=32"]
@@ -91,6 +92,60 @@ def test_the_plan_has_ten_lines_and_dry_run_stops_there(cli, tmp_path):
     for word in ("digest", "10: 0, 1", "resnet8", "parameters", "6 steps of 32", "measured"):
         assert word in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_seeds_are_trained_where_they_stand_and_compared(cli, tmp_path, monkeypatch):
+    """Errors of two seeds: s = |a - b| / sqrt(2), and 12.7062 s / sqrt(2) is half the interval."""
+
+    def pages(run, source):  # the true ones take seconds
+        for name in ("README.md", "report.html"):
+            (run.path / name).touch()
+
+    monkeypatch.setattr("resnets.lifecycle.report", pages)
+    monkeypatch.setattr("resnets.training.fit.estimate", lambda plan: 1.0)
+    seeds = ["--seed", "4", "--seeds", "2", "--run", "r", "--json"]
+    line = ["train", "digits", *FEW, *seeds]
+    code, out, _ = cli("train", "digits", *FEW[:4], *seeds, "--dry-run", "--budget", "90s")
+    planned = json.loads(out)
+    assert (code, planned["seconds"]) == (0, 180)
+    assert planned["runs"] == "2 with a seed each, r-seed4 to r-seed5, each with this budget"
+    assert not list(tmp_path.iterdir())
+
+    def stop(progress):  # as Ctrl-C in the second run
+        if Path("r-seed5").exists() and progress.step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    fields = FEW[3::2]
+    with pytest.raises(Interrupted, match="`resnets resume r-seed5`, with all seeds by the same"):
+        resnets.train(
+            "digits", model="resnet8", overrides=fields, seed=4, seeds=2, run="r", watch=stop
+        )
+    results = [tmp_path / f"r-seed{seed}" / "result.json" for seed in (4, 5)]
+    assert [path.exists() for path in results] == [True, False]
+    before = results[0].stat().st_mtime_ns
+    code, out, _ = cli(*line)
+    (group,) = (found := json.loads(out))["seeds"]
+    assert (code, group["runs"]) == (0, ["r-seed4", "r-seed5"])
+    one, other = (json.loads(path.read_text())["error"] for path in results)
+    assert group["mean"] == pytest.approx((one + other) / 2)
+    assert group["deviation"] == pytest.approx(abs(one - other) / 2**0.5, rel=1e-3)
+    half = 12.7062 * abs(one - other) / 2
+    assert group["mean_interval_95"][1] == pytest.approx(group["mean"] + half, rel=1e-3)
+    assert [row["steps"] for row in found["runs"]] == [6, 6]
+    assert found["differences"]["seed"] == {"r-seed4": 4, "r-seed5": 5}
+    assert results[0].stat().st_mtime_ns == before
+    again = resnets.train(
+        "digits", model="resnet8", overrides=fields, seed=4, seeds=2, run=tmp_path / "r"
+    )
+    assert again.compared["seeds"][0]["mean"] == group["mean"]
+    code, _, err = cli(*line, "--set", "lr=0.3")
+    assert code == 2
+    assert "r-seed4 holds a run with other lr:" in err
+
+
+@pytest.mark.parametrize("more", [["--seeds", "0"], ["--seeds", "2", "--devices", "2"]])
+def test_seeds_that_cannot_be(cli, more):
+    assert cli("train", "digits", *more)[0] == 2
 
 
 def test_evaluate_repeats_the_result_of_the_run(cli, digits_run):

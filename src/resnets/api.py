@@ -186,24 +186,54 @@ def train(
     epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
     batch: int | None = None, size: int | None = None, seed: int | None = None,
     overrides: Mapping[str, Any] | Sequence[str] | None = None, run: str | Path | None = None,
-    device: str = "auto", workers: int = 2,
+    seeds: int = 1, device: str = "auto", workers: int = 2,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> Outcome:  # fmt: skip
     """Train a network on DATA, test it, and leave a run folder.
 
     In Python `data` may be a plan. The arguments without a word here, and the errors, are those of
-    `plan`. Raises Interrupted when a signal stopped it: `resume` goes on.
+    `plan`. Raises Interrupted when a signal stopped it: `resume` goes on. The outcome of several
+    seeds is that of the first, without a result where it was finished before, with `compared`.
 
     Args:
         run: The run folder; runs/DATA-MODEL when left out.
+        seeds: Runs with the seeds from `seed` on, in RUN-seed0, RUN-seed1, ..., which are compared;
+            the same command again goes on where they stand.
         watch: Called with the progress after each step.
     """
     given = dict(locals())
-    check_run(run, data)
+    if seeds == 1:
+        check_run(run, data)
     chosen = planned(data, given)
     from resnets import lifecycle
 
-    return lifecycle.go(lifecycle.create_run(chosen, run), chosen, watch)
+    if seeds == 1:
+        return lifecycle.go(lifecycle.create_run(chosen, run), chosen, watch)
+    done = list(train_seeds(chosen, run, seeds, watch))
+    return replace(done[0], compared=runs_compare(*(one.run for one in done)))
+
+
+def train_seeds(
+    first: Plan, run: str | Path | None, seeds: int, watch: Callable[[Progress], None]
+) -> Iterator[Outcome]:
+    """Train a plan with its seed and those that follow, each where it stands, one after another.
+
+    Raises UsageError as `lifecycle.seed_runs`, before anything is trained.
+    """
+    from resnets import arch, lifecycle, recipes
+
+    for seed, folder in lifecycle.seed_runs(first, run, seeds).items():
+        if not lifecycle.lacking(folder):
+            yield lifecycle.Outcome(folder.path, None, 0.0, arch.task(first.arch))
+            continue
+        chosen, begun = first, (folder.path / "recipe.json").exists()
+        if begun or seed != first.recipe.seed:
+            own = recipes.read(folder.path / "recipe.json") if begun else first.recipe
+            own = replace(own, seed=seed)
+            chosen = plan(own.data, recipe=own, device=str(first.device), workers=first.workers)
+        folder = folder if begun else lifecycle.create_run(chosen, folder.path)
+        more = ", with all seeds by the same command"
+        yield lifecycle.go(folder, chosen, watch, more)
 
 
 @public

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 from resnets import arch as archs
 from resnets import recipe as room
@@ -43,6 +44,7 @@ class Outcome:
     result: Tested | None  # on the test split, else on the validation split, if there is one
     seconds: float
     task: Task
+    compared: dict[str, Any] | None = None  # of several seeds: `runs_compare` of their runs
 
 
 def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
@@ -51,14 +53,45 @@ def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
     Raises UsageError where a run is already, or among the data. Under torchrun, which may start a
     command again, a run that is there is for `create_run`.
     """
-    stem = f"{Path(plan.recipe.data).stem or 'data'}-{plan.recipe.model}"
+    stem = usual(plan)
     names = chain([stem], (f"{stem}-{number}" for number in count(2)))
-    fresh = next(place for place in map(Path("runs").joinpath, names) if not place.exists())
+    fresh = next(place for place in map(Path, names) if not place.exists())
     run = Run(fresh if path is None else Path(path))
     check_outside(run.path, plan.recipe.data)
     if not launched():
         run.check_free()
     return run
+
+
+def usual(plan: Plan) -> str:
+    """Where a plan's run is, when nothing is said."""
+    return f"runs/{Path(plan.recipe.data).stem or 'data'}-{plan.recipe.model}"
+
+
+def seed_runs(plan: Plan, path: str | Path | None, seeds: int) -> dict[int, Run]:
+    """The runs of a plan with its seed and those that follow: PATH-seed0, PATH-seed1, ...
+
+    Those that are there go on. Raises UsageError where one is of another recipe or other data, or
+    under torchrun; and as `Run.check_free`.
+    """
+    if launched():
+        raise UsageError("under torchrun each seed needs a command of its own: --seed N")
+    place, first = Path(path or usual(plan)), plan.recipe.seed
+    runs = {seed: Run(Path(f"{place}-seed{seed}")) for seed in range(first, first + seeds)}
+    for seed, run in runs.items():
+        check_outside(run.path, plan.recipe.data)
+        if not (run.path / "recipe.json").exists():
+            run.check_free()
+            continue
+        wanted = room.to_dict(plan.recipe) | {"seed": seed, "digest": plan.source.digest}
+        there = room.to_dict(room.parse(run.read_json("recipe.json")))
+        there |= {"digest": run.read_json("source.json")["digest"]}
+        if other := [key for key in wanted if wanted[key] != there[key]]:
+            raise UsageError(
+                f"{run.path} holds a run with other {', '.join(other)}: repeat its command, or "
+                "give another folder with --run"
+            )
+    return runs
 
 
 def create_run(plan: Plan, path: str | Path | None = None) -> Run:
@@ -116,9 +149,12 @@ def lacking(run: Run) -> list[str]:
     return missing
 
 
-def go(run: Run, plan: Plan, watch: Callable[[Progress], None]) -> Outcome:
-    """Train from where the run stands, then test and write the result, or what it lacks."""
-    world, again = plan.world, f"`resnets resume {run.path}`"
+def go(run: Run, plan: Plan, watch: Callable[[Progress], None], more: str = "") -> Outcome:
+    """Train from where the run stands, then test and write the result, or what it lacks.
+
+    `more` is said after the command that goes on, where a signal stops it.
+    """
+    world, again = plan.world, f"`resnets resume {run.path}`{more}"
     with run.locked() if world.first else nullcontext(), Stop() as stop:
         if not world.share(run.finished):
             with world.together():

@@ -25,7 +25,7 @@ from resnets.cli import screen, show
 from resnets.cli.build import command, explain
 from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError
 from resnets.escape import lines, visible
-from resnets.options import Task, check_floors, floors, literals, public
+from resnets.options import Task, check_floors, check_value, floors, literals, public
 from resnets.recipe import Augment, Recipe
 
 if TYPE_CHECKING:
@@ -85,15 +85,28 @@ def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any)
         dry_run: Print the plan and stop.
         devices: Processes (GPUs, where there are some) that share each batch; torchrun starts them.
     """
-    run = options.pop("run")
-    api.check_run(run, data)
+    run, seeds = options.pop("run"), options.pop("seeds")
+    check_value("seeds", seeds, ())
+    if seeds > 1 and devices > 1:
+        raise UsageError("with --devices each seed needs a command of its own: --seed N")
+    if seeds == 1:
+        api.check_run(run, data)
     plan = api.plan(data, devices=devices, **options)
     from resnets import lifecycle
     from resnets.training.fit import estimate
 
-    lifecycle.run_folder(plan, run)  # what is wrong with it is told before anything is measured
-    show.plan(plan, estimate(plan), asked_for=dry_run)
+    # What is wrong with a folder is told before anything is measured.
+    runs = lifecycle.seed_runs(plan, run, seeds) if seeds > 1 else {}
+    if not runs:
+        lifecycle.run_folder(plan, run)
+    show.plan(plan, estimate(plan), list(runs.values()), asked_for=dry_run)
     if dry_run:
+        return
+    if runs:
+        with screen.bar() as watch:
+            for done in api.train_seeds(plan, run, seeds, watch):
+                screen.note(f"{done.run} is finished")
+        show.compared(api.runs_compare(*(one.path for one in runs.values())))
         return
     folder = lifecycle.create_run(plan, run)
     screen.note(f"run folder {folder.path}")

@@ -25,14 +25,25 @@ if TYPE_CHECKING:
     from resnets.training.tune import Trial
 
 
-def plan(chosen: Plan, estimate: float, *, asked_for: bool = False) -> None:
-    """The plan of a run with its measured time, and by name what is wrong with its data."""
+def plan(
+    chosen: Plan, estimate: float, runs: Sequence[Run] = (), *, asked_for: bool = False
+) -> None:
+    """The plan of a run, or of `runs` with several seeds, and by name what is wrong with its data.
+
+    `estimate` is the measured time of one.
+    """
     lines, unreadable = chosen.lines(), chosen.source.unreadable
     if budget := chosen.recipe.budget:
         epochs = budget / estimate * chosen.steps * chosen.recipe.batch / len(chosen.train)
         few = ", less than one: some images will never be seen" if epochs < 1 else ""
         lines["length"] += f": about {epochs:.2g} epochs{few}"
         estimate = budget
+    if runs:
+        done = sum(run.finished for run in runs)
+        lines["runs"] = f"{len(runs)} with a seed each, {runs[0].path} to {runs[-1].path}"
+        lines["runs"] += ", each with this budget" * bool(budget)
+        lines["runs"] += f"; {done} of them finished" * bool(done)
+        estimate *= len(runs) - done
     problems = chosen.source.problems
     if out.quiet and asked_for:
         left_out = [{"file": str(path), "reason": reason} for path, reason in unreadable]
