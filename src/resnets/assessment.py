@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +18,7 @@ from resnets import arch, options
 from resnets.data import sources
 from resnets.data.batches import Change
 from resnets.data.sources import Source, Split
-from resnets.errors import CheckpointError, DataError, UsageError
+from resnets.errors import CheckpointError, DataError, NotFinite, UsageError
 from resnets.evaluation import metrics
 from resnets.evaluation.metrics import Result
 from resnets.evaluation.model import Model, aligned, load
@@ -196,7 +197,7 @@ def reading(model: Model, how: Inference) -> Reading:
     """How the images of a detector, localiser or segmenter are read."""
     from resnets.evaluation.scenes import Reading
 
-    batch, workers = how.images_per_batch(4), how.workers
+    batch, workers = model.together(how.images_per_batch(4)), how.workers
     preprocess, device = model.card.preprocess, model.device
     return Reading(preprocess=preprocess, device=device, batch=batch, workers=workers)
 
@@ -218,6 +219,28 @@ def objects(
     classifier: str | Path | None,
 ) -> Tested:
     """`api.evaluate` for detectors, localisers and segmenters."""
+    with naming(*paths):
+        return _objects(task, paths, data, how, compare=compare, classifier=classifier)
+
+
+@contextmanager
+def naming(*paths: str | Path) -> Iterator[None]:
+    """Names the models whose answers are not finite."""
+    try:
+        yield
+    except NotFinite:
+        raise NotFinite(" or ".join(map(str, paths))) from None
+
+
+def _objects(
+    task: Task,
+    paths: Sequence[str | Path],
+    data: str,
+    how: Inference,
+    *,
+    compare: bool,
+    classifier: str | Path | None,
+) -> Tested:
     from resnets.evaluation import localize, segment
 
     source = sources.load(data, max_unreadable=how.max_unreadable, task=task)
@@ -369,11 +392,12 @@ def drawn(
         if isinstance(item, bytes) or not ids.add(Path(item)):
             files += sources.expand([item])
     split, bad = sources.unlabelled([*files, *ids.images])
-    if task == "segment":
-        rows = drawing.pixels(model, split, out, **reading(model, how))
-    else:
-        network = procedure([model], how)
-        rows = drawing.objects(network, model, split, out, score, ids, **reading(model, how))
+    with naming(path):
+        if task == "segment":
+            rows = drawing.pixels(model, split, out, **reading(model, how))
+        else:
+            network = procedure([model], how)
+            rows = drawing.objects(network, model, split, out, score, ids, **reading(model, how))
     return [drawing.row(file, problem=why) for file, why in bad] + rows
 
 

@@ -47,6 +47,16 @@ class CheckpointError(ResnetsError, exit_code=4):
     """A checkpoint or weights file that is refused."""
 
 
+class NotFinite(CheckpointError, exit_code=4):
+    """A network answers NaN or infinity: its numbers are damaged, or training had diverged."""
+
+    def __init__(self, path: str | Path = "the network") -> None:
+        super().__init__(
+            f"{path}: its answers are NaN or infinite, so its weights are damaged or diverged.\n"
+            "Train it again with a lower rate, or get the file again."
+        )
+
+
 class MemoryExhausted(ResnetsError, exit_code=5):
     """Out of memory, on the device or the host."""
 

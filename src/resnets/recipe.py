@@ -21,7 +21,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Part = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-Side = Annotated[int, Field(ge=0, le=2**14)]  # pixels: what a card may ask an image to become
+Side = Annotated[int, Field(ge=0, le=2**12)]  # pixels: what a card may ask an image to become
 
 
 def setting(default: T, meaning: str) -> T:
@@ -47,7 +47,7 @@ class Preprocess:
     """
 
     size: Annotated[Side, Field(gt=0)]
-    resize: Side = 0
+    resize: Annotated[int, Field(ge=0, le=2**13)] = 0
     channels: int = 3
     mean: tuple[pydantic.FiniteFloat, ...] = (0.485, 0.456, 0.406)
     std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
@@ -93,9 +93,9 @@ class Recipe:
     arch: dict[str, Any] = field(default_factory=dict, metadata={"meaning": "fields of the model that are changed"})
     data: str = "digits"
     # data
-    size: Count = setting(0, "input side at test time; 0: the data's own, or 224 for folders")
-    train_size: Count = setting(0, "input side in training; 0: `size`")
-    grow_from: Count = setting(0, "side of the first steps; grows to `train_size` over 3/4 of the run")
+    size: Side = setting(0, "input side at test time; 0: the data's own, or 224 for folders")
+    train_size: Side = setting(0, "input side in training; 0: `size`")
+    grow_from: Side = setting(0, "side of the first steps; grows to `train_size` over 3/4 of the run")
     crop_ratio: Share = setting(0.875, "test crop / resized shorter side")
     holdout: NotNegative = setting(0.0, "training images kept for validation: a part; from 1 on a number")
     trainval: bool = setting(False, "the data's own validation images are trained on too")

@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import random
+import re
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,12 +15,13 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from resnets.arch import MlpArch, ResNetArch
+from resnets.arch import MlpArch, ResNetArch, VitArch
 from resnets.arch import to_dict as arch_to_dict
-from resnets.errors import CheckpointError, DiskError, UsageError
+from resnets.errors import CheckpointError, DiskError, NotFinite, UsageError
 from resnets.families import FAMILY, cifar
-from resnets.nets import Network, build, modelfile
+from resnets.nets import Network, build, create, modelfile
 from resnets.nets.modelfile import KEY, Card, from_dict, load, open_model, save, to_dict
 from resnets.recipe import Preprocess
 
@@ -148,7 +151,7 @@ cards = st.builds(
         arch=replace(arch, classes=len(names)),
         classes=tuple(names),
         preprocess=Preprocess(
-            size=size,
+            size=arch.size if isinstance(arch, VitArch) else size,
             channels=arch.channels,
             mean=(mean,) * arch.channels,
             std=(std,) * arch.channels,
@@ -158,7 +161,7 @@ cards = st.builds(
     ),
     st.sampled_from(list(FAMILY.values())),
     st.lists(st.text(max_size=40), min_size=1, max_size=5),
-    st.integers(1, 2**14),
+    st.integers(1, 2**12),
     st.floats(-1000, 1000),
     st.floats(1e-6, 1000),
     st.dictionaries(st.text(max_size=40), st.text(max_size=40), max_size=4),
@@ -398,3 +401,69 @@ def test_a_card_whose_numbers_make_nan_is_refused(key, value):
     data = to_dict(Card(arch=arch, classes=classes, preprocess=see)) | {"temperature": 1e-300}
     with pytest.raises(ValueError, match="temperature"):
         from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "message"),
+    [
+        ("preprocess", {"size": 16384}, "preprocess.size"),
+        ("preprocess", {"resize": 16384}, "preprocess.resize"),
+        ("preprocess", {"size": 4096}, r"preprocess\.size 4096 .* GiB"),
+        ("arch", {"size": 10**5}, r"arch\.size"),
+        ("arch", {"blocks": [45000, 45000]}, r"arch\.blocks: 90000 units in 32 tensors"),
+        ("arch", {"widths": [10**8, 10**8]}, "arch"),
+        ("arch", {"join": {"x_scale": 1e30}}, "arch"),
+    ],
+)
+def test_a_card_that_asks_for_gigabytes_is_refused_at_once(
+    where, change, message, path, tmp_path, cli
+):
+    arch = replace(TINY, widths=(128, 128), stem_width=128)
+    save(path, build(arch), replace(CARD, arch=arch))
+    card = to_dict(replace(CARD, arch=arch))
+    rewrite(path, card={**card, where: {**card[where], **change}})
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    import resnets.evaluation.model  # noqa: F401 - whose import takes its time
+
+    began = time.process_time()
+    code, out, err = cli("predict", path, "a.png")
+    assert (code, out) == (4, "")
+    assert time.process_time() - began < 1
+    assert re.search(message, err), err
+    assert path.name in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("count", [1, 3000])
+def test_the_units_of_a_file_are_limited_whatever_it_holds(count, path):
+    tensors = {f"layer1.{k}.{i}": torch.zeros(1) for k in range(count) for i in range(3)}
+    card = to_dict(replace(CARD, arch=replace(TINY, blocks=(count, 1))))
+    text = json.dumps({"format": 1, "card": card, "tensors": {}})
+    path.write_bytes(safetensors.torch.save(tensors, {KEY: modelfile._seal(text)}))
+    with pytest.raises(CheckpointError, match=f"{count + 1} units in {3 * count} tensors"):
+        load(path)
+
+
+def test_answers_that_are_not_finite_are_an_error(path, network, tmp_path, cli):
+    for kind in ("train", "test"):
+        for k, name in enumerate(CARD.classes):
+            folder = tmp_path / "data" / kind / name.strip()
+            folder.mkdir(parents=True)
+            Image.new("RGB", (8, 8), (255 - 40 * k, 255, 255)).save(folder / f"{kind}.png")
+    torch.nn.init.constant_(network.conv1.weight, 3e38)
+    torch.nn.init.constant_(network.fc.weight, 3e38)
+    card = replace(CARD, classes=tuple(name.strip() for name in CARD.classes))
+    save(path, network, card)
+    for arguments in (("predict", path, "data"), ("evaluate", path, "data", "--workers", 0)):
+        code, out, err = cli(*arguments)
+        assert (code, out) == (4, ""), (out, err)
+        assert f"{path}: its answers are NaN or infinite" in err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", ["fasterrcnn_resnet18_fpn", "retinanet_resnet18_fpn"])
+def test_objects_of_scores_that_are_not_finite_are_an_error(name):
+    network = create(name, classes=2).eval()
+    for parameter in network.parameters():
+        torch.nn.init.constant_(parameter, 1e30)
+    with torch.inference_mode(), pytest.raises(NotFinite):
+        network(torch.ones(1, 3, 64, 64))

@@ -18,6 +18,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from resnets.data.coco import Ids, free
 from resnets.data.decode import decode
 from resnets.data.splits import Split
+from resnets.escape import visible
 from resnets.evaluation import detect, segment
 from resnets.evaluation.detect import Detect, Found
 from resnets.evaluation.model import Model
@@ -81,7 +82,7 @@ def seen(split: Split, index: int, found: Found, names: Sequence[str], score: fl
     rows = ((found.images == index) & (found.scores >= score)).nonzero()[:, 0]
     kinds = found.classes[rows].tolist()
     chances = found.scores[rows].tolist()
-    words = [f"{names[k]} {chance:.2f}" for k, chance in zip(kinds, chances, strict=True)]
+    words = [f"{visible(names[k])} {chance:.2f}" for k, chance in zip(kinds, chances, strict=True)]
     masks = None
     if found.masks is not None and len(rows):
         masks = torch.stack([detect.decoded(found.masks[row]) for row in rows.tolist()])

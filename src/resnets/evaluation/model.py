@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from resnets.arch import Arch, MlpArch
+from resnets.arch import Arch, MlpArch, SegmenterArch
 from resnets.arch import task as task_of
 from resnets.data.batches import Change, test_batches
 from resnets.data.decode import decode
 from resnets.data.sources import Split
 from resnets.data.transforms import centre, cut, normalize, statistics
-from resnets.errors import CheckpointError, DataError, UsageError
+from resnets.errors import CheckpointError, DataError, NotFinite, UsageError
 from resnets.evaluation import classify
 from resnets.evaluation.classify import predict_batch
 from resnets.evaluation.scores import Scores, ensemble
@@ -25,6 +25,7 @@ from resnets.nets.modelfile import Card, open_model
 from resnets.options import Task, View, check_model, group
 from resnets.recipe import Preprocess
 
+LARGEST = 4 * 2**30  # bytes that an image, or a batch, may take
 IMAGENET = Preprocess(size=224, resize=256)
 
 
@@ -46,6 +47,13 @@ class Model:
     card: Card
     device: torch.device
     bfloat16: bool = False
+    path: Path = Path("the network")  # of messages
+
+    def together(self, batch: int, size: int = 0) -> int:
+        """How many of `batch` images fit into LARGEST bytes at once."""
+        return max(
+            1, min(batch, LARGEST // needed(self.network, size or self.card.preprocess.size))
+        )
 
     @property
     def classifier(self) -> Classifier:
@@ -75,6 +83,7 @@ class Model:
         """
         see, parts = self.card.preprocess, list[Scores]()
         network = forward(self.classifier, view, see, size)
+        batch = self.together(batch, size)
         for each in passes(view, see, size):
             batches = test_batches(
                 split,
@@ -93,6 +102,8 @@ class Model:
                 temperature=self.card.temperature or 1.0,
                 bfloat16=self.bfloat16,
             )
+            if not torch.isfinite(said.logits).all():
+                raise NotFinite(self.path)
             parts.append(said)
         return ensemble(parts)
 
@@ -106,6 +117,7 @@ class Model:
     ) -> Iterator[Prediction]:
         """The `top` classes of each image file (or its bytes), in order; bad files are named."""
         see, rest = self.card.preprocess, iter(inputs)
+        batch = self.together(batch)
         while chunk := list(islice(rest, batch)):
             answers = [Prediction("-" if isinstance(x, bytes) else str(x)) for x in chunk]
             good: dict[int, torch.Tensor] = {}
@@ -119,6 +131,8 @@ class Model:
                 images = normalize(images, *statistics(see, self.device))
                 logits = predict_batch(self.classifier, images, bfloat16=self.bfloat16)
                 logits = logits / (self.card.temperature or 1.0)
+                if not torch.isfinite(logits).all():
+                    raise NotFinite(self.path)
                 shares = logits.sigmoid() if self.several else logits.softmax(1)
                 best = shares.topk(min(top, shares.shape[1]), dim=1)
                 for k, values, indices in zip(good, *(x.tolist() for x in best), strict=True):
@@ -131,6 +145,14 @@ def view(image: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
     """The test-time view of one decoded image: uint8 (H, W, C) -> uint8 (C, size, size)."""
     where = centre(image.shape[0], image.shape[1], preprocess)
     return cut(image.permute(2, 0, 1)[None], where, preprocess.size)[0]
+
+
+def needed(network: Network, size: int) -> int:
+    """About how many bytes a forward pass of one image takes: thrice the largest map of floats."""
+    arch = network.arch
+    levels = getattr(getattr(network, "backbone", network), "levels", {})
+    sides = [*levels.values(), (arch.classes if isinstance(arch, SegmenterArch) else 3, 1)]
+    return int(12 * max(channels * (size / stride) ** 2 for channels, stride in sides))
 
 
 def takes_pictures(arch: Arch) -> bool:
@@ -178,7 +200,13 @@ def load(
             f"{path} has {card.arch.classes} outputs, the data has {len(card.classes)} classes"
         )
     device = device or torch.device("cpu")
-    return Model(network.to(device).eval(), card, device, bfloat16)
+    size = card.preprocess.size
+    if (memory := needed(network, size)) > LARGEST:
+        raise CheckpointError(
+            f"{path}: at preprocess.size {size} an image would take {memory / 2**30:.0f} GiB, the "
+            f"limit is {LARGEST >> 30}. Get another file."
+        )
+    return Model(network.to(device).eval(), card, device, bfloat16, path)
 
 
 def aligned(split: Split, classes: tuple[str, ...], model: Model) -> Split:

@@ -18,6 +18,7 @@ from resnets.data.scenes import class_map
 from resnets.data.splits import Split
 from resnets.evaluation.classify import predict_batch
 from resnets.evaluation.scenes import Reading, looks, never
+from resnets.nets.layers import finite
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,9 @@ def class_maps(
     for batch, sizes, own in looks(split, never, **reading):
         maps = []
         logits = predict_batch(network, batch.images, bfloat16=bfloat16) if len(own) else ()
-        for row, (h, w), size in zip(logits, sizes.tolist(), own.tolist(), strict=True):
+        for row, (h, w), size in zip(
+            map(finite, logits), sizes.tolist(), own.tolist(), strict=True
+        ):
             whole = F.interpolate(row[None, :, :h, :w], size, mode="bilinear", align_corners=False)
             maps.append(whole[0].argmax(0))
         yield batch, maps

@@ -17,7 +17,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 
 from resnets.arch import DetectorArch
 from resnets.errors import UsageError
-from resnets.nets.layers import LayerFactory, global_mean
+from resnets.nets.layers import LayerFactory, finite, global_mean
 from resnets.nets.proposals import ProposalNetwork, distance, inside, mean, take
 from resnets.nets.pyramid import EXTRA, Pyramid
 from resnets.ops import boxes as box
@@ -121,6 +121,7 @@ class Detector(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Regions (B, R, 4) and their logits (B, R), best first; else no area and -inf."""
         said = self.rpn(list(maps.values()), image_shape)
+        finite(said.logits)
         return self.rpn.propose(said, sizes, self.considered[1], self.arch.proposals[1])
 
     def judge(
@@ -153,7 +154,7 @@ class Detector(nn.Module):
         """The sibling layers: (B, R, D), (B, R, 4) -> as `judge`."""
         logits, deltas = self.siblings(features)
         boxes = box.decode(deltas[:, :, 1:].float(), rois[:, :, None], WEIGHTS)
-        return logits.float().softmax(2), boxes
+        return finite(logits.float()).softmax(2), boxes
 
     def select(self, probabilities: Tensor, boxes: Tensor, sizes: Tensor) -> Detections:
         """What `judge` gave -> the best `kept` after suppression within each class."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resnets.errors import NotFinite
+
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 MAX_POOL: dict[int, type[nn.Module]] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
@@ -57,6 +59,13 @@ class LayerFactory:
         """3x3, stride 2; with `blur` the maximum is dense and a blur subsamples it."""
         pool: nn.Module = MAX_POOL[self.dims](3, 1 if blur else 2, padding=1)
         return nn.Sequential(pool, Blur(self.dims, 2)) if blur else pool
+
+
+def finite(x: Tensor) -> Tensor:
+    """The same. Raises NotFinite where a value of it is NaN or infinite."""
+    if not torch.isfinite(x).all():
+        raise NotFinite
+    return x
 
 
 class Blur(nn.Module):

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from resnets.arch import LocalizerArch
 from resnets.errors import UsageError
 from resnets.nets.detector import Detections
-from resnets.nets.layers import global_mean
+from resnets.nets.layers import finite, global_mean
 from resnets.nets.proposals import HIGH, LOW, distance, inside, laid, mean, scaled, spread, take
 from resnets.nets.resnet import ResNet
 from resnets.ops import boxes as box
@@ -195,7 +195,7 @@ class Localizer(nn.Module):
         scores, index = own.topk(min(count, own.shape[2]))
         boxes = box.decode(self.deltas(seen, classes, index), seen.anchors[index]) / seen.ratio
         clipped = box.clip(boxes.flatten(1, 2), seen.sizes).view_as(boxes)
-        return clipped, scores.sigmoid()
+        return clipped, finite(scores).sigmoid()
 
     def deltas(self, seen: Seen, classes: Tensor, index: Tensor) -> Tensor:
         """How classes (B, k) move anchors index (B, k, n): (B, k, n, 4).

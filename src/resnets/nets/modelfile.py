@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from resnets.recipe import Positive, Preprocess
 
 FORMAT = 1
 KEY = "resnets"
+UNITS = 2000  # of a network; the deepest of the papers, of 1202 layers, has 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +155,12 @@ def from_dict(data: Mapping[str, Any]) -> Card:
     checks = {
         "classes": len(card.classes) == arch.classes,
         "channels": see.channels == arch.channels,
+        "arch": max(_numbers(asdict(arch)), default=0) <= 1e6,
+        "arch.size": arch.size <= 2**12
+        and (see.size == arch.size or not isinstance(arch, architectures.VitArch)),
+        "arch.crop": getattr(arch, "crop", 0) <= 2**10,
+        "arch.regions": max(getattr(arch, "regions", (0,))) <= 10_000,
+        "arch.proposals": max(getattr(arch, "proposals", (0,))) <= 10_000,
         # Of pixels in 0..1: what is far from them makes NaN of every answer.
         "mean": len(see.mean) in lengths and max(map(abs, see.mean)) <= 1000,
         "std": len(see.std) in lengths and 1e-6 <= min(see.std) <= max(see.std) <= 1000,
@@ -161,6 +169,15 @@ def from_dict(data: Mapping[str, Any]) -> Card:
     if wrong := [name for name, good in checks.items() if not good]:
         raise ValueError(f"wrong {', '.join(wrong)} in a card")
     return card
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """The magnitudes of all numbers in nested dictionaries and tuples; of NaN infinity."""
+    if isinstance(value, dict | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(inner)
+    elif isinstance(value, int | float):
+        yield math.inf if value != value else abs(value)
 
 
 _SEAL = ', "sha256": "'
@@ -183,7 +200,9 @@ def _unseal(path: Path, text: str) -> tuple[Card, dict[str, str]]:
             raise refused(path, f"format {clip(version)}, not {FORMAT}", "Upgrade resnets.")
         return from_dict(data["card"]), dict(data["tensors"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        what = f"a card that makes no sense ({clip(error)})"
+        known = isinstance(error, pydantic.ValidationError)
+        reason = architectures.wrong(error)[0] if known else error
+        what = f"a card that makes no sense ({clip(reason)})"
         raise refused(path, what, "Get it again.") from None
 
 
@@ -192,8 +211,11 @@ def _skeleton(path: Path, arch: Arch, tensors: int) -> Network:
     counted = arch.backbone if isinstance(arch, architectures.SceneArch) else arch
     blocks = counted.blocks if isinstance(counted.blocks, tuple) else (counted.blocks,)
     try:
-        if len(blocks) > tensors or sum(blocks) > tensors or min(blocks) < 1:
-            raise ValueError(f"{clip(sum(blocks))} units in {tensors} tensors")
+        # A convolution and its normalisation have three tensors at least.
+        if min(blocks) < 1 or sum(blocks) > min(tensors / 3, UNITS):
+            raise ValueError(
+                f"arch.blocks: {clip(sum(blocks))} units in {tensors} tensors, at most {UNITS:,}"
+            )
         return skeleton(arch)
     except (ResnetsError, ValueError, ArithmeticError, RuntimeError, TypeError) as error:
         raise refused(path, f"an impossible network ({clip(error)})", "Get it again.") from None

@@ -10,7 +10,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from resnets.arch import DetectorArch
 from resnets.nets.detector import Detections, strongest
-from resnets.nets.layers import LayerFactory
+from resnets.nets.layers import LayerFactory, finite
 from resnets.nets.proposals import Anchored, inside, spread, take
 from resnets.nets.pyramid import Pyramid
 from resnets.ops import boxes as box
@@ -70,7 +70,7 @@ class RetinaNet(nn.Module):
         kinds = logits.shape[2]
         counts = [min(CONSIDERED, count) * kinds for count in seen.counts]
         pairs = seen._replace(counts=counts).best(logits.flatten(1), CONSIDERED)
-        scores = logits.flatten(1).gather(1, pairs).sigmoid()
+        scores = finite(logits.flatten(1).gather(1, pairs)).sigmoid()
         valid = scores > self.threshold
         boxes = take(boxes, pairs // kinds)
         return strongest(boxes, scores, pairs % kinds, valid, self.overlap, self.kept)

@@ -357,6 +357,8 @@ def preprocessing(recipe: Recipe, source: Source) -> Preprocess:
     resize = round(size / recipe.crop_ratio) if files and size >= 64 else size
     if source.task != "classify":
         resize = 0  # a scene is seen whole
+    if resize > 2**13:
+        raise UsageError(f"size={size} of a crop_ratio={recipe.crop_ratio} is over 8,192 pixels")
     see = Preprocess(size=size, resize=resize, channels=source.channels, white=source.white)
     if recipe.normalize != "pixel":
         mean, std = moments(recipe.normalize, source, source.channels)
