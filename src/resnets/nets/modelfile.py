@@ -200,8 +200,9 @@ def _unseal(path: Path, text: str) -> tuple[Card, dict[str, str]]:
             raise refused(path, f"format {clip(version)}, not {FORMAT}", "Upgrade resnets.")
         return from_dict(data["card"]), dict(data["tensors"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        known = isinstance(error, pydantic.ValidationError)
-        reason = architectures.wrong(error)[0] if known else error
+        reason: object = error
+        if isinstance(error, pydantic.ValidationError):
+            reason = architectures.wrong(error)[0]
         what = f"a card that makes no sense ({clip(reason)})"
         raise refused(path, what, "Get it again.") from None
 
