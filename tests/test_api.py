@@ -121,6 +121,8 @@ for line, code in {WRONG!r}:
         ("predict m x.png --topk 5", "--top K"),
         ("predict m x.png --conf 0.5", "--help lists the options"),
         ("evaluate m digits --tta", "--view flip"),
+        ("evaluate m digits --wd 1", "--help lists the options"),
+        ("evaluate m digits --weight-decay 1", "--help lists the options"),
     ],
 )
 def test_the_options_of_other_programs_are_answered_with_ours(cli, typed, words):

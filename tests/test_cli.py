@@ -304,6 +304,28 @@ def test_a_grey_network_of_others_reads_colour_and_the_other_way(cli, tmp_path):
             assert (code, json.loads(out)["images"]) == (0, 898), err
 
 
+def test_a_guess_is_settled_where_a_model_is_used(cli, digits_run, tmp_path):
+    """A plain network and one with shortcuts have the same tensors, and other answers."""
+    plain = resnets.create("plain20", classes=10, channels=1)
+    torch.save(plain.state_dict(), "w.pth")
+    settled, images = ["--set", "arch.shortcut=none"], tmp_path / "x.png"
+    Image.new("L", (8, 8), 99).save(images)
+    losses = [
+        json.loads(cli("evaluate", "w.pth", "digits", "--json", *more)[1])["loss"]
+        for more in ([], settled)
+    ]
+    assert losses[0] != losses[1]
+    wrong = [
+        ("predict", "w.pth", images),
+        ("explain", "w.pth", images, "--out", "o"),
+        ("analyze", "signal", "w.pth", "--out", "a"),
+        ("predict", digits_run, images),  # which says what it is
+    ]
+    for line in wrong:
+        code, _, err = cli(*line, "--set", "arch.act=gelu")
+        assert (code, "arch.act" in err) == (2, True), err
+
+
 def test_a_folder_that_the_model_never_saw_is_not_split_in_silence(cli, tmp_path):
     folder = pictures(tmp_path / "pets", per_class=20)
     small = ["--set", "size=32", "--set", "steps=2", "--set", "batch=8", "--model", "resnet8"]

@@ -345,6 +345,7 @@ def evaluate(
     classifier: str | Path | None = None, refine: bool = False,
     scales: str | Sequence[float] = "1", size: int | None = None,
     normalize: Literal["data", "imagenet", "none"] | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None,
     precision: Literal["float32", "bfloat16"] = "float32", max_unreadable: float = 0.01,
     batch: int | None = None, device: str = "auto", workers: int = 2,
 ) -> Tested:  # fmt: skip
@@ -377,6 +378,8 @@ def evaluate(
             that suit it (appendix B); a localiser the best box of all (appendix C).
         size: Side of the input in pixels; the model's own when left out.
         normalize: Mean and deviation for a foreign file that does not say its own.
+        overrides: arch.FIELD=VALUE, where a foreign file leaves that open, as
+            arch.stride_on=1x1; may be repeated.
         precision: Of the numbers that the network computes with.
         max_unreadable: Part of the images that may be unreadable and left out.
         batch: Images of a forward pass; 128, of detection, localisation and segmentation 4.
@@ -397,7 +400,7 @@ def evaluate(
     how = Inference(
         split=split, max_unreadable=max_unreadable, normalize=normalize, size=size or 0,
         precision=precision, refine=refine, scales=options.numbers(scales), batch=batch,
-        device=device, workers=workers,
+        fields=options.unseen(overrides), device=device, workers=workers,
     )  # fmt: skip
     if ood is not None:
         options.check_data(ood)
@@ -405,7 +408,7 @@ def evaluate(
         options.check_model(classifier)
     from resnets import assessment
 
-    purpose = task or assessment.task_of(models[0])
+    purpose = task or assessment.task_of(models[0], how.fields)
     only = {
         "localize": {"--classifier": classifier is not None},
         "detect localize": {"--refine": refine, "--scales": how.scales != (1.0,)},
@@ -441,6 +444,7 @@ def predict(
     task: Task | None = None, top: int = 5, out: str | Path = "predictions", score: float = 0.5,
     refine: bool = False, scales: str | Sequence[float] = "1",
     normalize: Literal["data", "imagenet", "none"] | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None,
     precision: Literal["float32", "bfloat16"] = "float32", batch: int | None = None,
     device: str = "auto", workers: int = 2,
 ) -> Iterator[Prediction] | list[dict[str, str]]:  # fmt: skip
@@ -469,12 +473,12 @@ def predict(
         options.check_empty(Path(out))
     how = Inference(
         normalize=normalize, precision=precision, refine=refine, scales=options.numbers(scales),
-        batch=batch, device=device, workers=workers,
+        batch=batch, fields=options.unseen(overrides), device=device, workers=workers,
     )  # fmt: skip
     from resnets import assessment
     from resnets.data.sources import expand
 
-    purpose = task or assessment.task_of(model)
+    purpose = task or assessment.task_of(model, how.fields)
     improved = {"--refine": refine, "--scales": how.scales != (1.0,)}
     refuse_others(purpose, {"detect localize": improved, "classify": {"--top": top != 5}})
     if purpose == "classify":
@@ -498,6 +502,7 @@ def explain(
     data: str | Path | None = None, level: str | None = None,
     method: Literal["grad-cam", "occlusion"] = "grad-cam", top: int = 1,
     split: Literal["test", "val", "train", "all"] | None = None, max_unreadable: float = 0.01,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None,
     normalize: Literal["data", "imagenet", "none"] | None = None, batch: int | None = None,
     device: str = "auto", workers: int = 2,
 ) -> Iterator[Explained | Sanity | dict[str, int]]:  # fmt: skip
@@ -530,7 +535,7 @@ def explain(
         options.check_outside(Path(out), data)
     how = Inference(
         split=split, max_unreadable=max_unreadable, normalize=normalize, batch=batch,
-        device=device, workers=workers,
+        fields=options.unseen(overrides), device=device, workers=workers,
     )  # fmt: skip
     place = None if data is None else str(data)
     return instruments.explained(model, inputs, Path(out), place, level, method, top, how)
@@ -583,6 +588,7 @@ def analyze(
     kind: Kind, model: str | Path, data: str | Path | None = None, /, *,
     out: str | Path | None = None, input: str = "", seed: int = 0,
     split: Literal["test", "val", "train", "all"] | None = None, max_unreadable: float = 0.01,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None,
     normalize: Literal["data", "imagenet", "none"] | None = None, batch: int | None = None,
     device: str = "auto", workers: int = 2,
 ) -> Analysis:  # fmt: skip
@@ -612,6 +618,8 @@ def analyze(
         raise UsageError(f"{kind} measures errors on images: resnets analyze {kind} MODEL DATA")
     if Path(name).exists() or Path(name).name != name:
         options.check_model(name)
+    elif overrides:
+        raise UsageError(f"--set is for a foreign file, {name} is none")
     elif ":" not in name:
         families.arch(name)
     if data is not None:
@@ -619,7 +627,7 @@ def analyze(
         options.check_outside(folder, data)
     how = Inference(
         split=split, max_unreadable=max_unreadable, normalize=normalize, batch=batch,
-        device=device, workers=workers,
+        fields=options.unseen(overrides), device=device, workers=workers,
     )  # fmt: skip
     shape = tuple(map(int, input.split("x"))) if input else ()
     place = None if data is None else str(data)
@@ -637,18 +645,25 @@ def models(pattern: str = "*", /) -> Iterator[dict[str, Any]]:
 @public
 def load(
     path: str | Path, *, task: Task | None = None, classes: Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None,
     precision: Literal["float32", "bfloat16"] = "float32", device: str = "cpu",
 ) -> Model:  # fmt: skip
     """A model from a run folder, one of our model files, or a foreign weights file.
 
-    See `evaluation.model.load`, also for the errors.
+    See `evaluation.model.load`, also for the errors; `overrides` are arch.FIELD=VALUE.
     """
     options.check_model(path)
     from resnets.evaluation import model
     from resnets.training.plan import pick_device
 
-    place, bfloat16 = pick_device(device), precision == "bfloat16"
-    return model.load(path, device=place, bfloat16=bfloat16, classes=classes, task=task)
+    place, bfloat16, fields = (
+        pick_device(device),
+        precision == "bfloat16",
+        options.unseen(overrides),
+    )
+    return model.load(
+        path, device=place, bfloat16=bfloat16, classes=classes, task=task, fields=fields
+    )
 
 
 @public

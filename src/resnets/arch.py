@@ -272,9 +272,19 @@ def _adapter(kind: str) -> pydantic.TypeAdapter[Any]:
 
 
 def changed(arch: Arch, values: Mapping[str, Any]) -> Arch:
-    """The arch with some fields replaced; texts are converted. Raises UsageError."""
+    """The arch with some fields replaced; texts are converted. Raises UsageError.
+
+    A field that a detector, localiser or segmenter does not have is one of its backbone.
+    """
+    data = to_dict(arch)
     try:
-        return from_dict({**to_dict(arch), **values})
+        # A Literal of numbers takes no text.
+        new = {k: int(v) if isinstance(v, str) and v.isdecimal() else v for k, v in values.items()}
+        if isinstance(arch, SceneArch):
+            names = {f.name for f in fields(ResNetArch)} - set(data)
+            trunk = {key: new.pop(key) for key in names & set(new)}
+            new = {"backbone": data["backbone"] | trunk} | new
+        return from_dict({**data, **new})
     except pydantic.ValidationError as error:
         raise UsageError(f"arch.{wrong(error)[0]}") from None
     except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,6 +67,7 @@ def loaded(
         bfloat16=how.precision == "bfloat16",
         classes=source.classes if source else None,
         task=task,
+        fields=how.fields,
     )
     if how.normalize is not None:
         model = model.normalized(*moments(how.normalize, source, model.card.arch.channels))
@@ -291,7 +292,7 @@ def five_classes(
     A foreign file, which names no classes, has to have the data's in their order. Raises
     CheckpointError where its classes are not `names`.
     """
-    model = loaded(path, source, how, "classify")
+    model = loaded(path, source, replace(how, fields={}), "classify")
     if set(model.card.classes) != set(names):
         raise CheckpointError(f"{path} knows other classes than the localiser")
     assert isinstance(split.images, tuple)
@@ -401,6 +402,6 @@ def drawn(
     return [drawing.row(file, problem=why) for file, why in bad] + rows
 
 
-def task_of(path: str | Path) -> Task:
+def task_of(path: str | Path, fields: Mapping[str, Any]) -> Task:
     """What the network of a model file, a run or a foreign file is for; errors as `load`."""
-    return arch.task(load(path).card.arch)
+    return arch.task(load(path, fields=fields).card.arch)

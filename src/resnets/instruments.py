@@ -155,7 +155,7 @@ def subject(
     suits: Literal["train", "val", "test"] = "val" if kind in ERRORS else "train"
     if Path(model).exists() or Path(model).name != model:
         if source is None:
-            return Subject(model, load(model, device=device), how)
+            return Subject(model, load(model, device=device, fields=how.fields), how)
         if said is None and source.automatic and kind in ERRORS:
             assessment.subject(model, source, how)  # refuses images that it may have learned
         try:

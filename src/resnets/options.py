@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -52,6 +52,7 @@ class Inference:
     precision: Precision = "float32"
     refine: bool = False
     scales: tuple[float, ...] = (1.0,)
+    fields: Mapping[str, Any] = field(default_factory=dict)  # of the network in a foreign file
     batch: int | None = None
     device: str = "auto"
     workers: int = 2
@@ -197,6 +198,15 @@ def views(value: str | Sequence[str], models: int) -> tuple[View, ...]:
 def group(task: Task) -> str:
     """What a command of a task begins with after `resnets`: "" or its group and a blank."""
     return "" if task == "classify" else f"{task} "
+
+
+def unseen(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
+    """What a foreign file leaves open of its network, of arch.FIELD=VALUE. Raises UsageError."""
+    values = assignments(overrides or {}, "--set arch.stride_on=1x1")
+    for key in values:
+        if not key.startswith("arch."):
+            raise UsageError(f"--set {key}: of a trained model arch.FIELD=VALUE alone can be set")
+    return {key.removeprefix("arch."): value for key, value in values.items()}
 
 
 def floors(task: Task, fields: Mapping[str, Any] | Sequence[str]) -> dict[str, float]:

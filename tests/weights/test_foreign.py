@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import warnings
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
@@ -18,9 +19,10 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnets.arch import MlpArch, VitArch
-from resnets.errors import Assumption, CheckpointError
-from resnets.families import FAMILY, cifar, densenet_bc, label, plain, pre
+import resnets
+from resnets.arch import MlpArch, ResNetArch, VitArch
+from resnets.errors import Assumption, CheckpointError, UsageError
+from resnets.families import FAMILY, cifar, densenet_bc, dilated, label, plain, pre
 from resnets.nets import build
 from resnets.nets.modelfile import open_model
 from resnets.nets.recognition import skeleton
@@ -507,14 +509,20 @@ def test_networks_that_cannot_be_told_are_refused(
 # --- What tensors do not show ---------------------------------------------------------------------
 
 THIN = replace(FAMILY["resnet50"], widths=(16, 32, 64, 128), stem_width=8, classes=3)
+SCENE = replace(
+    FAMILY["fcn_resnet50"], backbone=dilated(replace(THIN, stride_on="1x1", classes=1000))
+)
 
 
 @pytest.mark.parametrize(
     ("arch", "note"),
     [
         (THIN, r"resnet50-like \(widths \(16, 32, 64, 128\), stem_width 8\).* stride_on 3x3 \(1x1"),
-        (cifar(1), r'taken for resnet8, .* shortcut A \(plain: "none"\), act ReLU, eps 1e-5'),
-        (replace(SMALL, norm="group"), "norm group, 32 groups"),
+        (
+            cifar(1),
+            r'taken for resnet8, .* shortcut A \(plain: "none"\), .* ReLU, an epsilon of 1e-5',
+        ),
+        (replace(SMALL, norm="group"), "norms of 32 groups"),
         (VitArch(blocks=1, width=64, heads=1, hidden=8, patch=4, size=8), "heads 1 "),
     ],
     ids=["thin", "option A", "group", "vit"],
@@ -523,7 +531,70 @@ def test_a_guess_is_said(arch: Any, note: str, tmp_path: Path) -> None:
     torch.save(build(arch).state_dict(), tmp_path / "resnet50.pth")
     with pytest.warns(Assumption, match=note) as caught:
         open_model(tmp_path / "resnet50.pth")
-    assert "config.json" in str(caught[0].message)
+    text = str(caught[0].message)
+    assert "config.json" in text
+    name = re.search(r"--set arch\.(\w+)=VALUE", text)[1]  # what is named can be set
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        value = {"heads": 2}.get(name, getattr(arch, name, None))
+        opened, _ = open_model(tmp_path / "resnet50.pth", {name: value})
+    assert getattr(opened.arch, name) == value
+    assert f" {name} " not in str(caught[0].message).partition("do not show")[2]
+
+
+@pytest.mark.parametrize(
+    ("arch", "settled"),
+    [
+        (replace(THIN, stride_on="1x1"), "stride_on=1x1"),
+        (replace(THIN, output_stride=8), "output_stride=8"),
+        (replace(cifar(1), shortcut="none"), "shortcut=none"),
+        (replace(SMALL, order="relu_before_add"), "order=relu_before_add"),
+        (SCENE, "stride_on=1x1"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_a_guess_is_settled_where_a_model_is_used(arch: Any, settled: str, tmp_path: Path) -> None:
+    """The same answers as the true network's, which the guess does not give."""
+    theirs = randomised(build(arch))
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    x = torch.randn(1, 3, 64, 64)
+    with pytest.warns(Assumption):
+        guess = resnets.load(tmp_path / "w.pth").network
+    with pytest.warns(Assumption):
+        model = resnets.load(tmp_path / "w.pth", overrides=[f"arch.{settled}"])
+    assert model.network.arch == replace(arch, size=model.network.arch.size)
+    if isinstance(arch, ResNetArch):
+        with torch.no_grad():
+            assert torch.equal(model.network(x), theirs(x))
+            assert not close(guess(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    ("settled", "error", "words"),
+    [
+        (
+            "arch.act=gelu",
+            UsageError,
+            r"arch\.act: .* leaves open arch\.order, arch\.output_stride",
+        ),
+        ("arch.blur=true", UsageError, "leaves open"),
+        ("arch.order=posts", UsageError, r"arch\.order: Input should be 'post'"),
+        ("arch.order=pre", CheckpointError, "not those of the given network: no layer2"),
+        ("lr=1", UsageError, "--set lr: of a trained model"),
+    ],
+)
+def test_what_cannot_be_settled(settled: str, error: Any, words: str, tmp_path: Path) -> None:
+    torch.save(build(SMALL).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(error, match=words):
+        resnets.load(tmp_path / "w.pth", overrides=[settled])
+
+
+@pytest.mark.parametrize("heads", ["0", "-1", "7", "999999999"])
+def test_heads_that_cannot_be(heads: str, tmp_path: Path) -> None:
+    arch = VitArch(blocks=1, width=64, heads=1, hidden=8, patch=4, size=8)
+    torch.save(build(arch).state_dict(), tmp_path / "w.pth")
+    with pytest.raises((CheckpointError, UsageError), match="heads"):
+        resnets.load(tmp_path / "w.pth", overrides={"arch.heads": heads})
 
 
 @pytest.mark.parametrize(

@@ -160,11 +160,12 @@ def unexpected(word: str) -> str:
 def hint(typed: str, known: Sequence[str]) -> str:
     """What to write instead of an option that is not there."""
     for habits, here in HABITS.items():
-        if typed in habits.split() and (not here.startswith("--") or here.split()[0] in known):
+        needs = "--recipe" if here.startswith("--set") else here.split()[0]
+        if typed in habits.split() and (not here.startswith("--") or needs in known):
             return f"here it is {here}"
     field = typed.strip("-").replace("-", "_")
     settings = {f.name for f in fields(Recipe)} | {f"augment.{f.name}" for f in fields(Augment)}
-    if "--set" in known and field in settings:
+    if "--recipe" in known and field in settings:
         return f"it is a field of the recipe: --set {field}=VALUE (`resnets train --help-fields`)"
     close = difflib.get_close_matches(typed, [name for name in known if len(name) > 2], cutoff=0.7)
     return f"did you mean {' or '.join(close)}?" if close else "--help lists the options"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -167,18 +169,20 @@ def load(
     bfloat16: bool = False,
     classes: Sequence[str] | None = None,
     task: Task | None = None,
+    fields: Mapping[str, Any] = MappingProxyType({}),
 ) -> Model:
     """A model from a run folder, one of our model files, or a foreign weights file.
 
     A foreign file does not say its classes and preprocessing: `classes` does, else they are
-    numbered; the preprocessing is ImageNet's (`Model.normalized` changes mean and deviation).
+    numbered; the preprocessing is ImageNet's (`Model.normalized` changes mean and deviation). What
+    its tensors leave open of the network, `fields` settle.
 
-    Raises UsageError where there is no such file, the run is not finished, or the network is not
-    for the `task`; CheckpointError where the file is refused or not recognised, or its network
-    takes no 2-D images.
+    Raises UsageError where there is no such file, the run is not finished, the network is not for
+    the `task`, or one of the `fields` is not open; CheckpointError where the file is refused or not
+    recognised, or its network takes no 2-D images.
     """
     path = check_model(path)
-    network, card = open_model(path)
+    network, card = open_model(path, fields)
     if not takes_pictures(network.arch):
         raise CheckpointError(
             f"{path} takes no 2-D images: resnets.nets.modelfile.open_model gives its network"

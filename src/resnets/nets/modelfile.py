@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pydantic
@@ -87,31 +88,46 @@ def load(path: str | Path) -> tuple[Network, Card]:
     return _ours(path, file.tensors, file.metadata)
 
 
-def open_model(path: str | Path) -> tuple[Network, Card | None]:
+def open_model(
+    path: str | Path, chosen: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Network, Card | None]:
     """One of our model files with its card, or a foreign weights file without; by content.
 
     Of a foreign file an `Assumption` warns: what was taken and left, and what was assumed where
     neither its tensors nor a name settle it. Such a name is the checkpoint's own ("arch"), timm's
     ("architecture" in a config.json beside the file), or torchvision's (NAME-<8 digits>.pth).
+    `chosen` fields of the network settle what is assumed, whatever a name says.
 
-    Raises CheckpointError for a file that is refused or not recognised.
+    Raises CheckpointError for a file that is refused or not recognised, or whose tensors are not of
+    a network with those fields; UsageError where one of them is not open.
     """
     path = Path(path)
     file = weights.contents(path, KEY)
     # One wrong letter in the key does not make a foreign file of ours.
     if KEY in file.metadata or any(_SEAL in text for text in file.metadata.values()):
+        if chosen:
+            raise UsageError(f"arch.{min(chosen)}: {path} says what its network is, leave it out")
         return _ours(path, file.tensors, file.metadata)
     name = file.model or "/".join(path.parts[-4:])
     try:
         arch, tensors = weights.recognise(file.tensors, name=name)
+        unseen, fixed = assumed(arch)
+        if known := [name for name in chosen if name not in unseen]:
+            open_ones = ", ".join(f"arch.{name}" for name in unseen) or "nothing"
+            raise UsageError(f"arch.{known[0]}: {path} leaves open {open_ones}")
+        if chosen:
+            changed = architectures.changed(arch, chosen)
+            arch, tensors = weights.recognise(file.tensors, changed)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     notes = list(file.notes)
     if not settles(file.model, arch):
-        fields = ", ".join(f"{field} {value}" for field, value in assumed(arch).items())
+        left = {field: value for field, value in unseen.items() if field not in chosen}
+        shown = ", ".join([*(f"{field} {value}" for field, value in left.items()), *fixed])
+        way = f"--set arch.{next(iter(left))}=VALUE (and so on), or " if left else ""
         notes.append(
-            f"taken for {label(arch)}, by its tensors; they do not show {fields}.\n"
-            "To settle that: --set arch.FIELD=VALUE in training, or the network's name as "
+            f"taken for {label(arch)}, by its tensors; they do not show {shown}.\n"
+            f"To settle that: {way}the network's name as "
             '{"architecture": "NAME"} in a config.json beside the file'
         )
     if notes:

@@ -81,26 +81,27 @@ def settles(name: str, arch: Arch) -> bool:
     return bool(TIMM.match(name)) and not odd and str(arch.depth) in re.findall(r"\d+", name)
 
 
-def assumed(arch: Arch) -> dict[str, str]:
-    """What tensors do not show of a network and was assumed: each field, its value, what else."""
+def assumed(arch: Arch) -> tuple[dict[str, str], list[str]]:
+    """What tensors do not show of a network and was assumed.
+
+    First the fields, with their value and what else there is; then what is no field.
+    """
     trunk = arch.backbone if isinstance(arch, SceneArch) else arch
     if isinstance(trunk, VitArch):
-        return {"heads": f"{trunk.heads} (64 wide)", "act": "GELU", "eps": "1e-6"}
-    fields = {"act": "ReLU", "eps": "1e-5"}
+        return {"heads": f"{trunk.heads} (64 wide)"}, ["GELU", "an epsilon of 1e-6"]
+    fields, fixed = dict[str, str](), ["ReLU", "an epsilon of 1e-5"]
     if not isinstance(trunk, ResNetArch):
-        return fields
+        return fields, fixed
     if trunk.unit == "bottleneck":
         other = "1x1 in the paper and Caffe" if trunk.stride_on == "3x3" else "3x3 in torchvision"
-        fields = {"stride_on": f"{trunk.stride_on} ({other})"} | fields
+        fields["stride_on"] = f"{trunk.stride_on} ({other})"
     if trunk.shortcut in ("A", "none"):
-        fields = {"shortcut": f'{trunk.shortcut} (plain: "none")'} | fields
+        fields["shortcut"] = f'{trunk.shortcut} (plain: "none")'
     if trunk.norm == "group":
-        fields |= {"norm": "group, 32 groups (or batch norms whose statistics are missing)"}
-    return fields | {
-        "order": trunk.order,
-        "blur": "false",
-        "output_stride": str(trunk.output_stride),
-    }
+        fixed.append("norms of 32 groups (or batch norms whose statistics are missing)")
+    # Our own blurred networks have other names, so blur cannot be set for these tensors.
+    fixed += [] if trunk.blur else ["no blur"]
+    return fields | {"order": trunk.order, "output_stride": str(trunk.output_stride)}, fixed
 
 
 def _guess(shapes: Mapping[str, Shape]) -> Arch:

@@ -28,7 +28,7 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, arch: VitArch, *, checkpoint: int = 0) -> None:
         super().__init__()
-        if arch.size % arch.patch or arch.width % arch.heads:
+        if arch.size % arch.patch or arch.heads < 1 or arch.width % arch.heads:
             raise UsageError("a transformer needs size / patch and width / heads without remainder")
         self.arch = arch
         self.levels = {"blocks": (arch.width, arch.patch)}
