@@ -68,7 +68,7 @@ def main() -> None:
         kept = len(files) // 5
         rows = paste(folder, "train", cifar.train, files[kept:], args.images)
         rows += paste(folder, "test", cifar.test, files[:kept], args.tested)
-        with (folder / "boxes.csv").open("w", newline="") as file:
+        with (folder / "boxes.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["path", "x1", "y1", "x2", "y2", "label", "split"], *rows])
         outcome = resnets.train(
             str(folder / "boxes.csv"),

@@ -1,11 +1,14 @@
 """What other systems lack is not needed: Windows has none of these modules, calls and signals."""
 
+import ast
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
+import resnets
 from resnets.data import batches
 from resnets.training import memory
 from resnets.training.stop import Stop
@@ -51,3 +54,18 @@ def test_signals_that_windows_lacks(monkeypatch):
         signal.raise_signal(signal.SIGTERM)
     assert stop.signal == signal.SIGTERM
     assert list(batches._quiet_iter([1, 2])) == [1, 2]
+
+
+def test_texts_are_read_and_written_as_utf_8():
+    """Windows has another encoding: what one system writes the other reads."""
+    for path in sorted(Path(resnets.__file__).parent.rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call):
+                continue
+            name = ast.unparse(call.func).rpartition(".")[2]
+            modes = {each.value for each in call.args if isinstance(each, ast.Constant)}
+            text = name == "open" and modes & {"r", "w", "a", "x"}
+            text = text or (name in {"read_text", "write_text"} and not modes & {"utf-8"})
+            named = any(each.arg == "encoding" for each in call.keywords)
+            own = ast.unparse(call.func) in {"read_text", "Image.open"}
+            assert named or own or not text, f"{path.name}:{call.lineno}: {ast.unparse(call)}"

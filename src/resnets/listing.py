@@ -108,16 +108,30 @@ def runs(root: Path) -> list[dict[str, Any]]:
 
 
 def newest_unfinished(root: Path = Path("runs")) -> tuple[Path, float]:
-    """The unfinished run that was written to last, and when. Raises UsageError for none."""
+    """The unfinished run that was written to last, and when. Raises UsageError for none.
+
+    One that was broken off while its result or report was written is unfinished too.
+    """
     times = dict[Path, float]()
     for recipe in root.glob("*/recipe.json"):
-        log = recipe.with_name("metrics.jsonl")
-        if not recipe.with_name("result.json").exists():
+        log, result = recipe.with_name("metrics.jsonl"), recipe.with_name("result.json")
+        if not result.exists() or _lacks(recipe.parent):
             times[recipe.parent] = (log if log.exists() else recipe).stat().st_mtime
     if not times:
         raise UsageError(f"there is no unfinished run in {root}/")
     newest = max(times, key=times.__getitem__)
     return newest, times[newest]
+
+
+def _lacks(path: Path) -> bool:
+    """Whether `resume` has something to write for a run with a result; not where that is unread."""
+    from resnets.lifecycle import lacking
+    from resnets.training.run import Run
+
+    try:
+        return bool(lacking(Run(path)))
+    except (ResnetsError, KeyError):
+        return False
 
 
 def code() -> str:
@@ -132,11 +146,11 @@ def code() -> str:
 def processor() -> str:
     """The processor's model, as far as the system tells it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    return next(names, "") or platform.processor() or platform.machine() or "CPU"
 
 
 def commit() -> str:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import platform
-import re
 import shutil
-from pathlib import Path
 
 from resnets import listing
 
@@ -21,8 +18,7 @@ def examine(quick: bool) -> dict[str, str]:
     flags = processor_flags()
     wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
     facts = {name: value for name, value in listing.environment().items() if name != "gpu"}
-    name = told("cpuinfo", "model name") or platform.processor() or platform.machine()
-    facts["processor"] = f"{name}, {os.cpu_count()} cores"
+    facts["processor"] += f", {os.cpu_count()} cores"
     facts["features"] = ", ".join(f for f in wanted if f in flags) or "none known"
     facts["gpu"] = gpu()
     facts["memory"] = "unknown"
@@ -39,15 +35,6 @@ def examine(quick: bool) -> dict[str, str]:
         rate = training_rate(precision)
         facts[f"ResNet-20 {precision}"] = f"{rate:,.0f} images/s in training, 32 px, batch 128"
     return facts
-
-
-def told(file: str, key: str) -> str:
-    """What Linux says of `key` in a file of /proc; empty elsewhere."""
-    try:
-        found = re.search(rf"^{key}\s*:\s*(.*)", Path("/proc", file).read_text(), re.MULTILINE)
-    except OSError:
-        return ""
-    return found[1] if found else ""
 
 
 def gpu() -> str:

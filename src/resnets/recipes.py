@@ -330,7 +330,7 @@ def read(name: str | Path | Recipe) -> Recipe:
     if (path := Path(name)).suffix not in {".toml", ".json"}:
         return recipe(str(name))
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         if not isinstance(values, dict):
             raise ValueError("it is not a table of fields")

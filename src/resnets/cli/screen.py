@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
     if getattr(sys, name) is None:  # closed: the next file that is opened would take its place
-        setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 class Terminal(Console):

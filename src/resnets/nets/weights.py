@@ -318,7 +318,7 @@ def _beside(path: Path) -> str:
     try:
         if not config.is_file() or config.stat().st_size > 2**20:
             return hashed[1] if hashed else ""
-        data = json.loads(config.read_text())
+        data = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return ""
     name = data.get("architecture") if isinstance(data, dict) else None

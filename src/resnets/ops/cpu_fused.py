@@ -198,7 +198,8 @@ def _cached(folder: Path, name: str, source: Path) -> Path:
     path, seal = folder / f"{name}.so", folder / f"{name}.sha256"
     if path.exists() or path.is_symlink():
         _check_own(path, stat.S_ISREG, 0o022)
-        if seal.exists() and seal.read_text() == hashlib.sha256(path.read_bytes()).hexdigest():
+        right = hashlib.sha256(path.read_bytes()).hexdigest().encode()
+        if seal.exists() and seal.read_bytes() == right:
             return path
     made = _compiled(source)
     write_whole(seal, hashlib.sha256(made).hexdigest().encode())

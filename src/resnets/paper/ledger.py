@@ -59,7 +59,7 @@ def append(root: Path, row: Row) -> None:
         if path.exists() and not (text := path.read_bytes()).endswith(b"\n") and text:
             whole = len(read(root)) == len(text.splitlines())  # but for its end
             write_whole(path, text + b"\n" if whole else text[: text.rfind(b"\n") + 1])
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())

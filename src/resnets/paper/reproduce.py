@@ -21,7 +21,7 @@ from resnets import arch as archs
 from resnets.errors import Diverged, Interrupted, ResnetsError, UsageError
 from resnets.families import arch
 from resnets.files import write_whole
-from resnets.machine import told
+from resnets.listing import processor
 from resnets.options import Task
 from resnets.paper import ledger
 from resnets.paper.budgets import IMAGES, TESTED, Budget, Job, jobs, lacks
@@ -133,7 +133,7 @@ def position(folder: Run) -> dict[str, Any]:
     """Step, steps and seconds of a run's newest checkpoint; {} without one that can be read."""
     for path in sorted((folder.path / "checkpoints").glob("step-*/state.json"), reverse=True):
         with suppress(OSError, ValueError, KeyError, TypeError):  # it may just have been replaced
-            course: dict[str, Any] = json.loads(path.read_text())["course"]
+            course: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["course"]
             return course
     return {}
 
@@ -304,7 +304,7 @@ def machine(device: str = "auto") -> str:
 
         if torch.cuda.is_available():
             return torch.cuda.get_device_name()
-    return f"{told('cpuinfo', 'model name') or 'CPU'}, {os.cpu_count()} cores"
+    return f"{processor()}, {os.cpu_count()} cores"
 
 
 def overview(root: Path = Path()) -> list[dict[str, Any]]:

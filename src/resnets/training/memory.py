@@ -68,12 +68,16 @@ def available(root: Path = Path("/")) -> int | None:
     """
     limits = []
     try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
+        lines = (root / "proc/meminfo").read_text("utf-8").splitlines()
         limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail")]
-        own = (root / "proc/self/cgroup").read_text().partition("::")[2].strip("/\n")
+        own = (root / "proc/self/cgroup").read_text("utf-8").partition("::")[2].strip("/\n")
         group = root / "sys/fs/cgroup" / own
-        most, used = ((group / name).read_text() for name in ("memory.max", "memory.current"))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        most, used = (
+            (group / name).read_text("utf-8") for name in ("memory.max", "memory.current")
+        )
+        stat = dict(
+            line.split() for line in (group / "memory.stat").read_text("utf-8").splitlines()
+        )
         # Pages of files that were read are given back when memory is wanted.
         limits.append(int(most) - int(used) + int(stat["inactive_file"]))
     except (OSError, ValueError, KeyError):

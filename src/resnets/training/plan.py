@@ -228,7 +228,7 @@ def choose_scene(source: Source, train: Split, device: torch.device, task: Task)
 def processor_flags() -> set[str]:
     """Instruction sets of this processor as Linux lists them; empty elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     return set(next((line.split() for line in lines if line.startswith("flags")), ()))
