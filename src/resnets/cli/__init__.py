@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import sys
 import time
@@ -370,6 +371,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     screen.verbose = False
     warnings.showwarning = lambda message, *_, **__: screen.note(f"note: {message}", always=True)
+    for stream in (sys.stdout, sys.stderr):  # what their encoding lacks is escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app.meta(tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()
