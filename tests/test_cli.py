@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from resnets import __version__
 from resnets.cli import main, screen
 from resnets.data import sources
 from resnets.errors import Interrupted
+from resnets.nets import modelfile
 from resnets.training.fit import Progress
 
 FEW = ["--model", "resnet8", "--set", "size=8", "--set", "steps=6", "--set", "batch=32"]
@@ -37,6 +39,18 @@ def digits_run(tmp_path_factory):
         main(["-q", "train", "digits", "--run", str(folder), *FEW])
     assert caught.value.code == 0
     return folder
+
+
+@pytest.fixture
+def models_white(digits_run, tmp_path):
+    """A model of three classes to which 4,095 is white."""
+    network, card = modelfile.load(digits_run / "model.safetensors")
+    network.fc = torch.nn.Linear(network.fc.in_features, 3)
+    arch = replace(card.arch, classes=3)
+    see = replace(card.preprocess, white=4095)
+    path = tmp_path / "white.safetensors"
+    modelfile.save(path, network, replace(card, arch=arch, classes=("a", "b", "c"), preprocess=see))
+    return path
 
 
 def pictures(root, per_class=10, classes=("bird", "cat"), broken=0):
@@ -165,6 +179,32 @@ def test_recipe_json_runs_again_exactly(cli, digits_run, tmp_path):
         assert (tmp_path / "again" / name).read_text() == (digits_run / name).read_text()
 
 
+def test_resume_without_a_name_writes_a_report_that_is_missing(cli, digits_run, tmp_path):
+    whole = shutil.copytree(digits_run, tmp_path / "runs" / "whole")
+    assert cli("resume")[0] == 2  # none is unfinished
+    (shutil.copytree(whole, whole.with_name("odd")) / "source.json").write_text("{")
+    assert cli("resume")[0] == 2
+    killed = shutil.copytree(whole, whole.with_name("killed"))
+    for name in ("README.md", "report.html"):
+        (killed / name).unlink()
+    code, _, err = cli("resume")
+    assert (code, "runs/killed" in err) == (0, True)
+    assert (killed / "README.md").exists()
+    assert (killed / "report.html").exists()
+    assert (killed / "result.json").read_bytes() == (whole / "result.json").read_bytes()
+    assert cli("resume")[0] == 2
+
+
+def test_signs_that_a_stream_lacks_are_escaped(digits_run, tmp_path, monkeypatch):
+    Image.new("L", (8, 8)).save(tmp_path / "bör 猫.png")
+    stream = io.TextIOWrapper(io.BytesIO(), "latin-1")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", str(digits_run), str(tmp_path / "bör 猫.png")])
+    assert caught.value.code == 0
+    assert "bör \\u732b.png" in stream.buffer.getvalue().decode("latin-1")
+
+
 def test_predict_files_folders_globs_and_stdin(cli, digits_run, tmp_path, monkeypatch):
     folder = pictures(tmp_path / "pictures", per_class=2)
     code, out, _ = cli("predict", digits_run, folder, "--top", 2, "--json")
@@ -187,6 +227,36 @@ def test_a_broken_image_is_named_and_the_others_are_answered(cli, digits_run, tm
     assert code == 3
     assert len(out.splitlines()) == 2
     assert err.count("broken0.jpg") == 2
+
+
+def test_what_is_no_image_is_skipped_in_a_folder_and_refused_by_name(cli, digits_run, tmp_path):
+    folder = pictures(tmp_path / "pictures", per_class=1)
+    for name in ("notes.txt", "cat/list.csv"):
+        (folder / name).write_text("no image")
+    code, out, err = cli("predict", digits_run, folder)
+    assert (code, len(out.splitlines())) == (0, 2)
+    assert "2 files that are no images: skipped, first" in err
+    code, out, err = cli("predict", digits_run, folder / "notes.txt", folder / "cat" / "0.jpg")
+    assert (code, len(out.splitlines())) == (3, 1)
+    assert "notes.txt': not a JPEG" in err
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").write_text("no image")
+    code, _, err = cli("predict", digits_run, "texts")
+    assert (code, "texts holds no images among 1 files" in err) == (3, True)
+
+
+def test_grey_above_the_models_white_is_told(cli, digits_run, models_white, tmp_path):
+    for name, value in (("a", 4095), ("b", 5000), ("c", 180)):
+        image = Image.fromarray(np.full((8, 8), value, np.uint16))
+        (tmp_path / "data" / name).mkdir(parents=True)
+        image.save(tmp_path / "data" / name / "0.png")
+    told = "1 of 3 images have values above 4,095, which is white to the model: they become white"
+    code, _, err = cli("predict", models_white, "data")
+    assert (code, err.count(told)) == (0, 1)
+    assert "data/b/0.png (up to 5,000)" in err
+    code, _, err = cli("evaluate", models_white, "data", "--split", "all")
+    assert (code, err.count(told)) == (0, 1)
+    assert "become white" not in cli("predict", digits_run, "data")[2]
 
 
 def test_a_missing_input_does_not_lose_the_answers_for_the_others(cli, digits_run, tmp_path):

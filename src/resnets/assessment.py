@@ -17,6 +17,7 @@ from torch import Tensor
 from resnets import arch, options
 from resnets.data import sources
 from resnets.data.batches import Change
+from resnets.data.decode import brightest, warn_clipped
 from resnets.data.sources import Source, Split
 from resnets.errors import CheckpointError, DataError, NotFinite, UsageError
 from resnets.evaluation import metrics
@@ -116,7 +117,11 @@ def fair(path: str | Path, model: Model, source: Source, split: str | None) -> S
             "If the model never saw its images: --split all. If it is the training folder with "
             "changes,\nimages of the training would be in the test: give it train/ and test/."
         )
-    return aligned(pick_split(source, split or "test"), source.classes, model)
+    chosen = pick_split(source, split or "test")
+    files = [] if isinstance(chosen.images, Tensor) else chosen.images
+    values = {path: source.greatest.get(path) for path in files}
+    warn_clipped(values, model.card.preprocess.white)
+    return aligned(chosen, source.classes, model)
 
 
 def check_same(splits: Sequence[Split]) -> None:
@@ -389,10 +394,12 @@ def drawn(
 
     model = faster(loaded(path, None, how, task))
     files, ids = list[str | Path | bytes](), Ids()
-    for item in inputs:
-        if isinstance(item, bytes) or not ids.add(Path(item)):
-            files += sources.expand([item])
+    rest = [x for x in inputs if isinstance(x, bytes) or not ids.add(Path(x))]
+    files += sources.expand(rest)
     split, bad = sources.unlabelled([*files, *ids.images])
+    assert isinstance(split.images, tuple)
+    values = {path: brightest(path) for path in split.images}
+    warn_clipped(values, model.card.preprocess.white)
     with naming(path):
         if task == "segment":
             rows = drawing.pixels(model, split, out, **reading(model, how))

@@ -82,7 +82,7 @@ class Interrupted(ResnetsError):
 
 
 class Assumption(UserWarning):
-    """What was taken for granted of a file that does not say it, and how to settle it."""
+    """What was taken for granted of files that do not say it, or left out of them."""
 
 
 SYNONYMS = {  # what other programs call a thing, and what it is called here

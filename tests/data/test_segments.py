@@ -159,6 +159,18 @@ def test_a_named_class_without_a_pixel_is_refused(tmp_path, values, names, messa
         load(tmp_path, task="segment")
 
 
+def test_a_foreground_of_255_in_some_masks_is_noted(tmp_path):
+    pair(tmp_path, [0, 1], name="a", mode="1")
+    pair(tmp_path, [0, 255], name="b", mode="L")
+    pair(tmp_path, [1, 255], name="c", mode="L")
+    path = pair(tmp_path, [0, 0], name="d", mode="L").with_name("b.png")
+    (note,) = load(tmp_path, task="segment").notes
+    told = (
+        f"1 of 4 masks hold 255, which is ignored, beside 0 alone, first {path}: a class drawn so"
+    )
+    assert told in note
+
+
 def test_few_of_many_named_classes_are_noted(tmp_path):
     pair(tmp_path, [0, 1])
     (tmp_path / "other").mkdir()

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,6 +68,11 @@ def test_holding_out_is_disjoint_complete_and_stratified(labels, part, seed):
     count = round(part if part >= 1 else part * n)
     if not 0 < count < n:
         with pytest.raises(UsageError, match="holdout="):
+            hold_out(numbered(labels), part, seed)
+        return
+    train = numbered(labels).train.divided(seed, count)[1]
+    if lost := {*labels} - {*train.labels.tolist()}:
+        with pytest.raises(UsageError, match=f"leaves train without {len(lost)} of"):
             hold_out(numbered(labels), part, seed)
         return
     source = hold_out(numbered(labels), part, seed)
@@ -261,8 +267,9 @@ def test_a_csv_file_in_another_dialect_is_read_and_what_is_assumed_is_noted(
     path.write_bytes(text.encode(encoding))
     source = load(path)
     assert {(p, label.casefold()) for p, label, _ in source.split_table()} == set(CATS)
-    assert len(source.notes) == bool(note)
-    assert not note or re.search(note, source.notes[0])
+    notes = [text for text in source.notes if "by chance leaves" not in text]  # of a lone Cat
+    assert len(notes) == bool(note)
+    assert not note or re.search(note, notes[0])
 
 
 def test_quotes_in_names_and_splits_in_any_case(tmp_path):
@@ -498,6 +505,26 @@ def test_what_only_training_needs_is_not_asked_of_data_to_test_on(tmp_path):
         load(tmp_path, max_unreadable=1.0)
     source = load(tmp_path, training=False)
     assert (source.classes, source.files) == (("red",), 3)
+
+
+def test_a_class_that_a_split_by_chance_leaves_out_is_told(tmp_path):
+    many = classes(tmp_path / "many", dict.fromkeys("abcde", 4))  # 2 for val, 2 for test
+    source = load(many)
+    noted = [
+        f"{many}: the split by chance leaves {name} without 3 of 5 classes, first {first!r}"
+        for name, split in (("val", source.val), ("test", source.test))
+        for first in [min({*"abcde"} - {"abcde"[k] for k in split.labels.tolist()})]
+    ]
+    assert source.notes == tuple(noted)
+    rare = classes(tmp_path / "rare" / "train", {"a": 9, "b": 1}).parent
+    whole = load(rare)
+    assert hold_out(whole, 0.1, 0).notes == (
+        "holdout=0.1 leaves val without 1 of 2 classes, first 'b'",
+    )
+    lost = "holdout=0.6 leaves train without 1 of 2 classes, first 'b'"
+    with pytest.raises(UsageError, match=lost):
+        hold_out(whole, 0.6, 0)
+    assert hold_out(replace(whole, task="detect"), 0.6, 0).notes == (lost,)
 
 
 def test_a_split_by_chance_needs_images_of_each_class(tmp_path):

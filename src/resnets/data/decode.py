@@ -7,9 +7,10 @@ import os
 import stat
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from resnets.data.limits import TooCostly, check_header, check_opened, check_scans
-from resnets.errors import DataError
+from resnets.errors import Assumption, DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 # How the names of images end that are read; a camera's MPO opens as the JPEG that it begins with.
@@ -162,6 +163,26 @@ def greatest(picture: Image.Image) -> int | None:
         return None
     values = np.asarray(picture)
     return int(values.max(where=values != picture.info.get("transparency", -1), initial=0))
+
+
+def brightest(image: str | Path | bytes) -> int | None:
+    """The `greatest` value of an image file or its bytes. Raises Unreadable."""
+    with opened(image) as picture:
+        if not picture.mode.startswith("I;16"):
+            return None
+        check_scans(picture)
+        picture.load()
+        return greatest(picture)
+
+
+def warn_clipped(values: Mapping[Any, int | None], white: int) -> None:
+    """Warn once of images of 16 bits whose greatest value is above a model's white."""
+    over = [(path, most) for path, most in values.items() if most is not None and most > white]
+    if over:
+        path, most = over[0]
+        text = f"{len(over):,} of {len(values):,} images have values above {white:,}, which is"
+        text += f" white to the model: they become white, first {path} (up to {most:,})"
+        warnings.warn(text, Assumption, stacklevel=2)
 
 
 def white_of(value: int) -> int:

@@ -29,7 +29,7 @@ from resnets.data.decode import (
     upright,
     white_of,
 )
-from resnets.data.splits import Source, Split
+from resnets.data.splits import Source, Split, without
 from resnets.data.tables import LABEL, PATH, SPLIT, backslashes, read_table, resolve
 from resnets.errors import DataError, Problem, Refused, nearest
 from resnets.recipe import Preprocess
@@ -320,10 +320,12 @@ def assemble(
 
     Where one has no split, all are split 80 : 10 : 10 by chance and stratified.
     """
-    automatic = None in parts
+    automatic, bare = None in parts, list[str]()
     if automatic:
         tenth = round(len(every) / 10)
         test, val, train = every.divided(seed, tenth, 2 * tenth)
+        drawn = {"train": train, "val": val, "test": test}
+        bare = [without(name, part, every, classes) for name, part in drawn.items() if len(part)]
     else:
         masks = [torch.tensor([part == s for part in parts]) for s in ("train", "val", "test")]
         train, val, test = (every.take(mask.nonzero()[:, 0]) for mask in masks)
@@ -348,7 +350,14 @@ def assemble(
         std=tuple(std),
         white=white,
         unreadable=seen.unreadable,
-        notes=(*notes, *_left_out(origin, looks)),
+        notes=(
+            *notes,
+            *_left_out(origin, looks),
+            *(f"{origin}: the split by chance {text}" for text in bare if text),
+        ),
+        greatest={
+            path: most for path, each in looks.items() if (most := each.greatest) is not None
+        },
         root=root,
         automatic=automatic,
     )

@@ -110,6 +110,7 @@ def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
     refused += [(str(r[1]), c) for r, c in zip(rows, counted, strict=True) if isinstance(c, str)]
     counts = np.array([c for c in counted if not isinstance(c, str)]).reshape(-1, 256)
     ignored, every_pixel = int(counts[:, IGNORED].sum()), int(counts.sum())
+    border = counts[:, IGNORED] > 0
     counts[:, IGNORED] = 0
     found = np.flatnonzero(counts.any(0)).tolist()
     told = _names(root)
@@ -129,6 +130,13 @@ def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
         refused.append((str(root), f"{lacks}; {remedy}"))
     elif absent:
         notes.append(f"{root}: {lacks}")
+    drawn = counts[:, 1:].any(1)
+    if not refused and drawn.any() and (odd := np.flatnonzero(border & ~drawn)).size:
+        text = (
+            f"{len(odd):,} of {len(rows):,} masks hold {IGNORED}, which is ignored, beside 0 alone"
+        )
+        text += f", first {rows[odd[0]][1]}: a class drawn so has to become its number"
+        notes.append(f"{root}: {text}")
     if refused:
         unreadable = [(str(path), f"unreadable: {reason}") for path, reason in seen.unreadable]
         raise Refused(root, refused, [*((str(root), n) for n in notes), *noted, *unreadable])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,11 @@ import torch
 from resnets.data import get, tables
 from resnets.data.annotations import FORMS, reader
 from resnets.data.decode import Unreadable, opened, upright
-from resnets.data.folders import read_csv, read_folder, visible
+from resnets.data.folders import is_picture, read_csv, read_folder, visible
 from resnets.data.objects import source
 from resnets.data.segments import layout, read_masks
 from resnets.data.splits import Source, Split, hold_out, in_memory, with_val
-from resnets.errors import DataError, Refused, nearest
+from resnets.errors import Assumption, DataError, Refused, nearest
 from resnets.files import matches
 from resnets.options import Task
 
@@ -100,11 +101,12 @@ def digits() -> Source:
 
 
 def expand(inputs: Sequence[str | Path | bytes]) -> Iterator[str | Path | bytes]:
-    """Inputs with each folder replaced by its visible files, and each pattern by what it matches.
+    """Inputs with each folder replaced by its images, and each pattern by what it matches.
 
-    What is not there stays as it is, so that it is named among the answers for the others. Raises
-    DataError for a folder that holds nothing.
+    What is not there stays as it is, so that it is named among the answers for the others. Of files
+    in folders that are no images an `Assumption` warns. Raises DataError for a folder without any.
     """
+    skipped = list[Path]()
     for item in inputs:
         if isinstance(item, bytes):
             yield item
@@ -112,11 +114,16 @@ def expand(inputs: Sequence[str | Path | bytes]) -> Iterator[str | Path | bytes]
         for path in matches(item) or [str(item)]:
             if Path(path).is_dir():
                 files = visible(Path(path))
-                if not files:
-                    raise DataError(f"{path} holds no files")
-                yield from files
+                images = [file for file in files if is_picture(file)]
+                if not images:
+                    raise DataError(f"{path} holds no images among {len(files):,} files")
+                skipped += sorted({*files} - {*images})
+                yield from images
             else:
                 yield path
+    if skipped:
+        text = f"{len(skipped):,} files that are no images: skipped, first {skipped[0]}"
+        warnings.warn(text, Assumption, stacklevel=2)
 
 
 def unlabelled(files: Sequence[str | Path | bytes]) -> tuple[Split, list[tuple[Path, str]]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
 from typing import Literal
@@ -122,6 +123,8 @@ class Source:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     white: int = 65535  # of grey with 16 bits: the value that is white
+    # Of those images that were decoded: the greatest value.
+    greatest: Mapping[Path, int] = field(default_factory=dict)
     unreadable: tuple[tuple[Path, str], ...] = ()  # files that were left out, each with the reason
     problems: tuple[tuple[str, str], ...] = ()  # in annotations that are used, as (place, reason)
     # Of the whole: what was skipped, assumed, renamed or left out, with a count and an example.
@@ -163,8 +166,20 @@ def with_val(source: Source) -> Source:
     return replace(source, train=source.train.plus(source.val), val=None)
 
 
+def without(name: str, split: Split, whole: Split, classes: tuple[str, ...]) -> str:
+    """Which classes that have images in the whole a split by chance has none of; "" for none."""
+    parts = (each.counts(len(classes)).tolist() for each in (split, whole))
+    bare = [kind for kind, own, all_ in zip(classes, *parts, strict=True) if all_ and not own]
+    text = f"leaves {name} without {len(bare):,} of {len(classes):,} classes, first "
+    return f"{text}{bare[0]!r}" if bare else ""
+
+
 def hold_out(source: Source, part: float, seed: int) -> Source:
-    """`source` with a stratified part of its training images (from 1 on their number) as `val`."""
+    """`source` with a stratified part of its training images (from 1 on their number) as `val`.
+
+    Classes that `val` then lacks are noted, as those of scenes that training lacks; raises
+    UsageError for others that are left without training images.
+    """
     if source.train is None or source.val is not None:
         has = "no training images" if source.train is None else "a validation split already"
         raise UsageError(f"holdout={part:g}: {source.name} has {has}; set holdout=0")
@@ -173,9 +188,14 @@ def hold_out(source: Source, part: float, seed: int) -> Source:
     if not 0 < count < n:
         raise UsageError(f"holdout={part:g} would keep {count} of {n} images for validation")
     val, train = source.train.divided(seed, count)
+    lost = without("train", train, source.train, source.classes)
+    if lost and source.task == "classify":
+        raise UsageError(f"holdout={part:g} {lost}: add images, hold out fewer, or set holdout=0")
+    bare = filter(None, (lost, without("val", val, source.train, source.classes)))
+    notes = (*source.notes, *(f"holdout={part:g} {text}" for text in bare))
     known = source.mean, source.std
     mean, std = moments(train.images) if isinstance(train.images, Tensor) else known
-    return replace(source, train=train, val=val, mean=mean, std=std)
+    return replace(source, train=train, val=val, mean=mean, std=std, notes=notes)
 
 
 def in_memory(name: str, classes: tuple[str, ...], train: Split, test: Split) -> Source:

@@ -14,7 +14,7 @@ import torch
 from resnets.arch import Arch, MlpArch, SegmenterArch
 from resnets.arch import task as task_of
 from resnets.data.batches import Change, test_batches
-from resnets.data.decode import decode
+from resnets.data.decode import brightest, decode, warn_clipped
 from resnets.data.sources import Split
 from resnets.data.transforms import centre, cut, normalize, statistics
 from resnets.errors import CheckpointError, DataError, NotFinite, UsageError
@@ -117,14 +117,19 @@ class Model:
     def predict(
         self, inputs: Iterable[str | Path | bytes], *, top: int = 5, batch: int = 32
     ) -> Iterator[Prediction]:
-        """The `top` classes of each image file (or its bytes), in order; bad files are named."""
+        """The `top` classes of each image file (or its bytes), in order; bad files are named.
+
+        At the end an `Assumption` warns of images that were clipped at the model's white.
+        """
         see, rest = self.card.preprocess, iter(inputs)
         batch = self.together(batch)
+        greatest = dict[str | Path, int | None]()
         while chunk := list(islice(rest, batch)):
             answers = [Prediction("-" if isinstance(x, bytes) else str(x)) for x in chunk]
             good: dict[int, torch.Tensor] = {}
             for k, item in enumerate(chunk):
                 try:
+                    greatest[answers[k].file] = brightest(item)
                     good[k] = view(torch.from_numpy(decode(item, see.channels, see.white)), see)
                 except DataError as error:
                     answers[k] = replace(answers[k], problem=str(error))
@@ -141,6 +146,7 @@ class Model:
                     names = tuple(self.card.classes[i] for i in indices)
                     answers[k] = replace(answers[k], classes=names, probabilities=tuple(values))
             yield from answers
+        warn_clipped(greatest, see.white)
 
 
 def view(image: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
