@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -39,15 +40,27 @@ def test_a_broken_image_is_named_and_the_others_are_answered(cli, models, drawn,
     good = drawn["segment"] / "images/test/0.png"
     (tmp_path / "bad.png").write_bytes(good.read_bytes()[:200])
     (tmp_path / "words.jpg").write_text("no image")
+    Image.fromarray(np.arange(128 * 128, dtype=np.uint16).reshape(128, 128)).save("w.png")
+    (tmp_path / "wide.png").write_bytes((tmp_path / "w.png").read_bytes()[:200])
     for task in ("detect", "segment"):
         code, out, err = cli(
-            task, "predict", models[task], "bad.png", good, "words.jpg", "--out", task, "--json"
+            task,
+            "predict",
+            models[task],
+            "bad.png",
+            good,
+            "words.jpg",
+            "wide.png",
+            "--out",
+            task,
+            "--json",
         )
         assert code == 3
         rows = {row["file"]: row for row in json.loads(out)}
-        assert set(rows) == {"bad.png", "words.jpg", str(good)}
+        assert set(rows) == {"bad.png", "words.jpg", "wide.png", str(good)}
         assert rows[str(good)]["problem"] == ""
         assert rows["bad.png"]["problem"]
+        assert rows["wide.png"]["problem"]
         assert rows["words.jpg"]["problem"]
         assert "words.jpg: " in err
         assert len(list((tmp_path / task).glob("*.jpg"))) == 1

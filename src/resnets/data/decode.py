@@ -166,13 +166,13 @@ def greatest(picture: Image.Image) -> int | None:
 
 
 def brightest(image: str | Path | bytes) -> int | None:
-    """The `greatest` value of an image file or its bytes. Raises Unreadable."""
-    with opened(image) as picture:
-        if not picture.mode.startswith("I;16"):
-            return None
-        check_scans(picture)
-        picture.load()
-        return greatest(picture)
+    """The `greatest` value of an image file or its bytes; None for one that cannot be read."""
+    with suppress(Unreadable), opened(image) as picture:
+        if picture.mode.startswith("I;16"):
+            check_scans(picture)
+            picture.load()
+            return greatest(picture)
+    return None
 
 
 def warn_clipped(values: Mapping[Any, int | None], white: int) -> None:
