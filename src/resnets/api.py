@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from resnets import options
-from resnets.errors import DataError, UsageError
+from resnets.errors import DataError, ResnetsError, UsageError
 from resnets.files import matches
 from resnets.instruments import ERRORS, Kind
 from resnets.options import Inference, group, public
@@ -252,12 +252,12 @@ def resume(
         data: Where the data is now, if it was moved.
         watch: Called with the progress after each step.
     """
-    from resnets import arch, listing
+    from resnets import arch
     from resnets.recipe import parse
     from resnets.training.run import Run
 
     if run is None:
-        run, written = listing.newest_unfinished()
+        run, written = newest_unfinished()
         if time.time() - written > 86_400:
             raise UsageError(f"the newest unfinished run, {run}, is older than a day: name it")
     folder = Run(Path(run))
@@ -285,6 +285,33 @@ def resume(
     from resnets import lifecycle
 
     return lifecycle.go(folder, resumed, watch)
+
+
+def newest_unfinished(root: Path = Path("runs")) -> tuple[Path, float]:
+    """The unfinished run that was written to last, and when. Raises UsageError for none.
+
+    One that was broken off while its result or report was written is unfinished too.
+    """
+    times = dict[Path, float]()
+    for recipe in root.glob("*/recipe.json"):
+        log, result = recipe.with_name("metrics.jsonl"), recipe.with_name("result.json")
+        if not result.exists() or _lacks(recipe.parent):
+            times[recipe.parent] = (log if log.exists() else recipe).stat().st_mtime
+    if not times:
+        raise UsageError(f"there is no unfinished run in {root}/")
+    newest = max(times, key=times.__getitem__)
+    return newest, times[newest]
+
+
+def _lacks(path: Path) -> bool:
+    """Whether `resume` has something to write for a run with a result; not where that is unread."""
+    from resnets.lifecycle import lacking
+    from resnets.training.run import Run
+
+    try:
+        return bool(lacking(Run(path)))
+    except (ResnetsError, KeyError):
+        return False
 
 
 @public

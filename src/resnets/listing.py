@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from resnets.errors import ResnetsError, UsageError
+from resnets.errors import ResnetsError
 from resnets.options import Task
 
 
@@ -105,33 +105,6 @@ def runs(root: Path) -> list[dict[str, Any]]:
         row |= {"error_is": WORDS[task(arch)].error if arch else "?"}
         rows.append(row | {"finished": run.finished})
     return rows
-
-
-def newest_unfinished(root: Path = Path("runs")) -> tuple[Path, float]:
-    """The unfinished run that was written to last, and when. Raises UsageError for none.
-
-    One that was broken off while its result or report was written is unfinished too.
-    """
-    times = dict[Path, float]()
-    for recipe in root.glob("*/recipe.json"):
-        log, result = recipe.with_name("metrics.jsonl"), recipe.with_name("result.json")
-        if not result.exists() or _lacks(recipe.parent):
-            times[recipe.parent] = (log if log.exists() else recipe).stat().st_mtime
-    if not times:
-        raise UsageError(f"there is no unfinished run in {root}/")
-    newest = max(times, key=times.__getitem__)
-    return newest, times[newest]
-
-
-def _lacks(path: Path) -> bool:
-    """Whether `resume` has something to write for a run with a result; not where that is unread."""
-    from resnets.lifecycle import lacking
-    from resnets.training.run import Run
-
-    try:
-        return bool(lacking(Run(path)))
-    except (ResnetsError, KeyError):
-        return False
 
 
 def code() -> str:

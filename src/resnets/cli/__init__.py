@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 from cyclopts import App, CycloptsError, Parameter
 
 import resnets
-from resnets import api, listing
+from resnets import api
 from resnets.cli import screen, show
 from resnets.cli.build import command, explain
 from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError
@@ -171,7 +171,7 @@ def resume(run: str | None = None, *, yes: bool = False, devices: int = 1, **opt
 
 def newest_unfinished(yes: bool) -> Path:
     """The newest unfinished run; an old one only after a question. Raises UsageError."""
-    run, written = listing.newest_unfinished()
+    run, written = api.newest_unfinished()
     age = timedelta(seconds=round(time.time() - written))
     screen.note(f"the newest unfinished run is {run}, last written {age} ago", always=True)
     if age > timedelta(days=1) and not yes:
