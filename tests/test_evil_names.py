@@ -12,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from resnets import families
+from resnets.analysis import drawing
 from resnets.cli import screen
+from resnets.data.splits import Split
 from resnets.escape import cell, lines, markdown, visible
+from resnets.evaluation import detect
 from resnets.nets import build
 from resnets.nets.modelfile import Card, save
 from resnets.recipe import Preprocess
@@ -220,6 +224,30 @@ def test_a_model_file_with_evil_classes(cli, model, data):
         assert "Traceback" not in err, err
         if arguments[:1] == ("predict",) and code == 0:
             assert "[bold red]cat[/] :smile:" in out
+
+
+def test_explanations_hold_no_such_byte(cli, model, data):
+    """Of images, which explain.json names with the class."""
+    files = sorted((data / "test").rglob("*.png"))
+    code, out, err = cli("explain", model, *files[:1], "--out", "why")
+    assert code == 0, err
+    harmless(out), harmless(err)
+    text = harmless(Path("why", "explain.json").read_text())
+    assert json.loads(text)["images"]
+
+
+def test_words_on_pictures_are_written_out(monkeypatch, tmp_path):
+    picture(tmp_path / "a.png")
+    words = []
+    monkeypatch.setattr(
+        drawing, "boxed", lambda image, boxes, kinds, said, masks: words.extend(said)
+    )
+    one = torch.zeros(1, dtype=torch.int64)
+    found = detect.Found(one, one, torch.ones(1), torch.ones(1, 4), None, one)
+    split = Split((tmp_path / "a.png",), torch.zeros(1))
+    drawing.seen(split, 0, found, [EVIL["title"] + EVIL["marks"]], 0.5)
+    (text,) = words
+    assert harmless(text).startswith("\\u001b]0;owned")
 
 
 @pytest.mark.slow

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import numpy as np
+import pydantic
 import torch
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from resnets.evaluation.scores import Scores, ensemble
 from resnets.lifecycle import opened, rescale
 from resnets.nets.modelfile import save
 from resnets.options import Inference, Task, View
+from resnets.recipe import NotNegative
 from resnets.training.plan import moments, pick_device
 from resnets.training.run import Run
 
@@ -103,14 +104,25 @@ def subject(path: str | Path, source: Source, how: Inference, view: View = "cent
     return Subject(model, chosen, scored)
 
 
+class Held(pydantic.BaseModel):
+    """Of the recipe in a card: which images were kept from the training."""
+
+    trainval: bool = False
+    holdout: NotNegative = 0.0
+    seed: Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)] = 0
+
+
 def fair(path: str | Path, model: Model, source: Source, split: str | None) -> Split:
     """The split that a model is tested on, with its labels; errors as `api.evaluate`."""
     same = source.digest == model.card.provenance.get("digest")
-    recipe = json.loads(model.card.provenance.get("recipe", "{}"))
-    if same and recipe.get("trainval") and source.val is not None:
+    try:
+        held = Held.model_validate_json(model.card.provenance.get("recipe", "{}"))
+    except pydantic.ValidationError as error:
+        raise CheckpointError(f"{path}: provenance.recipe, {arch.wrong(error)[0][:200]}") from None
+    if same and held.trainval and source.val is not None:
         source = sources.with_val(source)
-    if same and recipe.get("holdout") and source.val is None:  # what was kept from the training
-        source = sources.hold_out(source, recipe["holdout"], recipe["seed"])
+    if same and held.holdout and source.val is None:  # what was kept from the training
+        source = sources.hold_out(source, held.holdout, held.seed)
     if split is None and source.automatic and not same:
         raise UsageError(
             f"{source.name} has no splits of its own and is not what {path} was trained on.\n"
@@ -367,7 +379,7 @@ def calibration(model: str | Path, data: str, how: Inference) -> Calibration:
             f"{model} is a foreign file, which has no place for a temperature: calibrate a run or "
             "a model file of resnets"
         )
-    if split == "all" and card.provenance["digest"] == source.digest:
+    if split == "all" and card.provenance.get("digest") == source.digest:
         raise UsageError(f"{model} was trained on images of {data}: --split val, or other images")
     scores = one.scores()
     factor = metrics.fit_temperature(scores)

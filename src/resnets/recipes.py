@@ -334,7 +334,7 @@ def read(name: str | Path | Recipe) -> Recipe:
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         if not isinstance(values, dict):
             raise ValueError("it is not a table of fields")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"cannot read the recipe {path}: {error}") from None
     base = recipe(values.pop("recipe")) if "recipe" in values else None
     try:

@@ -444,12 +444,27 @@ def test_the_units_of_a_file_are_limited_whatever_it_holds(count, path):
         load(path)
 
 
-def test_answers_that_are_not_finite_are_an_error(path, network, tmp_path, cli):
+def class_folders(root):
     for kind in ("train", "test"):
         for k, name in enumerate(CARD.classes):
-            folder = tmp_path / "data" / kind / name.strip()
+            folder = root / kind / name.strip()
             folder.mkdir(parents=True)
             Image.new("RGB", (8, 8), (255 - 40 * k, 255, 255)).save(folder / f"{kind}.png")
+
+
+@pytest.mark.parametrize(
+    "recipe", ["[" * 10**5, "9" * 5000, "7", '{"seed": "x"}', '{"holdout": -1}']
+)
+def test_a_recipe_in_a_card_that_makes_no_sense_is_refused(recipe, path, network, tmp_path, cli):
+    class_folders(tmp_path / "data")
+    save(path, network, replace(CARD, provenance={"recipe": recipe}))
+    code, _, err = cli("evaluate", path, "data", "--workers", 0)
+    assert code == 4, err
+    assert f"{path}: provenance.recipe" in err
+
+
+def test_answers_that_are_not_finite_are_an_error(path, network, tmp_path, cli):
+    class_folders(tmp_path / "data")
     torch.nn.init.constant_(network.conv1.weight, 3e38)
     torch.nn.init.constant_(network.fc.weight, 3e38)
     card = replace(CARD, classes=tuple(name.strip() for name in CARD.classes))

@@ -113,8 +113,7 @@ def explain(
         images, targets = (torch.cat(column) for column in zip(*seen, strict=True))
         check = cam.sanity(model.classifier, images, targets, heat=heat)
         facts["sanity"] = {"verdict": check.verdict, **asdict(check)}
-    text = json.dumps(facts, indent=2, ensure_ascii=False)
-    write_whole(out / "explain.json", text.encode(errors="replace"))
+    write_whole(out / "explain.json", json.dumps(facts, indent=2).encode())
     if seen:
         yield check
 

@@ -36,7 +36,7 @@ KINDS = {  # what files begin with that are often taken for images, or those aft
     b"II*\0": "a TIFF of pixels that are not read: save it with 8 or 16 bits",
     b"MM\0*": "a TIFF of pixels that are not read: save it with 8 or 16 bits",
     b"ftyp": "HEIF, AVIF or a video: save it as JPEG or PNG",
-    b"PK\3\4": "a ZIP archive: unpack it",
+    b"PK\3\4": "a ZIP archive, as .npz is: unpack it, and save arrays as PNG",
     b"%PDF": "a PDF: save its pages as PNG",
 }
 MAX_PIXELS = 50_000_000  # half a gigabyte at the peak, with Pillow's four bytes a pixel

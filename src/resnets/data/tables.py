@@ -11,6 +11,8 @@ from pathlib import Path
 
 from resnets.errors import DataError
 
+LARGEST = 2**28  # bytes of a text
+LONGEST_LINE = 100_000  # characters of a row
 SUFFIXES = (".csv", ".tsv")
 # Other names that the columns have, the likelier first.
 PATH = (
@@ -136,6 +138,10 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(lines[start:], start + 1):
         if not line.strip(f" {delimiter}"):
             continue
+        if len(line) > LONGEST_LINE:
+            raise DataError(
+                f"{path}, line {number}: {len(line):,} characters, the limit is {LONGEST_LINE:,}"
+            )
         if "\0" in line:
             raise DataError(f"{path}, line {number}: holds NUL; save the table as UTF-8 text")
         try:
@@ -155,8 +161,10 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """A text as `read_lines` reads it, whole."""
+    """A text as `read_lines` reads it, whole. Raises DataError for more than LARGEST bytes too."""
     try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise DataError(f"{path} has {size:,} bytes, the limit is {LARGEST:,}: split it")
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None

@@ -22,6 +22,7 @@ from resnets.data.names import (
 from resnets.data.objects import Annotated, Object, Scene
 from resnets.data.tables import read_lines
 
+LARGEST = 2**24  # bytes of one image's annotations
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -133,6 +134,8 @@ def _read(found: Annotated, path: Path, split: str | None, images: dict[str, lis
 
 def _parsed(path: Path) -> ElementTree.Element:
     """The tree of a VOC file. Raises ParseError, ValueError or the like."""
+    if (size := path.stat().st_size) > LARGEST:
+        raise ValueError(f"{size:,} bytes of XML, the limit is {LARGEST:,}")
     content: bytes | str = path.read_bytes()
     declared = re.match(rb"\s*<\?xml[^>]*encoding=[\"']([\w.-]+)", path.read_bytes()[:200])
     if declared and not declared[1].lower().startswith((b"utf", b"us-ascii", b"iso-8859-1")):

@@ -17,7 +17,7 @@ from resnets.data.splits import Shape, Split
 from resnets.errors import MissingPackage, UsageError
 from resnets.evaluation import voc
 from resnets.evaluation.scenes import Reading, looks, never
-from resnets.evaluation.scores import read_sealed, write_sealed
+from resnets.evaluation.scores import read_sealed, shape, unreadable, within, write_sealed
 from resnets.evaluation.why import why
 from resnets.ops.boxes import clip
 
@@ -150,14 +150,28 @@ def save(path: str | Path, found: Found) -> None:
 
 def load(path: str | Path) -> Found:
     """What `save` wrote. Raises as `scores.read_sealed`."""
-    tensors, card = read_sealed(path, "detections")
+    return read_sealed(path, "detections", _found)
+
+
+def _found(tensors: dict[str, Tensor], card: dict[str, Any]) -> Found:
+    count, (images,) = len(tensors["scores"]), tensors["indices"].shape
+    for name, kind in zip(_TENSORS[:3], (torch.int64, torch.int64, torch.float32), strict=True):
+        shape(tensors[name], kind, (count,), name)
+    shape(tensors["boxes"], torch.float32, (count, 4), "boxes")
+    shape(tensors["indices"], torch.int64, (images,), "indices")
+    shape(tensors["shapes"], torch.int64, (count if card["drawn"] else 0, 3), "shapes")
+    within(tensors["shapes"], 2**31, "shapes")
+    within(tensors["classes"], 2**31, "classes")
+    if not all(torch.isfinite(tensors[name]).all() for name in ("scores", "boxes")):
+        raise ValueError("scores or boxes are not finite")
     shapes, counts = tensors.pop("shapes"), tensors.pop("counts")
     parts = torch.split(counts, shapes[:, 2].tolist())
     drawn = zip(shapes.tolist(), parts, strict=True)
     masks = tuple((height, width, bytes(part.numpy())) for (height, width, _), part in drawn)
-    bad = tuple((Path(name), reason) for name, reason in card["unreadable"])
     masked = masks if card["drawn"] else None
-    return Found(**tensors, masks=masked, unreadable=bad, seconds=card["seconds"])
+    return Found(
+        **tensors, masks=masked, unreadable=unreadable(card), seconds=float(card["seconds"])
+    )
 
 
 @dataclass(frozen=True)

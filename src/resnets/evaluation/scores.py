@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from resnets.errors import CheckpointError, DiskError, UsageError
 from resnets.files import write_whole
 from resnets.nets.modelfile import digest
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,9 +112,46 @@ def save(path: str | Path, scores: Scores) -> None:
 
 def load(path: str | Path) -> Scores:
     """What `save` wrote. Raises as `read_sealed`."""
-    tensors, card = read_sealed(path, "scores")
-    bad = tuple((Path(name), reason) for name, reason in card["unreadable"])
-    return Scores(**tensors | card | {"classes": (*card["classes"],), "unreadable": bad})
+    return read_sealed(path, "scores", _scores)
+
+
+def _scores(tensors: dict[str, Tensor], card: dict[str, Any]) -> Scores:
+    logits, labels, indices = (tensors[name] for name in _TENSORS)
+    (count, classes), several = logits.shape, labels.ndim == 2
+    shape(logits, torch.float32, (count, len(card["classes"])), "logits")
+    kind = torch.float32 if several else torch.int64
+    shape(labels, kind, (count, classes) if several else (count,), "labels")
+    shape(indices, torch.int64, (count,), "indices")
+    within(labels, classes if not several else 2, "labels")
+    within(indices, 2**62, "indices")
+    if not torch.isfinite(logits).all():
+        raise ValueError("logits are not finite")
+    names, seconds = tuple(map(text, card["classes"])), float(card["seconds"])
+    return Scores(logits, labels, indices, names, unreadable(card), seconds)
+
+
+def shape(x: Tensor, kind: torch.dtype, wanted: tuple[int, ...], name: str) -> None:
+    """Raise ValueError for a tensor of another type or shape."""
+    if x.dtype != kind or tuple(x.shape) != wanted:
+        raise ValueError(f"{name}: {x.dtype} {tuple(x.shape)}, not {kind} {wanted}")
+
+
+def within(x: Tensor, end: int, name: str) -> None:
+    """Raise ValueError for numbers below 0, or of `end` and more."""
+    if x.numel() and not 0 <= float(x.min()) <= float(x.max()) < end:
+        raise ValueError(f"{name}: values beyond 0 to {end - 1}")
+
+
+def text(value: Any) -> str:
+    """The value. Raises ValueError for another than a text."""
+    if not isinstance(value, str):
+        raise ValueError(f"{str(value)[:50]} is no text")
+    return value
+
+
+def unreadable(card: Mapping[str, Any]) -> tuple[tuple[Path, str], ...]:
+    """The unreadable files of a card. Raises ValueError, KeyError or TypeError."""
+    return tuple((Path(text(name)), text(reason)) for name, reason in card["unreadable"])
 
 
 def write_sealed(
@@ -123,8 +162,10 @@ def write_sealed(
     write_whole(Path(path), serialise(tensors, {key: text, "sha256": _seal(tensors, text)}))
 
 
-def read_sealed(path: str | Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_sealed` wrote.
+def read_sealed(
+    path: str | Path, key: str, build: Callable[[dict[str, Tensor], dict[str, Any]], T]
+) -> T:
+    """What `build` makes of the tensors and the card that `write_sealed` wrote.
 
     Raises CheckpointError for a file that is missing, broken, changed or another; DiskError where
     it cannot be read now.
@@ -136,13 +177,15 @@ def read_sealed(path: str | Path, key: str) -> tuple[dict[str, Tensor], dict[str
             tensors = {name: file.get_tensor(name) for name in names}
         if _seal(tensors, text := metadata[key]) != metadata["sha256"]:
             raise ValueError("it is not what was saved (SHA-256)")
-        return tensors, json.loads(text)
+        return build(tensors, json.loads(text))
     except OSError as error:
         if not isinstance(error, FileNotFoundError):
             raise DiskError(f"{path} cannot be read: {error.strerror}; try again") from None
         reason: Exception | str = "it is missing"
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        reason = error
+    except KeyError as error:
+        reason = f"{error} is missing"
+    except (SafetensorError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = str(error)[:200]
     raise CheckpointError(
         f"{path} has no {key} of this version ({reason}).\n"
         f"Delete it: `resnets resume {Path(path).parent}` writes it anew."

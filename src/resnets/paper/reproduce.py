@@ -132,7 +132,8 @@ def when(seconds: float) -> str:
 def position(folder: Run) -> dict[str, Any]:
     """Step, steps and seconds of a run's newest checkpoint; {} without one that can be read."""
     for path in sorted((folder.path / "checkpoints").glob("step-*/state.json"), reverse=True):
-        with suppress(OSError, ValueError, KeyError, TypeError):  # it may just have been replaced
+        with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+            # It may just have been replaced.
             course: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["course"]
             return course
     return {}

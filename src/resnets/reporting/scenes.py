@@ -17,6 +17,7 @@ from torchvision.transforms.functional import resize, to_pil_image
 from resnets.analysis import drawing
 from resnets.data.scenes import class_map
 from resnets.data.splits import Shape, Split
+from resnets.errors import CheckpointError
 from resnets.evaluation import detect, segment
 from resnets.evaluation.detect import Found
 from resnets.evaluation.model import Model, load
@@ -93,6 +94,8 @@ def detected(facts: Facts, split: Split, name: Name) -> Parts:
     if not path.exists():
         return [], None, []
     found, total = detect.load(path), facts.ended["objects"]
+    if len(found.classes) and int(found.classes.max()) >= len(names):
+        raise CheckpointError(f"{path} has classes that the run does not know: it was changed")
     each = detect.figures(found, split, "bbox", len(names)).precision
     curves = plots.precision({k: v for k, v in zip(names, each, strict=True) if v})
     # As many as there are objects: there precision equals recall.

@@ -16,16 +16,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from resnets.arch import wrong
 from resnets.errors import CheckpointError, DiskError
 from resnets.files import sync_folder, write_synced
 from resnets.nets.modelfile import digest
 from resnets.training.state import Course
 
 KEEP = 2
+WRONG = (
+    *(ValueError, LookupError, TypeError, AttributeError, RecursionError),
+    safetensors.SafetensorError,
+)
 FAILURES = 3  # saves in a row that may fail before the run stops
 
 
@@ -99,7 +105,7 @@ def identity(run: Path) -> tuple[str, ...]:
     texts = [path.read_bytes() for path in asked if path.exists()]
     try:
         values = [json.dumps(json.loads(text), sort_keys=True).encode() for text in texts]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"recipe.json or source.json in {run}: {error}") from None
     return tuple(hashlib.sha256(b"".join(data)).hexdigest() for data in (values, texts))
 
@@ -133,7 +139,7 @@ def read(path: Path) -> Checkpoint:
             f"{error.filename or file} cannot be read: {error.strerror}. Nothing was changed: try "
             f"again.\nIf that does not help, move {path} away: the checkpoint before it is taken."
         ) from None
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except WRONG as error:
         raise Damaged(f"{file} is damaged: {error}") from None
     if body["run"] not in known:
         raise CheckpointError(
@@ -141,7 +147,11 @@ def read(path: Path) -> Checkpoint:
             "Nothing was touched: put back what was changed, or move the checkpoint away."
         )
     try:
-        return Checkpoint(tensors, Course(**body["course"]))
+        course = Course(**body["course"])
+        pydantic.TypeAdapter(Course).validate_python(asdict(course))
+        return Checkpoint(tensors, course)
+    except pydantic.ValidationError as error:
+        raise Damaged(f"{path / 'state.json'} is damaged: course.{wrong(error)[0][:200]}") from None
     except TypeError:
         raise CheckpointError(
             f"{path} was written by another version of resnets, which has to go on with it.\n"

@@ -30,14 +30,57 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 from filelock import FileLock, Timeout
 
+from resnets import arch as archs
 from resnets.errors import CheckpointError, DiskError, UsageError
 from resnets.escape import cell
 from resnets.files import sync_folder, write_whole
+from resnets.recipe import Preprocess
 
+Number = Annotated[float, pydantic.Strict()]  # whole ones too
+
+
+class Source(pydantic.BaseModel):
+    """source.json, where it matters."""
+
+    data: str = ""
+    digest: str = ""
+    classes: list[str] = []
+    arch: Annotated[dict[str, Any], pydantic.AfterValidator(archs.from_dict)] = {}
+    preprocess: Preprocess | None = None
+    images: pydantic.StrictInt = 0
+    plan: dict[str, str] = {}
+
+
+class Result(pydantic.BaseModel):
+    """result.json, where it matters."""
+
+    split: str = ""
+    images: pydantic.StrictInt = 0
+    objects: pydantic.StrictInt = 0
+    error: Number | None = None
+    top1: Number | None = None
+    top5: Number | None = None
+    top1_interval_95: tuple[Number, Number] = (0, 1)
+    masks: dict[str, Any] | None = None
+    per_class: list[dict[str, Any]] = []
+
+
+# What the values of a file have to be; other files are texts, or read by what knows their fields.
+SHAPES = {
+    "metrics.jsonl": pydantic.TypeAdapter[Any](dict[str, Number | None]),
+    "timing.jsonl": pydantic.TypeAdapter[Any](dict[str, Number | None]),
+    "cost.json": pydantic.TypeAdapter[Any](dict[str, Number | None]),
+    "notes.jsonl": pydantic.TypeAdapter[Any](dict[str, Number | str]),
+    "environment.json": pydantic.TypeAdapter[Any](dict[str, str]),
+    "recipe.json": pydantic.TypeAdapter[Any](dict[str, Any]),
+    "source.json": pydantic.TypeAdapter[Any](Source),
+    "result.json": pydantic.TypeAdapter[Any](Result),
+}
 LOGS = ("metrics.jsonl", "timing.jsonl", "notes.jsonl")
 
 
@@ -47,11 +90,19 @@ class Kept(dict[str, Any]):
     def __init__(self, path: Path, data: dict[str, Any]) -> None:
         if not isinstance(data, dict):
             raise TypeError("it holds no JSON object")
+        if path.name in SHAPES:
+            SHAPES[path.name].validate_python(data)
         super().__init__(data)
         self.path = path
 
     def __missing__(self, key: str) -> Any:
         raise CheckpointError(f"{self.path} was changed: it has no {key!r} where one has to be")
+
+
+def broken(path: Path, error: Exception) -> CheckpointError:
+    """A file whose content makes no sense."""
+    reason = archs.wrong(error)[0] if isinstance(error, pydantic.ValidationError) else str(error)
+    return CheckpointError(f"cannot read {path}: {reason[:200]}")
 
 
 def unreadable(path: Path, error: OSError) -> DiskError:
@@ -142,8 +193,8 @@ class Run:
             raise UsageError(f"{self.path} is not a run folder: it has no {name}") from None
         except OSError as error:
             raise unreadable(path, error) from None
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"cannot read {path}: {error}") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise broken(path, error) from None
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one line to a JSON-lines file. Raises DiskError; half a line is cut off again."""
@@ -176,8 +227,8 @@ class Run:
             return [Kept(path, json.loads(line)) for line in lines]
         except OSError as error:
             raise unreadable(path, error) from None
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"cannot read {path}: {error}") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise broken(path, error) from None
 
     def write_csv(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
         """Write a CSV file as a whole or not at all, every value as an `escape.cell`."""
@@ -207,7 +258,7 @@ class Run:
             try:
                 if int(json.loads(line)["step"]) <= step:
                     kept.append(line)
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 bad += 1
         length, wanted = known or (0, hashlib.sha256().hexdigest())
         changed = hashlib.sha256(data[:length]).hexdigest() != wanted

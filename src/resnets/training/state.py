@@ -113,6 +113,11 @@ class State:
             first = str(error).splitlines()[1].strip()
             raise CheckpointError(f"the checkpoint belongs to another network: {first}") from None
         parameters = dict(self.network.named_parameters())
+        other = [key for key in memory if key.rpartition(".")[0] not in parameters]
+        totals = tensors.get("totals", torch.empty(0))
+        if other or totals.shape != self.totals.shape:
+            what = f"optimizer.{other[0]}" if other else "totals"
+            raise CheckpointError(f"the checkpoint belongs to another network: {what} differs")
         self.optimizer.state.clear()
         for key, value in memory.items():
             name, _, slot = key.rpartition(".")
@@ -121,7 +126,7 @@ class State:
             if value.shape == like.shape:
                 value = torch.empty_like(like).copy_(split_as(value, like))
             self.optimizer.state[like][slot] = value
-        self.totals.copy_(tensors["totals"])
+        self.totals.copy_(totals)
         self.course = course
 
 

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from resnets import recipe as room
 from resnets import recipes
 from resnets.data.splits import hold_out
@@ -27,7 +29,7 @@ from resnets.recipe import Recipe
 from resnets.training.fit import Progress, fit
 from resnets.training.memory import fitted
 from resnets.training.plan import Plan, resolve
-from resnets.training.run import Run
+from resnets.training.run import Run, broken
 from resnets.training.stop import Stop
 
 try:
@@ -154,7 +156,11 @@ def recorded(folder: Run) -> tuple[list[Trial], list[Trial]]:
     trials = []
     for path in paths:
         try:
-            trials.append(Trial(**Run(path.parent).read_json("trial.json")))
+            trial = Trial(**Run(path.parent).read_json("trial.json"))
+            pydantic.TypeAdapter(Trial).validate_python(asdict(trial))
+            trials.append(trial)
+        except pydantic.ValidationError as error:
+            raise broken(path, error) from None
         except TypeError:
             raise CheckpointError(f"{path} was changed: it has other keys than a trial") from None
     done = [trial for trial in trials if trial.state != "running"]
