@@ -156,9 +156,11 @@ def test_explaining_a_file_and_a_data_set(cli, runs, tmp_path):
 def test_runs_side_by_side(cli, runs):
     code, out, _ = cli("runs", "compare", *runs, "--json")
     assert code == 0
-    rows = {row["what"]: row for row in json.loads(out)}
-    assert rows["seed"] == {"what": "seed", str(runs[0]): "0", str(runs[1]): "3"}
-    assert "p = " in rows["against the first"][str(runs[1])]
+    found = json.loads(out)
+    assert list(map(str, found["differences"]["seed"].values())) == ["0", "3"]
+    (test,) = found["networks_against_the_first"]
+    assert test["run"] == str(runs[1])
+    assert 0 <= test["p"] <= 1
     assert cli("runs", "compare", runs[0])[0] == 2
 
 
