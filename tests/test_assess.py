@@ -164,6 +164,7 @@ def test_runs_side_by_side(cli, runs):
     assert cli("runs", "compare", runs[0])[0] == 2
 
 
+@pytest.mark.slow
 def test_several_labels_from_end_to_end(cli, tmp_path):
     from PIL import Image
 

@@ -72,6 +72,7 @@ def test_an_error_on_the_test_images_leaves_a_trace(cli, run):
     assert opened(run) == looks + 1
 
 
+@pytest.mark.slow
 def test_fresh_weights_see_noise_or_data(cli):
     code, out, _ = cli("analyze", "equations", "preresnet20", "--batch", 4)
     assert code == 0

@@ -74,6 +74,7 @@ def test_every_third_call_fails_once(driver, short, tmp_path):
     assert n > 100
 
 
+@pytest.mark.slow
 def test_a_limit_of_the_file_size_stops_the_run_and_its_end_goes_on(driver, short, tmp_path):
     """A real one: the kernel refuses the checkpoints, which are larger than the model file."""
     run = tmp_path / "run"

@@ -14,8 +14,10 @@ def steps(run):
     return [int(path.name[5:13]) for path in checkpoint.finished(run / "checkpoints")]
 
 
-@pytest.mark.parametrize("at", ["step", "evaluated batch"])
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("at", ["step", pytest.param("evaluated batch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytest.mark.slow)]
+)
 def test_one_signal_saves_and_ends(driver, whole, tmp_path, at, name, code):
     run = tmp_path / "run"
     ended, told = driver.train(run, Fault(at, 10, name), save_seconds=SELDOM)
@@ -29,7 +31,7 @@ def test_one_signal_saves_and_ends(driver, whole, tmp_path, at, name, code):
     assert differences(run, whole) == []
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", [pytest.param("SIGINT", marks=pytest.mark.slow), "SIGTERM"])
 def test_the_second_signal_ends_at_once(driver, whole, tmp_path, name):
     run = tmp_path / "run"
     faults = [Fault("step", 10, name)] * 2  # both within one step
@@ -39,7 +41,7 @@ def test_the_second_signal_ends_at_once(driver, whole, tmp_path, name):
     assert differences(run, whole) == []
 
 
-@pytest.mark.parametrize("at", ["step", "evaluated batch"])
+@pytest.mark.parametrize("at", ["step", pytest.param("evaluated batch", marks=pytest.mark.slow)])
 def test_a_checkpoint_now_and_the_run_goes_on(driver, tmp_path, at):
     run = tmp_path / "run"
     faults = Fault(at, 6, "SIGUSR1"), Fault("step", 20)
@@ -78,6 +80,7 @@ def test_what_evaluations_decide_is_the_same_with_interruptions(driver, tmp_path
     assert differences(run, tmp_path / "whole") == []
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_folder_is_refused(driver, whole, tmp_path):
     run = tmp_path / "run"
     assert driver.train(run, Fault("step", 8))[0] == -9

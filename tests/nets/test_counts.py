@@ -69,9 +69,17 @@ TORCHVISION = {
 }
 
 
+class Costs(dict[str, Cost]):
+    """The cost of each network by name, counted when it is first asked for."""
+
+    def __missing__(self, name: str) -> Cost:
+        self[name] = cost(FAMILY[name])
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def costs() -> dict[str, Cost]:
-    return {name: cost(arch) for name, arch in FAMILY.items()}
+    return Costs()
 
 
 NUMBERED = [n for n in FAMILY if not n.startswith(("vit_", "mlp_")) and "tiny" not in n]

@@ -78,6 +78,7 @@ def test_equations_hold_in_double_precision():
         assert arm.measure([], None)[name] == pytest.approx(value, abs=1e-10)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_plain_network_with_normalisation_do_not_vanish():
     """They grow on their way back (1512.03385 says only that they are healthy)."""
     plain, residual = (measures.gradients(name, [], None) for name in ("plain56", "resnet56"))

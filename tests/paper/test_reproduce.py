@@ -59,6 +59,7 @@ def test_a_run_is_made_once_and_then_read_from_the_ledger(tmp_path):
     assert len(ledger.read(tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_ends_as_the_unbroken_one(tmp_path):
     import os
     import signal
@@ -291,6 +292,7 @@ def test_the_estimate_is_near_the_seconds_of_the_ledger():
     assert sum(0.4 < ratio < 2.5 for ratio in ratios) > 0.8 * len(ratios)
 
 
+@pytest.mark.slow
 def test_a_plan_on_a_new_machine_measures_its_dearest_networks(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "MEASURED", 1)
     short = jobs(experiment("r1.fig1"), "cpu")
@@ -377,6 +379,7 @@ def test_what_waits_for_another_part_is_refused_by_name():
         ("localizer_tiny", partial(measures.located, (1.0, 2.0)), {"given_error", "five_error"}),
     ],
 )
+@pytest.mark.slow
 def test_scenes_are_a_line_of_the_ledger(tmp_path, model, measure, names):
     recipe = Recipe(model=model, data="voc", lr=0.01, norm="frozen")
     one = replace(ONE, figure=min(names))

@@ -113,6 +113,7 @@ def test_synchronous_statistics_are_those_of_the_whole_batch(tmp_path, ranks):
 @pytest.mark.parametrize(
     "shares", [[(1, 8), (2, 6)], pytest.param([(2, 8), (4, 0)], marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_micro_batches_are_the_batch_where_nothing_normalises_over_it(tmp_path, shares):
     same = {"arch": {"norm": "group"}, "ema": 0.5}
     whole = trained(1, tmp_path / "whole", **same)
@@ -143,6 +144,7 @@ def test_chance_and_a_frozen_start_do_not_depend_on_the_number_of_ranks(tmp_path
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_run_of_two_ranks_goes_on_with_others(ranks, tmp_path):
     whole = trained(2, tmp_path / "whole", micro=8)
     together(2, train, tmp_path / "halves", {"micro": 8}, 8)
@@ -204,6 +206,7 @@ def no_memory(*_):
     raise torch.OutOfMemoryError("no more")
 
 
+@pytest.mark.slow
 def test_where_one_rank_is_short_of_memory_all_halve_and_repeat_the_step(tmp_path):
     whole = trained(2, tmp_path / "whole", **GROUP)
     for where, sent in (("forward", "0 of 2"), ("backward", "1 of 2")):
@@ -280,6 +283,7 @@ def digest(split, ranks, workers):
 
 # Three workers are more than some machines have processors.
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.slow
 def test_indices_and_pixels_are_one_stream(tmp_path):
     from PIL import Image
 
@@ -297,6 +301,7 @@ def test_indices_and_pixels_are_one_stream(tmp_path):
 @pytest.mark.parametrize(
     ("optimizer", "limit"), [("sgd", 1e-5), pytest.param("adamw", 1e-4, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_split_states_learn_what_whole_ones_do(tmp_path, optimizer, limit):
     """FSDP2 against DDP, with clipping, micro-batches and an interruption; the file is the same.
 

@@ -104,6 +104,7 @@ def unbroken(tmp_path_factory):
     return find
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_nothing(tmp_path, unbroken):
     process = command(tmp_path, TRAIN)
     until(lambda: rows(tmp_path), "row in the log")

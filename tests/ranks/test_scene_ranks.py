@@ -38,6 +38,7 @@ def train(world, folder, data, task, model):
         pytest.param("segment", "semanticfpn_tiny", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_two_ranks_train_and_measure_as_one(drawn, tmp_path, task, model):
     ended = []
     for ranks in (1, 2):

@@ -265,8 +265,8 @@ def test_exact_normalisation_statistics_are_in_the_result(tmp_path):
     ("fields", "message"),
     [
         ({"keep": "best"}, "holdout=0.1"),
-        ({"frozen": 1}, "weights="),
-        ({"norm": "frozen"}, "weights="),
+        ({"frozen": 1}, "--weights"),
+        ({"norm": "frozen"}, "--weights"),
         ({"momentun": 0.9, "lr": "abc"}, r"did you mean momentum(.|\n)*lr:"),
         ({"augment": 3}, "augment:"),
         ({"steps": 9, "warmup": 10}, "warmup=10 is longer than the 9 steps"),

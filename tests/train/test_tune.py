@@ -97,7 +97,7 @@ class Killed(BaseException):
     """What no handler catches."""
 
 
-@pytest.mark.parametrize("ended", ["complete", "pruned"])
+@pytest.mark.parametrize("ended", ["complete", pytest.param("pruned", marks=pytest.mark.slow)])
 def test_a_kill_before_the_end_of_a_trial_is_recorded_loses_nothing(tmp_path, monkeypatch, ended):
     """Its curve is what the pruner compares later trials with."""
     if ended == "pruned":
@@ -163,6 +163,7 @@ def test_a_trial_behind_the_median_is_saved_and_stopped(tmp_path):
         resnets.resume(tmp_path / "trial-0006")  # it would be tested on the test images
 
 
+@pytest.mark.slow
 def test_a_trial_that_cannot_be_trained_is_the_worst_and_not_the_end(tmp_path):
     done = run(tmp_path, trials=2, search=["lr=1e30:2e30:log"])
     assert [(t.state, t.error) for t in done] == [("failed", 1.0)] * 2

@@ -256,9 +256,9 @@ def test_flipped_bits_are_found(path: Path) -> None:
     data = path.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
     draw = random.Random(0)
-    header = [draw.randrange(8 * 8, 8 * end) for _ in range(150)]
-    values = [draw.randrange(8 * end, 8 * len(data)) for _ in range(150)]
-    for bit in [*range(64), *header, *values]:
+    header = [draw.randrange(8 * 8, 8 * end) for _ in range(40)]
+    values = [draw.randrange(8 * end, 8 * len(data)) for _ in range(40)]
+    for bit in [*range(0, 64, 3), *header, *values]:
         damaged(path, flipped(data, bit))
 
 
