@@ -186,3 +186,12 @@ def test_several_labels_from_end_to_end(cli, tmp_path):
     assert cli("predict", "run", "0.png")[0] == 0
     assert cli("explain", "run", "--data", "list.csv", "--out", "found")[0] == 0
     assert cli("data", "info", "list.csv")[0] == 0
+
+
+def test_a_report_of_scores_of_other_images_is_refused(cli, runs):
+    path = runs[0] / "scores.safetensors"
+    scores = room.load(path)
+    room.save(path, replace(scores, indices=scores.indices + 10**6))
+    code, _, err = cli("report", runs[0])
+    assert code == 4
+    assert "scores of images that are not in its split" in err

@@ -162,6 +162,7 @@ def _found(tensors: dict[str, Tensor], card: dict[str, Any]) -> Found:
     shape(tensors["shapes"], torch.int64, (count if card["drawn"] else 0, 3), "shapes")
     within(tensors["shapes"], 2**31, "shapes")
     within(tensors["classes"], 2**31, "classes")
+    within(tensors["images"], 2**31, "images")
     if not all(torch.isfinite(tensors[name]).all() for name in ("scores", "boxes")):
         raise ValueError("scores or boxes are not finite")
     shapes, counts = tensors.pop("shapes"), tensors.pop("counts")

@@ -21,7 +21,7 @@ from resnets.data import sources
 from resnets.data.batches import test_batches
 from resnets.data.sources import Source, Split
 from resnets.data.transforms import statistics
-from resnets.errors import DataError, ResnetsError
+from resnets.errors import CheckpointError, DataError, ResnetsError
 from resnets.escape import visible
 from resnets.evaluation import metrics
 from resnets.evaluation.model import Model, load
@@ -70,6 +70,9 @@ def write(facts: Facts, source: Source | None = None) -> Path:
         missing = f"There are no pictures: {error}"
     splits = source.splits if source else {}
     tested = splits.get(facts.ended.get("split", ""))
+    known = facts.scores.indices.tolist() if facts.scores else []
+    if tested and max(known, default=-1) >= len(tested):
+        raise CheckpointError(f"{run.path} has scores of images that are not in its split")
     show = answers if facts.task == "classify" else scenes.show
     page = PAGES.get_template("report.html").render(
         facts=facts,

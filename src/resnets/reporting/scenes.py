@@ -94,8 +94,9 @@ def detected(facts: Facts, split: Split, name: Name) -> Parts:
     if not path.exists():
         return [], None, []
     found, total = detect.load(path), facts.ended["objects"]
-    if len(found.classes) and int(found.classes.max()) >= len(names):
-        raise CheckpointError(f"{path} has classes that the run does not know: it was changed")
+    for numbers, count in ((found.classes, len(names)), (found.images, len(split))):
+        if len(numbers) and int(numbers.max()) >= count:
+            raise CheckpointError(f"{path} is of other classes or images than those of the run")
     each = detect.figures(found, split, "bbox", len(names)).precision
     curves = plots.precision({k: v for k, v in zip(names, each, strict=True) if v})
     # As many as there are objects: there precision equals recall.
