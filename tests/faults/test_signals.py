@@ -71,7 +71,7 @@ def test_what_evaluations_decide_is_the_same_with_interruptions(driver, tmp_path
     assert driver.train(tmp_path / "whole", recipe=recipe) == (0, "")
     rows = Run(tmp_path / "whole").rows("metrics.jsonl")
     assert rows[-1]["step"] < 48
-    assert len({row["lr"] for row in rows}) > 2
+    assert len({row["lr"] for row in rows}) > 1
     run = tmp_path / "run"
     # Every evaluation, of four batches, is broken off once; the last signal comes in the test.
     for passing in [1, *[5] * len(rows)] if at == "evaluated batch" else [3] * 4:
