@@ -301,16 +301,22 @@ def test_what_training_refuses_is_named_with_its_place(tmp_path, make, what, pla
             "41 x 30 pixels",
         ),
         ({"images": [{"file_name": "p.png"}]}, "broken: 'id' is missing"),
-        (
-            {"categories": [{"id": 3, "name": "a"}, {"id": 4, "name": "a"}]},
-            "two categories have one",
-        ),
         ({"categories": 5}, "broken"),
     ],
 )
 def test_a_coco_file_that_is_wrong_as_a_whole(tmp_path, changes, reason):
     with pytest.raises(Refused, match=reason):
         load(coco(tmp_path, [one(GOOD)], **changes), task="detect")
+
+
+def test_two_categories_of_one_name_with_objects_are_refused(tmp_path):
+    table = coco(
+        tmp_path,
+        [one(GOOD), one(GOOD) | {"category_id": 4}],
+        categories=[{"id": 3, "name": "a"}, {"id": 4, "name": "a"}],
+    )
+    with pytest.raises(Refused, match="two categories have one name"):
+        load(table, task="detect")
 
 
 def test_what_is_no_json_at_all(tmp_path):

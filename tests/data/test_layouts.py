@@ -174,6 +174,42 @@ def voc_gbk(root):
     (root / "Annotations/1.xml").write_bytes(text.encode("gbk"))
 
 
+def voc_years(root):
+    """As VOCdevkit: years in one folder, with lists in ImageSets/Main, ImageSets, or beside."""
+    for year, lists in (("VOC2007", "ImageSets/Main/"), ("VOC2012", "ImageSets/"), ("mine", "")):
+        for split in ("train", "test"):
+            name = f"{year}-{split}"
+            images(root, f"{year}/JPEGImages/{name}.jpg", f"{year}/SegmentationClass/{name}.png")
+            xml(root / year / f"Annotations/{name}.xml", name=f"{name}.jpg")
+            line = name if lists else f"./JPEGImages/{name}.jpg ./Annotations/{name}.xml"
+            label(root / year / f"{lists}{split}.txt", f"{line}\n")
+    label(root / "VOC2007/ImageSets/Main/cell_val.txt", "VOC2007-train 1\n")
+
+
+def voc_lists_of_classes(root):
+    images(root, "JPEGImages/1.png")
+    xml(root / "Annotations/1.xml")
+    label(root / "ImageSets/Main/cell_train.txt", "1  1\n")
+
+
+def roboflow_groups(root):
+    """Category 0 is the group; it has the name of the class in it, and no test split was made."""
+    for split in ("train", "valid"):
+        images(root, f"{split}/1.png")
+        table = root / split / "_annotations.coco.json"
+        coco(table, "1.png")
+        edited(table, lambda c: c.update(categories=[{"id": k, "name": "cell"} for k in (0, 1)]))
+    edited(table, lambda c: c.update(images=[], annotations=[]))
+
+
+def yolo_without_test(root):
+    yolo_elsewhere(root)
+    table = (
+        "train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnames: [cell, dust]\n"
+    )
+    (root / "data.yaml").write_text(table)
+
+
 def yolo_beside_below_images(root):
     images(root, "images/set/train/1.png")
     label(root / "images/set/train/1.txt")
@@ -249,6 +285,19 @@ LAYOUTS = {
     voc_lists: (
         {"train": ["a b.png", "Ä.1.png"], "val": ["a.png"], "test": ["d.png"]},
         ["1 XML files are in no list", "2 of 3 images of trainval", "1 images beside these"],
+    ),
+    voc_years: (
+        {s: [f"VOC2007-{s}.jpg", f"VOC2012-{s}.jpg", f"mine-{s}.jpg"] for s in ("train", "test")},
+        [],
+    ),
+    voc_lists_of_classes: ({"train": ["1.png"]}, ["1 lists say no split, and are not read"]),
+    roboflow_groups: (
+        {"train": ["1.png"]},
+        ["1 categories without objects are named as another"] * 2,
+    ),
+    yolo_without_test: (
+        {"train": ["1.png"], "val": ["1.png"]},
+        ["is read as", "is read as", "there is no '../test/images', so no test split"],
     ),
     voc_named_inside: ({"train": ["photo.png"]}, ["1 annotations are of the image that they name"]),
     voc_gbk: ({"train": ["1.png"]}, []),

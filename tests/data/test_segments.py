@@ -72,6 +72,15 @@ def test_without_splits_they_are_drawn_and_without_names_classes_are_numbers(tmp
     assert load(tmp_path, task="segment").digest != source.digest
 
 
+def test_values_far_apart_without_names_are_refused_and_few_gaps_noted(tmp_path):
+    path = pair(tmp_path, [0, 128])
+    with pytest.raises(Refused, match="values are 0, 128; 127 classes below 128 have no pixel"):
+        load(tmp_path, task="segment")
+    mask(path, [0, 3])
+    notes = load(tmp_path, task="segment").notes
+    assert any("values are 0, 3; 2 classes below 3 have no pixel" in note for note in notes)
+
+
 def test_names_come_from_a_yaml_file_and_those_between_are_numbers(tmp_path):
     path = pair(tmp_path, [0, 3])
     for text in ("names: {0: sky, 3: sea}", "path: x\nclasses:\n  0: sky\n  3: sea\n"):

@@ -109,6 +109,32 @@ def test_split_folders_by_any_of_their_names(tmp_path):
     assert (source.channels, source.size, source.name) == (3, 10, tmp_path.name)
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("TrainingImages", "test images"),
+        ("my-train-2", "my-test-2"),
+    ],
+)
+def test_a_word_in_a_folders_name_is_its_split(tmp_path, train, test):
+    for folder, count in ((train, 3), (test, 2)):
+        classes(tmp_path / folder, {"b": count, "a": count})
+    picture(tmp_path / "other" / "deeper" / "1.png")
+    source = load(tmp_path)
+    assert source.classes == ("a", "b")
+    assert {name: len(split) for name, split in source.splits.items()} == {"train": 6, "test": 4}
+    assert any("a word in the folders' names is taken as the split" in n for n in source.notes)
+    assert any("1 folders beside" in note for note in source.notes)
+
+
+def test_classes_whose_names_have_words_of_splits_stay_classes(tmp_path):
+    classes(tmp_path, {"train station": 9, "test tube": 9, "bus": 9})
+    picture(tmp_path / "test tube" / "deeper" / "1.png")
+    picture(tmp_path / "train station" / "deeper" / "1.png")
+    assert load(tmp_path).classes == ("bus", "test tube", "train station")
+
+
 def test_an_automatic_split_is_stratified_and_told(tmp_path):
     source = load(classes(tmp_path, {"a": 40, "b": 20}), seed=1)
     table = source.split_table()
@@ -151,6 +177,7 @@ def test_mean_and_deviation_of_files_are_those_of_their_pixels(tmp_path):
         (["train/1.png", "test/2.png"], "it needs one folder for each class"),
         (["cat/train/1.png", "cat/test/1.png", "dog/train/1.png"], "make it test/cat"),
         (["images/1.png", "labels/1.png"], "look like no classes: images, labels"),
+        (["images/a/1.png", "images/b/1.png"], "did you mean .*images"),
         (["inner/a/1.png", "inner/b/1.png"], "did you mean .*inner"),
         (["train/a/1.png", "train/b/1.png", "val/a/1.png", "dev/a/1.png"], "one split twice"),
         (["train/a/1.png", "train/b/1.png", "val/c/1.png"], "classes that train has not: .'c'"),

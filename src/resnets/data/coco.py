@@ -93,14 +93,33 @@ def read_table(path: Path, split: str | None, root: Path) -> Table:
         _text(image, "file_name")
     order = sorted(kinds, key=lambda k: (isinstance(k, str), k))
     categories = {k: _text(kinds[k], "name").strip() for k in order}
+    bare = _doubles(categories, kinds, content.get("annotations"))
+    categories = {k: name for k, name in categories.items() if k not in bare}
     ids = {name: kinds[k]["id"] for k, name in categories.items()}
-    if len(ids) < len(kinds):
+    if len(ids) < len(categories):
         raise ValueError("two categories have one name")
     files = [image["file_name"] for image in images.values()]
     if twice := [name for name, count in Counter(files).items() if count > 1]:
         raise ValueError(f"{show(twice[0])} is the file of two images; give it one id")
     paths, notes = find(files, _folders(path, split, root), root)
+    if bare:
+        text = f"{len(bare):,} categories without objects are named as another, and left out"
+        notes.append(f"{path}: {text}; first {show(kinds[bare[0]]['name'])}, id {bare[0]}")
     return Table(images, categories, ids, content.get("annotations"), paths, notes)
+
+
+def _doubles(
+    categories: dict[int | str, str], kinds: dict[int | str, dict[str, Any]], entries: Any
+) -> list[int | str]:
+    """Categories without objects that are named as another: Roboflow's groups of a class."""
+    names = Counter(categories.values())
+    if len(names) == len(categories) or not isinstance(entries, list):
+        return []
+    used = {str(entry.get("category_id")) for entry in entries if isinstance(entry, dict)}
+    idle = [k for k in categories if {str(k), str(kinds[k]["id"])}.isdisjoint(used)]
+    some = {name for k, name in categories.items() if k not in idle}
+    last = {name: k for k, name in categories.items() if name not in some}
+    return [k for k in idle if names[categories[k]] > 1 and k != last.get(categories[k])]
 
 
 def _by_id(entries: Any) -> dict[int | str, dict[str, Any]]:

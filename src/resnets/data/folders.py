@@ -59,6 +59,28 @@ def split_of(name: str) -> str | None:
     return SPLITS.get(re.sub(r"[\s_-]", "", name.casefold()))
 
 
+def _by_words(folders: Iterable[Path]) -> dict[Path, str]:
+    """Folders of class folders of which a word names the split, as `seg_train` beside `seg_test`.
+
+    One that only holds another of its split, as seg_train/seg_train, is that one. Nothing where
+    they are not train and another, each once.
+    """
+    parts: dict[Path, str] = {}
+    for folder in folders:
+        words = re.split(r"[\W_]+|(?<=[a-z])(?=[A-Z])", folder.name)
+        splits = {split for word in words if (split := split_of(word))}
+        inner = subfolders(folder)
+        if len(splits) == 1 and inner and not _pictured(folder):
+            deeper = len(inner) == 1 and inner[0].name == folder.name and subfolders(inner[0])
+            parts[inner[0] if deeper else folder] = splits.pop()
+    names = [*parts.values()]
+    return parts if "train" in names and len({*names}) == len(names) > 1 else {}
+
+
+def _pictured(folder: Path) -> bool:
+    return any(path.suffix.lower() in PICTURES for path in folder.iterdir())
+
+
 def read_folder(root: Path, *, seed: int, max_unreadable: float, training: bool = True) -> Source:
     """A folder of class folders, or of `train`, `val` and `test` (see SPLITS) with them.
 
@@ -72,21 +94,26 @@ def read_folder(root: Path, *, seed: int, max_unreadable: float, training: bool 
     """
     folders = subfolders(root)
     parts = {f: split for f in folders if (split := split_of(f.name)) and subfolders(f)}
-    others = [f for f in folders if f not in parts]
+    worded = {} if parts else _by_words(folders)
+    parts = parts or worded
+    others = [f for f in folders if f not in parts and f / f.name not in parts]
     if len(set(parts.values())) < len(parts):
         raise DataError(f"{root} has one split twice: {', '.join(f.name for f in parts)}")
     read = _Read()
+    if worded:
+        which = ", ".join(f"{f.name} as {split}" for f, split in worded.items())
+        read.notes.append(f"{root}: a word in the folders' names is taken as the split: {which}")
     if "train" in parts.values() or (parts and not others):
         read.count(f"{root}: {{}} folders beside {', '.join(f.name for f in parts)}", others)
     else:
         wrong = [f for f in folders if f in parts or f.name.casefold() in _NO_CLASSES]
+        if len(folders) == 1 and (inner := subfolders(folders[0])):
+            raise DataError(f"{root} has a single folder in it; did you mean {inner[0].parent}?")
         if wrong:
             raise DataError(
                 f"{root} has folders that look like no classes: {_names(wrong)}\n"
                 "Name them train, val and test with class folders inside, or keep only classes."
             )
-        if len(folders) == 1 and (inner := subfolders(folders[0])):
-            raise DataError(f"{root} has a single folder in it; did you mean {inner[0].parent}?")
         flat = [f for f in folders if split_of(f.name)]
         if flat == folders and flat:
             _refuse_flat(flat[0])

@@ -130,6 +130,14 @@ def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
         refused.append((str(root), f"{lacks}; {remedy}"))
     elif absent:
         notes.append(f"{root}: {lacks}")
+    if not told and (gaps := len(names) - len(found)) and not refused:
+        text = f"the masks' values are {', '.join(map(str, found[:6]))}{', ...' * (len(found) > 6)}"
+        text += f"; {gaps} classes below {max(found)} have no pixel"
+        if len(found) < len(names) / 8:
+            text += ": they have to become 0, 1, 2, ...; or list the names in classes.txt"
+            refused.append((str(root), text))
+        else:
+            notes.append(f"{root}: {text}")
     drawn = counts[:, 1:].any(1)
     if not refused and drawn.any() and (odd := np.flatnonzero(border & ~drawn)).size:
         text = (

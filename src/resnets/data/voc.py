@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from xml.etree import ElementTree
 
@@ -12,6 +13,7 @@ from resnets.data.decode import READABLE
 from resnets.data.folders import split_of, subfolders, visible
 from resnets.data.names import (
     components,
+    descend,
     flag,
     folder_split,
     key,
@@ -47,16 +49,28 @@ def _is_voc(path: Path) -> bool:
 def read_voc(root: Path) -> Annotated:
     """PASCAL VOC: XML files, images of the same names, and lists of names in ImageSets/Main.
 
-    The lists are train.txt, val.txt and test.txt, or trainval.txt for both. Without lists the
+    The lists are train.txt, val.txt and test.txt, or trainval.txt for both; they may also be in
+    ImageSets or beside Annotations, and VOC2007 and the like in one folder. Without lists the
     folders of the XML files may be called as splits; else all are split by chance. Coordinates are
     those of pixels, from 1, and the last is inside: x1 = xmin - 1, x2 = xmax. But xmin = xmax, a
     click in the tools that people use, is a box without width. Difficult objects are of kind 2.
     """
     found, files = Annotated(), xml_files(root)
-    lists = _lists(root)
+    every = (top for path in files for top in path.parents if key(top.name) == "annotations")
+    tops = sorted({root, *(top.parent for top in every if root in top.parents)})
+    lists = [
+        (*one, named)
+        for top in tops
+        for named in [_named(top, files)]
+        for one in _lists(top, named)
+    ]
     rows = [(path, folder_split(path, root)) for path in files] if not lists else []
-    named = {key(path.stem): path for path in reversed(files)}
-    for split, names in lists.items():
+    sets = [f for top in tops for f in [descend(top, ["imagesets"])] if f and not lists]
+    if unread := [path for top in sets for path in visible(top) if path.suffix == ".txt"]:
+        found.notes.append(
+            f"{len(unread):,} lists say no split, and are not read; first {unread[0]}"
+        )
+    for split, names, named in lists:
         lines = list(map(str.strip, read_lines(names)))
         if all(re.search(r"\s-?[01]$", line) for line in lines if line):  # VOC's lists of a class
             lines = [line[:-2].strip() for line in lines]
@@ -74,19 +88,28 @@ def read_voc(root: Path) -> Annotated:
     return found
 
 
-def _lists(root: Path) -> dict[str, Path]:
-    """Lists of names by split."""
-    folders = [root]
-    for name in ("imagesets", "main"):
-        folders = [f for top in folders for f in subfolders(top) if key(f.name) == name]
-    paths = [path for f in folders for path in visible(f) if path.suffix.casefold() == ".txt"]
-    splits = {
-        path: "trainval" if key(path.stem) == "trainval" else split_of(path.stem) for path in paths
-    }
-    return {split: path for path, split in splits.items() if split}
+def _named(top: Path, files: list[Path]) -> dict[str, Path]:
+    """The annotations below a folder by the keys of their stems."""
+    return {key(path.stem): path for path in reversed(files) if top in path.parents}
 
 
-def _listed(line: str, named: dict[str, Path]) -> Path | None:
+def _lists(top: Path, named: Mapping[str, Path]) -> list[tuple[str, Path]]:
+    """Splits and their lists of names: of ImageSets/Main, or else of ImageSets, or the folder."""
+    for names in (["imagesets", "main"], ["imagesets"], []):
+        folder = descend(top, names)
+        texts = (
+            sorted(p for p in folder.iterdir() if p.suffix.casefold() == ".txt") if folder else []
+        )
+        splits = {p: "trainval" if key(p.stem) == "trainval" else split_of(p.stem) for p in texts}
+        lists = [(split, path) for path, split in splits.items() if split]
+        if not names:  # where a text may be anything
+            lists = [(s, p) for s, p in lists if _listed(read_lines(p)[0].strip(), named)]
+        if lists:
+            return lists
+    return []
+
+
+def _listed(line: str, named: Mapping[str, Path]) -> Path | None:
     """The annotation of a line: a name, perhaps with a folder before it and an end."""
     name = (components(line) or [""])[-1]
     bare = PurePath(name).stem if PurePath(name).suffix in {".xml", *READABLE} else name

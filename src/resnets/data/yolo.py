@@ -167,6 +167,9 @@ def read_yolo(table: Path) -> Annotated:
     rows: list[tuple[Path, str | None]] = []
     for split, texts in entries:
         for entry in texts:
+            if split == "test" and len(entries) > 1 and not _there(root, base[0], entry):
+                notes.append(f"{table}: there is no {show(entry)}, so no test split")
+                continue
             place = _place(root, base[0], entry, table, notes)
             paths = _listed(place, [place.parent, root / base[0], root], root, notes, refused)
             rows += [(path, split) for path in paths]
@@ -190,6 +193,12 @@ def _is_list(path: Path) -> bool:
     """Whether the first line of a text names an image."""
     text = path.read_bytes().replace(b"\0", b"").decode("utf-8", "replace").strip()
     return os.path.splitext(text.split("\n")[0].strip())[1].casefold() in READABLE
+
+
+def _there(root: Path, base: str, entry: str) -> bool:
+    """Whether what a YAML file names exists: Roboflow names a test split, whether there is one."""
+    places = (root / base / entry, root / entry)
+    return any(map(os.path.exists, places)) or inside(root, f"{base}/{entry}") is not None
 
 
 def _place(root: Path, base: str, entry: str, table: Path, notes: list[str]) -> Path:
