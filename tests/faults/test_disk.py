@@ -62,7 +62,7 @@ def test_a_call_fails(driver, short, tmp_path, fault):
     assert fired(run).exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_every_third_call_fails_once(driver, short, tmp_path):
     for n in itertools.count(1, 3):

@@ -9,6 +9,6 @@ def test_a_kill_changes_nothing(driver, whole, tmp_path):
     kill(driver, whole, tmp_path, ["in the middle of the write", "in a step beside the writer"], 0)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_each_point_and_any_time_up_to_five_in_a_row(driver, whole, tmp_path):
     kill(driver, whole, tmp_path, [*POINTS, *[""] * len(POINTS)], 1)

@@ -119,13 +119,12 @@ def test_a_killed_process_loses_nothing(tmp_path, unbroken):
 TORCHRUN = ["torchrun", "--nproc-per-node", "2", "--standalone", "--max-restarts", "2", "-m", "--"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "words"),
     [
-        (2, [*TRAIN, "--devices", "2"]),
-        (4, [*TRAIN, "--devices", "4"]),
-        (2, [*TORCHRUN, "resnets", *TRAIN]),
+        pytest.param(2, [*TRAIN, "--devices", "2"], marks=pytest.mark.slow),
+        pytest.param(4, [*TRAIN, "--devices", "4"], marks=pytest.mark.nightly),
+        pytest.param(2, [*TORCHRUN, "resnets", *TRAIN], marks=pytest.mark.nightly),
     ],
 )
 def test_a_killed_rank_starts_again_with_the_others(ranks, words, tmp_path, unbroken):
