@@ -10,5 +10,6 @@ def test_a_kill_changes_nothing(driver, whole, tmp_path):
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(1800)
 def test_each_point_and_any_time_up_to_five_in_a_row(driver, whole, tmp_path):
     kill(driver, whole, tmp_path, [*POINTS, *[""] * len(POINTS)], 1)
