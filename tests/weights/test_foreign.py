@@ -648,7 +648,8 @@ def test_excitations_in_multiples_of_eight(name: str, tmp_path: Path) -> None:
     assert name.startswith("seresnext") or label(arch) == f"{name}-like (se_multiple 8)"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
 def test_no_network_of_timm_is_taken_for_another() -> None:
     """All of timm's residual and dense names: refused, or the same outputs."""
     kinds = ("resnet", "resnext", "densenet", "senet", "resnest", "seresne")
