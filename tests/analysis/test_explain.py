@@ -199,7 +199,7 @@ def test_a_files_name_may_be_any_bytes(tmp_path, files):
     said, _ = explain(model(), [odd], tmp_path / "out", known=Split((odd,), torch.tensor([0])))
     assert (tmp_path / "out" / said.picture).exists()
     (image,) = json.loads((tmp_path / "out" / "explain.json").read_bytes())["images"]
-    assert image["file"] == str(tmp_path / "caf?.png")
+    assert os.fsencode(image["file"]) == os.fsencode(odd)
     split = Split((odd,), torch.tensor([0]))
     scores = Scores(torch.tensor([[0.0, 1, 0]]), split.labels, torch.tensor([0]), NAMES)
     explore(model(), split, scores, tmp_path / "found", train=None)
