@@ -137,6 +137,7 @@ def test_the_temperature_is_of_the_images_kept_from_training(cli, runs):
     assert "no val split" in err
 
 
+@pytest.mark.slow
 def test_explaining_a_file_and_a_data_set(cli, runs, tmp_path):
     from PIL import Image
 

@@ -48,11 +48,16 @@ def survives(driver, short, run, fault):
     [
         Fault("write", 1, "ENOSPC", "metrics.jsonl"),
         Fault("write", 1, "ENOSPC", "checkpoints/*"),
-        Fault("rename", 1, "EROFS", "checkpoints/*"),
-        Fault("fsync", 1, "EIO", "checkpoints"),
-        Fault("mkdir", 1, "EIO", "checkpoints/*"),
-        Fault("create", 1, "EMFILE", "tensorboard/*"),
-        Fault("create", 1, "ENOSPC", ".report.html*"),
+        *(
+            pytest.param(fault, marks=pytest.mark.slow)
+            for fault in (
+                Fault("rename", 1, "EROFS", "checkpoints/*"),
+                Fault("fsync", 1, "EIO", "checkpoints"),
+                Fault("mkdir", 1, "EIO", "checkpoints/*"),
+                Fault("create", 1, "EMFILE", "tensorboard/*"),
+                Fault("create", 1, "ENOSPC", ".report.html*"),
+            )
+        ),
     ],
     ids=str,
 )
