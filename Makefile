@@ -18,7 +18,7 @@ test: .venv/installed-dev
 avx2: .venv/installed-dev
 	$(BIN)/python -c 'import sys, torch; sys.exit("AVX512" not in torch.backends.cpu.get_cpu_capability())' \
 	|| exit 0; ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 \
-	$(BIN)/python -m pytest -n 2 $(addprefix tests/,analysis evaluation nets ops)
+	$(BIN)/python -m pytest -n 2 $(addprefix tests/,analysis evaluation models ops)
 
 # Two at a time with a thread each: the small networks of most tests have no use for a second thread.
 slow: .venv/installed-dev

@@ -15,9 +15,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms as tv
 
-from resnets.data.batches import train_batches
+from resnets.config.recipe import Augment, Preprocess
+from resnets.data.loader import train_batches
 from resnets.data.splits import Split
-from resnets.recipe import Augment, Preprocess
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BATCH = 128

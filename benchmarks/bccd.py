@@ -24,10 +24,10 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 import resnets
-from resnets.data import sources
+from resnets.data import dataset
+from resnets.data.dataset import Split
 from resnets.data.decode import decode
-from resnets.data.sources import Split
-from resnets.evaluation.detect import Found, measure
+from resnets.evaluation.detection import Found, measure
 from resnets.training.plan import use_bfloat16
 
 HALF = use_bfloat16("auto", torch.device("cpu"))
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=["trainval=true"], dest="fields")
     parser.add_argument("--model", default=None)
     args = parser.parse_args()
-    source = sources.with_val(sources.load(args.data, task="detect"))
+    source = dataset.with_val(dataset.load(args.data, task="detect"))
     assert source.train is not None
     assert source.test is not None
     for row in args.rows:

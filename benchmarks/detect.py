@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from resnets import nets
-from resnets.families import FAMILY
-from resnets.nets.fold import folded
+from resnets import models
+from resnets.config.families import FAMILY
+from resnets.models.fuse import folded
 from resnets.training.plan import use_bfloat16
 
 CLASSES, REGIONS = 20, 256
@@ -61,7 +61,7 @@ def networks(backbone: str, size: tuple[int, int]) -> tuple[nn.Module, nn.Module
         image_std=[1.0] * 3,
         box_batch_size_per_image=REGIONS,
     )
-    ours = nets.build(
+    ours = models.build(
         replace(FAMILY[f"fasterrcnn_{backbone}_fpn"], classes=CLASSES, sampled=REGIONS)
     )
     ours.load_state_dict(theirs.state_dict())

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 
 from resnets import assessment
-from resnets.data import sources
-from resnets.evaluation import detect
+from resnets.data import dataset
+from resnets.evaluation import detection
 from resnets.options import Inference
 from resnets.training.plan import pick_device, use_bfloat16
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--context")
     parser.add_argument("--split", default="test")
     args = parser.parse_args()
-    source = sources.load(args.data, task="detect")
+    source = dataset.load(args.data, task="detect")
     half = use_bfloat16("auto", pick_device())
     how = Inference(precision="bfloat16" if half else "float32", batch=8, workers=0)
     model = assessment.faster(assessment.loaded(args.run, source, how, "detect"))
@@ -47,10 +47,10 @@ def main() -> None:
     plain = None
     for name, (models, asked) in rows.items():
         network = assessment.procedure(models, asked)
-        found = detect.find(network, split, bfloat16=half, **assessment.reading(model, how))
-        figures = detect.measure(found, split, source.classes)
+        found = detection.find(network, split, bfloat16=half, **assessment.reading(model, how))
+        figures = detection.measure(found, split, source.classes)
         plain = plain or found
-        change = detect.compare(plain, found, split, len(source.classes))
+        change = detection.compare(plain, found, split, len(source.classes))
         low, high = change.interval
         print(
             f"{name:24} mAP@.5 {figures.map50:.4f}  AP@[.5,.95] {figures.map:.4f}  "

@@ -13,10 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from faults.driver import Driver
-from faults.kills import POINTS, kill
+from tests.training.faults.driver import Driver
+from tests.training.faults.kills import POINTS, kill
 
 
 def main() -> None:

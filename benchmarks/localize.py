@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 
 import resnets
-from resnets.data import sources
+from resnets.data import dataset
+from resnets.data.dataset import Split, expand
 from resnets.data.decode import decode
-from resnets.data.sources import Split, expand
 
 SIDE = 128
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--regions", type=int, nargs=2, help="in training, at test")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    cifar = sources.load("cifar10")
+    cifar = dataset.load("cifar10")
     assert cifar.train is not None
     assert cifar.test is not None
     files = [str(path) for path in expand([args.photographs])]

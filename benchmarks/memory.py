@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnets import nets
-from resnets.nets.accelerate import accelerate
+from resnets import models
+from resnets.models.accelerate import accelerate
 from resnets.training.memory import peak as resident
 
 
@@ -32,7 +32,7 @@ def measure(
     name: str, checkpoint: int, precision: str, batch: int, size: int, steps: int, device: str
 ) -> None:
     """Prints one row as JSON."""
-    network = nets.create(name, checkpoint=checkpoint).to(device)
+    network = models.create(name, checkpoint=checkpoint).to(device)
     images = torch.randn(batch, 3, size, size, device=device)
     half = precision == "bfloat16"
     if half:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from resnets.data.sources import Source, Split
-from resnets.recipes import quick_cifar10
-from resnets.training import checkpoint, fit
+from resnets.config.recipes import quick_cifar10
+from resnets.data.dataset import Source, Split
+from resnets.training import checkpoint, loop
 from resnets.training.plan import resolve
 from resnets.training.run import Run
 from resnets.training.state import Course, State, blend, finite, floats, row
@@ -63,7 +63,7 @@ def main():
     state = State.start(plan.recipe, plan.arch, plan.device)
     state.course = Course(steps=plan.steps, micro=plan.micro)
     step = Step(plan, state)
-    stream = fit.batches(plan, state.course)
+    stream = loop.batches(plan, state.course)
     step.update(next(stream))  # compiles the kernels where they are not there yet
     starting = time.perf_counter() - began
 
@@ -94,7 +94,7 @@ def main():
             writer.wait()
         logging = median(lambda: run.append("metrics.jsonl", {"step": 1, "loss": 0.5}))
 
-    steps, saves, rows = RUN / whole, RUN / fit.SAVE_SECONDS, RUN / whole * OPTIONS.batch / 50_000
+    steps, saves, rows = RUN / whole, RUN / loop.SAVE_SECONDS, RUN / whole * OPTIONS.batch / 50_000
     parts = {
         "import of torch and all": importing,
         "state, first step": starting - whole,

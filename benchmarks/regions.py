@@ -17,9 +17,9 @@ import time
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
+from torchvision import ops
 
-from resnets.ops import regions
+from resnets.models.detection import roi_align
 
 STRIDES, CELLS = (4, 8, 16, 32), 7
 
@@ -31,12 +31,12 @@ def theirs(maps: list[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
     found = boxes.new_zeros(len(boxes), maps[0].shape[1], CELLS, CELLS)
     for k, (one, stride) in enumerate(zip(maps, STRIDES, strict=True)):
         here = levels.flatten() == k
-        found[here] = roi_align(one, boxes[here], CELLS, 1 / stride, 2)
+        found[here] = ops.roi_align(one, boxes[here], CELLS, 1 / stride, 2)
     return found
 
 
 def ours(maps: list[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
-    return regions.align(maps, rois, STRIDES, levels, CELLS)
+    return roi_align.align(maps, rois, STRIDES, levels, CELLS)
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
     ]
     corner = torch.rand(args.batch, args.regions, 2) * torch.tensor([width, height])
     rois = torch.cat([corner, corner + 16 + 200 * torch.rand(args.batch, args.regions, 2)], 2)
-    levels = regions.level(rois, len(STRIDES))
+    levels = roi_align.level(rois, len(STRIDES))
 
     seen, times = {}, {"torchvision": ([], []), "ours": ([], [])}
     for turn in range(args.rounds + 1):

@@ -23,9 +23,9 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch.nn import functional as F
 
-from resnets import nets
+from resnets import models
+from resnets.training.distributed import ALONE, join
 from resnets.training.plan import use_bfloat16
-from resnets.training.world import ALONE, join
 
 HALF = use_bfloat16("auto", torch.device("cpu"))
 
@@ -35,7 +35,7 @@ def work(rank: int, ranks: int, port: int, args: argparse.Namespace, batch: int)
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     world = join("cpu") if ranks > 1 else ALONE
-    network = nets.create(args.model).to(memory_format=torch.channels_last)
+    network = models.create(args.model).to(memory_format=torch.channels_last)
     images = torch.randn(batch // ranks, 3, args.size, args.size)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch // ranks,))

@@ -26,8 +26,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnets import nets
-from resnets.nets.accelerate import accelerate
+from resnets import models
+from resnets.models.accelerate import accelerate
 from resnets.training.plan import use_bfloat16
 
 HALF = use_bfloat16("auto", torch.device("cpu"))
@@ -45,7 +45,7 @@ HERE = [row for row in ROWS if HALF or not (row.startswith("bfloat16") or row ==
 def made(row: str, model: str) -> nn.Module:
     """The network of a row, always with the same weights."""
     torch.manual_seed(0)
-    network = nets.create(model).train()
+    network = models.create(model).train()
     if row.startswith("ours"):
         accelerate(network)
     else:

@@ -11,10 +11,10 @@ from pathlib import Path
 from PIL import Image
 
 import resnets
-from resnets.data import sources
-from resnets.recipe import Augment
-from resnets.recipes import digits
-from resnets.training.fit import Progress
+from resnets.config.recipe import Augment
+from resnets.config.recipes import digits
+from resnets.data import dataset
+from resnets.training.loop import Progress
 
 RUNS = Path("runs/demo")
 
@@ -46,7 +46,7 @@ def main() -> None:
     )
 
     print(f"\n3. resnets predict {outcome.run} IMAGES")
-    test = sources.load("digits").test
+    test = dataset.load("digits").test
     files = []
     for k in range(5):
         files.append(RUNS / f"is-a-{test.labels[k]}-{k}.png")

@@ -10,7 +10,7 @@ from hypothesis import settings
 from PIL import Image
 
 from resnets.cli import main
-from resnets.data.get import cache
+from resnets.data.download import cache
 
 # The same examples on every machine: a change is judged by itself, not by chance.
 settings.register_profile("repeatable", deadline=None, derandomize=True)

@@ -165,7 +165,7 @@ def test_every_field_of_a_recipe_is_listed_with_its_meaning(cli):
     assert fields["lr"]["default"] == "0.1"
     assert "augment.mixup" in fields
     assert "cosine" in fields["schedule"]["meaning"]
-    recipe = resnets.recipe.to_dict(resnets.recipe.Recipe(model="resnet8"))
+    recipe = resnets.config.recipe.to_dict(resnets.config.recipe.Recipe(model="resnet8"))
     flat = recipe.keys() | {f"augment.{name}" for name in recipe["augment"]}
     assert fields.keys() == flat - {"model", "data", "augment"}
 

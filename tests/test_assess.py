@@ -9,9 +9,9 @@ import torch
 
 import resnets
 from resnets.cli import main
-from resnets.data import sources
+from resnets.data import dataset
 from resnets.evaluation import scores as room
-from resnets.nets import modelfile
+from resnets.models.io import model_file
 
 FEW = ["--set", "size=8", "--set", "batch=32", "--model", "resnet8", "--set", "steps=12"]
 
@@ -50,10 +50,10 @@ def test_each_model_may_have_its_view(cli, runs):
     code, out, _ = cli("evaluate", *runs, "digits", "--view", "flip,center", "--json")
     assert code == 0
     parts = [
-        resnets.load(run).scores(sources.load("digits").test, view=view).probabilities
+        resnets.load(run).scores(dataset.load("digits").test, view=view).probabilities
         for run, view in zip(runs, ("flip", "center"), strict=True)
     ]
-    right = (sum(parts).argmax(1) == sources.load("digits").test.labels).double().mean()
+    right = (sum(parts).argmax(1) == dataset.load("digits").test.labels).double().mean()
     assert json.loads(out)["top1"] == pytest.approx(float(right), abs=1e-6)
     for view, told in (("flip,flip,flip", "3 views for 2 models"), ("flop", "one of center")):
         code, _, err = cli("evaluate", *runs, "digits", "--view", view)
@@ -118,10 +118,10 @@ def test_the_seal_counts_looks_at_the_runs_own_test_images(cli, runs):
 
 
 def test_the_temperature_is_of_the_images_kept_from_training(cli, runs):
-    one, two = (modelfile.load(run / "model.safetensors")[1].temperature for run in runs)
+    one, two = (model_file.load(run / "model.safetensors")[1].temperature for run in runs)
     assert one is None
-    network, card = modelfile.load(runs[1] / "model.safetensors")
-    modelfile.save(runs[1] / "model.safetensors", network, replace(card, temperature=None))
+    network, card = model_file.load(runs[1] / "model.safetensors")
+    model_file.save(runs[1] / "model.safetensors", network, replace(card, temperature=None))
     code, out, _ = cli("calibrate", runs[1], "digits", "--json")
     assert code == 0
     said = json.loads(out)
@@ -129,7 +129,7 @@ def test_the_temperature_is_of_the_images_kept_from_training(cli, runs):
     assert said["temperature"] == pytest.approx(two, rel=1e-3)
     assert before["images"] == after["images"] == 200
     assert after["loss"] < before["loss"]
-    assert modelfile.load(runs[1] / "model.safetensors")[1].temperature == pytest.approx(
+    assert model_file.load(runs[1] / "model.safetensors")[1].temperature == pytest.approx(
         two, rel=1e-3
     )
     code, _, err = cli("calibrate", runs[0], "digits")

@@ -6,7 +6,7 @@ import pytest
 
 from resnets import api, lifecycle
 from resnets.cli import main
-from resnets.training.fit import Stop, fit
+from resnets.training.loop import Stop, fit
 
 pytestmark = [pytest.mark.usefixtures("cifar10"), pytest.mark.timeout(1800)]
 

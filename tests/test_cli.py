@@ -23,10 +23,10 @@ from rich.console import Console
 import resnets
 from resnets import __version__
 from resnets.cli import main, screen
-from resnets.data import sources
+from resnets.data import dataset
 from resnets.errors import Interrupted
-from resnets.nets import modelfile
-from resnets.training.fit import Progress
+from resnets.models.io import model_file
+from resnets.training.loop import Progress
 
 FEW = ["--model", "resnet8", "--set", "size=8", "--set", "steps=6", "--set", "batch=32"]
 
@@ -44,12 +44,14 @@ def digits_run(tmp_path_factory):
 @pytest.fixture
 def models_white(digits_run, tmp_path):
     """A model of three classes to which 4,095 is white."""
-    network, card = modelfile.load(digits_run / "model.safetensors")
+    network, card = model_file.load(digits_run / "model.safetensors")
     network.fc = torch.nn.Linear(network.fc.in_features, 3)
     arch = replace(card.arch, classes=3)
     see = replace(card.preprocess, white=4095)
     path = tmp_path / "white.safetensors"
-    modelfile.save(path, network, replace(card, arch=arch, classes=("a", "b", "c"), preprocess=see))
+    model_file.save(
+        path, network, replace(card, arch=arch, classes=("a", "b", "c"), preprocess=see)
+    )
     return path
 
 
@@ -116,7 +118,7 @@ def test_seeds_are_trained_where_they_stand_and_compared(cli, tmp_path, monkeypa
             (run.path / name).touch()
 
     monkeypatch.setattr("resnets.lifecycle.report", pages)
-    monkeypatch.setattr("resnets.training.fit.estimate", lambda plan: 1.0)
+    monkeypatch.setattr("resnets.training.loop.estimate", lambda plan: 1.0)
     seeds = ["--seed", "4", "--seeds", "2", "--run", "r", "--json"]
     line = ["train", "digits", *FEW, *seeds]
     code, out, _ = cli("train", "digits", *FEW[:4], *seeds, "--dry-run", "--budget", "90s")
@@ -483,8 +485,8 @@ def test_data_info(cli):
 
 
 def test_what_a_source_notes_is_said_by_info_check_and_plan(cli, monkeypatch):
-    noted = replace(sources.load("digits"), notes=("2 files left out, first a.txt",))
-    monkeypatch.setattr(sources, "load", lambda *_, **__: noted)
+    noted = replace(dataset.load("digits"), notes=("2 files left out, first a.txt",))
+    monkeypatch.setattr(dataset, "load", lambda *_, **__: noted)
     assert "note: 2 files left out, first a.txt" in cli("data", "info", "digits")[1]
     assert json.loads(cli("data", "info", "digits", "--json")[1])["notes"] == list(noted.notes)
     code, out, _ = cli("data", "check", "digits", "--json")

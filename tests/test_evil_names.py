@@ -15,15 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
-from resnets import families
 from resnets.analysis import drawing
 from resnets.cli import screen
+from resnets.config import families
+from resnets.config.recipe import Preprocess
 from resnets.data.splits import Split
 from resnets.escape import cell, lines, markdown, visible
-from resnets.evaluation import detect
-from resnets.nets import build
-from resnets.nets.modelfile import Card, save
-from resnets.recipe import Preprocess
+from resnets.evaluation import detection
+from resnets.models import build
+from resnets.models.io.model_file import Card, save
 
 EVIL = {
     "title": "\x1b]0;owned\x07",
@@ -243,7 +243,7 @@ def test_words_on_pictures_are_written_out(monkeypatch, tmp_path):
         drawing, "boxed", lambda image, boxes, kinds, said, masks: words.extend(said)
     )
     one = torch.zeros(1, dtype=torch.int64)
-    found = detect.Found(one, one, torch.ones(1), torch.ones(1, 4), None, one)
+    found = detection.Found(one, one, torch.ones(1), torch.ones(1, 4), None, one)
     split = Split((tmp_path / "a.png",), torch.zeros(1))
     drawing.seen(split, 0, found, [EVIL["title"] + EVIL["marks"]], 0.5)
     (text,) = words

@@ -10,16 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from resnets import families, recipes
-from resnets.data import sources
-from resnets.data.coco import read_coco
+from resnets.config import families, recipes
+from resnets.config.recipe import Preprocess
+from resnets.data import dataset
 from resnets.data.decode import Unreadable, decode
-from resnets.data.voc import read_voc
+from resnets.data.detection.coco import read_coco
+from resnets.data.detection.voc import read_voc
 from resnets.errors import CheckpointError, DataError, ResnetsError, UsageError
-from resnets.evaluation import detect, scores
-from resnets.nets import build, modelfile
-from resnets.paper import ledger
-from resnets.recipe import Preprocess
+from resnets.evaluation import detection, scores
+from resnets.models import build
+from resnets.models.io import model_file
+from resnets.papers import ledger
 from resnets.training import checkpoint
 from resnets.training.run import Run
 from resnets.training.state import Course
@@ -94,7 +95,7 @@ def test_a_wrong_value_in_a_run_is_named(name, content, key, tmp_path):
 SCORES = scores.Scores(
     torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.arange(4), ("a", "b", "c")
 )
-FOUND = detect.Found(
+FOUND = detection.Found(
     *(torch.tensor([0, 1]), torch.tensor([0, 2]), torch.rand(2), torch.rand(2, 4)),
     *(((9, 9, b"1"), (9, 9, b"22")), torch.arange(2)),
 )
@@ -116,7 +117,7 @@ def test_sealed_files_are_read_back(tmp_path):
     path = tmp_path / "x.safetensors"
     same = resealed(path, scores, SCORES, "scores", {}, {})
     assert torch.equal(same.logits, SCORES.logits)
-    assert resealed(path, detect, FOUND, "detections", {}, {}).masks == FOUND.masks
+    assert resealed(path, detection, FOUND, "detections", {}, {}).masks == FOUND.masks
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_scores_that_do_not_fit_are_refused(tensors, card, tmp_path):
 )
 def test_detections_that_do_not_fit_are_refused(tensors, card, tmp_path):
     with pytest.raises(CheckpointError, match=r"d\.safetensors has no detections"):
-        resealed(tmp_path / "d.safetensors", detect, FOUND, "detections", tensors, card)
+        resealed(tmp_path / "d.safetensors", detection, FOUND, "detections", tensors, card)
 
 
 @pytest.mark.parametrize(
@@ -192,11 +193,11 @@ def test_a_table_with_a_gigabyte_in_a_field_is_refused(tmp_path, monkeypatch):
     table = tmp_path / "a.csv"
     table.write_text("path,label\na.png," + "x" * 200_000)
     with pytest.raises(DataError, match="line 2: 200,006 characters"):
-        sources.load(table)
+        dataset.load(table)
     with table.open("wb") as file:
         file.truncate(2**30)
     with pytest.raises(DataError, match="1,073,741,824 bytes"):
-        sources.load(table)
+        dataset.load(table)
 
 
 @pytest.mark.parametrize(
@@ -252,13 +253,13 @@ def table(root):
     for name in "abc":
         blank(root / f"{name}.png")
     (root / "t.csv").write_text("path,label,split\na.png,x,train\nb.png,y,test\nc.png,y,train\n")
-    return root / "t.csv", lambda: sources.load(root / "t.csv")
+    return root / "t.csv", lambda: dataset.load(root / "t.csv")
 
 
 def boxes(root):
     blank(root / "a.png")
     (root / "b.csv").write_text("path,x1,y1,x2,y2,label\na.png,1,1,5,5,x\na.png,2,2,9,9,y\n")
-    return root / "b.csv", lambda: sources.load(root / "b.csv", task="detect")
+    return root / "b.csv", lambda: dataset.load(root / "b.csv", task="detect")
 
 
 def coco(root):
@@ -268,7 +269,7 @@ def coco(root):
     one["segmentation"] = [[1, 1, 6, 1, 6, 6]]
     body = {"images": [image], "annotations": [one], "categories": [{"id": 1, "name": "x"}]}
     (root / "instances.json").write_text(json.dumps(body))
-    return root / "instances.json", lambda: sources.load(root / "instances.json", task="detect")
+    return root / "instances.json", lambda: dataset.load(root / "instances.json", task="detect")
 
 
 def voc(root):
@@ -282,7 +283,7 @@ def voc(root):
         "<annotation><filename>a.png</filename><size><width>12</width><height>10</height></size>"
         f"<object><name>x</name><difficult>0</difficult><bndbox>{box}</bndbox></object></annotation>"
     )
-    return path, lambda: sources.load(root, task="detect")
+    return path, lambda: dataset.load(root, task="detect")
 
 
 def yolo(root):
@@ -294,17 +295,17 @@ def yolo(root):
     (root / "data.yaml").write_text(
         "path: .\ntrain: images/train\nval: images/val\nnames: [x, y]\n"
     )
-    return root, lambda: sources.load(root, task="detect")
+    return root, lambda: dataset.load(root, task="detect")
 
 
 def yolo_labels(root):
     yolo(root)
-    return root / "labels" / "train" / "a.txt", lambda: sources.load(root, task="detect")
+    return root / "labels" / "train" / "a.txt", lambda: dataset.load(root, task="detect")
 
 
 def yolo_yaml(root):
     yolo(root)
-    return root / "data.yaml", lambda: sources.load(root / "data.yaml", task="detect")
+    return root / "data.yaml", lambda: dataset.load(root / "data.yaml", task="detect")
 
 
 def masks(root):
@@ -312,7 +313,7 @@ def masks(root):
         blank(root / "images" / f"{name}.png")
         blank(root / "masks" / f"{name}.png", mode="L", value=k)
     (root / "classes.txt").write_text("x\ny\n")
-    return root / "masks" / "a.png", lambda: sources.load(root, task="segment")
+    return root / "masks" / "a.png", lambda: dataset.load(root, task="segment")
 
 
 TINY = replace(
@@ -320,22 +321,24 @@ TINY = replace(
 )
 
 
-def model_file(root):
+def own_model(root):
     see = Preprocess(size=8, mean=(0.5,) * 3, std=(0.2,) * 3)
     path = root / "m.safetensors"
-    modelfile.save(path, build(TINY), modelfile.Card(arch=TINY, classes=("a", "b"), preprocess=see))
-    return path, lambda: modelfile.open_model(path)
+    model_file.save(
+        path, build(TINY), model_file.Card(arch=TINY, classes=("a", "b"), preprocess=see)
+    )
+    return path, lambda: model_file.open_model(path)
 
 
 def foreign(root):
     torch.save({"state_dict": build(TINY).state_dict(), "epoch": 3}, root / "f.pth")
-    return root / "f.pth", lambda: modelfile.open_model(root / "f.pth")
+    return root / "f.pth", lambda: model_file.open_model(root / "f.pth")
 
 
 def foreign_old(root):
     path = root / "f.pth"
     torch.save(build(TINY).state_dict(), path, _use_new_zipfile_serialization=False)
-    return path, lambda: modelfile.open_model(path)
+    return path, lambda: model_file.open_model(path)
 
 
 def state(name):
@@ -383,7 +386,7 @@ READERS = {
     **{
         make.__name__: make
         for make in (
-            *(table, boxes, coco, voc, yolo_labels, yolo_yaml, masks, model_file, foreign),
+            *(table, boxes, coco, voc, yolo_labels, yolo_yaml, masks, own_model, foreign),
             *(foreign_old, score_file, recipe_file, recipe_toml, log, metrics),
         )
     },

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 import resnets
-from resnets.data import batches
+from resnets.data import loader
 from resnets.training import memory
-from resnets.training.stop import Stop
+from resnets.training.signals import Stop
 
 POSIX = ("fcntl", "resource", "termios", "pwd", "grp", "pty", "tty")
 
@@ -48,12 +48,12 @@ def test_the_peak_of_memory_is_unknown_where_nothing_tells(monkeypatch):
 def test_signals_that_windows_lacks(monkeypatch):
     for name in ("SIGUSR1", "SIGHUP", "SIGCHLD"):
         monkeypatch.delattr(signal, name)
-    monkeypatch.setattr(batches.os, "name", "nt")
+    monkeypatch.setattr(loader.os, "name", "nt")
     with Stop() as stop:
         assert sorted(stop.previous) == [signal.SIGINT, signal.SIGTERM]
         signal.raise_signal(signal.SIGTERM)
     assert stop.signal == signal.SIGTERM
-    assert list(batches._quiet_iter([1, 2])) == [1, 2]
+    assert list(loader._quiet_iter([1, 2])) == [1, 2]
 
 
 def test_texts_are_read_and_written_as_utf_8():

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from resnets import nets
-from resnets.data import sources
-from resnets.evaluation import detect
-from resnets.nets import modelfile
-from resnets.recipe import Preprocess
+from resnets.config.recipe import Preprocess
+from resnets.data import dataset
+from resnets.evaluation import detection
+from resnets.models import create
+from resnets.models.io import model_file
 
 SMALL = Preprocess(size=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -29,10 +29,10 @@ def models(tmp_path_factory):
     }.items():
         torch.manual_seed(0)
         names = ("dark", "red") if task != "segment" else ("0", "1", "2")
-        network = nets.create(name, classes=len(names)).eval()
-        card = modelfile.Card(arch=network.arch, classes=names, preprocess=SMALL)
+        network = create(name, classes=len(names)).eval()
+        card = model_file.Card(arch=network.arch, classes=names, preprocess=SMALL)
         files[task] = root / f"{task}.safetensors"
-        modelfile.save(files[task], network, card)
+        model_file.save(files[task], network, card)
     return files
 
 
@@ -104,8 +104,8 @@ def test_answers_to_coco_are_scored_by_its_own_file(cli, models, tmp_path, monke
     (tmp_path / "data/result.json").write_text(json.dumps(content))
     boxes = torch.tensor([[k, 2, k + 20, 12 + k] for k in (0, 1, 2, 3)]).float()
     images, classes = torch.arange(4), torch.tensor([1, 0, 1, 0])
-    found = detect.Found(images, classes, torch.ones(4), boxes, None, images)
-    monkeypatch.setattr(detect, "find", lambda *_, **__: found)
+    found = detection.Found(images, classes, torch.ones(4), boxes, None, images)
+    monkeypatch.setattr(detection, "find", lambda *_, **__: found)
     # the images of COCO come after the others
     order = torch.tensor([3, 0, 1, 2])
     found = replace(found, boxes=boxes[order], classes=classes[order])
@@ -179,14 +179,14 @@ def test_models_that_kept_other_images_are_not_compared(cli, drawn, tmp_path):
     lines = drawn["detect"].read_text().splitlines()
     data = drawn["detect"].parent / "train.csv"  # beside the images that it names
     data.write_text("\n".join(line for line in lines if not line.endswith(",val")))
-    network = nets.create("fasterrcnn_tiny_fpn", classes=2).eval()
+    network = create("fasterrcnn_tiny_fpn", classes=2).eval()
     for seed in (1, 2):  # as of two runs that kept a third of the training images
         recipe = json.dumps({"holdout": 0.3, "seed": seed})
-        kept = {"digest": sources.load(data, task="detect").digest, "recipe": recipe}
-        card = modelfile.Card(
+        kept = {"digest": dataset.load(data, task="detect").digest, "recipe": recipe}
+        card = model_file.Card(
             arch=network.arch, classes=("dark", "red"), preprocess=SMALL, provenance=kept
         )
-        modelfile.save(tmp_path / f"r{seed}", network, card)
+        model_file.save(tmp_path / f"r{seed}", network, card)
     code, _, err = cli("detect", "evaluate", "r1", "r2", data, "--split", "val", "--compare")
     assert code == 2
     assert "kept different images" in err
@@ -202,10 +202,10 @@ def test_a_missing_package_is_told_before_the_training(cli, drawn, monkeypatch, 
 
 def test_a_classifier_says_what_to_look_for(cli, models, drawn, tmp_path):
     torch.manual_seed(0)
-    network = nets.create("resnet8", classes=2).eval()
+    network = create("resnet8", classes=2).eval()
     for name, classes in {"same": ("red", "dark"), "other": ("red", "blue")}.items():
-        card = modelfile.Card(arch=network.arch, classes=classes, preprocess=Preprocess(size=32))
-        modelfile.save(tmp_path / name, network, card)
+        card = model_file.Card(arch=network.arch, classes=classes, preprocess=Preprocess(size=32))
+        model_file.save(tmp_path / name, network, card)
     how = ("localize", "evaluate", models["localize"], drawn["localize"], "--workers", "0")
     code, out, _ = cli(*how, "--classifier", "same", "--scales", "1,1.5", "--json")
     assert code == 0

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
         evaluate,
         explain,
         find_rate,
+        list_models,
         load,
-        models,
         plan,
         predict,
         report,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "analyze", "calibrate", "create", "data_check", "data_get", "data_info", "doctor", "evaluate",
-    "explain", "find_rate", "load", "models", "plan", "predict", "report", "resume", "runs",
+    "explain", "find_rate", "list_models", "load", "plan", "predict", "report", "resume", "runs",
     "runs_compare", "train", "tune",
 ]  # fmt: skip
 

@@ -24,15 +24,15 @@ from resnets.options import Inference, group, public
 if TYPE_CHECKING:
     from resnets.analysis.cam import Sanity
     from resnets.analysis.explain import Explained
-    from resnets.arch import Arch
     from resnets.assessment import Calibration
-    from resnets.evaluation.model import Model, Prediction
+    from resnets.config.arch import Arch
+    from resnets.config.recipe import Recipe
+    from resnets.evaluation.predictor import Model, Prediction
     from resnets.instruments import Analysis
     from resnets.lifecycle import Outcome
-    from resnets.nets import Network
+    from resnets.models import Network
     from resnets.options import Task
-    from resnets.recipe import Recipe
-    from resnets.training.fit import Progress
+    from resnets.training.loop import Progress
     from resnets.training.plan import Plan
     from resnets.training.tasks import Tested
     from resnets.training.tune import Trial
@@ -81,8 +81,8 @@ def plan(
         device: auto, cpu, cuda or cuda:N.
         workers: Processes that decode image files.
     """
-    from resnets import arch, families, recipes
-    from resnets.recipe import Recipe
+    from resnets.config import arch, families, recipes
+    from resnets.config.recipe import Recipe
 
     # The command line and a launcher of ranks say since when a budget counts.
     began = time.monotonic() - (now := time.time()) + float(os.environ.pop("RESNETS_BEGAN", now))
@@ -113,15 +113,15 @@ def plan(
     if not check.weights and (check.frozen or check.norm == "frozen"):
         raise UsageError("frozen=N and norm=frozen need weights to start from: --weights FILE|RUN")
 
-    from resnets.data import sources
-    from resnets.evaluation import detect
-    from resnets.training import memory, plan, world
+    from resnets.data import dataset
+    from resnets.evaluation import detection
+    from resnets.training import distributed, memory, plan
 
-    ranks = world.join(device) if world.launched() else world.World(size=devices)
-    place = ranks.device if world.launched() else plan.pick_device(device)
+    ranks = distributed.join(device) if distributed.launched() else distributed.World(size=devices)
+    place = ranks.device if distributed.launched() else plan.pick_device(device)
     if network_task == "detect":
-        detect.coco()  # is missed now, not after the training
-    source = sources.load(str(data), max_unreadable=check.max_unreadable, task=network_task)
+        detection.coco()  # is missed now, not after the training
+    source = dataset.load(str(data), max_unreadable=check.max_unreadable, task=network_task)
     train = plan.training_images(source)
     if base is None and network_task == "classify":
         base = plan.choose(source, train, place)
@@ -136,9 +136,9 @@ def plan(
         teacher=resolved.teacher and str(Path(resolved.teacher).resolve()),
     )
     if resolved.trainval:
-        source = sources.with_val(source)
+        source = dataset.with_val(source)
     if resolved.holdout:
-        source = sources.hold_out(source, resolved.holdout, resolved.seed)
+        source = dataset.hold_out(source, resolved.holdout, resolved.seed)
     result = plan.resolve(resolved, source, place, workers, ranks)
     if model is not None and result.recipe.model != model:
         raise UsageError(
@@ -220,7 +220,8 @@ def train_seeds(
 
     Raises UsageError as `lifecycle.seed_runs`, before anything is trained.
     """
-    from resnets import arch, lifecycle, recipes
+    from resnets import lifecycle
+    from resnets.config import arch, recipes
 
     for seed, folder in lifecycle.seed_runs(first, run, seeds).items():
         if not lifecycle.lacking(folder):
@@ -252,8 +253,8 @@ def resume(
         data: Where the data is now, if it was moved.
         watch: Called with the progress after each step.
     """
-    from resnets import arch
-    from resnets.recipe import parse
+    from resnets.config import arch
+    from resnets.config.recipe import parse
     from resnets.training.run import Run
 
     if run is None:
@@ -358,9 +359,9 @@ def find_rate(
     plan: Plan, low: float = 1e-5, high: float = 10.0, steps: int = 100
 ) -> tuple[list[float], list[float], float]:
     """Learning rates, the loss at each, and a suggestion: see `training.rates.find_rate`."""
-    from resnets.training import rates
+    from resnets.training import lr_range_test
 
-    return rates.find_rate(plan, low, high, steps)
+    return lr_range_test.find_rate(plan, low, high, steps)
 
 
 @public
@@ -503,7 +504,7 @@ def predict(
         batch=batch, fields=options.unseen(overrides), device=device, workers=workers,
     )  # fmt: skip
     from resnets import assessment
-    from resnets.data.sources import expand
+    from resnets.data.dataset import expand
 
     purpose = task or assessment.task_of(model, how.fields)
     improved = {"--refine": refine, "--scales": how.scales != (1.0,)}
@@ -634,7 +635,8 @@ def analyze(
         seed: Of fresh weights, of noise, and of all that is drawn.
         batch: Images of a forward pass.
     """
-    from resnets import families, instruments
+    from resnets import instruments
+    from resnets.config import families
 
     name = str(model)
     folder = Path(out or Path("analysis", f"{kind}-{Path(name.replace(':', '-')).name}"))
@@ -662,7 +664,7 @@ def analyze(
 
 
 @public
-def models(pattern: str = "*", /) -> Iterator[dict[str, Any]]:
+def list_models(pattern: str = "*", /) -> Iterator[dict[str, Any]]:
     """List the networks: name, depth, parameters, multiply-adds, input, source."""
     from resnets import listing
 
@@ -680,7 +682,7 @@ def load(
     See `evaluation.model.load`, also for the errors; `overrides` are arch.FIELD=VALUE.
     """
     options.check_model(path)
-    from resnets.evaluation import model
+    from resnets.evaluation import predictor
     from resnets.training.plan import pick_device
 
     place, bfloat16, fields = (
@@ -688,7 +690,7 @@ def load(
         precision == "bfloat16",
         options.unseen(overrides),
     )
-    return model.load(
+    return predictor.load(
         path, device=place, bfloat16=bfloat16, classes=classes, task=task, fields=fields
     )
 
@@ -703,13 +705,13 @@ def create(
     With `checkpoint` its training keeps the input of each segment of that many residual units and
     recomputes the rest. Raises UsageError with the nearest known names.
     """
-    from resnets import families
+    from resnets.config import families
 
     if isinstance(model, str):
         families.arch(model)
-    from resnets import nets
+    from resnets import models
 
-    return nets.create(model, classes=classes, channels=channels, checkpoint=checkpoint)
+    return models.create(model, classes=classes, channels=channels, checkpoint=checkpoint)
 
 
 @public
@@ -722,9 +724,9 @@ def data_get(
     Args:
         watch: Called with the bytes that have come, and their number or 0.
     """
-    from resnets.data import get
+    from resnets.data import download
 
-    return get.get(name, watch)
+    return download.get(name, watch)
 
 
 @public

@@ -14,25 +14,26 @@ import pydantic
 import torch
 from torch import Tensor
 
-from resnets import arch, options
-from resnets.data import sources
-from resnets.data.batches import Change
+from resnets import options
+from resnets.config import arch
+from resnets.config.recipe import NotNegative
+from resnets.data import dataset
+from resnets.data.dataset import Source, Split
 from resnets.data.decode import brightest, warn_clipped
-from resnets.data.sources import Source, Split
+from resnets.data.loader import Change
 from resnets.errors import CheckpointError, DataError, NotFinite, UsageError
 from resnets.evaluation import metrics
 from resnets.evaluation.metrics import Result
-from resnets.evaluation.model import Model, aligned, load
+from resnets.evaluation.predictor import Model, aligned, load
 from resnets.evaluation.scores import Scores, ensemble
 from resnets.lifecycle import opened, rescale
-from resnets.nets.modelfile import save
+from resnets.models.io.model_file import save
 from resnets.options import Inference, Task, View
-from resnets.recipe import NotNegative
 from resnets.training.plan import moments, pick_device
 from resnets.training.run import Run
 
 if TYPE_CHECKING:
-    from resnets.evaluation.detect import Detect, Detected
+    from resnets.evaluation.detection import Detect, Detected
     from resnets.evaluation.scenes import Reading
     from resnets.training.tasks import Tested
 
@@ -120,9 +121,9 @@ def fair(path: str | Path, model: Model, source: Source, split: str | None) -> S
     except pydantic.ValidationError as error:
         raise CheckpointError(f"{path}: provenance.recipe, {arch.wrong(error)[0][:200]}") from None
     if same and held.trainval and source.val is not None:
-        source = sources.with_val(source)
+        source = dataset.with_val(source)
     if same and held.holdout and source.val is None:  # what was kept from the training
-        source = sources.hold_out(source, held.holdout, held.seed)
+        source = dataset.hold_out(source, held.holdout, held.seed)
     if split is None and source.automatic and not same:
         raise UsageError(
             f"{source.name} has no splits of its own and is not what {path} was trained on.\n"
@@ -173,7 +174,7 @@ def classification(
 ) -> Result:
     """`api.evaluate` for classifiers."""
     source, name = (
-        sources.load(data, max_unreadable=how.max_unreadable, training=False),
+        dataset.load(data, max_unreadable=how.max_unreadable, training=False),
         how.split or "test",
     )
     pairs = zip(models, views, strict=True)
@@ -198,7 +199,7 @@ def classification(
         result = replace(result, abstention=metrics.abstention(scores, at_precision))
     if ood is not None:
         strange = unlabelled(
-            sources.load(ood, max_unreadable=how.max_unreadable, training=False), scores.labels
+            dataset.load(ood, max_unreadable=how.max_unreadable, training=False), scores.labels
         )
         others = ensemble([replace(each, split=strange).scores() for each in subjects])
         result = replace(result, familiarity=metrics.ood(scores, others))
@@ -222,7 +223,7 @@ def reading(model: Model, how: Inference) -> Reading:
 
 def faster(model: Model) -> Model:
     """The same model with its normalisation folded into the convolutions."""
-    from resnets.nets.fold import folded
+    from resnets.models.fuse import folded
 
     return replace(model, network=folded(model.network))
 
@@ -259,9 +260,9 @@ def _objects(
     compare: bool,
     classifier: str | Path | None,
 ) -> Tested:
-    from resnets.evaluation import localize, segment
+    from resnets.evaluation import localization, segmentation
 
-    source = sources.load(data, max_unreadable=how.max_unreadable, task=task)
+    source = dataset.load(data, max_unreadable=how.max_unreadable, task=task)
     models = [faster(loaded(path, source, how, task)) for path in paths]
     splits = [
         fair(path, model, source, how.split) for path, model in zip(paths, models, strict=True)
@@ -278,7 +279,7 @@ def _objects(
         known, given = first.card.classes, None
         if classifier is not None:
             given = five_classes(classifier, split, source, known, how)
-        result = localize.localization(
+        result = localization.localization(
             network,
             split,
             predicted=given,
@@ -287,7 +288,7 @@ def _objects(
             **reading(first, how),
         )
     else:
-        result = segment.segment(
+        result = segmentation.segment(
             first.network,
             split,
             first.card.classes,
@@ -325,9 +326,9 @@ def procedure(models: Sequence[Model], how: Inference) -> Detect:
 
     Raises UsageError.
     """
-    from resnets.evaluation.improve import improved
-    from resnets.nets.detector import Detector
-    from resnets.nets.localizer import Localizer
+    from resnets.evaluation.box_refinement import improved
+    from resnets.models.detection.faster_rcnn import Detector
+    from resnets.models.localizer import Localizer
 
     networks = [model.network for model in models]
     first, *more = networks
@@ -349,29 +350,29 @@ def detection(
     models: Sequence[Model], split: Split, name: str, compare: bool, how: Inference
 ) -> Detected:
     """Figures of detectors as one, or with `compare` of the second against the first."""
-    from resnets.evaluation import detect
+    from resnets.evaluation import detection
 
-    detect.coco()  # is missed now, not after all images
+    detection.coco()  # is missed now, not after all images
     first = models[0]
     if any(model.card.classes != first.card.classes for model in models):
         raise CheckpointError("the models know different classes, or in another order")
     detections = [
-        detect.find(procedure(some, how), split, bfloat16=first.bfloat16, **reading(first, how))
+        detection.find(procedure(some, how), split, bfloat16=first.bfloat16, **reading(first, how))
         for some in ([[model] for model in models] if compare else [models])
     ]
-    figures = detect.measure(detections[-1], split, first.card.classes, name)
+    figures = detection.measure(detections[-1], split, first.card.classes, name)
     if not compare:
         return figures
     return replace(
         figures,
-        comparison=detect.compare(detections[0], detections[1], split, len(first.card.classes)),
+        comparison=detection.compare(detections[0], detections[1], split, len(first.card.classes)),
     )
 
 
 def calibration(model: str | Path, data: str, how: Inference) -> Calibration:
     """`api.calibrate`."""
     path = options.check_model(model)
-    source = sources.load(data, training=False)
+    source = dataset.load(data, training=False)
     one = subject(model, source, how)
     card, split = one.model.card, how.split or "val"
     if not card.provenance:
@@ -402,13 +403,13 @@ def drawn(
 ) -> list[dict[str, str]]:
     """`api.predict` for detectors, localisers and segmenters."""
     from resnets.analysis import drawing
-    from resnets.data.coco import Ids
+    from resnets.data.detection.coco import Ids
 
     model = faster(loaded(path, None, how, task))
     files, ids = list[str | Path | bytes](), Ids()
     rest = [x for x in inputs if isinstance(x, bytes) or not ids.add(Path(x))]
-    files += sources.expand(rest)
-    split, bad = sources.unlabelled([*files, *ids.images])
+    files += dataset.expand(rest)
+    split, bad = dataset.unlabelled([*files, *ids.images])
     assert isinstance(split.images, tuple)
     values = {path: brightest(path) for path in split.images}
     warn_clipped(values, model.card.preprocess.white)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from resnets.analysis.cam import Sanity
     from resnets.analysis.explain import Explained
-    from resnets.data.batches import Batch
-    from resnets.data.sources import Source, Split
-    from resnets.evaluation.model import Model
+    from resnets.data.dataset import Source, Split
+    from resnets.data.loader import Batch
+    from resnets.evaluation.predictor import Model
 
 Kind = Literal[
     "responses", "signal", "gradients", "equations", "lesions", "swaps", "paths", "landscape",
@@ -82,7 +82,7 @@ class Subject:
 
     def batches(self, split: Split) -> Iterator[Batch]:
         """The images of a split as the network sees them."""
-        from resnets.data.batches import test_batches
+        from resnets.data.loader import test_batches
 
         batch, workers = self.how.images_per_batch(), self.how.workers
         see, device = self.model.card.preprocess, self.model.device
@@ -90,11 +90,11 @@ class Subject:
 
     def error(self) -> float:
         """Part of the split's images that are answered wrong."""
-        from resnets.evaluation import classify, metrics
+        from resnets.evaluation import classification, metrics
 
         assert self.split is not None
         network, classes = self.model.network, self.model.card.classes
-        said = classify.scores(network, self.batches(self.split), classes)
+        said = classification.scores(network, self.batches(self.split), classes)
         return 1 - float(metrics.right(said).double().mean())
 
     def whole(self) -> float:
@@ -119,12 +119,12 @@ def analyze(
     """`api.analyze`."""
     import torch
 
-    from resnets.data import sources
+    from resnets.data import dataset
 
     source = (
         None
         if data is None
-        else sources.load(data, max_unreadable=how.max_unreadable, training=False)
+        else dataset.load(data, max_unreadable=how.max_unreadable, training=False)
     )
     torch.manual_seed(seed)
     one = subject(kind, model, source, shape, how)
@@ -145,10 +145,10 @@ def subject(
     from torch import Tensor
 
     from resnets import assessment
-    from resnets.evaluation.model import Model, load
-    from resnets.nets import create
-    from resnets.nets.modelfile import Card
-    from resnets.recipe import Preprocess
+    from resnets.config.recipe import Preprocess
+    from resnets.evaluation.predictor import Model, load
+    from resnets.models import create
+    from resnets.models.io.model_file import Card
     from resnets.training.plan import pick_device
 
     device, said = pick_device(how.device), how.split
@@ -204,7 +204,7 @@ def shown(one: Subject, shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tens
     """
     import torch
 
-    from resnets.arch import MlpArch
+    from resnets.config.arch import MlpArch
 
     drawn, count = torch.Generator().manual_seed(seed), one.how.images_per_batch(IMAGES)
     labels, card = None, one.model.card
@@ -239,8 +239,8 @@ def look(
     from torch.nn.modules.batchnorm import _BatchNorm
 
     from resnets.analysis import depth, signal
-    from resnets.nets.blocks import units
-    from resnets.training.precise import precise
+    from resnets.models.blocks import units
+    from resnets.training.precise_bn import precise
 
     network, rows = one.model.network, Rows()
     match kind:
@@ -370,11 +370,11 @@ def explained(
     """`api.explain`."""
     from resnets import assessment
     from resnets.analysis import explain as drawing
-    from resnets.data import sources
+    from resnets.data import dataset
     from resnets.evaluation import metrics
     from resnets.lifecycle import opened
 
-    source = sources.load(data, max_unreadable=how.max_unreadable, training=False) if data else None
+    source = dataset.load(data, max_unreadable=how.max_unreadable, training=False) if data else None
     reading, known = {"batch": how.images_per_batch(), "workers": how.workers}, None
     if inputs:
         if source:
@@ -382,7 +382,7 @@ def explained(
             loaded, known = one.model, one.split
         else:
             loaded = assessment.loaded(model, None, how, "classify")
-        files = list(sources.expand(inputs))
+        files = list(dataset.expand(inputs))
         yield from drawing.explain(
             loaded, files, out, level=level, method=method, top=top, known=known, **reading
         )

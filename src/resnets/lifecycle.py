@@ -13,27 +13,27 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from resnets import arch as archs
-from resnets import recipe as room
-from resnets.data.sources import Source
+from resnets.config import arch as archs
+from resnets.config import recipe as room
+from resnets.data.dataset import Source
 from resnets.errors import CheckpointError, DiskError, UsageError
 from resnets.evaluation import metrics
 from resnets.evaluation import scores as scores_room
-from resnets.evaluation.model import Model, load
+from resnets.evaluation.predictor import Model, load
 from resnets.listing import environment
-from resnets.nets import Network
-from resnets.nets.modelfile import save
+from resnets.models import Network
+from resnets.models.io.model_file import save
 from resnets.options import Task, check_outside, group
 from resnets.training import checkpoint, tasks
-from resnets.training.fit import Progress, batches, fit, read_best
+from resnets.training.distributed import launched
+from resnets.training.loop import Progress, batches, fit, read_best
 from resnets.training.memory import peak
 from resnets.training.plan import Plan
-from resnets.training.precise import precise
+from resnets.training.precise_bn import precise
 from resnets.training.run import Run
+from resnets.training.signals import Stop
 from resnets.training.state import Course, State
-from resnets.training.stop import Stop
 from resnets.training.tasks import Tested
-from resnets.training.world import launched
 
 
 @dataclass(frozen=True)

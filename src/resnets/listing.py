@@ -18,8 +18,8 @@ from resnets.options import Task
 
 def models(pattern: str) -> Iterator[dict[str, Any]]:
     """`api.models`."""
-    from resnets.families import FAMILY
-    from resnets.nets.cost import cost
+    from resnets.config.families import FAMILY
+    from resnets.models.cost import cost
 
     if not any(sign in pattern for sign in "*?["):
         pattern = f"*{pattern}*"
@@ -38,9 +38,9 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 def data_info(data: str, task: Task | None) -> dict[str, Any]:
     """`api.data_info`."""
-    from resnets.data import sources
+    from resnets.data import dataset
 
-    source = sources.load(data, max_unreadable=1.0, task=task or sources.task_of(data))
+    source = dataset.load(data, max_unreadable=1.0, task=task or dataset.task_of(data))
     names, kinds = ("name", "task", "digest", "channels", "size", "mean", "std"), source.classes
     facts = {
         **{name: getattr(source, name) for name in names},
@@ -61,13 +61,13 @@ def data_info(data: str, task: Task | None) -> dict[str, Any]:
 
 def data_check(data: str, task: Task | None) -> list[dict[str, Any]]:
     """`api.data_check`."""
-    from resnets.data import sources
+    from resnets.config.recipe import Recipe
+    from resnets.data import dataset
     from resnets.errors import Refused
-    from resnets.recipe import Recipe
 
     refused: list[tuple[str, str]] = []
     try:
-        source = sources.load(data, max_unreadable=1.0, task=task or sources.task_of(data))
+        source = dataset.load(data, max_unreadable=1.0, task=task or dataset.task_of(data))
         noted = [*((data, text) for text in source.notes), *source.problems]
         unreadable = [(str(path), f"unreadable: {reason}") for path, reason in source.unreadable]
         few = len(unreadable) <= Recipe(model="resnet18").max_unreadable * source.files
@@ -83,8 +83,8 @@ def data_check(data: str, task: Task | None) -> list[dict[str, Any]]:
 
 def runs(root: Path) -> list[dict[str, Any]]:
     """`api.runs`."""
-    from resnets.arch import task
-    from resnets.families import FAMILY
+    from resnets.config.arch import task
+    from resnets.config.families import FAMILY
     from resnets.reporting.words import WORDS
     from resnets.training.run import Run
 

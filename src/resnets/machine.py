@@ -52,12 +52,12 @@ def gpu() -> str:
 
 def training_rate(precision: str) -> float:
     """Images a second of training ResNet-20 at batch 128 on 32 pixels: enlarged digits."""
-    from resnets import recipes
-    from resnets.data import sources
-    from resnets.training.fit import estimate
+    from resnets.config import recipes
+    from resnets.data import dataset
+    from resnets.training.loop import estimate
     from resnets.training.plan import pick_device, resolve
 
     wanted = {"model": "resnet20", "size": 32, "batch": 128, "steps": 100, "precision": precision}
     recipe = recipes.merged(recipes.digits(), wanted)
-    run = resolve(recipe, sources.load("digits"), pick_device(), 0)
+    run = resolve(recipe, dataset.load("digits"), pick_device(), 0)
     return run.steps * run.recipe.batch / estimate(run, seconds=4)

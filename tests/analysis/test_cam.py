@@ -9,10 +9,10 @@ from captum.attr import LayerGradCam, Occlusion
 from torch.nn import functional as F
 
 from resnets.analysis.cam import grad_cam, occlusion, overlay, sanity, scaled
-from resnets.arch import MlpArch, VitArch
+from resnets.config.arch import MlpArch, VitArch
+from resnets.config.families import arch
 from resnets.errors import UsageError
-from resnets.families import arch
-from resnets.nets import build
+from resnets.models import build
 
 SMALL = replace(arch("resnet20"), blocks=(1, 1, 1), widths=(4, 8, 16), stem_width=4, classes=5)
 SIDES = {1: (40,), 2: (20, 28), 3: (12, 10, 14)}

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from resnets.analysis import embedding
 from resnets.analysis.embedding import duplicates, nearest, prints, project, vectors
+from resnets.config.families import arch
+from resnets.config.recipe import Preprocess
 from resnets.data.splits import Split
 from resnets.data.transforms import grey
-from resnets.evaluation.model import Model
-from resnets.families import arch
-from resnets.nets import build
-from resnets.nets.modelfile import Card
-from resnets.recipe import Preprocess
+from resnets.evaluation.predictor import Model
+from resnets.models import build
+from resnets.models.io.model_file import Card
 
 
 def photographs(count, seed=0):

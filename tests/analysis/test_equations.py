@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from resnets import nets
+from resnets import models
 from resnets.analysis import depth
-from resnets.arch import DenseNetArch, Join, MlpArch, VitArch
+from resnets.config.arch import DenseNetArch, Join, MlpArch, VitArch
+from resnets.config.families import SHORTCUTS, arch
 from resnets.errors import UsageError
-from resnets.families import SHORTCUTS, arch
-from resnets.nets.blocks import units
+from resnets.models.blocks import units
 
 BASE = replace(arch("resnet20"), blocks=(3, 2, 2))
 
@@ -25,7 +25,7 @@ def seeded():
 
 def network(seed=0, **changes):
     torch.manual_seed(seed)
-    return nets.build(replace(BASE, **changes))
+    return models.build(replace(BASE, **changes))
 
 
 def x(n=4, side=16):
@@ -60,15 +60,15 @@ def test_equations_4_and_5_hold_for_identity_mappings_alone(learned):
 
 
 def test_equation_4_for_tables_and_transformers():
-    table = nets.build(MlpArch(blocks=3, width=8, hidden=16, channels=5))
+    table = models.build(MlpArch(blocks=3, width=8, hidden=16, channels=5))
     assert depth.equation4(table, torch.randn(6, 5)) < 1e-13
-    vit = nets.build(VitArch(blocks=3, width=8, heads=2, hidden=16, patch=4, size=8))
+    vit = models.build(VitArch(blocks=3, width=8, heads=2, hidden=16, patch=4, size=8))
     assert depth.equation4(vit, torch.randn(2, 3, 8, 8)) < 1e-13
     nn.init.normal_(vit.fc.weight)  # it starts at zero, and with it every gradient
     assert depth.equation5(vit, torch.randn(2, 3, 8, 8)) < 1e-12
     widths = replace(arch("preresnet20"), blocks=(1, 1), widths=(32, 64))
     with pytest.raises(UsageError, match="no unit of the network keeps the shape"):
-        depth.equation4(nets.build(widths), x())
+        depth.equation4(models.build(widths), x())
 
 
 OPEN = 1 / (1 + math.exp(-6))  # 1 - g of a gate with bias -6
@@ -180,7 +180,7 @@ def test_swaps_are_of_the_same_stage_and_shape_and_of_equal_units_change_nothing
 @pytest.mark.parametrize("description", [arch("plain20"), DenseNetArch(
     blocks=(1, 1), growth=4, stem_width=8, stem="cifar", classes=3, size=8)])  # fmt: skip
 def test_what_has_no_units_is_refused(description):
-    net = nets.build(description)
+    net = models.build(description)
     with pytest.raises(UsageError, match="no residual units"):
         next(depth.lesions(net, lambda: 0.0))
     with pytest.raises(UsageError, match="no residual units"):
@@ -192,7 +192,7 @@ class Line(nn.Module):
 
     def __init__(self, *slopes):
         super().__init__()
-        table = nets.build(MlpArch(blocks=len(slopes), width=1, hidden=1, channels=1, classes=2))
+        table = models.build(MlpArch(blocks=len(slopes), width=1, hidden=1, channels=1, classes=2))
         self.first, self.units = nn.Linear(1, 1, bias=False), table.units
         nn.init.ones_(self.first.weight)
         for unit, slope in zip(self.units, slopes, strict=True):

@@ -12,15 +12,15 @@ from PIL import Image
 
 from resnets.analysis import cam
 from resnets.analysis.explain import explain, explore, scatter, sheet
-from resnets.data import sources
+from resnets.config.families import arch
+from resnets.config.recipe import Preprocess
+from resnets.data import dataset
 from resnets.data.splits import Split
 from resnets.errors import UsageError
-from resnets.evaluation.model import Model
+from resnets.evaluation.predictor import Model
 from resnets.evaluation.scores import Scores
-from resnets.families import arch
-from resnets.nets import build
-from resnets.nets.modelfile import Card
-from resnets.recipe import Preprocess
+from resnets.models import build
+from resnets.models.io.model_file import Card
 
 NAMES = ("ant", "bee & wasp", "$c$")
 
@@ -124,7 +124,7 @@ def large(split):
 
 
 def test_exploring_digits(tmp_path):
-    source = sources.load("digits")
+    source = dataset.load("digits")
     whole = model(1, source.classes)
     test = large(source.test.take(torch.arange(60)))
     train = large(source.train.take(torch.arange(20))).plus(test.take(torch.tensor([7])))

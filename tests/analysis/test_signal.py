@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from resnets import nets
+from resnets import models
 from resnets.analysis.signal import Layer, loss, responses, signal, verdict, without_row
+from resnets.config.families import arch
 from resnets.errors import UsageError
-from resnets.families import arch
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def test_each_call_is_a_layer_and_weights_that_are_shared_count_once_each():
 
 
 def test_the_callers_network_is_as_before():
-    net = nets.create("resnet8").eval()
+    net = models.create("resnet8").eval()
     next(net.parameters()).grad = torch.ones(16, 3, 3, 3)
     kept, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     signal(net, images())
@@ -76,7 +76,7 @@ def test_the_callers_network_is_as_before():
 @pytest.mark.parametrize("side", [4, 16])
 def test_every_layer_is_seen_whatever_a_training_step_fuses(form, side):
     """Maps of one pixel are channels_last in either format, and the kernels would take them."""
-    net = nets.create("resnet8").to(memory_format=form)
+    net = models.create("resnet8").to(memory_format=form)
     x = images(side=side).to(memory_format=form)
     with torch.autocast("cpu", torch.bfloat16):
         assert [layer.name for layer in signal(net, x)][:3] == [
@@ -88,7 +88,7 @@ def test_every_layer_is_seen_whatever_a_training_step_fuses(form, side):
 
 
 def test_responses_are_after_normalisation_with_learned_statistics():
-    net = nets.create("resnet8").eval()
+    net = models.create("resnet8").eval()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.fill_(0.5)
@@ -104,7 +104,7 @@ def test_responses_are_after_normalisation_with_learned_statistics():
 
 
 def test_responses_of_pre_activation_are_the_convolutions_own():
-    net = nets.create(replace(arch("preresnet20"), blocks=(1, 1, 1), norm="group"))
+    net = models.create(replace(arch("preresnet20"), blocks=(1, 1, 1), norm="group"))
     x = images()
     found = responses(net, x)
     assert found[0][3] == pytest.approx(net.conv1(x).std(correction=0).item(), rel=1e-5)
@@ -112,7 +112,7 @@ def test_responses_of_pre_activation_are_the_convolutions_own():
 
 
 def test_the_projections_are_no_3x3_layers_and_linear_networks_have_none():
-    names = [name for _, name, *_ in responses(nets.create("resnet164"), images(2, 8))]
+    names = [name for _, name, *_ in responses(models.create("resnet164"), images(2, 8))]
     assert names[:2] == ["conv1", "layer1.0.conv2"]
     assert len(names) == 55
     with pytest.raises(UsageError, match="no convolution wider than 1"):
@@ -166,7 +166,7 @@ def test_batch_normalisation_keeps_gradients_of_plain_networks_from_vanishing():
     that is much.
     """
     torch.manual_seed(0)
-    net = nets.create("plain56")
+    net = models.create("plain56")
     found = signal(net, images(8, 32))[:-1]
     last = found[-1].backward
     assert min(layer.backward for layer in found) > last / 10
@@ -178,7 +178,9 @@ def test_batch_normalisation_keeps_gradients_of_plain_networks_from_vanishing():
 
 def test_shortcuts_keep_the_signal_healthy():
     torch.manual_seed(0)
-    assert verdict(signal(nets.create("resnet56"), images(8, 32))).startswith("The signal is heal")
+    assert verdict(signal(models.create("resnet56"), images(8, 32))).startswith(
+        "The signal is heal"
+    )
 
 
 def test_responses_say_where_they_were_taken():
@@ -204,4 +206,4 @@ def test_weights_without_a_row_are_named():
     net = Attending()
     found = signal(net, torch.randn(3, 5, 4))
     assert without_row(net, found) == ["attention.in_proj_weight", "attention.out_proj.weight"]
-    assert without_row(nets.create("resnet8"), signal(nets.create("resnet8"), images())) == []
+    assert without_row(models.create("resnet8"), signal(models.create("resnet8"), images())) == []

@@ -5,12 +5,13 @@ import unicodedata
 
 import numpy as np
 import pytest
-from made import picture
 
 from resnets.data import load
-from resnets.data.names import flag, number, split_in
-from resnets.data.sources import task_of
+from resnets.data.dataset import task_of
+from resnets.data.file_names import flag, number, split_in
 from resnets.errors import DataError, Refused
+
+from ._helpers import picture
 
 BOX, XYWH = [10, 10, 30, 25], [10, 10, 20, 15]  # of 40 x 30 pixels
 ROW = "0 .5 .58333333 .5 .5"

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
-from resnets.data import policies, transforms
-from resnets.data.draws import uniform
+from resnets.config.recipe import Augment, Preprocess
+from resnets.data import auto_augment, transforms
+from resnets.data.rng import uniform
 from resnets.data.transforms import DRAWS, centre, cut, geometry, normalize, statistics
-from resnets.recipe import Augment, Preprocess
 
 sides = st.integers(1, 700)
 
@@ -251,8 +251,8 @@ def test_the_view_is_the_crop_and_then_the_policy():
     preprocess, crop = Preprocess(size=16), Augment(crop="area")
     plain, row = transforms.views(image, draws, 16, preprocess, crop), draws[0].tolist()
     for policy, expected in (
-        ("trivial", policies.trivial(plain, row[32:])),
-        ("rand", policies.rand(plain, 9, 1.0, row[32:40])),
+        ("trivial", auto_augment.trivial(plain, row[32:])),
+        ("rand", auto_augment.rand(plain, 9, 1.0, row[32:40])),
     ):
         augment = Augment(crop="area", policy=policy, rand=(9, 1.0))
         found = transforms.views(image, draws, 16, preprocess, augment)

@@ -1,13 +1,14 @@
 import pytest
 import torch
-from said import scores
 from sklearn.datasets import load_sample_image
-from test_views import made, pictures
 from torch.nn import functional as F
 
-from resnets.data.sources import Split
+from resnets.data.dataset import Split
 from resnets.evaluation import metrics
 from resnets.evaluation.corruptions import STRENGTHS, corrupt, mean_corruption_error, robustness
+
+from ._helpers import scores
+from .test_tta import made, pictures
 
 INDICES = torch.tensor([5, 3, 9])
 

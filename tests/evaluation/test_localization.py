@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from resnets.config.recipe import Preprocess
 from resnets.data.splits import Split
-from resnets.evaluation.localize import localization
-from resnets.nets.detector import Detections
-from resnets.recipe import Preprocess
+from resnets.evaluation.localization import localization
+from resnets.models.detection.faster_rcnn import Detections
 
 READING = {"preprocess": Preprocess(size=64), "device": "cpu", "batch": 2}
 K = 8
@@ -73,7 +73,7 @@ def test_nothing_to_locate(split):
 
 
 def test_the_network_is_a_localiser(split):
-    from resnets.nets import create
+    from resnets.models import create
 
     network = create("localizer_tiny", classes=K).eval()
     result = localization(network, split, bfloat16=True, **READING)

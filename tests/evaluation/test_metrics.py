@@ -7,10 +7,11 @@ import pytest
 import sklearn.metrics as theirs
 import torch
 import torchmetrics.functional.classification as tm
-from said import drawn, scores
 
 from resnets.evaluation import metrics
 from resnets.evaluation.metrics import compare, result
+
+from ._helpers import drawn, scores
 
 
 def close(value):

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from resnets.data import sources
-from resnets.evaluation import metrics, model
+from resnets.data import dataset
+from resnets.evaluation import metrics, predictor
 from resnets.evaluation.scores import ensemble
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
@@ -22,9 +22,9 @@ def networks(cifar10):
     folder = Path(environ.get("RESNETS_SHARED", Path(__file__).parents[3] / "shared"))
     if not (folder / "checkpoints").exists():
         pytest.skip("no shared data: set RESNETS_SHARED to the folder that has checkpoints/")
-    source = sources.load("cifar10")
+    source = dataset.load("cifar10")
     models = [
-        model.load(folder / "checkpoints" / file, classes=source.classes).normalized(*IMAGENET)
+        predictor.load(folder / "checkpoints" / file, classes=source.classes).normalized(*IMAGENET)
         for file in ERRORS
     ]
     return models, source.test

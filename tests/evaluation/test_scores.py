@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from said import drawn, scores
 
 from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation.scores import ensemble, load, mean, save
+
+from ._helpers import drawn, scores
 
 
 def test_the_mean_is_of_probabilities():

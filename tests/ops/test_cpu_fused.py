@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnets.arch import ResNetArch
-from resnets.nets import build
-from resnets.nets.accelerate import accelerate
+from resnets.config.arch import ResNetArch
+from resnets.models import build
+from resnets.models.accelerate import accelerate
 from resnets.ops import cpu_fused
 from resnets.ops.cpu_fused import Plus, run_layers
 
@@ -265,14 +265,15 @@ def test_built_once_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for name in ("forward", "backward")
         for dtype in (torch.float32, torch.bfloat16)
     }
-    [built] = (tmp_path / "resnets").iterdir()
+    [built] = (tmp_path / "resnets" / "kernels").glob("*.so")
     monkeypatch.setenv("PATH", "")
     assert cpu_fused.library.__wrapped__() is not None
     built.unlink()
     assert cpu_fused.library.__wrapped__() is None  # no compiler
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    (tmp_path / "other" / "resnets").mkdir(parents=True)
-    (tmp_path / "other" / "resnets" / built.name).write_bytes(b"cut short")
+    other = tmp_path / "other" / "resnets" / "kernels"
+    other.mkdir(parents=True, mode=0o700)
+    (other / built.name).write_bytes(b"cut short")
     assert cpu_fused.library.__wrapped__() is None
 
 

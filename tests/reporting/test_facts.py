@@ -3,12 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import RIGHT, folder, two
 
+from resnets.config.recipe import Recipe
 from resnets.errors import UsageError
 from resnets.evaluation.scores import Scores
-from resnets.recipe import Recipe
 from resnets.reporting import compare, facts
+
+from ._helpers import RIGHT, folder, two
 
 
 def said(run, counts=()):

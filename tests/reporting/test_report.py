@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import folder, source, two
 
 from resnets.escape import visible
 from resnets.evaluation.scores import Scores
 from resnets.reporting import card, report
 from resnets.reporting.facts import gather
 from resnets.training.run import Run
+
+from ._helpers import folder, source, two
 
 yaml = pytest.importorskip("yaml")
 WILD = ('<b>&"', "a|b", "it's: {%x%}", "\u0085\x7f", "🐈 # *_`", "$x_1$", "null", "- 1")

@@ -6,16 +6,17 @@ import re
 import pytest
 import torch
 from PIL import Image
-from test_report import Page
 
 import resnets
 from resnets import lifecycle
 from resnets.data.splits import Split
-from resnets.evaluation import detect
-from resnets.evaluation.detect import Found
+from resnets.evaluation import detection
+from resnets.evaluation.detection import Found
 from resnets.reporting import compare, plots, scenes
 from resnets.reporting.facts import gather, percent
 from resnets.training.run import Run
+
+from .test_report import Page
 
 yaml = pytest.importorskip("yaml")
 SHORT = {"size": 64, "batch": 4, "augment.scale": [56, 80], "precision": "float32"}
@@ -140,7 +141,7 @@ def made(folder):
     classes, scores, boxes = zip(*given, strict=True)
     zeros = torch.zeros(len(given), dtype=torch.int64)
     columns = torch.tensor(classes), torch.tensor(scores), torch.tensor(boxes).float()
-    square = detect.pasted(torch.ones(28, 28), columns[2][0], 120, 160)
+    square = detection.pasted(torch.ones(28, 28), columns[2][0], 120, 160)
     return split, Found(zeros, *columns, (square,) * len(given), torch.tensor([0]))
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnets.errors import UsageError, nearest
-from resnets.nets import Classifier, build
-from resnets.nets.layers import global_mean
-from resnets.nets.mlp import Mlp
-from resnets.nets.transformer import VisionTransformer
+from resnets.models import Classifier, build
+from resnets.models.layers import global_mean
+from resnets.models.mlp import Mlp
+from resnets.models.transformer import VisionTransformer
 from resnets.training.optim import classifier
 
 Heat = Callable[[Classifier, Tensor, Tensor], Tensor]  # (B, C, *S), int64 (B,) -> (B, *S)

@@ -17,14 +17,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from resnets.analysis.signal import loss, settled
 from resnets.errors import UsageError
-from resnets.nets.blocks import (
-    ExclusiveGate,
-    PreActivation,
-    Residual,
-    SharedPreActivation,
-    units,
-)
-from resnets.nets.resnet import Pad, Scale, ShortcutGate
+from resnets.models.blocks import ExclusiveGate, PreActivation, Residual, SharedPreActivation, units
+from resnets.models.resnet import Pad, Scale, ShortcutGate
 
 Unit = Residual | PreActivation
 Score = Callable[[], float]

@@ -15,13 +15,13 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from resnets.data.coco import Ids, free
 from resnets.data.decode import decode
+from resnets.data.detection.coco import Ids, free
 from resnets.data.splits import Split
 from resnets.escape import visible
-from resnets.evaluation import detect, segment
-from resnets.evaluation.detect import Detect, Found
-from resnets.evaluation.model import Model
+from resnets.evaluation import detection, segmentation
+from resnets.evaluation.detection import Detect, Found
+from resnets.evaluation.predictor import Model
 from resnets.evaluation.scenes import Reading
 from resnets.files import write_whole
 
@@ -85,7 +85,7 @@ def seen(split: Split, index: int, found: Found, names: Sequence[str], score: fl
     words = [f"{visible(names[k])} {chance:.2f}" for k, chance in zip(kinds, chances, strict=True)]
     masks = None
     if found.masks is not None and len(rows):
-        masks = torch.stack([detect.decoded(found.masks[row]) for row in rows.tolist()])
+        masks = torch.stack([detection.decoded(found.masks[row]) for row in rows.tolist()])
     return boxed(read(split, index), found.boxes[rows], kinds, words, masks)
 
 
@@ -105,7 +105,7 @@ def objects(
     Raises DiskError, and MissingPackage for masks.
     """
     assert not isinstance(split.images, Tensor)
-    found = detect.find(network, split, bfloat16=model.bfloat16, **reading)
+    found = detection.find(network, split, bfloat16=model.bfloat16, **reading)
     names = model.card.classes
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
@@ -148,7 +148,9 @@ def pixels(
     assert not isinstance(split.images, Tensor)
     names, rows = model.card.classes, list[dict[str, str]]()
     folder.mkdir(parents=True, exist_ok=True)
-    for batch, maps in segment.class_maps(model.network, split, bfloat16=model.bfloat16, **reading):
+    for batch, maps in segmentation.class_maps(
+        model.network, split, bfloat16=model.bfloat16, **reading
+    ):
         rows += [row(path, problem=why) for path, why in batch.unreadable]
         for index, classes in zip(batch.indices.tolist(), maps, strict=True):
             path, given = split.images[index], classes.cpu()

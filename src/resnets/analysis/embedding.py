@@ -10,11 +10,11 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnets.data.batches import test_batches
+from resnets.config.recipe import Preprocess
+from resnets.data.loader import test_batches
 from resnets.data.splits import Split
-from resnets.evaluation.model import Model
-from resnets.nets.layers import global_mean
-from resnets.recipe import Preprocess
+from resnets.evaluation.predictor import Model
+from resnets.models.layers import global_mean
 
 GREY = Preprocess(size=32, channels=1, mean=(0.0,), std=(1.0,), white=0)
 # Measured on CIFAR-10, whose test images have near-duplicates in the training set: up to 10 bits of

@@ -25,7 +25,7 @@ from resnets.data.transforms import normalize, statistics
 from resnets.errors import UsageError
 from resnets.escape import visible
 from resnets.evaluation.metrics import answers, truth
-from resnets.evaluation.model import Model, Prediction, view
+from resnets.evaluation.predictor import Model, Prediction, view
 from resnets.evaluation.scores import Scores
 from resnets.files import write_whole
 from resnets.training.run import Run

@@ -24,10 +24,10 @@ import resnets
 from resnets import api
 from resnets.cli import screen, show
 from resnets.cli.build import command, explain
+from resnets.config.recipe import Augment, Recipe
 from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError
 from resnets.escape import lines, visible
 from resnets.options import Task, check_floors, check_value, floors, literals, public
-from resnets.recipe import Augment, Recipe
 
 if TYPE_CHECKING:
     from resnets.training.tune import Trial
@@ -94,7 +94,7 @@ def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any)
         api.check_run(run, data)
     plan = api.plan(data, devices=devices, **options)
     from resnets import lifecycle
-    from resnets.training.fit import estimate
+    from resnets.training.loop import estimate
 
     # What is wrong with a folder is told before anything is measured.
     runs = lifecycle.seed_runs(plan, run, seeds) if seeds > 1 else {}
@@ -121,7 +121,7 @@ def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any)
 
 def ranks(devices: int, run: str | Path, device: str, workers: int) -> None:
     """Go on with a run in as many processes, and exit as they do."""
-    from resnets.training.world import launch
+    from resnets.training.distributed import launch
 
     options = ["--device", device, "--workers", str(workers), *["--json"] * screen.out.quiet]
     raise SystemExit(launch(devices, ["resume", str(run), *options]))
@@ -140,7 +140,7 @@ def tune(data: str, *, rate_only: bool = False, **options: Any) -> None:
         show.rates(*api.find_rate(plan))
         return
     from resnets.options import seconds
-    from resnets.training.fit import estimate
+    from resnets.training.loop import estimate
 
     show.plan(plan, seconds(budget) if budget else trials * estimate(plan))
     folder = Path(run or api.study_folder(plan))
@@ -244,8 +244,8 @@ def reproduce(
             ROOT/runs/smoke.
         dry_run: Print what would be run, and how long it would take here.
     """
-    from resnets.paper import budgets, reproduce, results
-    from resnets.paper.experiments import EXPERIMENTS
+    from resnets.papers import budgets, reproduce, results
+    from resnets.papers.experiments import EXPERIMENTS
 
     if status:
         screen.listed(reproduce.status(root))
@@ -349,7 +349,7 @@ def register() -> None:
         (app, "calibrate", api.calibrate, show.calibration),
         (app, "report", api.report, show.place),
         (app, "analyze", api.analyze, show.analysis),
-        (app, "models", api.models, screen.listed),
+        (app, "models", api.list_models, screen.listed),
         (app, "doctor", api.doctor, show.pairs),
         (data_app, "info", api.data_info, show.data),
         (data_app, "check", api.data_check, show.checked),

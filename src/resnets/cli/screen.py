@@ -21,7 +21,7 @@ from rich.table import Table
 from resnets.escape import lines, visible
 
 if TYPE_CHECKING:
-    from resnets.training.fit import Progress as Standing
+    from resnets.training.loop import Progress as Standing
 
 for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
     if getattr(sys, name) is None:  # closed: the next file that is opened would take its place
@@ -97,7 +97,7 @@ def percent(part: float | None) -> str:
 
 def counted(number: float) -> str:
     """1.8e9 as 1.8 G."""
-    from resnets.paper.ledger import large
+    from resnets.papers.ledger import large
 
     return large(number)
 

@@ -17,7 +17,7 @@ from resnets.training.run import Run
 if TYPE_CHECKING:
     from resnets.assessment import Calibration
     from resnets.evaluation.metrics import Result
-    from resnets.evaluation.model import Prediction
+    from resnets.evaluation.predictor import Prediction
     from resnets.instruments import Analysis
     from resnets.lifecycle import Outcome
     from resnets.training.plan import Plan
@@ -271,8 +271,8 @@ def reached(row: Mapping[str, Any]) -> None:
     if out.quiet:
         print(screen.json_text(row))
         return
-    from resnets.paper.ledger import large
-    from resnets.paper.results import EXACT, SCENES
+    from resnets.papers.ledger import large
+    from resnets.papers.results import EXACT, SCENES
 
     names = ("train_error", "test_error", "top5_error", "median_std", *SCENES, *EXACT)
     figures = ", ".join(

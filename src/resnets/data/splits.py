@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnets.data.draws import spread
+from resnets.data.rng import spread
 from resnets.errors import UsageError
 
 Polygon = tuple[float, ...]  # x, y, x, y, ... in pixels

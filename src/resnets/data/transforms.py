@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resnets.config.recipe import Augment, Preprocess
 from resnets.errors import UsageError
-from resnets.recipe import Augment, Preprocess
 
 Crops = Literal["center", "corners", "whole"]
 
@@ -116,14 +116,14 @@ def views(
     if augment.crop in ("none", "pad") and augment.policy == "none":  # one view for all
         return cut(images, centre(height, width, preprocess), side)
     if augment.policy != "none":
-        from resnets.data import policies  # here, since its torchvision takes 1.7 s to import
+        from resnets.data import auto_augment  # here, since its torchvision takes 1.7 s to import
     rows = []
     for image, row in zip(torch.split(images, 1), draws.tolist(), strict=True):
         x = cut(image, geometry(height, width, preprocess, augment, row), side)
         if augment.policy == "trivial":
-            x = policies.trivial(x, row[_POLICY])
+            x = auto_augment.trivial(x, row[_POLICY])
         if augment.policy == "rand":
-            x = policies.rand(x, *augment.rand, row[_POLICY])
+            x = auto_augment.rand(x, *augment.rand, row[_POLICY])
         rows.append(x)
     return torch.cat(rows)
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as V
 
-from resnets.data.batches import Change
 from resnets.data.decode import decode
-from resnets.data.draws import uniform
+from resnets.data.loader import Change
+from resnets.data.rng import uniform
 from resnets.evaluation.metrics import right
 from resnets.evaluation.scores import Scores
 

@@ -10,10 +10,10 @@ from typing import Required, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from resnets.data.batches import Batch, test_batches
-from resnets.data.scenes import fitted
+from resnets.config.recipe import Preprocess
+from resnets.data.joint_transforms import fitted
+from resnets.data.loader import Batch, test_batches
 from resnets.data.splits import Split
-from resnets.recipe import Preprocess
 
 
 class Reading(TypedDict, total=False):

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from resnets.errors import CheckpointError, DiskError, UsageError
 from resnets.files import write_whole
-from resnets.nets.modelfile import digest
+from resnets.models.io.model_file import digest
 
 T = TypeVar("T")
 

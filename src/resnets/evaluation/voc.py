@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnets.data.splits import Split
-from resnets.ops.boxes import iou
+from resnets.models.detection.boxes import iou
 
 if TYPE_CHECKING:
-    from resnets.evaluation.detect import Found
+    from resnets.evaluation.detection import Found
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnets import arch as archs
-from resnets import recipe as recipes
 from resnets.analysis import findings
+from resnets.config import arch as archs
+from resnets.config import recipe as recipes
+from resnets.config.recipe import Recipe
 from resnets.evaluation import metrics, scores
 from resnets.evaluation.metrics import Result
 from resnets.evaluation.scores import Scores
-from resnets.nets.cost import cost as network_cost
+from resnets.models.cost import cost as network_cost
 from resnets.options import Task, group
-from resnets.recipe import Recipe
 from resnets.reporting.words import WORDS, Words
 from resnets.training.run import Run
 

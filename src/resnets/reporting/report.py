@@ -17,17 +17,17 @@ from torchvision.utils import make_grid
 
 from resnets.analysis import findings
 from resnets.analysis.cam import grad_cam, overlay
-from resnets.data import sources
-from resnets.data.batches import test_batches
-from resnets.data.sources import Source, Split
+from resnets.config.recipe import Preprocess
+from resnets.data import dataset
+from resnets.data.dataset import Source, Split
+from resnets.data.loader import test_batches
 from resnets.data.transforms import statistics
 from resnets.errors import CheckpointError, DataError, ResnetsError
 from resnets.escape import visible
 from resnets.evaluation import metrics
-from resnets.evaluation.model import Model, load
+from resnets.evaluation.predictor import Model, load
 from resnets.evaluation.scores import Scores
 from resnets.files import write_whole
-from resnets.recipe import Preprocess
 from resnets.reporting import facts as room
 from resnets.reporting import plots, scenes
 from resnets.reporting.facts import Facts
@@ -136,11 +136,11 @@ def answers(
 def reread(facts: Facts) -> Source:
     """The run's data, split as for the run. Raises DataError where it is gone or another."""
     recipe = facts.recipe
-    source = sources.load(recipe.data, max_unreadable=recipe.max_unreadable, task=facts.task)
+    source = dataset.load(recipe.data, max_unreadable=recipe.max_unreadable, task=facts.task)
     if source.digest != facts.source["digest"]:
         raise DataError(f"{facts.data} is no longer the data that the run was trained on.")
-    source = sources.with_val(source) if recipe.trainval else source
-    return sources.hold_out(source, recipe.holdout, recipe.seed) if recipe.holdout else source
+    source = dataset.with_val(source) if recipe.trainval else source
+    return dataset.hold_out(source, recipe.holdout, recipe.seed) if recipe.holdout else source
 
 
 def short(split: Split | None, index: int) -> str:

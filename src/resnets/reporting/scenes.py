@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import resize, to_pil_image
 
 from resnets.analysis import drawing
-from resnets.data.scenes import class_map
+from resnets.data.joint_transforms import class_map
 from resnets.data.splits import Shape, Split
 from resnets.errors import CheckpointError
-from resnets.evaluation import detect, segment
-from resnets.evaluation.detect import Found
-from resnets.evaluation.model import Model, load
+from resnets.evaluation import detection, segmentation
+from resnets.evaluation.detection import Found
+from resnets.evaluation.predictor import Model, load
 from resnets.evaluation.scenes import Reading
-from resnets.ops.boxes import area, common, iou
+from resnets.models.detection.boxes import area, common, iou
 from resnets.reporting import facts as room
 from resnets.reporting import plots
 from resnets.reporting.facts import Facts
@@ -93,11 +93,11 @@ def detected(facts: Facts, split: Split, name: Name) -> Parts:
     path, names = facts.run.path / "detections.safetensors", facts.classes
     if not path.exists():
         return [], None, []
-    found, total = detect.load(path), facts.ended["objects"]
+    found, total = detection.load(path), facts.ended["objects"]
     for numbers, count in ((found.classes, len(names)), (found.images, len(split))):
         if len(numbers) and int(numbers.max()) >= count:
             raise CheckpointError(f"{path} is of other classes or images than those of the run")
-    each = detect.figures(found, split, "bbox", len(names)).precision
+    each = detection.figures(found, split, "bbox", len(names)).precision
     curves = plots.precision({k: v for k, v in zip(names, each, strict=True) if v})
     # As many as there are objects: there precision equals recall.
     *_, least = (2.0, *found.scores.sort(descending=True).values[:total].tolist())
@@ -125,7 +125,7 @@ def located(facts: Facts, split: Split, name: Name) -> Parts:
     """Some images, and the surest box of each."""
     model, chosen = load(facts.run.path, task="localize"), some(torch.arange(len(split)), SHOWN)
     few = split.take(chosen)
-    found = detect.find(cast(Any, model.network), few, **reading(model))
+    found = detection.find(cast(Any, model.network), few, **reading(model))
     many = torch.bincount(found.images)
     best = take(found, (many.cumsum(0) - many)[many > 0])  # the surest come first
     shown = gallery(best, few, facts.classes, lambda index: name(int(chosen[index])))
@@ -136,12 +136,12 @@ def segmented(facts: Facts, split: Split, name: Name) -> Parts:
     """Some images with the classes of their pixels, the worst first."""
     model, chosen = load(facts.run.path, task="segment"), some(torch.arange(len(split)), LOOKED)
     names, few, shown = facts.classes, split.take(chosen), list[tuple[float, Picture]]()
-    for batch, maps in segment.class_maps(model.network, few, **reading(model)):
+    for batch, maps in segmentation.class_maps(model.network, few, **reading(model)):
         for index, own in zip(batch.indices.tolist(), maps, strict=True):
             given, file = own.cpu(), cast(Path, few.masks[index])
             true = torch.from_numpy(class_map(file, *given.shape)).long()
-            counts = segment.confusion(true, given, len(names))
-            share = segment.result(F.pad(counts.flatten(), (1, 0)), names, []).mean_iou
+            counts = segmentation.confusion(true, given, len(names))
+            share = segmentation.result(F.pad(counts.flatten(), (1, 0)), names, []).mean_iou
             both = counts.sum(0) + counts.sum(1)
             most = both.argsort(descending=True, stable=True)[:6]
             image, whole = drawing.read(few, index), (0, 0, given.shape[1], given.shape[0])
@@ -253,8 +253,8 @@ def true(split: Split, index: int, names: Sequence[str], only: slice = slice(Non
     rows, (height, width) = objects(split, index)[only], split.sizes[index].tolist()
     kinds = rows[:, 4].long().tolist()
     shapes = cast(tuple[Shape, ...], split.masks[index] if split.masks else ())[only]
-    runs = [detect.rle(shape, height, width)["counts"] for shape in shapes]
-    masks = torch.stack([detect.decoded((height, width, x)) for x in runs]) if runs else None
+    runs = [detection.rle(shape, height, width)["counts"] for shape in shapes]
+    masks = torch.stack([detection.decoded((height, width, x)) for x in runs]) if runs else None
     words = [names[k] for k in kinds]
     return drawing.boxed(drawing.read(split, index), rows[:, :4], kinds, words, masks)
 

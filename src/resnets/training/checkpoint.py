@@ -21,10 +21,10 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from resnets.arch import wrong
+from resnets.config.arch import wrong
 from resnets.errors import CheckpointError, DiskError
 from resnets.files import sync_folder, write_synced
-from resnets.nets.modelfile import digest
+from resnets.models.io.model_file import digest
 from resnets.training.state import Course
 
 KEEP = 2

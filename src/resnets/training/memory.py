@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from resnets import nets
+from resnets import models
 from resnets.training import tasks
+from resnets.training.distributed import launched
 from resnets.training.plan import Plan
-from resnets.training.world import launched
 
 MARGIN = 0.8  # of the available memory that may be planned with
 MOMENTS = {"sgd": 1, "lars": 1, "muon": 2, "adamw": 2, "lamb": 2}  # at most, in weights
@@ -28,7 +28,7 @@ def need(plan: Plan) -> tuple[int, int]:
     the gradient and the optimiser's own copy of it.
     """
     with torch.device("meta"):
-        network = nets.build(plan.arch)
+        network = models.build(plan.arch)
     # Zeros, since drawing the initial weights would take the longest.
     network = network.to_empty(device=plan.device).train()
     weights = list(network.parameters())

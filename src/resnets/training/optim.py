@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from resnets.config.recipe import Recipe
 from resnets.errors import UsageError
-from resnets.nets import Classifier, Network
-from resnets.nets.densenet import DenseNet
-from resnets.nets.resnet import ResNet
-from resnets.recipe import Recipe
+from resnets.models import Classifier, Network
+from resnets.models.densenet import DenseNet
+from resnets.models.resnet import ResNet
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 State = list[dict[str, Tensor]]

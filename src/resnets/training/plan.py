@@ -13,20 +13,20 @@ from typing import Any, Literal
 
 import torch
 
-from resnets import arch as archs
-from resnets import families
-from resnets.arch import Arch
-from resnets.data.draws import draw_of_step
-from resnets.data.sources import Source, Split
+from resnets.config import arch as archs
+from resnets.config import families
+from resnets.config.arch import Arch
+from resnets.config.recipe import Augment, Preprocess, Recipe, to_dict
+from resnets.config.recipes import RECIPES
+from resnets.data.dataset import Source, Split
+from resnets.data.rng import draw_of_step
 from resnets.errors import DataError, UsageError
-from resnets.evaluation.model import Model, load, takes_pictures
-from resnets.nets.cost import cost
-from resnets.nets.modelfile import Card
+from resnets.evaluation.predictor import Model, load, takes_pictures
+from resnets.models.cost import cost
+from resnets.models.io.model_file import Card
 from resnets.options import Task
-from resnets.recipe import Augment, Preprocess, Recipe, to_dict
-from resnets.recipes import RECIPES
+from resnets.training.distributed import ALONE, World
 from resnets.training.state import Course, State, adopt
-from resnets.training.world import ALONE, World
 
 WRITING = 3.5  # seconds for the files of a result, its pictures and its report, on two cores
 

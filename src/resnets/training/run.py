@@ -35,11 +35,11 @@ from typing import Annotated, Any
 import pydantic
 from filelock import FileLock, Timeout
 
-from resnets import arch as archs
+from resnets.config import arch as archs
+from resnets.config.recipe import Preprocess
 from resnets.errors import CheckpointError, DiskError, UsageError
 from resnets.escape import cell
 from resnets.files import sync_folder, write_whole
-from resnets.recipe import Preprocess
 
 Number = Annotated[float, pydantic.Strict()]  # whole ones too
 

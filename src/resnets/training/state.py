@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from resnets import nets
-from resnets.arch import Arch
+from resnets import models
+from resnets.config.arch import Arch
+from resnets.config.recipe import Recipe
 from resnets.errors import CheckpointError
-from resnets.nets import Network
-from resnets.nets.accelerate import accelerate
-from resnets.nets.sync import convert
-from resnets.recipe import Recipe
+from resnets.models import Network
+from resnets.models.accelerate import accelerate
+from resnets.models.sync_batch_norm import convert
 from resnets.training import optim
-from resnets.training.world import ALONE, World, split_as, whole
+from resnets.training.distributed import ALONE, World, split_as, whole
 
 SMALL = 2**16
 
@@ -67,7 +67,7 @@ class State:
     def start(cls, recipe: Recipe, arch: Arch, device: torch.device, world: World = ALONE) -> State:
         """A fresh state: initial weights are a function of the recipe's seed."""
         torch.manual_seed(recipe.seed)
-        network = nets.build(arch, checkpoint=recipe.checkpoint_blocks)
+        network = models.build(arch, checkpoint=recipe.checkpoint_blocks)
         if recipe.norm == "sync":
             network = convert(network)
         # Initialised in float32 NCHW on the CPU, so every device starts from the same weights.
@@ -96,7 +96,7 @@ class State:
         """The averaged network, put together where it is split over the ranks."""
         if not any(isinstance(p, DTensor) for p in self.average.parameters()):
             return self.average
-        network = nets.build(arch).to(self.totals.device)
+        network = models.build(arch).to(self.totals.device)
         load(network, {k: whole(v) for k, v in self.average.state_dict().items()})
         return network
 

@@ -9,15 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from resnets.data.batches import Batch
+from resnets.data.loader import Batch
 from resnets.errors import MemoryExhausted, UsageError
-from resnets.evaluation.classify import predict_batch
+from resnets.evaluation.classification import predict_batch
 from resnets.training import tasks
-from resnets.training.loss import balanced, distilled, objective
+from resnets.training.distributed import Message, accumulating
+from resnets.training.losses import balanced, distilled, objective
 from resnets.training.optim import set_mode
 from resnets.training.plan import Plan
 from resnets.training.state import State, blend, finite, floats, part, row
-from resnets.training.world import Message, accumulating
 
 BAD_STEPS = 3  # in a row that may be left out
 

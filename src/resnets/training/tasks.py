@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from resnets import arch as archs
-from resnets.data.batches import test_batches
-from resnets.data.mix import mix
-from resnets.data.scenes import MASK
+from resnets.config import arch as archs
+from resnets.data.joint_transforms import MASK
+from resnets.data.loader import test_batches
+from resnets.data.mixup import mix
 from resnets.data.splits import Split
-from resnets.evaluation import classify, detect, localize, metrics, segment
+from resnets.evaluation import classification, detection, localization, metrics, segmentation
 from resnets.evaluation import scores as scores_room
-from resnets.evaluation.detect import Detected
-from resnets.evaluation.localize import Localized
+from resnets.evaluation.detection import Detected
+from resnets.evaluation.localization import Localized
 from resnets.evaluation.metrics import Result
-from resnets.evaluation.model import Model
+from resnets.evaluation.predictor import Model
 from resnets.evaluation.scenes import Reading
-from resnets.evaluation.segment import Segmented
-from resnets.nets import Network
-from resnets.training.loss import dense, missed
+from resnets.evaluation.segmentation import Segmented
+from resnets.models import Network
+from resnets.training.distributed import ALONE, World
+from resnets.training.losses import dense, missed
 from resnets.training.plan import Plan
 from resnets.training.run import Run
-from resnets.training.world import ALONE, World
 
 if TYPE_CHECKING:
     from resnets.training.step import Step
@@ -92,7 +92,7 @@ def watch_classes(plan: Plan, network: Network, split: Split, stopped: Stopped) 
     """Error and loss."""
     batches = takewhile(lambda _: not stopped(), test_batches(split, **reading(plan, plan.world)))
     names, total = plan.source.classes, plan.world.sum
-    means = classify.evaluate(network, batches, names, bfloat16=plan.bfloat16, total=total)
+    means = classification.evaluate(network, batches, names, bfloat16=plan.bfloat16, total=total)
     return {"error": means.error, "loss": means.loss}
 
 
@@ -135,11 +135,11 @@ def pixels(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
 def watch_objects(plan: Plan, network: Any, split: Split, stopped: Stopped) -> dict[str, float]:
     """COCO's averages of what all ranks find; one that has no meaning is left out."""
     here = reading(plan, plan.world)
-    part = detect.find(network, split, bfloat16=plan.bfloat16, stopped=stopped, **here)
-    found = detect.join(plan.world.gather(part))
+    part = detection.find(network, split, bfloat16=plan.bfloat16, stopped=stopped, **here)
+    found = detection.join(plan.world.gather(part))
     if stopped():
         return {"error": 1.0}
-    figures = detect.measure(found, split, plan.source.classes)
+    figures = detection.measure(found, split, plan.source.classes)
     means = {"map": figures.map, "map50": figures.map50}
     if figures.masks:
         means["mask_map"] = figures.masks.map
@@ -149,15 +149,17 @@ def watch_objects(plan: Plan, network: Any, split: Split, stopped: Stopped) -> d
 
 def test_objects(run: Run, plan: Plan, model: Model, split: Split, name: str) -> Detected:
     """COCO's figures and VOC's of what is found, which is kept."""
-    found = detect.find(cast(Any, model.network), split, **reading(plan, ALONE))
-    detect.save(run.path / DETECTIONS, found)
-    return detect.measure(found, split, plan.source.classes, name)
+    found = detection.find(cast(Any, model.network), split, **reading(plan, ALONE))
+    detection.save(run.path / DETECTIONS, found)
+    return detection.measure(found, split, plan.source.classes, name)
 
 
 def watch_places(plan: Plan, network: Any, split: Split, stopped: Stopped) -> dict[str, float]:
     """The errors of this rank's images, weighted by their number."""
     here = reading(plan, plan.world)
-    part = localize.localization(network, split, bfloat16=plan.bfloat16, stopped=stopped, **here)
+    part = localization.localization(
+        network, split, bfloat16=plan.bfloat16, stopped=stopped, **here
+    )
     sums = torch.tensor([part.images, part.error * part.images, part.top5_error * part.images])
     images, given, five = plan.world.sum(sums.double().to(plan.world.device)).tolist()
     return {"error": given / max(1, images), "top5_error": five / max(1, images)}
@@ -165,20 +167,22 @@ def watch_places(plan: Plan, network: Any, split: Split, stopped: Stopped) -> di
 
 def test_places(run: Run, plan: Plan, model: Model, split: Split, name: str) -> Localized:
     """Both errors."""
-    return localize.localization(cast(Any, model.network), split, name=name, **reading(plan, ALONE))
+    return localization.localization(
+        cast(Any, model.network), split, name=name, **reading(plan, ALONE)
+    )
 
 
 def watch_pixels(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
     """Mean IoU at the size of the views."""
     batches = takewhile(lambda _: not stopped(), test_batches(split, **reading(plan, plan.world)))
     names, total = plan.source.classes, plan.world.sum
-    figures = segment.evaluate(network, batches, names, bfloat16=plan.bfloat16, total=total)
+    figures = segmentation.evaluate(network, batches, names, bfloat16=plan.bfloat16, total=total)
     return {"error": figures.error, "mean_iou": figures.mean_iou}
 
 
 def test_pixels(run: Run, plan: Plan, model: Model, split: Split, name: str) -> Segmented:
     """Mean IoU at the size of the masks."""
-    return segment.segment(
+    return segmentation.segment(
         model.network, split, plan.source.classes, name=name, **reading(plan, ALONE)
     )
 

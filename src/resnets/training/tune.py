@@ -21,16 +21,16 @@ from typing import Any
 
 import pydantic
 
-from resnets import recipe as room
-from resnets import recipes
+from resnets.config import recipe as room
+from resnets.config import recipes
+from resnets.config.recipe import Recipe
 from resnets.data.splits import hold_out
 from resnets.errors import CheckpointError, Diverged, MemoryExhausted, MissingPackage, UsageError
-from resnets.recipe import Recipe
-from resnets.training.fit import Progress, fit
+from resnets.training.loop import Progress, fit
 from resnets.training.memory import fitted
 from resnets.training.plan import Plan, resolve
 from resnets.training.run import Run, broken
-from resnets.training.stop import Stop
+from resnets.training.signals import Stop
 
 try:
     import optuna

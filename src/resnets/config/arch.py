@@ -1,0 +1,298 @@
+"""Networks as data: frozen dataclasses. The tables are `resnets.config.families`. No torch here.
+
+Depth follows from the table (`arch.depth`); parameters and multiply-adds are counted from the
+network that the data describes (`resnets.models.cost`), and both are tested against the papers.
+
+The papers' details that differ from today's habit are fields here, so a row says which it is:
+the stride of a bottleneck sits on its first 1x1 convolution in He et al. 2015 (`stride_on="1x1"`,
+the `_v1` names) and on the 3x3 in fb.resnet.torch, torchvision and timm (`stride_on="3x3"`, the
+plain names, "v1.5"). No convolution that a normalisation follows has a bias; the authors' Caffe
+ResNet-50 alone has one on conv1, which is not reproduced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import pydantic
+
+from resnets.errors import UsageError
+
+JoinKind = Literal["identity", "scale", "exclusive_gate", "shortcut_gate", "conv", "dropout"]
+Order = Literal["post", "bn_after_add", "relu_before_add", "relu_only_pre", "pre"]
+LAYERS = {"single": 1, "basic": 2, "bottleneck": 3}  # of a residual unit
+
+if TYPE_CHECKING:
+    from resnets.options import Task
+
+HE2015 = "He et al. 2015, arXiv 1512.03385"
+HE2016 = "He et al. 2016, arXiv 1603.05027"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join:
+    """How a unit joins its input x with F(x): 1603.05027, section 3.1 and Table 1.
+
+    kind "identity" is x + F(x). "scale" is `x_scale * x + f_scale * F(x)`. With
+    g(x) = sigmoid(W x + gate_bias), a 1x1 convolution, "exclusive_gate" is (1 - g) x + g F(x) and
+    "shortcut_gate" is (1 - g) x + F(x). "conv" puts a 1x1 convolution and "dropout" a dropout of
+    0.5 on the shortcut.
+    """
+
+    kind: JoinKind = "identity"
+    x_scale: float = 1.0
+    f_scale: float = 1.0
+    gate_bias: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResNetArch:
+    """A residual network, or with `shortcut="none"` its plain twin.
+
+    `order` is the placement of normalisation and ReLU, 1603.05027 Table 2 from top to bottom.
+    """
+
+    blocks: tuple[int, ...]  # residual units in each stage
+    widths: tuple[int, ...]  # output channels of each stage
+    unit: Literal["single", "basic", "bottleneck"] = "basic"  # one 3x3; two; 1x1, 3x3, 1x1
+    order: Order = "post"
+    # Option A pads with zeros, B projects where the shape changes, C projects everywhere.
+    shortcut: Literal["A", "B", "C", "none"] = "B"
+    join: Join = Join()
+    # 7x7/2 and a max pool; three 3x3 and a max pool (C, D); one 3x3 and no pool.
+    stem: Literal["imagenet", "deep", "cifar"] = "imagenet"
+    stem_width: int = 64
+    squeeze: float = 4  # a bottleneck's inner width is its stage's width / squeeze
+    groups: int = 1  # of the 3x3 convolution of a bottleneck (ResNeXt)
+    stride_on: Literal["3x3", "1x1"] = "3x3"  # of a bottleneck
+    downsample: Literal["conv", "avgpool"] = "conv"  # D: average pool, then a 1x1 of stride 1
+    norm: Literal["batch", "group"] = "batch"
+    se_reduction: int = 0  # squeeze-and-excitation: 16 in its paper, 0 is none
+    se_multiple: int = 1  # of which the excitation's width is one: 8 in timm
+    drop_path: float = 0.0  # 1 - p_L: the last unit's chance to be dropped, linear from 0
+    dropout: float = 0.0  # between the convolutions of a unit (Wide ResNets)
+    blur: bool = False  # blur before subsampling (Zhang 2019)
+    # Smaller than 32: the last stages are dilated and keep their size (1606.00915).
+    output_stride: Literal[8, 16, 32] = 32
+    zero_gamma: bool = False  # the last gamma of each unit starts at 0 (Goyal et al. 2017)
+    dims: Literal[1, 2, 3] = 2
+    channels: int = 3
+    classes: int = 1000
+    size: int = 224  # of the side of an input, for which cost is counted
+    counted: int = 2  # layers that the name counts besides the units': here stem and classifier
+    source: str = field(default=HE2015, compare=False)
+
+    @property
+    def depth(self) -> int:
+        return sum(self.blocks) * LAYERS[self.unit] + self.counted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseNetArch:
+    """Densely connected blocks, "BC" form: 1x1 to 4k, 3x3 to k; transitions halve the channels."""
+
+    blocks: tuple[int, ...]  # layers in each dense block
+    growth: int  # k
+    stem_width: int  # 2k
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    bottleneck: int = 4
+    compression: float = 0.5
+    dropout: float = 0.0
+    channels: int = 3
+    classes: int = 1000
+    size: int = 224
+    source: str = field(default="Huang et al. 2016, arXiv 1608.06993", compare=False)
+
+    @property
+    def depth(self) -> int:
+        return 2 * sum(self.blocks) + (len(self.blocks) - 1) + 2  # units, transitions, ends
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlpArch:
+    """A residual network for tables, input (N, channels): Gorishniy et al., section 3.2."""
+
+    blocks: int = 4
+    width: int = 256
+    hidden: int = 512  # of the two linear layers in a unit
+    dropout: float = 0.0
+    channels: int = 64  # columns of the table
+    classes: int = 10
+    size: int = 1
+    source: str = field(default="Gorishniy et al. 2021, arXiv 2106.11959", compare=False)
+
+    @property
+    def depth(self) -> int:
+        return 2 * self.blocks + 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VitArch:
+    """A transformer encoder: each block is two residual additions."""
+
+    blocks: int
+    width: int
+    heads: int
+    hidden: int  # of the two linear layers in a block
+    patch: int = 16
+    dropout: float = 0.0
+    channels: int = 3
+    classes: int = 1000
+    size: int = 224  # fixes the position embedding
+    source: str = field(default="Dosovitskiy et al. 2020, arXiv 2010.11929", compare=False)
+
+    @property
+    def depth(self) -> int:
+        return self.blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorArch:
+    """A detector on the levels of a residual network.
+
+    "c4" is Faster R-CNN as in 1512.03385 appendix A: proposals on conv4, conv5 on each region;
+    "fpn" has a feature pyramid (1612.03144), and with `masks` is Mask R-CNN (1703.06870); "retina"
+    is the one-stage detector on a pyramid (1708.02002).
+    """
+
+    backbone: ResNetArch
+    form: Literal["fpn", "c4", "retina"] = "fpn"
+    levels: tuple[str, ...] = ("layer1", "layer2", "layer3", "layer4")  # c4: ("layer3",)
+    width: int = 256  # channels of the pyramid and of the proposals' 3x3 convolution
+    hidden: int = 1024  # of the two fully connected layers on a region
+    norm: Literal["none", "group"] = "none"  # of the convolutions of the pyramid
+    # Sides of the anchors in pixels, of each level; a pyramid has a further, coarser one.
+    anchors: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,))
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
+    pool: Literal["align", "max"] = "align"  # RoIAlign, or the RoI pooling of Fast R-CNN
+    masks: bool = False
+    context: bool = False  # the whole image beside each region: 1512.03385 appendix B
+    proposals: tuple[int, int] = (2000, 1000)  # kept of an image in training, at test
+    sampled: int = 512  # regions of an image that training learns from
+    channels: int = 3
+    classes: int = 80  # without background
+    size: int = 800  # of the shorter side of an image
+    source: str = field(default="Lin et al. 2016, arXiv 1612.03144", compare=False)
+
+    @property
+    def depth(self) -> int:
+        return self.backbone.depth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmenterArch:
+    """A class for each pixel: FCN and DeepLabv3 on dilated stages, or a pyramid's levels summed."""
+
+    backbone: ResNetArch
+    head: Literal["fcn", "deeplabv3", "fpn"] = "fcn"
+    width: int = 256  # channels of DeepLabv3's head, of the pyramid
+    auxiliary: bool = True  # a second FCN on layer3 in training, at 0.4 of the loss
+    channels: int = 3
+    classes: int = 21  # with background where the masks have one
+    size: int = 520
+    source: str = field(default="Long et al. 2014, arXiv 1411.4038", compare=False)
+
+    @property
+    def depth(self) -> int:
+        return self.backbone.depth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalizerArch:
+    """Where the object of a class is: per-class proposals of 1512.03385, appendix C."""
+
+    backbone: ResNetArch
+    anchors: tuple[float, ...] = (64, 128, 224)  # sides in pixels
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    # Proposals of a class that an R-CNN judges, in training and at test (the paper: 200); 0: none.
+    regions: tuple[int, int] = (0, 0)
+    crop: int = 224  # side in pixels that such a region is warped to
+    channels: int = 3
+    classes: int = 1000
+    size: int = 224
+    source: str = field(default=HE2015, compare=False)
+
+    @property
+    def depth(self) -> int:
+        return self.backbone.depth
+
+
+STRIDE = 32  # of a network's coarsest level
+IGNORED = 255  # class of a pixel that does not count
+SceneArch = DetectorArch | SegmenterArch | LocalizerArch
+ClassifierArch = ResNetArch | DenseNetArch | MlpArch | VitArch
+Arch = ClassifierArch | SceneArch
+KINDS: dict[str, type[Arch]] = {
+    "resnet": ResNetArch,
+    "densenet": DenseNetArch,
+    "mlp": MlpArch,
+    "vit": VitArch,
+    "detector": DetectorArch,
+    "segmenter": SegmenterArch,
+    "localizer": LocalizerArch,
+}
+
+
+def task(arch: Arch) -> Task:
+    """What a network is for."""
+    match arch:
+        case DetectorArch():
+            return "detect"
+        case LocalizerArch():
+            return "localize"
+        case SegmenterArch():
+            return "segment"
+    return "classify"
+
+
+def to_dict(arch: Arch) -> dict[str, Any]:
+    """JSON-ready, with the kind; `from_dict` is the inverse."""
+    kind = next(name for name, cls in KINDS.items() if isinstance(arch, cls))
+    return {"kind": kind, **asdict(arch)}
+
+
+def from_dict(data: Mapping[str, Any]) -> Arch:
+    """Rebuild an Arch from `to_dict`. Raises ValueError that names an unknown kind or field."""
+    kind = KINDS.get(str(data.get("kind")))
+    if kind is None:
+        raise ValueError(f"unknown kind of network {data.get('kind')!r}; known: {', '.join(KINDS)}")
+    values = {key: value for key, value in data.items() if key != "kind"}
+    if unknown := sorted(set(values) - {f.name for f in fields(kind)}):
+        raise ValueError(f"unknown fields of a {data['kind']}: {', '.join(unknown)}")
+    rebuilt: Arch = _adapter(data["kind"]).validate_python(values)
+    return rebuilt
+
+
+@cache
+def _adapter(kind: str) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(KINDS[kind])
+
+
+def changed(arch: Arch, values: Mapping[str, Any]) -> Arch:
+    """The arch with some fields replaced; texts are converted. Raises UsageError.
+
+    A field that a detector, localiser or segmenter does not have is one of its backbone.
+    """
+    data = to_dict(arch)
+    try:
+        # A Literal of numbers takes no text.
+        new = {k: int(v) if isinstance(v, str) and v.isdecimal() else v for k, v in values.items()}
+        if isinstance(arch, SceneArch):
+            names = {f.name for f in fields(ResNetArch)} - set(data)
+            trunk = {key: new.pop(key) for key in names & set(new)}
+            new = {"backbone": data["backbone"] | trunk} | new
+        return from_dict({**data, **new})
+    except pydantic.ValidationError as error:
+        raise UsageError(f"arch.{wrong(error)[0]}") from None
+    except ValueError as error:
+        raise UsageError(f"arch: {error}") from None
+
+
+def wrong(error: pydantic.ValidationError) -> list[str]:
+    """What is wrong with each field, for a person: "drops.0: ... (got 'x')"."""
+    return [
+        f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()
+    ]

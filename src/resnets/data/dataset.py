@@ -1,0 +1,144 @@
+"""Where images and labels come from, by name or place."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from resnets.data import download, tables
+from resnets.data.classification import is_picture, read_csv, read_folder, visible
+from resnets.data.decode import Unreadable, opened, upright
+from resnets.data.detection.dataset import source
+from resnets.data.detection.formats import FORMS, reader
+from resnets.data.segmentation import layout, read_masks
+from resnets.data.splits import Source, Split, hold_out, in_memory, with_val
+from resnets.errors import Assumption, DataError, Refused, nearest
+from resnets.files import matches
+from resnets.options import Task
+
+__all__ = ["Source", "Split", "expand", "hold_out", "load", "task_of", "with_val"]
+
+
+def load(
+    data: str | Path,
+    *,
+    seed: int = 0,
+    max_unreadable: float = 0.01,
+    task: Task = "classify",
+    training: bool = True,
+) -> Source:
+    """A data set by its name or place; a file or folder that exists comes before a name.
+
+    To classify it is "digits" (scikit-learn's 1,797 grey 8x8 images, split here into a training
+    half and a test half, stratified, always the same); "cifar10" or "cifar100" from the cache; a
+    folder (see `resnets.data.classification.read_folder`); or a CSV file (`read_csv`). To detect or
+    localise, which is the same here, it is COCO, PASCAL VOC, YOLO or a CSV of boxes (see
+    `resnets.data.detection.formats` and `objects.source`); to segment a folder of images and masks
+    (`segments.read_masks`). The seed is of an automatic split, and `max_unreadable` the part of the
+    files that may be unreadable and left out. What only `training` needs, as two classes, is not
+    asked of data to test on.
+
+    Raises DataError: there is no such data, or in no known form, or too much is unreadable; of it
+    objects.Refused for annotations that are wrong.
+    """
+    path = Path(data)
+    named = data == "digits" or data in download.ARCHIVES
+    if named and path.exists():
+        told = f"{data} is what lies here, at {path.resolve()}, not the data set of that name"
+        try:
+            made = load(
+                path, seed=seed, max_unreadable=max_unreadable, task=task, training=training
+            )
+        except Refused as fault:
+            fault.noted.append((str(data), told))
+            raise
+        except DataError as fault:
+            raise DataError(f"{fault}\n{told}") from None
+        return replace(made, notes=(told, *made.notes))
+    if named:
+        if task != "classify":
+            raise DataError(f"{data} has one class an image, neither boxes nor masks")
+        return digits() if data == "digits" else download.read(str(data))
+    if path.exists() and task == "segment":
+        return read_masks(path, seed=seed, max_unreadable=max_unreadable)
+    if path.exists() and task != "classify":
+        read = reader(path)
+        if read is None:
+            raise DataError(f"{data} has no boxes in a known form. Looked for:\n{FORMS}")
+        root = path if path.is_dir() else path.parent
+        return source(path, root, read(), seed=seed, max_unreadable=max_unreadable)
+    if path.is_dir():
+        return read_folder(path, seed=seed, max_unreadable=max_unreadable, training=training)
+    if path.suffix.lower() in tables.SUFFIXES and path.is_file():
+        return read_csv(path, seed=seed, max_unreadable=max_unreadable, training=training)
+    if path.exists():
+        raise DataError(f"{data} is no folder and no CSV file; an archive has to be unpacked first")
+    near = nearest(str(data), ["digits", *download.ARCHIVES])
+    raise DataError(f"no data {str(data)!r}, neither a folder nor a known name: {near}")
+
+
+def task_of(data: str | Path) -> Task:
+    """What the labels of `data` look like: objects before masks, masks before classes."""
+    path = Path(data)
+    if path.exists() and reader(path):
+        return "detect"
+    return "segment" if path.is_dir() and layout(path) else "classify"
+
+
+def digits() -> Source:
+    """scikit-learn's handwritten digits; values 0..16 are scaled to 0..255."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images * 255 / 16).round().to(torch.uint8)[:, None]
+    every = Split(images, torch.from_numpy(bunch.target).long())
+    test, train = every.divided(0, len(every) // 2)
+    return in_memory("digits", tuple("0123456789"), train, test)
+
+
+def expand(inputs: Sequence[str | Path | bytes]) -> Iterator[str | Path | bytes]:
+    """Inputs with each folder replaced by its images, and each pattern by what it matches.
+
+    What is not there stays as it is, so that it is named among the answers for the others. Of files
+    in folders that are no images an `Assumption` warns. Raises DataError for a folder without any.
+    """
+    skipped = list[Path]()
+    for item in inputs:
+        if isinstance(item, bytes):
+            yield item
+            continue
+        for path in matches(item) or [str(item)]:
+            if Path(path).is_dir():
+                files = visible(Path(path))
+                images = [file for file in files if is_picture(file)]
+                if not images:
+                    raise DataError(f"{path} holds no images among {len(files):,} files")
+                skipped += sorted({*files} - {*images})
+                yield from images
+            else:
+                yield path
+    if skipped:
+        text = f"{len(skipped):,} files that are no images: skipped, first {skipped[0]}"
+        warnings.warn(text, Assumption, stacklevel=2)
+
+
+def unlabelled(files: Sequence[str | Path | bytes]) -> tuple[Split, list[tuple[Path, str]]]:
+    """Scenes of which nothing is known but their sizes, and the files that are no images."""
+    good, sizes, bad = list[Path](), list[tuple[int, int]](), list[tuple[Path, str]]()
+    for file in files:
+        if isinstance(file, bytes):
+            raise DataError("scenes are read from files, not from standard input: name them")
+        try:
+            with opened(file) as picture:
+                height, width, _ = upright(picture)
+        except Unreadable as fault:
+            bad.append((Path(file), fault.reason))
+        else:
+            good.append(Path(file))
+            sizes.append((height, width))
+    objects = torch.zeros(len(good), 0, 6)
+    return Split(tuple(good), objects, sizes=torch.tensor(sizes).view(-1, 2)), bad

@@ -1,0 +1,221 @@
+"""Scenes: images whose labels, boxes and masks, move with the pixels.
+
+A view is an image or a part of it, filled up at the bottom and on the right with the mean colour,
+so that its sides are multiples of 32. What lies where is in pixels of the view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from resnets.config.arch import IGNORED, STRIDE
+from resnets.config.recipe import Augment, Preprocess
+from resnets.data import transforms
+from resnets.data.decode import Unreadable, opened
+from resnets.data.splits import Masks, Shape
+from resnets.data.transforms import Geometry
+from resnets.errors import UsageError
+
+Shapes = tuple[Shape, ...]
+Move = Callable[[Tensor], Tensor]  # a tv_tensor of an image to one of a view
+
+VISIBLE = 1 / 5  # of its area: an object of which a view shows less is none any more
+MASK = 56  # cells of an object's mask, across its box and down
+_SAMPLES = 4  # of a cell, across and down
+
+
+def fitted(height: int, width: int, size: int) -> tuple[int, int]:
+    """The sides of a whole image: the shorter one `size`, or else the longer one 5/3 of that.
+
+    So 600 and 1000 pixels for VOC (Ren et al. 2015), 800 and 1333 for COCO (Lin et al. 2016).
+    Rounding is torchvision's, so that published weights see boxes where they were measured.
+    """
+    scale = min(size / min(height, width), size * 5 // 3 / max(height, width))
+    return max(1, int(height * scale)), max(1, int(width * scale))
+
+
+def check(preprocess: Preprocess, augment: Augment) -> None:
+    """Raise UsageError if scenes cannot be seen so."""
+    if len(preprocess.mean) != preprocess.channels:
+        raise UsageError("normalize=pixel is for images of one size: set normalize=data")
+    if augment.crop in ("scale", "resize") and not 0 < augment.scale[0] <= augment.scale[1]:
+        raise UsageError(f"augment.scale={augment.scale} has to be two sides, the shorter first")
+    plain = Augment(crop="none" if augment.crop == "pad" else augment.crop)
+    for name in ("crop", "cutout", "policy", "erase", "mixup", "cutmix"):
+        if (value := getattr(augment, name)) != getattr(plain, name):
+            raise UsageError(f"augment.{name}={value} is for classes only, not for boxes and masks")
+
+
+def views(
+    images: Tensor,
+    labels: Tensor,
+    masks: Masks,
+    draws: Tensor,
+    side: int,
+    preprocess: Preprocess,
+    augment: Augment,
+) -> tuple[Tensor, Tensor]:
+    """What is seen of scenes of one size at an input side of `side` pixels, and what is where.
+
+    Crops "none" and "resize" are the whole image; "scale" is a random side x side of it with its
+    shorter side at a random length; "area" a random part, made side x side. Mirroring is done here.
+
+    uint8 (B, C, H, W), their labels and masks in the split, (B, DRAWS) -> uint8
+    (B, channels, h, w) and, where masks are files, uint8 classes (B, h, w). Else float32 objects
+    (B, M, 6), those that are hardly visible turned to padding, and if they have masks, columns from
+    6 on are how much of each of MASK x MASK cells of the box they cover.
+
+    Raises Unreadable for a file of classes.
+    """
+    from torchvision import tv_tensors  # takes 1.7 s
+    from torchvision.transforms.v2.functional import pad
+
+    fill = transforms.colour(preprocess).tolist()
+    preprocess, augment = transforms.at_side(preprocess, augment, side)
+    height, width = images.shape[2:]
+    seen, found = [], []
+    for i, image in enumerate(transforms.recolour(images, preprocess.channels)):
+        where = Geometry((0, 0, height, width), fitted(height, width, side), (0, 0))
+        cut = where.sides
+        if augment.crop not in ("none", "resize"):
+            where = transforms.geometry(height, width, preprocess, augment, draws[i].tolist())
+            cut = side, side
+        mirrored = augment.flip and draws[i, transforms.FLIP].item() < 0.5
+        move = partial(moved, where=where, cut=cut, mirrored=mirrored)
+        view, mask = move(tv_tensors.Image(image)), masks[i] if masks else None
+        bottom = -(-cut[0] // STRIDE) * STRIDE - view.shape[1]
+        room = [0, 0, -(-cut[1] // STRIDE) * STRIDE - view.shape[2], bottom]
+        seen.append(pad(view, room, fill=fill))
+        if isinstance(mask, Path):
+            classes = move(tv_tensors.Mask(torch.from_numpy(class_map(mask, height, width))))
+            found.append(pad(classes, room, fill=IGNORED))
+        else:
+            found.append(_objects(labels[i], mask, (height, width), move, mirrored))
+    return torch.stack(seen), torch.stack(found)
+
+
+def moved(x: Tensor, where: Geometry, cut: tuple[int, int], mirrored: bool) -> Tensor:
+    """A tv_tensor of an image, boxes or classes, as it lies in a view that is not filled up yet.
+
+    `cut` is the height and width of the view, of which a smaller image is all; boxes that reach
+    beyond it do so still.
+    """
+    from torchvision.transforms.v2 import InterpolationMode, functional
+    from torchvision.tv_tensors import Mask
+
+    # by the pixels' centres: plain nearest is half a pixel of the view off when it makes smaller
+    nearest, bilinear = InterpolationMode.NEAREST_EXACT, InterpolationMode.BILINEAR
+    kind = nearest if isinstance(x, Mask) else bilinear
+    x = functional.resize(functional.crop(x, *where.box), where.sides, kind)
+    top, left = (max(0, place) for place in where.corner)
+    x = functional.crop(x, top, left, *map(min, cut, where.sides))
+    return functional.horizontal_flip(x) if mirrored else x
+
+
+def _objects(
+    labels: Tensor, shapes: Shapes | None, canvas: tuple[int, int], move: Move, mirrored: bool
+) -> Tensor:
+    """The objects of an image of height and width `canvas`, (M, 6), as they lie in a view."""
+    from torchvision.transforms.v2.functional import clamp_bounding_boxes
+    from torchvision.tv_tensors import BoundingBoxes
+
+    rows = labels[labels[:, 5] > 0]
+    boxes = BoundingBoxes(rows[:, :4], format="XYXY", canvas_size=canvas, clamping_mode=None)
+    whole = move(boxes)
+    part = clamp_bounding_boxes(whole, clamping_mode="hard").as_subclass(Tensor)
+    whole = whole.as_subclass(Tensor)
+    visible, area = ((b[:, 2:] - b[:, :2]).prod(1) for b in (part, whole))
+    kept = ((visible > 0) & (visible >= VISIBLE * area)).nonzero()[:, 0]
+    found = labels.new_zeros(len(labels), 6 if shapes is None else 6 + MASK**2)
+    found[: len(kept), :6] = torch.cat([part, rows[:, 4:]], 1)[kept]
+    if shapes:
+        # The same part of the box in the image, from right to left where the view is mirrored.
+        boxes = rows[:, [2, 1, 0, 3]] if mirrored else rows[:, :4]
+        (a, b), (c, d) = (x.view(-1, 2, 2).chunk(2, 1) for x in (whole, boxes))
+        windows = torch.lerp(c, d, (part.view(-1, 2, 2) - a) / (b - a)).flatten(1).numpy()
+        for row, i in enumerate(kept.tolist()):
+            found[row, 6:] = covered(shapes[i], windows[i]).flatten()
+    return found
+
+
+def joined(parts: list[Tensor], fill: Tensor | int) -> Tensor:
+    """[(n, ...)] -> (B, ...); of [(1, ..., h, w)] smaller ones are filled up as views are."""
+    if len({part.shape[1:] for part in parts}) == 1:
+        return torch.cat(parts)
+    height, width = (max(part.shape[axis] for part in parts) for axis in (-2, -1))
+    whole = parts[0].new_empty(len(parts), *parts[0].shape[1:-2], height, width)
+    whole[:] = fill
+    for row, part in zip(whole, parts, strict=True):
+        row[..., : part.shape[-2], : part.shape[-1]] = part[0]
+    return whole
+
+
+def covered(shape: Shape, window: NDArray[np.float32]) -> Tensor:
+    """How much of each cell of a window an object covers, 0..1: float32 (MASK, MASK).
+
+    The window is x1, y1, x2, y2 in pixels of the image; with x2 < x1 it is seen mirrored. Only its
+    own samples are looked at: of 12 megapixels an object takes 0.4 ms, where decoding its run
+    lengths takes 24. Pillow draws polygons half a sample too large all around.
+    """
+    samples = MASK * _SAMPLES
+    corner, sides = window[:2], window[2:] - window[:2]
+    if shape and isinstance(shape[0], int):
+        height, width, counts = shape
+        middles = corner + (np.arange(samples)[:, None] + 0.5) / samples * sides
+        columns, rows = middles.astype(int).clip(0, (width - 1, height - 1)).T
+        grid = np.searchsorted(_ends(counts), rows[:, None] + columns * height, "right") & 1
+    else:
+        canvas = Image.new("L", (samples, samples))
+        for polygon in shape:
+            points = (np.reshape(polygon, (-1, 2)) - corner) / sides * samples - 0.5
+            ImageDraw.Draw(canvas).polygon(points.ravel().tolist(), fill=1)
+        grid = np.array(canvas)
+    return avg_pool2d(torch.from_numpy(grid).float()[None], _SAMPLES)[0]
+
+
+def _ends(counts: bytes) -> NDArray[np.int64]:
+    """The ends of the runs that COCO's compressed `counts` mean, down the columns from outside.
+
+    A character has 5 bits of a number, the lowest first, and one that says that more follow; the
+    number is signed, and from the fourth on it is what a run is longer than its last but one.
+    """
+    codes = np.frombuffer(counts, np.uint8).astype(np.int64) - ord("0")
+    last = codes & 32 == 0
+    number = np.cumsum(last) - last
+    first = np.flatnonzero(np.diff(number, prepend=-1))
+    shift = 5 * (np.arange(len(codes)) - first[number])
+    runs = np.add.reduceat((codes & 31) << shift, first) - ((codes & 16) << shift + 1)[last]
+    for start in (1, 2):
+        runs[start::2] = runs[start::2].cumsum()
+    return np.cumsum(runs)
+
+
+def class_map(path: Path, height: int, width: int) -> NDArray[np.uint8]:
+    """The classes of the pixels of an image of this size, 255 for none: uint8 (H, W).
+
+    They are the values of an indexed or grey PNG as they are stored, with 1 to 16 bits; its palette
+    does not matter. Raises Unreadable.
+    """
+    with opened(path) as picture:
+        if picture.format != "PNG" or picture.mode not in ("P", "L", "1", "I;16"):
+            kind = f"{picture.mode} {picture.format}"
+            reason = f"{kind}, not indexed or grey PNG: a mask holds the classes' numbers"
+            raise Unreadable(str(path), reason)
+        if picture.size != (width, height):
+            sides = f"{picture.width} x {picture.height}"
+            raise Unreadable(str(path), f"{sides}, where its image is {width} x {height}")
+        # Pillow spreads grey of 2 and 4 bits over 0..255.
+        step = {"L;2": 85, "L;4": 17}.get(str(picture.tile[0][3]), 1)
+        values = np.array(picture) // step
+        if values.max() > 255:
+            raise Unreadable(str(path), f"its value {values.max()} is over 255, so no class")
+        return values.astype(np.uint8)

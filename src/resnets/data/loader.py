@@ -1,0 +1,322 @@
+"""Batches on the device: training as one endless stream, testing as one pass."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from resnets.config.arch import IGNORED
+from resnets.config.recipe import Augment, Preprocess
+from resnets.data import joint_transforms, transforms
+from resnets.data.dataset import Split
+from resnets.data.decode import Unreadable, decode
+from resnets.data.rng import order, uniform
+from resnets.data.splits import Masks
+from resnets.data.transforms import DRAWS, Crops
+from resnets.errors import DataError, UsageError
+
+# What is done to uint8 (B, C, H, W) views, given their int64 (B,) indices.
+Change = Callable[[Tensor, Tensor], Tensor]
+
+PATIENCE = 55  # seconds without a batch after which the workers count as hung
+_LOOK = 5  # seconds after which one looks whether they are alive
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What a step works on; files that could not be read have no row in the tensors."""
+
+    images: Tensor  # float32 (B, C, S, S), of scenes (B, C, H, W), normalised, on the device
+    labels: Tensor  # as the split's, of scenes as `scenes.views` gives them, on the device
+    indices: Tensor  # int64 (B,), on the CPU: which images of the split these are
+    unreadable: tuple[tuple[Path, str], ...] = ()  # files that belong here, each with the reason
+
+
+def stream(
+    seed: int, n: int, batch: int, start: int, stop: int, repeats: int, rank: int, ranks: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(indices, views), int64 (batch / ranks,) each, of the steps `start` to `stop` - 1.
+
+    Step s holds the positions s * batch to (s + 1) * batch, of which each rank takes its part in
+    turn, and position p = e * n + q is image order(seed, e)[q // repeats] in view
+    e + 2**32 * (q % repeats), by which its draws are hashed. A batch may end one epoch and begin
+    the next.
+    """
+    permutation = functools.lru_cache(maxsize=2)(lambda epoch: order(seed, epoch, n))
+    share = batch // ranks
+    for step in range(start, stop):
+        first = step * batch + rank * share
+        places = torch.arange(first, first + share)
+        epochs, within = places // n, places % n
+        parts = range(first // n, (first + share - 1) // n + 1)
+        indices = [permutation(e)[within[epochs == e] // repeats] for e in parts]
+        yield torch.cat(indices), epochs + (within % repeats << 32)
+
+
+def train_batches(
+    split: Split,
+    *,
+    preprocess: Preprocess,
+    augment: Augment,
+    batch: int,
+    seed: int,
+    start: int,
+    stop: int,
+    device: torch.device | str,
+    workers: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+    sides: Callable[[int], int] | None = None,
+) -> Iterator[Batch]:
+    """The batches of the training steps `start` to `stop` - 1.
+
+    A step has `batch` images over all `ranks`, of which the part of `rank` is read here. Images in
+    memory are moved to the device once; `workers` processes decode files, and the batches do not
+    depend on them. `sides` gives a step's input side; without it `preprocess.size` is that of all.
+
+    Raises UsageError if the augmentation cannot be done on such images, and DataError if not one
+    file of a batch can be read, or a worker died or hung.
+    """
+    side = sides or (lambda _: preprocess.size)
+    check(preprocess, augment, batch, ranks, side(start))
+    (joint_transforms if split.scene else transforms).check(preprocess, augment)
+    mean, std = transforms.statistics(preprocess, device)
+    rows = stream(seed, len(split), batch, start, stop, augment.repeats, rank, ranks)
+    steps = (
+        (indices, uniform(seed, views, indices, DRAWS), side(step))
+        for step, (indices, views) in enumerate(rows, start)
+    )
+    alone = functools.partial(transforms.views, preprocess=preprocess, augment=augment)
+    scene = functools.partial(joint_transforms.views, preprocess=preprocess, augment=augment)
+    see = scene if split.scene else functools.partial(_labelled, alone)
+    augment = replace(augment, flip=augment.flip and not split.scene)  # boxes are mirrored with it
+    fill = transforms.colour(preprocess)
+    for x, labels, indices, draws, bad in _read(
+        split, see, fill, preprocess.white, steps, device, workers
+    ):
+        if not len(indices):
+            raise DataError(f"not one image of a batch can be read: {bad[0][0]} ({bad[0][1]}), ...")
+        _, change = transforms.at_side(preprocess, augment, x.shape[3])
+        x = transforms.augment(x, change, mean, std, draws.to(device, non_blocking=True))
+        yield Batch(x, labels, indices, bad)
+
+
+def check(preprocess: Preprocess, augment: Augment, batch: int, ranks: int, side: int) -> None:
+    """Raise UsageError if such batches cannot be made; `side` is the first step's."""
+    size = preprocess.size
+    if batch % ranks:
+        raise UsageError(f"batch={batch} cannot be divided among {ranks} processes; set another")
+    if side != size and len(preprocess.mean) != preprocess.channels:
+        raise UsageError(f"normalize=pixel is of {size} pixels, not {side}: set normalize=data")
+    if augment.colour != "none" and preprocess.channels != 3:
+        raise UsageError(f"augment.colour={augment.colour} is for colour images, not for grey ones")
+
+
+def test_batches(
+    split: Split,
+    *,
+    preprocess: Preprocess,
+    batch: int,
+    device: torch.device | str,
+    workers: int = 0,  # noqa: PT028
+    rank: int = 0,  # noqa: PT028
+    ranks: int = 1,  # noqa: PT028
+    crops: Crops = "center",  # noqa: PT028
+    change: Change | None = None,  # noqa: PT028
+) -> Iterator[Batch]:
+    """Every image once, in the split's order, as the network sees it at test time.
+
+    The arguments are those of `train_batches`, but that `batch` is of one process. A rank has the
+    images rank, rank + ranks, ...; its last batch may be smaller, and it may have none at all.
+
+    `crops` says what is seen of an image (see `transforms.shown`): "corners" are five rows, with
+    labels and indices five times; of files, which differ in shape, a "whole" image is a batch.
+    Scenes are seen whole in any case; the smaller ones of a batch are filled up to the largest.
+    `change` is done to the views on the device, given their indices, before they are normalised.
+
+    Raises UsageError if `preprocess` has a mean for each pixel and a "whole" image another shape,
+    and DataError if a worker died or hung.
+    """
+    mean, std = transforms.statistics(preprocess, device)
+    alone = functools.partial(transforms.shown, preprocess=preprocess, crops=crops)
+    scene = functools.partial(joint_transforms.views, preprocess=preprocess, augment=Augment())
+    see = scene if split.scene else functools.partial(_labelled, alone)
+    each = 1 if crops == "whole" and not isinstance(split.images, Tensor) else batch
+    parts = filter(len, torch.split(torch.arange(len(split))[rank::ranks], each))
+    steps = ((indices, torch.zeros(len(indices), 0), preprocess.size) for indices in parts)
+    fill = transforms.colour(preprocess)
+    for x, labels, read, _, bad in _read(
+        split, see, fill, preprocess.white, steps, device, workers
+    ):
+        if mean.shape[1:] not in ((1, 1), x.shape[2:]):
+            height, width = x.shape[2:]
+            raise UsageError(
+                f"normalize=pixel is of {preprocess.size} x {preprocess.size} pixels and fits no "
+                f"whole image of {height} x {width}: take crops of the centre or the corners"
+            )
+        indices = read.repeat_interleave(len(x) // max(1, len(read)))
+        x = transforms.normalize(change(x, indices) if change else x, mean, std)
+        yield Batch(x, labels, indices, bad)
+
+
+# Views and their labels, of uint8 (B, C, H, W) images, given their labels and masks in the split,
+# (B, DRAWS) and the input's side.
+See = Callable[[Tensor, Tensor, Masks, Tensor, int], tuple[Tensor, Tensor]]
+# Indices, labels, masks, draws, side, files; a tensor would take a file descriptor to each worker.
+Request = tuple[NDArray[np.int64], NDArray[Any], Masks, NDArray[np.float32], int, tuple[str, ...]]
+# Views, labels, indices and draws of what could be read; the files that could not be.
+Answer = tuple[Tensor, Tensor, Tensor, Tensor, tuple[tuple[Path, str], ...]]
+
+
+def _labelled(
+    see: Callable[..., Tensor], images: Tensor, labels: Tensor, _: Masks, draws: Tensor, side: int
+) -> tuple[Tensor, Tensor]:
+    """Views whose labels are those of their images; of an image there may be several."""
+    views = see(images, draws, side)
+    return views, labels.repeat_interleave(len(views) // max(1, len(labels)), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Decode(Dataset[Answer]):
+    """What a worker does with a request.
+
+    The request comes with all it needs, so a worker holds no list of files that forking copies.
+    `hands` is shared with the training process: int64 (workers, 2) of the worker's process and the
+    index of the file that it is reading, or -1 - that of the last that it read.
+    """
+
+    see: See
+    fill: Tensor  # uint8 (C,), the colour around views that are smaller than others
+    white: int  # of grey with 16 bits
+    hands: Tensor
+
+    def __getitem__(self, request: Request) -> Answer:
+        indices, labels, draws = (torch.from_numpy(request[i]) for i in (0, 1, 3))
+        masks, side, files = request[2], *request[4:]
+        hand = self.hands[worker.id if (worker := get_worker_info()) else 0]
+        views, found, rows, bad = [], [], [], []
+        for row, (index, path) in enumerate(zip(indices.tolist(), files, strict=True)):
+            hand.copy_(torch.tensor([os.getpid(), index]))
+            try:
+                pixels = decode(path, len(self.fill), self.white)
+                image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+                one = slice(row, row + 1)
+                view, label = self.see(image, labels[one], masks[one], draws[one], side)
+            except Unreadable as fault:  # of the image or of its mask
+                bad.append((Path(fault.name), fault.reason))
+            else:
+                views.append(view)
+                found.append(label)
+                rows.append(row)
+            hand[1] = -1 - index
+        none = torch.empty(0, len(self.fill), side, side, dtype=torch.uint8)
+        seen = joint_transforms.joined(views or [none], self.fill[:, None, None])
+        told = joint_transforms.joined(found or [labels[:0]], IGNORED)
+        return seen, told, indices[rows], draws[rows], tuple(bad)
+
+
+def _read(
+    split: Split,
+    see: See,
+    fill: Tensor,
+    white: int,
+    steps: Iterable[tuple[Tensor, Tensor, int]],
+    device: torch.device | str,
+    workers: int,
+) -> Iterator[Answer]:
+    """What is seen, on the device, in each of the steps (indices, draws, side of the input)."""
+    if isinstance(split.images, Tensor):
+        images = split.images.to(device)
+        for indices, draws, side in steps:
+            masks = tuple(split.masks[i] for i in indices.tolist()) if split.masks else ()
+            chosen = images.index_select(0, indices.to(device))
+            views, labels = see(chosen, split.labels[indices], masks, draws, side)
+            yield views, labels.to(device, non_blocking=True), indices, draws, ()
+        return
+    files = split.images
+
+    def request(indices: Tensor, draws: Tensor, side: int) -> Request:
+        part = split.take(indices)
+        names = tuple(map(str, part.images))
+        return indices.numpy(), part.labels.numpy(), part.masks, draws.numpy(), side, names
+
+    hands = torch.full((max(1, workers), 2), -1)
+    if workers:
+        hands.share_memory_()  # type: ignore[no-untyped-call]
+    loader = DataLoader(
+        Decode(see, fill, white, hands),
+        batch_size=None,  # a request is a whole batch
+        sampler=(request(*step) for step in steps),
+        num_workers=workers,
+        pin_memory=torch.device(device).type == "cuda",
+        timeout=_LOOK if workers else 0,
+        worker_init_fn=_ignore_interrupt,
+    )
+    answers = _quiet_iter(loader)
+    waited = 0
+    while True:
+        try:
+            views, labels, indices, draws, bad = next(answers)
+        except StopIteration:
+            return
+        except (RuntimeError, OSError, EOFError) as error:
+            # the last two: a worker died with a batch that it had offered and not handed over
+            waited += _LOOK
+            if "DataLoader timed out" in str(error) and waited < PATIENCE:
+                continue
+            if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
+                raise
+            raise DataError(
+                f"a process that decodes images died or hung: {error}\n{_in_hand(files, hands)}\n"
+                "If memory or /dev/shm is short, use fewer workers, or none: --workers 0"
+            ) from None
+        waited = 0
+        views, labels = (x.to(device, non_blocking=True) for x in (views, labels))
+        # what is pinned comes as lists
+        yield views, labels, indices, draws, tuple((path, why) for path, why in bad)
+
+
+def _in_hand(files: tuple[Path, ...], hands: Tensor) -> str:
+    """What a dead worker was reading, or else what a living one is, as a sentence."""
+    children = multiprocessing.active_children()
+    # a process that ends loses its connections first, and is a child for some time after
+    ended = wait([child.sentinel for child in children], timeout=1)
+    alive = {child.pid for child in children if child.sentinel not in ended}
+    begun = [(pid, index) for pid, index in hands.tolist() if pid > 0]
+    dead = [index for pid, index in begun if pid not in alive]
+    reading = [index for index in dead or (i for _, i in begun) if index >= 0]
+    if reading:
+        return f"It was reading {files[reading[0]]}."
+    return f"The last that it read is {files[-1 - dead[0]]}." if dead else "It had read nothing."
+
+
+def _ignore_interrupt(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process decides when to stop
+
+
+def _quiet_iter(loader: DataLoader[Answer]) -> Iterator[Answer]:
+    """iter(loader), without torch's SIGCHLD handler.
+
+    When a worker dies, that handler raises wherever the training process is, as in the middle of an
+    update; without it, asking for the next batch raises, `_LOOK` seconds later.
+    """
+    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    answers = iter(loader)
+    signal.signal(signal.SIGCHLD, before)
+    return answers

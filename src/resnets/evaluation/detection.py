@@ -1,0 +1,380 @@
+"""What a detector finds on a split, and every figure of that, without looking at images again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resnets.data.splits import Shape, Split
+from resnets.errors import MissingPackage, UsageError
+from resnets.evaluation import voc
+from resnets.evaluation.diagnosis import why
+from resnets.evaluation.scenes import Reading, looks, never
+from resnets.evaluation.scores import read_sealed, shape, unreadable, within, write_sealed
+from resnets.models.detection.boxes import clip
+
+if TYPE_CHECKING:  # torchvision takes 1.7 s to import
+    from resnets.models.detection.faster_rcnn import Detections
+
+Rle = tuple[int, int, bytes]  # height, width and COCO's compressed run lengths of a mask
+
+
+class Detect(Protocol):
+    """A detector, or a procedure that is used like one."""
+
+    def __call__(self, images: Tensor, *, sizes: Tensor) -> Detections: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """All detections of a split, image after image, on the CPU."""
+
+    images: Tensor  # int64 (D,): indices in the split, ascending
+    classes: Tensor  # int64 (D,)
+    scores: Tensor  # float32 (D,)
+    boxes: Tensor  # float32 (D, 4): x1, y1, x2, y2 in pixels of the upright image
+    masks: tuple[Rle, ...] | None  # at the image's size; None where the network draws none
+    indices: Tensor  # int64 (N,): the images that were looked at, ascending
+    unreadable: tuple[tuple[Path, str], ...] = ()
+    seconds: float = 0.0  # of reading and computing
+
+
+_TENSORS = ("images", "classes", "scores", "boxes", "indices")
+_NONE = torch.empty(0, dtype=torch.int64)
+NOTHING = Found(_NONE, _NONE, torch.empty(0), torch.empty(0, 4), None, _NONE)
+
+
+@torch.inference_mode()
+def find(
+    network: Detect,
+    split: Split,
+    *,
+    bfloat16: bool = False,
+    stopped: Callable[[], bool] = never,
+    **reading: Unpack[Reading],
+) -> Found:
+    """What a network in evaluation mode finds; of several ranks each has a part, see `join`.
+
+    Raises as `test_batches`, and MissingPackage for masks.
+    """
+    began, parts = time.monotonic(), [NOTHING]
+    for batch, sizes, own in looks(split, stopped, **reading):
+        parts.append(replace(NOTHING, indices=batch.indices, unreadable=batch.unreadable))
+        if not len(own):
+            continue
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bfloat16):
+            said = network(batch.images, sizes=sizes)
+        there = said.classes.cpu() >= 0
+        rows = there.nonzero()[:, 0]
+        scale = (own / sizes.cpu()).flip(1).repeat(1, 2)[:, None]
+        boxes = clip(said.boxes.float().cpu() * scale, own)[there]
+        masks = None
+        if said.masks is not None:
+            drawn = zip(said.masks.float().cpu()[there], boxes, own[rows].tolist(), strict=True)
+            masks = tuple(pasted(mask, box, *size) for mask, box, size in drawn)
+        classes, scores = said.classes.cpu()[there], said.scores.float().cpu()[there]
+        parts.append(Found(batch.indices[rows], classes, scores, boxes, masks, _NONE))
+    return replace(join(parts), seconds=time.monotonic() - began)
+
+
+def join(parts: Sequence[Found]) -> Found:
+    """What was found on several parts of a split, as by several ranks."""
+    whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
+    order = whole["images"].argsort(stable=True)
+    masks = [mask for part in parts for mask in part.masks or ()]
+    drawn = any(part.masks is not None for part in parts)
+    indices = whole.pop("indices").sort().values
+    return Found(
+        **{name: column[order] for name, column in whole.items()},
+        masks=tuple(masks[i] for i in order.tolist()) if drawn else None,
+        indices=indices,
+        unreadable=tuple(bad for part in parts for bad in part.unreadable),
+        seconds=max(part.seconds for part in parts),
+    )
+
+
+def coco() -> Any:
+    """The package that knows COCO's figures and masks. Raises MissingPackage."""
+    try:
+        import faster_coco_eval
+    except ImportError:
+        raise MissingPackage(
+            'figures and masks of objects need faster-coco-eval: pip install "resnets[detect]"'
+        ) from None
+    return faster_coco_eval
+
+
+def pasted(mask: Tensor, box: Tensor, height: int, width: int) -> Rle:
+    """Where a mask (28, 28), 0..1 inside its box (4,), is above 0.5 in an image.
+
+    The pixels are those of torchvision's `paste_masks_in_image`. Raises MissingPackage.
+    """
+    side = mask.shape[0]
+    half = (box[2:] - box[:2]) * 0.5 * ((side + 2) / side)
+    middle = (box[2:] + box[:2]) * 0.5
+    x1, y1, x2, y2 = torch.cat([middle - half, middle + half]).long().tolist()
+    framed, sides = F.pad(mask, (1, 1, 1, 1))[None, None], (y2 - y1 + 1, x2 - x1 + 1)
+    large = F.interpolate(framed, sides, mode="bilinear", align_corners=False)[0, 0]
+    left, top = max(0, x1), max(0, y1)
+    inside = large[top - y1 : height - y1, left - x1 : width - x1] > 0.5
+    # Run lengths go down the image's columns; only what is inside of the box is looked at.
+    x, y = inside.T.numpy().nonzero()
+    at = (left + x) * height + top + y
+    ends = np.flatnonzero(np.diff(at, prepend=-2, append=height * width + 1) != 1)
+    runs = np.stack([at[ends[:-1]], at[ends[1:] - 1] + 1], 1).ravel()
+    counts = np.trim_zeros(np.diff(runs, prepend=0, append=height * width), "b").tolist()
+    coded = coco().mask.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
+    return height, width, coded["counts"]
+
+
+def save(path: str | Path, found: Found) -> None:
+    """One safetensors file, replaced in one step. Raises DiskError."""
+    bad = [(str(file), reason) for file, reason in found.unreadable]
+    card = {"unreadable": bad, "seconds": found.seconds, "drawn": found.masks is not None}
+    tensors = {name: getattr(found, name) for name in _TENSORS}
+    masks = found.masks or ()
+    shapes = [(height, width, len(counts)) for height, width, counts in masks]
+    tensors["shapes"] = torch.tensor(shapes, dtype=torch.int64).view(-1, 3)
+    counts = np.frombuffer(b"".join(counts for *_, counts in masks), np.uint8)
+    tensors["counts"] = torch.from_numpy(counts.copy())
+    write_sealed(path, tensors, "detections", card)
+
+
+def load(path: str | Path) -> Found:
+    """What `save` wrote. Raises as `scores.read_sealed`."""
+    return read_sealed(path, "detections", _found)
+
+
+def _found(tensors: dict[str, Tensor], card: dict[str, Any]) -> Found:
+    count, (images,) = len(tensors["scores"]), tensors["indices"].shape
+    for name, kind in zip(_TENSORS[:3], (torch.int64, torch.int64, torch.float32), strict=True):
+        shape(tensors[name], kind, (count,), name)
+    shape(tensors["boxes"], torch.float32, (count, 4), "boxes")
+    shape(tensors["indices"], torch.int64, (images,), "indices")
+    shape(tensors["shapes"], torch.int64, (count if card["drawn"] else 0, 3), "shapes")
+    within(tensors["shapes"], 2**31, "shapes")
+    within(tensors["classes"], 2**31, "classes")
+    within(tensors["images"], 2**31, "images")
+    if not all(torch.isfinite(tensors[name]).all() for name in ("scores", "boxes")):
+        raise ValueError("scores or boxes are not finite")
+    shapes, counts = tensors.pop("shapes"), tensors.pop("counts")
+    parts = torch.split(counts, shapes[:, 2].tolist())
+    drawn = zip(shapes.tolist(), parts, strict=True)
+    masks = tuple((height, width, bytes(part.numpy())) for (height, width, _), part in drawn)
+    masked = masks if card["drawn"] else None
+    return Found(
+        **tensors, masks=masked, unreadable=unreadable(card), seconds=float(card["seconds"])
+    )
+
+
+@dataclass(frozen=True)
+class Figures:
+    """COCO's twelve and what they are of each class; None where there is no such object.
+
+    Small objects have less than 32^2 pixels, large ones more than 96^2: of the mask, or without
+    masks of the box. Recalls are of 1, 10 and 100 detections of a class in an image.
+    """
+
+    map: float | None  # mean over the classes and the IoU 0.5, 0.55, ... 0.95
+    map50: float | None
+    map75: float | None
+    map_small: float | None
+    map_medium: float | None
+    map_large: float | None
+    recall_1: float | None
+    recall_10: float | None
+    recall_100: float | None
+    recall_small: float | None
+    recall_medium: float | None
+    recall_large: float | None
+    ap: tuple[float | None, ...]  # of each class, as `map`
+    ap50: tuple[float | None, ...]
+    # of each class at IoU 0.5 and a recall of 0, 0.01, ... 1; empty where it does not occur
+    precision: tuple[tuple[float, ...], ...]
+
+    def numbers(self) -> dict[str, float | None]:
+        """The figures that are one number."""
+        each = {k: v for k, v in vars(self).items() if isinstance(v, float | None)}
+        return {name: None if value is None else round(value, 6) for name, value in each.items()}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a second detector finds more than a first on the same images."""
+
+    images: int
+    difference: float  # of `Detected.voc`, the second minus the first
+    interval: tuple[float, float]  # of it, 95 %, images drawn in pairs
+
+    @property
+    def said(self) -> str:
+        """In a line."""
+        low, high = (f"{100 * x:+.2f}" for x in self.interval)
+        return (
+            f"the second detector against the first: {100 * self.difference:+.2f} points of VOC's "
+            f"mAP at IoU 0.5 ({low} to {high} at 95 % by bootstrap)"
+        )
+
+
+@dataclass(frozen=True)
+class Detected(Figures):
+    """Figures of a detector's boxes on one split. Objects that are ignored do not count."""
+
+    images: int
+    objects: int
+    voc: float  # mAP at IoU 0.5 as in VOC 2010, of all points
+    voc07: float  # of eleven points
+    interval: tuple[float, float]  # 95 %, of `voc` over the images
+    counts: tuple[tuple[int, int], ...]  # of each class: images that have it, objects
+    classes: tuple[str, ...]
+    masks: Figures | None  # where the network and the data have masks
+    why: str  # in plain words, where next to nothing is right
+    unreadable: tuple[tuple[Path, str], ...]
+    split: str
+    comparison: Change | None = None  # with another detector, where that was asked for
+
+    @property
+    def error(self) -> float:
+        """1 - mAP at IoU 0.5, which is 0 without objects."""
+        return 1 - (self.map50 or 0.0)
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """Images, objects and average precision of each class."""
+        columns = {"ap": self.ap, "ap50": self.ap50}
+        if self.masks:
+            columns |= {"mask_ap": self.masks.ap, "mask_ap50": self.masks.ap50}
+        return [
+            {"class": self.classes[k], "images": images, "objects": objects}
+            | {name: column[k] for name, column in columns.items()}
+            for k, (images, objects) in enumerate(self.counts)
+        ]
+
+    def headline(self) -> str:
+        """The averages in a line; and why, where next to nothing is right."""
+        low, high = self.interval
+        drawn = f", of masks {_said(self.masks.map)}" if self.masks else ""
+        return (
+            f"{self.split} mAP {_said(self.map)}{drawn}; at IoU 0.5 {_said(self.map50)}, as of VOC "
+            f"{_said(self.voc)} ({low:.4f} to {high:.4f} at 95 % by bootstrap), "
+            f"{self.objects:,} objects on {self.images:,} images"
+            + f"\n{self.why}" * bool(self.why)
+            + (f"\n{self.comparison.said}" if self.comparison else "")
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The stable JSON form."""
+        return {
+            "split": self.split,
+            "images": self.images,
+            "objects": self.objects,
+            "error": round(self.error, 6),
+            **self.numbers(),
+            "voc_interval_95": [round(x, 6) for x in self.interval],
+            "masks": self.masks and self.masks.numbers(),
+            "why": self.why,
+            **({"comparison": asdict(self.comparison)} if self.comparison else {}),
+            "unreadable": [str(path) for path, _ in self.unreadable],
+            "per_class": self.per_class(),
+        }
+
+
+def _said(mean: float | None) -> str:
+    return "-" if mean is None else f"{mean:.4f}"
+
+
+def measure(found: Found, split: Split, classes: tuple[str, ...], name: str = "test") -> Detected:
+    """All figures of the images that were looked at. Raises MissingPackage."""
+    flags = voc.flags(found, split, len(classes))
+    boxes = figures(found, split, "bbox", len(classes))
+    drawn = bool(split.masks) and found.masks is not None
+    images, objects = (x.sum(0).astype(int).tolist() for x in (flags.objects > 0, flags.objects))
+    return Detected(
+        **vars(boxes),
+        images=len(found.indices),
+        objects=sum(objects),
+        voc=voc.all_points(flags),
+        voc07=voc.eleven_points(flags),
+        interval=voc.interval(voc.resampled(flags)),
+        counts=tuple(zip(images, objects, strict=True)),
+        classes=classes,
+        masks=figures(found, split, "segm", len(classes)) if drawn else None,
+        why=why(found, split, classes) if (boxes.map50 or 0) < 0.01 else "",
+        unreadable=found.unreadable,
+        split=name,
+    )
+
+
+def figures(found: Found, split: Split, kind: Literal["bbox", "segm"], kinds: int) -> Figures:
+    """COCO's figures of boxes or of masks, those of pycocotools. Raises MissingPackage."""
+    package = coco()
+    assert split.sizes is not None
+    sizes = dict(zip(found.indices.tolist(), split.sizes[found.indices].tolist(), strict=True))
+    truths, given = list[dict[str, Any]](), list[dict[str, Any]]()
+    for image, size in sizes.items():
+        shapes = split.masks[image] if split.masks else ()
+        assert not isinstance(shapes, Path)
+        rows = split.labels[image][split.labels[image, :, 5] > 0].tolist()
+        for k, (x1, y1, x2, y2, which, state) in enumerate(rows):
+            # A number of 0 would mean that a detection matches nothing.
+            row = {"id": len(truths) + 1, "image_id": image, "category_id": int(which)}
+            row |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+            if shapes:
+                mask = rle(shapes[k], *size)
+                row |= {"segmentation": mask, "area": float(package.mask.area(mask))}
+            truths.append(row | {"iscrowd": int(state == 2)})
+    corners, ends = found.boxes.double().tensor_split(2, 1)
+    boxes, columns = torch.cat([corners, ends - corners], 1), (found.images, found.classes)
+    drawn = found.masks if found.masks and kind == "segm" else [None] * len(boxes)
+    for image, which, score, box, mask in zip(
+        *(x.tolist() for x in (*columns, found.scores.double(), boxes)), drawn, strict=True
+    ):
+        row = {"image_id": image, "category_id": which, "score": score}
+        given.append(row | ({"segmentation": rle(mask)} if mask else {"bbox": box}))
+    data = {
+        "images": [{"id": image, "height": h, "width": w} for image, (h, w) in sizes.items()],
+        "categories": [{"id": k, "name": str(k)} for k in range(kinds)],
+        "annotations": truths,
+    }
+    known = package.COCO(data)
+    test = package.COCOeval_faster(known, known.loadRes(given), kind)
+    test.run()
+    every = test.eval["precision"][..., 0, 2]  # (IoU, recall, class) of all sizes, 100 detections
+    each = [every[..., k] if every[0, 0, k] >= 0 else None for k in range(kinds)]
+    names = (field.name for field in fields(Figures))
+    return Figures(
+        **{name: None if x < 0 else float(x) for name, x in zip(names, test.stats, strict=False)},
+        ap=tuple(None if x is None else float(x.mean()) for x in each),
+        ap50=tuple(None if x is None else float(x[0].mean()) for x in each),
+        precision=tuple(() if x is None else tuple(x[0].tolist()) for x in each),
+    )
+
+
+def rle(shape: Shape, height: int = 0, width: int = 0) -> dict[str, Any]:
+    """A mask as COCO's package has it; polygons need the sides of their image."""
+    if isinstance(shape[0], int):
+        return {"size": shape[:2], "counts": shape[2]}
+    mask = coco().mask
+    drawn: dict[str, Any] = mask.merge(mask.frPyObjects(list(map(list, shape)), height, width))
+    return drawn
+
+
+def decoded(mask: Rle) -> Tensor:
+    """The pixels of a mask: bool (H, W). Raises MissingPackage."""
+    return torch.from_numpy(coco().mask.decode(rle(mask))).bool()
+
+
+def compare(first: Found, second: Found, split: Split, kinds: int) -> Change:
+    """The gain of the second. Raises UsageError where they looked at different images."""
+    if not torch.equal(first.indices, second.indices):
+        raise UsageError("the detections are of different images: take both on the same split")
+    one, other = (voc.flags(found, split, kinds) for found in (first, second))
+    gain = voc.interval(voc.resampled(other) - voc.resampled(one))
+    return Change(len(first.indices), voc.all_points(other) - voc.all_points(one), gain)

@@ -1,0 +1,81 @@
+"""Why next to nothing that a detector finds is right, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resnets.data.splits import Split
+from resnets.evaluation.voc import overlaps
+
+if TYPE_CHECKING:
+    from resnets.evaluation.detection import Found
+
+MANY = 0.3  # part of the objects that makes a reason
+LOW = 0.05  # score that detectors leave out
+
+
+# Boxes (P, 4) that are written in another way, and the width and height of their images, twice,
+# (P, 4) -> x1, y1, x2, y2.
+READINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "x, y, width and height": lambda b, _: torch.cat([b[:, :2], b[:, :2] + b[:, 2:]], 1),
+    "centre, width and height": lambda b, _: torch.cat(
+        [b[:, :2] - b[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2], 1
+    ),
+    "y before x": lambda b, _: b[:, [1, 0, 3, 2]],
+    "parts of the image's width and height": lambda b, sides: b * sides,
+}
+
+
+def why(found: Found, split: Split, classes: tuple[str, ...]) -> str:
+    """The first reason that the detections themselves show, as a sentence or two."""
+    labels = split.labels[found.indices]
+    there = labels[..., 5] == 1
+    objects, images = labels[there], found.indices[there.nonzero()[:, 0]]
+    truths = objects[:, :4]
+    if not len(objects):
+        return "These images have no objects, so there is nothing to find."
+    if not len(found.scores):
+        return (
+            "Nothing was detected: no score is above the network's threshold, so it is not "
+            "trained, or not nearly long enough."
+        )
+    i, j = overlaps(found.images, found.boxes, images, truths)
+    hit = len(np.unique(j)) / len(objects)
+    assert split.sizes is not None
+    sides = split.sizes.flip(1).repeat(1, 2)
+    for name, read in READINGS.items():
+        own, other = read(found.boxes, sides[found.images]), read(truths, sides[images])
+        for whose, pair in {"detections": (own, truths), "data": (found.boxes, other)}.items():
+            _, fit = overlaps(found.images, pair[0], images, pair[1])
+            if (part := len(np.unique(fit)) / len(objects)) > hit + MANY:
+                return (
+                    f"The boxes of the {whose} seem to be written in another way: read as {name} "
+                    f"they fit {part:.0%} of the objects, as x1, y1, x2, y2 {hit:.0%}."
+                )
+    surest = np.argsort(-found.scores.numpy()[i], kind="stable")
+    first = surest[np.unique(j[surest], return_index=True)[1]]  # the surest pair of each object
+    given, true = found.classes.numpy()[i[first]], objects[:, 4].long().numpy()[j[first]]
+    if hit > MANY and (given == true).mean() < 0.1:
+        shifts, counts = np.unique(given - true, return_counts=True)
+        shift = int(shifts[counts.argmax()])
+        numbered = "their classes seem to be numbered in another order"
+        if counts.max() > len(first) / 2:
+            example = classes[true[given - true == shift][0]]
+            numbered = (
+                f"their class is {shift:+d} from the true one (as of “{example}”), as where one "
+                "side counts background as class 0"
+            )
+        return f"The boxes fit {hit:.0%} of the objects, but {numbered}."
+    if (most := float(found.scores.max())) < LOW:
+        return (
+            f"No score is above {LOW}, the highest is {most:.3f}: it was not trained long enough."
+        )
+    return (
+        f"The boxes fit {hit:.0%} of the objects, and no other reason shows: it was not trained "
+        "long enough, or with a wrong rate."
+    )

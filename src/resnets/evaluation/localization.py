@@ -1,0 +1,126 @@
+"""The localisation error of ILSVRC: whether a box is on the object, given its class or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
+
+import torch
+from torch import Tensor
+
+from resnets.data.splits import Split
+from resnets.evaluation.metrics import interval
+from resnets.evaluation.scenes import Reading, looks, never
+from resnets.models.detection.boxes import iou
+
+if TYPE_CHECKING:  # torchvision takes 1.7 s to import
+    from resnets.models.detection.faster_rcnn import Detections
+
+
+class Locate(Protocol):
+    """A localiser: boxes of its best classes, the best first; or the best of given classes."""
+
+    def __call__(self, images: Tensor, *, sizes: Tensor) -> Detections: ...
+
+    def best(self, images: Tensor, classes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 (B, k), (B, 2) -> boxes (B, k, 4), scores (B, k)."""
+
+
+@dataclass(frozen=True)
+class Localized:
+    """The part of the images whose object is not found: no box has an IoU of 0.5 with one."""
+
+    images: int
+    error: float  # by the box of the true class
+    error_interval: tuple[float, float]  # 95 %
+    top5_error: float  # by those of five classes, of which the true one has to be one
+    top5_interval: tuple[float, float]
+    unreadable: tuple[tuple[Path, str], ...]
+    split: str
+
+    @property
+    def accuracy(self) -> float:
+        """1 - `error`."""
+        return 1 - self.error
+
+    @property
+    def top5_accuracy(self) -> float:
+        """1 - `top5_error`."""
+        return 1 - self.top5_error
+
+    def headline(self) -> str:
+        """Both errors in a line."""
+        (low, high), (low5, high5) = self.error_interval, self.top5_interval
+        return (
+            f"{self.split} localisation error {100 * self.error:.2f} % given the class "
+            f"({100 * low:.2f} to {100 * high:.2f} at 95 % by Wilson), by five classes "
+            f"{100 * self.top5_error:.2f} % ({100 * low5:.2f} to {100 * high5:.2f}), "
+            f"{self.images:,} images"
+        )
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """Nothing: the errors are of images."""
+        return []
+
+    def summary(self) -> dict[str, Any]:
+        """The stable JSON form."""
+        return {
+            "split": self.split,
+            "images": self.images,
+            "error": round(self.error, 6),
+            "error_interval_95": [round(x, 6) for x in self.error_interval],
+            "top5_error": round(self.top5_error, 6),
+            "top5_interval_95": [round(x, 6) for x in self.top5_interval],
+            "unreadable": [str(path) for path, _ in self.unreadable],
+        }
+
+
+@torch.inference_mode()
+def localization(
+    network: Locate,
+    split: Split,
+    *,
+    predicted: Tensor | None = None,
+    name: str = "test",
+    bfloat16: bool = False,
+    stopped: Callable[[], bool] = never,
+    **reading: Unpack[Reading],
+) -> Localized:
+    """Both errors (1512.03385, Table 13) of a network in evaluation mode.
+
+    The class of an image is that of its first object; images without objects do not count.
+    `predicted` are five classes of each image of the split by a classifier, int64 (N, 5); without
+    it the network's own are taken. Raises as `test_batches`.
+    """
+    hits, bad = [torch.empty(0, 2, dtype=torch.bool)], list[tuple[Path, str]]()
+    for batch, sizes, own in looks(split, stopped, **reading):
+        bad += batch.unreadable
+        if not len(own) or not batch.labels.shape[1]:
+            continue
+        images, objects = batch.images, batch.labels[..., :6]
+        real = objects[..., 5] == 1
+        first = real.byte().argmax(1, keepdim=True)
+        label = objects[..., 4].gather(1, first).long()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+            if predicted is None:
+                found = network(images, sizes=sizes)
+                classes, five = found.classes[:, :5], found.boxes[:, :5]
+                own_box, _ = network.best(images, label, sizes)
+                boxes = torch.cat([own_box, five], 1)
+            else:
+                classes = predicted[batch.indices].to(images.device)
+                boxes, _ = network.best(images, torch.cat([label, classes], 1), sizes)
+        right = real & (objects[..., 4] == label)
+        near = (iou(boxes.float(), objects[..., :4]) * right[:, None]).amax(2) >= 0.5
+        among = (near[:, 1:] & (classes == label)).any(1)
+        hits.append(torch.stack([near[:, 0], among], 1)[real.any(1)].cpu())
+    given, five = torch.cat(hits).unbind(1)
+    return Localized(len(given), *missed(given), *missed(five), tuple(bad), name)
+
+
+def missed(hits: Tensor) -> tuple[float, tuple[float, float]]:
+    """The part of bool (N,) that is false, and its 95 % interval by Wilson."""
+    low, high = interval(hits)
+    return float((~hits).double().mean()) if len(hits) else 1.0, (1 - high, 1 - low)

@@ -1,0 +1,118 @@
+"""Networks from their description: `build(arch)`, or `create("resnet50", classes=10)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias, overload
+
+from torch import nn
+
+from resnets.config.arch import (
+    Arch,
+    ClassifierArch,
+    DenseNetArch,
+    DetectorArch,
+    LocalizerArch,
+    MlpArch,
+    ResNetArch,
+    SegmenterArch,
+    VitArch,
+)
+from resnets.config.families import arch as named
+from resnets.errors import UsageError
+from resnets.models.densenet import DenseNet
+from resnets.models.mlp import Mlp
+from resnets.models.resnet import MakeModule, ResNet
+from resnets.models.transformer import VisionTransformer
+
+if TYPE_CHECKING:
+    from resnets.models.detection.faster_rcnn import Detector
+    from resnets.models.detection.retinanet import RetinaNet
+    from resnets.models.localizer import Localizer
+    from resnets.models.segmentation import Segmenter
+
+# Each has `arch`, `levels` ({level: (channels, stride)}) and `features(x)` ({level: map}), and
+# maps an input to logits (N, classes).
+Classifier: TypeAlias = ResNet | DenseNet | Mlp | VisionTransformer
+CLASSIFIERS = (ResNet, DenseNet, Mlp, VisionTransformer)
+# Each has `arch` and `parts`, the names of its losses, which it gives for images and targets.
+Scene: TypeAlias = "Detector | RetinaNet | Segmenter | Localizer"
+Network: TypeAlias = "Classifier | Scene"
+
+
+@overload
+def build(arch: ClassifierArch, *, checkpoint: int = 0) -> Classifier: ...
+@overload
+def build(arch: Arch, *, checkpoint: int = 0) -> Network: ...
+def build(arch: Arch, *, checkpoint: int = 0) -> Network:
+    """The network that the data describes, with fresh weights.
+
+    With `checkpoint`, training keeps the input of each segment of that many residual units and
+    recomputes the rest in the backward pass; 0 keeps everything.
+
+    Raises UsageError for fields that contradict each other.
+    """
+    match arch:
+        case ResNetArch():
+            return ResNet(arch, checkpoint=checkpoint)
+        case DenseNetArch():
+            return DenseNet(arch, checkpoint=checkpoint)
+        case MlpArch():
+            return Mlp(arch, checkpoint=checkpoint)
+        case VitArch():
+            return VisionTransformer(arch, checkpoint=checkpoint)
+        # Here, since they need torchvision, which takes 1.7 s to import.
+        case DetectorArch(form="retina"):
+            from resnets.models.detection.retinanet import RetinaNet
+
+            return RetinaNet(arch, checkpoint=checkpoint)
+        case DetectorArch():
+            from resnets.models.detection.faster_rcnn import Detector
+
+            return Detector(arch, checkpoint=checkpoint)
+        case SegmenterArch():
+            from resnets.models.segmentation import Segmenter
+
+            return Segmenter(arch, checkpoint=checkpoint)
+        case LocalizerArch():
+            from resnets.models.localizer import Localizer
+
+            return Localizer(arch, checkpoint=checkpoint)
+
+
+def create(
+    model: str | Arch,
+    *,
+    classes: int | None = None,
+    channels: int | None = None,
+    checkpoint: int = 0,
+    norm: Callable[[int], nn.Module] | None = None,
+    act: Callable[[], nn.Module] | None = None,
+    shortcut: MakeModule | None = None,
+    block: MakeModule | None = None,
+) -> Network:
+    """A network by name or description, with other numbers of classes or input channels.
+
+    A residual network takes parts of yours: `norm(channels)` and `act()` make its normalisations
+    and activations, `shortcut(c_in, c_out, stride)` the shortcut of each unit, and
+    `block(c_in, c_out, stride)` the whole unit, a module (N, c_in, H, W) ->
+    (N, c_out, H / stride, W / stride).
+
+    Raises UsageError with the nearest known names, and for parts where there are no such.
+    """
+    arch = named(model) if isinstance(model, str) else model
+    arch = replace(arch, classes=arch.classes if classes is None else classes)
+    arch = replace(arch, channels=arch.channels if channels is None else channels)
+    if not (norm or act or shortcut or block):
+        return build(arch, checkpoint=checkpoint)
+    if not isinstance(arch, ResNetArch):
+        raise UsageError("norm, act, shortcut and block are parts of residual networks alone")
+    return ResNet(
+        arch,
+        checkpoint=checkpoint,
+        norm=norm,
+        act=act or nn.ReLU,
+        shortcut=shortcut,
+        block=block,
+    )

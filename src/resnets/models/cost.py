@@ -1,0 +1,74 @@
+"""What a network costs: exact counts from the network itself, on the meta device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from resnets.config.arch import Arch, MlpArch, ResNetArch
+from resnets.models import CLASSIFIERS
+from resnets.models.io.infer_arch import skeleton
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Trainable parameters, and multiply-adds of one forward pass for one input of `arch.size`."""
+
+    parameters: int
+    macs: int
+
+
+@lru_cache(64)  # plan, report, card and ledger ask for the same one
+def cost(arch: Arch) -> Cost:
+    """Count. Multiply-adds are those of convolutions, linear layers and attention, as papers do.
+
+    Of a scene's network they are those of its maps, since the rest depends on what is found.
+    """
+    with torch.no_grad(), _Shapes() as shapes:
+        network = skeleton(arch).eval()
+        scene = not isinstance(network, CLASSIFIERS)
+        seen: Any = network.features if scene else network
+        seen(torch.empty(input_shape(arch), device="meta"))
+    return Cost(sum(p.numel() for p in network.parameters()), shapes.macs)
+
+
+def input_shape(arch: Arch, batch: int = 1) -> tuple[int, ...]:
+    """The shape of a batch that `arch` is counted for."""
+    if isinstance(arch, MlpArch):
+        return (batch, arch.channels)
+    dims = arch.dims if isinstance(arch, ResNetArch) else 2
+    return (batch, arch.channels, *(arch.size,) * dims)
+
+
+WEIGHTED = {torch.conv1d, torch.conv2d, torch.conv3d, F.linear}
+# Shapes are all that is wanted here. The meta kernels of normalisations take up to a millisecond a
+# call to answer with the shape that they got, and random numbers are drawn for nothing.
+KEEP_SHAPE = {
+    *(F.batch_norm, F.group_norm, F.layer_norm, F.relu, F.gelu, F.dropout),
+    *(torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.fill_, torch.Tensor.zero_),
+    nn.init.kaiming_uniform_,
+}
+
+
+class _Shapes(TorchFunctionMode):
+    """Lets shapes pass through a network and adds up `macs`."""
+
+    macs = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in KEEP_SHAPE:
+            return args[0] if args else kwargs["tensor"]
+        out = func(*args, **kwargs or {})
+        if func in WEIGHTED:
+            self.macs += out.numel() * math.prod(args[1].shape[1:])
+        elif func is F.scaled_dot_product_attention:
+            query: Tensor = args[0]
+            self.macs += 2 * query.numel() * args[1].shape[-2]  # q k^T, and its weights times v
+        return out

@@ -1,0 +1,274 @@
+"""Detectors in two stages: regions are proposed, then judged, and with `masks` drawn.
+
+Faster R-CNN on conv4 as in He et al. 2015, appendix A; on a feature pyramid (1612.03144); Mask
+R-CNN (1703.06870). Where torchvision has the network, the names of the tensors are torchvision's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+
+from resnets.config.arch import DetectorArch
+from resnets.errors import UsageError
+from resnets.models.detection import boxes as box
+from resnets.models.detection import roi_align
+from resnets.models.detection.fpn import EXTRA, Pyramid
+from resnets.models.detection.rpn import ProposalNetwork, distance, inside, mean, take
+from resnets.models.layers import LayerFactory, finite, global_mean
+
+IOU = 0.5  # of a region with the object that it is taken for
+POSITIVE_SHARE = 0.25  # of the regions that training learns from, at most
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of dx, dy, dw, dh: about 1 / their standard deviations
+SMALLEST = 1e-2  # side of a detection, in pixels
+CELLS = {"fpn": 7, "c4": 14}  # of a region; conv5 halves the 14
+MASK_CELLS = 14  # of a region that is drawn; the mask has twice as many
+
+
+class Detections(NamedTuple):
+    """What was found, the best first; D is fixed."""
+
+    boxes: Tensor  # float32 (B, D, 4), pixels of the input
+    scores: Tensor  # float32 (B, D), 0 where there is none
+    classes: Tensor  # int64 (B, D), -1 where there is none
+    masks: Tensor | None  # float32 (B, D, 28, 28), 0..1 inside the box
+
+
+class BoxHead(nn.Module):
+    """Two fully connected layers: (N, C, cells, cells) -> (N, hidden)."""
+
+    def __init__(self, c_in: int, cells: int, hidden: int) -> None:
+        super().__init__()
+        self.shape = (c_in, cells, cells)
+        self.fc6 = nn.Linear(math.prod(self.shape), hidden)
+        self.fc7 = nn.Linear(hidden, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Regions are channels last: there are fewer weights to permute than pixels of regions.
+        weight = self.fc6.weight.view(-1, *self.shape).permute(0, 2, 3, 1).flatten(1)
+        x = F.relu(F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, self.fc6.bias))
+        return F.relu(self.fc7(x))
+
+
+class Detector(nn.Module):
+    """Faster R-CNN and Mask R-CNN, forms "c4" and "fpn".
+
+    Images (B, C, H, W), sizes int64 (B, 2) of each inside the input (None: all of it) ->
+    Detections. With objects (B, M, 6 + m*m), rows of x1, y1, x2, y2, class, kind (1 an object, 2
+    one to ignore, 0 padding) and its m x m mask inside the box: float32 (len(parts) + 1,), the
+    losses, each the mean over images of its mean over the image's sampled anchors or regions, and
+    the share of sampled regions of wrong class.
+
+    `norm="group"`: a group normalisation follows each convolution of the pyramid (P6 and P7 have
+    none), and stands before the ReLU of each 3x3 of the mask head. Raises UsageError for anchors
+    that do not fit the levels, and in training for masks that the objects lack.
+    """
+
+    def __init__(self, arch: DetectorArch, *, checkpoint: int = 0) -> None:
+        super().__init__()
+        self.arch = arch
+        self.parts = ("objectness", "proposals", "classes", "boxes", *["masks"] * arch.masks)
+        self.backbone = Pyramid(arch, checkpoint=checkpoint)
+        levels = list(self.backbone.levels.values())
+        channels = levels[0][0]
+        self.rpn = ProposalNetwork(channels, arch.width, arch.anchors, arch.ratios)
+        # Levels that regions are read from; those further up only propose.
+        self.strides = [s for _, s in levels[: len(levels) - len(EXTRA[arch.form])]]
+        heads: dict[str, nn.Module] = {}
+        features = arch.hidden
+        if arch.form == "c4":
+            features, _ = list(self.backbone.body.levels.values())[-1]
+        else:
+            heads["box_head"] = BoxHead(channels, CELLS["fpn"], arch.hidden)
+        features *= 2 if arch.context else 1
+        heads["box_predictor"] = FastRCNNPredictor(features, arch.classes + 1)
+        if arch.masks:
+            group = LayerFactory(norm_kind="group").norm if arch.norm == "group" else None
+            heads["mask_head"] = MaskRCNNHeads(channels, [arch.width] * 4, 1, group)
+            heads["mask_predictor"] = MaskRCNNPredictor(arch.width, arch.width, arch.classes + 1)
+        self.roi_heads = nn.ModuleDict(heads)
+        # Best anchors of a level that suppression looks at, in training and at test. conv4 alone
+        # has all sizes on one, so that most go: 12,000 and 6,000 for Ren et al.'s 2,000 and 300.
+        many, few = arch.proposals
+        self.considered = (6 * many, 20 * few) if arch.form == "c4" else arch.proposals
+        self.threshold, self.overlap, self.kept = 0.05, 0.5, 100  # of detections, see `select`
+
+    def forward(
+        self, images: Tensor, objects: Tensor | None = None, sizes: Tensor | None = None
+    ) -> Tensor | Detections:
+        height, width = images.shape[2:]
+        sizes = inside(images, sizes)
+        maps = self.features(images)
+        if objects is not None:
+            return self.losses(maps, objects.float(), (height, width), sizes)
+        rois, _ = self.propose(maps, (height, width), sizes)
+        found = self.select(*self.judge(maps, rois, sizes), sizes)
+        return self.draw(maps, found)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, C, H, W) -> {level: (B, width, h, w)}."""
+        maps: dict[str, Tensor] = self.backbone(images)
+        return maps
+
+    def propose(
+        self, maps: dict[str, Tensor], image_shape: tuple[int, int], sizes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Regions (B, R, 4) and their logits (B, R), best first; else no area and -inf."""
+        said = self.rpn(list(maps.values()), image_shape)
+        finite(said.logits)
+        return self.rpn.propose(said, sizes, self.considered[1], self.arch.proposals[1])
+
+    def judge(
+        self, maps: dict[str, Tensor], rois: Tensor, sizes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Regions (B, R, 4) -> probabilities (B, R, K + 1), background first; boxes (B, R, K, 4).
+
+        With `context` the sizes (B, 2) say what the whole image is; without them it is the input.
+        """
+        return self.decide(self.describe(maps, rois, sizes), rois)
+
+    def describe(
+        self, maps: dict[str, Tensor], rois: Tensor, sizes: Tensor | None = None
+    ) -> Tensor:
+        """What the layers before the siblings make of regions: (B, R, 4) -> (B, R, D)."""
+        if self.arch.context:
+            rois = torch.cat([self.whole(maps, rois, sizes), rois], 1)
+        x = self.read(maps, rois, CELLS[self.arch.form])
+        if self.arch.form == "c4":
+            x = global_mean(self.backbone.rest(x))
+        else:
+            x = self.roi_heads["box_head"](x)
+        x = x.view(*rois.shape[:2], x.shape[1])
+        if self.arch.context:
+            whole, x = x[:, :1], x[:, 1:]
+            x = torch.cat([x, whole.expand_as(x)], 2)
+        return x
+
+    def decide(self, features: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+        """The sibling layers: (B, R, D), (B, R, 4) -> as `judge`."""
+        logits, deltas = self.siblings(features)
+        boxes = box.decode(deltas[:, :, 1:].float(), rois[:, :, None], WEIGHTS)
+        return finite(logits.float()).softmax(2), boxes
+
+    def select(self, probabilities: Tensor, boxes: Tensor, sizes: Tensor) -> Detections:
+        """What `judge` gave -> the best `kept` after suppression within each class."""
+        count, kinds = boxes.shape[1:3]
+        classes = torch.arange(kinds, device=boxes.device).repeat(count).expand(len(boxes), -1)
+        boxes, scores = box.clip(boxes.flatten(1, 2), sizes), probabilities[..., 1:].flatten(1)
+        large = (boxes[..., 2:] - boxes[..., :2]).amin(2) >= SMALLEST
+        valid = large & (scores > self.threshold)
+        return strongest(boxes, scores, classes, valid, self.overlap, self.kept)
+
+    def draw(self, maps: dict[str, Tensor], found: Detections) -> Detections:
+        """With the masks of the detections; without a mask head they stay as they are."""
+        if not self.arch.masks:
+            return found
+        most = max(1, int((found.classes >= 0).sum(1).max()))
+        logits = self.outline(maps, found.boxes[:, :most], found.classes[:, :most].clamp(min=0))
+        drawn = logits.sigmoid() * (found.classes[:, :most, None, None] >= 0)
+        empty = (0, 0, 0, 0, 0, found.classes.shape[1] - most)
+        return found._replace(masks=F.pad(drawn, empty))
+
+    def losses(
+        self, maps: dict[str, Tensor], objects: Tensor, image_shape: tuple[int, int], sizes: Tensor
+    ) -> Tensor:
+        """As `forward` with objects."""
+        if objects.shape[1] == 0:
+            objects = objects.new_zeros(len(objects), 1, objects.shape[2])  # there is one to index
+        said = self.rpn(list(maps.values()), image_shape)
+        first = self.rpn.losses(said, objects)
+
+        rois, _ = self.rpn.propose(said, sizes, self.considered[0], self.arch.proposals[0])
+        rois = torch.cat([rois, objects[..., :4]], 1)
+        matched = box.match(rois, objects, IOU, IOU, rescue=False)
+        index, chosen = box.sample(matched, self.arch.sampled, POSITIVE_SHARE)
+        rois, matched = take(rois, index), matched.gather(1, index)
+        positive, matched = chosen & (matched >= 0), matched.clamp(min=0)
+        true = take(objects[..., :6], matched)
+        labels = (true[..., 4].long() + 1) * positive
+
+        logits, deltas = self.siblings(self.describe(maps, rois, sizes))
+        logits = logits.float()
+        wrong = F.cross_entropy(logits.mT, labels, reduction="none")
+        own = deltas.take_along_dim(labels[..., None, None], 2)[:, :, 0]
+        far = distance(own, box.encode(true[..., :4], rois, WEIGHTS)) * positive
+        missed = mean((logits.argmax(2) != labels).float(), chosen)
+        second = [mean(wrong, chosen), mean(far, chosen)]
+
+        if self.arch.masks:
+            if objects.shape[2] == 6:
+                raise UsageError("the network draws masks, and the objects of the data have none")
+            most = max(1, int(positive.sum(1).max()))  # positives come first
+            rois, positive, labels = rois[:, :most], positive[:, :most], labels[:, :most]
+            true = take(objects, matched[:, :most])
+            goals = crop(true[..., 6:], true[..., :4], rois, 2 * MASK_CELLS)
+            drawn = self.outline(maps, rois, (labels - 1).clamp(min=0))
+            off = F.binary_cross_entropy_with_logits(drawn, goals, reduction="none")
+            second.append(mean(off.mean((2, 3)), positive))
+        return torch.cat([first, torch.stack([*second, missed])])
+
+    def read(self, maps: dict[str, Tensor], rois: Tensor, cells: int) -> Tensor:
+        """The maps inside regions (B, R, 4): (B*R, C, cells, cells)."""
+        levels = list(maps.values())[: len(self.strides)]
+        at = 4 - int(math.log2(self.strides[0]))  # a region of 224 pixels is read at stride 16
+        which = roi_align.level(rois, len(levels), at=at)
+        read = roi_align.align if self.arch.pool == "align" else roi_align.pool
+        return read(levels, rois, self.strides, which, cells)
+
+    def whole(self, maps: dict[str, Tensor], rois: Tensor, sizes: Tensor | None) -> Tensor:
+        """The box of each whole image: (B, 1, 4)."""
+        if sizes is None:
+            height, width = next(iter(maps.values())).shape[2:]
+            shape = [[height * self.strides[0], width * self.strides[0]]]
+            sizes = torch.tensor(shape, device=rois.device).expand(len(rois), 2)
+        return F.pad(sizes.flip(1), (2, 0))[:, None].to(rois)
+
+    def siblings(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, R, D) -> logits (B, R, K + 1), deltas (B, R, K + 1, 4)."""
+        logits, deltas = self.roi_heads["box_predictor"](features.flatten(0, 1))
+        shape = features.shape[:2]
+        return logits.unflatten(0, shape), deltas.unflatten(0, shape).unflatten(2, (-1, 4))
+
+    def outline(self, maps: dict[str, Tensor], rois: Tensor, classes: Tensor) -> Tensor:
+        """Mask logits of a class in each region: (B, R, 4), int64 (B, R) -> (B, R, 28, 28)."""
+        x = self.roi_heads["mask_head"](self.read(maps, rois, MASK_CELLS))
+        logits = self.roi_heads["mask_predictor"](x)
+        own = logits.take_along_dim(classes.view(-1, 1, 1, 1) + 1, 1)[:, 0]
+        drawn: Tensor = own.float().unflatten(0, rois.shape[:2])
+        return drawn
+
+
+def strongest(
+    boxes: Tensor, scores: Tensor, classes: Tensor, valid: Tensor, overlap: float, kept: int
+) -> Detections:
+    """Suppression within each image and class, and the best `kept`: (B, R, 4), (B, R) three."""
+    index, valid = box.suppress(boxes, scores, classes, valid, overlap, kept)
+    return Detections(
+        take(boxes, index) * valid[..., None],
+        scores.gather(1, index) * valid,
+        classes.gather(1, index).where(valid, -1),
+        None,
+    )
+
+
+def crop(masks: Tensor, boxes: Tensor, rois: Tensor, cells: int) -> Tensor:
+    """What masks (B, R, m*m) of boxes (B, R, 4) show in rois (B, R, 4): (B, R, cells, cells).
+
+    The bilinear value at the middle of each cell; outside of the box there is nothing.
+    """
+    side = math.isqrt(masks.shape[2])
+    middles = (torch.arange(cells, device=rois.device) + 0.5) / cells
+    corner, size = rois[..., :2, None], (rois[..., 2:] - rois[..., :2])[..., None]
+    origin, extent = boxes[..., :2, None], (boxes[..., 2:] - boxes[..., :2])[..., None]
+    points = 2 * (corner + size * middles - origin) / extent.clamp(min=box.TINY) - 1
+    x, y = points.flatten(0, 1).unbind(1)  # (B*R, cells), -1 to 1 inside of the box
+    shape = (-1, cells, cells)
+    grid = torch.stack([x[:, None].expand(shape), y[:, :, None].expand(shape)], 3)
+    planes = F.grid_sample(masks.view(-1, 1, side, side), grid, align_corners=False)
+    return planes.view(*rois.shape[:2], cells, cells)

@@ -1,0 +1,93 @@
+"""What the detectors see of an image: the levels of a residual network, and a pyramid on them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+from torchvision.ops.feature_pyramid_network import (
+    FeaturePyramidNetwork,
+    LastLevelMaxPool,
+    LastLevelP6P7,
+)
+
+from resnets.config.arch import DetectorArch
+from resnets.errors import UsageError
+from resnets.models.layers import LayerFactory
+from resnets.models.resnet import ResNet
+
+EXTRA = {"fpn": ("pool",), "retina": ("p6", "p7"), "c4": ()}  # levels beyond the network's
+
+
+class Pyramid(nn.Module):
+    """`body`, a residual network without its classifier, and `fpn` on some of its levels.
+
+    1612.03144, section 3. Form "fpn" has one level more, every second pixel of the last; "retina"
+    two, by convolutions of stride 2 (1708.02002, section 4); "c4" has the network's level alone,
+    and the stages after it are for regions (`rest`). With `norm="group"` each convolution of the
+    pyramid but P6 and P7 is followed by a group normalisation. Names are torchvision's.
+
+    `levels` is {level: (channels, stride)} of what `forward` gives. Shapes: (B, C, H, W) ->
+    {level: (B, width, H / stride, W / stride)}. Raises UsageError for levels that the network does
+    not have, and anchors that do not fit them.
+    """
+
+    def __init__(self, arch: DetectorArch, *, checkpoint: int = 0) -> None:
+        super().__init__()
+        self.body = body = ResNet(
+            replace(arch.backbone, channels=arch.channels), checkpoint=checkpoint
+        )
+        del body.fc
+        stages = list(body.stages)
+        check(arch, stages)
+        deepest = stages.index(arch.levels[-1]) + 1
+        self.shared, self.own = stages[:deepest], stages[deepest:]
+        self.levels = {name: body.levels[name] for name in arch.levels}
+        if arch.form == "c4":
+            self.fpn: nn.Module = nn.Identity()
+            return
+        if self.own:  # what nothing learns from must not wait for gradients
+            body.add_module("final", nn.Identity())
+        for name in self.own:
+            delattr(body, name)
+            del body.levels[name]
+        group = LayerFactory(norm_kind="group").norm if arch.norm == "group" else None
+        retina = arch.form == "retina"
+        extra = LastLevelP6P7(arch.width, arch.width) if retina else LastLevelMaxPool()
+        inputs = [channels for channels, _ in self.levels.values()]
+        self.fpn = FeaturePyramidNetwork(inputs, arch.width, extra, group)
+        strides = [stride for _, stride in self.levels.values()]
+        strides += [strides[-1] * 2**i for i, _ in enumerate(EXTRA[arch.form], 1)]
+        names = (*arch.levels, *EXTRA[arch.form])
+        self.levels = {n: (arch.width, s) for n, s in zip(names, strides, strict=True)}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        body, maps = self.body, {}
+        x = body.maxpool(body.stem(images))
+        for name in self.shared:
+            maps[name] = x = body.get_submodule(name)(x)
+        if not self.own:
+            maps[name] = body.final(x)
+        levels: dict[str, Tensor] = self.fpn({n: maps[n] for n in self.levels if n in maps})
+        return levels
+
+    def rest(self, x: Tensor) -> Tensor:
+        """The stages after the last level: (N, C, h, w) -> (N, C', h', w')."""
+        for name in self.own:
+            x = self.body.get_submodule(name)(x)
+        y: Tensor = self.body.final(x)
+        return y
+
+
+def check(arch: DetectorArch, stages: list[str]) -> None:
+    """Raises UsageError for levels and anchors that do not fit each other or the stages."""
+    if list(arch.levels) != [s for s in stages if s in arch.levels] or not arch.levels:
+        raise UsageError(f"levels {arch.levels}: some of {', '.join(stages)}, in that order")
+    if arch.form == "c4" and (len(arch.levels) > 1 or arch.levels[0] == stages[-1]):
+        raise UsageError(f"levels {arch.levels}: form c4 has one, and a stage after it for regions")
+    levels = (*arch.levels, *EXTRA[arch.form])
+    if len(arch.anchors) != len(levels):
+        known = f"{len(levels)} levels ({', '.join(levels)})"
+        raise UsageError(f"anchors have {len(arch.anchors)} rows of sizes for {known}")
+    if len({len(sizes) for sizes in arch.anchors}) > 1 or not arch.anchors[0] or not arch.ratios:
+        raise UsageError("anchors: each level needs as many sizes as the others, one at least")

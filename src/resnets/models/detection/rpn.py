@@ -1,0 +1,162 @@
+"""Where there may be an object: the region proposal network, Ren et al. 2015, arXiv 1506.01497."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import Conv2dNormActivation
+
+from resnets.config.arch import STRIDE
+from resnets.models.detection import boxes as box
+
+LOW, HIGH = 0.3, 0.7  # IoU of an anchor that is background, and of one that is an object
+OVERLAP = 0.7  # IoU beyond which the better proposal suppresses the other
+SMALLEST = 1e-3  # side of a proposal, in pixels
+
+
+class Anchored(NamedTuple):
+    """What a network says of each of A anchors, level after level."""
+
+    logits: Tensor  # (B, A), or (B, A, K) of K classes
+    deltas: Tensor  # (B, A, 4)
+    anchors: Tensor  # float32 (A, 4)
+    counts: list[int]  # anchors of each level
+
+    def best(self, scores: Tensor, count: int) -> Tensor:
+        """The anchors of the best `count` scores (B, A) of each level: int64 (B, n)."""
+        parts, first = [], 0
+        for level in torch.split(scores, self.counts, 1):
+            parts.append(level.topk(min(count, level.shape[1])).indices + first)
+            first += level.shape[1]
+        return torch.cat(parts, 1)
+
+    def boxes(self, index: Tensor, sizes: Tensor) -> Tensor:
+        """The boxes that anchors int64 (B, n) become, inside images of `sizes`: (B, n, 4)."""
+        return box.clip(box.decode(take(self.deltas, index), self.anchors[index]), sizes)
+
+
+def inside(images: Tensor, sizes: Tensor | None) -> Tensor:
+    """Height and width of each image of (B, C, H, W), all of it without `sizes`: int64 (B, 2)."""
+    if sizes is not None:
+        return sizes
+    return torch.tensor([images.shape[2:]], device=images.device).expand(len(images), 2)
+
+
+def scaled(images: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Images (B, C, H, W) at another size, and how much larger x, y, x, y are there: (4,)."""
+    if scale == 1:
+        return images, torch.ones(4, device=images.device)
+    sides = [max(1, round(side * scale / STRIDE)) * STRIDE for side in images.shape[2:]]
+    large = F.interpolate(images, sides, mode="bilinear", antialias=True)
+    ratio = torch.tensor([sides[k] / images.shape[k + 2] for k in (1, 0)], device=images.device)
+    return large, ratio.repeat(2)
+
+
+class Head(nn.Module):
+    """A 3x3 convolution, and on it 1x1 ones: for each anchor a score, and a box."""
+
+    def __init__(self, c_in: int, width: int, shapes: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(Conv2dNormActivation(c_in, width, norm_layer=None))
+        self.cls_logits = nn.Conv2d(width, shapes, 1)
+        self.bbox_pred = nn.Conv2d(width, 4 * shapes, 1)
+        for p in self.parameters():
+            nn.init.normal_(p, std=0.01) if p.ndim > 1 else nn.init.zeros_(p)
+
+
+class ProposalNetwork(nn.Module):
+    """Scores and moves the anchors of each level; the levels share one head."""
+
+    def __init__(
+        self,
+        c_in: int,
+        width: int,
+        sizes: Sequence[Sequence[float]],
+        ratios: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.sizes, self.ratios = sizes, ratios
+        self.head = Head(c_in, width, len(sizes[0]) * len(ratios))
+        self.sampled = 256  # anchors of an image that training learns from, at most half positive
+
+    def forward(self, maps: Sequence[Tensor], image_shape: tuple[int, int]) -> Anchored:
+        head = self.head
+        seen = [head.conv(m) for m in maps]
+        logits = laid([head.cls_logits(x) for x in seen], 1)[..., 0].float()
+        deltas = laid([head.bbox_pred(x) for x in seen], 4)
+        anchors, counts = spread(maps, image_shape, self.sizes, self.ratios)
+        return Anchored(logits, deltas, anchors, counts)
+
+    @torch.no_grad()
+    def propose(
+        self, said: Anchored, sizes: Tensor, considered: int, kept: int
+    ) -> tuple[Tensor, Tensor]:
+        """The best `considered` boxes of each level, and what suppression leaves, at most `kept`.
+
+        Gives boxes (B, R, 4) and logits (B, R), best first; where there are fewer than R, boxes
+        without area and -inf.
+        """
+        index = said.best(said.logits, considered)
+        boxes, scores = said.boxes(index, sizes), said.logits.gather(1, index)
+        level = torch.bucketize(index, torch.tensor(said.counts).cumsum(0).to(index), right=True)
+        large = (boxes[..., 2:] - boxes[..., :2]).amin(2) >= SMALLEST
+        count = min(kept, boxes.shape[1])
+        index, valid = box.suppress(boxes, scores, level, large, OVERLAP, count)
+        scores = scores.gather(1, index).where(valid, -math.inf)
+        return take(boxes, index) * valid[..., None], scores
+
+    def losses(self, said: Anchored, objects: Tensor) -> Tensor:
+        """Of the scores, and of the boxes: float32 (2,). Objects (B, M, 6 or more), M > 0."""
+        matched = box.match(said.anchors[None], objects, LOW, HIGH, rescue=True)
+        index, chosen = box.sample(matched, self.sampled, 0.5)
+        matched = matched.gather(1, index)
+        positive = chosen & (matched >= 0)
+        scores = said.logits.gather(1, index)
+        wrong = F.binary_cross_entropy_with_logits(scores, positive.float(), reduction="none")
+        goals = box.encode(take(objects[..., :4], matched.clamp(min=0)), said.anchors[index])
+        far = distance(take(said.deltas, index), goals) * positive
+        return torch.stack([mean(wrong, chosen), mean(far, chosen)])
+
+
+def laid(maps: Sequence[Tensor], values: int) -> Tensor:
+    """Maps (B, A * values, h, w) as one (B, anchors, values), in the order of the anchors."""
+    rows = [m.permute(0, 2, 3, 1).reshape(len(m), -1, values) for m in maps]
+    return torch.cat(rows, 1)
+
+
+def spread(
+    maps: Sequence[Tensor],
+    image_shape: tuple[int, int],
+    sizes: Sequence[Sequence[float]],
+    ratios: Sequence[float],
+) -> tuple[Tensor, list[int]]:
+    """The anchors of maps of images (height, width): float32 (A, 4), and how many a level has.
+
+    Strides are whole parts of the image, as in torchvision: a level of 3 columns on 160 pixels has
+    53, though 64 pixels lie between its own.
+    """
+    height, width = image_shape
+    shapes = [(m.shape[2], m.shape[3]) for m in maps]
+    strides = [(height // h, width // w) for h, w in shapes]
+    counts = [h * w * len(s) * len(ratios) for (h, w), s in zip(shapes, sizes, strict=True)]
+    return box.anchors(shapes, strides, sizes, ratios, maps[0].device), counts
+
+
+def take(rows: Tensor, index: Tensor) -> Tensor:
+    """Rows (B, N, C) at index (B, n): (B, n, C)."""
+    return rows.take_along_dim(index[..., None], 1)
+
+
+def distance(deltas: Tensor, goals: Tensor) -> Tensor:
+    """Smooth L1, summed over the four: (B, R, 4) -> float32 (B, R). Linear from 1/9 on."""
+    return F.smooth_l1_loss(deltas.float(), goals, beta=1 / 9, reduction="none").sum(2)
+
+
+def mean(losses: Tensor, chosen: Tensor) -> Tensor:
+    """The mean of the chosen of each image, and of that the mean over images: (B, R) -> ()."""
+    return ((losses * chosen).sum(1) / chosen.sum(1).clamp(min=1)).mean()

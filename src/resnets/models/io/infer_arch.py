@@ -1,0 +1,247 @@
+"""Which networks may have tensors of these names and shapes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from resnets.config.arch import (
+    Arch,
+    DenseNetArch,
+    DetectorArch,
+    MlpArch,
+    ResNetArch,
+    SceneArch,
+    SegmenterArch,
+    VitArch,
+)
+from resnets.config.families import FAMILY, dilated, label, retina
+from resnets.models import Network, build
+
+Shape = tuple[int, ...]
+COUNTER = "num_batches_tracked"  # absent before PyTorch 0.4.1, and no part of what is computed
+
+
+def skeleton(arch: Arch) -> Network:
+    """The network with shapes and no memory (on the meta device)."""
+    with torch.device("meta"):
+        return build(arch)
+
+
+def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """What tensors lack, have too much or have in another shape, in one line; "" if none."""
+    both = [(n, (*found[n].shape,), (*t.shape,)) for n, t in wanted.items() if n in found]
+    lone = {name for name in wanted.keys() ^ found if not name.endswith(COUNTER)}
+    kinds = (
+        [f"{name} is {shape}, not {like}" for name, shape, like in both if shape != like],
+        [f"no {name}" for name in wanted if name in lone],
+        [f"unexpected {clip(name, 60)}" for name in found if name in lone],
+    )
+    parts = [part for kind in kinds for part in kind[:2]]
+    more = sum(map(len, kinds)) - len(parts)
+    return "; ".join(parts) + (f"; and {more} more" if more else "")
+
+
+VISIBLE = (
+    *("blocks", "widths", "unit", "stem", "groups", "dims", "growth", "width", "patch"),
+    "backbone",
+)
+
+
+def candidates(shapes: Mapping[str, Shape], name: str = "") -> Iterator[Arch]:
+    """Networks that may have these tensors: `name`, the family, then what the shapes say."""
+    try:
+        guess = _guess(shapes)
+    except (KeyError, IndexError, ValueError, ArithmeticError):
+        return
+    for known in sorted(FAMILY.values(), key=lambda arch: arch is not FAMILY.get(name)):
+        if type(known) is type(guess) and all(
+            getattr(known, name, None) == getattr(guess, name, None) for name in VISIBLE
+        ):
+            same = replace(known, classes=guess.classes, channels=guess.channels)
+            yield replace(same, size=guess.size) if isinstance(guess, VitArch) else same
+    yield guess
+    if isinstance(guess, ResNetArch):  # A and "none" have the same tensors, B and C may have
+        yield replace(guess, shortcut="none" if guess.shortcut == "A" else "C")
+
+
+TIMM = re.compile(r"(timm/|tv_|gluon_|ssl_|swsl_|ig_|wide_|se)*(res(net|next)|densenet|vit_)")
+
+
+def settles(name: str, arch: Arch) -> bool:
+    """Whether a network's name, as torchvision, timm or we write it, says what shapes do not."""
+    if name in FAMILY and label(arch) == name:
+        return True
+    odd = "_v1" in name or (getattr(arch, "norm", "batch") == "group" and "gn" not in name)
+    return bool(TIMM.match(name)) and not odd and str(arch.depth) in re.findall(r"\d+", name)
+
+
+def assumed(arch: Arch) -> tuple[dict[str, str], list[str]]:
+    """What tensors do not show of a network and was assumed.
+
+    First the fields, with their value and what else there is; then what is no field.
+    """
+    trunk = arch.backbone if isinstance(arch, SceneArch) else arch
+    if isinstance(trunk, VitArch):
+        return {"heads": f"{trunk.heads} (64 wide)"}, ["GELU", "an epsilon of 1e-6"]
+    fields, fixed = dict[str, str](), ["ReLU", "an epsilon of 1e-5"]
+    if not isinstance(trunk, ResNetArch):
+        return fields, fixed
+    if trunk.unit == "bottleneck":
+        other = "1x1 in the paper and Caffe" if trunk.stride_on == "3x3" else "3x3 in torchvision"
+        fields["stride_on"] = f"{trunk.stride_on} ({other})"
+    if trunk.shortcut in ("A", "none"):
+        fields["shortcut"] = f'{trunk.shortcut} (plain: "none")'
+    if trunk.norm == "group":
+        fixed.append("norms of 32 groups (or batch norms whose statistics are missing)")
+    # Our own blurred networks have other names, so blur cannot be set for these tensors.
+    fixed += [] if trunk.blur else ["no blur"]
+    return fields | {"order": trunk.order, "output_stride": str(trunk.output_stride)}, fixed
+
+
+def _guess(shapes: Mapping[str, Shape]) -> Arch:
+    if "layer1.0.conv1.weight" in shapes:
+        return _resnet(shapes)
+    if "backbone.body.layer1.0.conv1.weight" in shapes:
+        return _detector(shapes)
+    if "backbone.layer1.0.conv1.weight" in shapes:
+        return _segmenter(shapes)
+    if "features.conv0.weight" in shapes:
+        first = "features.denseblock1.denselayer1"
+        growth = shapes[f"{first}.conv2.weight"][0]
+        transition = shapes.get("features.transition1.conv.weight", (1, 2))
+        return DenseNetArch(
+            blocks=_counts(shapes, r"features\.denseblock(\d+)\.denselayer(\d+)\."),
+            growth=growth,
+            stem_width=shapes["features.conv0.weight"][0],
+            stem="imagenet" if "features.norm0.weight" in shapes else "cifar",
+            bottleneck=shapes[f"{first}.conv1.weight"][0] // growth,
+            compression=transition[0] / transition[1],
+            channels=shapes["features.conv0.weight"][1],
+            classes=shapes["classifier.weight"][0],
+            size=224 if "features.norm0.weight" in shapes else 32,
+        )
+    if "class_token" in shapes:
+        width, channels, patch, _ = shapes["patches.weight"]
+        return VitArch(
+            blocks=_counts(shapes, r"(blocks)\.(\d+)\.")[0],
+            width=width,
+            heads=max(1, width // 64),
+            hidden=shapes["blocks.0.mlp.linear1.weight"][0],
+            patch=patch,
+            channels=channels,
+            classes=shapes["fc.weight"][0],
+            size=patch * math.isqrt(shapes["positions"][1] - 1),
+        )
+    width, channels = shapes["first.weight"]
+    return MlpArch(
+        blocks=_counts(shapes, r"(units)\.(\d+)\.")[0],
+        width=width,
+        hidden=shapes["units.0.linear1.weight"][0],
+        channels=channels,
+        classes=shapes["fc.weight"][0],
+    )
+
+
+def _detector(shapes: Mapping[str, Shape]) -> DetectorArch:
+    trunk, channels = _trunk(shapes, "backbone.body.")
+    logits = "head.classification_head.cls_logits.weight"
+    if logits in shapes:
+        guess = retina(trunk)
+        classes = shapes[logits][0] // (shapes["head.regression_head.bbox_reg.weight"][0] // 4)
+    else:
+        hidden = shapes["roi_heads.box_head.fc6.weight"][0]
+        masks = "roi_heads.mask_predictor.conv5_mask.weight" in shapes
+        guess = DetectorArch(backbone=trunk, hidden=hidden, masks=masks)
+        classes = shapes["roi_heads.box_predictor.cls_score.weight"][0] - 1  # background
+    return replace(
+        guess,
+        width=shapes["backbone.fpn.inner_blocks.0.0.weight"][0],
+        norm="group" if "backbone.fpn.inner_blocks.0.1.weight" in shapes else "none",
+        channels=channels,
+        classes=classes,
+    )
+
+
+def _segmenter(shapes: Mapping[str, Shape]) -> SegmenterArch:
+    trunk, channels = _trunk(shapes, "backbone.")
+    pyramid, aspp = "fpn.inner_blocks.0.0.weight", "classifier.0.project.0.weight"
+    summed = pyramid in shapes
+    return SegmenterArch(
+        backbone=trunk if summed else dilated(trunk),
+        head="fpn" if summed else "deeplabv3" if aspp in shapes else "fcn",
+        width=shapes.get(pyramid, shapes.get(aspp, (256,)))[0],
+        auxiliary="aux_classifier.4.weight" in shapes,
+        channels=channels,
+        classes=shapes["classifier.scores.weight" if summed else "classifier.4.weight"][0],
+    )
+
+
+def _trunk(shapes: Mapping[str, Shape], prefix: str) -> tuple[ResNetArch, int]:
+    """The backbone of a detector or segmenter, and how many channels its images have."""
+    own = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
+    trunk = _resnet(own)
+    return replace(trunk, channels=3), trunk.channels
+
+
+def _resnet(shapes: Mapping[str, Shape]) -> ResNetArch:
+    blocks = _counts(shapes, r"layer(\d+)\.(\d+)\.")
+    convs = max(i for i in (1, 2, 3) if f"layer1.0.conv{i}.weight" in shapes)
+    widths = tuple(shapes[f"layer{i + 1}.0.conv{convs}.weight"][0] for i in range(len(blocks)))
+    inner = shapes["layer1.0.conv1.weight"][0]
+    deep = "conv1.0.weight" in shapes
+    first, last = ("conv1.0.weight", "conv1.6.weight") if deep else ("conv1.weight",) * 2
+    cifar = not deep and shapes[first][2] == 3
+    squeezed = [s for name, s in shapes.items() if name.endswith(".se.fc1.weight")]
+    reduction = squeezed[-1][1] // squeezed[-1][0] if squeezed else 0
+    projected = any(".downsample." in name for name in shapes)
+    averaged = projected and not any(name.endswith(".downsample.0.weight") for name in shapes)
+    return ResNetArch(
+        blocks=blocks,
+        widths=widths,
+        unit={1: "single", 2: "basic", 3: "bottleneck"}[convs],  # type: ignore[arg-type]
+        order="pre" if "final.bn.weight" in shapes else "post",
+        shortcut="B" if projected else "A",
+        stem="deep" if deep else "cifar" if cifar else "imagenet",
+        stem_width=shapes[last][0],
+        squeeze=widths[0] / inner if convs == 3 else 4,
+        groups=inner // shapes["layer1.0.conv2.weight"][1] if convs == 3 else 1,
+        downsample="avgpool" if averaged else "conv",
+        norm="batch" if "bn1.running_mean" in shapes else "group",
+        se_reduction=reduction,
+        se_multiple=8 if squeezed and squeezed[0][0] != squeezed[0][1] // reduction else 1,
+        dims=len(shapes[first]) - 2,  # type: ignore[arg-type]
+        channels=shapes[first][1],
+        classes=shapes.get("fc.weight", (1000,))[0],  # a backbone has none
+        size=32 if cifar else 224,
+    )
+
+
+def _counts(shapes: Mapping[str, Shape], pattern: str) -> tuple[int, ...]:
+    """How many units each stage has. Names are counted, so a number in a name allocates nothing."""
+    units: dict[str, set[str]] = {}
+    for name in shapes:
+        if match := re.match(pattern, name):
+            units.setdefault(match[1], set()).add(match[2])
+    return tuple(len(units[stage]) for stage in sorted(units, key=lambda s: (len(s), s)))
+
+
+def seen(shapes: Mapping[str, Shape]) -> str:
+    """What was found, for a message: how many layers, in which stages, from where to where."""
+    weights = {name: shape for name, shape in shapes.items() if len(shape) > 1}
+    if not weights:
+        return f"{len(shapes)} tensors, no layer among them"
+    stages = "-".join(str(n) for n in _counts(shapes, r"layer(\d+)\.(\d+)\."))
+    ends = [f"{clip(name, 50)} {clip(weights[name], 30)}" for name in weights]
+    return f"{len(weights)} layers, stages {stages or 'none'}, from {ends[0]} to {ends[-1]}"
+
+
+def clip(text: object, length: int = 120) -> str:
+    """Text that a file decides, for a message: one line, printable, not long."""
+    line = "".join(c if c.isprintable() else "?" for c in str(text).split("\n")[0])
+    return line if len(line) <= length else line[:length] + "..."

@@ -1,0 +1,244 @@
+"""A trained network in one safetensors file: its tensors, and a card that says how to use them.
+
+The metadata has one entry, `resnets`, a JSON object: the format's version, the card, a SHA-256 of
+each tensor's bytes, and last a SHA-256 of all that. safetensors itself checks no values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pydantic
+import torch
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from resnets.config import arch as architectures
+from resnets.config.arch import Arch
+from resnets.config.families import label
+from resnets.config.recipe import Positive, Preprocess
+from resnets.errors import Assumption, CheckpointError, ResnetsError, UsageError
+from resnets.files import write_whole
+from resnets.models import Network
+from resnets.models.io import pretrained
+from resnets.models.io.infer_arch import assumed, clip, differences, settles, skeleton
+from resnets.models.io.pretrained import refused
+
+FORMAT = 1
+KEY = "resnets"
+UNITS = 2000  # of a network; the deepest of the papers, of 1202 layers, has 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What a network is and how to use it. `classes` has one name for each logit."""
+
+    arch: Arch
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    # Data, its digest, the recipe, versions, a licence: text for people.
+    provenance: dict[str, str] = field(default_factory=dict)
+    temperature: Positive | None = None  # logits are divided by it before the softmax
+
+
+def save(path: str | Path, network: Network, card: Card) -> None:
+    """Write the file in one step: at every moment `path` is the old file or the new one.
+
+    Raises UsageError for a card that cannot be read back, or of another network; CheckpointError
+    for a value that is not finite, with nothing written; DiskError.
+    """
+    path = Path(path)
+    tensors = {
+        name: tensor.detach()
+        .to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)
+        .contiguous()
+        for name, tensor in network.state_dict().items()
+    }
+    digests = {name: digest(tensor) for name, tensor in tensors.items()}
+    body = {"format": FORMAT, "card": to_dict(card), "tensors": digests}
+    try:
+        text = json.dumps(body, allow_nan=False)
+        if from_dict(json.loads(text)["card"]) != card:
+            raise ValueError("what is read back differs")
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"this card cannot be saved: {error}") from None
+    if problems := differences(skeleton(card.arch).state_dict(), tensors):
+        raise UsageError(f"the card describes another network: {problems}")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise refused(path, f"not written, {name} is not finite", "Train with a lower rate.")
+    write_whole(path, serialise(tensors, {KEY: _seal(text)}))
+
+
+def load(path: str | Path) -> tuple[Network, Card]:
+    """The network, in evaluation mode on the CPU, and its card.
+
+    Raises CheckpointError: the file is missing, broken, of another version, not one of ours; a
+    digest, name, shape or type is wrong (the tensor is named), or a value is not finite.
+    """
+    path = Path(path)
+    file = pretrained.contents(path, KEY)
+    return _ours(path, file.tensors, file.metadata)
+
+
+def open_model(
+    path: str | Path, chosen: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Network, Card | None]:
+    """One of our model files with its card, or a foreign weights file without; by content.
+
+    Of a foreign file an `Assumption` warns: what was taken and left, and what was assumed where
+    neither its tensors nor a name settle it. Such a name is the checkpoint's own ("arch"), timm's
+    ("architecture" in a config.json beside the file), or torchvision's (NAME-<8 digits>.pth).
+    `chosen` fields of the network settle what is assumed, whatever a name says.
+
+    Raises CheckpointError for a file that is refused or not recognised, or whose tensors are not of
+    a network with those fields; UsageError where one of them is not open.
+    """
+    path = Path(path)
+    file = pretrained.contents(path, KEY)
+    # One wrong letter in the key does not make a foreign file of ours.
+    if KEY in file.metadata or any(_SEAL in text for text in file.metadata.values()):
+        if chosen:
+            raise UsageError(f"arch.{min(chosen)}: {path} says what its network is, leave it out")
+        return _ours(path, file.tensors, file.metadata)
+    name = file.model or "/".join(path.parts[-4:])
+    try:
+        arch, tensors = pretrained.recognise(file.tensors, name=name)
+        unseen, fixed = assumed(arch)
+        if known := [name for name in chosen if name not in unseen]:
+            open_ones = ", ".join(f"arch.{name}" for name in unseen) or "nothing"
+            raise UsageError(f"arch.{known[0]}: {path} leaves open {open_ones}")
+        if chosen:
+            changed = architectures.changed(arch, chosen)
+            arch, tensors = pretrained.recognise(file.tensors, changed)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    notes = list(file.notes)
+    if not settles(file.model, arch):
+        left = {field: value for field, value in unseen.items() if field not in chosen}
+        shown = ", ".join([*(f"{field} {value}" for field, value in left.items()), *fixed])
+        way = f"--set arch.{next(iter(left))}=VALUE (and so on), or " if left else ""
+        notes.append(
+            f"taken for {label(arch)}, by its tensors; they do not show {shown}.\n"
+            f"To settle that: {way}the network's name as "
+            '{"architecture": "NAME"} in a config.json beside the file'
+        )
+    if notes:
+        warnings.warn("\n".join(f"{path}: {note}" for note in notes), Assumption, stacklevel=2)
+    network = skeleton(arch)
+    network.load_state_dict(tensors, assign=True)
+    return network.eval(), None
+
+
+def _ours(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[Network, Card]:
+    card, digests = _unseal(path, metadata.get(KEY, ""))
+    network = _skeleton(path, card.arch, len(tensors))
+    wanted = network.state_dict()
+    kinds = [{name: (t.dtype, t.shape) for name, t in d.items()} for d in (tensors, wanted)]
+    if kinds[0] != kinds[1] or digests.keys() != wanted.keys():
+        problems = differences(wanted, tensors) or "types or digests"
+        raise refused(path, f"its tensors are not its card's ({problems})", "Get the file again.")
+    for name, tensor in tensors.items():
+        if digest(tensor) != digests[name]:
+            raise refused(path, f"{name} is not what was saved (SHA-256)", "Get the file again.")
+    network.load_state_dict(tensors, assign=True)
+    return network.eval(), card
+
+
+def to_dict(card: Card) -> dict[str, Any]:
+    """JSON-ready; `from_dict` is the inverse."""
+    return {**asdict(card), "arch": architectures.to_dict(card.arch)}
+
+
+def from_dict(data: Mapping[str, Any]) -> Card:
+    """A Card from JSON. Raises ValueError for values of wrong types or beyond what can be meant."""
+    known = {f.name for f in fields(Card)}
+    if set(data) != known or not isinstance(data["arch"], dict):
+        raise ValueError(f"a card has {', '.join(sorted(known))}")
+    arch = architectures.from_dict(data["arch"])
+    card = pydantic.TypeAdapter(Card).validate_python({**data, "arch": arch})
+    see = card.preprocess
+    lengths = (see.channels, see.channels * see.size**2)
+    checks = {
+        "classes": len(card.classes) == arch.classes,
+        "channels": see.channels == arch.channels,
+        "arch": max(_numbers(asdict(arch)), default=0) <= 1e6,
+        "arch.size": arch.size <= 2**12
+        and (see.size == arch.size or not isinstance(arch, architectures.VitArch)),
+        "arch.crop": getattr(arch, "crop", 0) <= 2**10,
+        "arch.regions": max(getattr(arch, "regions", (0,))) <= 10_000,
+        "arch.proposals": max(getattr(arch, "proposals", (0,))) <= 10_000,
+        # Of pixels in 0..1: what is far from them makes NaN of every answer.
+        "mean": len(see.mean) in lengths and max(map(abs, see.mean)) <= 1000,
+        "std": len(see.std) in lengths and 1e-6 <= min(see.std) <= max(see.std) <= 1000,
+        "temperature": 1e-6 <= (card.temperature or 1) <= 1e6,
+    }
+    if wrong := [name for name, good in checks.items() if not good]:
+        raise ValueError(f"wrong {', '.join(wrong)} in a card")
+    return card
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """The magnitudes of all numbers in nested dictionaries and tuples; of NaN infinity."""
+    if isinstance(value, dict | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(inner)
+    elif isinstance(value, int | float):
+        yield math.inf if value != value else abs(value)
+
+
+_SEAL = ', "sha256": "'
+
+
+def _seal(body: str) -> str:
+    return f'{body[:-1]}{_SEAL}{hashlib.sha256(body.encode()).hexdigest()}"}}'
+
+
+def _unseal(path: Path, text: str) -> tuple[Card, dict[str, str]]:
+    body = text[: text.rfind(_SEAL)] + "}"
+    if not text:
+        raise refused(path, "no card: not a model file of resnets", "Open it as foreign weights.")
+    if _seal(body) != text:
+        raise refused(path, "its card is not what was saved (SHA-256)", "Get the file again.")
+    try:
+        data = json.loads(body)
+        version = data["format"]
+        if version != FORMAT:
+            raise refused(path, f"format {clip(version)}, not {FORMAT}", "Upgrade resnets.")
+        return from_dict(data["card"]), dict(data["tensors"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        reason: object = error
+        if isinstance(error, pydantic.ValidationError):
+            reason = architectures.wrong(error)[0]
+        what = f"a card that makes no sense ({clip(reason)})"
+        raise refused(path, what, "Get it again.") from None
+
+
+def _skeleton(path: Path, arch: Arch, tensors: int) -> Network:
+    """The card's network without memory; each unit has tensors, so the file bounds their number."""
+    counted = arch.backbone if isinstance(arch, architectures.SceneArch) else arch
+    blocks = counted.blocks if isinstance(counted.blocks, tuple) else (counted.blocks,)
+    try:
+        # A convolution and its normalisation have three tensors at least.
+        if min(blocks) < 1 or sum(blocks) > min(tensors / 3, UNITS):
+            raise ValueError(
+                f"arch.blocks: {clip(sum(blocks))} units in {tensors} tensors, at most {UNITS:,}"
+            )
+        return skeleton(arch)
+    except (ResnetsError, ValueError, ArithmeticError, RuntimeError, TypeError) as error:
+        raise refused(path, f"an impossible network ({clip(error)})", "Get it again.") from None
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of the bytes of a contiguous tensor on the CPU."""
+    return hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().data).hexdigest()

@@ -1,0 +1,329 @@
+"""Residual networks and their plain twins, built from a `ResNetArch`.
+
+The tensors are named as in torchvision; the deep stem, the average-pool downsampling and
+squeeze-and-excitation, which torchvision does not have, as in timm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnets.config.arch import ResNetArch
+from resnets.errors import UsageError
+from resnets.models.blocks import (
+    ExclusiveGate,
+    PreActivation,
+    Residual,
+    SharedPreActivation,
+    make_stage,
+)
+from resnets.models.layers import (
+    AVG_POOL,
+    Blur,
+    LayerFactory,
+    SqueezeExcite,
+    global_mean,
+    initialise,
+)
+
+MakeModule = Callable[[int, int, int], nn.Module]  # from input channels, output channels, stride
+
+# By the order of a unit's layers: what stands before its convolutions, and once more after the last
+# unit; and what follows the addition.
+BEFORE = {"pre": "norm_act", "relu_only_pre": "act"}
+AFTER = {"post": "act", "bn_after_add": "norm_act"}
+
+
+class ResNet(nn.Module):
+    """A residual network, He et al. 2015 and 2016.
+
+    Shapes: (N, channels, *S) -> (N, classes), with `dims` sizes S of any length.
+
+    With an `output_stride` a dilation stands for each stride beyond it: the convolutions after it
+    see the pixels that they would see, at all positions (Chen et al. 2016, section 3.1).
+
+    Parts can be handed in. `norm(channels)` and `act()` make the normalisations and activations;
+    `shortcut(c_in, c_out, stride)` makes h of each unit, and `block(c_in, c_out, stride)` the whole
+    unit: any module (N, c_in, *S) -> (N, c_out, *S / stride). `arch` does not know of them, so a
+    saved network is loaded by handing them in again.
+
+    Raises UsageError for fields that contradict each other.
+    """
+
+    def __init__(
+        self,
+        arch: ResNetArch,
+        *,
+        checkpoint: int = 0,
+        norm: Callable[[int], nn.Module] | None = None,
+        act: Callable[[], nn.Module] = nn.ReLU,
+        shortcut: MakeModule | None = None,
+        block: MakeModule | None = None,
+    ) -> None:
+        super().__init__()
+        self.arch = arch
+        make = LayerFactory(arch.dims, arch.norm, norm, act)
+        c_in = arch.stem_width
+        pooled = arch.stem != "cifar"
+
+        self.conv1 = stem_convolution(arch, make)
+        self.bn1 = make.norm(c_in)
+        self.relu = make.act()
+        self.maxpool = make.max_pool(arch.blur) if pooled else nn.Identity()
+        self.levels = {"stem": (c_in, 2 if pooled else 1)}
+
+        stride, dilation = 4 if pooled else 1, 1  # of a level against the input
+        coarsest = arch.output_stride if arch.output_stride < 32 else math.inf
+        number = 0
+        for level, (count, c_out) in enumerate(zip(arch.blocks, arch.widths, strict=True), 1):
+            units: dict[str, nn.Module] = {}
+            for i in range(count):
+                step, before = 2 if level > 1 and i == 0 else 1, dilation
+                if stride * step > coarsest:
+                    step, dilation = 1, 2 * dilation
+                number += 1
+                if block is None:
+                    rates = (before, dilation)
+                    unit = make_unit(arch, make, c_in, c_out, step, number, rates, shortcut)
+                else:
+                    unit = block(c_in, c_out, step)
+                units[str(i)] = unit
+                c_in, stride = c_out, stride * step
+            self.add_module(f"layer{level}", make_stage(units, checkpoint))
+            self.levels[f"layer{level}"] = (c_out, stride)
+
+        self.final = activation(BEFORE.get(arch.order), make, c_in)
+        self.fc = nn.Linear(c_in, arch.classes)
+        initialise(self)
+
+    @property
+    def stages(self) -> dict[str, nn.Module]:
+        """layer1, layer2, ..."""
+        return {name: self.get_submodule(name) for name in self.levels if name != "stem"}
+
+    def stem(self, x: Tensor) -> Tensor:
+        """(N, channels, *S) -> (N, C, *S / stride), before any pooling."""
+        y: Tensor = self.relu(self.bn1(self.conv1(x)))
+        return y
+
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        """(N, channels, *S) -> {level: (N, C, *S / stride)}, C and stride as in `levels`."""
+        maps = {"stem": self.stem(x)}
+        x = self.maxpool(maps["stem"])
+        for name, stage in self.stages.items():
+            maps[name] = x = stage(x)
+        maps[name] = self.final(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.stem(x))
+        for stage in self.stages.values():
+            x = stage(x)
+        logits: Tensor = self.fc(global_mean(self.final(x)))
+        return logits
+
+
+def stem_convolution(arch: ResNetArch, make: LayerFactory) -> nn.Module:
+    """The first convolution; "deep" has three, with normalisation and ReLU between them."""
+    width = arch.stem_width
+    if arch.stem == "cifar":
+        return make.conv(arch.channels, width, 3)
+    if arch.stem == "imagenet":
+        return make.conv(arch.channels, width, 7, 2)
+    half = width // 2  # 32, 32, 64: He et al. 2018, "ResNet-C"
+    first = [make.conv(arch.channels, half, 3, 2), make.norm(half), make.act()]
+    second = [make.conv(half, half, 3), make.norm(half), make.act()]
+    return nn.Sequential(*first, *second, make.conv(half, width, 3))
+
+
+def activation(kind: str | None, make: LayerFactory, channels: int) -> nn.Module:
+    """An activation, or a normalisation and an activation, or nothing."""
+    if kind == "norm_act":
+        return nn.Sequential(OrderedDict(bn=make.norm(channels), relu=make.act()))
+    return make.act() if kind == "act" else nn.Identity()
+
+
+def make_unit(
+    arch: ResNetArch,
+    make: LayerFactory,
+    c_in: int,
+    c_out: int,
+    stride: int,
+    number: int,
+    rates: tuple[int, int],
+    make_shortcut: MakeModule | None = None,
+) -> nn.Module:
+    """Residual unit `number`, from 1. The order decides the formula and what follows the addition.
+
+    `rates` are the dilations up to the convolution that has, or would have, the stride; and after.
+
+    Raises UsageError for exclusive gates in an order that has no f after the addition, and for a
+    dilation where not the convolutions but a blur or a mean takes the pixels.
+    """
+    if rates[1] > 1 and (arch.blur or arch.downsample == "avgpool"):
+        taken = "blur" if arch.blur else 'downsample="avgpool"'
+        raise UsageError(f"output_stride {arch.output_stride}: no dilation is defined with {taken}")
+    # The stem ends in BN and ReLU, so the first unit needs no activation of its own.
+    pre = activation(BEFORE.get(arch.order) if number > 1 else None, make, c_in)
+    drop = arch.drop_path * number / sum(arch.blocks)
+    layers = branch(arch, make, c_in, c_out, stride, drop, rates)
+    act = activation(AFTER.get(arch.order), make, c_out)
+    if arch.shortcut == "none":
+        return nn.Sequential(OrderedDict(pre=pre, **layers, act=act))
+    if make_shortcut is None:
+        skip = shortcut(arch, make, c_in, c_out, stride)
+    else:
+        skip = make_shortcut(c_in, c_out, stride)
+    if arch.join.kind == "exclusive_gate":
+        if arch.order in BEFORE:
+            known = "exclusive gates are defined for f(h(x) + F(x))"
+            raise UsageError(f"{known}, not for order {arch.order!r}")
+        return ExclusiveGate(layers, skip, act, gate(arch, make, c_in, c_out, stride))
+    if arch.order not in BEFORE:
+        return Residual(layers, skip, act)
+    if stride != 1 or c_in != c_out:
+        return SharedPreActivation(pre, layers, skip)
+    return PreActivation(pre, layers, skip)
+
+
+def branch(
+    arch: ResNetArch,
+    make: LayerFactory,
+    c_in: int,
+    c_out: int,
+    stride: int,
+    drop: float,
+    rates: tuple[int, int],
+) -> dict[str, nn.Module]:
+    """F: convolutions with normalisation and ReLU between them, and the order's ending."""
+    inner = round(c_out / arch.squeeze)
+    before, after = rates
+    on_1x1 = arch.stride_on == "1x1"
+    first, second, rate = (stride, 1, after) if on_1x1 else (1, stride, before)
+    plan = {  # (output channels, kernel, stride, groups, dilation) of each convolution
+        "single": [(c_out, 3, stride, 1, before)],
+        "basic": [(c_out, 3, stride, 1, before), (c_out, 3, 1, 1, after)],
+        "bottleneck": [
+            (inner, 1, first, 1, 1),
+            (inner, 3, second, arch.groups, rate),
+            (c_out, 1, 1, 1, 1),
+        ],
+    }[arch.unit]
+    layers: dict[str, nn.Module] = {}
+    norm = None
+    for i, (width, kernel, step, groups, rate) in enumerate(plan, 1):
+        last = i == len(plan)
+        taken = 1 if arch.blur else step
+        layers[f"conv{i}"] = make.conv(c_in, width, kernel, taken, groups, False, rate)
+        if not last or arch.order in ("post", "relu_before_add", "relu_only_pre"):
+            layers[f"bn{i}"] = norm = make.norm(width)
+        if not last or arch.order == "relu_before_add":
+            layers[f"relu{i}"] = make.act()
+        if arch.blur and step > 1:
+            layers[f"blur{i}"] = Blur(arch.dims, step)
+        if arch.dropout and not last:
+            layers[f"dropout{i}"] = nn.Dropout(arch.dropout)
+        c_in = width
+    if arch.se_reduction:
+        layers["se"] = SqueezeExcite(make, c_out, arch.se_reduction, arch.se_multiple)
+    if arch.join.f_scale != 1:
+        layers["scale"] = Scale(arch.join.f_scale)
+    if drop:
+        from torchvision.ops import StochasticDepth  # here, since torchvision takes 1.7 s to import
+
+        layers["drop_path"] = StochasticDepth(drop, "row")
+    if arch.zero_gamma:
+        if norm is None:
+            raise UsageError(f"zero_gamma: F of a {arch.unit!r} unit has no normalisation here")
+        nn.init.zeros_(norm.weight)  # type: ignore[arg-type]
+    return layers
+
+
+def shortcut(arch: ResNetArch, make: LayerFactory, c_in: int, c_out: int, stride: int) -> nn.Module:
+    """h: option A, B or C of He et al. 2015, section 3.3, and on it the join's h of 2016."""
+    join = arch.join
+    changes = stride != 1 or c_in != c_out
+    h: nn.Module = nn.Identity()
+    if join.kind == "conv" or arch.shortcut == "C" or (arch.shortcut == "B" and changes):
+        h = projection(arch, make, c_in, c_out, stride)
+    elif changes and arch.blur:
+        h = nn.Sequential(Blur(arch.dims, stride), Pad(arch.dims, 1, c_out - c_in))
+    elif changes:
+        h = Pad(arch.dims, stride, c_out - c_in)
+    if join.kind == "scale":
+        return nn.Sequential(h, Scale(join.x_scale))
+    if join.kind == "dropout":
+        return nn.Sequential(h, nn.Dropout(0.5))
+    if join.kind == "shortcut_gate":
+        return ShortcutGate(h, gate(arch, make, c_in, c_out, stride))
+    return h
+
+
+def projection(
+    arch: ResNetArch, make: LayerFactory, c_in: int, c_out: int, stride: int
+) -> nn.Module:
+    """W_s x, a 1x1 convolution; normalised where the last convolution of F is."""
+    layers: list[nn.Module] = []
+    if arch.downsample == "avgpool":  # at an odd border over the pixels that are there
+        mean = AVG_POOL[arch.dims](stride, stride, ceil_mode=True, count_include_pad=False)
+        layers.append(mean if stride > 1 else nn.Identity())
+    elif arch.blur and stride > 1:
+        layers.append(Blur(arch.dims, stride))
+    layers.append(make.conv(c_in, c_out, 1, 1 if layers else stride))
+    if arch.order not in ("bn_after_add", "pre"):
+        layers.append(make.norm(c_out))
+    return nn.Sequential(*layers)
+
+
+def gate(arch: ResNetArch, make: LayerFactory, c_in: int, c_out: int, stride: int) -> nn.Module:
+    """g(x) = sigmoid(W x + b), a 1x1 convolution: He et al. 2016, section 3.1."""
+    conv = make.conv(c_in, c_out, 1, stride, bias=True)
+    nn.init.constant_(conv.bias, arch.join.gate_bias)  # type: ignore[arg-type]
+    return nn.Sequential(OrderedDict(conv=conv, sigmoid=nn.Sigmoid()))
+
+
+class Pad(nn.Module):
+    """Option A: every `stride`-th pixel, and zeros for the channels that x lacks, after x's own.
+
+    Shapes: (N, C, *S) -> (N, C + extra, *ceil(S / stride)).
+    """
+
+    def __init__(self, dims: int, stride: int, extra: int) -> None:
+        super().__init__()
+        if extra < 0:
+            raise UsageError("shortcut option A pads channels and cannot drop them: widths shrink")
+        # Pooling over one pixel is x[:, :, ::stride, ...]. The gradient of slices would come in
+        # another memory format, and be slow to add to that of F.
+        self.subsample = AVG_POOL[dims](1, stride)
+        self.padding = (0, 0) * dims + (0, extra)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(self.subsample(x), self.padding)
+
+
+class Scale(nn.Module):
+    """factor * x."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
+class ShortcutGate(nn.Module):
+    """(1 - g(x)) h(x): He et al. 2016, section 3.1, shortcut-only gating."""
+
+    def __init__(self, shortcut: nn.Module, gate: nn.Module) -> None:
+        super().__init__()
+        self.shortcut, self.gate = shortcut, gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = (1 - self.gate(x)) * self.shortcut(x)
+        return y

@@ -1,0 +1,92 @@
+"""What an experiment is: a table or figure of a paper as data. No torch here.
+
+An `Experiment` is a table of arms; an `Arm` is a network, how the paper trained it, and what the
+paper says came out, in %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from resnets.config.recipe import Recipe
+from resnets.papers import measures
+from resnets.papers.measures import Measure
+
+Figures = Mapping[str, float | str]
+PLACES = {  # data that has to be named, and in what form
+    "imagenet": "ImageNet: --data FOLDER with train/ and val/ (or test/) of class folders",
+    "imagenet-boxes": "ImageNet's boxes: --data FOLDER in a form that `resnets data check` reads",
+    "imagenet-detection": "ImageNet's detection set: --data FOLDER that `resnets data check` reads",
+    "voc": "PASCAL VOC: --data FOLDER with Annotations/ and ImageSets/",
+    "coco": "COCO: --data FOLDER with annotations/ and its images",
+}
+SMALL = "none: the difference is smaller than what a short run can show"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A row of a table, or a line of a figure. Arms of one name are trained alike."""
+
+    name: str
+    recipe: Recipe | None = None  # None: nothing is trained
+    measure: Measure | None = None  # what is measured beside the errors
+    paper: Figures = field(default_factory=dict)  # "fail" is a test error above 20 %
+    members: tuple[Arm, ...] = ()  # what else is trained for it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A table or figure, and what less than its full length may claim."""
+
+    id: str
+    title: str
+    arms: tuple[Arm, ...]
+    claim: str = SMALL
+    greater: tuple[tuple[str, str], ...] = ()  # the first arm has the greater `figure`
+    figure: str = "train_error"
+    curves: bool = False  # whether the paper draws errors over iterations
+    steps: Mapping[str, int] = field(default_factory=dict)  # of budgets, where not as in STEPS
+    units: int = 0  # in each stage, at the budget "cpu"; 0: as in the paper
+    side: int = 0  # of the images, likewise
+    needs: str = ""  # why it cannot be run from here
+    ours: str = ""  # what is not the paper's, so that no run is by its protocol
+
+    @property
+    def place(self) -> str:
+        """The data that has to be named, "" for none: of an experiment one."""
+        return next((a.recipe.data for a in self.arms if a.recipe and a.recipe.data in PLACES), "")
+
+
+def arms(
+    base: Recipe, errors: Figures, measure: Measure | None = None, **changes: Any
+) -> tuple[Arm, ...]:
+    """An arm for each model, and the test error that the paper has for it; "" where it has none.
+
+    A model may be written "model+tag", where `changes` of the recipe make another arm of it.
+    """
+    return tuple(
+        Arm(
+            name=name,
+            recipe=replace(base, model=name.partition("+")[0], **changes),
+            measure=measure,
+            paper={"test_error": error} if error != "" else {},
+        )
+        for name, error in errors.items()
+    )
+
+
+def counted(what: str, printed: Figures) -> tuple[Arm, ...]:
+    """Arms whose layers, parameters and multiply-adds are counted."""
+    return tuple(
+        Arm(name=name, measure=partial(measures.counts, name), paper={what: figure})
+        for name, figure in printed.items()
+    )
+
+
+def waiting(id: str, title: str, figures: Mapping[str, str], needs: str) -> Experiment:
+    """An experiment that one command cannot run."""
+    rows = (Arm(name=name, paper={"": text}) for name, text in figures.items())
+    return Experiment(id=id, title=title, arms=tuple(rows), needs=needs)

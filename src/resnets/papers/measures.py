@@ -1,0 +1,141 @@
+"""What an experiment measures beside the errors of training and test. torch comes inside only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from resnets.options import Inference
+
+if TYPE_CHECKING:
+    from resnets.data.dataset import Split
+    from resnets.evaluation.predictor import Model
+    from resnets.models import Network
+    from resnets.options import View
+
+# Trained models, the first of which is the arm's own, and test images; to figures by name.
+Measure = Callable[[Sequence["Model"], "Split | None"], dict[str, Any]]
+
+
+def fresh(name: str, *, size: int = 0) -> Network:
+    """A network with the weights of seed 0."""
+    import torch
+
+    from resnets.config.families import arch
+    from resnets.models import build
+
+    torch.manual_seed(0)
+    return build(replace(arch(name), size=size) if size else arch(name))
+
+
+def counts(name: str, _: Sequence[Model], __: Split | None) -> dict[str, Any]:
+    """Layers, parameters and multiply-adds of an image."""
+    from resnets.config.families import arch
+    from resnets.models.cost import cost
+
+    price = cost(arch(name))
+    return {"layers": arch(name).depth, "parameters": price.parameters, "macs": price.macs}
+
+
+def equation(which: str, name: str, _: Sequence[Model], __: Split | None) -> dict[str, Any]:
+    """The relative residual of an equation of 1603.05027 for noise, in double precision.
+
+    "product" is of the shortcuts' scales (eq. 8), as a power of two.
+    """
+    import torch
+
+    from resnets.analysis import depth
+
+    network = fresh(name).double()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    if which == "product":
+        return {"log2_product": math.log2(depth.shortcut_products(network, x)[0])}
+    return {"residual": getattr(depth, which)(network, x)}
+
+
+def gradients(name: str, _: Sequence[Model], __: Split | None) -> dict[str, Any]:
+    """Norms of the layers' gradients before the first step, for 128 images of noise."""
+    import torch
+
+    from resnets.analysis.signal import signal
+
+    network, images = fresh(name), torch.randn(128, 3, 32, 32)
+    norms = [layer.weight for layer in signal(network, images)]
+    return {"gradient_norms": norms, "first_over_last": norms[0] / norms[-1]}
+
+
+def stds(models: Sequence[Model], split: Split | None) -> dict[str, Any]:
+    """Standard deviations of the responses of the 3x3 layers on the first 500 test images."""
+    import torch
+
+    from resnets.analysis.signal import responses
+    from resnets.data.loader import test_batches
+
+    if split is None:
+        return {}
+    model = models[0]
+    see = model.card.preprocess
+    batch = next(test_batches(split, preprocess=see, batch=500, device=model.device))
+    found = [std for *_, std in responses(model.network, batch.images.contiguous())]
+    return {"stds": found, "median_std": float(torch.tensor(found).median())}
+
+
+def viewed(
+    view: View, factor: float, models: Sequence[Model], split: Split | None
+) -> dict[str, Any]:
+    """The test error in %, of a view, of images `factor` times as large."""
+    from resnets.evaluation.metrics import result
+
+    if split is None:
+        return {}
+    size = models[0].card.preprocess.size
+    other = round(factor * size) if factor != 1 else 0
+    found = result(models[0].scores(split, view=view, size=other, batch=64))
+    return {"test_error": 100 * found.error, "top5_error": 100 * (1 - found.top5), "view": view}
+
+
+def detected(
+    refine: bool, scales: Sequence[float], models: Sequence[Model], split: Split | None
+) -> dict[str, Any]:
+    """Averages in % of the models as one, with the improvements of 1512.03385, appendix B."""
+    from resnets import assessment
+    from resnets.evaluation import detection
+
+    if split is None:
+        return {}
+    how = Inference(refine=refine, scales=tuple(scales) or (1.0,))
+    first = models[0]
+    found = detection.find(
+        assessment.procedure(models, how), split, **assessment.reading(first, how)
+    )
+    figures = detection.measure(found, split, first.card.classes)
+    said = {"map50": figures.map50, "map": figures.map, "voc07": figures.voc07}
+    return {name: 100 * value for name, value in said.items() if value is not None}
+
+
+def located(
+    scales: Sequence[float], models: Sequence[Model], split: Split | None
+) -> dict[str, Any]:
+    """Errors in % given the class, and of the network's own five classes."""
+    from resnets import assessment
+    from resnets.evaluation.localization import localization
+
+    if split is None:
+        return {}
+    how = Inference(scales=tuple(scales) or (1.0,))
+    network: Any = assessment.procedure(models, how)
+    found = localization(network, split, **assessment.reading(models[0], how))
+    return {"given_error": 100 * found.error, "five_error": 100 * found.top5_error}
+
+
+def ensemble(models: Sequence[Model], split: Split | None) -> dict[str, Any]:
+    """The errors in % of the models' mean."""
+    from resnets.evaluation import scores
+    from resnets.evaluation.metrics import result
+
+    if split is None:
+        return {}
+    found = result(scores.ensemble([model.scores(split, batch=64) for model in models]))
+    return {"test_error": 100 * found.error, "top5_error": 100 * (1 - found.top5)}

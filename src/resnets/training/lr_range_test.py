@@ -1,0 +1,48 @@
+"""The learning-rate range test: 1506.01186, section 3.3."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from resnets.errors import UsageError
+from resnets.training.loop import batches
+from resnets.training.plan import Plan
+from resnets.training.step import Step
+
+MEMORY = 0.9  # decay of the average loss
+WORSE = 4.0  # times the best average loss, where the test ends
+
+
+def find_rate(
+    plan: Plan, low: float = 1e-5, high: float = 10.0, steps: int = 100
+) -> tuple[list[float], list[float], float]:
+    """Rates that grow exponentially, the average loss after a step at each, and a suggestion.
+
+    A fresh network is trained with the plan's own steps, but for warmup, frozen layers and growing
+    images, and thrown away. It ends early when a step is not finite or the average loss is four
+    times its best. Suggested is a tenth of the rate where the loss is lowest, and not the one where
+    it falls fastest: from step to step that is noise, and the average lags behind.
+
+    Raises UsageError: not 0 < low < high, fewer than 2 steps, or no finite loss at all.
+    """
+    if not 0 < low < high or steps < 2:
+        raise UsageError(f"no range of rates: {steps} steps from {low:g} to {high:g}")
+    whole = replace(plan.recipe, steps=steps, budget=0.0, frozen=0.0, grow_from=0)
+    constant = replace(whole, lr=1.0, lr_batch=0, schedule="step", drops=(), warmup=0.0)
+    plan = replace(plan, recipe=constant)
+    step, average = Step(plan, state := plan.start()), 0.0
+    rates, losses = list[float](), list[float]()
+    for k, batch in enumerate(batches(plan, state.course)):
+        rate = state.course.factor = low * (high / low) ** (k / (steps - 1))
+        if step.update(batch) != "done":
+            break
+        loss, _, images = state.totals.tolist()
+        state.totals.zero_()
+        average = MEMORY * average + (1 - MEMORY) * loss / images
+        rates.append(rate)
+        losses.append(average / (1 - MEMORY ** (k + 1)))  # without the zero that it began at
+        if losses[-1] > WORSE * min(losses):
+            break
+    if not losses:
+        raise UsageError(f"the loss is not finite at the rate {low:g} already; try a lower one")
+    return rates, losses, rates[losses.index(min(losses))] / 10

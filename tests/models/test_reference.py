@@ -1,0 +1,98 @@
+"""With the same tensors, the same outputs as torchvision and timm."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from resnets.config.families import FAMILY
+from resnets.models import build
+from resnets.models.transformer import NAMES, renamed
+
+FAST = ["resnet18", "resnet34", "resnet50", "resnext50_32x4d", "densenet121"]
+SLOW = [
+    "resnet101",
+    "resnet152",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+    "densenet161",
+    "densenet169",
+    "densenet201",
+]
+TIMM = ["seresnet50", "resnet50c", "resnet50d", "resnet18d", "resnet34d"]
+
+
+OURS = {theirs: ours for ours, theirs in NAMES.items()}
+
+
+def slow(names: list[str]) -> list[object]:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """Fresh tensors for a network that was built on meta; statistics of normalisations too."""
+    network = network.to_empty(device="cpu").eval()
+    random = torch.Generator().manual_seed(0)
+    for name, tensor in network.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            tensor.zero_()
+        elif name.endswith("running_var"):
+            tensor.uniform_(0.5, 2, generator=random)
+        elif tensor.ndim > 1:
+            tensor.uniform_(-1, 1, generator=random).mul_((3 / tensor[0].numel()) ** 0.5)
+        else:
+            tensor.uniform_(-0.2, 0.2, generator=random)
+            if name.endswith("weight"):
+                tensor.add_(0.5)
+    return network
+
+
+@torch.no_grad()
+def check(theirs: nn.Module, ours: nn.Module, images: Tensor) -> None:
+    """Strict loading both ways, and equal outputs."""
+    ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
+    theirs.load_state_dict(ours.state_dict(), strict=True, assign=True)
+    expected = theirs(images)
+    assert expected.isfinite().all()
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(ours.eval()(images), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*FAST, *slow(SLOW)])
+def test_torchvision(name: str) -> None:
+    with torch.device("meta"):
+        theirs, ours = torchvision.models.get_model(name), build(FAMILY[name])
+    check(randomised(theirs), ours, torch.randn(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("name", [*TIMM, *slow(["resnet101d"])])
+def test_timm(name: str) -> None:
+    with torch.device("meta"):
+        theirs, ours = timm.create_model(name), build(FAMILY[name])
+    check(randomised(theirs), ours, torch.randn(2, 3, 64, 64))
+
+
+def test_vision_transformer() -> None:
+    with torch.device("meta"):
+        theirs, ours = torchvision.models.vit_b_16(), build(FAMILY["vit_b_16"])
+    theirs = randomised(theirs)
+    ours.load_state_dict(renamed(theirs.state_dict(), OURS), strict=True, assign=True)
+    theirs.load_state_dict(renamed(ours.state_dict(), NAMES), strict=True, assign=True)
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(images), theirs(images), rtol=1e-5, atol=1e-5)
+
+
+def test_names_of_the_transformer_go_both_ways() -> None:
+    with torch.device("meta"):
+        state = build(FAMILY["vit_s_16"]).state_dict()
+    back = renamed(renamed(state, NAMES), OURS)
+    assert list(back) == list(state)
+    assert all(back[name] is state[name] for name in state)
+    with pytest.raises(KeyError):
+        renamed({"fc.weight": torch.empty(0)}, OURS)
+    with pytest.raises(KeyError):
+        renamed({"heads.head.weight": torch.empty(0)}, NAMES)
