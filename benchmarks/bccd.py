@@ -27,7 +27,7 @@ import resnets
 from resnets.data import dataset
 from resnets.data.dataset import Split
 from resnets.data.decode import decode
-from resnets.evaluation.detection import Found, measure
+from resnets.evaluation.detection import DetectionPredictions, evaluate_predictions
 from resnets.training.plan import use_bfloat16
 
 HALF = use_bfloat16("auto", torch.device("cpu"))
@@ -72,7 +72,7 @@ def plain(split: Split, classes: int, budget: float, batch: int, size: int) -> n
 
 
 @torch.inference_mode()
-def found(network: nn.Module, split: Split) -> Found:
+def found(network: nn.Module, split: Split) -> DetectionPredictions:
     """What torchvision's detector finds on a split."""
     rows: list[tuple[Tensor, ...]] = []
     for k, path in enumerate(split.images):
@@ -82,7 +82,7 @@ def found(network: nn.Module, split: Split) -> Found:
         which = torch.full_like(said["labels"], k)
         rows.append((which, said["labels"] - 1, said["scores"].float(), said["boxes"].float()))
     images, classes, scores, boxes = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    return Found(images, classes, scores, boxes, None, torch.arange(len(split)))
+    return DetectionPredictions(images, classes, scores, boxes, None, torch.arange(len(split)))
 
 
 def main() -> None:
@@ -103,7 +103,7 @@ def main() -> None:
         if row == "torchvision":
             torch.manual_seed(args.seed)
             network = plain(source.train, len(source.classes), args.budget, 8, 300)
-            result = measure(found(network, source.test), source.test, source.classes)
+            result = evaluate_predictions(found(network, source.test), source.test, source.classes)
         else:
             with tempfile.TemporaryDirectory() as folder:
                 outcome = resnets.train(

@@ -27,7 +27,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from resnets import models
 from resnets.config.families import FAMILY
-from resnets.models.fuse import folded
+from resnets.models.fuse import fuse_conv_bn
 from resnets.training.plan import use_bfloat16
 
 CLASSES, REGIONS = 20, 256
@@ -96,7 +96,7 @@ def main() -> None:
     nhwc = images.contiguous(memory_format=torch.channels_last)
     fast = networks(args.backbone, size)[0].to(device).to(memory_format=torch.channels_last)
     ours.to(memory_format=torch.channels_last)
-    short = folded(ours)
+    short = fuse_conv_bn(ours)
 
     def trained(network: nn.Module, half: bool, own: bool) -> None:
         network.train()

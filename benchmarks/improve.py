@@ -14,7 +14,7 @@ import argparse
 from resnets import assessment
 from resnets.data import dataset
 from resnets.evaluation import detection
-from resnets.options import Inference
+from resnets.options import InferenceOptions
 from resnets.training.plan import pick_device, use_bfloat16
 
 
@@ -29,26 +29,26 @@ def main() -> None:
     args = parser.parse_args()
     source = dataset.load(args.data, task="detect")
     half = use_bfloat16("auto", pick_device())
-    how = Inference(precision="bfloat16" if half else "float32", batch=8, workers=0)
-    model = assessment.faster(assessment.loaded(args.run, source, how, "detect"))
-    split = assessment.fair(args.run, model, source, args.split)
+    how = InferenceOptions(precision="bfloat16" if half else "float32", batch=8, workers=0)
+    model = assessment.faster(assessment.load_model(args.run, source, how, "detect"))
+    split = assessment.held_out_split(args.run, model, source, args.split)
     scales = (0.75, 1.0, 1.5)
     rows = {
         "plain": ([model], how),
-        "box refinement, voting": ([model], Inference(refine=True)),
-        "scales 0.75, 1, 1.5": ([model], Inference(scales=scales)),
-        "both": ([model], Inference(refine=True, scales=scales)),
+        "box refinement, voting": ([model], InferenceOptions(refine=True)),
+        "scales 0.75, 1, 1.5": ([model], InferenceOptions(scales=scales)),
+        "both": ([model], InferenceOptions(refine=True, scales=scales)),
     }
     if args.context:
-        other = assessment.faster(assessment.loaded(args.context, source, how, "detect"))
+        other = assessment.faster(assessment.load_model(args.context, source, how, "detect"))
         rows["global context"] = ([other], how)
-        rows["all three"] = ([other], Inference(refine=True, scales=scales))
+        rows["all three"] = ([other], InferenceOptions(refine=True, scales=scales))
         rows["ensemble of the two"] = ([model, other], how)
     plain = None
     for name, (models, asked) in rows.items():
-        network = assessment.procedure(models, asked)
-        found = detection.find(network, split, bfloat16=half, **assessment.reading(model, how))
-        figures = detection.measure(found, split, source.classes)
+        network = assessment.refinement(models, asked)
+        found = detection.detect(network, split, bfloat16=half, **assessment.reading(model, how))
+        figures = detection.evaluate_predictions(found, split, source.classes)
         plain = plain or found
         change = detection.compare(plain, found, split, len(source.classes))
         low, high = change.interval

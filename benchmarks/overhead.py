@@ -23,7 +23,7 @@ from resnets.data.dataset import Source, Split
 from resnets.training import checkpoint, loop
 from resnets.training.plan import resolve
 from resnets.training.run import Run
-from resnets.training.state import Course, State, blend, finite, floats, row
+from resnets.training.state import State, TrainProgress, all_finite, ema_update, flat_view, floating
 from resnets.training.step import Step
 
 RUN = 300.0
@@ -61,24 +61,24 @@ def main():
     )
     began = time.perf_counter()
     state = State.start(plan.recipe, plan.arch, plan.device)
-    state.course = Course(steps=plan.steps, micro=plan.micro)
+    state.course = TrainProgress(steps=plan.steps, micro=plan.micro)
     step = Step(plan, state)
     stream = loop.batches(plan, state.course)
     step.update(next(stream))  # compiles the kernels where they are not there yet
     starting = time.perf_counter() - began
 
     whole = median(lambda: step.update(next(stream)))
-    averaging = median(lambda: blend(step.average, step.current, 0.99))
+    averaging = median(lambda: ema_update(step.average, step.current, 0.99))
     grads = [p.detach() for p in step.parameters]
-    checking = median(lambda: finite([*map(row, grads), *floats(step.buffers)]))
-    checking += median(lambda: finite(step.rows))
+    checking = median(lambda: all_finite([*map(flat_view, grads), *floating(step.buffers)]))
+    checking += median(lambda: all_finite(step.rows))
 
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         writer = checkpoint.Writer(run.path / "checkpoints")
         blocked, written = [], []
         for k in range(7):
-            course = Course(**{**asdict(state.course), "step": k})
+            course = TrainProgress(**{**asdict(state.course), "step": k})
             began = time.perf_counter()
             writer.save(state.tensors(), course)
             blocked.append(time.perf_counter() - began)
@@ -88,7 +88,7 @@ def main():
         beside = []
         for k in range(7, 12):
             began = time.perf_counter()
-            writer.save(state.tensors(), Course(**{**asdict(state.course), "step": k}))
+            writer.save(state.tensors(), TrainProgress(**{**asdict(state.course), "step": k}))
             step.update(next(stream))
             beside.append(time.perf_counter() - began - whole)
             writer.wait()

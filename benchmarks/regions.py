@@ -36,7 +36,7 @@ def theirs(maps: list[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
 
 
 def ours(maps: list[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
-    return roi_align.align(maps, rois, STRIDES, levels, CELLS)
+    return roi_align.roi_align(maps, rois, STRIDES, levels, CELLS)
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
     ]
     corner = torch.rand(args.batch, args.regions, 2) * torch.tensor([width, height])
     rois = torch.cat([corner, corner + 16 + 200 * torch.rand(args.batch, args.regions, 2)], 2)
-    levels = roi_align.level(rois, len(STRIDES))
+    levels = roi_align.pyramid_level(rois, len(STRIDES))
 
     seen, times = {}, {"torchvision": ([], []), "ours": ([], [])}
     for turn in range(args.rounds + 1):

@@ -24,7 +24,7 @@ import torch.multiprocessing
 from torch.nn import functional as F
 
 from resnets import models
-from resnets.training.distributed import ALONE, join
+from resnets.training.distributed import SINGLE_PROCESS, join
 from resnets.training.plan import use_bfloat16
 
 HALF = use_bfloat16("auto", torch.device("cpu"))
@@ -34,7 +34,7 @@ def work(rank: int, ranks: int, port: int, args: argparse.Namespace, batch: int)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    world = join("cpu") if ranks > 1 else ALONE
+    world = join("cpu") if ranks > 1 else SINGLE_PROCESS
     network = models.create(args.model).to(memory_format=torch.channels_last)
     images = torch.randn(batch // ranks, 3, args.size, args.size)
     images = images.contiguous(memory_format=torch.channels_last)

@@ -23,7 +23,7 @@ from resnets.data.splits import Split
 from resnets.escape import cell, lines, markdown, visible
 from resnets.evaluation import detection
 from resnets.models import build
-from resnets.models.io.model_file import Card, save
+from resnets.models.io.model_file import ModelMetadata, save
 
 EVIL = {
     "title": "\x1b]0;owned\x07",
@@ -90,7 +90,7 @@ def model(tmp_path_factory):
     arch = replace(families.arch("resnet8"), classes=len(NAMES), size=8)
     see = Preprocess(size=8, mean=(0.5,) * 3, std=(0.2,) * 3)
     path = tmp_path_factory.mktemp("model") / "evil.safetensors"
-    save(path, build(arch), Card(arch=arch, classes=tuple(NAMES), preprocess=see))
+    save(path, build(arch), ModelMetadata(arch=arch, classes=tuple(NAMES), preprocess=see))
     return path
 
 
@@ -240,12 +240,12 @@ def test_words_on_pictures_are_written_out(monkeypatch, tmp_path):
     picture(tmp_path / "a.png")
     words = []
     monkeypatch.setattr(
-        drawing, "boxed", lambda image, boxes, kinds, said, masks: words.extend(said)
+        drawing, "draw_box", lambda image, boxes, kinds, said, masks: words.extend(said)
     )
     one = torch.zeros(1, dtype=torch.int64)
-    found = detection.Found(one, one, torch.ones(1), torch.ones(1, 4), None, one)
+    found = detection.DetectionPredictions(one, one, torch.ones(1), torch.ones(1, 4), None, one)
     split = Split((tmp_path / "a.png",), torch.zeros(1))
-    drawing.seen(split, 0, found, [EVIL["title"] + EVIL["marks"]], 0.5)
+    drawing.draw_prediction(split, 0, found, [EVIL["title"] + EVIL["marks"]], 0.5)
     (text,) = words
     assert harmless(text).startswith("\\u001b]0;owned")
 

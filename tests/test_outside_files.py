@@ -23,7 +23,7 @@ from resnets.models.io import model_file
 from resnets.papers import ledger
 from resnets.training import checkpoint
 from resnets.training.run import Run
-from resnets.training.state import Course
+from resnets.training.state import TrainProgress
 
 DEEP = "[" * 100_000
 ENDLESS = "9" * 5000  # Python refuses to make a number of more than 4,300 digits
@@ -95,7 +95,7 @@ def test_a_wrong_value_in_a_run_is_named(name, content, key, tmp_path):
 SCORES = scores.Scores(
     torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.arange(4), ("a", "b", "c")
 )
-FOUND = detection.Found(
+FOUND = detection.DetectionPredictions(
     *(torch.tensor([0, 1]), torch.tensor([0, 2]), torch.rand(2), torch.rand(2, 4)),
     *(((9, 9, b"1"), (9, 9, b"22")), torch.arange(2)),
 )
@@ -177,11 +177,11 @@ def test_detections_that_do_not_fit_are_refused(tensors, card, tmp_path):
     ids=str,
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(change, tmp_path):
-    checkpoint.write(tmp_path / "checkpoints", {"a": torch.ones(2)}, Course(step=3))
+    checkpoint.write(tmp_path / "checkpoints", {"a": torch.ones(2)}, TrainProgress(step=3))
     (path,) = checkpoint.finished(tmp_path / "checkpoints")
     body = json.loads((path / "state.json").read_text())
     del body["seal"]
-    (path / "state.json").write_bytes(checkpoint.sealed(body | change))
+    (path / "state.json").write_bytes(checkpoint.with_digest(body | change))
     with pytest.raises(CheckpointError, match="step-00000003"):
         checkpoint.read(path)
 
@@ -325,7 +325,7 @@ def own_model(root):
     see = Preprocess(size=8, mean=(0.5,) * 3, std=(0.2,) * 3)
     path = root / "m.safetensors"
     model_file.save(
-        path, build(TINY), model_file.Card(arch=TINY, classes=("a", "b"), preprocess=see)
+        path, build(TINY), model_file.ModelMetadata(arch=TINY, classes=("a", "b"), preprocess=see)
     )
     return path, lambda: model_file.open_model(path)
 
@@ -343,7 +343,7 @@ def foreign_old(root):
 
 def state(name):
     def make(root):
-        checkpoint.write(root / "checkpoints", {"a": torch.ones(9)}, Course(step=3))
+        checkpoint.write(root / "checkpoints", {"a": torch.ones(9)}, TrainProgress(step=3))
         (path,) = checkpoint.finished(root / "checkpoints")
         return path / name, lambda: checkpoint.read(path)
 

@@ -11,7 +11,7 @@ import torch
 import resnets
 from resnets.data import loader
 from resnets.training import memory
-from resnets.training.signals import Stop
+from resnets.training.signals import SignalFlags
 
 POSIX = ("fcntl", "resource", "termios", "pwd", "grp", "pty", "tty")
 
@@ -49,7 +49,7 @@ def test_signals_that_windows_lacks(monkeypatch):
     for name in ("SIGUSR1", "SIGHUP", "SIGCHLD"):
         monkeypatch.delattr(signal, name)
     monkeypatch.setattr(loader.os, "name", "nt")
-    with Stop() as stop:
+    with SignalFlags() as stop:
         assert sorted(stop.previous) == [signal.SIGINT, signal.SIGTERM]
         signal.raise_signal(signal.SIGTERM)
     assert stop.signal == signal.SIGTERM

@@ -30,7 +30,7 @@ def models(tmp_path_factory):
         torch.manual_seed(0)
         names = ("dark", "red") if task != "segment" else ("0", "1", "2")
         network = create(name, classes=len(names)).eval()
-        card = model_file.Card(arch=network.arch, classes=names, preprocess=SMALL)
+        card = model_file.ModelMetadata(arch=network.arch, classes=names, preprocess=SMALL)
         files[task] = root / f"{task}.safetensors"
         model_file.save(files[task], network, card)
     return files
@@ -104,8 +104,8 @@ def test_answers_to_coco_are_scored_by_its_own_file(cli, models, tmp_path, monke
     (tmp_path / "data/result.json").write_text(json.dumps(content))
     boxes = torch.tensor([[k, 2, k + 20, 12 + k] for k in (0, 1, 2, 3)]).float()
     images, classes = torch.arange(4), torch.tensor([1, 0, 1, 0])
-    found = detection.Found(images, classes, torch.ones(4), boxes, None, images)
-    monkeypatch.setattr(detection, "find", lambda *_, **__: found)
+    found = detection.DetectionPredictions(images, classes, torch.ones(4), boxes, None, images)
+    monkeypatch.setattr(detection, "detect", lambda *_, **__: found)
     # the images of COCO come after the others
     order = torch.tensor([3, 0, 1, 2])
     found = replace(found, boxes=boxes[order], classes=classes[order])
@@ -183,7 +183,7 @@ def test_models_that_kept_other_images_are_not_compared(cli, drawn, tmp_path):
     for seed in (1, 2):  # as of two runs that kept a third of the training images
         recipe = json.dumps({"holdout": 0.3, "seed": seed})
         kept = {"digest": dataset.load(data, task="detect").digest, "recipe": recipe}
-        card = model_file.Card(
+        card = model_file.ModelMetadata(
             arch=network.arch, classes=("dark", "red"), preprocess=SMALL, provenance=kept
         )
         model_file.save(tmp_path / f"r{seed}", network, card)
@@ -204,7 +204,9 @@ def test_a_classifier_says_what_to_look_for(cli, models, drawn, tmp_path):
     torch.manual_seed(0)
     network = create("resnet8", classes=2).eval()
     for name, classes in {"same": ("red", "dark"), "other": ("red", "blue")}.items():
-        card = model_file.Card(arch=network.arch, classes=classes, preprocess=Preprocess(size=32))
+        card = model_file.ModelMetadata(
+            arch=network.arch, classes=classes, preprocess=Preprocess(size=32)
+        )
         model_file.save(tmp_path / name, network, card)
     how = ("localize", "evaluate", models["localize"], drawn["localize"], "--workers", "0")
     code, out, _ = cli(*how, "--classifier", "same", "--scales", "1,1.5", "--json")

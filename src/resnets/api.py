@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resnets import options
 from resnets.errors import DataError, ResnetsError, UsageError
-from resnets.files import matches
+from resnets.files import glob_paths
 from resnets.instruments import ERRORS, Kind
-from resnets.options import Inference, group, public
+from resnets.options import InferenceOptions, command_group, public
 
 if TYPE_CHECKING:
-    from resnets.analysis.cam import Sanity
+    from resnets.analysis.cam import RandomizationCheck
     from resnets.analysis.explain import Explained
     from resnets.assessment import Calibration
     from resnets.config.arch import Arch
     from resnets.config.recipe import Recipe
     from resnets.evaluation.predictor import Model, Prediction
     from resnets.instruments import Analysis
-    from resnets.lifecycle import Outcome
+    from resnets.lifecycle import TrainResult
     from resnets.models import Network
     from resnets.options import Task
     from resnets.training.loop import Progress
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from resnets.training.tasks import Tested
     from resnets.training.tune import Trial
 else:  # so that the annotations can be read without torch
-    Analysis = Arch = Calibration = Explained = Model = Network = Outcome = Plan = Any
-    Prediction = Progress = Recipe = Sanity = Tested = Trial = Any
+    Analysis = Arch = Calibration = Explained = Model = Network = TrainResult = Plan = Any
+    Prediction = Progress = Recipe = RandomizationCheck = Tested = Trial = Any
     Task = options.Task
 
 DOWNLOADS = ("imagenet", "default", "true", "pretrained")  # what others' weights are called
@@ -124,9 +124,9 @@ def plan(
     source = dataset.load(str(data), max_unreadable=check.max_unreadable, task=network_task)
     train = plan.training_images(source)
     if base is None and network_task == "classify":
-        base = plan.choose(source, train, place)
+        base = plan.default_recipe(source, train, place)
     elif base is None:
-        base = plan.choose_scene(source, train, place, network_task)
+        base = plan.default_dense_recipe(source, train, place, network_task)
     resolved = recipes.merged(base, changes)
     # A run is resumed from anywhere, so places are kept whole; a name stays a name.
     resolved = replace(
@@ -136,7 +136,7 @@ def plan(
         teacher=resolved.teacher and str(Path(resolved.teacher).resolve()),
     )
     if resolved.trainval:
-        source = dataset.with_val(source)
+        source = dataset.merge_val_into_train(source)
     if resolved.holdout:
         source = dataset.hold_out(source, resolved.holdout, resolved.seed)
     result = plan.resolve(resolved, source, place, workers, ranks)
@@ -188,7 +188,7 @@ def train(
     overrides: Mapping[str, Any] | Sequence[str] | None = None, run: str | Path | None = None,
     seeds: int = 1, device: str = "auto", workers: int = 2,
     watch: Callable[[Progress], None] = lambda progress: None,
-) -> Outcome:  # fmt: skip
+) -> TrainResult:  # fmt: skip
     """Train a network on DATA, test it, and leave a run folder.
 
     In Python `data` may be a plan. The arguments without a word here, and the errors, are those of
@@ -208,14 +208,14 @@ def train(
     from resnets import lifecycle
 
     if seeds == 1:
-        return lifecycle.go(lifecycle.create_run(chosen, run), chosen, watch)
+        return lifecycle.train_and_finish(lifecycle.create_run(chosen, run), chosen, watch)
     done = list(train_seeds(chosen, run, seeds, watch))
     return replace(done[0], compared=runs_compare(*(one.run for one in done)))
 
 
 def train_seeds(
     first: Plan, run: str | Path | None, seeds: int, watch: Callable[[Progress], None]
-) -> Iterator[Outcome]:
+) -> Iterator[TrainResult]:
     """Train a plan with its seed and those that follow, each where it stands, one after another.
 
     Raises UsageError as `lifecycle.seed_runs`, before anything is trained.
@@ -224,8 +224,8 @@ def train_seeds(
     from resnets.config import arch, recipes
 
     for seed, folder in lifecycle.seed_runs(first, run, seeds).items():
-        if not lifecycle.lacking(folder):
-            yield lifecycle.Outcome(folder.path, None, 0.0, arch.task(first.arch))
+        if not lifecycle.missing_results(folder):
+            yield lifecycle.TrainResult(folder.path, None, 0.0, arch.task(first.arch))
             continue
         chosen, begun = first, (folder.path / "recipe.json").exists()
         if begun or seed != first.recipe.seed:
@@ -234,14 +234,14 @@ def train_seeds(
             chosen = plan(own.data, recipe=own, device=str(first.device), workers=first.workers)
         folder = folder if begun else lifecycle.create_run(chosen, folder.path)
         more = ", with all seeds by the same command"
-        yield lifecycle.go(folder, chosen, watch, more)
+        yield lifecycle.train_and_finish(folder, chosen, watch, more)
 
 
 @public
 def resume(
     run: str | Path | None = None, *, data: str | Path | None = None, device: str = "auto",
     workers: int = 2, watch: Callable[[Progress], None] = lambda progress: None,
-) -> Outcome:  # fmt: skip
+) -> TrainResult:  # fmt: skip
     """Go on with an interrupted run; without RUN with the newest unfinished one.
 
     Raises UsageError where there is nothing to resume, the newest one is older than a day, or it is
@@ -264,11 +264,11 @@ def resume(
     folder = Run(Path(run))
     recipe = parse(folder.read_json("recipe.json"))
     if folder.finished:
-        from resnets.lifecycle import lacking
+        from resnets.lifecycle import missing_results
 
-        if not lacking(folder):
+        if not missing_results(folder):
             own = arch.task(arch.from_dict(folder.read_json("source.json")["arch"]))
-            command = f"resnets {group(own)}evaluate"
+            command = f"resnets {command_group(own)}evaluate"
             raise UsageError(f"{run} is finished; `{command} {run} DATA` uses it")
     if (folder.path / "trial.json").exists():  # it would be tested on the test images
         raise UsageError(
@@ -285,7 +285,7 @@ def resume(
         )
     from resnets import lifecycle
 
-    return lifecycle.go(folder, resumed, watch)
+    return lifecycle.train_and_finish(folder, resumed, watch)
 
 
 def newest_unfinished(root: Path = Path("runs")) -> tuple[Path, float]:
@@ -306,11 +306,11 @@ def newest_unfinished(root: Path = Path("runs")) -> tuple[Path, float]:
 
 def _lacks(path: Path) -> bool:
     """Whether `resume` has something to write for a run with a result; not where that is unread."""
-    from resnets.lifecycle import lacking
+    from resnets.lifecycle import missing_results
     from resnets.training.run import Run
 
     try:
-        return bool(lacking(Run(path)))
+        return bool(missing_results(Run(path)))
     except (ResnetsError, KeyError):
         return False
 
@@ -361,7 +361,7 @@ def find_rate(
     """Learning rates, the loss at each, and a suggestion: see `training.rates.find_rate`."""
     from resnets.training import lr_range_test
 
-    return lr_range_test.find_rate(plan, low, high, steps)
+    return lr_range_test.lr_range_test(plan, low, high, steps)
 
 
 @public
@@ -417,7 +417,8 @@ def evaluate(
     *models, data = places or ("",)
     if not models:
         raise UsageError(
-            f"name a model and the data: resnets {group(task or 'classify')}evaluate MODEL... DATA"
+            "name a model and the data: "
+            f"resnets {command_group(task or 'classify')}evaluate MODEL... DATA"
         )
     for path in models:
         options.check_model(path)
@@ -425,10 +426,10 @@ def evaluate(
     if (compare and len(models) != 2) or (corruptions and len(models) != 1):
         raise UsageError(f"--compare takes two models, --corruptions one; here are {len(models)}")
     views = options.views(view, len(models))
-    how = Inference(
+    how = InferenceOptions(
         split=split, max_unreadable=max_unreadable, normalize=normalize, size=size or 0,
         precision=precision, refine=refine, scales=options.numbers(scales), batch=batch,
-        fields=options.unseen(overrides), device=device, workers=workers,
+        fields=options.arch_overrides(overrides), device=device, workers=workers,
     )  # fmt: skip
     if ood is not None:
         options.check_data(ood)
@@ -499,28 +500,28 @@ def predict(
     check_inputs(items)
     if task not in (None, "classify"):
         options.check_empty(Path(out))
-    how = Inference(
+    how = InferenceOptions(
         normalize=normalize, precision=precision, refine=refine, scales=options.numbers(scales),
-        batch=batch, fields=options.unseen(overrides), device=device, workers=workers,
+        batch=batch, fields=options.arch_overrides(overrides), device=device, workers=workers,
     )  # fmt: skip
     from resnets import assessment
-    from resnets.data.dataset import expand
+    from resnets.data.dataset import expand_inputs
 
     purpose = task or assessment.task_of(model, how.fields)
     improved = {"--refine": refine, "--scales": how.scales != (1.0,)}
     refuse_others(purpose, {"detect localize": improved, "classify": {"--top": top != 5}})
     if purpose == "classify":
-        loaded = assessment.loaded(model, None, how, purpose)
-        return loaded.predict(list(expand(items)), top=top, batch=how.images_per_batch(32))
+        loaded = assessment.load_model(model, None, how, purpose)
+        return loaded.predict(list(expand_inputs(items)), top=top, batch=how.images_per_batch(32))
     options.check_empty(Path(out))
-    return assessment.drawn(purpose, model, items, Path(out), score, how)
+    return assessment.draw_predictions(purpose, model, items, Path(out), score, how)
 
 
 def check_inputs(inputs: Sequence[str | Path | bytes]) -> None:
     """Raise UsageError for no inputs, DataError where none of them is there."""
     if not inputs:
         raise UsageError("no input: give image files, folders or patterns")
-    if not any(isinstance(item, bytes) or matches(item) for item in inputs):
+    if not any(isinstance(item, bytes) or glob_paths(item) for item in inputs):
         raise DataError(f"no such file, folder or pattern: {inputs[0]!s}")
 
 
@@ -533,7 +534,7 @@ def explain(
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
     normalize: Literal["data", "imagenet", "none"] | None = None, batch: int | None = None,
     device: str = "auto", workers: int = 2,
-) -> Iterator[Explained | Sanity | dict[str, int]]:  # fmt: skip
+) -> Iterator[Explained | RandomizationCheck | dict[str, int]]:  # fmt: skip
     """Draw why MODEL answers what it answers: for images, or for a whole data set.
 
     In Python: the answer to each image, or how many there are of each finding; errors as
@@ -561,9 +562,9 @@ def explain(
     if data is not None:
         options.check_data(data)
         options.check_outside(Path(out), data)
-    how = Inference(
+    how = InferenceOptions(
         split=split, max_unreadable=max_unreadable, normalize=normalize, batch=batch,
-        fields=options.unseen(overrides), device=device, workers=workers,
+        fields=options.arch_overrides(overrides), device=device, workers=workers,
     )  # fmt: skip
     place = None if data is None else str(data)
     return instruments.explained(model, inputs, Path(out), place, level, method, top, how)
@@ -587,7 +588,7 @@ def calibrate(
     options.check_data(data)
     from resnets import assessment
 
-    how = Inference(split=split, device=device, workers=workers)
+    how = InferenceOptions(split=split, device=device, workers=workers)
     return assessment.calibration(model, str(data), how)
 
 
@@ -654,9 +655,9 @@ def analyze(
     if data is not None:
         options.check_data(data)
         options.check_outside(folder, data)
-    how = Inference(
+    how = InferenceOptions(
         split=split, max_unreadable=max_unreadable, normalize=normalize, batch=batch,
-        fields=options.unseen(overrides), device=device, workers=workers,
+        fields=options.arch_overrides(overrides), device=device, workers=workers,
     )  # fmt: skip
     shape = tuple(map(int, input.split("x"))) if input else ()
     place = None if data is None else str(data)
@@ -668,7 +669,7 @@ def list_models(pattern: str = "*", /) -> Iterator[dict[str, Any]]:
     """List the networks: name, depth, parameters, multiply-adds, input, source."""
     from resnets import listing
 
-    return listing.models(pattern)
+    return listing.list_models(pattern)
 
 
 @public
@@ -688,7 +689,7 @@ def load(
     place, bfloat16, fields = (
         pick_device(device),
         precision == "bfloat16",
-        options.unseen(overrides),
+        options.arch_overrides(overrides),
     )
     return predictor.load(
         path, device=place, bfloat16=bfloat16, classes=classes, task=task, fields=fields
@@ -788,4 +789,4 @@ def doctor(*, quick: bool = False) -> dict[str, str]:
     """
     from resnets import machine
 
-    return machine.examine(quick)
+    return machine.describe_machine(quick)

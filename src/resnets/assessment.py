@@ -16,37 +16,37 @@ from torch import Tensor
 
 from resnets import options
 from resnets.config import arch
-from resnets.config.recipe import NotNegative
+from resnets.config.recipe import NonNegativeFloat
 from resnets.data import dataset
 from resnets.data.dataset import Source, Split
-from resnets.data.decode import brightest, warn_clipped
-from resnets.data.loader import Change
+from resnets.data.decode import largest_value_of_file, warn_clipped
+from resnets.data.loader import ImageOp
 from resnets.errors import CheckpointError, DataError, NotFinite, UsageError
 from resnets.evaluation import metrics
-from resnets.evaluation.metrics import Result
-from resnets.evaluation.predictor import Model, aligned, load
+from resnets.evaluation.metrics import ClassificationMetrics
+from resnets.evaluation.predictor import Model, load, match_classes
 from resnets.evaluation.scores import Scores, ensemble
-from resnets.lifecycle import opened, rescale
+from resnets.lifecycle import log_test_access, rescale
 from resnets.models.io.model_file import save
-from resnets.options import Inference, Task, View
-from resnets.training.plan import moments, pick_device
+from resnets.options import InferenceOptions, Task, View
+from resnets.training.plan import channel_statistics, pick_device
 from resnets.training.run import Run
 
 if TYPE_CHECKING:
-    from resnets.evaluation.detection import Detect, Detected
-    from resnets.evaluation.scenes import Reading
+    from resnets.evaluation.detection import Detect, DetectionMetrics
+    from resnets.evaluation.scenes import LoaderOptions
     from resnets.training.tasks import Tested
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluationTarget:
     """A model, and the split that it is tested on, with the model's labels."""
 
     model: Model
     split: Split
     scored: Callable[..., Scores]  # `model.scores` with how it is tested
 
-    def scores(self, change: Change | None = None) -> Scores:
+    def scores(self, change: ImageOp | None = None) -> Scores:
         """The logits of each image, `change`d where that is given."""
         return self.scored(self.split, change=change)
 
@@ -56,12 +56,12 @@ class Calibration:
     """A temperature, and the figures before and after on the images that it was fitted on."""
 
     temperature: float
-    before: Result
-    after: Result
+    before: ClassificationMetrics
+    after: ClassificationMetrics
 
 
-def loaded(
-    path: str | Path, source: Source | None, how: Inference, task: Task | None = None
+def load_model(
+    path: str | Path, source: Source | None, how: InferenceOptions, task: Task | None = None
 ) -> Model:
     """A model, normalised as asked for; errors as `evaluation.model.load`."""
     model = load(
@@ -73,7 +73,9 @@ def loaded(
         fields=how.fields,
     )
     if how.normalize is not None:
-        model = model.normalized(*moments(how.normalize, source, model.card.arch.channels))
+        model = model.normalized(
+            *channel_statistics(how.normalize, source, model.card.arch.channels)
+        )
     return model
 
 
@@ -89,39 +91,43 @@ def pick_split(source: Source, name: str) -> Split:
     return there[name]
 
 
-def subject(path: str | Path, source: Source, how: Inference, view: View = "center") -> Subject:
+def load_target(
+    path: str | Path, source: Source, how: InferenceOptions, view: View = "center"
+) -> EvaluationTarget:
     """A classifier with a split of the data; errors as `api.evaluate`."""
-    model = loaded(path, source, how, "classify")
+    model = load_model(path, source, how, "classify")
     if not model.card.provenance:  # of a foreign file nothing says what white was
         see = replace(model.card.preprocess, white=source.white)
         model = replace(model, card=replace(model.card, preprocess=see))
-    chosen = fair(path, model, source, how.split)
+    chosen = held_out_split(path, model, source, how.split)
     if chosen.labels.ndim == 2 and model.card.provenance.get("labels") == "one":
         raise UsageError(f"{path} gives one label, the images of {source.name} have several each")
     batch = how.images_per_batch()
     scored = functools.partial(
         model.scores, view=view, size=how.size, batch=batch, workers=how.workers
     )
-    return Subject(model, chosen, scored)
+    return EvaluationTarget(model, chosen, scored)
 
 
-class Held(pydantic.BaseModel):
+class TrainingData(pydantic.BaseModel):
     """Of the recipe in a card: which images were kept from the training."""
 
     trainval: bool = False
-    holdout: NotNegative = 0.0
+    holdout: NonNegativeFloat = 0.0
     seed: Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)] = 0
 
 
-def fair(path: str | Path, model: Model, source: Source, split: str | None) -> Split:
+def held_out_split(path: str | Path, model: Model, source: Source, split: str | None) -> Split:
     """The split that a model is tested on, with its labels; errors as `api.evaluate`."""
     same = source.digest == model.card.provenance.get("digest")
     try:
-        held = Held.model_validate_json(model.card.provenance.get("recipe", "{}"))
+        held = TrainingData.model_validate_json(model.card.provenance.get("recipe", "{}"))
     except pydantic.ValidationError as error:
-        raise CheckpointError(f"{path}: provenance.recipe, {arch.wrong(error)[0][:200]}") from None
+        raise CheckpointError(
+            f"{path}: provenance.recipe, {arch.field_problem(error)[0][:200]}"
+        ) from None
     if same and held.trainval and source.val is not None:
-        source = dataset.with_val(source)
+        source = dataset.merge_val_into_train(source)
     if same and held.holdout and source.val is None:  # what was kept from the training
         source = dataset.hold_out(source, held.holdout, held.seed)
     if split is None and source.automatic and not same:
@@ -134,7 +140,7 @@ def fair(path: str | Path, model: Model, source: Source, split: str | None) -> S
     files = [] if isinstance(chosen.images, Tensor) else chosen.images
     values = {path: source.greatest.get(path) for path in files}
     warn_clipped(values, model.card.preprocess.white)
-    return aligned(chosen, source.classes, model)
+    return match_classes(chosen, source.classes, model)
 
 
 def check_same(splits: Sequence[Split]) -> None:
@@ -164,29 +170,29 @@ def unlabelled(source: Source, like: Tensor) -> Split:
 def classification(
     models: Sequence[str | Path],
     data: str,
-    how: Inference,
+    how: InferenceOptions,
     *,
     views: Sequence[View],
     compare: bool,
     at_precision: float | None,
     ood: str | None,
     corruptions: bool,
-) -> Result:
+) -> ClassificationMetrics:
     """`api.evaluate` for classifiers."""
     source, name = (
         dataset.load(data, max_unreadable=how.max_unreadable, training=False),
         how.split or "test",
     )
     pairs = zip(models, views, strict=True)
-    subjects = [subject(path, source, how, view) for path, view in pairs]
+    subjects = [load_target(path, source, how, view) for path, view in pairs]
     check_same([each.split for each in subjects])
     scored = [each.scores() for each in subjects]
     scores = scored[-1] if compare else ensemble(scored)
-    result, bad = metrics.result(scores, name), scores.unreadable
+    result, bad = metrics.classification_metrics(scores, name), scores.unreadable
     images = result.images + len(bad)
     check_read(bad, images, how.max_unreadable, f"{name} split of {data}")
     for path, each in dict(zip(map(str, models), scored, strict=True)).items():
-        opened(path, source, name, 1 - float(metrics.right(each).double().mean()))
+        log_test_access(path, source, name, 1 - float(metrics.is_correct(each).double().mean()))
     result = replace(result, unreadable=(*source.unreadable, *bad))
     if compare:
         comparison, files = metrics.compare(*scored), subjects[0].split.images
@@ -196,13 +202,13 @@ def classification(
             comparison = replace(comparison, fixed=fixed, broken=broken)
         result = replace(result, comparison=comparison)
     if at_precision is not None:
-        result = replace(result, abstention=metrics.abstention(scores, at_precision))
+        result = replace(result, abstention=metrics.selective_accuracy(scores, at_precision))
     if ood is not None:
         strange = unlabelled(
             dataset.load(ood, max_unreadable=how.max_unreadable, training=False), scores.labels
         )
         others = ensemble([replace(each, split=strange).scores() for each in subjects])
-        result = replace(result, familiarity=metrics.ood(scores, others))
+        result = replace(result, familiarity=metrics.ood_auroc(scores, others))
     if corruptions:
         from resnets.evaluation.corruptions import robustness  # here: torchvision delays a start
 
@@ -212,38 +218,38 @@ def classification(
     return result
 
 
-def reading(model: Model, how: Inference) -> Reading:
+def reading(model: Model, how: InferenceOptions) -> LoaderOptions:
     """How the images of a detector, localiser or segmenter are read."""
-    from resnets.evaluation.scenes import Reading
+    from resnets.evaluation.scenes import LoaderOptions
 
     batch, workers = model.together(how.images_per_batch(4)), how.workers
     preprocess, device = model.card.preprocess, model.device
-    return Reading(preprocess=preprocess, device=device, batch=batch, workers=workers)
+    return LoaderOptions(preprocess=preprocess, device=device, batch=batch, workers=workers)
 
 
 def faster(model: Model) -> Model:
     """The same model with its normalisation folded into the convolutions."""
-    from resnets.models.fuse import folded
+    from resnets.models.fuse import fuse_conv_bn
 
-    return replace(model, network=folded(model.network))
+    return replace(model, network=fuse_conv_bn(model.network))
 
 
 def objects(
     task: Task,
     paths: Sequence[str | Path],
     data: str,
-    how: Inference,
+    how: InferenceOptions,
     *,
     compare: bool,
     classifier: str | Path | None,
 ) -> Tested:
     """`api.evaluate` for detectors, localisers and segmenters."""
-    with naming(*paths):
+    with name_model_in_errors(*paths):
         return _objects(task, paths, data, how, compare=compare, classifier=classifier)
 
 
 @contextmanager
-def naming(*paths: str | Path) -> Iterator[None]:
+def name_model_in_errors(*paths: str | Path) -> Iterator[None]:
     """Names the models whose answers are not finite."""
     try:
         yield
@@ -255,7 +261,7 @@ def _objects(
     task: Task,
     paths: Sequence[str | Path],
     data: str,
-    how: Inference,
+    how: InferenceOptions,
     *,
     compare: bool,
     classifier: str | Path | None,
@@ -263,9 +269,10 @@ def _objects(
     from resnets.evaluation import localization, segmentation
 
     source = dataset.load(data, max_unreadable=how.max_unreadable, task=task)
-    models = [faster(loaded(path, source, how, task)) for path in paths]
+    models = [faster(load_model(path, source, how, task)) for path in paths]
     splits = [
-        fair(path, model, source, how.split) for path, model in zip(paths, models, strict=True)
+        held_out_split(path, model, source, how.split)
+        for path, model in zip(paths, models, strict=True)
     ]
     check_same(splits)
     split, first, name = splits[0], models[0], how.split or "test"
@@ -275,11 +282,11 @@ def _objects(
     elif len(models) > 1:
         raise UsageError(f"only detectors make an ensemble: one model for `resnets {task}`")
     elif task == "localize":
-        network: Any = procedure(models, how)
+        network: Any = refinement(models, how)
         known, given = first.card.classes, None
         if classifier is not None:
             given = five_classes(classifier, split, source, known, how)
-        result = localization.localization(
+        result = localization.evaluate(
             network,
             split,
             predicted=given,
@@ -288,7 +295,7 @@ def _objects(
             **reading(first, how),
         )
     else:
-        result = segmentation.segment(
+        result = segmentation.evaluate_split(
             first.network,
             split,
             first.card.classes,
@@ -298,19 +305,19 @@ def _objects(
         )
     check_read(result.unreadable, len(split), how.max_unreadable, f"{name} split of {data}")
     for path in paths:  # of one among several there is no error by itself
-        opened(path, source, name, result.error if len(paths) == 1 else None)
+        log_test_access(path, source, name, result.error if len(paths) == 1 else None)
     return result
 
 
 def five_classes(
-    path: str | Path, split: Split, source: Source, names: tuple[str, ...], how: Inference
+    path: str | Path, split: Split, source: Source, names: tuple[str, ...], how: InferenceOptions
 ) -> Tensor:
     """The classes that a classifier predicts: int64 (N, 5 or all), the best first.
 
     A foreign file, which names no classes, has to have the data's in their order. Raises
     CheckpointError where its classes are not `names`.
     """
-    model = loaded(path, source, replace(how, fields={}), "classify")
+    model = load_model(path, source, replace(how, fields={}), "classify")
     if set(model.card.classes) != set(names):
         raise CheckpointError(f"{path} knows other classes than the localiser")
     assert isinstance(split.images, tuple)
@@ -321,13 +328,13 @@ def five_classes(
     return torch.tensor(rows).view(-1, count)
 
 
-def procedure(models: Sequence[Model], how: Inference) -> Detect:
+def refinement(models: Sequence[Model], how: InferenceOptions) -> Detect:
     """Detectors or a localiser as one, with the improvements that are asked for.
 
     Raises UsageError.
     """
-    from resnets.evaluation.box_refinement import improved
-    from resnets.models.detection.faster_rcnn import Detector
+    from resnets.evaluation.box_refinement import refined_detections
+    from resnets.models.detection.faster_rcnn import FasterRCNN
     from resnets.models.localizer import Localizer
 
     networks = [model.network for model in models]
@@ -337,18 +344,18 @@ def procedure(models: Sequence[Model], how: Inference) -> Detect:
         return first
     if not more and not how.refine and how.scales == (1.0,):
         return cast("Detect", first)
-    two_stages = [network for network in networks if isinstance(network, Detector)]
+    two_stages = [network for network in networks if isinstance(network, FasterRCNN)]
     if len(two_stages) < len(networks):
         raise UsageError(
             "ensembles, --refine and --scales are for detectors in two stages, and --scales "
             "for localisers"
         )
-    return improved(two_stages, refine=how.refine, scales=how.scales)
+    return refined_detections(two_stages, refine=how.refine, scales=how.scales)
 
 
 def detection(
-    models: Sequence[Model], split: Split, name: str, compare: bool, how: Inference
-) -> Detected:
+    models: Sequence[Model], split: Split, name: str, compare: bool, how: InferenceOptions
+) -> DetectionMetrics:
     """Figures of detectors as one, or with `compare` of the second against the first."""
     from resnets.evaluation import detection
 
@@ -357,10 +364,12 @@ def detection(
     if any(model.card.classes != first.card.classes for model in models):
         raise CheckpointError("the models know different classes, or in another order")
     detections = [
-        detection.find(procedure(some, how), split, bfloat16=first.bfloat16, **reading(first, how))
+        detection.detect(
+            refinement(some, how), split, bfloat16=first.bfloat16, **reading(first, how)
+        )
         for some in ([[model] for model in models] if compare else [models])
     ]
-    figures = detection.measure(detections[-1], split, first.card.classes, name)
+    figures = detection.evaluate_predictions(detections[-1], split, first.card.classes, name)
     if not compare:
         return figures
     return replace(
@@ -369,11 +378,11 @@ def detection(
     )
 
 
-def calibration(model: str | Path, data: str, how: Inference) -> Calibration:
+def calibration(model: str | Path, data: str, how: InferenceOptions) -> Calibration:
     """`api.calibrate`."""
     path = options.check_model(model)
     source = dataset.load(data, training=False)
-    one = subject(model, source, how)
+    one = load_target(model, source, how)
     card, split = one.model.card, how.split or "val"
     if not card.provenance:
         raise CheckpointError(
@@ -389,37 +398,39 @@ def calibration(model: str | Path, data: str, how: Inference) -> Calibration:
     if (path.parent / "result.json").exists():
         rescale(Run(path.parent), factor)
     after = replace(scores, logits=scores.logits / factor)
-    before, after_all = (metrics.result(x, split) for x in (scores, after))
+    before, after_all = (metrics.classification_metrics(x, split) for x in (scores, after))
     return Calibration(temperature, before, after_all)
 
 
-def drawn(
+def draw_predictions(
     task: Task,
     path: str | Path,
     inputs: Sequence[str | Path | bytes],
     out: Path,
     score: float,
-    how: Inference,
+    how: InferenceOptions,
 ) -> list[dict[str, str]]:
     """`api.predict` for detectors, localisers and segmenters."""
     from resnets.analysis import drawing
-    from resnets.data.detection.coco import Ids
+    from resnets.data.detection.coco import UniqueIds
 
-    model = faster(loaded(path, None, how, task))
-    files, ids = list[str | Path | bytes](), Ids()
+    model = faster(load_model(path, None, how, task))
+    files, ids = list[str | Path | bytes](), UniqueIds()
     rest = [x for x in inputs if isinstance(x, bytes) or not ids.add(Path(x))]
-    files += dataset.expand(rest)
-    split, bad = dataset.unlabelled([*files, *ids.images])
+    files += dataset.expand_inputs(rest)
+    split, bad = dataset.unlabelled_split([*files, *ids.images])
     assert isinstance(split.images, tuple)
-    values = {path: brightest(path) for path in split.images}
+    values = {path: largest_value_of_file(path) for path in split.images}
     warn_clipped(values, model.card.preprocess.white)
-    with naming(path):
+    with name_model_in_errors(path):
         if task == "segment":
-            rows = drawing.pixels(model, split, out, **reading(model, how))
+            rows = drawing.draw_segmentation(model, split, out, **reading(model, how))
         else:
-            network = procedure([model], how)
-            rows = drawing.objects(network, model, split, out, score, ids, **reading(model, how))
-    return [drawing.row(file, problem=why) for file, why in bad] + rows
+            network = refinement([model], how)
+            rows = drawing.draw_detections(
+                network, model, split, out, score, ids, **reading(model, how)
+            )
+    return [drawing.csv_row(file, problem=why) for file, why in bad] + rows
 
 
 def task_of(path: str | Path, fields: Mapping[str, Any]) -> Task:

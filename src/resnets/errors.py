@@ -31,7 +31,7 @@ class DataError(ResnetsError, exit_code=3):
 Problem = tuple[str, str]  # where, and what
 
 
-class Refused(DataError, exit_code=3):
+class DataErrors(DataError, exit_code=3):
     """Data that training refuses; `refused` and `noted` are all its problems."""
 
     def __init__(self, data: str | Path, refused: list[Problem], noted: list[Problem]) -> None:

@@ -46,7 +46,7 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def matches(pattern: str | Path) -> list[str]:
+def glob_paths(pattern: str | Path) -> list[str]:
     """The path itself where it exists, else what the pattern matches, sorted.
 
     Of the pattern, the folders that exist are taken as they are called, brackets and all.

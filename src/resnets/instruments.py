@@ -15,12 +15,12 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from resnets.errors import DataError, UsageError
-from resnets.options import Inference
+from resnets.options import InferenceOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from resnets.analysis.cam import Sanity
+    from resnets.analysis.cam import RandomizationCheck
     from resnets.analysis.explain import Explained
     from resnets.data.dataset import Source, Split
     from resnets.data.loader import Batch
@@ -35,7 +35,7 @@ ERRORS = ("lesions", "swaps", "precise")  # these measure errors on a whole spli
 IMAGES, CALIBRATING = 32, 10_000  # that the others look at; that precise statistics are taken from
 
 
-class Drawing(NamedTuple):
+class Plot(NamedTuple):
     """What is drawn of a kind's rows: columns for both axes, and what these say."""
 
     x: str
@@ -45,18 +45,16 @@ class Drawing(NamedTuple):
     scale: str = "linear"
 
 
-DRAWINGS = {
-    "responses": Drawing(
-        "layer", ("std", "sorted_std"), "layer", "standard deviation of responses"
-    ),
-    "signal": Drawing("layer", ("forward", "backward"), "layer", "response, gradient", "log"),
-    "gradients": Drawing("layer", ("weight",), "layer", "norm of the weights' gradient", "log"),
-    "equations": Drawing("unit", ("product",), "first unit", "product of shortcuts' scales", "log"),
-    "lesions": Drawing("unit", ("error", "whole_error"), "unit left out", "error (%)"),
-    "swaps": Drawing("distance", ("error", "whole_error"), "distance of the units", "error (%)"),
-    "paths": Drawing("length", ("gradient", "paths"), "branches on a path", "part of the sum (%)"),
-    "landscape": Drawing("alpha", ("loss",), "step along a random direction", "loss (nats)"),
-    "precise": Drawing("statistics", ("error",), "statistics of normalisation", "error (%)"),
+PLOTS = {
+    "responses": Plot("layer", ("std", "sorted_std"), "layer", "standard deviation of responses"),
+    "signal": Plot("layer", ("forward", "backward"), "layer", "response, gradient", "log"),
+    "gradients": Plot("layer", ("weight",), "layer", "norm of the weights' gradient", "log"),
+    "equations": Plot("unit", ("product",), "first unit", "product of shortcuts' scales", "log"),
+    "lesions": Plot("unit", ("error", "whole_error"), "unit left out", "error (%)"),
+    "swaps": Plot("distance", ("error", "whole_error"), "distance of the units", "error (%)"),
+    "paths": Plot("length", ("gradient", "paths"), "branches on a path", "part of the sum (%)"),
+    "landscape": Plot("alpha", ("loss",), "step along a random direction", "loss (nats)"),
+    "precise": Plot("statistics", ("error",), "statistics of normalisation", "error (%)"),
 }
 
 
@@ -70,12 +68,12 @@ class Analysis:
 
 
 @dataclass(frozen=True)
-class Subject:
+class AnalysisTarget:
     """A model, and, where there is data, a split that suits and how its images are read."""
 
     place: str
     model: Model
-    how: Inference
+    how: InferenceOptions
     source: Source | None = None
     split: Split | None = None
     name: str = ""  # of the split
@@ -95,15 +93,15 @@ class Subject:
         assert self.split is not None
         network, classes = self.model.network, self.model.card.classes
         said = classification.scores(network, self.batches(self.split), classes)
-        return 1 - float(metrics.right(said).double().mean())
+        return 1 - float(metrics.is_correct(said).double().mean())
 
     def whole(self) -> float:
         """The error of the whole network, which leaves a trace in the folder of a run."""
-        from resnets.lifecycle import opened
+        from resnets.lifecycle import log_test_access
 
         error = self.error()
         if self.source and Path(self.place).exists():
-            opened(self.place, self.source, self.name, error)
+            log_test_access(self.place, self.source, self.name, error)
         return error
 
 
@@ -114,7 +112,7 @@ def analyze(
     folder: Path,
     shape: tuple[int, ...],
     seed: int,
-    how: Inference,
+    how: InferenceOptions,
 ) -> Analysis:
     """`api.analyze`."""
     import torch
@@ -127,17 +125,17 @@ def analyze(
         else dataset.load(data, max_unreadable=how.max_unreadable, training=False)
     )
     torch.manual_seed(seed)
-    one = subject(kind, model, source, shape, how)
-    rows, verdict = look(kind, one, *shown(one, shape, seed), seed)
+    one = load_target(kind, model, source, shape, how)
+    rows, verdict = run_instrument(kind, one, *input_images(one, shape, seed), seed)
     if source is None:
         verdict += " The inputs were noise, the labels random."
     write(folder, kind, rows)
     return Analysis(rows, verdict, folder)
 
 
-def subject(
-    kind: Kind, model: str, source: Source | None, shape: tuple[int, ...], how: Inference
-) -> Subject:
+def load_target(
+    kind: Kind, model: str, source: Source | None, shape: tuple[int, ...], how: InferenceOptions
+) -> AnalysisTarget:
     """The network of that name or place, with a split of the data.
 
     Errors as `api.evaluate`.
@@ -148,26 +146,26 @@ def subject(
     from resnets.config.recipe import Preprocess
     from resnets.evaluation.predictor import Model, load
     from resnets.models import create
-    from resnets.models.io.model_file import Card
+    from resnets.models.io.model_file import ModelMetadata
     from resnets.training.plan import pick_device
 
     device, said = pick_device(how.device), how.split
     suits: Literal["train", "val", "test"] = "val" if kind in ERRORS else "train"
     if Path(model).exists() or Path(model).name != model:
         if source is None:
-            return Subject(model, load(model, device=device, fields=how.fields), how)
+            return AnalysisTarget(model, load(model, device=device, fields=how.fields), how)
         if said is None and source.automatic and kind in ERRORS:
-            assessment.subject(model, source, how)  # refuses images that it may have learned
+            assessment.load_target(model, source, how)  # refuses images that it may have learned
         try:
-            one = assessment.subject(model, source, replace(how, split=said or suits))
+            one = assessment.load_target(model, source, replace(how, split=said or suits))
         except DataError:
             if said is not None:
                 raise
-            suits, one = "test", assessment.subject(model, source, how)
-        return Subject(model, one.model, how, source, one.split, said or suits)
+            suits, one = "test", assessment.load_target(model, source, how)
+        return AnalysisTarget(model, one.model, how, source, one.split, said or suits)
     classes, channels = (len(source.classes), source.channels) if source else (None, None)
     mine = ":" in model
-    network = imported(model) if mine else create(model, classes=classes, channels=channels)
+    network = import_builder(model) if mine else create(model, classes=classes, channels=channels)
     split, name, see = None, "", Preprocess(size=1)  # noise is not preprocessed
     if source:
         name = said or (suits if suits in source.splits else "test")
@@ -176,11 +174,13 @@ def subject(
         side = shape[-1] if shape else own
         see = Preprocess(size=side, channels=source.channels, mean=source.mean, std=source.std)
     arch: Any = getattr(network, "arch", None)  # a module of one's own does not say
-    card = Card(arch=arch, classes=source.classes if source else (), preprocess=see)
-    return Subject(model, Model(network.to(device).eval(), card, device), how, source, split, name)
+    card = ModelMetadata(arch=arch, classes=source.classes if source else (), preprocess=see)
+    return AnalysisTarget(
+        model, Model(network.to(device).eval(), card, device), how, source, split, name
+    )
 
 
-def imported(model: str) -> Any:
+def import_builder(model: str) -> Any:
     """What the function of my_module:function returns. Raises UsageError that says why not."""
     from torch import nn
 
@@ -197,7 +197,9 @@ def imported(model: str) -> Any:
     return network
 
 
-def shown(one: Subject, shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor | None]:
+def input_images(
+    one: AnalysisTarget, shape: tuple[int, ...], seed: int
+) -> tuple[Tensor, Tensor | None]:
     """One batch that the network takes: of the split, by chance, with labels; else noise.
 
     Raises UsageError where it does not take such inputs, or answers with other classes.
@@ -231,8 +233,8 @@ def shown(one: Subject, shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tens
     return images, labels
 
 
-def look(
-    kind: Kind, one: Subject, images: Tensor, labels: Tensor | None, seed: int
+def run_instrument(
+    kind: Kind, one: AnalysisTarget, images: Tensor, labels: Tensor | None, seed: int
 ) -> tuple[Rows, str]:
     """Rows and verdict, of one batch or of errors on the split. Raises UsageError, DataError."""
     import torch
@@ -240,7 +242,7 @@ def look(
 
     from resnets.analysis import depth, signal
     from resnets.models.blocks import units
-    from resnets.training.precise_bn import precise
+    from resnets.training.precise_bn import precise_bn
 
     network, rows = one.model.network, Rows()
     match kind:
@@ -270,7 +272,7 @@ def look(
                 f"Shortcuts alone scale a signal by {products[0]:.3g} from end to end."
             )
         case "paths":
-            lengths = depth.paths(network, images, labels, seed=seed)
+            lengths = depth.path_gradients(network, images, labels, seed=seed)
             every = 2 ** (len(lengths) - 1)
             total = sum(count * norm for _, count, norm in lengths)
             half = f"{depth.effective_depth(lengths)} of {len(lengths) - 1} branches"
@@ -291,11 +293,11 @@ def look(
             numbers, whole = {name: k for k, name in enumerate(units(network), 1)}, one.whole()
             if kind == "lesions":
                 what = "without one unit"
-                for unit, value in depth.lesions(network, one.error):
+                for unit, value in depth.delete_units(network, one.error):
                     rows.append({"unit": numbers[unit], "name": unit, "error": value})
             else:
                 what = "with two units exchanged"
-                for a, b, value in depth.swaps(network, one.error, seed=seed):
+                for a, b, value in depth.swap_units(network, one.error, seed=seed):
                     row = {"first": a, "second": b, "distance": numbers[b] - numbers[a]}
                     rows.append(row | {"error": value})
             values = [row["error"] for row in rows]
@@ -308,11 +310,13 @@ def look(
                 raise UsageError(f"{one.place} has no batch normalisation")
             whole = one.whole()
             # Without those that the run kept for validation.
-            train = subject(kind, one.place, one.source, (), replace(one.how, split="train")).split
+            train = load_target(
+                kind, one.place, one.source, (), replace(one.how, split="train")
+            ).split
             assert train is not None
             drawn = torch.Generator().manual_seed(seed)
             some = train.take(torch.randperm(len(train), generator=drawn)[:CALIBRATING])
-            precise(network, (batch.images for batch in one.batches(some)))
+            precise_bn(network, (batch.images for batch in one.batches(some)))
             after = one.error()
             both = {"running": whole, "precise": after}
             return [{"statistics": name, "error": value} for name, value in both.items()], (
@@ -336,8 +340,8 @@ def write(folder: Path, kind: Kind, rows: Rows) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     Run(folder).write_csv(f"{kind}.csv", rows[0], (row.values() for row in rows))
-    drawing, file = DRAWINGS[kind], io.BytesIO()
-    figure, axes = plots.blank()
+    drawing, file = PLOTS[kind], io.BytesIO()
+    figure, axes = plots.new_figure()
     xs = [row[drawing.x] for row in rows]
     parts = drawing.ylabel.endswith("(%)")
     for column, style in zip(drawing.ys, ("o" if kind == "swaps" else "o-", "--"), strict=False):
@@ -365,30 +369,30 @@ def explained(
     level: str | None,
     method: Literal["grad-cam", "occlusion"],
     top: int,
-    how: Inference,
-) -> Iterator[Explained | Sanity | dict[str, int]]:
+    how: InferenceOptions,
+) -> Iterator[Explained | RandomizationCheck | dict[str, int]]:
     """`api.explain`."""
     from resnets import assessment
     from resnets.analysis import explain as drawing
     from resnets.data import dataset
     from resnets.evaluation import metrics
-    from resnets.lifecycle import opened
+    from resnets.lifecycle import log_test_access
 
     source = dataset.load(data, max_unreadable=how.max_unreadable, training=False) if data else None
     reading, known = {"batch": how.images_per_batch(), "workers": how.workers}, None
     if inputs:
         if source:
-            one = assessment.subject(model, source, replace(how, split=how.split or "train"))
+            one = assessment.load_target(model, source, replace(how, split=how.split or "train"))
             loaded, known = one.model, one.split
         else:
-            loaded = assessment.loaded(model, None, how, "classify")
-        files = list(dataset.expand(inputs))
+            loaded = assessment.load_model(model, None, how, "classify")
+        files = list(dataset.expand_inputs(inputs))
         yield from drawing.explain(
             loaded, files, out, level=level, method=method, top=top, known=known, **reading
         )
     elif source:
-        one, name = assessment.subject(model, source, how), how.split or "test"
+        one, name = assessment.load_target(model, source, how), how.split or "test"
         scores = one.scores()
-        opened(model, source, name, 1 - float(metrics.right(scores).double().mean()))
+        log_test_access(model, source, name, 1 - float(metrics.is_correct(scores).double().mean()))
         train = None if name in ("train", "all") else source.train
         yield drawing.explore(one.model, one.split, scores, out, train=train, **reading)

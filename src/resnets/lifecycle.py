@@ -23,21 +23,21 @@ from resnets.evaluation.predictor import Model, load
 from resnets.listing import environment
 from resnets.models import Network
 from resnets.models.io.model_file import save
-from resnets.options import Task, check_outside, group
+from resnets.options import Task, check_outside, command_group
 from resnets.training import checkpoint, tasks
 from resnets.training.distributed import launched
 from resnets.training.loop import Progress, batches, fit, read_best
 from resnets.training.memory import peak
 from resnets.training.plan import Plan
-from resnets.training.precise_bn import precise
+from resnets.training.precise_bn import precise_bn
 from resnets.training.run import Run
-from resnets.training.signals import Stop
-from resnets.training.state import Course, State
+from resnets.training.signals import SignalFlags
+from resnets.training.state import State, TrainProgress
 from resnets.training.tasks import Tested
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainResult:
     """A finished run."""
 
     run: Path
@@ -53,7 +53,7 @@ def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
     Raises UsageError where a run is already, or among the data. Under torchrun, which may start a
     command again, a run that is there is for `create_run`.
     """
-    stem = usual(plan)
+    stem = default_name(plan)
     names = chain([stem], (f"{stem}-{number}" for number in count(2)))
     fresh = next(place for place in map(Path, names) if not place.exists())
     run = Run(fresh if path is None else Path(path))
@@ -63,7 +63,7 @@ def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
     return run
 
 
-def usual(plan: Plan) -> str:
+def default_name(plan: Plan) -> str:
     """Where a plan's run is, when nothing is said."""
     return f"runs/{Path(plan.recipe.data).stem or 'data'}-{plan.recipe.model}"
 
@@ -76,7 +76,7 @@ def seed_runs(plan: Plan, path: str | Path | None, seeds: int) -> dict[int, Run]
     """
     if launched():
         raise UsageError("under torchrun each seed needs a command of its own: --seed N")
-    place, first = Path(path or usual(plan)), plan.recipe.seed
+    place, first = Path(path or default_name(plan)), plan.recipe.seed
     runs = {seed: Run(Path(f"{place}-seed{seed}")) for seed in range(first, first + seeds)}
     for seed, run in runs.items():
         check_outside(run.path, plan.recipe.data)
@@ -103,8 +103,8 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
     if launched():
         if path is None:
             raise UsageError("under torchrun give a folder that all its restarts share: --run DIR")
-        if world.share(run.finished and not lacking(run)):
-            verb = f"resnets {group(archs.task(plan.arch))}evaluate"
+        if world.share(run.finished and not missing_results(run)):
+            verb = f"resnets {command_group(archs.task(plan.arch))}evaluate"
             raise UsageError(f"{path} is finished; `{verb} {path} DATA` uses it")
         if world.share((run.path / "recipe.json").exists()):
             return run
@@ -135,7 +135,7 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
     return run
 
 
-def lacking(run: Run) -> list[str]:
+def missing_results(run: Run) -> list[str]:
     """What a run without a result, or one that was broken off after it, does not have yet."""
     if not run.finished:
         return ["result.json"]
@@ -149,13 +149,15 @@ def lacking(run: Run) -> list[str]:
     return missing
 
 
-def go(run: Run, plan: Plan, watch: Callable[[Progress], None], more: str = "") -> Outcome:
+def train_and_finish(
+    run: Run, plan: Plan, watch: Callable[[Progress], None], more: str = ""
+) -> TrainResult:
     """Train from where the run stands, then test and write the result, or what it lacks.
 
     `more` is said after the command that goes on, where a signal stops it.
     """
     world, again = plan.world, f"`resnets resume {run.path}`{more}"
-    with run.locked() if world.first else nullcontext(), Stop() as stop:
+    with run.locked() if world.first else nullcontext(), SignalFlags() as stop:
         if not world.share(run.finished):
             with world.together():
                 for progress in fit(run, plan, stop):
@@ -164,9 +166,9 @@ def go(run: Run, plan: Plan, watch: Callable[[Progress], None], more: str = "") 
         with stop.ending(again):
             seconds = time.monotonic() - plan.began
             if not world.first:
-                return Outcome(run.path, None, seconds, archs.task(plan.arch))
+                return TrainResult(run.path, None, seconds, archs.task(plan.arch))
             outcome = finish(run, plan, seconds)
-            if {"README.md", "report.html"} & set(lacking(run)):
+            if {"README.md", "report.html"} & set(missing_results(run)):
                 report(run, plan.source)
     return outcome
 
@@ -178,19 +180,19 @@ def report(run: Run, source: Source | None = None, data: str | None = None) -> P
     """
     from resnets.reporting import card, facts, report  # here, since matplotlib delays every start
 
-    found = facts.gather(run)
+    found = facts.read_facts(run)
     if data is not None:
         found = replace(found, recipe=replace(found.recipe, data=data))
     card.write(found)
     return report.write(found, source)
 
 
-def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
+def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:
     """Write model.safetensors, calibrated, and what it says and reaches, tested once.
 
     Where the result is there already only what is missing beside it is written.
     """
-    task, missing = tasks.of(plan), lacking(run)
+    task, missing = tasks.task_of_plan(plan), missing_results(run)
     no_model = not run.finished or "model.safetensors" in missing
     no_cost = not (run.path / "cost.json").exists()
     if no_model or no_cost:
@@ -210,9 +212,9 @@ def finish(run: Run, plan: Plan, seconds: float) -> Outcome:
             (run.path / name).unlink(missing_ok=True)
         run.write_json("result.json", result.summary() if result else {"images": 0})
     ended = run.read_json("result.json")
-    if "opened.jsonl" in lacking(run):
-        opened(run.path, plan.source, ended["split"], ended["error"])
-    return Outcome(run.path, result, seconds, archs.task(plan.arch))
+    if "opened.jsonl" in missing_results(run):
+        log_test_access(run.path, plan.source, ended["split"], ended["error"])
+    return TrainResult(run.path, result, seconds, archs.task(plan.arch))
 
 
 def licence(root: Path | None) -> str:
@@ -233,22 +235,24 @@ def licence(root: Path | None) -> str:
     return ", ".join(sorted(names)[:5])
 
 
-def write_model(run: Run, plan: Plan, network: Network, course: Course) -> None:
+def write_model(run: Run, plan: Plan, network: Network, course: TrainProgress) -> None:
     """Write model.safetensors from the last state or the best, calibrated on validation images."""
     if plan.recipe.keep == "best" and (best := read_best(run)):
         network = best.to(plan.device)
     if plan.recipe.precise_bn:
         # At the final size of a growing input, and without a budget's endless stream.
         plain = replace(plan, recipe=replace(plan.recipe, budget=0.0, grow_from=0))
-        stream = batches(plain, Course(steps=plan.recipe.precise_bn))
-        precise(network, (batch.images for batch in stream))
+        stream = batches(plain, TrainProgress(steps=plan.recipe.precise_bn))
+        precise_bn(network, (batch.images for batch in stream))
     steps = {"steps": str(course.step)}
     card = replace(plan.card, provenance=plan.card.provenance | steps)
-    temperature = tasks.of(plan).temperature(plan, Model(network.eval(), card, plan.device))
+    temperature = tasks.task_of_plan(plan).temperature(
+        plan, Model(network.eval(), card, plan.device)
+    )
     save(run.model, network, replace(card, temperature=temperature))
 
 
-def last_state(run: Run, plan: Plan) -> tuple[State, Course]:
+def last_state(run: Run, plan: Plan) -> tuple[State, TrainProgress]:
     """The state after the last step. Raises CheckpointError where it is gone."""
     found = checkpoint.newest(run.path / "checkpoints")
     if found is None or not found.course.ended:
@@ -260,7 +264,7 @@ def last_state(run: Run, plan: Plan) -> tuple[State, Course]:
     return state, found.course
 
 
-def opened(model: str | Path, source: Source, split: str, error: float | None) -> None:
+def log_test_access(model: str | Path, source: Source, split: str, error: float | None) -> None:
     """Record in a run's folder that its model was tested on its own test images once more."""
     run = Run(Path(model) if Path(model).is_dir() else Path(model).parent)
     if split not in ("test", "all") or not (run.path / "source.json").exists():
@@ -279,5 +283,5 @@ def rescale(run: Run, factor: float) -> None:
         said = replace(said, logits=said.logits / factor)
         scores_room.save(path, said)
         split = run.read_json("result.json")["split"]
-        run.write_json("result.json", metrics.result(said, split).summary())
+        run.write_json("result.json", metrics.classification_metrics(said, split).summary())
     report(run)

@@ -16,8 +16,8 @@ from resnets.errors import ResnetsError
 from resnets.options import Task
 
 
-def models(pattern: str) -> Iterator[dict[str, Any]]:
-    """`api.models`."""
+def list_models(pattern: str) -> Iterator[dict[str, Any]]:
+    """`api.list_models`."""
     from resnets.config.families import FAMILY
     from resnets.models.cost import cost
 
@@ -63,7 +63,7 @@ def data_check(data: str, task: Task | None) -> list[dict[str, Any]]:
     """`api.data_check`."""
     from resnets.config.recipe import Recipe
     from resnets.data import dataset
-    from resnets.errors import Refused
+    from resnets.errors import DataErrors
 
     refused: list[tuple[str, str]] = []
     try:
@@ -72,7 +72,7 @@ def data_check(data: str, task: Task | None) -> list[dict[str, Any]]:
         unreadable = [(str(path), f"unreadable: {reason}") for path, reason in source.unreadable]
         few = len(unreadable) <= Recipe(model="resnet18").max_unreadable * source.files
         (noted if few else refused).extend(unreadable)
-    except Refused as fault:
+    except DataErrors as fault:
         refused, noted = fault.refused, fault.noted
     return [
         {"place": place, "problem": problem, "refused": told is refused}
@@ -85,7 +85,7 @@ def runs(root: Path) -> list[dict[str, Any]]:
     """`api.runs`."""
     from resnets.config.arch import task
     from resnets.config.families import FAMILY
-    from resnets.reporting.words import WORDS
+    from resnets.reporting.words import TASK_TEXT
     from resnets.training.run import Run
 
     rows = []
@@ -102,7 +102,7 @@ def runs(root: Path) -> list[dict[str, Any]]:
         errors = {"val": last.get("val_error")} | errors  # of held-out images beside a test split
         row |= {f"{split}_error": errors.get(split) for split in ("val", "test")}
         arch = FAMILY.get(recipe["model"])
-        row |= {"error_is": WORDS[task(arch)].error if arch else "?"}
+        row |= {"error_is": TASK_TEXT[task(arch)].error if arch else "?"}
         rows.append(row | {"finished": run.finished})
     return rows
 

@@ -9,7 +9,7 @@ import shutil
 from resnets import listing
 
 
-def examine(quick: bool) -> dict[str, str]:
+def describe_machine(quick: bool) -> dict[str, str]:
     """`api.doctor`."""
     from resnets.ops import cpu_fused
     from resnets.training.memory import available

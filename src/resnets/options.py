@@ -17,17 +17,17 @@ from resnets.errors import DataError, ResnetsError, UsageError, nearest
 
 Task = Literal["classify", "detect", "localize", "segment"]  # what a network is for
 View = Literal["center", "flip", "ten-crop", "multi-scale"]  # of an image
-Name = Literal["test", "val", "train", "all"]  # of a split
+SplitName = Literal["test", "val", "train", "all"]  # of a split
 Normalize = Literal["data", "imagenet", "none"]
 Precision = Literal["float32", "bfloat16"]
-FIGURES: dict[Task, tuple[str, ...]] = {  # of a test: those that are better the larger they are
+METRICS: dict[Task, tuple[str, ...]] = {  # of a test: those that are better the larger they are
     "classify": ("top1", "top5", "balanced_accuracy", "macro_f1", "mean_average_precision"),
     "detect": ("map", "map50", "map75", "voc", "voc07", "recall_100"),
     "localize": ("accuracy", "top5_accuracy"),
     "segment": ("mean_iou", "pixel_accuracy"),
 }
 DATA = ("digits", "cifar10", "cifar100")  # known by name
-LEAST = {
+MINIMUM = {
     "batch": 1,
     "size": 1,
     "top": 1,
@@ -36,16 +36,16 @@ LEAST = {
     "seeds": 1,
     "workers": 0,
 }  # whole numbers
-PARTS = ("score", "max_unreadable", "at_precision")  # between 0 and 1
+UNIT_INTERVAL = ("score", "max_unreadable", "at_precision")  # between 0 and 1
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inference:
+class InferenceOptions:
     """Which images of a data set a model is given, and how it computes."""
 
-    split: Name | None = None  # None: the test split, where that is fair
+    split: SplitName | None = None  # None: the test split, where that is fair
     max_unreadable: float = 0.01
     normalize: Normalize | None = None  # None: as the model file says
     size: int = 0  # 0: the model's own
@@ -69,7 +69,7 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
     """
     signature, choices = inspect.signature(function), dict[str, list[Any]]()
     for name, hint in get_type_hints(function).items():
-        choices[name] = [x for part in (hint, *get_args(hint)) for x in literals(part)]
+        choices[name] = [x for part in (hint, *get_args(hint)) for x in literal_values(part)]
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     known = [name for name, parameter in signature.parameters.items() if parameter.kind in kinds]
 
@@ -89,7 +89,7 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
-def literals(hint: object) -> tuple[Any, ...]:
+def literal_values(hint: object) -> tuple[Any, ...]:
     """The values of a Literal."""
     return get_args(hint) if get_origin(hint) is Literal else ()
 
@@ -101,9 +101,9 @@ def check_value(name: str, value: object, choices: Sequence[Any]) -> None:
     if choices and value not in choices:
         raise UsageError(f"{name}={value!r}: {nearest(str(value), choices)}")
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if name in LEAST and not (whole and cast("int", value) >= LEAST[name]):
-        raise UsageError(f"{name}={value!r}: a whole number from {LEAST[name]} on is needed")
-    if name in PARTS and not (isinstance(value, int | float) and 0 <= value <= 1):
+    if name in MINIMUM and not (whole and cast("int", value) >= MINIMUM[name]):
+        raise UsageError(f"{name}={value!r}: a whole number from {MINIMUM[name]} on is needed")
+    if name in UNIT_INTERVAL and not (isinstance(value, int | float) and 0 <= value <= 1):
         raise UsageError(f"{name}={value!r}: a number from 0 to 1 is needed")
     if name == "device":
         check_device(str(value))
@@ -195,12 +195,12 @@ def views(value: str | Sequence[str], models: int) -> tuple[View, ...]:
     return cast("tuple[View, ...]", tuple(names))
 
 
-def group(task: Task) -> str:
+def command_group(task: Task) -> str:
     """What a command of a task begins with after `resnets`: "" or its group and a blank."""
     return "" if task == "classify" else f"{task} "
 
 
-def unseen(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
+def arch_overrides(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
     """What a foreign file leaves open of its network, of arch.FIELD=VALUE. Raises UsageError."""
     values = assignments(overrides or {}, "--set arch.stride_on=1x1")
     for key in values:
@@ -209,12 +209,12 @@ def unseen(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any
     return {key.removeprefix("arch."): value for key, value in values.items()}
 
 
-def floors(task: Task, fields: Mapping[str, Any] | Sequence[str]) -> dict[str, float]:
+def metric_floors(task: Task, fields: Mapping[str, Any] | Sequence[str]) -> dict[str, float]:
     """What figures have to reach, of FIGURE=VALUE. Raises UsageError."""
     wanted = dict[str, float]()
-    for name, text in assignments(fields, f"--fail-under {FIGURES[task][0]}=0.9").items():
-        if name not in FIGURES[task]:
-            raise UsageError(f"--fail-under {name}: {nearest(name, FIGURES[task])}")
+    for name, text in assignments(fields, f"--fail-under {METRICS[task][0]}=0.9").items():
+        if name not in METRICS[task]:
+            raise UsageError(f"--fail-under {name}: {nearest(name, METRICS[task])}")
         try:
             wanted[name] = float(text)
         except (TypeError, ValueError):
@@ -224,7 +224,7 @@ def floors(task: Task, fields: Mapping[str, Any] | Sequence[str]) -> dict[str, f
     return wanted
 
 
-def check_floors(wanted: Mapping[str, float], result: object) -> None:
+def check_metric_floors(wanted: Mapping[str, float], result: object) -> None:
     """Raise ResnetsError where a figure of `result` is less, UsageError where it has none."""
     found = {name: getattr(result, name) for name in wanted}
     if none := [name for name, value in found.items() if value is None]:

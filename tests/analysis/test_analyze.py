@@ -14,7 +14,7 @@ from resnets import instruments
 from resnets.cli import main
 from resnets.models.io.model_file import load
 
-KINDS = instruments.DRAWINGS
+KINDS = instruments.PLOTS
 
 
 @pytest.fixture(scope="module")
@@ -156,14 +156,14 @@ def test_what_is_wrong_is_said(cli, tmp_path, arguments, said):
 def test_precise_statistics_are_of_training_images_alone(cli, run, monkeypatch):
     from resnets.training import precise_bn
 
-    seen, own = [], precise_bn.precise
+    seen, own = [], precise_bn.precise_bn
 
     def count(network, batches):
         kept = [batch.clone() for batch in batches]
         seen.extend(kept)
         own(network, kept)
 
-    monkeypatch.setattr(precise_bn, "precise", count)
+    monkeypatch.setattr(precise_bn, "precise_bn", count)
     code, out, _ = cli("analyze", "precise", run, "digits", "--workers", 0, "--json")
     assert code == 0
     assert sum(map(len, seen)) == round(0.8 * 899)  # without the fifth that was held out

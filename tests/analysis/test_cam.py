@@ -8,7 +8,13 @@ import torch
 from captum.attr import LayerGradCam, Occlusion
 from torch.nn import functional as F
 
-from resnets.analysis.cam import grad_cam, occlusion, overlay, sanity, scaled
+from resnets.analysis.cam import (
+    check_randomization,
+    grad_cam,
+    normalize_heatmap,
+    occlusion,
+    overlay,
+)
 from resnets.config.arch import MlpArch, VitArch
 from resnets.config.families import arch
 from resnets.errors import UsageError
@@ -59,7 +65,9 @@ def test_at_the_last_level_the_weights_are_the_classifiers():
         maps = network.features(x)[last].detach()
         head = network.classifier if hasattr(network, "classifier") else network.fc
         heat = torch.einsum("nchw,nc->nhw", maps, head.weight.detach()[targets]).relu()
-        expected = scaled(F.interpolate(heat[:, None], x.shape[2:], mode="bilinear")[:, 0])
+        expected = normalize_heatmap(
+            F.interpolate(heat[:, None], x.shape[2:], mode="bilinear")[:, 0]
+        )
         torch.testing.assert_close(grad_cam(network, x, targets), expected)
 
 
@@ -91,7 +99,7 @@ def test_a_transformers_patches_are_weighted_where_they_still_count():
     (gradient,) = torch.autograd.grad(logits[0, 1] + logits[1, 3], tokens)
     weights = gradient[:, 1:].mean(1)  # (N, width)
     heat = torch.einsum("npd,nd->np", tokens[:, 1:], weights).relu().reshape(2, 1, 4, 4).detach()
-    expected = scaled(F.interpolate(heat, (16, 16), mode="bilinear")[:, 0])
+    expected = normalize_heatmap(F.interpolate(heat, (16, 16), mode="bilinear")[:, 0])
     assert expected.any()
     torch.testing.assert_close(grad_cam(network, x, targets), expected)
 
@@ -123,8 +131,12 @@ def test_what_cannot_be_drawn_is_refused():
 
 
 def test_a_map_without_heat_is_empty_and_not_nan():
-    assert scaled(torch.tensor([[-1.0, 0], [-2, -3]])[None]).tolist() == [[[0, 0], [0, 0]]]
-    assert scaled(torch.tensor([[-1.0, 2], [1, 4]])[None]).tolist() == [[[0, 0.5], [0.25, 1]]]
+    assert normalize_heatmap(torch.tensor([[-1.0, 0], [-2, -3]])[None]).tolist() == [
+        [[0, 0], [0, 0]]
+    ]
+    assert normalize_heatmap(torch.tensor([[-1.0, 2], [1, 4]])[None]).tolist() == [
+        [[0, 0.5], [0.25, 1]]
+    ]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -170,12 +182,14 @@ def squares(count, generator):
 
 def test_the_check_tells_a_map_of_what_was_learned_from_one_that_only_sees_edges():
     network, (x, y) = trained()
-    learned = sanity(network, x, y, heat=partial(grad_cam, level="layer2"))
+    learned = check_randomization(network, x, y, heat=partial(grad_cam, level="layer2"))
     assert list(learned.correlations) == ["fc", "layer3", "layer2", "layer1", "conv1"]
     assert learned.depends
     assert "depends on what was learned" in learned.verdict
 
-    edges = sanity(network, x, y, heat=lambda network, x, y: x.diff(dim=3).abs().sum(1))
+    edges = check_randomization(
+        network, x, y, heat=lambda network, x, y: x.diff(dim=3).abs().sum(1)
+    )
     assert edges.correlations == pytest.approx(dict.fromkeys(learned.correlations, 1.0))
     assert not edges.depends
     assert "does not depend" in edges.verdict
@@ -185,9 +199,9 @@ def test_the_check_is_repeatable_and_changes_neither_network_nor_chance():
     network, (x, targets) = made(SMALL), images(2)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     state = torch.get_rng_state()
-    first = sanity(network, x, targets)
+    first = check_randomization(network, x, targets)
     assert torch.equal(torch.get_rng_state(), state)
-    assert sanity(network, x, targets) == first
+    assert check_randomization(network, x, targets) == first
     assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
 
 
@@ -197,7 +211,7 @@ def test_the_coefficient_is_spearmans():
     network, (x, targets) = made(SMALL), images(2)
     maps = []
     heat = lambda n, x, t: maps.append(grad_cam(n, x, t, level="layer1")) or maps[-1]  # noqa: E731
-    check = sanity(network, x, targets, heat=heat)
+    check = check_randomization(network, x, targets, heat=heat)
     for rho, other in zip(check.correlations.values(), maps[1:], strict=True):
         pairs = [
             (a, b)
@@ -209,7 +223,7 @@ def test_the_coefficient_is_spearmans():
 
 def test_empty_maps_prove_nothing():
     network, (x, targets) = made(SMALL), images(2)
-    check = sanity(network, x, targets, heat=lambda network, x, targets: 0 * x[:, 0])
+    check = check_randomization(network, x, targets, heat=lambda network, x, targets: 0 * x[:, 0])
     assert set(check.correlations.values()) == {None}
     assert not check.depends
     assert "cannot be told" in check.verdict

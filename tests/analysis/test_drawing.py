@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from resnets.analysis.drawing import boxed, colour, ink
+from resnets.analysis.drawing import colour, draw_box, text_colour
 
 
 def luminance(colour):
@@ -12,9 +12,11 @@ def luminance(colour):
 
 def test_words_stand_out_from_the_colour_of_every_class():
     for k in range(200):
-        paper, text = sorted(map(luminance, (colour(k), ink(colour(k)))))
+        paper, text = sorted(map(luminance, (colour(k), text_colour(colour(k)))))
         assert (text + 0.05) / (paper + 0.05) >= 4.5  # what WCAG asks for
-    assert [ink(paper) for paper in ((0, 0, 0), (255, 255, 255), (90, 0, 150), (255, 255, 0))] == [
+    assert [
+        text_colour(paper) for paper in ((0, 0, 0), (255, 255, 255), (90, 0, 150), (255, 255, 0))
+    ] == [
         (255, 255, 255),
         (0, 0, 0),
         (255, 255, 255),
@@ -25,6 +27,6 @@ def test_words_stand_out_from_the_colour_of_every_class():
 @pytest.mark.parametrize("k", [1, 2, 7])
 def test_words_are_drawn_in_that_ink(k):
     image = torch.full((3, 60, 90), 128, dtype=torch.uint8)
-    drawn = boxed(image, torch.tensor([[5.0, 5, 80, 50]]), [k], ["cell 0.99"], None)
+    drawn = draw_box(image, torch.tensor([[5.0, 5, 80, 50]]), [k], ["cell 0.99"], None)
     colours = {tuple(pixel) for pixel in drawn.flatten(1).T.tolist()}
-    assert {ink(colour(k)), colour(k)} <= colours
+    assert {text_colour(colour(k)), colour(k)} <= colours

@@ -10,14 +10,20 @@ from PIL import Image
 from torch.nn import functional as F
 
 from resnets.analysis import embedding
-from resnets.analysis.embedding import duplicates, nearest, prints, project, vectors
+from resnets.analysis.embedding import (
+    duplicates,
+    embeddings,
+    nearest_neighbours,
+    perceptual_hashes,
+    project,
+)
 from resnets.config.families import arch
 from resnets.config.recipe import Preprocess
 from resnets.data.splits import Split
 from resnets.data.transforms import grey
 from resnets.evaluation.predictor import Model
 from resnets.models import build
-from resnets.models.io.model_file import Card
+from resnets.models.io.model_file import ModelMetadata
 
 
 def photographs(count, seed=0):
@@ -41,7 +47,7 @@ def model():
     torch.manual_seed(0)
     description = replace(arch("resnet20"), classes=2)
     see = Preprocess(size=48, mean=(0.5,) * 3, std=(0.25,) * 3)
-    card = Card(arch=description, classes=("a", "b"), preprocess=see)
+    card = ModelMetadata(arch=description, classes=("a", "b"), preprocess=see)
     return Model(build(description).eval(), card, torch.device("cpu"))
 
 
@@ -99,41 +105,46 @@ def test_files_and_memory_have_the_same_prints_and_bad_files_none(tmp_path):
     files[4].write_bytes(b"broken")
     files[1], files[4] = files[4], files[1]
     on_disk = Split(tuple(files), torch.zeros(5, dtype=torch.int64))
-    some, whole = prints(on_disk), prints(split(images))
+    some, whole = perceptual_hashes(on_disk), perceptual_hashes(split(images))
     assert some.rows.tolist() == [0, 2, 3, 4]
     order = [0, 2, 3, 1]
     assert torch.equal(some.bits, whole.bits[order])
     torch.testing.assert_close(some.thumbnails, whole.thumbnails[order], atol=0.01, rtol=0)
     assert [pair[:2] for pair in duplicates(on_disk, split(images[1:2]))] == [(4, 0)]
-    assert vectors(model(), on_disk)[1].tolist() == [0, 2, 3, 4]
+    assert embeddings(model(), on_disk)[1].tolist() == [0, 2, 3, 4]
 
 
 def test_the_hash_says_whether_a_cell_is_darker_than_the_next():
     ramp = torch.arange(36).repeat_interleave(2)[None, None, None].expand(1, 3, 72, 72) * 7
-    found = prints(split(ramp.byte().contiguous()))
+    found = perceptual_hashes(split(ramp.byte().contiguous()))
     assert found.bits.unique().tolist() == [1]
-    assert prints(split(ramp.flip(3).byte().contiguous())).bits.unique().tolist() == [-1]
+    assert perceptual_hashes(split(ramp.flip(3).byte().contiguous())).bits.unique().tolist() == [-1]
     norm = found.thumbnails.norm(), found.thumbnails.mean()
     torch.testing.assert_close(torch.stack(norm), torch.tensor([1.0, 0]), atol=1e-6, rtol=0)
 
 
 def test_vectors_are_what_the_classifier_sees():
     whole, images = model(), photographs(5)
-    points, rows = vectors(whole, split(images))
+    points, rows = embeddings(whole, split(images))
     assert (points.shape, rows.tolist()) == ((5, 64), [0, 1, 2, 3, 4])
     seen = []
     whole.network.fc.register_forward_pre_hook(lambda _, x: seen.extend(x))
     whole.network((images.float() / 255 - 0.5) / 0.25)
     torch.testing.assert_close(points, F.normalize(seen[0]))
-    torch.testing.assert_close(vectors(whole, split(images), batch=2)[0], points)
+    torch.testing.assert_close(embeddings(whole, split(images), batch=2)[0], points)
 
 
 def test_neighbours_are_the_points_of_largest_cosine():
     points = F.normalize(torch.tensor([[1.0, 0], [10, 10], [0, 2], [-1, 0]]))
     queries = F.normalize(torch.tensor([[5.0, 0], [0.1, 0.2]]))
-    cosines, rows = nearest(points, queries, 2)
+    cosines, rows = nearest_neighbours(points, queries, 2)
     assert rows.tolist() == [[0, 1], [1, 2]]
-    assert nearest(points, queries, 9)[1][0].tolist() == [0, 1, 2, 3]  # all that there are
+    assert nearest_neighbours(points, queries, 9)[1][0].tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]  # all that there are
     torch.testing.assert_close(cosines, torch.tensor([[1, 0.5**0.5], [3 / 10**0.5, 2 / 5**0.5]]))
 
 

@@ -129,7 +129,7 @@ def test_a_unit_whose_branch_is_zero_can_be_left_out(order):
     zeroed(net.layer2[0])
     score = sum_of(net, x())
     whole, kept = score(), copy.deepcopy(net.state_dict())
-    found = dict(depth.lesions(net, score))
+    found = dict(depth.delete_units(net, score))
     assert list(found) == list(units(net))
     assert found["layer1.1"] == pytest.approx(whole, rel=1e-5)
     assert found["layer2.0"] == pytest.approx(whole, rel=1e-5)
@@ -142,10 +142,10 @@ def test_a_lesion_keeps_the_shortcut_and_gates_theirs():
     net = network(join=Join(kind="exclusive_gate", gate_bias=-1.0)).eval()
     unit, maps = net.layer1[1], torch.randn(2, 16, 4, 4)
     expected = ((1 - unit.gate(maps)) * maps).relu()
-    assert torch.equal(depth.direct(unit, (maps,)), expected)
+    assert torch.equal(depth.skip_branch(unit, (maps,)), expected)
 
 
-@pytest.mark.parametrize("study", [depth.lesions, depth.swaps])
+@pytest.mark.parametrize("study", [depth.delete_units, depth.swap_units])
 def test_the_network_is_whole_again_whatever_happens(study):
     net = network().eval()
     before, score = units(net), sum_of(net, x())
@@ -167,13 +167,13 @@ def test_swaps_are_of_the_same_stage_and_shape_and_of_equal_units_change_nothing
     net.layer1[2].load_state_dict(net.layer1[0].state_dict())
     score = sum_of(net, x())
     whole = score()
-    found = {(a, b): value for a, b, value in depth.swaps(net, score)}
+    found = {(a, b): value for a, b, value in depth.swap_units(net, score)}
     assert set(found) == {
         ("layer1.0", "layer1.1"), ("layer1.0", "layer1.2"), ("layer1.1", "layer1.2"),
     }  # fmt: skip
     assert found["layer1.0", "layer1.2"] == whole
     assert abs(found["layer1.0", "layer1.1"] - whole) > 1e-3 * whole
-    assert len(list(depth.swaps(net, score, pairs=2))) == 2
+    assert len(list(depth.swap_units(net, score, pairs=2))) == 2
     assert score() == whole
 
 
@@ -182,9 +182,9 @@ def test_swaps_are_of_the_same_stage_and_shape_and_of_equal_units_change_nothing
 def test_what_has_no_units_is_refused(description):
     net = models.build(description)
     with pytest.raises(UsageError, match="no residual units"):
-        next(depth.lesions(net, lambda: 0.0))
+        next(depth.delete_units(net, lambda: 0.0))
     with pytest.raises(UsageError, match="no residual units"):
-        depth.paths(net, x())
+        depth.path_gradients(net, x())
 
 
 class Line(nn.Module):
@@ -207,7 +207,9 @@ class Line(nn.Module):
 
 
 def test_paths_of_two_lines():
-    rows = depth.paths(Line(3.0, 3.0).double(), torch.ones(1, 1).double(), torch.tensor([0]))
+    rows = depth.path_gradients(
+        Line(3.0, 3.0).double(), torch.ones(1, 1).double(), torch.tensor([0])
+    )
     assert [(k, count) for k, count, _ in rows] == [(0, 1), (1, 2), (2, 1)]
     none = rows[0][2]
     assert [norm / none for *_, norm in rows] == pytest.approx([1, 3, 9])
@@ -218,7 +220,7 @@ def test_paths_of_two_lines():
 def test_all_paths_together_are_the_gradient():
     """Positive slopes, and all alike, so that a drawn path is as any other of its length."""
     net = Line(0.5, 0.5, 0.5).double()
-    rows = depth.paths(net, torch.ones(1, 1).double(), torch.tensor([1]), samples=1)
+    rows = depth.path_gradients(net, torch.ones(1, 1).double(), torch.tensor([1]), samples=1)
     total = sum(count * norm for _, count, norm in rows)
     z = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
     nn.functional.cross_entropy(net(z), torch.tensor([1])).backward()
@@ -229,7 +231,7 @@ def test_all_paths_together_are_the_gradient():
 def test_paths_of_a_network_are_repeatable_and_leave_it():
     net = network()
     kept = copy.deepcopy(net.state_dict())
-    first, second = (depth.paths(net, x(2), samples=1, seed=3) for _ in range(2))
+    first, second = (depth.path_gradients(net, x(2), samples=1, seed=3) for _ in range(2))
     assert first == second
     assert [count for _, count, _ in first] == [math.comb(7, k) for k in range(8)]
     assert all(norm > 0 for *_, norm in first)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from resnets.analysis import cam
-from resnets.analysis.explain import explain, explore, scatter, sheet
+from resnets.analysis.explain import contact_sheet, explain, explore, scatter
 from resnets.config.families import arch
 from resnets.config.recipe import Preprocess
 from resnets.data import dataset
@@ -20,7 +20,7 @@ from resnets.errors import UsageError
 from resnets.evaluation.predictor import Model
 from resnets.evaluation.scores import Scores
 from resnets.models import build
-from resnets.models.io.model_file import Card
+from resnets.models.io.model_file import ModelMetadata
 
 NAMES = ("ant", "bee & wasp", "$c$")
 
@@ -33,7 +33,7 @@ def model(channels=3, classes=NAMES, size=8):
     )
     return Model(
         build(description).eval(),
-        Card(arch=description, classes=classes, preprocess=see),
+        ModelMetadata(arch=description, classes=classes, preprocess=see),
         torch.device("cpu"),
     )
 
@@ -61,7 +61,7 @@ def test_explaining_writes_a_picture_for_each_image_and_names_the_broken(
     assert [said.file for said in images] == [*map(str, files), "-"]
     assert [said.picture for said in images] == ["0001-x.png", "0002-x.png", None, "0004--.png"]
     assert "broken.jpg" in images[2].problem
-    assert isinstance(check, cam.Sanity)
+    assert isinstance(check, cam.RandomizationCheck)
     for said, predicted in zip(images, whole.predict(inputs, top=2), strict=True):
         assert said.classes == predicted.classes
         assert said.probabilities == pytest.approx(predicted.probabilities, rel=1e-5)
@@ -176,7 +176,7 @@ def test_exploring_files_of_several_labels_and_an_answer_of_none(tmp_path, files
 
 def test_a_sheet_keeps_long_names_short_and_formulas_as_text():
     tile = Image.new("RGB", (8, 4), "red")
-    figure = sheet([(tile, f"{'folder/' * 20}cat.png\n$x_1$")] * 7)
+    figure = contact_sheet([(tile, f"{'folder/' * 20}cat.png\n$x_1$")] * 7)
     first, *_ = figure.axes
     name, formula = first.get_title(loc="left").splitlines()
     assert name == "…" + f"{'folder/' * 20}cat.png"[-32:]

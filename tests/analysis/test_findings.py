@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnets.analysis.findings import (
-    called,
+    class_names,
     confusions,
-    mislabelled,
-    most_unsure,
+    image_name,
+    label_errors,
+    most_uncertain,
     most_wrong,
-    named,
 )
 from resnets.data.splits import Split
 from resnets.evaluation.scores import Scores
@@ -46,10 +46,10 @@ def test_most_wrong_of_several_labels():
 
 def test_most_unsure_by_entropy():
     said = scores([[0.98, 0.01, 0.01], [0.5, 0.5, 0.0], [0.4, 0.3, 0.3]], [0, 0, 0])
-    assert most_unsure(said, 2).tolist() == [2, 1]
+    assert most_uncertain(said, 2).tolist() == [2, 1]
     # Of [0.9, 0.9] one is as sure as of [0.1, 0.1], unlike a sum over present labels alone.
     several = scores([[0.9, 0.9], [0.5, 0.1], [0.1, 0.1]], [[1.0, 0], [1, 1], [0, 1]], ("a", "b"))
-    assert most_unsure(several, 3).tolist()[0] == 1
+    assert most_uncertain(several, 3).tolist()[0] == 1
 
 
 @pytest.mark.parametrize("logit", [0.3, 1.7, 2.9, 5.1, 8.0, 30.0])
@@ -61,7 +61,7 @@ def test_a_mean_of_equal_numbers_counts_for_each_of_them(logit, count):
     labels[0] = 1  # the one that is answered otherwise than it is labelled
     logits[1:count] -= torch.rand(count - 1, 1, generator=torch.Generator().manual_seed(count))
     said = Scores(logits, labels, torch.arange(2 * count), ABC[:2])
-    assert mislabelled(said).tolist() == [0]
+    assert label_errors(said).tolist() == [0]
 
 
 def test_confident_learning_by_hand():
@@ -78,25 +78,25 @@ def test_confident_learning_by_hand():
         ],
         [0, 0, 0, 0, 1, 1, 2, 2],
     )
-    assert mislabelled(said).tolist() == [2, 7]  # margins 0.1 - 0.85 and 0.3 - 0.6
+    assert label_errors(said).tolist() == [2, 7]  # margins 0.1 - 0.85 and 0.3 - 0.6
 
 
 def test_a_class_that_no_image_has_is_never_the_better_label():
     said = scores([[0.1, 0.1, 0.8], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1]], [0, 0, 1])
-    assert mislabelled(said).tolist() == []
+    assert label_errors(said).tolist() == []
 
 
 def test_an_answer_that_is_the_label_is_not_suspected():
     # b counts from 0.3 on, a only from 0.85; still a is what the first image is taken for.
     said = scores([[0.6, 0.4], [0.9, 0.1], [1.0, 0.0], [0.7, 0.3]], [0, 0, 0, 1], ("a", "b"))
-    assert 0 not in mislabelled(said).tolist()
+    assert 0 not in label_errors(said).tolist()
 
 
 def test_of_several_labels_each_is_a_question():
     yes, no = [1.0, 0.0], [0.0, 0.0]
     p = [[0.9, 0.1], [0.8, 0.1], [0.1, 0.2], [0.1, 0.1], [0.95, 0.1]]
     said = scores(p, [yes, yes, no, no, no], ("a", "b"))
-    assert mislabelled(said).tolist() == [4]
+    assert label_errors(said).tolist() == [4]
 
 
 @settings(max_examples=20, derandomize=True)
@@ -111,7 +111,7 @@ def test_most_of_the_flipped_labels_are_found(seed, classes):
     labels = true.clone()
     labels[flipped] = (true[flipped] + torch.randint(1, classes, (len(flipped),))) % classes
     names = tuple(map(str, range(classes)))
-    found = set(mislabelled(Scores(logits, labels, torch.arange(n), names)).tolist())
+    found = set(label_errors(Scores(logits, labels, torch.arange(n), names)).tolist())
     right = len(found & set(flipped.tolist()))
     assert right >= 0.75 * len(flipped)
     assert right >= 0.75 * len(found)
@@ -127,8 +127,8 @@ def test_confusions_count_both_ways():
 
 def test_classes_and_images_in_words():
     has = torch.tensor([[True, False, True], [False, True, False], [False] * 3])
-    assert [named(row, ABC) for row in has] == ["a and c", "b", "no class"]
+    assert [class_names(row, ABC) for row in has] == ["a and c", "b", "no class"]
     labels, file = torch.zeros(2).long(), Path("cat") / "1.png"
-    assert called(Split((file, file), labels), 1) == str(file)
-    assert called(Split(torch.zeros(2, 1, 4, 4).byte(), labels), 1) == "image 1"
-    assert called(None, 7) == "image 7"
+    assert image_name(Split((file, file), labels), 1) == str(file)
+    assert image_name(Split(torch.zeros(2, 1, 4, 4).byte(), labels), 1) == "image 1"
+    assert image_name(None, 7) == "image 7"

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnets import models
-from resnets.analysis.signal import Layer, loss, responses, signal, verdict, without_row
+from resnets.analysis.signal import LayerStatistics, loss, responses, signal, verdict, without_row
 from resnets.config.families import arch
 from resnets.errors import UsageError
 
@@ -156,7 +156,9 @@ def test_large_weights_explode_and_larger_ones_are_not_finite():
     assert "The response grows by" in verdict(found)
     found = signal(deep(1e3, act=nn.Identity), torch.randn(16, 20))
     assert re.match(r"The response is not finite from layer \d+ on, \d+", verdict(found))
-    assert "gradient is 0" in verdict([Layer(1, "a", 1, 0, 0), Layer(2, "b", 1, 0, 0)])
+    assert "gradient is 0" in verdict(
+        [LayerStatistics(1, "a", 1, 0, 0), LayerStatistics(2, "b", 1, 0, 0)]
+    )
 
 
 def test_batch_normalisation_keeps_gradients_of_plain_networks_from_vanishing():

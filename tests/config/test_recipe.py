@@ -185,7 +185,7 @@ def test_every_recipe_survives_json_and_names_a_network(name):
     recipe = RECIPES[name]()
     assert room.parse(json.loads(json.dumps(room.to_dict(recipe)))) == recipe
     assert recipe.model in FAMILY
-    archs.changed(FAMILY[recipe.model], recipe.arch)
+    archs.with_fields(FAMILY[recipe.model], recipe.arch)
     assert len(RECIPES[name].__doc__.splitlines()[0]) > 20
 
 
@@ -207,7 +207,7 @@ def test_a_wrong_field_of_a_network_is_named():
         ({"depth": 20}, r"^arch: unknown fields of a resnet: depth$"),
     ):
         with pytest.raises(UsageError, match=message):
-            archs.changed(FAMILY["resnet20"], values)
+            archs.with_fields(FAMILY["resnet20"], values)
 
 
 def test_text_values_of_the_command_line_become_numbers():

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import InterpolationMode, v2
 
 from resnets.data import auto_augment
-from resnets.data.auto_augment import OPERATIONS, RAND, TRIVIAL, rand, trivial
+from resnets.data.auto_augment import OPERATIONS, RAND, TRIVIAL, rand_augment, trivial_augment
 
 OTHERS = {
     "identity": "Identity",
@@ -53,7 +53,7 @@ def test_trivial_is_torchvisions_table(name, channels):
             expected = reference._apply_image_or_video_transform(
                 image, OTHERS[name], value, reference.interpolation, reference._fill
             )
-            found = trivial(image, [pick, middle(k, 31), 0.5 + 0.2 * sign])
+            found = trivial_augment(image, [pick, middle(k, 31), 0.5 + 0.2 * sign])
             assert found.dtype == torch.uint8
             # torchvision rounds magnitudes to float32
             assert (found.int() - expected.int()).abs().max() <= 1
@@ -147,7 +147,7 @@ def test_rand_does_each_of_two_operations_half_of_the_time(channels, monkeypatch
     counts = []
     for row in draws.tolist():
         before = len(done)
-        rand(image, 7, 0.5, row)
+        rand_augment(image, 7, 0.5, row)
         counts.append(len(done) - before)
     shares = [counts.count(k) / 6000 for k in (0, 1, 2)]
     assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
@@ -161,7 +161,7 @@ def test_rand_does_each_of_two_operations_half_of_the_time(channels, monkeypatch
     assert angles.abs().std() == pytest.approx(0.5, abs=0.06)
     done.clear()
     rotate, least = middle(list(RAND).index("rotate"), len(RAND)), 0.0
-    rand(image, 10, 5.0, [rotate, 0.0, 1 - 2.0**-24, 0.9, rotate, 0.0, least, 0.9])
+    rand_augment(image, 10, 5.0, [rotate, 0.0, 1 - 2.0**-24, 0.9, rotate, 0.0, least, 0.9])
     assert done == [("rotate", 30.0), ("rotate", 0.0)]  # kept in 0..10
 
 
@@ -170,7 +170,7 @@ def test_trivial_reaches_every_operation_and_every_strength(monkeypatch):
     spies = {n: lambda x, v, fill, n=n: done.add((n, v)) or x for n in OPERATIONS}
     monkeypatch.setattr(auto_augment, "OPERATIONS", spies)
     for row in torch.rand(20_000, 3, generator=torch.manual_seed(0)).tolist():
-        trivial(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), row)
+        trivial_augment(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), row)
     assert {name for name, _ in done} == set(TRIVIAL)
     assert len({value for name, value in done if name == "rotate"}) == 61
     assert {value for name, value in done if name == "posterize"} == {2, 3, 4, 5, 6, 7, 8}

@@ -11,9 +11,9 @@ from sklearn.datasets import load_digits
 
 from resnets.config.recipe import Preprocess
 from resnets.data import load, loader
-from resnets.data.dataset import expand, hold_out
+from resnets.data.dataset import expand_inputs, hold_out
 from resnets.data.splits import Split, in_memory
-from resnets.errors import DataError, Refused, UsageError
+from resnets.errors import DataError, DataErrors, UsageError
 from resnets.training import plan
 
 from ._helpers import classes, picture
@@ -402,13 +402,13 @@ def test_inputs_are_files_folders_patterns_and_bytes(tmp_path):
     classes(tmp_path, {"a": 2, "b": 1})
     picture(tmp_path / ".hidden" / "x.png")
     one = tmp_path / "a" / "000.png"
-    assert list(expand([one, b"bytes"])) == [str(one), b"bytes"]
-    found = list(expand([tmp_path, str(tmp_path / "*" / "*.png")]))
+    assert list(expand_inputs([one, b"bytes"])) == [str(one), b"bytes"]
+    found = list(expand_inputs([tmp_path, str(tmp_path / "*" / "*.png")]))
     assert [str(f) for f in found] == 2 * [
         str(tmp_path / p) for p in ("a/000.png", "a/001.png", "b/000.png")
     ]
     for missing in (tmp_path / "none.png", str(tmp_path / "*.gif")):
-        assert list(expand([missing])) == [str(missing)]  # it is named among the answers
+        assert list(expand_inputs([missing])) == [str(missing)]  # it is named among the answers
 
 
 def grey16(path, values):
@@ -484,8 +484,14 @@ def test_a_folder_is_taken_before_a_data_set_of_its_name(tmp_path, monkeypatch):
         assert source.classes == ("round", "square")
         assert f"{name} is what lies here" in source.notes[0]
         (tmp_path / name).rename(tmp_path / "digits")
-    assert plan.choose(load("digits"), load("digits").train, torch.device("cpu")).data == "digits"
-    assert plan.choose(load("digits"), load("digits").train, torch.device("cpu")).model != "resnet8"
+    assert (
+        plan.default_recipe(load("digits"), load("digits").train, torch.device("cpu")).data
+        == "digits"
+    )
+    assert (
+        plan.default_recipe(load("digits"), load("digits").train, torch.device("cpu")).model
+        != "resnet8"
+    )
     (tmp_path / "digits").rename(tmp_path / "other")
     assert load("digits").classes == tuple("0123456789")
 
@@ -502,7 +508,7 @@ def test_all_that_is_wrong_with_class_folders_is_named_at_once(tmp_path):
     (tmp_path / "train" / "b" / "zero.png").write_bytes(b"")
     (tmp_path / "train" / "b" / "up").symlink_to(tmp_path / "train")
     (tmp_path / "train" / "b" / "link.png").symlink_to(tmp_path / "train" / "a" / "000.png")
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(DataErrors) as caught:
         load(tmp_path, max_unreadable=1.0)
     refused = {reason.partition(", first")[0] for _, reason in caught.value.refused}
     assert refused == {
@@ -529,7 +535,7 @@ def test_all_that_is_wrong_with_class_folders_is_named_at_once(tmp_path):
 
 def test_what_only_training_needs_is_not_asked_of_data_to_test_on(tmp_path):
     classes(tmp_path, {"red": 3, "blue": 0})
-    with pytest.raises(Refused, match="1 classes; it takes two"):
+    with pytest.raises(DataErrors, match="1 classes; it takes two"):
         load(tmp_path, max_unreadable=1.0)
     source = load(tmp_path, training=False)
     assert (source.classes, source.files) == (("red",), 3)
@@ -557,5 +563,5 @@ def test_a_class_that_a_split_by_chance_leaves_out_is_told(tmp_path):
 
 def test_a_split_by_chance_needs_images_of_each_class(tmp_path):
     classes(tmp_path, dict.fromkeys("abcdefghij", 1))
-    with pytest.raises(Refused, match="leaves 2 classes without training images, first"):
+    with pytest.raises(DataErrors, match="leaves 2 classes without training images, first"):
         load(tmp_path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnets.data.decode import FORMATS, Unreadable, decode, opened, upright
+from resnets.data.decode import FORMATS, Unreadable, decode, open_image, oriented_size
 
 rng = np.random.default_rng(0)
 COLOUR = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -85,12 +85,12 @@ def test_size_and_pixels_agree_wherever_a_png_says_its_orientation(kind, place):
     at = {"before": content.index(b"IDAT") - 4, "after": -12, "behind": len(content)}[place]
     content = content[:at] + LATE[kind] + content[at:]
     if place == "behind":  # what stands behind the end of a PNG counts for nothing
-        with opened(content) as picture:
-            assert upright(picture) == (4, 6, 1)
+        with open_image(content) as picture:
+            assert oriented_size(picture) == (4, 6, 1)
         assert np.array_equal(decode(content, 3), pixels)
         return
-    with opened(content) as picture:
-        assert upright(picture) == (6, 4, 6)
+    with open_image(content) as picture:
+        assert oriented_size(picture) == (6, 4, 6)
     assert np.array_equal(decode(content, 3), np.rot90(pixels, -1))
 
 

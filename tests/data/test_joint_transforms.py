@@ -56,7 +56,7 @@ def pasted(row, shape):
     ys = (torch.arange(shape[0]) + 0.5 - y1) / (y2 - y1) * 2 - 1
     xs = (torch.arange(shape[1]) + 0.5 - x1) / (x2 - x1) * 2 - 1
     grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), 2)
-    mask = row[6:].view(1, 1, joint_transforms.MASK, joint_transforms.MASK)
+    mask = row[6:].view(1, 1, joint_transforms.MASK_SIZE, joint_transforms.MASK_SIZE)
     return F.grid_sample(mask, grid[None], align_corners=False, padding_mode="zeros")[0, 0] > 0.5
 
 
@@ -70,7 +70,7 @@ def test_a_whole_image_has_torchvisions_sides_and_boxes(height, width, size):
     reference.eval()
     image = torch.empty(1, height, width, device="meta")
     expected, _ = reference.resize(image)
-    sides = joint_transforms.fitted(height, width, size)
+    sides = joint_transforms.fit_side(height, width, size)
     assert expected.shape[1:] == sides
     assert max(sides) <= size * 5 // 3
     assert min(sides) in (size, size - 1) or max(sides) >= size * 5 // 3 - 1
@@ -85,7 +85,7 @@ def test_boxes_follow_the_pixels(augment, height, width):
     label = objects((*box, 5, 1), count=2)
     gone = 0
     for draw in drawn(120):
-        views, found = joint_transforms.views(
+        views, found = joint_transforms.augment_views(
             image[None], label[None], (), draw[None], 64, INPUT, augment
         )
         bright = views[0].float().mean(0) > 150
@@ -106,7 +106,7 @@ def test_boxes_follow_the_pixels(augment, height, width):
 def test_a_view_is_mirrored_for_half_of_the_draws():
     image, label = noise(64, 64), objects((0, 0, 20, 20, 0, 1))
     found = [
-        joint_transforms.views(
+        joint_transforms.augment_views(
             image[None], label[None], (), draw[None], 64, INPUT, Augment(flip=True)
         )
         for draw in drawn(400)
@@ -128,9 +128,9 @@ def test_an_object_is_one_while_a_fifth_of_it_is_seen():
     for top in range(0, 33, 2):
         for left in range(0, 33, 2):
             draws[0, :2] = (torch.tensor([top, left]) + 0.5) / 33
-            rows = joint_transforms.views(image[None], label[None], (), draws, 32, see, augment)[1][
-                0
-            ]
+            rows = joint_transforms.augment_views(
+                image[None], label[None], (), draws, 32, see, augment
+            )[1][0]
             expected = []
             for which, (x1, y1, x2, y2) in enumerate(boxes):
                 seen = [max(0, x1 - left), max(0, y1 - top), min(32, x2 - left), min(32, y2 - top)]
@@ -144,12 +144,12 @@ def test_an_object_is_one_while_a_fifth_of_it_is_seen():
 
 def test_what_is_outside_of_the_image_is_the_mean_colour():
     for augment in CROPS[:2]:
-        views, _ = joint_transforms.views(
+        views, _ = joint_transforms.augment_views(
             noise(20, 30)[None], objects()[None], (), drawn(1), 40, replace(INPUT, size=64), augment
         )
         assert views.shape == (1, 3, 64, 64)
         assert torch.equal(views[0, :, 48:], FILL.expand(3, 16, 64))
-    ((view,), _) = joint_transforms.views(
+    ((view,), _) = joint_transforms.augment_views(
         noise(30, 33)[None], objects()[None], (), drawn(1), 30, INPUT, Augment()
     )
     assert torch.equal(view[:, 30:], FILL.expand(3, 2, 64))
@@ -192,10 +192,10 @@ def test_masks_of_objects_follow_the_pixels(augment, kind):
     label = objects((*extent(pixels).tolist(), 3, 1), count=2)
     found = 0
     for draw in drawn(40):
-        views, rows = joint_transforms.views(
+        views, rows = joint_transforms.augment_views(
             image[None], label[None], shapes, draw[None], 128, replace(INPUT, size=128), augment
         )
-        assert rows.shape == (1, 2, 6 + joint_transforms.MASK**2)
+        assert rows.shape == (1, 2, 6 + joint_transforms.MASK_SIZE**2)
         assert not rows[0, 1].any()
         row = rows[0, 0]
         assert 0 <= row[6:].min() <= row[6:].max() <= 1
@@ -213,11 +213,13 @@ def test_a_mask_belongs_to_its_object_after_others_are_gone():
     full, upper = ((40.0, 40, 60, 40, 60, 60, 40, 60),), ((50.0, 40, 60, 40, 60, 50, 50, 50),)
     shapes = (((0.0, 0, 9, 0, 9, 9),), full, upper)
     see, augment = replace(INPUT, size=32), Augment(crop="scale", scale=(64, 64))
-    _, rows = joint_transforms.views(image[None], label[None], (shapes,), draws, 32, see, augment)
-    masks = rows[0, :, 6:].view(4, joint_transforms.MASK, joint_transforms.MASK)
+    _, rows = joint_transforms.augment_views(
+        image[None], label[None], (shapes,), draws, 32, see, augment
+    )
+    masks = rows[0, :, 6:].view(4, joint_transforms.MASK_SIZE, joint_transforms.MASK_SIZE)
     assert rows[0, :2, :6].tolist() == [[8, 8, 28, 28, 1, 2], [18, 8, 28, 28, 2, 1]]
     assert (masks[0] == 1).all()
-    half = joint_transforms.MASK // 2
+    half = joint_transforms.MASK_SIZE // 2
     assert (masks[1, : half - 1] == 1).all()
     assert not masks[1, half + 1 :].any()
     assert not rows[0, 2:].any()
@@ -229,7 +231,7 @@ def test_polygons_and_run_lengths_are_the_same_cells():
     whole = tuple(extent(pixels).tolist())
     for window in (whole, (150.5, 100.25, 500.0, 401.0), (450, 50, 100, 350)):
         ours, theirs = (
-            joint_transforms.covered(x, np.array(window)) for x in (shape, runs(pixels))
+            joint_transforms.rasterize_mask(x, np.array(window)) for x in (shape, runs(pixels))
         )
         assert (ours - theirs).abs().mean() < 0.02
         assert overlap(ours > 0.5, theirs > 0.5) > 0.97
@@ -238,10 +240,10 @@ def test_polygons_and_run_lengths_are_the_same_cells():
 
 @pytest.mark.parametrize("part", [0, 0.001, 0.3, 1])
 def test_run_lengths_are_read_exactly(part):
-    side = joint_transforms.MASK * 4
+    side = joint_transforms.MASK_SIZE * 4
     pixels = torch.rand(side, side, generator=torch.Generator().manual_seed(0)) < part
     pixels[40:150, 60:70] = part > 0  # long runs and short ones
-    found = joint_transforms.covered(runs(pixels), np.array([0, 0, side, side]))
+    found = joint_transforms.rasterize_mask(runs(pixels), np.array([0, 0, side, side]))
     assert torch.equal(found, F.avg_pool2d(pixels.float()[None], 4)[0])
 
 
@@ -262,7 +264,7 @@ def test_classes_of_pixels_follow_them(tmp_path, augment, mode):
     with Image.open(path) as picture:
         assert picture.mode == mode
     for draw in drawn(40):
-        views, found = joint_transforms.views(
+        views, found = joint_transforms.augment_views(
             image[None],
             torch.ones(1, 9),
             (path,),
@@ -348,7 +350,7 @@ def test_batches_of_scenes_are_filled_up_and_have_their_objects(photographs):
     for b in found:
         views = levels(b)
         sides = [
-            joint_transforms.fitted(*size, INPUT.size)
+            joint_transforms.fit_side(*size, INPUT.size)
             for size in photographs.sizes[b.indices].tolist()
         ]
         longest = torch.tensor(sides).amax(0)
@@ -359,7 +361,7 @@ def test_batches_of_scenes_are_filled_up_and_have_their_objects(photographs):
             assert (view[:, height:] == FILL).all()
             assert (view[:, :, width:] == FILL).all()
             bright = view.mean(0) > 150
-            assert rows.shape == (3, 6 + joint_transforms.MASK**2)
+            assert rows.shape == (3, 6 + joint_transforms.MASK_SIZE**2)
             assert not rows[1:].any()
             if i == 0:
                 assert not rows.any()
@@ -404,7 +406,7 @@ def test_classes_of_pixels_of_a_batch(photographs, tmp_path):
         assert b.labels.dtype == torch.uint8
         assert b.labels.shape == b.images.shape[:1] + b.images.shape[2:]
         for view, classes, i in zip(levels(b), b.labels, b.indices.tolist(), strict=True):
-            height, width = joint_transforms.fitted(*photographs.sizes[i].tolist(), INPUT.size)
+            height, width = joint_transforms.fit_side(*photographs.sizes[i].tolist(), INPUT.size)
             assert (classes[:height, :width] == i).all()
             assert (classes == 255).sum() == classes.numel() - height * width
             assert (view[:, classes == 255] == FILL[..., 0]).all()

@@ -8,8 +8,8 @@ import pytest
 
 from resnets.data import load
 from resnets.data.dataset import task_of
-from resnets.data.file_names import flag, number, split_in
-from resnets.errors import DataError, Refused
+from resnets.data.file_names import flag, number, split_of_name
+from resnets.errors import DataError, DataErrors
 
 from ._helpers import picture
 
@@ -426,7 +426,7 @@ def test_what_is_wrong_in_coco_is_refused_with_what_was_found(tmp_path, change, 
     images(tmp_path, "1.png", "2.png")
     coco(tmp_path / "x.json", "1.png", "2.png")
     edited(tmp_path / "x.json", change)
-    with pytest.raises(Refused, match=reason) as caught:
+    with pytest.raises(DataErrors, match=reason) as caught:
         load(tmp_path / "x.json", task="detect")
     assert len(str(caught.value).splitlines()) <= 3
 
@@ -458,7 +458,7 @@ def test_run_lengths_as_floats_and_texts_are_the_same_mask(tmp_path, size):
         assert np.array_equal(drawn, wanted)
     for wrong in ([5, -5, 1200], [1.5, 1198.5], "5", [1199], 7):
         coco(tmp_path / "x.json", "1.png", segmentation={"size": size, "counts": wrong})
-        with pytest.raises(Refused, match="annotation 1: broken"):
+        with pytest.raises(DataErrors, match="annotation 1: broken"):
             load(tmp_path / "x.json", task="detect")
 
 
@@ -535,7 +535,7 @@ def test_lists_and_labels_never_print_what_stands_in_them(tmp_path):
     secret = tmp_path / "list.txt"
     secret.write_text("root:x:0:0\ntrain/1.png\n../../secret\n")
     (tmp_path / "data.yaml").write_text("train: list.txt\nnames: [a]\n")
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(DataErrors) as caught:
         load(tmp_path, task="detect")
     assert [(place.rsplit("/", 1)[1], why) for place, why in caught.value.refused] == [
         ("list.txt, line 1", "names no image file"),
@@ -566,7 +566,7 @@ def test_rows_that_are_neither_boxes_nor_polygons(tmp_path, row, reason):
     images(tmp_path, "train/1.png")
     label(tmp_path / "train/1.txt", row)
     (tmp_path / "data.yaml").write_text("train: train\nnames: [a]\n")
-    with pytest.raises(Refused, match=reason):
+    with pytest.raises(DataErrors, match=reason):
         load(tmp_path, task="detect")
 
 
@@ -582,7 +582,7 @@ def test_texts_beside_images_that_are_called_as_lists_are_labels(tmp_path):
     }
     assert "1 images have no label file" in source.notes[0]
     (tmp_path / "train.txt").write_bytes(b"0 \xff")
-    with pytest.raises(Refused, match=r"train\.txt, line 1: no UTF-8"):
+    with pytest.raises(DataErrors, match=r"train\.txt, line 1: no UTF-8"):
         load(tmp_path, task="detect")
 
 
@@ -620,7 +620,7 @@ def test_keypoints_of_a_pose_are_no_polygon(tmp_path):
 def test_what_is_wrong_in_voc_is_refused_with_what_was_found(tmp_path, text, reason):
     images(tmp_path, "JPEGImages/1.png")
     xml(tmp_path / "Annotations/1.xml", text=text)
-    with pytest.raises(Refused, match=reason):
+    with pytest.raises(DataErrors, match=reason):
         load(tmp_path, task="detect")
 
 
@@ -629,7 +629,7 @@ def test_two_images_of_one_name_are_one_question_in_voc(tmp_path):
     xml(tmp_path / "Annotations/1.xml", name="1.jpg")
     assert one_box(load(tmp_path, task="detect"), {"train": ["1.jpg"]})
     xml(tmp_path / "Annotations/1.xml", name="1.bmp")
-    with pytest.raises(Refused, match=r"its image is .*1\.jpg or .*1\.png"):
+    with pytest.raises(DataErrors, match=r"its image is .*1\.jpg or .*1\.png"):
         load(tmp_path, task="detect")
 
 
@@ -691,7 +691,7 @@ def test_images_of_no_split_among_others_are_refused(tmp_path):
     ],
 )
 def test_the_split_that_a_name_says(name, split):
-    assert split_in(name) == split
+    assert split_of_name(name) == split
 
 
 def test_numbers_and_marks():

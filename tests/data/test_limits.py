@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 
 from resnets.data import decode as decoding
 from resnets.data import limits
-from resnets.data.decode import Unreadable, decode, opened
+from resnets.data.decode import Unreadable, decode, open_image
 
 
 def saved(image, kind, **options):
@@ -167,5 +167,5 @@ def test_scans_inside_a_tiff_file(monkeypatch):
 def test_the_header_alone_reads_no_more_than_the_header(tmp_path):
     path = tmp_path / "a.jpg"
     path.write_bytes(jpeg(64, 2000))
-    with opened(path) as picture:  # its size is known; only `decode` goes over the scans
+    with open_image(path) as picture:  # its size is known; only `decode` goes over the scans
         assert picture.size == (64, 64)

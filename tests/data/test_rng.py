@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnets.data.rng import bits, draw_of_step, order, spread, uniform
+from resnets.data.rng import bits, draw_for_step, order, stratified_order, uniform
 
 seeds = st.integers(-(2**70), 2**70)
 
@@ -64,8 +64,8 @@ def test_order_is_a_permutation_that_changes_with_the_epoch(seed, epoch, n):
 
 
 def test_a_step_draws_what_nothing_else_does():
-    assert draw_of_step(7, 30) == uniform(7, torch.tensor(-2), torch.tensor([30]), 1).item()
-    steps = torch.tensor([draw_of_step(seed, step) for seed in (7, 8) for step in range(60)])
+    assert draw_for_step(7, 30) == uniform(7, torch.tensor(-2), torch.tensor([30]), 1).item()
+    steps = torch.tensor([draw_for_step(seed, step) for seed in (7, 8) for step in range(60)])
     images = uniform(7, torch.tensor(0), torch.arange(20), 1).flatten()
     assert len(torch.cat([steps, images]).unique()) == 140
 
@@ -82,7 +82,7 @@ def test_order_is_for_ever():
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=200), seeds)
 def test_every_prefix_of_spread_is_stratified(labels, seed):
-    places = spread(torch.tensor(labels), seed)
+    places = stratified_order(torch.tensor(labels), seed)
     assert sorted(places.tolist()) == list(range(len(labels)))
     shuffled = np.array(labels)[places.numpy()]
     for end in range(len(labels) + 1):

@@ -9,7 +9,7 @@ from PIL import Image
 from resnets.data import load
 from resnets.data.dataset import task_of
 from resnets.data.joint_transforms import class_map
-from resnets.errors import DataError, Refused
+from resnets.errors import DataError, DataErrors
 
 from ._helpers import picture
 
@@ -75,7 +75,7 @@ def test_without_splits_they_are_drawn_and_without_names_classes_are_numbers(tmp
 
 def test_values_far_apart_without_names_are_refused_and_few_gaps_noted(tmp_path):
     path = pair(tmp_path, [0, 128])
-    with pytest.raises(Refused, match="values are 0, 128; 127 classes below 128 have no pixel"):
+    with pytest.raises(DataErrors, match="values are 0, 128; 127 classes below 128 have no pixel"):
         load(tmp_path, task="segment")
     mask(path, [0, 3])
     notes = load(tmp_path, task="segment").notes
@@ -88,7 +88,7 @@ def test_names_come_from_a_yaml_file_and_those_between_are_numbers(tmp_path):
         (tmp_path / "classes.yaml").write_text(text)
         assert load(tmp_path, task="segment").classes == ("sky", "1", "2", "sea")
     mask(path, [0, 1, 3, 4])
-    with pytest.raises(Refused, match=r"masks/a\.png: values \[1, 4\] are no classes"):
+    with pytest.raises(DataErrors, match=r"masks/a\.png: values \[1, 4\] are no classes"):
         load(tmp_path, task="segment")
 
 
@@ -100,7 +100,7 @@ def test_masks_that_cannot_be_used_are_named(tmp_path):
     mask(tmp_path / "masks" / "large.png", [0, 1])
     mask(tmp_path / "masks" / "alone.png", [0, 1])
     picture(tmp_path / "images" / "bare.jpg")
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(DataErrors) as caught:
         load(tmp_path, task="segment")
     assert caught.value.exit_code == 3
     refused = {place.rsplit("/", 1)[1]: reason for place, reason in caught.value.refused}
@@ -165,7 +165,7 @@ def test_a_mask_of_16_bits_with_great_values_is_refused(tmp_path):
 def test_a_named_class_without_a_pixel_is_refused(tmp_path, values, names, message):
     pair(tmp_path, values)
     (tmp_path / "classes.txt").write_text(names)
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(DataErrors, match=message):
         load(tmp_path, task="segment")
 
 
@@ -198,7 +198,7 @@ def test_masks_that_are_no_png_and_names_that_stand_twice_are_refused(tmp_path):
     picture(tmp_path / "images" / "b.jpg", size=(40, 30))
     picture(tmp_path / "masks" / "b.jpg", size=(40, 30))
     picture(tmp_path / "images" / "a.png", size=(40, 30))
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(DataErrors) as caught:
         load(tmp_path, task="segment")
     assert [reason[:26] for _, reason in caught.value.refused] == [
         "another image is called a.",

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from resnets.config.recipe import Augment, Preprocess
 from resnets.data import auto_augment, transforms
 from resnets.data.rng import uniform
-from resnets.data.transforms import DRAWS, centre, cut, geometry, normalize, statistics
+from resnets.data.transforms import DRAWS, center_crop, crop_resize, geometry, normalize, statistics
 
 sides = st.integers(1, 700)
 
@@ -30,7 +30,7 @@ def drawn(n, seed=0):
 @given(sides, sides, st.integers(1, 256), st.integers(0, 300))
 def test_the_test_time_view_is_torchvisions(height, width, size, resize):
     resize = max(resize, size)
-    where = centre(height, width, Preprocess(size=size, resize=resize))
+    where = center_crop(height, width, Preprocess(size=size, resize=resize))
     short, long = sorted((height, width))
     assert sorted(where.sides) == sorted((resize, int(resize * long / short)))
     picture = torch.arange(where.sides[0] * where.sides[1]).view(1, *where.sides)
@@ -44,7 +44,9 @@ def test_pixels_are_pillows_to_one_level(height, width):
     smooth = noise(1, 3, height // 5, width // 5).float()
     image = F.interpolate(smooth, (height, width), mode="bicubic").clamp(0, 255).to(torch.uint8)
     preprocess = Preprocess(size=224, resize=256)
-    found = cut(image, centre(height, width, preprocess), 224)[0].permute(1, 2, 0).numpy()
+    found = (
+        crop_resize(image, center_crop(height, width, preprocess), 224)[0].permute(1, 2, 0).numpy()
+    )
     reference = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
     expected = np.asarray(reference(Image.fromarray(image[0].permute(1, 2, 0).numpy())))
     difference = np.abs(found.astype(int) - expected)
@@ -54,8 +56,8 @@ def test_pixels_are_pillows_to_one_level(height, width):
 
 def test_an_input_of_the_right_side_is_untouched():
     images = noise(3, 1, 8, 8)
-    assert torch.equal(cut(images, centre(8, 8, Preprocess(size=8)), 8), images)
-    enlarged = cut(images, centre(8, 8, Preprocess(size=16)), 16)
+    assert torch.equal(crop_resize(images, center_crop(8, 8, Preprocess(size=8)), 8), images)
+    enlarged = crop_resize(images, center_crop(8, 8, Preprocess(size=16)), 16)
     for image, large in zip(images[:, 0].numpy(), enlarged[:, 0].numpy(), strict=True):
         expected = np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR))
         assert np.abs(expected.astype(int) - large).max() <= 1
@@ -196,7 +198,7 @@ def test_erasing_by_hand():
             [0.5, 1.0, 0.5, 0.0, 0.0],  # not hit
         ]
     )
-    found = transforms.erase(images, 0.5, draws)
+    found = transforms.random_erasing(images, 0.5, draws)
     for image, (top, bottom, left, right) in zip(
         found, [(0, 1, 0, 1), (4, 10, 2, 8), (0, 10, 4, 7), (0, 0, 0, 0)], strict=True
     ):
@@ -229,8 +231,8 @@ def test_erased_rectangles_have_the_papers_areas_and_shapes():
 def test_another_side_scales_every_length():
     augment = Augment(crop="pad", pad=4, cutout=9, scale=(40, 60))
     preprocess = Preprocess(size=32, resize=36)
-    assert transforms.at_side(preprocess, augment, 32) == (preprocess, augment)
-    smaller = transforms.at_side(preprocess, augment, 16)
+    assert transforms.scale_to_side(preprocess, augment, 32) == (preprocess, augment)
+    smaller = transforms.scale_to_side(preprocess, augment, 16)
     assert smaller == (
         Preprocess(size=16, resize=18),
         Augment(crop="pad", pad=2, cutout=4, scale=(20, 30)),
@@ -241,7 +243,7 @@ def test_another_side_scales_every_length():
 def test_what_can_be_done_at_one_side_can_be_done_at_all(size, more, side):
     preprocess = Preprocess(size=size)
     augment = Augment(pad=size - 1, scale=(size + more, size + 2 * more))
-    small, change = transforms.at_side(preprocess, augment, side)
+    small, change = transforms.scale_to_side(preprocess, augment, side)
     assert small.size == side <= change.scale[0] <= change.scale[1]
     assert change.pad < side
 
@@ -251,8 +253,8 @@ def test_the_view_is_the_crop_and_then_the_policy():
     preprocess, crop = Preprocess(size=16), Augment(crop="area")
     plain, row = transforms.views(image, draws, 16, preprocess, crop), draws[0].tolist()
     for policy, expected in (
-        ("trivial", auto_augment.trivial(plain, row[32:])),
-        ("rand", auto_augment.rand(plain, 9, 1.0, row[32:40])),
+        ("trivial", auto_augment.trivial_augment(plain, row[32:])),
+        ("rand", auto_augment.rand_augment(plain, 9, 1.0, row[32:40])),
     ):
         augment = Augment(crop="area", policy=policy, rand=(9, 1.0))
         found = transforms.views(image, draws, 16, preprocess, augment)

@@ -10,10 +10,10 @@ from torchvision.ops import box_iou, nms
 from resnets.config.arch import DetectorArch
 from resnets.config.families import TINY, c4, tiny
 from resnets.evaluation import box_refinement
-from resnets.evaluation.box_refinement import improved, judged, views
+from resnets.evaluation.box_refinement import multi_scale_scores, refined_detections, views
 from resnets.models import build
 from resnets.models.detection import boxes as box
-from resnets.models.detection.faster_rcnn import Detector
+from resnets.models.detection.faster_rcnn import FasterRCNN
 
 NARROW = replace(TINY, blocks=(1, 1, 1, 1), widths=(8, 16, 24, 32), stem_width=8, norm="group")
 FPN = replace(tiny(DetectorArch(backbone=NARROW)), backbone=NARROW, width=16, hidden=24, classes=3)
@@ -32,7 +32,7 @@ def detector(name="fpn", seed=0):
     """Random weights whose answers differ from region to region, so that some are sure."""
     torch.manual_seed(seed)
     network = build(ARCHS[name]).eval()
-    assert isinstance(network, Detector)
+    assert isinstance(network, FasterRCNN)
     heads = network.roi_heads["box_predictor"]
     torch.nn.init.normal_(heads.cls_score.weight, std=3)
     torch.nn.init.normal_(heads.bbox_pred.weight, std=3)
@@ -62,7 +62,7 @@ def test_one_detector_without_improvements_is_itself(name):
     network = detector(name)
     alone = network(images(), sizes=SIZES)
     assert (alone.classes >= 0).sum() > 5
-    same(improved([network])(images(), sizes=SIZES), alone)
+    same(refined_detections([network])(images(), sizes=SIZES), alone)
 
 
 # --- Box refinement -------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def settled(probabilities, boxes, size):
 @torch.no_grad()
 def test_refined_boxes_are_those_of_a_loop(name):
     network, x = detector(name), images()
-    found = improved([network], refine=True)(x, sizes=SIZES)
+    found = refined_detections([network], refine=True)(x, sizes=SIZES)
     maps = network.features(x)
     rois, _ = network.propose(maps, (96, 128), SIZES)
     first, boxes = network.judge(maps, rois, SIZES)
@@ -113,7 +113,7 @@ def test_refined_boxes_are_those_of_a_loop(name):
 def test_nothing_to_refine():
     network = detector()
     network.threshold = 2.0
-    found = improved([network], refine=True)(images(), sizes=SIZES)
+    found = refined_detections([network], refine=True)(images(), sizes=SIZES)
     assert (found.classes == -1).all()
     assert (found.boxes == 0).all()
 
@@ -133,7 +133,7 @@ def test_each_region_is_judged_at_its_two_nearest_scales(name, monkeypatch):
     assert seen[0][1].tolist() == pytest.approx([0.5, 2 / 3, 0.5, 2 / 3])
     assert seen[1][0] is maps
     assert seen[3][1].tolist() == [2.0] * 4
-    probabilities, boxes = judged(network, seen, rois, SIZES)
+    probabilities, boxes = multi_scale_scores(network, seen, rois, SIZES)
     chosen = set()
     for i in range(2):
         for r in range(rois.shape[1]):
@@ -165,7 +165,7 @@ def test_one_scale_is_the_network_on_the_resized_image():
     rois, _ = network.propose(maps, (96, 128), SIZES)
     large = F.interpolate(x, (192, 256), mode="bilinear", antialias=True)
     wanted, moved = network.judge(network.features(large), rois * 2, SIZES * 2)
-    found, boxes = judged(network, views(network, maps, x, (2.0,)), rois, SIZES)
+    found, boxes = multi_scale_scores(network, views(network, maps, x, (2.0,)), rois, SIZES)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(boxes * 2, moved, rtol=1e-4, atol=1e-2)
 
@@ -185,21 +185,26 @@ def test_an_ensemble_judges_all_proposals_and_averages():
     mean = [(a + b) / 2 for a, b in zip(*said, strict=True)]
     wanted = one.select(*mean, SIZES)
     assert (wanted.classes >= 0).sum() > 5
-    same(improved([one, other])(x, sizes=SIZES), wanted)
+    same(refined_detections([one, other])(x, sizes=SIZES), wanted)
 
 
 @pytest.mark.parametrize("name", ["fpn", "masks"])
 @torch.no_grad()
 def test_a_detector_twice_is_itself(name):
     network = detector(name)
-    same(improved([network, network])(images(), sizes=SIZES), network(images(), sizes=SIZES))
+    same(
+        refined_detections([network, network])(images(), sizes=SIZES),
+        network(images(), sizes=SIZES),
+    )
 
 
 @pytest.mark.parametrize("name", ["masks", "c4"])
 @torch.no_grad()
 def test_all_together_in_bfloat16(name):
     networks = [detector(name), detector(name, seed=5)]
-    network = improved(networks, refine=True, scales=(0.5, 1.0, 1.5))  # none is judged at 0.5
+    network = refined_detections(
+        networks, refine=True, scales=(0.5, 1.0, 1.5)
+    )  # none is judged at 0.5
     with torch.autocast("cpu", torch.bfloat16):
         found = network(images(), sizes=SIZES)
     there = found.classes >= 0

@@ -17,8 +17,17 @@ from resnets.config.recipe import Preprocess
 from resnets.data.splits import Split
 from resnets.errors import CheckpointError, MissingPackage, UsageError
 from resnets.evaluation import detection, voc
-from resnets.evaluation.detection import Found, compare, find, join, load, measure, pasted, save
-from resnets.evaluation.diagnosis import why
+from resnets.evaluation.detection import (
+    DetectionPredictions,
+    compare,
+    concatenate,
+    detect,
+    evaluate_predictions,
+    load,
+    pasted,
+    save,
+)
+from resnets.evaluation.diagnosis import diagnose
 from resnets.models.detection.faster_rcnn import Detections
 
 pytest.importorskip("faster_coco_eval", reason="detection figures need resnets[detect]")
@@ -38,7 +47,7 @@ def found_of(rows, images=1, masks=None):
     """Rows of image, class, score, x1, y1, x2, y2."""
     rows = torch.tensor(rows, dtype=torch.float64).view(-1, 7)
     columns = rows[:, 0].long(), rows[:, 1].long(), rows[:, 2].float(), rows[:, 3:].float()
-    return Found(*columns, masks, torch.arange(images))
+    return DetectionPredictions(*columns, masks, torch.arange(images))
 
 
 def boxes_in(rng, count, height, width):
@@ -149,7 +158,7 @@ def oracle(split, found, kind, kinds):
 
 def numbers(figures):
     """The twelve in COCO's order, -1 where there is none."""
-    names = list(detection.Figures.__dataclass_fields__)[:12]
+    names = list(detection.CocoMetrics.__dataclass_fields__)[:12]
     return [-1 if getattr(figures, n) is None else getattr(figures, n) for n in names]
 
 
@@ -159,7 +168,7 @@ def numbers(figures):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_figures_are_those_of_pycocotools(seed, capsys):
     split, found = drawn(seed)
-    result = measure(found, split, tuple("abcdef"))
+    result = evaluate_predictions(found, split, tuple("abcdef"))
     assert capsys.readouterr() == ("", "")
     stats, precision = oracle(split, found, "bbox", 6)
     assert np.allclose(numbers(result), stats, rtol=0, atol=1e-6)
@@ -178,7 +187,7 @@ def test_figures_are_those_of_pycocotools(seed, capsys):
 
 def test_figures_of_masks_are_those_of_pycocotools(capsys):
     split, found = drawn(3, masks=True)
-    result = measure(found, split, tuple("abcdef"))
+    result = evaluate_predictions(found, split, tuple("abcdef"))
     assert capsys.readouterr() == ("", "")
     for figures, kind in ((result, "bbox"), (result.masks, "segm")):
         stats, _ = oracle(split, found, kind, 6)
@@ -194,7 +203,7 @@ def test_only_images_that_were_looked_at_count():
         name: getattr(found, name)[kept] for name in ("images", "classes", "scores", "boxes")
     }
     part = replace(found, **columns, indices=torch.arange(20, 40))
-    result = measure(part, split, tuple("abcdef"))
+    result = evaluate_predictions(part, split, tuple("abcdef"))
     stats, _ = oracle(split, part, "bbox", 6)
     assert np.allclose(numbers(result), stats, rtol=0, atol=1e-6)
     assert (result.images, result.objects) == (20, int((split.labels[20:, :, 5] == 1).sum()))
@@ -202,7 +211,9 @@ def test_only_images_that_were_looked_at_count():
 
 def test_counts_and_json():
     split = split_of([[(0, 0, 10, 10, 0, 1), (0, 0, 9, 9, 0, 1), (5, 5, 9, 9, 1, 2)], []])
-    result = measure(found_of([(0, 0, 0.9, 0, 0, 10, 10)], 2), split, ("cat", "dog", "cow"))
+    result = evaluate_predictions(
+        found_of([(0, 0, 0.9, 0, 0, 10, 10)], 2), split, ("cat", "dog", "cow")
+    )
     assert (result.images, result.objects) == (2, 2)
     assert result.counts == ((1, 2), (0, 0), (0, 0))
     assert (result.map_large, result.ap[1:]) == (None, (None, None))
@@ -220,7 +231,7 @@ def test_counts_and_json():
 def test_nothing_found_where_nothing_is(images):
     split = split_of([[]] * 3)
     split = replace(split, labels=torch.zeros(3, 0, 6))
-    result = measure(found_of([], images), split, ("a", "b"))
+    result = evaluate_predictions(found_of([], images), split, ("a", "b"))
     assert (result.map, result.map50, result.voc, result.objects) == (None, None, 0.0, 0)
     assert "no objects" in result.why
     json.dumps(result.summary(), allow_nan=False)
@@ -229,7 +240,7 @@ def test_nothing_found_where_nothing_is(images):
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     with pytest.raises(MissingPackage, match=r'pip install "resnets\[detect\]"'):
-        measure(found_of([]), split_of([[(0, 0, 9, 9, 0, 1)]]), ("a",))
+        evaluate_predictions(found_of([]), split_of([[(0, 0, 9, 9, 0, 1)]]), ("a",))
 
 
 # --- VOC ------------------------------------------------------------------------------------------
@@ -303,7 +314,7 @@ def test_voc_and_coco_agree_where_their_rules_do():
         for shift in (rng.integers(0, 7), 8)
     ]
     split, found = split_of(labels, width=220), found_of(rows, 10)
-    result = measure(found, split, ("a",))
+    result = evaluate_predictions(found, split, ("a",))
     assert 0.1 < result.map50 < 0.95
     # COCO counts a recall of 0 too; some of its recalls are a rounding above k / 100
     first = result.precision[0][0]
@@ -325,9 +336,11 @@ def test_weights_are_copies_of_images():
         mine = found.images == image
         columns = [getattr(found, name)[mine] for name in ("classes", "scores", "boxes")]
         parts.append(
-            Found(torch.full((int(mine.sum()),), copy), *columns, None, torch.tensor([copy]))
+            DetectionPredictions(
+                torch.full((int(mine.sum()),), copy), *columns, None, torch.tensor([copy])
+            )
         )
-    copies = voc.flags(join(parts), split.take(chosen), 6)
+    copies = voc.flags(concatenate(parts), split.take(chosen), 6)
     # the copies of one score are told apart by their order, weights count them at once
     assert voc.weighted(flags, weights.astype(float))[0] == pytest.approx(
         voc.all_points(copies), abs=0.02
@@ -339,10 +352,10 @@ def test_the_interval_holds_the_value_and_shrinks_with_the_images():
     widths = []
     for images in (30, 480):
         split, found = drawn(6, images=images)
-        result = measure(found, split, tuple("abcdef"))
+        result = evaluate_predictions(found, split, tuple("abcdef"))
         low, high = result.interval
         assert low < result.voc < high
-        assert result.interval == measure(found, split, tuple("abcdef")).interval
+        assert result.interval == evaluate_predictions(found, split, tuple("abcdef")).interval
         widths.append(high - low)
     assert widths[1] < widths[0] / 2.5  # 1 / sqrt(16)
 
@@ -353,7 +366,7 @@ def test_a_paired_difference_is_surer_than_two_figures():
     same = compare(found, found, split, 6)
     assert (same.images, same.difference, same.interval) == (200, 0.0, (0.0, 0.0))
     worse = compare(found, shaken, split, 6)
-    one, other = (measure(f, split, tuple("abcdef")) for f in (found, shaken))
+    one, other = (evaluate_predictions(f, split, tuple("abcdef")) for f in (found, shaken))
     assert worse.difference == pytest.approx(other.voc - one.voc)
     assert worse.interval[0] < worse.difference < worse.interval[1]
     apart = one.interval[1] - one.interval[0] + other.interval[1] - other.interval[0]
@@ -384,8 +397,10 @@ def reason(change, classes=lambda k: k, score=0.9):
     boxes, kinds = split.labels[..., :4].reshape(-1, 4), split.labels[..., 4].reshape(-1)
     images = torch.arange(20).repeat_interleave(3)
     scores = torch.full((60,), score)
-    given = Found(images, classes(kinds.long()), scores, change(boxes), None, torch.arange(20))
-    result = measure(given, split, CLASSES)
+    given = DetectionPredictions(
+        images, classes(kinds.long()), scores, change(boxes), None, torch.arange(20)
+    )
+    result = evaluate_predictions(given, split, CLASSES)
     if result.map50 >= 0.01:
         assert result.why == ""
     return result.why
@@ -418,8 +433,10 @@ def test_annotations_in_another_format_are_named():
     boxes, labels = split.labels[..., :4].reshape(-1, 4), split.labels.clone()
     labels[..., 2:4] -= labels[..., :2]
     images, kinds = torch.arange(20).repeat_interleave(3), labels[..., 4].reshape(-1).long()
-    found = Found(images, kinds, torch.full((60,), 0.9), boxes, None, torch.arange(20))
-    said = why(found, replace(split, labels=labels), CLASSES)
+    found = DetectionPredictions(
+        images, kinds, torch.full((60,), 0.9), boxes, None, torch.arange(20)
+    )
+    said = diagnose(found, replace(split, labels=labels), CLASSES)
     assert "boxes of the data" in said
     assert "x, y, width and height" in said
 
@@ -434,8 +451,8 @@ def test_low_scores_nothing_and_the_rest():
     far = lambda b: torch.rand(b.shape) * 5 + torch.tensor([0, 90, 5, 95])  # noqa: E731
     assert "No score is above 0.05, the highest is 0.030" in reason(far, score=0.03)
     assert "not trained" in reason(far)
-    assert "Nothing was detected" in why(found_of([], 20), scenes(), CLASSES)
-    assert "no objects" in why(found_of([]), split_of([[(0, 0, 9, 9, 0, 2)]]), CLASSES)
+    assert "Nothing was detected" in diagnose(found_of([], 20), scenes(), CLASSES)
+    assert "no objects" in diagnose(found_of([]), split_of([[(0, 0, 9, 9, 0, 2)]]), CLASSES)
     for said in (reason(far), reason(far, score=0.03), reason(lambda b: b, lambda k: k + 1)):
         assert len(said) < 250
 
@@ -481,7 +498,7 @@ SIZES = [(40, 90), (120, 61), (64, 64), (500, 300), (33, 32)]
 def test_boxes_come_back_in_pixels_of_the_image(tmp_path, workers):
     split = split_on_disk(tmp_path, SIZES)
     reading = {"preprocess": SEE, "device": "cpu", "batch": 2, "workers": workers}
-    found = find(Told(), split, **reading)
+    found = detect(Told(), split, **reading)
     assert found.images.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert found.indices.tolist() == [0, 1, 2, 3, 4]
     assert found.classes.tolist() == [1, 0] * 5
@@ -495,9 +512,9 @@ def test_boxes_come_back_in_pixels_of_the_image(tmp_path, workers):
 
 
 def detect_size(height, width):
-    from resnets.data.joint_transforms import fitted
+    from resnets.data.joint_transforms import fit_side
 
-    return fitted(height, width, SEE.size)
+    return fit_side(height, width, SEE.size)
 
 
 def test_ranks_find_together_what_one_finds(tmp_path):
@@ -505,11 +522,11 @@ def test_ranks_find_together_what_one_finds(tmp_path):
     broken = tmp_path / "1.png"
     broken.write_bytes(b"")
     reading = {"preprocess": SEE, "device": "cpu", "batch": 2}
-    alone = find(Told(masks=True), split, **reading)
+    alone = detect(Told(masks=True), split, **reading)
     assert alone.indices.tolist() == [0, 2, 3, 4]
     assert [(path, bool(why)) for path, why in alone.unreadable] == [(broken, True)]
-    parts = [find(Told(masks=True), split, **reading, rank=rank, ranks=2) for rank in (1, 0)]
-    both = join(parts)
+    parts = [detect(Told(masks=True), split, **reading, rank=rank, ranks=2) for rank in (1, 0)]
+    both = concatenate(parts)
     for name in ("images", "classes", "scores", "boxes", "indices"):
         assert torch.equal(getattr(both, name), getattr(alone, name)), name
     assert (both.masks, both.unreadable) == (alone.masks, alone.unreadable)
@@ -518,7 +535,7 @@ def test_ranks_find_together_what_one_finds(tmp_path):
 def test_it_breaks_off(tmp_path):
     network, reading = Told(), {"preprocess": SEE, "device": "cpu", "batch": 2}
     said = iter([False, True])
-    found = find(network, split_on_disk(tmp_path, SIZES), stopped=lambda: next(said), **reading)
+    found = detect(network, split_on_disk(tmp_path, SIZES), stopped=lambda: next(said), **reading)
     assert found.indices.tolist() == [0, 1]
     assert len(network.shapes) == 1
 
@@ -586,7 +603,7 @@ def test_five_thousand_images_take_seconds():
 
     split, found = many()
     began = time.monotonic()
-    result = measure(found, split, tuple(map(str, range(80))))
+    result = evaluate_predictions(found, split, tuple(map(str, range(80))))
     assert result.map > 0
     assert time.monotonic() - began < 30
 
@@ -605,7 +622,7 @@ def many(images=5000, objects=7, each=50, kinds=80):
     given = np.where(
         rng.random((images, each)) < 0.6, boxes[..., 4], rng.integers(0, kinds, of.shape)
     )
-    found = Found(
+    found = DetectionPredictions(
         torch.arange(images).repeat_interleave(each),
         torch.from_numpy(given.astype(int)).flatten(),
         torch.from_numpy(rng.random(images * each)).float(),

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from resnets.config.recipe import Preprocess
 from resnets.data.splits import Split
-from resnets.evaluation.localization import localization
+from resnets.evaluation.localization import evaluate
 from resnets.models.detection.faster_rcnn import Detections
 
 READING = {"preprocess": Preprocess(size=64), "device": "cpu", "batch": 2}
@@ -52,7 +52,7 @@ def split(tmp_path):
 
 
 def test_errors_by_hand(split):
-    result = localization(Told(), split, **READING)
+    result = evaluate(Told(), split, **READING)
     assert result.images == 6
     assert result.error == pytest.approx(2 / 6)
     assert result.top5_error == pytest.approx(3 / 6)
@@ -62,13 +62,13 @@ def test_errors_by_hand(split):
 
 def test_a_classifier_says_the_classes(split):
     predicted = torch.tensor([[6, 1, 2, 3, 5]] * 7)
-    result = localization(Told(), split, predicted=predicted, **READING)
+    result = evaluate(Told(), split, predicted=predicted, **READING)
     assert result.error == pytest.approx(2 / 6)
     assert result.top5_error == pytest.approx(4 / 6)  # only of images 2 and 3
 
 
 def test_nothing_to_locate(split):
-    result = localization(Told(), split.take(torch.tensor([6])), **READING)
+    result = evaluate(Told(), split.take(torch.tensor([6])), **READING)
     assert (result.images, result.error, result.error_interval) == (0, 1.0, (0.0, 1.0))
 
 
@@ -76,5 +76,5 @@ def test_the_network_is_a_localiser(split):
     from resnets.models import create
 
     network = create("localizer_tiny", classes=K).eval()
-    result = localization(network, split, bfloat16=True, **READING)
+    result = evaluate(network, split, bfloat16=True, **READING)
     assert result.images == 6

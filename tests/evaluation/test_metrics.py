@@ -9,7 +9,7 @@ import torch
 import torchmetrics.functional.classification as tm
 
 from resnets.evaluation import metrics
-from resnets.evaluation.metrics import compare, result
+from resnets.evaluation.metrics import classification_metrics, compare
 
 from ._helpers import drawn, scores
 
@@ -21,7 +21,7 @@ def close(value):
 def test_every_figure_by_hand():
     # probabilities 3/4 1/4, 1/4 3/4, 1/4 3/4 of images of class 0, 0, 1
     three = math.log(3)
-    figures = result(scores([[three, 0], [0, three], [0, three]], [0, 0, 1]))
+    figures = classification_metrics(scores([[three, 0], [0, three], [0, three]], [0, 0, 1]))
     assert (figures.images, figures.top1, figures.top5) == (3, close(2 / 3), 1)
     assert figures.error == close(1 / 3)
     assert figures.loss == pytest.approx(-(2 * math.log(3 / 4) + math.log(1 / 4)) / 3)
@@ -37,7 +37,7 @@ def test_every_figure_by_hand():
 
 
 def test_every_figure_of_several_labels_by_hand():
-    figures = result(
+    figures = classification_metrics(
         scores([[1.0, -1, 2], [-1, 3, -2], [1, 1, -1]], [[1.0, 0, 1], [1, 1, 0], [0, 0, 0]])
     )
     assert figures.top1 == close(1 / 3)  # the first alone is exact
@@ -55,7 +55,7 @@ def test_every_figure_of_several_labels_by_hand():
 def test_nothing_is_no_division():
     for several in (False, True):
         none = drawn(3, several=several).take(torch.tensor([], dtype=torch.int64))
-        figures = result(none)
+        figures = classification_metrics(none)
         assert (figures.images, figures.top1, figures.ece) == (0, 0, 0)
         assert (figures.balanced_accuracy, figures.macro_f1) == (0, 0)
         assert figures.interval == (0, 1)
@@ -64,7 +64,7 @@ def test_nothing_is_no_division():
 @pytest.mark.parametrize("classes", [7, 4])
 def test_figures_of_one_label_are_scikit_learns(classes):
     said = drawn(classes=classes)
-    figures, true = result(said), said.labels.numpy()
+    figures, true = classification_metrics(said), said.labels.numpy()
     p = said.probabilities.numpy()
     given = p.argmax(1)
     assert figures.top1 == close(theirs.accuracy_score(true, given))
@@ -86,7 +86,7 @@ def test_figures_of_one_label_are_scikit_learns(classes):
 
 def test_figures_of_several_labels_are_scikit_learns():
     said = drawn(several=True)
-    figures, true = result(said), said.labels.numpy()
+    figures, true = classification_metrics(said), said.labels.numpy()
     given = said.logits.numpy() > 0
     assert figures.top1 == close(theirs.accuracy_score(true, given))
     each = theirs.precision_recall_fscore_support(true, given)
@@ -109,14 +109,14 @@ def test_the_calibration_error_is_torchmetrics():
     assert found == pytest.approx(float(expected), rel=1e-6)  # theirs is of float32
     counts, sure, hits = zip(*metrics.reliability(said), strict=True)
     assert sum(counts) == 2000
-    assert np.dot(counts, hits) == close(2000 * result(said).top1)
+    assert np.dot(counts, hits) == close(2000 * classification_metrics(said).top1)
     for k, (count, mean) in enumerate(zip(counts, sure, strict=True)):
         assert k / 15 <= mean <= (k + 1) / 15 or not count
     said = drawn(several=True)
     p = said.probabilities.flatten()
     sure, hits = torch.maximum(p, 1 - p), (p > 0.5) == said.labels.flatten()
     binary = tm.binary_calibration_error(sure, hits.long(), n_bins=15)
-    assert result(said).ece == pytest.approx(float(binary), rel=1e-6)
+    assert classification_metrics(said).ece == pytest.approx(float(binary), rel=1e-6)
 
 
 def test_certain_answers_are_in_the_last_bin():
@@ -193,18 +193,18 @@ def test_abstention_by_hand():
     # confidences .9 right, .8 right, .8 wrong, .7 right, .6 wrong
     p = torch.tensor([0.9, 0.8, 0.8, 0.7, 0.6]).double()
     said = scores(torch.stack([p, 1 - p], 1).log(), [0, 0, 1, 0, 1])
-    assert metrics.abstention(said, 1.0) == (pytest.approx(0.9), 0.2)
-    assert metrics.abstention(said, 0.7) == (pytest.approx(0.7), 0.8)
-    assert metrics.abstention(said, 0.6) == (pytest.approx(0.6), 1)
-    assert metrics.abstention(scores([[0.0, 1.0]], [0]), 0.5) == (math.inf, 0)
+    assert metrics.selective_accuracy(said, 1.0) == (pytest.approx(0.9), 0.2)
+    assert metrics.selective_accuracy(said, 0.7) == (pytest.approx(0.7), 0.8)
+    assert metrics.selective_accuracy(said, 0.6) == (pytest.approx(0.6), 1)
+    assert metrics.selective_accuracy(scores([[0.0, 1.0]], [0]), 0.5) == (math.inf, 0)
 
 
 def test_answers_above_the_threshold_have_the_precision():
     said = drawn(1000)
-    threshold, coverage = metrics.abstention(said, 0.9)
+    threshold, coverage = metrics.selective_accuracy(said, 0.9)
     confidence, right = metrics.decisions(said)
     kept = confidence >= threshold
-    assert float(right[kept].double().mean()) >= 0.9 > result(said).top1
+    assert float(right[kept].double().mean()) >= 0.9 > classification_metrics(said).top1
     assert coverage == float(kept.double().mean())
 
 
@@ -213,8 +213,8 @@ def test_what_is_unknown_is_less_certain():
     other = scores(said.logits[:50] / 3, said.labels[:50])
     p = torch.cat([said.probabilities, other.probabilities]).amax(1)
     expected = theirs.roc_auc_score([1] * 200 + [0] * 50, p)
-    assert metrics.ood(said, other) == close(expected)
-    assert metrics.ood(said, said) == 0.5
+    assert metrics.ood_auroc(said, other) == close(expected)
+    assert metrics.ood_auroc(said, said) == 0.5
 
 
 def test_a_comparison_by_hand():
@@ -236,11 +236,11 @@ def test_a_comparison_by_hand():
 
 def test_a_class_without_images_has_no_figures_and_few_classes_no_top_5():
     said = drawn(classes=4)
-    rows, said_so = result(said).per_class(), result(said).summary()
+    rows, said_so = classification_metrics(said).per_class(), classification_metrics(said).summary()
     assert [[row[name] for name in ("precision", "recall", "f1")] for row in rows[4:]] == [
         [None] * 3
     ] * 3
     assert said_so["per_class"][6]["recall"] is None
     assert "top5" in said_so
     few = replace(said, logits=said.logits[:, :4], classes=said.classes[:4])
-    assert "top5" not in result(few).summary()
+    assert "top5" not in classification_metrics(few).summary()

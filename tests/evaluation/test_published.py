@@ -38,13 +38,13 @@ def centre(networks):
 
 def test_the_centre_has_exactly_the_published_errors(centre):
     for scores, error in zip(centre, ERRORS.values(), strict=True):
-        figures = metrics.result(scores)
+        figures = metrics.classification_metrics(scores)
         assert (figures.images, round(figures.error, 10)) == (10_000, error)
         assert figures.interval[0] < 1 - error < figures.interval[1]
 
 
 def test_two_networks_are_better_than_each(centre):
-    both = metrics.result(ensemble(centre))
+    both = metrics.classification_metrics(ensemble(centre))
     print(f"ensemble {both.error:.4f}")
     assert both.error < 0.07
     changed = metrics.compare(centre[0], ensemble(centre))
@@ -55,7 +55,7 @@ def test_two_networks_are_better_than_each(centre):
 def test_the_mean_of_image_and_mirror_is_better_than_the_image(networks):
     models, split = networks
     for each, error in zip(models, ERRORS.values(), strict=True):
-        found = metrics.result(each.scores(split, view="flip")).error
+        found = metrics.classification_metrics(each.scores(split, view="flip")).error
         print(f"flip {found:.4f}")
         assert found < error
 
@@ -76,8 +76,9 @@ def test_a_temperature_calibrates_the_half_that_it_did_not_see(centre, fitted):
 def test_other_views_are_of_the_same_images(networks, view):
     models, split = networks
     part = replace(split, images=split.images[:1000], labels=split.labels[:1000])
-    found = metrics.result(models[0].scores(part, view=view))
-    print(f"{view} {found.error:.4f}, centre {metrics.result(models[0].scores(part)).error:.4f}")
+    found = metrics.classification_metrics(models[0].scores(part, view=view))
+    centre = metrics.classification_metrics(models[0].scores(part))
+    print(f"{view} {found.error:.4f}, centre {centre.error:.4f}")
     assert found.images == 1000
     assert torch.isfinite(torch.tensor(found.loss))
     assert found.error < 0.5

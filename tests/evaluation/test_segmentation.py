@@ -14,7 +14,13 @@ from torch.nn import functional as F
 from resnets.config.recipe import Preprocess
 from resnets.data.loader import test_batches as batches
 from resnets.data.splits import Split
-from resnets.evaluation.segmentation import Segmented, class_maps, confusion, evaluate, segment
+from resnets.evaluation.segmentation import (
+    SegmentationMetrics,
+    class_maps,
+    confusion,
+    evaluate,
+    evaluate_split,
+)
 
 CLASSES = ("sky", "sea", "sand", "ship")
 SEE = Preprocess(size=64, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -64,7 +70,7 @@ def test_confusion_is_scikit_learns():
 
     names = tuple("abcdefg")
     rows = tuple(tuple(row) for row in np.pad(expected, (0, 1)).tolist())
-    result = Segmented(3, rows, names, (), "test")
+    result = SegmentationMetrics(3, rows, names, (), "test")
     each = jaccard_score(truth[known], given[known], labels=range(6), average=None)
     assert [row["iou"] for row in result.per_class()[:6]] == pytest.approx(each.tolist())
     assert each[5] == 0  # given and never true: it counts
@@ -84,7 +90,7 @@ def test_confusion_counts_the_last_class_and_no_other_value():
 
 
 def test_no_pixel_has_a_class():
-    result = Segmented(0, ((0, 0), (0, 0)), ("a", "b"), (), "test")
+    result = SegmentationMetrics(0, ((0, 0), (0, 0)), ("a", "b"), (), "test")
     assert (result.mean_iou, result.pixel_accuracy) == (0.0, 0.0)
 
 
@@ -102,12 +108,12 @@ def test_at_the_size_of_the_view(split):
 
 
 def test_at_the_size_of_the_file(split):
-    result = segment(Red(), split, CLASSES, **READING)
+    result = evaluate_split(Red(), split, CLASSES, **READING)
     truth = np.concatenate([np.asarray(Image.open(path)).ravel() for path in split.masks])
     assert sum(map(sum, result.confusion)) == (truth != 255).sum()
     assert (result.images, result.split) == (5, "test")
     assert 0.8 < result.mean_iou < 1
-    sharp = segment(Red(), split, CLASSES, preprocess=Preprocess(
+    sharp = evaluate_split(Red(), split, CLASSES, preprocess=Preprocess(
         size=256, mean=SEE.mean, std=SEE.std), device="cpu", batch=1)  # fmt: skip
     assert sharp.mean_iou > result.mean_iou
 
@@ -123,10 +129,10 @@ def test_maps_are_the_logits_enlarged_and_cut(split):
 
 
 def test_ranks_add_up(split):
-    whole = segment(Red(), split, CLASSES, **READING)
+    whole = evaluate_split(Red(), split, CLASSES, **READING)
     sums = []
     for rank in range(2):
-        segment(
+        evaluate_split(
             Red(),
             split,
             CLASSES,
@@ -135,7 +141,9 @@ def test_ranks_add_up(split):
             total=lambda x: sums.append(x) or x,
             **READING,
         )
-    both = segment(Red(), split, CLASSES, total=lambda _: sum(sums), rank=0, ranks=2, **READING)
+    both = evaluate_split(
+        Red(), split, CLASSES, total=lambda _: sum(sums), rank=0, ranks=2, **READING
+    )
     assert both == whole
     sums = []
     for rank in range(2):
@@ -147,6 +155,6 @@ def test_ranks_add_up(split):
 
 def test_a_broken_mask_is_named(split, tmp_path):
     Path(split.masks[2]).write_bytes(b"")
-    result = segment(Red(), split, CLASSES, **READING)
+    result = evaluate_split(Red(), split, CLASSES, **READING)
     assert result.images == 4
     assert [path.name for path, _ in result.unreadable] == ["2_mask.png"]

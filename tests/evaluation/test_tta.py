@@ -13,10 +13,10 @@ from resnets.data.dataset import Split
 from resnets.data.loader import test_batches as shown
 from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation import classification, metrics
-from resnets.evaluation.predictor import Model, aligned, load
+from resnets.evaluation.predictor import Model, load, match_classes
 from resnets.evaluation.scores import ensemble
-from resnets.evaluation.tta import class_map, passes
-from resnets.models.io.model_file import Card, save
+from resnets.evaluation.tta import class_activation_logits, passes
+from resnets.models.io.model_file import ModelMetadata, save
 
 CPU = torch.device("cpu")
 SEE = Preprocess(size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
@@ -31,7 +31,7 @@ def made(name="resnet8", preprocess=SEE, classes=5, seed=0, **card):
     list(network.modules())[-1].weight.data.mul_(10)
     names = tuple("abcde"[:classes])
     return Model(
-        network, Card(arch=network.arch, classes=names, preprocess=preprocess, **card), CPU
+        network, ModelMetadata(arch=network.arch, classes=names, preprocess=preprocess, **card), CPU
     )
 
 
@@ -125,10 +125,10 @@ def test_the_convolutional_head_at_training_size_is_the_head(name, size):
     model = made(name, replace(SEE, size=size))
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        places = class_map(model.network, x, size)
+        places = class_activation_logits(model.network, x, size)
         assert places.shape == (2, 5, 1, 1)
         torch.testing.assert_close(places[:, :, 0, 0], model.network(x), rtol=1e-5, atol=1e-5)
-        assert class_map(model.network, x, size // 2).shape[2] > 1
+        assert class_activation_logits(model.network, x, size // 2).shape[2] > 1
 
 
 def test_the_published_protocols_in_numbers():
@@ -169,7 +169,7 @@ def test_networks_with_one_size_refuse_others():
     from resnets.config.arch import VitArch
 
     arch = VitArch(blocks=1, width=16, heads=2, hidden=16, patch=8, size=32, classes=5)
-    card = Card(arch=arch, classes=tuple("abcde"), preprocess=SEE)
+    card = ModelMetadata(arch=arch, classes=tuple("abcde"), preprocess=SEE)
     model, split = Model(models.build(arch).eval(), card, CPU), pictures()
     assert len(model.scores(split, view="ten-crop").labels) == 7
     with pytest.raises(UsageError, match="VisionTransformer takes images of 32 pixels only"):
@@ -185,7 +185,9 @@ def test_networks_that_take_no_pictures_are_refused(tmp_path, name, ours):
     channels = network.arch.channels
     see = Preprocess(size=8, channels=channels, mean=(0.5,) * channels, std=(0.2,) * channels)
     if ours:
-        save(path, network, Card(arch=network.arch, classes=tuple("abcde"), preprocess=see))
+        save(
+            path, network, ModelMetadata(arch=network.arch, classes=tuple("abcde"), preprocess=see)
+        )
     else:
         torch.save(network.state_dict(), path)
     with pytest.raises(CheckpointError, match="takes no 2-D images"):
@@ -220,7 +222,7 @@ def test_files_of_any_shape_one_at_a_time_or_together(files, view):
 def test_nothing_that_can_be_read(files):
     none = made().scores(files.take(torch.tensor([2])))
     assert (len(none.labels), len(none.unreadable)) == (0, 1)
-    assert metrics.result(none).images == 0
+    assert metrics.classification_metrics(none).images == 0
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -243,7 +245,7 @@ def test_the_parts_of_ranks_are_the_whole(several):
     found = classification.evaluate(model.network.train(), rows, model.card.classes)
     assert model.network.training
     assert (found.images, found.top1, found.top5) == (11, together.top1, together.top5)
-    figures = metrics.result(whole)
+    figures = metrics.classification_metrics(whole)
     assert found.loss == pytest.approx(figures.loss, rel=1e-6)
     assert (found.top1, found.top5) == (figures.top1, figures.top5)
 
@@ -264,12 +266,15 @@ def test_models_of_different_networks_and_views_are_averaged():
 
 def test_labels_are_renumbered_by_name():
     model = made()
-    one = aligned(Split(pictures(3).images, torch.tensor([0, 1, 1])), ("d", "b"), model)
+    one = match_classes(Split(pictures(3).images, torch.tensor([0, 1, 1])), ("d", "b"), model)
     assert one.labels.tolist() == [3, 1, 1]
     several = Split(pictures(2).images, torch.tensor([[1.0, 0], [1, 1]]))
-    assert aligned(several, ("d", "b"), model).labels.tolist() == [[0, 0, 0, 1, 0], [0, 1, 0, 1, 0]]
+    assert match_classes(several, ("d", "b"), model).labels.tolist() == [
+        [0, 0, 0, 1, 0],
+        [0, 1, 0, 1, 0],
+    ]
     with pytest.raises(CheckpointError, match=r"(?s)2 classes .*: D , x\n.*'D ' is 'd' to it$"):
-        aligned(several, ("D ", "x"), model)
+        match_classes(several, ("D ", "x"), model)
 
 
 def test_a_model_of_several_labels_predicts_each_by_itself(tmp_path):

@@ -8,7 +8,7 @@ import torch
 
 from resnets import models
 from resnets.config.arch import Join, MlpArch, ResNetArch, VitArch
-from resnets.config.families import FAMILY, SCENES
+from resnets.config.families import DENSE_TASK_MODELS, FAMILY
 from resnets.errors import UsageError
 from resnets.models.cost import input_shape
 
@@ -24,7 +24,7 @@ TINY = ResNetArch(
 )
 
 
-@pytest.mark.parametrize("name", sorted(FAMILY.keys() - SCENES))
+@pytest.mark.parametrize("name", sorted(FAMILY.keys() - DENSE_TASK_MODELS))
 def test_logits_and_levels(name: str) -> None:
     arch = FAMILY[name]
     if isinstance(arch, ResNetArch):  # the levels of long stages are those of short ones

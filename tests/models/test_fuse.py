@@ -3,7 +3,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnets.models import create
-from resnets.models.fuse import folded
+from resnets.models.fuse import fuse_conv_bn
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_a_folded_network_answers_the_same(name, left):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
     shape = (2, 1, 64) if name.endswith("1d") else (2, 3, 32, 32)
     images = torch.randn(shape)
-    short = folded(network)
+    short = fuse_conv_bn(network)
     assert sum(isinstance(m, _BatchNorm) for m in short.modules()) == left
     with torch.no_grad():
         own = network.eval()(images)

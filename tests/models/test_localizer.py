@@ -15,7 +15,7 @@ from resnets.config.families import FAMILY, TINY
 from resnets.errors import UsageError
 from resnets.models import build
 from resnets.models.detection import boxes as box
-from resnets.models.localizer import Localizer, Seen, cut
+from resnets.models.localizer import Localizer, RegionFeatures, crop_regions
 
 NARROW = replace(TINY, blocks=(1, 1, 1, 1), widths=(8, 16, 24, 32), stem_width=8)
 SMALL = LocalizerArch(backbone=NARROW, anchors=(24, 48), ratios=(0.5, 1.0), classes=5, size=96)
@@ -33,7 +33,7 @@ def localizer(arch: LocalizerArch, spread: float = 0.1) -> Localizer:
     return network
 
 
-def look(network: Localizer, images: Tensor) -> list[Seen]:
+def look(network: Localizer, images: Tensor) -> list[RegionFeatures]:
     """All of the images, at one scale."""
     return network.look(images, torch.tensor([images.shape[2:]]).expand(len(images), 2))
 
@@ -252,7 +252,7 @@ def test_regions_are_cut_out_and_warped() -> None:
     whole = torch.tensor([[0.0, 0, 64, 40]])
     part = torch.tensor([[8.0, 4, 40, 36]])  # 32 x 32: nothing to interpolate
     boxes = torch.stack([torch.cat([whole, part]), torch.cat([part, whole])])
-    found = cut(images, boxes, 32)
+    found = crop_regions(images, boxes, 32)
     assert found.shape == (4, 3, 32, 32)
     torch.testing.assert_close(found[1], images[0, :, 4:36, 8:40])
     torch.testing.assert_close(found[2], images[1, :, 4:36, 8:40])
@@ -273,7 +273,7 @@ def test_the_rcnn_judges_the_best_proposals_of_each_class() -> None:
         for i in range(2):
             for k in range(2):
                 c = int(classes[i, k])
-                crops = cut(images[i : i + 1], proposed[i, k][None], 32)
+                crops = crop_regions(images[i : i + 1], proposed[i, k][None], 32)
                 x = network.rcnn.body.features(crops)["layer4"].mean((2, 3))
                 logits, moves = network.rcnn.cls_score(x), network.rcnn.bbox_pred(x).view(7, 5, 4)
                 best = int(logits[:, c].argmax())

@@ -14,20 +14,20 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from resnets.config.arch import DetectorArch, SegmenterArch
-from resnets.config.families import FAMILY, SCENES, TINY, dilated, retina
+from resnets.config.families import DENSE_TASK_MODELS, FAMILY, TINY, dilated, retina
 from resnets.errors import CheckpointError
 from resnets.models import build
-from resnets.models.io.infer_arch import skeleton
+from resnets.models.io.infer_arch import meta_model
 from resnets.models.io.model_file import open_model
-from resnets.models.io.pretrained import recognise, to_torchvision
+from resnets.models.io.pretrained import infer_arch, to_torchvision
 
 
 def taken_over(theirs: nn.Module, name: str, **fields: object) -> None:
     """Recognised as that member of the family; all tensors go over, and back."""
     state = theirs.state_dict()
-    arch, tensors = recognise(state)
+    arch, tensors = infer_arch(state)
     assert arch == replace(FAMILY[name], **fields)
-    assert list(tensors) == list(skeleton(arch).state_dict())
+    assert list(tensors) == list(meta_model(arch).state_dict())
     assert all(tensors[key] is tensor for key, tensor in state.items())
     added = tensors.keys() - state.keys()
     assert all(key.endswith("num_batches_tracked") for key in added)
@@ -146,7 +146,7 @@ def test_a_segmenter_from_a_file(tmp_path: Path) -> None:
 
 OURS = [
     name
-    for name, arch in SCENES.items()
+    for name, arch in DENSE_TASK_MODELS.items()
     if (isinstance(arch, DetectorArch) and arch.form != "c4") or isinstance(arch, SegmenterArch)
 ]
 
@@ -156,9 +156,9 @@ OURS = [
 )
 def test_the_family_is_recognised(name: str) -> None:
     arch = replace(FAMILY[name], classes=5, channels=1)
-    found, tensors = recognise(skeleton(arch).state_dict())
+    found, tensors = infer_arch(meta_model(arch).state_dict())
     assert found == arch
-    assert list(tensors) == list(skeleton(arch).state_dict())
+    assert list(tensors) == list(meta_model(arch).state_dict())
 
 
 def test_others_than_the_family() -> None:
@@ -170,12 +170,12 @@ def test_others_than_the_family() -> None:
         DetectorArch(backbone=trunk, width=24, hidden=40, norm="group", masks=True, channels=2),
         replace(retina(trunk), width=32, norm="group", classes=3),
     ):
-        assert recognise(skeleton(arch).state_dict())[0] == arch
+        assert infer_arch(meta_model(arch).state_dict())[0] == arch
 
 
 def test_a_localizer_is_loaded_with_its_arch() -> None:
     network = build(FAMILY["localizer_tiny"])
-    arch, tensors = recognise(network.state_dict(), FAMILY["localizer_tiny"])
+    arch, tensors = infer_arch(network.state_dict(), FAMILY["localizer_tiny"])
     assert arch == network.arch
     network.load_state_dict(tensors, strict=True)
 
@@ -190,13 +190,13 @@ def test_a_localizer_is_loaded_with_its_arch() -> None:
 )
 def test_strange_tensors_are_refused(tensors: dict[str, Tensor]) -> None:
     with pytest.raises(CheckpointError, match="not a network that is known here"):
-        recognise(tensors)
+        infer_arch(tensors)
 
 
 def test_one_tensor_of_another_shape_is_refused() -> None:
-    state = skeleton(FAMILY["maskrcnn_resnet18_fpn"]).state_dict()
+    state = meta_model(FAMILY["maskrcnn_resnet18_fpn"]).state_dict()
     state["roi_heads.box_head.fc7.weight"] = torch.zeros(7, 7)
     with pytest.raises(CheckpointError, match="not a network that is known here"):
-        recognise(state)
+        infer_arch(state)
     with pytest.raises(CheckpointError, match=r"fc7\.weight is \(7, 7\), not \(1024, 1024\)"):
-        recognise(state, FAMILY["maskrcnn_resnet18_fpn"])
+        infer_arch(state, FAMILY["maskrcnn_resnet18_fpn"])

@@ -12,7 +12,7 @@ from resnets.config.arch import ResNetArch, SegmenterArch
 from resnets.config.families import FAMILY, TINY, dilated
 from resnets.errors import UsageError
 from resnets.models import build
-from resnets.models.segmentation import AUXILIARY, Segmenter, enlarged
+from resnets.models.segmentation import AUXILIARY, Segmenter, upsample_like
 
 NARROW = replace(TINY, blocks=(1, 1, 1, 1), widths=(8, 16, 24, 32), stem_width=8)
 SMALL = SegmenterArch(backbone=dilated(NARROW), width=16, classes=3)
@@ -130,7 +130,7 @@ def test_the_logits_are_torchvisions(name: str) -> None:
     with torch.no_grad():
         expected = theirs(images)
         logits = ours.eval()(images)
-        aux = enlarged(ours.aux_classifier(ours.features(images)["layer3"]), images)
+        aux = upsample_like(ours.aux_classifier(ours.features(images)["layer3"]), images)
     assert expected["out"].std() > 0.01
     assert logits.shape == (2, 21, 49, 81)
     torch.testing.assert_close(logits, expected["out"], rtol=1e-4, atol=1e-4)
@@ -188,7 +188,7 @@ def test_losses_by_hand(head: str, scene: tuple[Tensor, Tensor]) -> None:
     with torch.no_grad():
         found = network(images, masks)
         logits = network(images)
-        aux = enlarged(network.aux_classifier(network.features(images)["layer3"]), images)
+        aux = upsample_like(network.aux_classifier(network.features(images)["layer3"]), images)
 
     def mean(of: Tensor) -> float:
         parts = []

@@ -7,7 +7,7 @@ import torch.multiprocessing
 from torch import nn
 
 from resnets import models
-from resnets.models.sync_batch_norm import SyncBatchNorm, convert
+from resnets.models.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
 
 SHARES = {2: [5, 3], 4: [1, 4, 2, 3]}  # images of each rank
 
@@ -46,7 +46,7 @@ def work(rank, folder, shares):
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(shares)
     )
     mine = [part.split(shares)[rank] for part in batch(sum(shares))]
-    net = convert(layers())
+    net = convert_sync_batch_norm(layers())
     result = step(net, *mine)
     for gradient in result[2]:
         dist.all_reduce(gradient)
@@ -80,7 +80,7 @@ def test_every_normalisation_is_converted_and_nothing_else_changes():
     net = models.create("resnet8", classes=3)
     before = copy.deepcopy(net.state_dict())
     parameters = list(net.parameters())
-    assert convert(net) is net
+    assert convert_sync_batch_norm(net) is net
     kinds = {type(m) for name, m in net.named_modules() if "bn" in name.rpartition(".")[2]}
     assert kinds == {SyncBatchNorm}
     assert all(a is b for a, b in zip(parameters, net.parameters(), strict=True))
@@ -90,7 +90,7 @@ def test_every_normalisation_is_converted_and_nothing_else_changes():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_without_a_process_group_it_is_the_plain_one(training):
-    plain, synchronous = layers().train(training), convert(layers()).train(training)
+    plain, synchronous = layers().train(training), convert_sync_batch_norm(layers()).train(training)
     images, weight = batch(4)
     for ours, theirs in zip(
         step(synchronous, images, weight), step(plain, images, weight), strict=True

@@ -138,7 +138,7 @@ def test_a_budget_changes_length_resolution_and_data_and_three_experiments_netwo
             if not (one.units and budget == "cpu"):
                 assert short.arch == arm.recipe.arch
             assert short.batch == (128 if budget == "smoke" else arm.recipe.batch)
-            archs.changed(families.arch(short.model), short.arch)
+            archs.with_fields(families.arch(short.model), short.arch)
     cut = {one.id for one in EXPERIMENTS.values() if one.units}
     assert cut == {"r2.tab1", "r2.tab2", "r2.tab2-164"}
     text = (Path(__file__).parents[2] / "README.md").read_text()
@@ -156,7 +156,7 @@ def test_scenes_change_their_data_length_and_regions_alone():
             for name in ("model", "lr", "lr_batch", "schedule", "drops", "optimizer", "loss"):
                 assert getattr(short, name) == getattr(arm.recipe, name), (arm.name, name)
             assert (short.norm, short.weights, short.data) == ("batch", "", "data")
-            there = archs.changed(FAMILY[short.model], short.arch)
+            there = archs.with_fields(FAMILY[short.model], short.arch)
             assert getattr(there, "context", False) == arm.recipe.arch.get("context", False)
 
 

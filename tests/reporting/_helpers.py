@@ -12,7 +12,7 @@ from resnets.data import splits
 from resnets.evaluation import metrics, scores
 from resnets.evaluation.scores import Scores
 from resnets.models import build
-from resnets.models.io.model_file import Card, save
+from resnets.models.io.model_file import ModelMetadata, save
 from resnets.training.run import Run
 
 CLASSES = ("cat", "dog")
@@ -60,10 +60,10 @@ def folder(path, data=None, said=None, rows=(), recipe=None, ended=True):
         run.append("metrics.jsonl", row)
     if ended:
         torch.manual_seed(0)
-        save(run.model, build(arch), Card(arch=arch, classes=data.classes, preprocess=see))
+        save(run.model, build(arch), ModelMetadata(arch=arch, classes=data.classes, preprocess=see))
         if said:
             scores.save(run.path / "scores.safetensors", said)
-        result = metrics.result(said) if said else None
+        result = metrics.classification_metrics(said) if said else None
         figures = {"images": 0}
         if result:
             figures = {"split": "test", "images": result.images, "error": result.error}

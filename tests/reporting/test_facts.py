@@ -13,7 +13,7 @@ from ._helpers import RIGHT, folder, two
 
 
 def said(run, counts=()):
-    return facts.sentences(facts.gather(run), counts, lambda index: f"image {index}")
+    return facts.sentences(facts.read_facts(run), counts, lambda index: f"image {index}")
 
 
 def row(epoch, train, test=None):
@@ -22,14 +22,14 @@ def row(epoch, train, test=None):
 
 
 def test_the_headline_has_the_figure_and_its_interval(tmp_path):
-    head, sure = facts.headline(facts.gather(folder(tmp_path / "a", said=two())))
+    head, sure = facts.headline(facts.read_facts(folder(tmp_path / "a", said=two())))
     assert head == "resnet8 answers 62.50\u00a0% of the test images of made right."
     assert sure.startswith("8 images say so; with 95 % confidence (Wilson) it is 30.57\u00a0% to ")
 
 
 def test_an_unfinished_run_says_where_it_stands(tmp_path):
     run = folder(tmp_path / "a", rows=[row(2.0, 0.25)], ended=False)
-    assert facts.headline(facts.gather(run)) == (
+    assert facts.headline(facts.read_facts(run)) == (
         "resnet8 on made is not trained to the end.",
         "It stands at epoch 2.0, training error 25.00\u00a0%.",
     )
@@ -37,7 +37,7 @@ def test_an_unfinished_run_says_where_it_stands(tmp_path):
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"recipe\.json"):
-        facts.gather(compare.Run(tmp_path))
+        facts.read_facts(compare.Run(tmp_path))
 
 
 def test_what_the_answers_say(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from resnets.escape import visible
 from resnets.evaluation.scores import Scores
 from resnets.reporting import card, report
-from resnets.reporting.facts import gather
+from resnets.reporting.facts import read_facts
 from resnets.training.run import Run
 
 from ._helpers import folder, source, two
@@ -45,7 +45,7 @@ class Page(HTMLParser):
 
 
 def page(run, data=None):
-    return Page(report.write(gather(run), data).read_text())
+    return Page(report.write(read_facts(run), data).read_text())
 
 
 def noise(classes, each=4):
@@ -100,7 +100,7 @@ def test_a_page_of_big_noise_stays_under_two_megabytes(tmp_path, count):
     classes = [f"class {k}" for k in range(count)]
     data = source(classes=tuple(classes), size=96, count=4 * count)
     run = folder(tmp_path / "a", data, said=noise(classes), rows=rows(300))
-    path = report.write(gather(run), data)
+    path = report.write(read_facts(run), data)
     assert 10_000 < path.stat().st_size < 2_000_000
     assert ("Rows are the true classes" in path.read_text()) == (count <= 20)
 
@@ -114,7 +114,7 @@ def test_any_name_of_a_class_is_only_text(tmp_path):
     assert found.all("i") == []
     for name in map(visible, WILD):
         assert name in found.text
-    text = card.write(gather(run)).read_text()
+    text = card.write(read_facts(run)).read_text()
     _, header, body = text.split("---\n", 2)
     (entry,) = yaml.safe_load(header)["model-index"]
     assert entry["name"] == "a|<b>"
@@ -129,7 +129,7 @@ def test_a_value_of_the_header_is_read_back_as_it_was(text):
 
 
 def test_the_card_has_the_figures(tmp_path):
-    text = card.write(gather(folder(tmp_path / "a", said=two()))).read_text()
+    text = card.write(read_facts(folder(tmp_path / "a", said=two()))).read_text()
     header = yaml.safe_load(text.split("---\n")[1])
     assert header["license"] == "unknown"
     assert header["pipeline_tag"] == "image-classification"
@@ -146,7 +146,7 @@ def test_what_is_not_there_is_said(tmp_path, ended):
     assert "There are no pictures: " in found.text
     assert "the run has no scores" in found.text
     assert ("resnets resume" in found.text) != ended
-    card.write(gather(run))
+    card.write(read_facts(run))
 
 
 def test_changed_data_gives_no_pictures(tmp_path):
@@ -171,7 +171,7 @@ def test_several_labels_of_an_image(tmp_path):
 
 def test_a_run_is_called_by_its_folder_however_its_path_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(folder(tmp_path / "mine", said=two()).path)
-    assert "# mine\n" in card.write(gather(Run(Path()))).read_text()
+    assert "# mine\n" in card.write(read_facts(Run(Path()))).read_text()
     assert "Run mine" in page(Run(Path()), source()).text
 
 

@@ -11,9 +11,9 @@ import resnets
 from resnets import lifecycle
 from resnets.data.splits import Split
 from resnets.evaluation import detection
-from resnets.evaluation.detection import Found
+from resnets.evaluation.detection import DetectionPredictions
 from resnets.reporting import compare, plots, scenes
-from resnets.reporting.facts import gather, percent
+from resnets.reporting.facts import percent, read_facts
 from resnets.training.run import Run
 
 from .test_report import Page
@@ -41,7 +41,7 @@ def page(run):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_page_has_the_figures_the_classes_and_the_pictures(runs, task):
-    found, ended = page(runs / task), gather(Run(runs / task)).ended
+    found, ended = page(runs / task), read_facts(Run(runs / task)).ended
     assert found.open == []
     ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -49,7 +49,7 @@ def test_the_page_has_the_figures_the_classes_and_the_pictures(runs, task):
     pictures = found.all("img")
     assert all(picture["alt"] for picture in pictures)
     assert all(picture["src"].startswith("data:image/webp;base64,") for picture in pictures)
-    for name in gather(Run(runs / task)).words.figures:
+    for name in read_facts(Run(runs / task)).words.figures:
         if ended.get(name) is not None:
             assert percent(ended[name]).replace("\u00a0", " ") in found.text
     names = [" red ", " dark "] if task != "segment" else [" 0 ", " 1 ", " 2 "]
@@ -85,7 +85,7 @@ def test_a_segmenters_page_has_its_confusion_in_percent(runs):
 )
 def test_the_card_says_the_task_and_the_figures(runs, task, pipeline, metric, figure):
     _, header, body = (runs / task / "README.md").read_text().split("---\n", 2)
-    card, ended = yaml.safe_load(header), gather(Run(runs / task)).ended
+    card, ended = yaml.safe_load(header), read_facts(Run(runs / task)).ended
     assert card["pipeline_tag"] == pipeline
     first = card["model-index"][0]["results"][0]["metrics"][0]
     assert first == {"type": metric, "value": ended[figure]}
@@ -98,7 +98,7 @@ def test_errors_are_called_what_they_are(runs):
     (row,) = [r for r in compared if r["what"] == "error"]
     labels = ("1 - mAP at IoU 0.5", "localisation error", "1 - mean IoU")
     for task, label in zip(TASKS, labels, strict=True):
-        error = gather(Run(runs / task)).ended["error"]
+        error = read_facts(Run(runs / task)).ended["error"]
         assert row[str(runs / task)] == f"{percent(error)} ({label}), test"
     assert [row["error_is"] for row in resnets.runs(runs)] == list(labels)
 
@@ -142,7 +142,7 @@ def made(folder):
     zeros = torch.zeros(len(given), dtype=torch.int64)
     columns = torch.tensor(classes), torch.tensor(scores), torch.tensor(boxes).float()
     square = detection.pasted(torch.ones(28, 28), columns[2][0], 120, 160)
-    return split, Found(zeros, *columns, (square,) * len(given), torch.tensor([0]))
+    return split, DetectionPredictions(zeros, *columns, (square,) * len(given), torch.tensor([0]))
 
 
 def test_every_miss_is_of_its_kind(tmp_path):

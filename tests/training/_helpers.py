@@ -2,7 +2,7 @@
 
 from resnets.training.loop import fit
 from resnets.training.run import Run
-from resnets.training.signals import Stop
+from resnets.training.signals import SignalFlags
 
 
 def run_to(folder, plan, stop_after=None):
@@ -10,7 +10,7 @@ def run_to(folder, plan, stop_after=None):
     run = Run(folder)
     if not folder.exists():
         run.create()
-    stop = Stop()
+    stop = SignalFlags()
     for progress in fit(run, plan, stop):
         if stop_after is not None and progress.step >= stop_after:
             stop.signal = 15

@@ -17,8 +17,8 @@ from resnets.evaluation import metrics
 from resnets.evaluation.predictor import load
 from resnets.training import loop
 from resnets.training.distributed import World
-from resnets.training.plan import choose, resolve
-from resnets.training.state import Course, State, adopt
+from resnets.training.plan import default_recipe, resolve
+from resnets.training.state import State, TrainProgress, load_pretrained
 from resnets.training.step import Step
 
 from ._helpers import run_to
@@ -84,12 +84,12 @@ def test_training_begins_at_given_weights_with_a_new_classifier(trained):
     assert all(torch.equal(v, base[k]) for k, v in state.network.state_dict().items())
     fewer = small_plan(weights=str(trained))
     other = State.start(fewer.recipe, replace(fewer.arch, classes=3), CPU)
-    adopt(other.network, base)
+    load_pretrained(other.network, base)
     assert torch.equal(other.network.state_dict()["conv1.weight"], base["conv1.weight"])
     assert other.network.fc.weight.shape == (3, 64)
     deeper = State.start(fewer.recipe, small_plan(model="resnet14").arch, CPU)
     with pytest.raises(CheckpointError, match="another network"):
-        adopt(deeper.network, base)
+        load_pretrained(deeper.network, base)
 
 
 def test_the_network_is_that_of_the_weights(trained):
@@ -167,7 +167,7 @@ def test_a_plateau_divides_the_rate(tmp_path):
 def test_the_best_state_is_kept_as_a_model_file(tmp_path):
     run = run_to(tmp_path / "run", small_plan(steps=100, keep="best", lr=0.4))
     plan = small_plan()
-    result = metrics.result(load(run.best).scores(plan.source.val))
+    result = metrics.classification_metrics(load(run.best).scores(plan.source.val))
     assert result.error == pytest.approx(min(errors_of(run)))
 
 
@@ -256,7 +256,9 @@ def test_exact_normalisation_statistics_are_in_the_result(tmp_path):
     raw = newest(loop.Run(outcome.run)).tensors["average.bn1.running_mean"]
     assert not torch.equal(model.network.bn1.running_mean, raw)
     plan = resnets.plan("digits", recipe=str(tmp_path / "r" / "recipe.json"))
-    images = torch.cat([b.images for b in itertools.islice(loop.batches(plan, Course(steps=3)), 3)])
+    images = torch.cat(
+        [b.images for b in itertools.islice(loop.batches(plan, TrainProgress(steps=3)), 3)]
+    )
     means = F.conv2d(images, model.network.conv1.weight, padding=1).mean((0, 2, 3))
     torch.testing.assert_close(model.network.bn1.running_mean, means, rtol=1e-4, atol=1e-5)
 
@@ -337,7 +339,7 @@ def test_images_with_several_labels_are_learned(tmp_path, fields):
 
 def test_several_labels_have_their_own_loss_and_no_teacher(trained):
     plan = several_labels()
-    assert choose(replace(plan.source, name="table"), plan.train, CPU).loss == "bce"
+    assert default_recipe(replace(plan.source, name="table"), plan.train, CPU).loss == "bce"
     with pytest.raises(UsageError, match=r"several labels each: --set loss=bce"):
         several_labels(loss="cross-entropy")
     with pytest.raises(UsageError, match="leave teacher out"):

@@ -15,10 +15,10 @@ from resnets.errors import CheckpointError, DiskError, Diverged, UsageError
 from resnets.models.io.model_file import digest
 from resnets.training import checkpoint
 from resnets.training import plan as plans
-from resnets.training.loop import fit, interval, read_best
+from resnets.training.loop import evaluation_interval, fit, read_best
 from resnets.training.run import Run
-from resnets.training.signals import Stop
-from resnets.training.state import Course, State, blend
+from resnets.training.signals import SignalFlags
+from resnets.training.state import State, TrainProgress, ema_update
 from resnets.training.step import Step
 
 from ._helpers import run_to
@@ -62,7 +62,7 @@ def test_the_loss_falls_and_every_row_is_logged(tmp_path):
     ],
 )
 def test_a_short_run_is_evaluated_often_enough_where_that_costs_little(changes, steps, every):
-    assert interval(small_plan(**changes), steps) == every
+    assert evaluation_interval(small_plan(**changes), steps) == every
 
 
 def test_a_run_that_was_shortened_has_a_curve():
@@ -70,7 +70,7 @@ def test_a_run_that_was_shortened_has_a_curve():
 
     plan = resnets.plan("digits", epochs=3)
     assert plan.recipe.evaluations == 5
-    assert plan.steps / interval(plan, plan.steps) >= 5
+    assert plan.steps / evaluation_interval(plan, plan.steps) >= 5
     again = resnets.plan("digits", recipe=plan.recipe)
     assert again.recipe == plan.recipe
     assert resnets.plan("digits", epochs=3, overrides={"eval_every": 3}).recipe.evaluations == 0
@@ -92,7 +92,7 @@ def test_a_damaged_last_checkpoint_is_trained_again_and_told(tmp_path):
     run = run_to(tmp_path / "run", plan, stop_after=10)
     run_to(tmp_path / "run", plan)
     (checkpoint.finished(run.path / "checkpoints")[-1] / "state.json").write_text("{")
-    told = [note for progress in fit(run, plan, Stop()) for note in progress.notes]
+    told = [note for progress in fit(run, plan, SignalFlags()) for note in progress.notes]
     assert len(told) == 1
     assert "step-00000024" in told[0]
     assert digests(run) == digests(whole)
@@ -111,11 +111,11 @@ def test_a_damaged_best_state_is_told_at_once_with_a_way_out(tmp_path):
     flip(run.best)
     damaged = run.best.read_bytes()
     with pytest.raises(CheckpointError, match=r"best.safetensors(.|\n)*move it away, and `resnets"):
-        next(fit(run, plan, Stop()))
+        next(fit(run, plan, SignalFlags()))
     assert run.best.read_bytes() == damaged
     assert len(checkpoint.finished(run.path / "checkpoints")) == 1
     run.best.unlink()
-    told = [note for progress in fit(run, plan, Stop()) for note in progress.notes]
+    told = [note for progress in fit(run, plan, SignalFlags()) for note in progress.notes]
     assert told == [
         "best.safetensors is gone: the best state after this one is the result, or the last"
     ]
@@ -136,7 +136,7 @@ def test_a_best_state_that_cannot_be_read_now_is_left_alone(tmp_path, monkeypatc
 
     monkeypatch.setattr(Path, "read_bytes", fails)
     with pytest.raises(DiskError, match=r"best\.safetensors cannot be read(.|\n)*try again"):
-        next(fit(run, plan, Stop()))
+        next(fit(run, plan, SignalFlags()))
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl"])
@@ -145,7 +145,7 @@ def test_a_damaged_log_is_told_and_the_run_goes_on(tmp_path, name):
     run = run_to(tmp_path / "run", plan, stop_after=16)
     path = run.path / name
     path.write_text(path.read_text().replace('"step"', '"stap"', 1))
-    told = [note for progress in fit(run, plan, Stop()) for note in progress.notes]
+    told = [note for progress in fit(run, plan, SignalFlags()) for note in progress.notes]
     assert len(told) == 1
     assert re.match(rf"{name} is not what it was when step \d+ was saved: 1 lines", told[0])
     assert [row["step"] for row in run.rows(name)] == [20, 24]
@@ -161,7 +161,7 @@ def test_events_that_cannot_be_written_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorboard, "SummaryWriter", ascii_only)
     run = Run(tmp_path / "été")
     run.create()
-    notes = [note for p in fit(run, small_plan(steps=2), Stop()) for note in p.notes]
+    notes = [note for p in fit(run, small_plan(steps=2), SignalFlags()) for note in p.notes]
     assert len(notes) == 1
     assert "no events for TensorBoard" in notes[0]
 
@@ -216,7 +216,7 @@ def test_averaging_by_hand(keep):
         for p in network.parameters():
             p.add_(1.0)
     before = average.state_dict()["fc.weight"].clone()
-    blend(*(list(n.state_dict().values()) for n in (average, network)), keep)
+    ema_update(*(list(n.state_dict().values()) for n in (average, network)), keep)
     expected = keep * before + (1 - keep) * network.state_dict()["fc.weight"]
     torch.testing.assert_close(average.state_dict()["fc.weight"], expected)
 
@@ -234,7 +234,7 @@ def test_one_step_is_sgd_with_momentum_by_hand():
 
     plan = small_plan(nesterov=False, warmup=0.0, schedule="step", lr=0.05, decay_all=True)
     state = State.start(plan.recipe, plan.arch, CPU)
-    state.course = Course(steps=plan.steps, micro=plan.micro)
+    state.course = TrainProgress(steps=plan.steps, micro=plan.micro)
     step = Step(plan, state)
     weight = dict(state.network.named_parameters())["fc.weight"]
     velocity, expected = torch.zeros_like(weight), weight.detach().clone()

@@ -39,7 +39,7 @@ def test_the_need_of_an_image_is_that_of_two_halved_and_grows_with_the_side():
     _, larger = memory.need(a_plan(train_size=16))
     assert 3.9 < larger / image < 4.0  # but for what follows the pooling
     # sgd: weights, average and momentum three times, two gradients; and the statistics.
-    weights = sum(p.numel() for p in memory.nets.build(a_plan().arch).parameters())
+    weights = sum(p.numel() for p in memory.models.build(a_plan().arch).parameters())
     assert 0 <= fixed - 11 * 4 * weights < 10_000
 
 

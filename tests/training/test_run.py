@@ -6,7 +6,7 @@ import torch
 from resnets.errors import CheckpointError, DiskError, UsageError
 from resnets.training import checkpoint
 from resnets.training.run import Run
-from resnets.training.state import Course
+from resnets.training.state import TrainProgress
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def tensors(seed=0):
 
 
 def save(run, values, step):
-    checkpoint.write(run.path / "checkpoints", values, Course(step=step))
+    checkpoint.write(run.path / "checkpoints", values, TrainProgress(step=step))
 
 
 def newest(run):
@@ -94,10 +94,10 @@ def test_a_write_that_fails_leaves_the_earlier_ones_whole(run, monkeypatch):
     monkeypatch.setattr(checkpoint, "write_synced", full)
     writer = checkpoint.Writer(run.path / "checkpoints")
     for _ in range(2):
-        writer.save(tensors(2), Course(step=2))
+        writer.save(tensors(2), TrainProgress(step=2))
         writer.wait()
         assert "No space left" in writer.complaints()[0]
-    writer.save(tensors(2), Course(step=2))
+    writer.save(tensors(2), TrainProgress(step=2))
     writer.wait()
     with pytest.raises(DiskError, match=r"No space left(.|\n)*resnets resume"):
         writer.complaints()

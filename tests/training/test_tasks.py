@@ -8,13 +8,13 @@ import torch
 import resnets
 from resnets import models
 from resnets.config.families import FAMILY
-from resnets.data.joint_transforms import fitted
+from resnets.data.joint_transforms import fit_side
 from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation import detection
 from resnets.models.io.model_file import digest, load
 from resnets.training import checkpoint
 from resnets.training.loop import batches
-from resnets.training.state import Course, adopt
+from resnets.training.state import TrainProgress, load_pretrained
 
 from ._helpers import run_to
 
@@ -82,17 +82,17 @@ def test_a_classifier_becomes_the_backbone_and_a_detector_keeps_what_fits():
     classifier = models.create("resnet18", classes=7)
     arch = replace(FAMILY["fasterrcnn_resnet18_fpn"], classes=2)
     detector = models.build(arch)
-    adopt(detector, classifier.state_dict())
+    load_pretrained(detector, classifier.state_dict())
     own = detector.state_dict()
     for name, value in classifier.state_dict().items():
         assert name.startswith("fc.") or torch.equal(own[f"backbone.body.{name}"], value)
     other = models.build(replace(arch, classes=5))
     fresh = other.roi_heads["box_predictor"].cls_score.weight.clone()
-    adopt(other, own)
+    load_pretrained(other, own)
     assert torch.equal(other.rpn.head.cls_logits.weight, detector.rpn.head.cls_logits.weight)
     assert torch.equal(other.roi_heads["box_predictor"].cls_score.weight, fresh)
     with pytest.raises(CheckpointError, match="another network"):
-        adopt(detector, models.create("resnet34").state_dict())
+        load_pretrained(detector, models.create("resnet34").state_dict())
 
 
 def test_a_classifier_becomes_both_networks_of_a_localiser():
@@ -100,14 +100,14 @@ def test_a_classifier_becomes_both_networks_of_a_localiser():
     classifier = models.create("resnet18", classes=7)
     alone = replace(FAMILY["localizer_resnet18"], classes=2)
     plain, judged = models.build(alone), models.build(replace(alone, regions=(2, 3)))
-    adopt(judged, classifier.state_dict())
+    load_pretrained(judged, classifier.state_dict())
     for part in (judged.backbone, judged.rcnn.body):
         assert all(
             torch.equal(value, part.state_dict()[name])
             for name, value in classifier.state_dict().items()
             if not name.startswith("fc.")
         )
-    adopt(judged, plain.state_dict())
+    load_pretrained(judged, plain.state_dict())
     assert torch.equal(judged.backbone.conv1.weight, plain.backbone.conv1.weight)
     assert torch.equal(judged.regression.weight, plain.regression.weight)
     assert torch.equal(judged.rcnn.body.conv1.weight, plain.backbone.conv1.weight)
@@ -135,9 +135,9 @@ def test_a_steps_images_share_a_side_that_changes_from_step_to_step(drawn):
     assert max(sides) <= 80
     assert len(set(sides)) > 20
     assert sides == [plan.side(step, 1000) for step in range(100)]  # whatever the length
-    batch = next(batches(plan, Course(steps=6)))
-    height, width = fitted(64, 80, sides[0])
+    batch = next(batches(plan, TrainProgress(steps=6)))
+    height, width = fit_side(64, 80, sides[0])
     assert batch.images.shape[2:] == (-(-height // 32) * 32, -(-width // 32) * 32)
     classes = resnets.plan("digits", overrides={"augment.crop": "resize"})
     with pytest.raises(UsageError, match=r"augment.crop=resize is for boxes"):
-        next(batches(classes, Course(steps=1)))
+        next(batches(classes, TrainProgress(steps=1)))

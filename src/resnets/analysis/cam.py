@@ -21,9 +21,9 @@ from resnets.models import Classifier, build
 from resnets.models.layers import global_mean
 from resnets.models.mlp import Mlp
 from resnets.models.transformer import VisionTransformer
-from resnets.training.optim import classifier
+from resnets.training.optim import classifier_parameters
 
-Heat = Callable[[Classifier, Tensor, Tensor], Tensor]  # (B, C, *S), int64 (B,) -> (B, *S)
+Heatmap = Callable[[Classifier, Tensor, Tensor], Tensor]  # (B, C, *S), int64 (B,) -> (B, *S)
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 LIMIT = 0.5  # rank correlation with a random network's maps from which on a map proves nothing
 
@@ -55,7 +55,7 @@ def grad_cam(
             source = kept[0]
         else:
             maps = network.features(x)
-            logits = classifier(network)(global_mean(maps[last]))
+            logits = classifier_parameters(network)(global_mean(maps[last]))
             source = maps[level or last]
         (gradient,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), source)
     if isinstance(network, VisionTransformer):
@@ -64,7 +64,7 @@ def grad_cam(
         source, gradient = (t[:, 1:].mT.reshape(size) for t in (source, gradient))
     heat = torch.einsum("nc...,nc->n...", source.detach(), global_mean(gradient)).relu()
     mode = LINEAR[images.ndim - 2]
-    return scaled(F.interpolate(heat[:, None], images.shape[2:], mode=mode)[:, 0])
+    return normalize_heatmap(F.interpolate(heat[:, None], images.shape[2:], mode=mode)[:, 0])
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def occlusion(
     return torch.stack(heats)
 
 
-def scaled(heat: Tensor) -> Tensor:
+def normalize_heatmap(heat: Tensor) -> Tensor:
     """What speaks for the class, divided by its maximum: (B, *S) -> (B, *S) in 0..1."""
     most = heat.flatten(1).amax(1).view(-1, *(1,) * (heat.ndim - 1))
     return heat.clamp_min(0) / torch.where(most > 0, most, 1)
@@ -123,7 +123,7 @@ def overlay(image: Tensor, heat: Tensor, side: int = 224) -> Image.Image:
 
 
 @dataclass(frozen=True, slots=True)
-class Sanity:
+class RandomizationCheck:
     """Rank correlation (Spearman) of maps with those of networks that know less and less.
 
     By the part down to which, from the classifier on, weights are random; the last is all of them.
@@ -150,9 +150,9 @@ class Sanity:
         )
 
 
-def sanity(
-    network: Classifier, images: Tensor, targets: Tensor, *, heat: Heat = grad_cam, seed: int = 0
-) -> Sanity:
+def check_randomization(
+    network: Classifier, images: Tensor, targets: Tensor, *, heat: Heatmap = grad_cam, seed: int = 0
+) -> RandomizationCheck:
     """The cascading randomisation check of Adebayo et al. 2018 (1810.03292), section 3.1.
 
     Shapes: (B, C, *S), int64 (B,). A map without heat, or with nan, is left out.
@@ -176,4 +176,4 @@ def sanity(
             rho = F.cosine_similarity(learned, drawn := ranks(other))
             told = learned.any(1) & drawn.any(1) & rho.isfinite()
             correlations[part] = rho[told].mean().item() if told.any() else None
-    return Sanity(correlations)
+    return RandomizationCheck(correlations)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from resnets.analysis.signal import loss, settled
+from resnets.analysis.signal import eval_copy, loss
 from resnets.errors import UsageError
 from resnets.models.blocks import ExclusiveGate, PreActivation, Residual, SharedPreActivation, units
 from resnets.models.resnet import Pad, Scale, ShortcutGate
@@ -25,7 +25,7 @@ Score = Callable[[], float]
 Call = tuple[Unit, Tensor, Tensor]  # a unit, what it was given, and what it gave
 
 
-def calls(network: nn.Module, images: Tensor) -> tuple[list[Call], Tensor]:
+def capture_unit_io(network: nn.Module, images: Tensor) -> tuple[list[Call], Tensor]:
     """The calls of the residual units in one forward pass, in order, and its logits."""
     seen = list[Call]()
     hooks = [
@@ -38,7 +38,7 @@ def calls(network: nn.Module, images: Tensor) -> tuple[list[Call], Tensor]:
     return seen, logits
 
 
-def stretches(seen: Sequence[Call]) -> list[list[Call]]:
+def same_shape_runs(seen: Sequence[Call]) -> list[list[Call]]:
     """Units in a row that keep their input's shape: the parts of stages in which x can stay x.
 
     Raises UsageError where there are none.
@@ -60,9 +60,9 @@ def equation4(network: nn.Module, x: Tensor) -> float:
 
     In float64; it is rounding where shortcuts are identities and nothing follows the addition.
     """
-    seen, _ = calls(settled(network, torch.float64), x.double())
+    seen, _ = capture_unit_io(eval_copy(network, torch.float64), x.double())
     worst = 0.0
-    for part in stretches(seen):
+    for part in same_shape_runs(seen):
         (_, start, _), (_, _, end) = part[0], part[-1]
         total = low = high = torch.zeros_like(start)
         for unit, x_i, y in part:
@@ -81,12 +81,12 @@ def equation5(
     From the first unit of a stretch to its last, in float64; E is `signal.loss`. The second term is
     a vector-Jacobian product of its own, from x_l through F alone to the sum.
     """
-    network = settled(network, torch.float64).requires_grad_()
+    network = eval_copy(network, torch.float64).requires_grad_()
     worst = 0.0
     with torch.enable_grad():
-        seen, logits = calls(network, x.double())
+        seen, logits = capture_unit_io(network, x.double())
         error = loss(logits, labels, seed)
-        for part in stretches(seen):
+        for part in same_shape_runs(seen):
             (_, start, _), (_, _, end) = part[0], part[-1]
             at_start, at_end = torch.autograd.grad(error, (start, end), retain_graph=True)
             x_l = x_i = start.detach().requires_grad_()
@@ -108,7 +108,7 @@ def shortcut_products(network: nn.Module, x: Tensor) -> list[float]:
     """
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        seen, _ = calls(settled(network, torch.float64), x.double())
+        seen, _ = capture_unit_io(eval_copy(network, torch.float64), x.double())
         scales = [_scale(unit, x_i) for unit, x_i, _ in seen]
     return [*accumulate(reversed(scales), mul)][::-1]
 
@@ -138,7 +138,7 @@ def _scale(h: nn.Module, x: Tensor) -> float:
     return float(back.norm() / v.norm())
 
 
-def direct(unit: Unit, inputs: tuple[Tensor], _: object = None) -> Tensor:
+def skip_branch(unit: Unit, inputs: tuple[Tensor], _: object = None) -> Tensor:
     """The answer of a unit without its branch, as of a hook: y = act(h(x))."""
     return after_addition(unit, unit.skip_and_branch(*inputs)[0])
 
@@ -149,18 +149,18 @@ def after_addition(unit: Unit, y: Tensor) -> Tensor:
     return z
 
 
-def lesions(network: nn.Module, score: Score) -> Iterator[tuple[str, float]]:
+def delete_units(network: nn.Module, score: Score) -> Iterator[tuple[str, float]]:
     """(unit, score of the network without its branch), each unit in turn: 1605.06431, section 4.1.
 
     The unit's shortcut stays. The network is whole again before each is given.
     """
     for name, unit in units(network).items():
-        with unit.register_forward_hook(direct):
+        with unit.register_forward_hook(skip_branch):
             value = score()
         yield name, value
 
 
-def swaps(
+def swap_units(
     network: nn.Module, score: Score, *, pairs: int = 20, seed: int = 0
 ) -> Iterator[tuple[str, str, float]]:
     """(unit, unit, score of the network with the two exchanged): 1605.06431, section 4.3.
@@ -186,7 +186,7 @@ def swaps(
         yield a, b, value
 
 
-def paths(
+def path_gradients(
     network: nn.Module,
     images: Tensor,
     labels: Tensor | None = None,
@@ -199,9 +199,9 @@ def paths(
     1605.06431, section 5: the forward pass is whole; the gradient of `signal.loss` goes back to the
     first unit's input through the branch of k units that are drawn, and past those of the others.
     """
-    network, drawn = settled(network, images.dtype).requires_grad_(), random.Random(seed)
+    network, drawn = eval_copy(network, images.dtype).requires_grad_(), random.Random(seed)
     with torch.enable_grad():
-        seen, logits = calls(network, images)
+        seen, logits = capture_unit_io(network, images)
         (at_end,) = torch.autograd.grad(loss(logits, labels, seed), seen[-1][2])
         links = []
         for unit, x_i, _ in seen:

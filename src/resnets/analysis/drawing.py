@@ -16,13 +16,13 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from resnets.data.decode import decode
-from resnets.data.detection.coco import Ids, free
+from resnets.data.detection.coco import UniqueIds, unused_id
 from resnets.data.splits import Split
 from resnets.escape import visible
 from resnets.evaluation import detection, segmentation
-from resnets.evaluation.detection import Detect, Found
+from resnets.evaluation.detection import Detect, DetectionPredictions
 from resnets.evaluation.predictor import Model
-from resnets.evaluation.scenes import Reading
+from resnets.evaluation.scenes import LoaderOptions
 from resnets.files import write_whole
 
 FONT = font_manager.findfont("DejaVu Sans")  # matplotlib brings it
@@ -35,14 +35,14 @@ def colour(index: int) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def ink(paper: Colour) -> Colour:
+def text_colour(paper: Colour) -> Colour:
     """Black or white, whichever has the greater contrast with a colour: WCAG 2, section 1.4.3."""
     linear = [(c / 255 + 0.055) ** 2.4 / 1.055**2.4 if c > 10 else c / 255 / 12.92 for c in paper]
     luminance = sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
     return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
 
 
-def boxed(
+def draw_box(
     image: Tensor, boxes: Tensor, classes: Sequence[int], words: Sequence[str], masks: Tensor | None
 ) -> Tensor:
     """An image with boxes, their words, and masks: uint8 (3, H, W), (D, 4), bool (D, H, W)."""
@@ -60,24 +60,26 @@ def boxed(
         width=max(1, side // 300),
         font=FONT,
         font_size=max(9, side // 45),
-        label_colors=[ink(paper) for paper in colours],
+        label_colors=[text_colour(paper) for paper in colours],
         fill_labels=True,
     )
     return drawn
 
 
-def row(file: Path, found: str = "", problem: str = "") -> dict[str, str]:
+def csv_row(file: Path, found: str = "", problem: str = "") -> dict[str, str]:
     """What is on an image, or why it could not be read."""
     return {"file": str(file), "found": found, "problem": problem}
 
 
-def read(split: Split, index: int) -> Tensor:
+def read_predictions(split: Split, index: int) -> Tensor:
     """An image of files in colour: uint8 (3, H, W)."""
     assert not isinstance(split.images, Tensor)
     return torch.from_numpy(decode(split.images[index], 3, 0)).permute(2, 0, 1).contiguous()
 
 
-def seen(split: Split, index: int, found: Found, names: Sequence[str], score: float) -> Tensor:
+def draw_prediction(
+    split: Split, index: int, found: DetectionPredictions, names: Sequence[str], score: float
+) -> Tensor:
     """An image with what was found on it from `score` on: uint8 (3, H, W)."""
     rows = ((found.images == index) & (found.scores >= score)).nonzero()[:, 0]
     kinds = found.classes[rows].tolist()
@@ -86,17 +88,17 @@ def seen(split: Split, index: int, found: Found, names: Sequence[str], score: fl
     masks = None
     if found.masks is not None and len(rows):
         masks = torch.stack([detection.decoded(found.masks[row]) for row in rows.tolist()])
-    return boxed(read(split, index), found.boxes[rows], kinds, words, masks)
+    return draw_box(read_predictions(split, index), found.boxes[rows], kinds, words, masks)
 
 
-def objects(
+def draw_detections(
     network: Detect,
     model: Model,
     split: Split,
     folder: Path,
     score: float,
-    ids: Ids,
-    **reading: Unpack[Reading],
+    ids: UniqueIds,
+    **reading: Unpack[LoaderOptions],
 ) -> list[dict[str, str]]:
     """Pictures and detections.json in a folder; of each image its name and what is on it.
 
@@ -105,13 +107,15 @@ def objects(
     Raises DiskError, and MissingPackage for masks.
     """
     assert not isinstance(split.images, Tensor)
-    found = detection.find(network, split, bfloat16=model.bfloat16, **reading)
+    found = detection.detect(network, split, bfloat16=model.bfloat16, **reading)
     names = model.card.classes
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
-    numbers = [ids.images.get(path, free(ids.images) + k) for k, path in enumerate(split.images)]
+    numbers = [
+        ids.images.get(path, unused_id(ids.images) + k) for k, path in enumerate(split.images)
+    ]
     known = ids.categories
-    categories = [known.get(name, free(known) + k) for k, name in enumerate(names)]
+    categories = [known.get(name, unused_id(known) + k) for k, name in enumerate(names)]
     columns = (found.images, found.classes, found.scores, found.boxes)
     for k, values in enumerate(zip(*(x.tolist() for x in columns), strict=True)):
         image, kind, chance, (x1, y1, x2, y2) = values
@@ -127,19 +131,19 @@ def objects(
             line["segmentation"] = {"size": [height, width], "counts": runs.decode()}
         lines.append(line)
     write_whole(folder / "detections.json", json.dumps(lines, indent=1).encode())
-    rows = [row(path, problem=why) for path, why in found.unreadable]
+    rows = [csv_row(path, problem=why) for path, why in found.unreadable]
     for index in found.indices.tolist():
-        path, picture = split.images[index], seen(split, index, found, names, score)
+        path, picture = split.images[index], draw_prediction(split, index, found, names, score)
         to_pil_image(picture).save(folder / f"{index:05d}-{path.stem}.jpg", quality=90)
         shown = (found.images == index) & (found.scores >= score)
         counts = torch.bincount(found.classes[shown], minlength=len(names)).tolist()
         words = [f"{count} {name}" for name, count in zip(names, counts, strict=True) if count]
-        rows.append(row(path, ", ".join(words) or "nothing"))
+        rows.append(csv_row(path, ", ".join(words) or "nothing"))
     return rows
 
 
-def pixels(
-    model: Model, split: Split, folder: Path, **reading: Unpack[Reading]
+def draw_segmentation(
+    model: Model, split: Split, folder: Path, **reading: Unpack[LoaderOptions]
 ) -> list[dict[str, str]]:
     """For each image a PNG of class indices and an overlay in a folder; its name and its classes.
 
@@ -151,21 +155,21 @@ def pixels(
     for batch, maps in segmentation.class_maps(
         model.network, split, bfloat16=model.bfloat16, **reading
     ):
-        rows += [row(path, problem=why) for path, why in batch.unreadable]
+        rows += [csv_row(path, problem=why) for path, why in batch.unreadable]
         for index, classes in zip(batch.indices.tolist(), maps, strict=True):
             path, given = split.images[index], classes.cpu()
             stem = f"{index:05d}-{path.stem}"
             Image.fromarray(given.byte().numpy()).save(folder / f"{stem}.png")
-            picture = painted(read(split, index), given, len(names))
+            picture = draw_mask(read_predictions(split, index), given, len(names))
             to_pil_image(picture).save(folder / f"{stem}.jpg", quality=90)
             shares = torch.bincount(given.flatten(), minlength=len(names)) / given.numel()
             best = shares.argsort(descending=True, stable=True)[:5].tolist()
             words = [f"{names[k]} {100 * shares[k]:.0f} %" for k in best if shares[k] > 0.005]
-            rows.append(row(path, ", ".join(words)))
+            rows.append(csv_row(path, ", ".join(words)))
     return rows
 
 
-def painted(image: Tensor, classes: Tensor, kinds: int) -> Tensor:
+def draw_mask(image: Tensor, classes: Tensor, kinds: int) -> Tensor:
     """An image under the colours of its pixels' classes: uint8 (3, H, W), int64 (H, W)."""
     present = [k for k in torch.unique(classes).tolist() if k < kinds]
     planes = classes == torch.tensor(present)[:, None, None]

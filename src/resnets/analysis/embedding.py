@@ -24,7 +24,7 @@ NEAR, FAR, CORRELATION, COSINE = 10, 16, 0.9, 0.95
 
 
 @torch.no_grad()
-def vector(model: Model, images: Tensor) -> Tensor:
+def embedding(model: Model, images: Tensor) -> Tensor:
     """The mean of the last level's map, as a direction.
 
     Shapes: normalised (N, C, H, W) -> float32 (N, D) on the CPU, of norm 1.
@@ -33,7 +33,7 @@ def vector(model: Model, images: Tensor) -> Tensor:
     return F.normalize(global_mean(maps)).cpu()
 
 
-def vectors(
+def embeddings(
     model: Model, split: Split, *, batch: int = 250, workers: int = 0
 ) -> tuple[Tensor, Tensor]:
     """The `vector` of each readable image, and which images these are.
@@ -42,7 +42,7 @@ def vectors(
     """
     see, device = model.card.preprocess, model.device
     batches = test_batches(split, preprocess=see, batch=batch, device=device, workers=workers)
-    rows = [(vector(model, part.images), part.indices) for part in batches]
+    rows = [(embedding(model, part.images), part.indices) for part in batches]
     points, indices = (torch.cat(column) for column in zip(*rows, strict=True))
     return points, indices
 
@@ -57,7 +57,7 @@ def project(points: Tensor) -> dict[str, Tensor]:
     return {"PCA": torch.from_numpy(x[:, :2]), "t-SNE": torch.from_numpy(placed)}
 
 
-def nearest(points: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def nearest_neighbours(points: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Cosines and rows of the `count` points nearest to each query, nearest first.
 
     Shapes: (N, D), (Q, D), both of norm 1 -> float (Q, n), int64 (Q, n); n = min(count, N).
@@ -66,7 +66,7 @@ def nearest(points: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor
     return found.values, found.indices
 
 
-class Pair(NamedTuple):
+class DuplicatePair(NamedTuple):
     """Nearly the same picture: image `first` of one split and image `second` of the other."""
 
     first: int
@@ -75,7 +75,7 @@ class Pair(NamedTuple):
     correlation: float
 
 
-class Prints(NamedTuple):
+class PerceptualHashes(NamedTuple):
     """What stays of an image that is shifted a little, compressed again or made brighter."""
 
     bits: Tensor  # float32 (N, 64) of -1 and 1: is a cell of 8 x 9 darker than the next?
@@ -83,7 +83,7 @@ class Prints(NamedTuple):
     rows: Tensor  # int64 (N,): which images of the split
 
 
-def prints(split: Split, *, workers: int = 0) -> Prints:
+def perceptual_hashes(split: Split, *, workers: int = 0) -> PerceptualHashes:
     """Of the central square of each readable image."""
     batches = list(test_batches(split, preprocess=GREY, batch=500, device="cpu", workers=workers))
     cells = torch.cat([F.adaptive_avg_pool2d(b.images, (16, 18)) for b in batches])
@@ -91,18 +91,18 @@ def prints(split: Split, *, workers: int = 0) -> Prints:
     bits = torch.where(coarse.diff(dim=3) > 0, 1.0, -1.0).flatten(1)
     # What varies by less than a grey level is of one colour.
     thumbnails = F.normalize(flat - flat.mean(1, keepdim=True), eps=0.01)
-    return Prints(bits, thumbnails, torch.cat([b.indices for b in batches]))
+    return PerceptualHashes(bits, thumbnails, torch.cat([b.indices for b in batches]))
 
 
 def duplicates(
     one: Split, other: Split, *, model: Model | None = None, batch: int = 250, workers: int = 0
-) -> list[Pair]:
+) -> list[DuplicatePair]:
     """Near-duplicates across two splits, the surest first.
 
     Their difference hashes are nearly the same and their thumbnails correlate; with a `model` also
     those whose hashes are less near and whose vectors agree. Images of one colour are left out.
     """
-    a, b = (prints(split, workers=workers) for split in (one, other))
+    a, b = (perceptual_hashes(split, workers=workers) for split in (one, other))
     found = []
     for part in torch.split(torch.arange(len(a.rows)), 128):
         distance = 32 - a.bits[part] @ b.bits.T / 2
@@ -116,10 +116,10 @@ def duplicates(
     sure = distance <= NEAR
     if model and not sure.all():
         x, y = (
-            vectors(model, split.take(images[~sure].long()), batch=batch, workers=workers)[0]
+            embeddings(model, split.take(images[~sure].long()), batch=batch, workers=workers)[0]
             for split, images in ((one, i), (other, j))
         )
         sure[~sure] = (x * y).sum(1) >= COSINE
     order = alike[sure].argsort(descending=True)
     pairs = torch.stack([i, j, distance, alike])[:, sure][:, order].T.tolist()
-    return [Pair(int(i), int(j), int(bits), float(c)) for i, j, bits, c in pairs]
+    return [DuplicatePair(int(i), int(j), int(bits), float(c)) for i, j, bits, c in pairs]

@@ -24,8 +24,8 @@ from resnets.data.splits import Split
 from resnets.data.transforms import normalize, statistics
 from resnets.errors import UsageError
 from resnets.escape import visible
-from resnets.evaluation.metrics import answers, truth
-from resnets.evaluation.predictor import Model, Prediction, view
+from resnets.evaluation.metrics import predicted_classes, target_probabilities
+from resnets.evaluation.predictor import Model, Prediction, preprocess_image
 from resnets.evaluation.scores import Scores
 from resnets.files import write_whole
 from resnets.training.run import Run
@@ -61,7 +61,7 @@ def explain(
     known: Split | None = None,
     batch: int = 250,
     workers: int = 0,
-) -> Iterator[Explained | cam.Sanity]:
+) -> Iterator[Explained | cam.RandomizationCheck]:
     """Draw what speaks for the `top` classes of each image; the randomisation check comes last.
 
     The folder gets a picture for each image, and explain.json with all that is given here. With
@@ -80,30 +80,32 @@ def explain(
     see, device, names = model.card.preprocess, model.device, model.card.classes
     explained, seen = list[Explained](), list[tuple[Tensor, Tensor]]()
     if known:
-        points, rows = embedding.vectors(model, known, batch=batch, workers=workers)
+        points, rows = embedding.embeddings(model, known, batch=batch, workers=workers)
     for number, item in enumerate(inputs, 1):
         (said,) = model.predict([item], top=top)
         answer = Explained(**asdict(said))
         if said.problem is None:
-            shown = view(torch.from_numpy(decode(item, see.channels, see.white)), see)
+            shown = preprocess_image(torch.from_numpy(decode(item, see.channels, see.white)), see)
             x = normalize(shown[None].to(device), *statistics(see, device))
             targets = torch.tensor([names.index(name) for name in said.classes], device=device)
-            heats = cam.scaled(
+            heats = cam.normalize_heatmap(
                 heat(model.classifier, x.expand(len(targets), *x.shape[1:]), targets)
             )
             texts = [f"{c}  {p:.1%}" for c, p in zip(said.classes, said.probabilities, strict=True)]
             tiles = [*zip((cam.overlay(shown, h) for h in heats), texts, strict=True)]
             near = list[str]()
             if known:
-                cosines, found = embedding.nearest(points, embedding.vector(model, x), NEIGHBOURS)
+                cosines, found = embedding.nearest_neighbours(
+                    points, embedding.embedding(model, x), NEIGHBOURS
+                )
                 which = rows[found[0]]
-                near = [findings.called(known, index) for index in which.tolist()]
-                whose = truth(known.labels[which], len(names))
+                near = [findings.image_name(known, index) for index in which.tolist()]
+                whose = target_probabilities(known.labels[which], len(names))
                 for index, has, cosine in zip(which.tolist(), whose, cosines[0], strict=True):
-                    text = f"{findings.named(has, names)}\ncosine {cosine:.3f}"
+                    text = f"{findings.class_names(has, names)}\ncosine {cosine:.3f}"
                     tiles.append((picture(known, index), text))
             file = f"{number:04}-{Path(said.file).stem[:50]}.png"  # 255 bytes are the most
-            _draw(out / file, sheet([(_image(shown), Path(said.file).name), *tiles]))
+            _draw(out / file, contact_sheet([(_image(shown), Path(said.file).name), *tiles]))
             answer = replace(answer, picture=file, neighbours=(*near,))
             seen = [*seen, (x, targets[:1])][:CHECKED]
         explained.append(answer)
@@ -111,7 +113,7 @@ def explain(
     facts: dict[str, Any] = {"method": method, "level": level, "images": [*map(asdict, explained)]}
     if seen:
         images, targets = (torch.cat(column) for column in zip(*seen, strict=True))
-        check = cam.sanity(model.classifier, images, targets, heat=heat)
+        check = cam.check_randomization(model.classifier, images, targets, heat=heat)
         facts["sanity"] = {"verdict": check.verdict, **asdict(check)}
     write_whole(out / "explain.json", json.dumps(facts, indent=2).encode())
     if seen:
@@ -136,18 +138,21 @@ def explore(
     Returns how many there are of each. Raises UsageError and DiskError as `explain`.
     """
     _new(out)
-    labels, given = truth(scores.labels, len(scores.classes)), answers(scores)
+    labels, given = (
+        target_probabilities(scores.labels, len(scores.classes)),
+        predicted_classes(scores),
+    )
     shares = scores.probabilities.amax(1)
 
     def about(row: int) -> tuple[str, ...]:
-        name = findings.called(split, int(scores.indices[row]))
-        words = (findings.named(has[row], scores.classes) for has in (labels, given))
+        name = findings.image_name(split, int(scores.indices[row]))
+        words = (findings.class_names(has[row], scores.classes) for has in (labels, given))
         return name, *words, f"{shares[row]:.4f}"
 
     found = {
         "most-wrong": findings.most_wrong(scores, SHOWN),
-        "most-unsure": findings.most_unsure(scores, SHOWN),
-        "mislabelled": findings.mislabelled(scores),
+        "most-unsure": findings.most_uncertain(scores, SHOWN),
+        "mislabelled": findings.label_errors(scores),
     }
     counts = {kind: len(rows) for kind, rows in found.items()}
     for kind, rows in found.items():
@@ -158,7 +163,8 @@ def explore(
         pairs = embedding.duplicates(split, train, model=model, batch=batch, workers=workers)
         counts["duplicates"] = len(pairs)
         alike = [
-            (findings.called(split, i), findings.called(train, j), *rest) for i, j, *rest in pairs
+            (findings.image_name(split, i), findings.image_name(train, j), *rest)
+            for i, j, *rest in pairs
         ]
         sides = ((picture(split, i), picture(train, j)) for i, j, *_ in pairs[:SHOWN])
         beside = (map(np.asarray, (a, b.resize(a.size))) for a, b in sides)
@@ -167,7 +173,7 @@ def explore(
     rows = torch.linspace(0, len(labels) - 1, min(POINTS, len(labels))).long()
     if len(rows) >= 3:
         chosen = split.take(scores.indices[rows])
-        points, _ = embedding.vectors(model, chosen, batch=batch, workers=workers)
+        points, _ = embedding.embeddings(model, chosen, batch=batch, workers=workers)
         places = embedding.project(points)
         axes = [f"{method} {axis}" for method in places for axis in "xy"]
         spots = torch.cat([*places.values()], 1).tolist()
@@ -178,7 +184,7 @@ def explore(
     return counts
 
 
-def sheet(tiles: Sequence[Tile], columns: int = 6) -> Figure:
+def contact_sheet(tiles: Sequence[Tile], columns: int = 6) -> Figure:
     """Pictures in rows, each under its lines of text."""
     columns = min(columns, len(tiles))
     rows = math.ceil(len(tiles) / columns)
@@ -247,4 +253,4 @@ def _table(
     if images:
         named = (zip(columns, line, strict=True) for line in lines)
         texts = ("\n".join(f"{column} {value}" for column, value in line) for line in named)
-        _draw(path.with_suffix(".png"), sheet([*zip(images, texts, strict=False)]))
+        _draw(path.with_suffix(".png"), contact_sheet([*zip(images, texts, strict=False)]))

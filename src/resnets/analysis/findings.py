@@ -9,23 +9,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnets.data.splits import Split
-from resnets.evaluation.metrics import loss, right
+from resnets.evaluation.metrics import is_correct, loss
 from resnets.evaluation.scores import Scores
 
 
 def most_wrong(scores: Scores, count: int) -> Tensor:
     """The wrong answers of largest loss: int64 (n,), n <= count."""
-    return _largest(loss(scores), ~right(scores))[:count]
+    return _largest(loss(scores), ~is_correct(scores))[:count]
 
 
-def most_unsure(scores: Scores, count: int) -> Tensor:
+def most_uncertain(scores: Scores, count: int) -> Tensor:
     """The answers of largest entropy: int64 (n,), n <= count."""
     p = scores.probabilities
     entropy = torch.special.entr(p) + (torch.special.entr(1 - p) if scores.several else 0)
     return _largest(entropy.sum(1), torch.ones(len(p), dtype=torch.bool))[:count]
 
 
-def mislabelled(scores: Scores) -> Tensor:
+def label_errors(scores: Scores) -> Tensor:
     """The images whose label is likely wrong, by confident learning: int64 (n,).
 
     Northcutt et al. 2021 (1911.00068), eq. 1 and 2: an image counts for a class from the mean
@@ -69,12 +69,12 @@ def confusions(scores: Scores) -> list[tuple[str, str, int]]:
     return [(scores.classes[i], scores.classes[j], int(both[i, j])) for i, j in rows]
 
 
-def named(has: Tensor, names: Sequence[str]) -> str:
+def class_names(has: Tensor, names: Sequence[str]) -> str:
     """The classes of one image in words, given bool (K,) and K names."""
     return " and ".join(names[k] for k in has.nonzero()[:, 0]) or "no class"
 
 
-def called(split: Split | None, index: int) -> str:
+def image_name(split: Split | None, index: int) -> str:
     """The file of an image, or its number where there is none or the data is not at hand."""
     if split is None or isinstance(split.images, Tensor):
         return f"image {index}"

@@ -23,7 +23,7 @@ FAR = 1e3  # a signal that much smaller or larger is told of
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerStatistics:
     """One call of a convolution or linear layer."""
 
     index: int  # in the order of the calls, from 1
@@ -33,7 +33,7 @@ class Layer:
     weight: float  # norm of the gradient of its weights, over all its calls
 
 
-def settled(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+def eval_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy in evaluation mode; where no statistics are learned yet, the batch's normalise."""
     network = copy.deepcopy(network).to(dtype).eval()
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
@@ -66,7 +66,7 @@ def responses(network: nn.Module, images: Tensor) -> list[tuple[int, str, str, f
     response is that output; "where taken" is the name of the layer whose output it is. Statistics
     as in `settled`. Raises UsageError where there is no such layer.
     """
-    network = settled(network, images.dtype)
+    network = eval_copy(network, images.dtype)
     names = {module: name for name, module in network.named_modules()}
     before = getattr(getattr(network, "arch", None), "order", None) == "pre"
     found, last = list[tuple[int, str, str, float]](), None
@@ -76,9 +76,9 @@ def responses(network: nn.Module, images: Tensor) -> list[tuple[int, str, str, f
         if isinstance(layer, _ConvNd):
             last = output if max(layer.kernel_size) > 1 else None
             if last is not None:
-                found.append((len(found) + 1, names[layer], names[layer], spread(output)))
+                found.append((len(found) + 1, names[layer], names[layer], format_range(output)))
         elif inputs[0] is last and not before:
-            found[-1] = (*found[-1][:2], names[layer], spread(output))
+            found[-1] = (*found[-1][:2], names[layer], format_range(output))
 
     for module in names:
         if isinstance(module, _ConvNd | _NormBase | nn.GroupNorm | nn.LayerNorm):
@@ -91,7 +91,7 @@ def responses(network: nn.Module, images: Tensor) -> list[tuple[int, str, str, f
 
 def signal(
     module: nn.Module, images: Tensor, labels: Tensor | None = None, *, seed: int = 0
-) -> list[Layer]:
+) -> list[LayerStatistics]:
     """What each convolution and linear layer responds and gets back in a step of training.
 
     In training mode, with the batch's statistics; labels and errors as in `loss`. Raises UsageError
@@ -106,7 +106,7 @@ def signal(
     def see(name: str, layer: nn.Module, _: object, output: Tensor) -> None:
         if output.requires_grad:
             output.register_hook(partial(back, len(called)))  # type: ignore[no-untyped-call]
-        called.append((name, layer, spread(output.detach())))
+        called.append((name, layer, format_range(output.detach())))
 
     hooks = [
         layer.register_forward_hook(partial(see, name))
@@ -123,23 +123,23 @@ def signal(
             raise UsageError("the network calls no convolution and no linear layer")
         error.backward()  # type: ignore[no-untyped-call]
     return [
-        Layer(k + 1, name, forward, gradients.get(k, 0.0), _weight(layer))
+        LayerStatistics(k + 1, name, forward, gradients.get(k, 0.0), _weight(layer))
         for k, (name, layer, forward) in enumerate(called)
     ]
 
 
-def without_row(module: nn.Module, layers: Sequence[Layer]) -> list[str]:
+def without_row(module: nn.Module, layers: Sequence[LayerStatistics]) -> list[str]:
     """Matrices and kernels that no row of `signal` is of, as those of nn.MultiheadAttention."""
     rows = {f"{layer.name}.weight".removeprefix(".") for layer in layers}
     return [n for n, p in module.named_parameters() if p.ndim > 1 and n not in rows]
 
 
-def spread(x: Tensor) -> float:
+def format_range(x: Tensor) -> float:
     """Standard deviation of all values."""
     return x.double().std(correction=0).item()
 
 
-def verdict(layers: Sequence[Layer]) -> str:
+def verdict(layers: Sequence[LayerStatistics]) -> str:
     """One sentence: where the signal dies, explodes or is not finite, or that it is healthy.
 
     Responses are held against the first layer's, gradients against those of the last layer before
@@ -156,7 +156,7 @@ def verdict(layers: Sequence[Layer]) -> str:
     return f"The signal is healthy: its gradients differ {max(size) / min(size):.2g}-fold."
 
 
-def _trouble(what: str, end: str, course: Sequence[tuple[float, Layer]]) -> str:
+def _trouble(what: str, end: str, course: Sequence[tuple[float, LayerStatistics]]) -> str:
     """What is wrong with values in the order in which they are computed; empty if nothing is."""
     start, origin = course[0]
     for value, layer in course:

@@ -27,7 +27,14 @@ from resnets.cli.build import command, explain
 from resnets.config.recipe import Augment, Recipe
 from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError
 from resnets.escape import lines, visible
-from resnets.options import Task, check_floors, check_value, floors, literals, public
+from resnets.options import (
+    Task,
+    check_metric_floors,
+    check_value,
+    literal_values,
+    metric_floors,
+    public,
+)
 
 if TYPE_CHECKING:
     from resnets.training.tune import Trial
@@ -115,7 +122,7 @@ def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any)
         os.environ["RESNETS_BEGAN"] = str(time.time() - time.monotonic() + plan.began)
         ranks(devices, folder.path, options["device"], options["workers"])
     with screen.bar() as watch:
-        outcome = lifecycle.go(folder, plan, watch)
+        outcome = lifecycle.train_and_finish(folder, plan, watch)
     show.outcome(outcome)
 
 
@@ -190,10 +197,10 @@ def evaluate(*places: str, task: Task, fail_under: list[str] | None = None, **op
     Args:
         fail_under: FIGURE=VALUE: exit with code 1 where it is less; may be repeated.
     """
-    wanted = floors(task, fail_under or [])
+    wanted = metric_floors(task, fail_under or [])
     result = api.evaluate(*places, task=task, **options)
     show.result(result)
-    check_floors(wanted, result)
+    check_metric_floors(wanted, result)
 
 
 def predict(model: str, *inputs: str, task: Task, **options: Any) -> None:
@@ -297,7 +304,7 @@ def list_fields() -> None:
         for field in fields(kind):
             if meaning := field.metadata.get("meaning"):
                 default = {} if field.default is MISSING else field.default
-                choices = ", ".join(map(str, literals(hints[field.name])))
+                choices = ", ".join(map(str, literal_values(hints[field.name])))
                 row = {"field": prefix + field.name, "default": str(default)}
                 rows.append(row | {"meaning": f"{meaning} ({choices})" if choices else meaning})
     screen.listed(rows)

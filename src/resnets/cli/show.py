@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from resnets.cli import screen
 from resnets.cli.screen import dump, note, out, percent, seconds, table
 from resnets.errors import DataError
-from resnets.options import group
+from resnets.options import command_group
 from resnets.training.run import Run
 
 if TYPE_CHECKING:
     from resnets.assessment import Calibration
-    from resnets.evaluation.metrics import Result
+    from resnets.evaluation.metrics import ClassificationMetrics
     from resnets.evaluation.predictor import Prediction
     from resnets.instruments import Analysis
-    from resnets.lifecycle import Outcome
+    from resnets.lifecycle import TrainResult
     from resnets.training.plan import Plan
     from resnets.training.tasks import Tested
     from resnets.training.tune import Trial
@@ -66,7 +66,7 @@ def plan(
         note(f"{len(problems) - 10:>10,}  more, which `resnets data check` lists", always=True)
 
 
-def outcome(finished: Outcome) -> None:
+def outcome(finished: TrainResult) -> None:
     """The end of a run: its test figures, and what to type next."""
     if not screen.chief:
         return
@@ -76,7 +76,7 @@ def outcome(finished: Outcome) -> None:
     if result is not None:
         headline(result)
     out.print(f"trained in {seconds(finished.seconds)}; everything is in {folder}")
-    command, place = f"resnets {group(finished.task)}", shlex.quote(str(folder))
+    command, place = f"resnets {command_group(finished.task)}", shlex.quote(str(folder))
     after = f"next: {command}predict {place} IMAGE"
     if result is not None:
         data = shlex.quote(Run(folder).read_json("recipe.json")["data"])
@@ -87,9 +87,9 @@ def outcome(finished: Outcome) -> None:
 
 def headline(result: Tested) -> None:
     """The figures of one split in one line."""
-    from resnets.evaluation.metrics import Result
+    from resnets.evaluation.metrics import ClassificationMetrics
 
-    if not isinstance(result, Result):
+    if not isinstance(result, ClassificationMetrics):
         out.print(result.headline())
         return
     low, high = (percent(1 - x).removesuffix(" %") for x in reversed(result.interval))
@@ -105,13 +105,13 @@ def headline(result: Tested) -> None:
 
 def result(figures: Tested) -> None:
     """The figures of an evaluation, class by class, and what was asked for beside them."""
-    from resnets.evaluation.metrics import Result
+    from resnets.evaluation.metrics import ClassificationMetrics
 
     for path, reason in figures.unreadable:
         note(f"left out {path}: {reason}", always=True)
     dump(figures.summary())
     headline(figures)
-    if isinstance(figures, Result):
+    if isinstance(figures, ClassificationMetrics):
         extras(figures)
     if not screen.quiet and (rows := figures.per_class()):
         table(rows)
@@ -125,7 +125,7 @@ def compared(found: Mapping[str, Any]) -> None:
     table(rows(found))
 
 
-def extras(figures: Result) -> None:
+def extras(figures: ClassificationMetrics) -> None:
     """What was asked for beside the figures, a line each."""
     if found := figures.comparison:
         low, high = (f"{100 * x:+.2f}" for x in found.interval)

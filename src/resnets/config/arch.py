@@ -221,11 +221,11 @@ class LocalizerArch:
 
 
 STRIDE = 32  # of a network's coarsest level
-IGNORED = 255  # class of a pixel that does not count
-SceneArch = DetectorArch | SegmenterArch | LocalizerArch
+IGNORE_INDEX = 255  # class of a pixel that does not count
+DenseTaskArch = DetectorArch | SegmenterArch | LocalizerArch
 ClassifierArch = ResNetArch | DenseNetArch | MlpArch | VitArch
-Arch = ClassifierArch | SceneArch
-KINDS: dict[str, type[Arch]] = {
+Arch = ClassifierArch | DenseTaskArch
+ARCH_TYPES: dict[str, type[Arch]] = {
     "resnet": ResNetArch,
     "densenet": DenseNetArch,
     "mlp": MlpArch,
@@ -250,15 +250,17 @@ def task(arch: Arch) -> Task:
 
 def to_dict(arch: Arch) -> dict[str, Any]:
     """JSON-ready, with the kind; `from_dict` is the inverse."""
-    kind = next(name for name, cls in KINDS.items() if isinstance(arch, cls))
+    kind = next(name for name, cls in ARCH_TYPES.items() if isinstance(arch, cls))
     return {"kind": kind, **asdict(arch)}
 
 
 def from_dict(data: Mapping[str, Any]) -> Arch:
     """Rebuild an Arch from `to_dict`. Raises ValueError that names an unknown kind or field."""
-    kind = KINDS.get(str(data.get("kind")))
+    kind = ARCH_TYPES.get(str(data.get("kind")))
     if kind is None:
-        raise ValueError(f"unknown kind of network {data.get('kind')!r}; known: {', '.join(KINDS)}")
+        raise ValueError(
+            f"unknown kind of network {data.get('kind')!r}; known: {', '.join(ARCH_TYPES)}"
+        )
     values = {key: value for key, value in data.items() if key != "kind"}
     if unknown := sorted(set(values) - {f.name for f in fields(kind)}):
         raise ValueError(f"unknown fields of a {data['kind']}: {', '.join(unknown)}")
@@ -268,10 +270,10 @@ def from_dict(data: Mapping[str, Any]) -> Arch:
 
 @cache
 def _adapter(kind: str) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(KINDS[kind])
+    return pydantic.TypeAdapter(ARCH_TYPES[kind])
 
 
-def changed(arch: Arch, values: Mapping[str, Any]) -> Arch:
+def with_fields(arch: Arch, values: Mapping[str, Any]) -> Arch:
     """The arch with some fields replaced; texts are converted. Raises UsageError.
 
     A field that a detector, localiser or segmenter does not have is one of its backbone.
@@ -280,18 +282,18 @@ def changed(arch: Arch, values: Mapping[str, Any]) -> Arch:
     try:
         # A Literal of numbers takes no text.
         new = {k: int(v) if isinstance(v, str) and v.isdecimal() else v for k, v in values.items()}
-        if isinstance(arch, SceneArch):
+        if isinstance(arch, DenseTaskArch):
             names = {f.name for f in fields(ResNetArch)} - set(data)
             trunk = {key: new.pop(key) for key in names & set(new)}
             new = {"backbone": data["backbone"] | trunk} | new
         return from_dict({**data, **new})
     except pydantic.ValidationError as error:
-        raise UsageError(f"arch.{wrong(error)[0]}") from None
+        raise UsageError(f"arch.{field_problem(error)[0]}") from None
     except ValueError as error:
         raise UsageError(f"arch: {error}") from None
 
 
-def wrong(error: pydantic.ValidationError) -> list[str]:
+def field_problem(error: pydantic.ValidationError) -> list[str]:
     """What is wrong with each field, for a person: "drops.0: ... (got 'x')"."""
     return [
         f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()

@@ -10,13 +10,13 @@ from resnets.config.arch import (
     HE2016,
     Arch,
     DenseNetArch,
+    DenseTaskArch,
     DetectorArch,
     Join,
     LocalizerArch,
     MlpArch,
     Order,
     ResNetArch,
-    SceneArch,
     SegmenterArch,
     VitArch,
 )
@@ -35,7 +35,7 @@ IMAGENET = {
 }
 BOTTLENECK = {name: arch for name, arch in IMAGENET.items() if arch.unit == "bottleneck"}
 SMALL = {name: arch for name, arch in IMAGENET.items() if arch.depth <= 50}
-BAG = "He et al. 2018, arXiv 1812.01187"
+BAG_OF_TRICKS = "He et al. 2018, arXiv 1812.01187"
 RESNEXT = "Xie et al. 2016, arXiv 1611.05431"
 WIDE = "Zagoruyko and Komodakis 2016, arXiv 1605.07146"
 SE = "Hu et al. 2017, arXiv 1709.01507"
@@ -152,7 +152,7 @@ def dilated(backbone: ResNetArch, stride: Literal[8, 16, 32] = 8) -> ResNetArch:
 MASK = "He et al. 2017, arXiv 1703.06870"
 DEEPLAB = "Chen et al. 2017, arXiv 1706.05587"
 KIRILLOV = "Kirillov et al. 2019, arXiv 1901.02446"
-SCENES: dict[str, SceneArch] = {
+DENSE_TASK_MODELS: dict[str, DenseTaskArch] = {
     **{f"fasterrcnn_{n}_fpn": DetectorArch(backbone=a) for n, a in TRUNKS.items()},
     **{f"fasterrcnn_{n}_c4": c4(a) for n, a in TRUNKS.items()},
     **{
@@ -190,9 +190,9 @@ FAMILY: dict[str, Arch] = {
         for o in ("A", "C")
     },
     "resnet50_v1_option_c": replace(R50, stride_on="1x1", shortcut="C"),
-    **{f"{n}c": replace(a, stem="deep", source=BAG) for n, a in BOTTLENECK.items()},
+    **{f"{n}c": replace(a, stem="deep", source=BAG_OF_TRICKS) for n, a in BOTTLENECK.items()},
     **{
-        f"{n}d": replace(a, stem="deep", downsample="avgpool", source=BAG)
+        f"{n}d": replace(a, stem="deep", downsample="avgpool", source=BAG_OF_TRICKS)
         for n, a in IMAGENET.items()
     },
     **{f"pre{n}": pre(a) for n, a in IMAGENET.items()},
@@ -231,7 +231,7 @@ FAMILY: dict[str, Arch] = {
     **{f"{n}_1d": replace(a, dims=1, channels=1, size=1000) for n, a in SMALL.items()},
     **{f"{n}_3d": replace(a, dims=3, channels=3, size=112) for n, a in SMALL.items()},
     "mlp_resnet": MlpArch(),
-    **SCENES,
+    **DENSE_TASK_MODELS,
 }
 
 

@@ -10,18 +10,18 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic
 from pydantic import BeforeValidator, Field
 
-from resnets.config.arch import wrong
+from resnets.config.arch import field_problem
 from resnets.errors import UsageError, nearest
 
 T = TypeVar("T")
-Count = Annotated[int, Field(ge=0)]
-Tenths = Annotated[int, Field(ge=0, le=10)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Part = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Side = Annotated[int, Field(ge=0, le=2**12)]  # pixels: what a card may ask an image to become
+NonNegativeInt = Annotated[int, Field(ge=0)]
+TenthsInt = Annotated[int, Field(ge=0, le=10)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+FractionBelowOne = Annotated[float, Field(gt=0, le=1)]
+EmaDecay = Annotated[float, Field(ge=0, lt=1)]
+ImageSide = Annotated[int, Field(ge=0, le=2**12)]  # pixels: what a card may ask an image to become
 
 
 def setting(default: T, meaning: str) -> T:
@@ -30,8 +30,8 @@ def setting(default: T, meaning: str) -> T:
 
 
 # A single value, as `--set drops=0.5` gives it, is a list of one.
-Parts = Annotated[
-    tuple[Part, ...], BeforeValidator(lambda x: x if isinstance(x, list | tuple) else [x])
+SpatialScales = Annotated[
+    tuple[UnitInterval, ...], BeforeValidator(lambda x: x if isinstance(x, list | tuple) else [x])
 ]
 
 
@@ -46,11 +46,11 @@ class Preprocess:
     mean of 1512.03385, section 4.2).
     """
 
-    size: Annotated[Side, Field(gt=0)]
+    size: Annotated[ImageSide, Field(gt=0)]
     resize: Annotated[int, Field(ge=0, le=2**13)] = 0
     channels: int = 3
     mean: tuple[pydantic.FiniteFloat, ...] = (0.485, 0.456, 0.406)
-    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
+    std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
     white: Annotated[int, Field(ge=0, le=65535)] = 65535
 
 
@@ -68,19 +68,19 @@ class Augment:
 
     # fmt: off
     crop: Literal["none", "pad", "scale", "area", "resize"] = setting("none", "the part of an image that training sees")
-    pad: Count = setting(4, "pixels around an image before `crop=pad`")
+    pad: NonNegativeInt = setting(4, "pixels around an image before `crop=pad`")
     reflect: bool = setting(False, "pad by reflection (Wide ResNets), not with zeros")
     scale: tuple[int, int] = setting((256, 480), "lengths of the shorter side for `crop=scale` and `crop=resize`")
-    area: tuple[Share, Share] = setting((0.08, 1.0), "parts of the image for `crop=area`")
+    area: tuple[FractionBelowOne, FractionBelowOne] = setting((0.08, 1.0), "parts of the image for `crop=area`")
     flip: bool = setting(False, "mirror half of the images")
     colour: Literal["none", "pca", "jitter", "jitter+pca"] = setting("none", "pca as AlexNet; jitter of brightness, contrast, saturation")
-    cutout: Count = setting(0, "side of a square that is set to the mean")
+    cutout: NonNegativeInt = setting(0, "side of a square that is set to the mean")
     policy: Literal["none", "trivial", "rand"] = setting("none", "TrivialAugmentWide or RandAugment")
-    rand: tuple[Tenths, NotNegative] = setting((7, 0.5), "RandAugment's magnitude, and its deviation")
-    erase: Part = setting(0.0, "chance that a rectangle is erased (1708.04896)")
+    rand: tuple[TenthsInt, NonNegativeFloat] = setting((7, 0.5), "RandAugment's magnitude, and its deviation")
+    erase: UnitInterval = setting(0.0, "chance that a rectangle is erased (1708.04896)")
     repeats: Annotated[int, Field(ge=1)] = setting(1, "views of an image in a batch (1902.05509)")
-    mixup: NotNegative = setting(0.0, "alpha of Beta(alpha, alpha), 0 is none (1710.09412)")
-    cutmix: NotNegative = setting(0.0, "likewise of CutMix (1905.04899); with both, either at half the chance")
+    mixup: NonNegativeFloat = setting(0.0, "alpha of Beta(alpha, alpha), 0 is none (1710.09412)")
+    cutmix: NonNegativeFloat = setting(0.0, "likewise of CutMix (1905.04899); with both, either at half the chance")
     # fmt: on
 
 
@@ -93,63 +93,63 @@ class Recipe:
     arch: dict[str, Any] = field(default_factory=dict, metadata={"meaning": "fields of the model that are changed"})
     data: str = "digits"
     # data
-    size: Side = setting(0, "input side at test time; 0: the data's own, or 224 for folders")
-    train_size: Side = setting(0, "input side in training; 0: `size`")
-    grow_from: Side = setting(0, "side of the first steps; grows to `train_size` over 3/4 of the run")
-    crop_ratio: Share = setting(0.875, "test crop / resized shorter side")
-    holdout: NotNegative = setting(0.0, "training images kept for validation: a part; from 1 on a number")
+    size: ImageSide = setting(0, "input side at test time; 0: the data's own, or 224 for folders")
+    train_size: ImageSide = setting(0, "input side in training; 0: `size`")
+    grow_from: ImageSide = setting(0, "side of the first steps; grows to `train_size` over 3/4 of the run")
+    crop_ratio: FractionBelowOne = setting(0.875, "test crop / resized shorter side")
+    holdout: NonNegativeFloat = setting(0.0, "training images kept for validation: a part; from 1 on a number")
     trainval: bool = setting(False, "the data's own validation images are trained on too")
     normalize: Literal["data", "imagenet", "pixel", "none"] = setting("data", "whose mean and deviation; pixel: a mean for each pixel")
     augment: Augment = Augment()
-    max_unreadable: Part = setting(0.01, "part of the images that may be unreadable and skipped")
+    max_unreadable: UnitInterval = setting(0.01, "part of the images that may be unreadable and skipped")
     # length
-    epochs: Positive = setting(30.0, "passes over the training images")
-    steps: Count = setting(0, "optimiser steps; above 0 they replace `epochs`")
-    budget: NotNegative = setting(0.0, "seconds; above 0 they replace both")
+    epochs: PositiveFloat = setting(30.0, "passes over the training images")
+    steps: NonNegativeInt = setting(0, "optimiser steps; above 0 they replace `epochs`")
+    budget: NonNegativeFloat = setting(0.0, "seconds; above 0 they replace both")
     batch: Annotated[int, Field(gt=0)] = setting(128, "images of an optimiser step, over all ranks")
-    micro: Count = setting(0, "images of a forward pass and its batch statistics; 0: a rank's whole share")
+    micro: NonNegativeInt = setting(0, "images of a forward pass and its batch statistics; 0: a rank's whole share")
     # rate
-    lr: Positive = setting(0.1, "learning rate at its peak")
-    lr_batch: Count = setting(0, "the batch that `lr` is for; the rate scales linearly; 0: `batch`")
+    lr: PositiveFloat = setting(0.1, "learning rate at its peak")
+    lr_batch: NonNegativeInt = setting(0, "the batch that `lr` is for; the rate scales linearly; 0: `batch`")
     schedule: Literal["step", "plateau", "cosine", "linear", "one-cycle"] = setting("cosine", "how the rate falls")
-    drops: Parts = setting((), "parts of the run after which schedule=step multiplies by `drop_factor`")
-    drop_factor: Positive = setting(0.1, "what a drop multiplies the rate by")
+    drops: SpatialScales = setting((), "parts of the run after which schedule=step multiplies by `drop_factor`")
+    drop_factor: PositiveFloat = setting(0.1, "what a drop multiplies the rate by")
     patience: Annotated[int, Field(ge=1)] = setting(5, "evaluations without a better one before schedule=plateau drops")
-    warmup: NotNegative = setting(0.0, "steps from `warmup_lr` on; below 1 a part of the run")
-    warmup_lr: NotNegative = setting(0.0, "rate of the first step of `warmup`")
+    warmup: NonNegativeFloat = setting(0.0, "steps from `warmup_lr` on; below 1 a part of the run")
+    warmup_lr: NonNegativeFloat = setting(0.0, "rate of the first step of `warmup`")
     warmup_shape: Literal["linear", "constant"] = setting("linear", "whether the rate rises during `warmup`")
     # optimiser
     optimizer: Literal["sgd", "adamw", "lamb", "lars", "muon"] = setting("sgd", "lamb and lars: for batches of thousands")
-    momentum: Decay = setting(0.9, "of sgd, lars and muon")
+    momentum: EmaDecay = setting(0.9, "of sgd, lars and muon")
     nesterov: bool = setting(False, "look ahead with the momentum (sgd)")
-    betas: tuple[Decay, Decay] = setting((0.9, 0.999), "of adamw and lamb")
-    weight_decay: NotNegative = setting(1e-4, "decay of the weights")
+    betas: tuple[EmaDecay, EmaDecay] = setting((0.9, 0.999), "of adamw and lamb")
+    weight_decay: NonNegativeFloat = setting(1e-4, "decay of the weights")
     decay_all: bool = setting(True, "False: no decay on normalisation parameters and biases")
-    clip: NotNegative = setting(0.0, "largest norm of the whole gradient, 0 is none")
+    clip: NonNegativeFloat = setting(0.0, "largest norm of the whole gradient, 0 is none")
     # loss and averaging
     loss: Literal["cross-entropy", "bce"] = setting("cross-entropy", "bce takes each class by itself")
     class_weights: Literal["none", "balanced"] = setting("none", "balanced weighs rare classes more")
-    label_smoothing: Part = setting(0.0, "part of a label that is spread over all classes")
+    label_smoothing: UnitInterval = setting(0.0, "part of a label that is spread over all classes")
     teacher: str = setting("", "a model file whose answers are learned too (1503.02531)")
-    distill: Part = setting(0.5, "the teacher's share of the loss")
-    temperature: Positive = setting(1.0, "what the teacher's logits are divided by")
-    ema: Decay = setting(0.0, "decay of the weights' exponential average, 0 is none")
+    distill: UnitInterval = setting(0.5, "the teacher's share of the loss")
+    temperature: PositiveFloat = setting(1.0, "what the teacher's logits are divided by")
+    ema: EmaDecay = setting(0.0, "decay of the weights' exponential average, 0 is none")
     ema_every: Annotated[int, Field(ge=1)] = setting(1, "steps between two updates of that average")
-    precise_bn: Count = setting(0, "batches that the final normalisation statistics are averages of")
+    precise_bn: NonNegativeInt = setting(0, "batches that the final normalisation statistics are averages of")
     # start and end
     weights: str = setting("", "a model file or foreign weights to start from; empty: from scratch")
-    frozen: NotNegative = setting(0.0, "epochs in which the classifier alone learns")
-    layer_decay: Share = setting(1.0, "rate of a stage / rate of the next")
+    frozen: NonNegativeFloat = setting(0.0, "epochs in which the classifier alone learns")
+    layer_decay: FractionBelowOne = setting(1.0, "rate of a stage / rate of the next")
     norm: Literal["batch", "frozen", "sync"] = setting("batch", "statistics of BN: of the batch, as loaded, of all ranks")
     keep: Literal["last", "best"] = setting("last", "the result: the last state, or the best on validation")
-    stop_after: Count = setting(0, "evaluations without a better one after which the run ends; 0: never")
+    stop_after: NonNegativeInt = setting(0, "evaluations without a better one after which the run ends; 0: never")
     # execution
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "auto takes bfloat16 where it is fast")
     shard: bool = setting(False, "weights, averages and moments split over the ranks (FSDP2)")
-    checkpoint_blocks: Count = setting(0, "activation checkpointing: units a segment, 0 is none")
+    checkpoint_blocks: NonNegativeInt = setting(0, "activation checkpointing: units a segment, 0 is none")
     seed: int = setting(0, "of initial weights, order and augmentation")
-    eval_every: Positive = setting(1.0, "epochs between evaluations")
-    evaluations: Count = setting(0, "at least so many, where they cost little, however long `eval_every` is")
+    eval_every: PositiveFloat = setting(1.0, "epochs between evaluations")
+    evaluations: NonNegativeInt = setting(0, "at least so many, where they cost little, however long `eval_every` is")
     watch: Literal["val", "test"] = setting("val", "test draws the papers' curves; it never selects")
     # fmt: on
 
@@ -205,7 +205,7 @@ def parse(values: Mapping[str, Any]) -> Recipe:
     try:
         recipe: Recipe = pydantic.TypeAdapter(Recipe).validate_python(dict(values))
     except pydantic.ValidationError as error:
-        problems += wrong(error)
+        problems += field_problem(error)
     if problems:
         raise UsageError("; ".join(problems) + listed)
     return recipe

@@ -289,11 +289,11 @@ def digits() -> Recipe:
 PAPERS = (paper_cifar10, paper_cifar10_110, paper_imagenet, preact_cifar10, preact_imagenet)
 LATER = (stochastic_depth_cifar10, wide_cifar10, dense_cifar10, goyal_8k, rsb_a1, rsb_a2, rsb_a3)
 CODES = (fb_cifar10, resnet_1k_layers, fb_resnet, torchvision_v1, torchvision_v2)
-SCENES = (paper_voc, paper_coco, paper_localize, torchvision_coco, torchvision_segment)
+DENSE_TASK_RECIPES = (paper_voc, paper_coco, paper_localize, torchvision_coco, torchvision_segment)
 OURS = (digits, quick_cifar10, fast_cifar10, fine_tune, detect, segment, localize)
 RECIPES: dict[str, Callable[[], Recipe]] = {
     function.__name__.replace("_", "-"): function
-    for function in PAPERS + LATER + CODES + OURS + SCENES
+    for function in PAPERS + LATER + CODES + OURS + DENSE_TASK_RECIPES
 }
 
 

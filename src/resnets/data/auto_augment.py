@@ -71,7 +71,7 @@ RAND: Values = {  # the 15 operations of timm's "inc1", with which 2110.00476 tr
 }
 
 
-def trivial(image: Tensor, draws: list[float]) -> Tensor:
+def trivial_augment(image: Tensor, draws: list[float]) -> Tensor:
     """TrivialAugmentWide: an even choice of operation, strength (k of 30) and direction."""
     pick, strength, direction = draws[:3]
     name = list(TRIVIAL)[int(pick * len(TRIVIAL))]
@@ -79,7 +79,7 @@ def trivial(image: Tensor, draws: list[float]) -> Tensor:
     return OPERATIONS[name](image, TRIVIAL[name](signed, image.shape[-1]), None)
 
 
-def rand(image: Tensor, magnitude: float, deviation: float, draws: list[float]) -> Tensor:
+def rand_augment(image: Tensor, magnitude: float, deviation: float, draws: list[float]) -> Tensor:
     """RandAugment (1909.13719) as timm does it: two even choices, each done half of the time.
 
     Their strength is normal around `magnitude` of 10, kept in 0..10.

@@ -21,18 +21,18 @@ from torch import Tensor
 
 from resnets.config.recipe import Preprocess
 from resnets.data.decode import (
-    PICTURES,
+    IMAGE_SUFFIXES,
     Unreadable,
     decode,
-    greatest,
-    opened,
-    unused,
-    upright,
+    largest_value,
+    open_image,
+    oriented_size,
+    unused_content,
     white_of,
 )
-from resnets.data.splits import Source, Split, without
+from resnets.data.splits import Source, Split, describe_missing_classes
 from resnets.data.tables import LABEL, PATH, SPLIT, backslashes, read_table, resolve
-from resnets.errors import DataError, Problem, Refused, nearest
+from resnets.errors import DataError, DataErrors, Problem, nearest
 
 CHECKED = 10_000  # files that are decoded whole before a run; of more, every k-th
 
@@ -54,7 +54,7 @@ class Row:
     split: str | None
 
 
-def split_of(name: str) -> str | None:
+def split_name(name: str) -> str | None:
     """The split that a folder or a cell names, as `Validation` or `train_set`."""
     return SPLITS.get(re.sub(r"[\s_-]", "", name.casefold()))
 
@@ -68,7 +68,7 @@ def _by_words(folders: Iterable[Path]) -> dict[Path, str]:
     parts: dict[Path, str] = {}
     for folder in folders:
         words = re.split(r"[\W_]+|(?<=[a-z])(?=[A-Z])", folder.name)
-        splits = {split for word in words if (split := split_of(word))}
+        splits = {split for word in words if (split := split_name(word))}
         inner = subfolders(folder)
         if len(splits) == 1 and inner and not _pictured(folder):
             deeper = len(inner) == 1 and inner[0].name == folder.name and subfolders(inner[0])
@@ -78,7 +78,7 @@ def _by_words(folders: Iterable[Path]) -> dict[Path, str]:
 
 
 def _pictured(folder: Path) -> bool:
-    return any(path.suffix.lower() in PICTURES for path in folder.iterdir())
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
 
 
 def read_folder(root: Path, *, seed: int, max_unreadable: float, training: bool = True) -> Source:
@@ -93,7 +93,7 @@ def read_folder(root: Path, *, seed: int, max_unreadable: float, training: bool 
     other splits have, or a file of two classes.
     """
     folders = subfolders(root)
-    parts = {f: split for f in folders if (split := split_of(f.name)) and subfolders(f)}
+    parts = {f: split for f in folders if (split := split_name(f.name)) and subfolders(f)}
     worded = {} if parts else _by_words(folders)
     parts = parts or worded
     others = [f for f in folders if f not in parts and f / f.name not in parts]
@@ -114,7 +114,7 @@ def read_folder(root: Path, *, seed: int, max_unreadable: float, training: bool 
                 f"{root} has folders that look like no classes: {_names(wrong)}\n"
                 "Name them train, val and test with class folders inside, or keep only classes."
             )
-        flat = [f for f in folders if split_of(f.name)]
+        flat = [f for f in folders if split_name(f.name)]
         if flat == folders and flat:
             _refuse_flat(flat[0])
         if flat:
@@ -162,13 +162,13 @@ class _Read:
         empty: list[Path] = []
         for top in folders:
             files, hidden = _walk(top)
-            images = [path for path in files if is_picture(path)]
+            images = [path for path in files if is_image_file(path)]
             self.rows += [Row(path, (top.name,), split) for path in images]
             self.deeper += [path for path in images if path.parent != top]
             self.skipped += sorted(set(files) - set(images))
             self.hidden += hidden
             empty += [] if images else [top]
-        inner = [sub for top in folders for sub in subfolders(top) if split_of(sub.name)]
+        inner = [sub for top in folders for sub in subfolders(top) if split_name(sub.name)]
         if len(inner) > 1:
             reason = f"a split inside of a class: make it {inner[0].name}/{inner[0].parent.name}"
             self.refused.append((str(inner[0]), reason))
@@ -188,12 +188,12 @@ class _Read:
         return self.notes
 
 
-def is_picture(path: Path) -> bool:
+def is_image_file(path: Path) -> bool:
     """Whether a file is meant as an image, be it readable or not, by its name, else by content."""
-    if path.suffix.lower() in PICTURES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         return True
     try:
-        with opened(path):
+        with open_image(path):
             return True
     except Unreadable:
         return False
@@ -225,12 +225,12 @@ def read_csv(table: Path, *, seed: int, max_unreadable: float, training: bool = 
         if "://" in row["path"]:
             refused.append((place, f"{row['path']} is a web address: download the images first"))
             continue
-        if split is not None and split_of(split) is None:
+        if split is not None and split_name(split) is None:
             refused.append((place, f"split {split!r}: {nearest(split, ('train', 'val', 'test'))}"))
             continue
         path = Path(os.path.normpath(resolve(read, row["path"])))
         labels = tuple(sorted({*map(str.strip, label.split("|"))} - {""})) if several else (label,)
-        new = Row(path, labels, split_of(split or ""))
+        new = Row(path, labels, split_name(split or ""))
         before, old = rows.setdefault(path, (line, new))
         if before == line:
             continue
@@ -282,14 +282,14 @@ def _source(
         )
     _note_links(origin, rows, notes, refused)
 
-    def problems(unreadable: Iterable[tuple[Path, str]] = ()) -> Refused:
+    def problems(unreadable: Iterable[tuple[Path, str]] = ()) -> DataErrors:
         noted = [(str(origin), note) for note in notes]
         noted += [(str(path), f"unreadable: {reason}") for path, reason in unreadable]
-        return Refused(origin, refused, noted)
+        return DataErrors(origin, refused, noted)
 
     if refused and max_unreadable < 1:  # a check, which allows all, wants to know of the files too
         raise problems()
-    seen = look([row.path for row in rows], max_unreadable)
+    seen = scan_images([row.path for row in rows], max_unreadable)
     good = [row for row in rows if row.path in seen.looks]
     if lost := sorted(known - (_classes(good) if training else known)):
         refused.append((str(origin), f"not one image can be read of the classes {lost[:5]}"))
@@ -300,7 +300,9 @@ def _source(
     classes = tuple(sorted(known))
     every = Split(tuple(row.path for row in good), _labels(good, classes, several))
     parts = [row.split for row in good]
-    made = assemble(origin, root, classes, every, parts, seen, seed, _digest(rows, root, several))
+    made = make_dataset(
+        origin, root, classes, every, parts, seen, seed, _digest(rows, root, several)
+    )
     if training and made.automatic and made.train is not None:
         counts = made.train.counts(len(classes)).tolist()
         if bare := [name for name, count in zip(classes, counts, strict=True) if not count]:
@@ -333,13 +335,13 @@ def _note_links(origin: Path, rows: list[Row], notes: list[str], refused: list[P
         notes.append(f"{origin}: {len(same):,} files {reason}")
 
 
-def assemble(
+def make_dataset(
     origin: Path,
     root: Path,
     classes: tuple[str, ...],
     every: Split,
     parts: Sequence[str | None],
-    seen: Seen,
+    seen: ScanResult,
     seed: int,
     digest: str,
 ) -> Source:
@@ -352,7 +354,11 @@ def assemble(
         tenth = round(len(every) / 10)
         test, val, train = every.divided(seed, tenth, 2 * tenth)
         drawn = {"train": train, "val": val, "test": test}
-        bare = [without(name, part, every, classes) for name, part in drawn.items() if len(part)]
+        bare = [
+            describe_missing_classes(name, part, every, classes)
+            for name, part in drawn.items()
+            if len(part)
+        ]
     else:
         masks = [torch.tensor([part == s for part in parts]) for s in ("train", "val", "test")]
         train, val, test = (every.take(mask.nonzero()[:, 0]) for mask in masks)
@@ -391,8 +397,8 @@ def assemble(
 
 
 def _scaled(
-    origin: Path, looks: dict[Path, Look], training: list[Path]
-) -> tuple[dict[Path, Look], int, list[str]]:
+    origin: Path, looks: dict[Path, ImageInfo], training: list[Path]
+) -> tuple[dict[Path, ImageInfo], int, list[str]]:
     """The same with grey of 16 bits scaled by what the training images hold, white, and notes."""
     wide = {path: most for path, each in looks.items() if (most := each.greatest) is not None}
     if not wide:
@@ -400,8 +406,8 @@ def _scaled(
     most = max([wide[path] for path in training if path in wide] or wide.values())
     white = white_of(most)
     if white < 65535:
-        again = zip(wide, examine(list(wide), white), strict=True)
-        looks = looks | {path: each for path, each in again if isinstance(each, Look)}
+        again = zip(wide, read_image_info(list(wide), white), strict=True)
+        looks = looks | {path: each for path, each in again if isinstance(each, ImageInfo)}
     over = [path for path, value in wide.items() if value > white]
     note = f"{origin}: {len(wide):,} decoded images are grey with 16 bits, first {next(iter(wide))}"
     note += f"; white is {white:,}, since the greatest value for training is {most:,}"
@@ -409,7 +415,7 @@ def _scaled(
     return looks, white, [note]
 
 
-def _left_out(origin: Path, looks: dict[Path, Look]) -> list[str]:
+def _left_out(origin: Path, looks: dict[Path, ImageInfo]) -> list[str]:
     """A note of each kind of what the pixels of images leave out."""
     kinds: dict[str, list[Path]] = {}
     for path, each in looks.items():
@@ -435,7 +441,7 @@ def _labels(rows: Sequence[Row], classes: tuple[str, ...], several: bool) -> Ten
     return labels
 
 
-class Look(NamedTuple):
+class ImageInfo(NamedTuple):
     """What a readable image file has: its sides in pixels as it stands upright."""
 
     height: int
@@ -447,17 +453,17 @@ class Look(NamedTuple):
     greatest: int | None = None  # value, of grey with 16 bits that was decoded
 
 
-class Seen(NamedTuple):
+class ScanResult(NamedTuple):
     """What came of looking at image files."""
 
-    looks: dict[Path, Look]
+    looks: dict[Path, ImageInfo]
     unreadable: tuple[tuple[Path, str], ...]  # each with the reason
 
 
-def look(paths: Sequence[Path], max_unreadable: float) -> Seen:
+def scan_images(paths: Sequence[Path], max_unreadable: float) -> ScanResult:
     """Look at each file once. Raises DataError where too many of them are unreadable."""
     paths = list(dict.fromkeys(paths))
-    every = list(zip(paths, examine(paths), strict=True))
+    every = list(zip(paths, read_image_info(paths), strict=True))
     bad = [(path, found.reason) for path, found in every if isinstance(found, Unreadable)]
     if len(bad) > max_unreadable * len(paths):
         first = "; ".join(f"{path} ({reason})" for path, reason in bad[:3])
@@ -466,21 +472,23 @@ def look(paths: Sequence[Path], max_unreadable: float) -> Seen:
             f"of them.\n{first}\nMend or remove them, or allow more: --set max_unreadable=0.1 "
             "(train) or --max-unreadable 0.1 (evaluate)."
         )
-    return Seen({path: found for path, found in every if isinstance(found, Look)}, tuple(bad))
+    return ScanResult(
+        {path: found for path, found in every if isinstance(found, ImageInfo)}, tuple(bad)
+    )
 
 
-def examine(paths: Sequence[Path], white: int = 65535) -> list[Look | Unreadable]:
+def read_image_info(paths: Sequence[Path], white: int = 65535) -> list[ImageInfo | Unreadable]:
     """Every header is read, and up to CHECKED whole images, spread evenly."""
     every = -(-len(paths) // CHECKED)
 
-    def one(job: tuple[int, Path]) -> Look | Unreadable:
+    def one(job: tuple[int, Path]) -> ImageInfo | Unreadable:
         number, path = job
         try:
-            with opened(path) as picture:
-                left_out, sides = tuple(unused(picture)), upright(picture)
+            with open_image(path) as picture:
+                left_out, sides = tuple(unused_content(picture)), oriented_size(picture)
                 if number % every:
-                    return Look(*sides, None, left_out)
-                most = greatest(picture) if picture.mode.startswith("I;16") else None
+                    return ImageInfo(*sides, None, left_out)
+                most = largest_value(picture) if picture.mode.startswith("I;16") else None
             image = decode(path, 3, white)
         except Unreadable as fault:
             return fault
@@ -488,7 +496,7 @@ def examine(paths: Sequence[Path], white: int = 65535) -> list[Look | Unreadable
         step = max(1, min(image.shape[:2]) // 64)
         pixels = image[::step, ::step].reshape(-1, 3) / 255.0
         moments = np.array([*pixels.mean(0), *(pixels**2).mean(0)])
-        return Look(image.shape[0], image.shape[1], sides[2], moments, left_out, most)
+        return ImageInfo(image.shape[0], image.shape[1], sides[2], moments, left_out, most)
 
     # Pillow decodes without the interpreter's lock
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:

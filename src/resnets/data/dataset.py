@@ -10,17 +10,25 @@ from pathlib import Path
 import torch
 
 from resnets.data import download, tables
-from resnets.data.classification import is_picture, read_csv, read_folder, visible
-from resnets.data.decode import Unreadable, opened, upright
-from resnets.data.detection.dataset import source
-from resnets.data.detection.formats import FORMS, reader
+from resnets.data.classification import is_image_file, read_csv, read_folder, visible
+from resnets.data.decode import Unreadable, open_image, oriented_size
+from resnets.data.detection.dataset import make_source
+from resnets.data.detection.formats import FORMS, find_reader
 from resnets.data.segmentation import layout, read_masks
-from resnets.data.splits import Source, Split, hold_out, in_memory, with_val
-from resnets.errors import Assumption, DataError, Refused, nearest
-from resnets.files import matches
+from resnets.data.splits import Source, Split, hold_out, in_memory, merge_val_into_train
+from resnets.errors import Assumption, DataError, DataErrors, nearest
+from resnets.files import glob_paths
 from resnets.options import Task
 
-__all__ = ["Source", "Split", "expand", "hold_out", "load", "task_of", "with_val"]
+__all__ = [
+    "Source",
+    "Split",
+    "expand_inputs",
+    "hold_out",
+    "load",
+    "merge_val_into_train",
+    "task_of",
+]
 
 
 def load(
@@ -53,7 +61,7 @@ def load(
             made = load(
                 path, seed=seed, max_unreadable=max_unreadable, task=task, training=training
             )
-        except Refused as fault:
+        except DataErrors as fault:
             fault.noted.append((str(data), told))
             raise
         except DataError as fault:
@@ -66,11 +74,11 @@ def load(
     if path.exists() and task == "segment":
         return read_masks(path, seed=seed, max_unreadable=max_unreadable)
     if path.exists() and task != "classify":
-        read = reader(path)
+        read = find_reader(path)
         if read is None:
             raise DataError(f"{data} has no boxes in a known form. Looked for:\n{FORMS}")
         root = path if path.is_dir() else path.parent
-        return source(path, root, read(), seed=seed, max_unreadable=max_unreadable)
+        return make_source(path, root, read(), seed=seed, max_unreadable=max_unreadable)
     if path.is_dir():
         return read_folder(path, seed=seed, max_unreadable=max_unreadable, training=training)
     if path.suffix.lower() in tables.SUFFIXES and path.is_file():
@@ -84,7 +92,7 @@ def load(
 def task_of(data: str | Path) -> Task:
     """What the labels of `data` look like: objects before masks, masks before classes."""
     path = Path(data)
-    if path.exists() and reader(path):
+    if path.exists() and find_reader(path):
         return "detect"
     return "segment" if path.is_dir() and layout(path) else "classify"
 
@@ -100,7 +108,7 @@ def digits() -> Source:
     return in_memory("digits", tuple("0123456789"), train, test)
 
 
-def expand(inputs: Sequence[str | Path | bytes]) -> Iterator[str | Path | bytes]:
+def expand_inputs(inputs: Sequence[str | Path | bytes]) -> Iterator[str | Path | bytes]:
     """Inputs with each folder replaced by its images, and each pattern by what it matches.
 
     What is not there stays as it is, so that it is named among the answers for the others. Of files
@@ -111,10 +119,10 @@ def expand(inputs: Sequence[str | Path | bytes]) -> Iterator[str | Path | bytes]
         if isinstance(item, bytes):
             yield item
             continue
-        for path in matches(item) or [str(item)]:
+        for path in glob_paths(item) or [str(item)]:
             if Path(path).is_dir():
                 files = visible(Path(path))
-                images = [file for file in files if is_picture(file)]
+                images = [file for file in files if is_image_file(file)]
                 if not images:
                     raise DataError(f"{path} holds no images among {len(files):,} files")
                 skipped += sorted({*files} - {*images})
@@ -126,15 +134,15 @@ def expand(inputs: Sequence[str | Path | bytes]) -> Iterator[str | Path | bytes]
         warnings.warn(text, Assumption, stacklevel=2)
 
 
-def unlabelled(files: Sequence[str | Path | bytes]) -> tuple[Split, list[tuple[Path, str]]]:
+def unlabelled_split(files: Sequence[str | Path | bytes]) -> tuple[Split, list[tuple[Path, str]]]:
     """Scenes of which nothing is known but their sizes, and the files that are no images."""
     good, sizes, bad = list[Path](), list[tuple[int, int]](), list[tuple[Path, str]]()
     for file in files:
         if isinstance(file, bytes):
             raise DataError("scenes are read from files, not from standard input: name them")
         try:
-            with opened(file) as picture:
-                height, width, _ = upright(picture)
+            with open_image(file) as picture:
+                height, width, _ = oriented_size(picture)
         except Unreadable as fault:
             bad.append((Path(file), fault.reason))
         else:

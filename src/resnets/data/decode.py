@@ -27,11 +27,11 @@ READABLE = {
     *(".gif", ".tif", ".tiff"),
 }
 # And of those that are not, so that each is named with the reason.
-PICTURES = READABLE | {
+IMAGE_SUFFIXES = READABLE | {
     *(".heic", ".heif", ".avif", ".jp2", ".jxl", ".npy", ".dcm", ".exr", ".svg", ".dng", ".cr2"),
     *(".nef", ".arw", ".ppm", ".pgm", ".tga", ".psd", ".ico"),
 }
-KINDS = {  # what files begin with that are often taken for images, or those after four bytes
+IMAGE_FORMATS = {  # the first bytes of files that are often taken for images, or those after four
     b"\x93NUMPY": "a NumPy array, whose white is not known: save it as PNG of 8 or 16 bits",
     b"II*\0": "a TIFF of pixels that are not read: save it with 8 or 16 bits",
     b"MM\0*": "a TIFF of pixels that are not read: save it with 8 or 16 bits",
@@ -63,18 +63,18 @@ def decode(image: str | Path | bytes, channels: int, white: int = 65535) -> NDAr
     (0: the greatest value of as many bits as the image uses), in 1 channel (grey, ITU-R 601) or
     3 (red, green, blue). Raises Unreadable, a DataError that names the file and the reason.
     """
-    with opened(image) as picture:
+    with open_image(image) as picture:
         check_scans(picture)
         picture.load()
         with suppress(Exception):  # broken EXIF does not make the pixels worse: they are upright
             ImageOps.exif_transpose(picture, in_place=True)
-        white = white or white_of(greatest(picture) or 0)
+        white = white or white_of(largest_value(picture) or 0)
         pixels = _pixels(picture, "L" if channels == 1 else "RGB", white)
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 @contextmanager
-def opened(image: str | Path | bytes) -> Iterator[ImageFile]:
+def open_image(image: str | Path | bytes) -> Iterator[ImageFile]:
     """The image, its header read. Raises Unreadable, for what is done with it too."""
     name = "the image" if isinstance(image, bytes) else str(image)
     try:
@@ -114,13 +114,13 @@ def _foreign(image: str | Path | bytes) -> str:
     if not isinstance(image, bytes):
         with suppress(OSError), Path(image).open("rb") as file:
             head = file.read(16)
-    for start, kind in KINDS.items():
+    for start, kind in IMAGE_FORMATS.items():
         if head.startswith(start) or head[4:].startswith(start):
             return kind
     return f"not a {', '.join(FORMATS)} image"
 
 
-def upright(picture: Image.Image) -> tuple[int, int, int]:
+def oriented_size(picture: Image.Image) -> tuple[int, int, int]:
     """Height and width of a picture that is turned upright, and its EXIF orientation.
 
     Unloaded, but for a PNG that may say its orientation after its pixels.
@@ -157,7 +157,7 @@ def _says_more(picture: Image.Image) -> bool:
         file.seek(start)
 
 
-def greatest(picture: Image.Image) -> int | None:
+def largest_value(picture: Image.Image) -> int | None:
     """The greatest value of a loaded picture that is grey with 16 bits; None for others."""
     if not picture.mode.startswith("I;16"):
         return None
@@ -165,13 +165,13 @@ def greatest(picture: Image.Image) -> int | None:
     return int(values.max(where=values != picture.info.get("transparency", -1), initial=0))
 
 
-def brightest(image: str | Path | bytes) -> int | None:
+def largest_value_of_file(image: str | Path | bytes) -> int | None:
     """The `greatest` value of an image file or its bytes; None for one that cannot be read."""
-    with suppress(Unreadable), opened(image) as picture:
+    with suppress(Unreadable), open_image(image) as picture:
         if picture.mode.startswith("I;16"):
             check_scans(picture)
             picture.load()
-            return greatest(picture)
+            return largest_value(picture)
     return None
 
 
@@ -190,7 +190,7 @@ def white_of(value: int) -> int:
     return max(255, (1 << value.bit_length()) - 1)
 
 
-def unused(picture: Image.Image) -> list[str]:
+def unused_content(picture: Image.Image) -> list[str]:
     """What the pixels that are read from a picture leave out, unloaded."""
     samples = 0
     with suppress(Exception):

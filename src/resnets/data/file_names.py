@@ -9,13 +9,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
-from resnets.data.classification import SPLITS, split_of, visible
+from resnets.data.classification import SPLITS, split_name, visible
 from resnets.data.decode import READABLE
 
 _SPLIT = re.compile(r"(trainval|train|minival|val|test)(ing|id|idate|idation|set|data|images|s)?")
 
 
-def split_in(name: str) -> str | None:
+def split_of_name(name: str) -> str | None:
     """The split that words of a file's name say: train, val, test, or trainval for both.
 
     None for a name that says none, or two that do not go together.
@@ -33,11 +33,11 @@ def split_in(name: str) -> str | None:
 def folder_split(path: Path, root: Path) -> str | None:
     """The split that one of a file's folders below `root` is called as; None for none or two."""
     names = components(path.parent.relative_to(root).as_posix())
-    splits = {split for name in names if (split := split_of(name))}
+    splits = {split for name in names if (split := split_name(name))}
     return splits.pop() if len(splits) == 1 else None
 
 
-def show(value: object) -> str:
+def quote(value: object) -> str:
     """A value of somebody's file as a message may hold it: in one line, escaped, and short."""
     text = repr(value)  # which escapes what is not printable
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -52,7 +52,7 @@ def number(value: object) -> float:
             raise ValueError
         return float(value)
     except (ValueError, OverflowError):
-        raise ValueError(f"{show(value)} is no number") from None
+        raise ValueError(f"{quote(value)} is no number") from None
 
 
 def flag(value: object) -> bool:
@@ -67,7 +67,7 @@ def flag(value: object) -> bool:
         return False
     if text in ("1", "1.0", "true", "yes"):
         return True
-    raise ValueError(f"{show(value)} is neither 0 nor 1")
+    raise ValueError(f"{quote(value)} is neither 0 nor 1")
 
 
 def key(name: str) -> str:
@@ -81,7 +81,7 @@ def components(name: str) -> list[str]:
     return [key(name) for name in re.split(r"[\\/]+", path) if name not in ("", ".", "..")]
 
 
-def descend(folder: Path, names: Iterable[str]) -> Path | None:
+def resolve_case_insensitive(folder: Path, names: Iterable[str]) -> Path | None:
     """The file or folder that keys of names lead to from a folder; None if there is none."""
     path: Path | None = folder
     for name in names:
@@ -93,14 +93,14 @@ def descend(folder: Path, names: Iterable[str]) -> Path | None:
     return path
 
 
-def inside(root: Path, name: str) -> Path | None:
+def resolve_inside(root: Path, name: str) -> Path | None:
     """What lies below `root` where a path names it, whatever its case, or else its longest end."""
     wanted = components(name)
-    ends = (descend(root, wanted[start:]) for start in range(len(wanted)))
+    ends = (resolve_case_insensitive(root, wanted[start:]) for start in range(len(wanted)))
     return next(filter(None, ends), None)
 
 
-def pictures(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """The image files in a folder and below, by their names' ends."""
     return [path for path in visible(folder) if path.suffix.casefold() in READABLE]
 
@@ -122,13 +122,13 @@ def find(
         paths = list(dict.fromkeys(path for path in paths if _exists(path, listed)))
         where[name] = Path(paths[0]) if paths else Path(os.path.normpath(folders[0] / name))
         missing += [name] if not paths else []
-        twice += [f"{show(name)}: {paths[0]}, not {paths[1]}"] if len(paths) > 1 else []
+        twice += [f"{quote(name)}: {paths[0]}, not {paths[1]}"] if len(paths) > 1 else []
     notes = [f"{len(twice):,} images are in several places, first {twice[0]}"] if twice else []
     if not missing or root.resolve() in (Path(root.resolve().anchor), Path.home()):
         return where, notes
 
     ends = defaultdict[str, list[tuple[list[str], Path]]](list)
-    for path in pictures(root):
+    for path in image_files(root):
         tail = components(str(path.relative_to(root)))
         ends[tail[-1]].append((tail, path))
     moved, several, taken = list[str](), list[str](), set(where.values())
@@ -140,10 +140,10 @@ def find(
         if best == 0 or (best < len(wanted) and len(missing) < len(where)):
             continue
         if len(alike) > 1:
-            several.append(f"{show(name)}: {alike[0]} or {alike[1]}")
+            several.append(f"{quote(name)}: {alike[0]} or {alike[1]}")
             continue
         where[name] = alike[0]
-        moved.append(f"{show(name)} is {alike[0]}")
+        moved.append(f"{quote(name)} is {alike[0]}")
     if moved:
         notes.append(
             f"{len(moved):,} images are found under another path or case, first {moved[0]}"

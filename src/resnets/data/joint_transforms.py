@@ -17,10 +17,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from resnets.config.arch import IGNORED, STRIDE
+from resnets.config.arch import IGNORE_INDEX, STRIDE
 from resnets.config.recipe import Augment, Preprocess
 from resnets.data import transforms
-from resnets.data.decode import Unreadable, opened
+from resnets.data.decode import Unreadable, open_image
 from resnets.data.splits import Masks, Shape
 from resnets.data.transforms import Geometry
 from resnets.errors import UsageError
@@ -28,12 +28,12 @@ from resnets.errors import UsageError
 Shapes = tuple[Shape, ...]
 Move = Callable[[Tensor], Tensor]  # a tv_tensor of an image to one of a view
 
-VISIBLE = 1 / 5  # of its area: an object of which a view shows less is none any more
-MASK = 56  # cells of an object's mask, across its box and down
+MIN_VISIBLE = 1 / 5  # of its area: an object of which a view shows less is none any more
+MASK_SIZE = 56  # cells of an object's mask, across its box and down
 _SAMPLES = 4  # of a cell, across and down
 
 
-def fitted(height: int, width: int, size: int) -> tuple[int, int]:
+def fit_side(height: int, width: int, size: int) -> tuple[int, int]:
     """The sides of a whole image: the shorter one `size`, or else the longer one 5/3 of that.
 
     So 600 and 1000 pixels for VOC (Ren et al. 2015), 800 and 1333 for COCO (Lin et al. 2016).
@@ -55,7 +55,7 @@ def check(preprocess: Preprocess, augment: Augment) -> None:
             raise UsageError(f"augment.{name}={value} is for classes only, not for boxes and masks")
 
 
-def views(
+def augment_views(
     images: Tensor,
     labels: Tensor,
     masks: Masks,
@@ -80,30 +80,30 @@ def views(
     from torchvision.transforms.v2.functional import pad
 
     fill = transforms.colour(preprocess).tolist()
-    preprocess, augment = transforms.at_side(preprocess, augment, side)
+    preprocess, augment = transforms.scale_to_side(preprocess, augment, side)
     height, width = images.shape[2:]
     seen, found = [], []
     for i, image in enumerate(transforms.recolour(images, preprocess.channels)):
-        where = Geometry((0, 0, height, width), fitted(height, width, side), (0, 0))
+        where = Geometry((0, 0, height, width), fit_side(height, width, side), (0, 0))
         cut = where.sides
         if augment.crop not in ("none", "resize"):
             where = transforms.geometry(height, width, preprocess, augment, draws[i].tolist())
             cut = side, side
         mirrored = augment.flip and draws[i, transforms.FLIP].item() < 0.5
-        move = partial(moved, where=where, cut=cut, mirrored=mirrored)
+        move = partial(transform_view, where=where, cut=cut, mirrored=mirrored)
         view, mask = move(tv_tensors.Image(image)), masks[i] if masks else None
         bottom = -(-cut[0] // STRIDE) * STRIDE - view.shape[1]
         room = [0, 0, -(-cut[1] // STRIDE) * STRIDE - view.shape[2], bottom]
         seen.append(pad(view, room, fill=fill))
         if isinstance(mask, Path):
             classes = move(tv_tensors.Mask(torch.from_numpy(class_map(mask, height, width))))
-            found.append(pad(classes, room, fill=IGNORED))
+            found.append(pad(classes, room, fill=IGNORE_INDEX))
         else:
             found.append(_objects(labels[i], mask, (height, width), move, mirrored))
     return torch.stack(seen), torch.stack(found)
 
 
-def moved(x: Tensor, where: Geometry, cut: tuple[int, int], mirrored: bool) -> Tensor:
+def transform_view(x: Tensor, where: Geometry, cut: tuple[int, int], mirrored: bool) -> Tensor:
     """A tv_tensor of an image, boxes or classes, as it lies in a view that is not filled up yet.
 
     `cut` is the height and width of the view, of which a smaller image is all; boxes that reach
@@ -134,8 +134,8 @@ def _objects(
     part = clamp_bounding_boxes(whole, clamping_mode="hard").as_subclass(Tensor)
     whole = whole.as_subclass(Tensor)
     visible, area = ((b[:, 2:] - b[:, :2]).prod(1) for b in (part, whole))
-    kept = ((visible > 0) & (visible >= VISIBLE * area)).nonzero()[:, 0]
-    found = labels.new_zeros(len(labels), 6 if shapes is None else 6 + MASK**2)
+    kept = ((visible > 0) & (visible >= MIN_VISIBLE * area)).nonzero()[:, 0]
+    found = labels.new_zeros(len(labels), 6 if shapes is None else 6 + MASK_SIZE**2)
     found[: len(kept), :6] = torch.cat([part, rows[:, 4:]], 1)[kept]
     if shapes:
         # The same part of the box in the image, from right to left where the view is mirrored.
@@ -143,11 +143,11 @@ def _objects(
         (a, b), (c, d) = (x.view(-1, 2, 2).chunk(2, 1) for x in (whole, boxes))
         windows = torch.lerp(c, d, (part.view(-1, 2, 2) - a) / (b - a)).flatten(1).numpy()
         for row, i in enumerate(kept.tolist()):
-            found[row, 6:] = covered(shapes[i], windows[i]).flatten()
+            found[row, 6:] = rasterize_mask(shapes[i], windows[i]).flatten()
     return found
 
 
-def joined(parts: list[Tensor], fill: Tensor | int) -> Tensor:
+def collate_padded(parts: list[Tensor], fill: Tensor | int) -> Tensor:
     """[(n, ...)] -> (B, ...); of [(1, ..., h, w)] smaller ones are filled up as views are."""
     if len({part.shape[1:] for part in parts}) == 1:
         return torch.cat(parts)
@@ -159,14 +159,14 @@ def joined(parts: list[Tensor], fill: Tensor | int) -> Tensor:
     return whole
 
 
-def covered(shape: Shape, window: NDArray[np.float32]) -> Tensor:
+def rasterize_mask(shape: Shape, window: NDArray[np.float32]) -> Tensor:
     """How much of each cell of a window an object covers, 0..1: float32 (MASK, MASK).
 
     The window is x1, y1, x2, y2 in pixels of the image; with x2 < x1 it is seen mirrored. Only its
     own samples are looked at: of 12 megapixels an object takes 0.4 ms, where decoding its run
     lengths takes 24. Pillow draws polygons half a sample too large all around.
     """
-    samples = MASK * _SAMPLES
+    samples = MASK_SIZE * _SAMPLES
     corner, sides = window[:2], window[2:] - window[:2]
     if shape and isinstance(shape[0], int):
         height, width, counts = shape
@@ -205,7 +205,7 @@ def class_map(path: Path, height: int, width: int) -> NDArray[np.uint8]:
     They are the values of an indexed or grey PNG as they are stored, with 1 to 16 bits; its palette
     does not matter. Raises Unreadable.
     """
-    with opened(path) as picture:
+    with open_image(path) as picture:
         if picture.format != "PNG" or picture.mode not in ("P", "L", "1", "I;16"):
             kind = f"{picture.mode} {picture.format}"
             reason = f"{kind}, not indexed or grey PNG: a mask holds the classes' numbers"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from resnets.config.arch import IGNORED
+from resnets.config.arch import IGNORE_INDEX
 from resnets.config.recipe import Augment, Preprocess
 from resnets.data import joint_transforms, transforms
 from resnets.data.dataset import Split
@@ -30,7 +30,7 @@ from resnets.data.transforms import DRAWS, Crops
 from resnets.errors import DataError, UsageError
 
 # What is done to uint8 (B, C, H, W) views, given their int64 (B,) indices.
-Change = Callable[[Tensor, Tensor], Tensor]
+ImageOp = Callable[[Tensor, Tensor], Tensor]
 
 PATIENCE = 55  # seconds without a batch after which the workers count as hung
 _LOOK = 5  # seconds after which one looks whether they are alive
@@ -101,7 +101,9 @@ def train_batches(
         for step, (indices, views) in enumerate(rows, start)
     )
     alone = functools.partial(transforms.views, preprocess=preprocess, augment=augment)
-    scene = functools.partial(joint_transforms.views, preprocess=preprocess, augment=augment)
+    scene = functools.partial(
+        joint_transforms.augment_views, preprocess=preprocess, augment=augment
+    )
     see = scene if split.scene else functools.partial(_labelled, alone)
     augment = replace(augment, flip=augment.flip and not split.scene)  # boxes are mirrored with it
     fill = transforms.colour(preprocess)
@@ -110,7 +112,7 @@ def train_batches(
     ):
         if not len(indices):
             raise DataError(f"not one image of a batch can be read: {bad[0][0]} ({bad[0][1]}), ...")
-        _, change = transforms.at_side(preprocess, augment, x.shape[3])
+        _, change = transforms.scale_to_side(preprocess, augment, x.shape[3])
         x = transforms.augment(x, change, mean, std, draws.to(device, non_blocking=True))
         yield Batch(x, labels, indices, bad)
 
@@ -136,7 +138,7 @@ def test_batches(
     rank: int = 0,  # noqa: PT028
     ranks: int = 1,  # noqa: PT028
     crops: Crops = "center",  # noqa: PT028
-    change: Change | None = None,  # noqa: PT028
+    change: ImageOp | None = None,  # noqa: PT028
 ) -> Iterator[Batch]:
     """Every image once, in the split's order, as the network sees it at test time.
 
@@ -152,8 +154,10 @@ def test_batches(
     and DataError if a worker died or hung.
     """
     mean, std = transforms.statistics(preprocess, device)
-    alone = functools.partial(transforms.shown, preprocess=preprocess, crops=crops)
-    scene = functools.partial(joint_transforms.views, preprocess=preprocess, augment=Augment())
+    alone = functools.partial(transforms.test_view, preprocess=preprocess, crops=crops)
+    scene = functools.partial(
+        joint_transforms.augment_views, preprocess=preprocess, augment=Augment()
+    )
     see = scene if split.scene else functools.partial(_labelled, alone)
     each = 1 if crops == "whole" and not isinstance(split.images, Tensor) else batch
     parts = filter(len, torch.split(torch.arange(len(split))[rank::ranks], each))
@@ -175,7 +179,7 @@ def test_batches(
 
 # Views and their labels, of uint8 (B, C, H, W) images, given their labels and masks in the split,
 # (B, DRAWS) and the input's side.
-See = Callable[[Tensor, Tensor, Masks, Tensor, int], tuple[Tensor, Tensor]]
+ViewFn = Callable[[Tensor, Tensor, Masks, Tensor, int], tuple[Tensor, Tensor]]
 # Indices, labels, masks, draws, side, files; a tensor would take a file descriptor to each worker.
 Request = tuple[NDArray[np.int64], NDArray[Any], Masks, NDArray[np.float32], int, tuple[str, ...]]
 # Views, labels, indices and draws of what could be read; the files that could not be.
@@ -199,7 +203,7 @@ class Decode(Dataset[Answer]):
     index of the file that it is reading, or -1 - that of the last that it read.
     """
 
-    see: See
+    see: ViewFn
     fill: Tensor  # uint8 (C,), the colour around views that are smaller than others
     white: int  # of grey with 16 bits
     hands: Tensor
@@ -224,14 +228,14 @@ class Decode(Dataset[Answer]):
                 rows.append(row)
             hand[1] = -1 - index
         none = torch.empty(0, len(self.fill), side, side, dtype=torch.uint8)
-        seen = joint_transforms.joined(views or [none], self.fill[:, None, None])
-        told = joint_transforms.joined(found or [labels[:0]], IGNORED)
+        seen = joint_transforms.collate_padded(views or [none], self.fill[:, None, None])
+        told = joint_transforms.collate_padded(found or [labels[:0]], IGNORE_INDEX)
         return seen, told, indices[rows], draws[rows], tuple(bad)
 
 
 def _read(
     split: Split,
-    see: See,
+    see: ViewFn,
     fill: Tensor,
     white: int,
     steps: Iterable[tuple[Tensor, Tensor, int]],
@@ -281,7 +285,8 @@ def _read(
             if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
                 raise
             raise DataError(
-                f"a process that decodes images died or hung: {error}\n{_in_hand(files, hands)}\n"
+                f"a process that decodes images died or hung: {error}\n"
+                f"{_worker_status(files, hands)}\n"
                 "If memory or /dev/shm is short, use fewer workers, or none: --workers 0"
             ) from None
         waited = 0
@@ -290,7 +295,7 @@ def _read(
         yield views, labels, indices, draws, tuple((path, why) for path, why in bad)
 
 
-def _in_hand(files: tuple[Path, ...], hands: Tensor) -> str:
+def _worker_status(files: tuple[Path, ...], hands: Tensor) -> str:
     """What a dead worker was reading, or else what a living one is, as a sentence."""
     children = multiprocessing.active_children()
     # a process that ends loses its connections first, and is a child for some time after

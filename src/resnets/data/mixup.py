@@ -8,7 +8,7 @@ from torch import Tensor
 from resnets.config.recipe import Augment
 
 
-def mix(images: Tensor, targets: Tensor, augment: Augment) -> tuple[Tensor, Tensor]:
+def mix_batch(images: Tensor, targets: Tensor, augment: Augment) -> tuple[Tensor, Tensor]:
     """Each image mixed with the one before it, all in one proportion, which is Beta(alpha, alpha).
 
     Floating (B, C, H, W) and classes' probabilities (B, K) -> the same shapes; the arguments

@@ -49,7 +49,7 @@ def uniform(seed: int, epochs: Tensor, indices: Tensor, draws: int) -> Tensor:
     return _shift(bits(seed, epochs, indices, range(1, draws + 1)), 40).float() * 2.0**-24
 
 
-def draw_of_step(seed: int, step: int) -> float:
+def draw_for_step(seed: int, step: int) -> float:
     """What a step draws for the whole batch, in [0, 1).
 
     The hash is that of an image in a negative epoch, which no image and no `spread` has.
@@ -63,7 +63,7 @@ def order(seed: int, epoch: int, n: int) -> Tensor:
     return torch.argsort(keys[:, 0], stable=True)
 
 
-def spread(labels: Tensor, seed: int) -> Tensor:
+def stratified_order(labels: Tensor, seed: int) -> Tensor:
     """A random order of the images of which every prefix is a stratified sample: int64 (n,).
 
     The k-th of a class's m images stands at (k + 1/2) / m of the way, so a prefix holds of each

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from resnets.config.arch import IGNORED
-from resnets.data.classification import assemble, look, split_of, subfolders, visible
-from resnets.data.decode import PICTURES, Unreadable
+from resnets.config.arch import IGNORE_INDEX
+from resnets.data.classification import make_dataset, scan_images, split_name, subfolders, visible
+from resnets.data.decode import IMAGE_SUFFIXES, Unreadable
 from resnets.data.detection.yolo import class_names, read_yaml
 from resnets.data.joint_transforms import class_map
 from resnets.data.splits import Source, Split
 from resnets.data.tables import read_lines
-from resnets.errors import DataError, Problem, Refused
+from resnets.errors import DataError, DataErrors, Problem
 
 FORMS = "images/ and masks/, in both train/, val/ and test/ or none, or train/images/, train/masks/"
 _MASKS = ("masks", "semantic_masks")
@@ -48,7 +48,7 @@ def _pair(top: Path) -> tuple[Path, Path] | None:
 
 def _split(name: str) -> str | None:
     near = (s for s in ("train", "val", "test") if name.casefold().startswith(s))
-    return split_of(name) or next(near, None)
+    return split_name(name) or next(near, None)
 
 
 def _unread(root: Path, parts: list[tuple[str | None, Path, Path]]) -> list[str]:
@@ -94,7 +94,7 @@ def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
             f"{root} has no images with masks (PNG of the same name): {FORMS}"
             + "".join(f"\nFirst: {place}: {reason}" for place, reason in noted[:1])
         )
-    seen = look([path for path, _, _ in rows], max_unreadable)
+    seen = scan_images([path for path, _, _ in rows], max_unreadable)
     rows = [row for row in rows if row[0] in seen.looks]
 
     def count(row: tuple[Path, Path, str | None]) -> NDArray[np.int64] | str:
@@ -109,9 +109,9 @@ def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
         counted = pool.map(count, rows, chunksize=16)
     refused += [(str(r[1]), c) for r, c in zip(rows, counted, strict=True) if isinstance(c, str)]
     counts = np.array([c for c in counted if not isinstance(c, str)]).reshape(-1, 256)
-    ignored, every_pixel = int(counts[:, IGNORED].sum()), int(counts.sum())
-    border = counts[:, IGNORED] > 0
-    counts[:, IGNORED] = 0
+    ignored, every_pixel = int(counts[:, IGNORE_INDEX].sum()), int(counts.sum())
+    border = counts[:, IGNORE_INDEX] > 0
+    counts[:, IGNORE_INDEX] = 0
     found = np.flatnonzero(counts.any(0)).tolist()
     told = _names(root)
     names = told or {k: str(k) for k in range(max(found, default=-1) + 1)}
@@ -124,9 +124,11 @@ def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
     if absent and (ignored or len(found) < 2) and not refused:
         remedy = "take names of absent classes out of the list of names"
         if ignored:
-            free = min({*told, len(told)} - {*found, IGNORED})
-            part = f"{IGNORED}, which is ignored, has {ignored / every_pixel:.1%} of the pixels"
-            remedy = f"{part}: a class drawn so has to become {IGNORED} -> {free}; or {remedy}"
+            free = min({*told, len(told)} - {*found, IGNORE_INDEX})
+            part = (
+                f"{IGNORE_INDEX}, which is ignored, has {ignored / every_pixel:.1%} of the pixels"
+            )
+            remedy = f"{part}: a class drawn so has to become {IGNORE_INDEX} -> {free}; or {remedy}"
         refused.append((str(root), f"{lacks}; {remedy}"))
     elif absent:
         notes.append(f"{root}: {lacks}")
@@ -141,18 +143,19 @@ def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
     drawn = counts[:, 1:].any(1)
     if not refused and drawn.any() and (odd := np.flatnonzero(border & ~drawn)).size:
         text = (
-            f"{len(odd):,} of {len(rows):,} masks hold {IGNORED}, which is ignored, beside 0 alone"
+            f"{len(odd):,} of {len(rows):,} masks hold {IGNORE_INDEX}, which is ignored, "
+            "beside 0 alone"
         )
         text += f", first {rows[odd[0]][1]}: a class drawn so has to become its number"
         notes.append(f"{root}: {text}")
     if refused:
         unreadable = [(str(path), f"unreadable: {reason}") for path, reason in seen.unreadable]
-        raise Refused(root, refused, [*((str(root), n) for n in notes), *noted, *unreadable])
+        raise DataErrors(root, refused, [*((str(root), n) for n in notes), *noted, *unreadable])
     classes = tuple(names.get(k, str(k)) for k in range(max(names, default=-1) + 1))
     if len(classes) < 2:
         raise DataError(
             f"{root}: the masks hold {len(classes)} classes, it takes two to tell apart.\n"
-            f"{IGNORED} counts for nothing: a foreground drawn with it has to become 1."
+            f"{IGNORE_INDEX} counts for nothing: a foreground drawn with it has to become 1."
         )
     shares = torch.from_numpy(counts[:, : len(classes)] / counts.sum(1, keepdims=True).clip(1))
     every = Split(
@@ -166,7 +169,7 @@ def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
         files = [[_place(p, root), p.stat().st_size] for p in row[:2]]
         sha.update(json.dumps([files, row[2], own.tolist()]).encode())
     splits = [split for _, _, split in rows]
-    made = assemble(root, root, classes, every, splits, seen, seed, sha.hexdigest())
+    made = make_dataset(root, root, classes, every, splits, seen, seed, sha.hexdigest())
     return replace(made, task="segment", problems=tuple(noted), notes=(*notes, *made.notes))
 
 
@@ -178,7 +181,7 @@ def _by_stem(top: Path, refused: list[Problem]) -> dict[str, Path]:
     """The images in a folder and below by their place and name without suffix."""
     images: dict[str, Path] = {}
     for path in visible(top):
-        if path.suffix.lower() in PICTURES:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
             first = images.setdefault(path.relative_to(top).with_suffix("").as_posix(), path)
             if first != path:
                 refused.append((str(path), f"another image is called {first.name}"))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnets.data.rng import spread
+from resnets.data.rng import stratified_order
 from resnets.errors import UsageError
 
 Polygon = tuple[float, ...]  # x, y, x, y, ... in pixels
@@ -99,7 +99,7 @@ class Split:
             seen = self.present(kinds)
             rarity = torch.where(seen, seen.sum(0), torch.inf)
             strata = F.pad(rarity, (0, 1), value=len(self) + 1).argmin(1)
-        parts = spread(strata, seed).tensor_split(ends)
+        parts = stratified_order(strata, seed).tensor_split(ends)
         return [self.take(part.sort().values) for part in parts]
 
 
@@ -159,14 +159,16 @@ class Source:
         ]
 
 
-def with_val(source: Source) -> Source:
+def merge_val_into_train(source: Source) -> Source:
     """`source` with its validation images among those of the training."""
     if source.train is None or source.val is None:
         raise UsageError(f"trainval: {source.name} has no validation images; leave it out")
     return replace(source, train=source.train.plus(source.val), val=None)
 
 
-def without(name: str, split: Split, whole: Split, classes: tuple[str, ...]) -> str:
+def describe_missing_classes(
+    name: str, split: Split, whole: Split, classes: tuple[str, ...]
+) -> str:
     """Which classes that have images in the whole a split by chance has none of; "" for none."""
     parts = (each.counts(len(classes)).tolist() for each in (split, whole))
     bare = [kind for kind, own, all_ in zip(classes, *parts, strict=True) if all_ and not own]
@@ -188,13 +190,13 @@ def hold_out(source: Source, part: float, seed: int) -> Source:
     if not 0 < count < n:
         raise UsageError(f"holdout={part:g} would keep {count} of {n} images for validation")
     val, train = source.train.divided(seed, count)
-    lost = without("train", train, source.train, source.classes)
+    lost = describe_missing_classes("train", train, source.train, source.classes)
     if lost and source.task == "classify":
         raise UsageError(f"holdout={part:g} {lost}: add images, hold out fewer, or set holdout=0")
-    bare = filter(None, (lost, without("val", val, source.train, source.classes)))
+    bare = filter(None, (lost, describe_missing_classes("val", val, source.train, source.classes)))
     notes = (*source.notes, *(f"holdout={part:g} {text}" for text in bare))
     known = source.mean, source.std
-    mean, std = moments(train.images) if isinstance(train.images, Tensor) else known
+    mean, std = channel_statistics(train.images) if isinstance(train.images, Tensor) else known
     return replace(source, train=train, val=val, mean=mean, std=std, notes=notes)
 
 
@@ -202,7 +204,7 @@ def in_memory(name: str, classes: tuple[str, ...], train: Split, test: Split) ->
     """A Source of two splits of uint8 tensors."""
     assert isinstance(train.images, Tensor)
     assert isinstance(test.images, Tensor)
-    mean, std = moments(train.images)
+    mean, std = channel_statistics(train.images)
     return Source(
         name=name,
         classes=classes,
@@ -225,7 +227,7 @@ def digest(*tensors: Tensor) -> str:
     return sha.hexdigest()
 
 
-def moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, in 0..1, of uint8 (N, C, H, W); exact sums.
 
     A channel that never varies has a deviation of one level, so that it can be divided by.

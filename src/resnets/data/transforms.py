@@ -63,7 +63,7 @@ def check(preprocess: Preprocess, augment: Augment) -> None:
         raise UsageError(f"augment.pad={augment.pad} is too much to reflect of {size}")
 
 
-def centre(height: int, width: int, preprocess: Preprocess) -> Geometry:
+def center_crop(height: int, width: int, preprocess: Preprocess) -> Geometry:
     """The test-time view of an image: shorter side to `resize` (0: to `size`), then the centre.
 
     Rounding is torchvision's, so that published weights see the pixels they were measured on.
@@ -95,7 +95,7 @@ def geometry(
             if 0 < h <= height and 0 < w <= width:
                 corner = (int(y * (height - h + 1)), int(x * (width - w + 1)))
                 return Geometry((*corner, h, w), (size, size), (0, 0))
-    return centre(height, width, preprocess)
+    return center_crop(height, width, preprocess)
 
 
 def _shorter(height: int, width: int, side: int) -> tuple[int, int]:
@@ -112,23 +112,25 @@ def views(
     """
     images = recolour(images, preprocess.channels)
     height, width = images.shape[2:]
-    preprocess, augment = at_side(preprocess, augment, side)
+    preprocess, augment = scale_to_side(preprocess, augment, side)
     if augment.crop in ("none", "pad") and augment.policy == "none":  # one view for all
-        return cut(images, centre(height, width, preprocess), side)
+        return crop_resize(images, center_crop(height, width, preprocess), side)
     if augment.policy != "none":
         from resnets.data import auto_augment  # here, since its torchvision takes 1.7 s to import
     rows = []
     for image, row in zip(torch.split(images, 1), draws.tolist(), strict=True):
-        x = cut(image, geometry(height, width, preprocess, augment, row), side)
+        x = crop_resize(image, geometry(height, width, preprocess, augment, row), side)
         if augment.policy == "trivial":
-            x = auto_augment.trivial(x, row[_POLICY])
+            x = auto_augment.trivial_augment(x, row[_POLICY])
         if augment.policy == "rand":
-            x = auto_augment.rand(x, *augment.rand, row[_POLICY])
+            x = auto_augment.rand_augment(x, *augment.rand, row[_POLICY])
         rows.append(x)
     return torch.cat(rows)
 
 
-def shown(images: Tensor, draws: Tensor, side: int, preprocess: Preprocess, crops: Crops) -> Tensor:
+def test_view(
+    images: Tensor, draws: Tensor, side: int, preprocess: Preprocess, crops: Crops
+) -> Tensor:
     """What testing sees of images; the arguments are those of `views`, the draws do not count.
 
     uint8 (B, C, H, W) -> uint8 (B, channels, side, side) of the "center"; of the "corners" (top
@@ -136,7 +138,7 @@ def shown(images: Tensor, draws: Tensor, side: int, preprocess: Preprocess, crop
     another; "whole" is resized and not cut.
     """
     images = recolour(images, preprocess.channels)
-    where = centre(images.shape[2], images.shape[3], preprocess)
+    where = center_crop(images.shape[2], images.shape[3], preprocess)
     whole = resized(images, where.sides)
     if crops == "whole":
         return whole
@@ -146,7 +148,9 @@ def shown(images: Tensor, draws: Tensor, side: int, preprocess: Preprocess, crop
     return torch.stack(rows, 1).flatten(0, 1)
 
 
-def at_side(preprocess: Preprocess, augment: Augment, side: int) -> tuple[Preprocess, Augment]:
+def scale_to_side(
+    preprocess: Preprocess, augment: Augment, side: int
+) -> tuple[Preprocess, Augment]:
     """The same views at another input side: every length in pixels follows it."""
     lengths = (preprocess.resize, augment.pad, augment.cutout, *augment.scale)
     resize, pad, cutout, low, high = (length * side // preprocess.size for length in lengths)
@@ -156,7 +160,7 @@ def at_side(preprocess: Preprocess, augment: Augment, side: int) -> tuple[Prepro
     )
 
 
-def cut(images: Tensor, where: Geometry, size: int) -> Tensor:
+def crop_resize(images: Tensor, where: Geometry, size: int) -> Tensor:
     """uint8 (B, C, H, W) -> uint8 (B, C, size, size), one geometry for all."""
     top, left, height, width = where.box
     x = resized(images[:, :, top : top + height, left : left + width], where.sides)
@@ -232,7 +236,7 @@ def augment(images: Tensor, choice: Augment, mean: Tensor, std: Tensor, draws: T
     if choice.cutout:
         x = cutout(x, choice.cutout, draws[:, _CUTOUT])
     if choice.erase:
-        x = erase(x, choice.erase, draws[:, _ERASE])
+        x = random_erasing(x, choice.erase, draws[:, _ERASE])
     return x
 
 
@@ -259,7 +263,7 @@ def cutout(images: Tensor, side: int, draws: Tensor) -> Tensor:
     return zeroed(images, top, left, sides, sides)
 
 
-def erase(images: Tensor, chance: float, draws: Tensor) -> Tensor:
+def random_erasing(images: Tensor, chance: float, draws: Tensor) -> Tensor:
     """Zero, with that chance, a rectangle of 0.02..0.33 of the area and 0.3..3.3 as high as wide.
 
     Once in some 700 it would be longer than the image and is as long as that; the paper and

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from resnets.evaluation.detection import Detect
 from resnets.models.detection import boxes as box
-from resnets.models.detection.faster_rcnn import SMALLEST, Detections, Detector, strongest
-from resnets.models.detection.rpn import scaled, take
+from resnets.models.detection.faster_rcnn import SMALLEST, Detections, FasterRCNN, top_k_detections
+from resnets.models.detection.rpn import gather_rows, scaled
 
 SIDE = 224  # pixels: regions of the size that classifiers are trained on
 OVERLAP = 0.3  # IoU beyond which a refined box suppresses another of its class
@@ -27,8 +27,8 @@ VOTING = 0.5  # IoU from which on a box votes (Gidaris and Komodakis 2015, secti
 View = tuple[dict[str, Tensor], Tensor]  # maps, and how much larger x, y, x, y are, (4,)
 
 
-def improved(
-    detectors: Sequence[Detector], *, refine: bool = False, scales: Sequence[float] = (1.0,)
+def refined_detections(
+    detectors: Sequence[FasterRCNN], *, refine: bool = False, scales: Sequence[float] = (1.0,)
 ) -> Detect:
     """Detectors of the same classes, in evaluation mode, used as one.
 
@@ -44,7 +44,9 @@ def improved(
         rois = torch.cat([one.propose(maps, shape, sizes)[0] for one, maps in pairs], 1)
 
         def judge(rois: Tensor) -> tuple[Tensor, Tensor]:
-            said = [judged(*each, rois, sizes) for each in zip(detectors, seen, strict=True)]
+            said = [
+                multi_scale_scores(*each, rois, sizes) for each in zip(detectors, seen, strict=True)
+            ]
             probabilities, boxes = (torch.stack(x).mean(0) for x in zip(*said, strict=True))
             return probabilities, boxes
 
@@ -54,7 +56,7 @@ def improved(
             moved = box.clip(boxes.take_along_dim(best, 2)[:, :, 0], sizes)
             again, further = judge(moved)
             every = torch.cat([probabilities, again], 1), torch.cat([boxes, further], 1)
-            found = elected(detectors[0], *every, sizes)
+            found = vote_boxes(detectors[0], *every, sizes)
         else:
             found = detectors[0].select(probabilities, boxes, sizes)
         return detectors[0].draw(whole[0], found)
@@ -63,7 +65,7 @@ def improved(
 
 
 def views(
-    detector: Detector, maps: dict[str, Tensor], images: Tensor, scales: Sequence[float]
+    detector: FasterRCNN, maps: dict[str, Tensor], images: Tensor, scales: Sequence[float]
 ) -> list[View]:
     """What a detector sees of images at each of the scales; `maps` is what it sees at 1."""
     seen = []
@@ -73,8 +75,8 @@ def views(
     return seen
 
 
-def judged(
-    detector: Detector, seen: Sequence[View], rois: Tensor, sizes: Tensor
+def multi_scale_scores(
+    detector: FasterRCNN, seen: Sequence[View], rois: Tensor, sizes: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As `Detector.judge`, by the larger of a region's features in the two nearest views."""
     growth = torch.stack([ratio[:2].prod() for _, ratio in seen])
@@ -85,7 +87,7 @@ def judged(
         used = (nearest == k).any(2)
         count = int(used.sum(1).max())
         index = used.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
-        x = detector.describe(maps, take(rois, index) * ratio, sizes * ratio[:2].flip(0))
+        x = detector.describe(maps, gather_rows(rois, index) * ratio, sizes * ratio[:2].flip(0))
         x = x.masked_fill(~used.gather(1, index)[..., None], -math.inf)
         parts.append((index[..., None].expand_as(x), x))
     features = parts[0][1].new_full((*rois.shape[:2], parts[0][1].shape[2]), -math.inf)
@@ -94,7 +96,9 @@ def judged(
     return detector.decide(features, rois)
 
 
-def elected(detector: Detector, probabilities: Tensor, boxes: Tensor, sizes: Tensor) -> Detections:
+def vote_boxes(
+    detector: FasterRCNN, probabilities: Tensor, boxes: Tensor, sizes: Tensor
+) -> Detections:
     """As `Detector.select`, and all boxes of a class that overlap one that is left move it."""
     count, kinds = boxes.shape[1:3]
     boxes, scores = box.clip(boxes.flatten(1, 2), sizes), probabilities[..., 1:].flatten(1)
@@ -102,7 +106,7 @@ def elected(detector: Detector, probabilities: Tensor, boxes: Tensor, sizes: Ten
     large = (boxes[..., 2:] - boxes[..., :2]).amin(2) >= SMALLEST
     votes = scores * (large & (scores > detector.threshold))
     votes, few = votes.topk(max(1, int((votes > 0).sum(1).max())))
-    boxes, classes = take(boxes, few), classes.gather(1, few)
-    found = strongest(boxes, votes, classes, votes > 0, OVERLAP, detector.kept)
-    moved = box.vote(found.boxes, boxes, votes, found.classes, classes, VOTING)
+    boxes, classes = gather_rows(boxes, few), classes.gather(1, few)
+    found = top_k_detections(boxes, votes, classes, votes > 0, OVERLAP, detector.kept)
+    moved = box.box_voting(found.boxes, boxes, votes, found.classes, classes, VOTING)
     return found._replace(boxes=moved)

@@ -32,7 +32,7 @@ def evaluate(
     *,
     bfloat16: bool = False,
     total: Callable[[Tensor], Tensor] = lambda sums: sums,
-) -> metrics.Means:
+) -> metrics.RunningMeans:
     """Run `network` over `batches` in evaluation mode; its own mode is restored afterwards.
 
     Where several ranks have a part of the images each, `total` adds up their sums, float64 (4,).

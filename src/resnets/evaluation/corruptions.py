@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as V
 
 from resnets.data.decode import decode
-from resnets.data.loader import Change
+from resnets.data.loader import ImageOp
 from resnets.data.rng import uniform
-from resnets.evaluation.metrics import right
+from resnets.evaluation.metrics import is_correct
 from resnets.evaluation.scores import Scores
 
 Row = tuple[str, int, float]  # corruption, strength (1 to 5), error
@@ -83,7 +83,7 @@ def _jpeg(image: Tensor, quality: int) -> Tensor:
     return torch.from_numpy(decode(file.getvalue(), len(image))).permute(2, 0, 1).float()
 
 
-def robustness(score: Callable[[Change], Scores], channels: int) -> Iterator[Row]:
+def robustness(score: Callable[[ImageOp], Scores], channels: int) -> Iterator[Row]:
     """The error under each kind at each strength, as they come; grey images have no saturation.
 
     `score` is what a model says of images that are changed.
@@ -91,7 +91,7 @@ def robustness(score: Callable[[Change], Scores], channels: int) -> Iterator[Row
     for kind in STRENGTHS:
         for strength in range(1, 6) if kind != "saturate" or channels > 1 else ():
             scores = score(functools.partial(corrupt, kind=kind, strength=strength))
-            yield kind, strength, 1 - float(right(scores).double().mean())
+            yield kind, strength, 1 - float(is_correct(scores).double().mean())
 
 
 def mean_corruption_error(rows: Iterable[Row]) -> float:

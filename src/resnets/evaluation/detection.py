@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from resnets.data.splits import Shape, Split
 from resnets.errors import MissingPackage, UsageError
 from resnets.evaluation import voc
-from resnets.evaluation.diagnosis import why
-from resnets.evaluation.scenes import Reading, looks, never
+from resnets.evaluation.diagnosis import diagnose
+from resnets.evaluation.scenes import LoaderOptions, iter_batches, never
 from resnets.evaluation.scores import read_sealed, shape, unreadable, within, write_sealed
 from resnets.models.detection.boxes import clip
 
@@ -34,7 +34,7 @@ class Detect(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Found:
+class DetectionPredictions:
     """All detections of a split, image after image, on the CPU."""
 
     images: Tensor  # int64 (D,): indices in the split, ascending
@@ -49,24 +49,24 @@ class Found:
 
 _TENSORS = ("images", "classes", "scores", "boxes", "indices")
 _NONE = torch.empty(0, dtype=torch.int64)
-NOTHING = Found(_NONE, _NONE, torch.empty(0), torch.empty(0, 4), None, _NONE)
+NOTHING = DetectionPredictions(_NONE, _NONE, torch.empty(0), torch.empty(0, 4), None, _NONE)
 
 
 @torch.inference_mode()
-def find(
+def detect(
     network: Detect,
     split: Split,
     *,
     bfloat16: bool = False,
     stopped: Callable[[], bool] = never,
-    **reading: Unpack[Reading],
-) -> Found:
+    **reading: Unpack[LoaderOptions],
+) -> DetectionPredictions:
     """What a network in evaluation mode finds; of several ranks each has a part, see `join`.
 
     Raises as `test_batches`, and MissingPackage for masks.
     """
     began, parts = time.monotonic(), [NOTHING]
-    for batch, sizes, own in looks(split, stopped, **reading):
+    for batch, sizes, own in iter_batches(split, stopped, **reading):
         parts.append(replace(NOTHING, indices=batch.indices, unreadable=batch.unreadable))
         if not len(own):
             continue
@@ -81,18 +81,20 @@ def find(
             drawn = zip(said.masks.float().cpu()[there], boxes, own[rows].tolist(), strict=True)
             masks = tuple(pasted(mask, box, *size) for mask, box, size in drawn)
         classes, scores = said.classes.cpu()[there], said.scores.float().cpu()[there]
-        parts.append(Found(batch.indices[rows], classes, scores, boxes, masks, _NONE))
-    return replace(join(parts), seconds=time.monotonic() - began)
+        parts.append(
+            DetectionPredictions(batch.indices[rows], classes, scores, boxes, masks, _NONE)
+        )
+    return replace(concatenate(parts), seconds=time.monotonic() - began)
 
 
-def join(parts: Sequence[Found]) -> Found:
+def concatenate(parts: Sequence[DetectionPredictions]) -> DetectionPredictions:
     """What was found on several parts of a split, as by several ranks."""
     whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
     order = whole["images"].argsort(stable=True)
     masks = [mask for part in parts for mask in part.masks or ()]
     drawn = any(part.masks is not None for part in parts)
     indices = whole.pop("indices").sort().values
-    return Found(
+    return DetectionPredictions(
         **{name: column[order] for name, column in whole.items()},
         masks=tuple(masks[i] for i in order.tolist()) if drawn else None,
         indices=indices,
@@ -135,7 +137,7 @@ def pasted(mask: Tensor, box: Tensor, height: int, width: int) -> Rle:
     return height, width, coded["counts"]
 
 
-def save(path: str | Path, found: Found) -> None:
+def save(path: str | Path, found: DetectionPredictions) -> None:
     """One safetensors file, replaced in one step. Raises DiskError."""
     bad = [(str(file), reason) for file, reason in found.unreadable]
     card = {"unreadable": bad, "seconds": found.seconds, "drawn": found.masks is not None}
@@ -148,12 +150,12 @@ def save(path: str | Path, found: Found) -> None:
     write_sealed(path, tensors, "detections", card)
 
 
-def load(path: str | Path) -> Found:
+def load(path: str | Path) -> DetectionPredictions:
     """What `save` wrote. Raises as `scores.read_sealed`."""
     return read_sealed(path, "detections", _found)
 
 
-def _found(tensors: dict[str, Tensor], card: dict[str, Any]) -> Found:
+def _found(tensors: dict[str, Tensor], card: dict[str, Any]) -> DetectionPredictions:
     count, (images,) = len(tensors["scores"]), tensors["indices"].shape
     for name, kind in zip(_TENSORS[:3], (torch.int64, torch.int64, torch.float32), strict=True):
         shape(tensors[name], kind, (count,), name)
@@ -170,13 +172,13 @@ def _found(tensors: dict[str, Tensor], card: dict[str, Any]) -> Found:
     drawn = zip(shapes.tolist(), parts, strict=True)
     masks = tuple((height, width, bytes(part.numpy())) for (height, width, _), part in drawn)
     masked = masks if card["drawn"] else None
-    return Found(
+    return DetectionPredictions(
         **tensors, masks=masked, unreadable=unreadable(card), seconds=float(card["seconds"])
     )
 
 
 @dataclass(frozen=True)
-class Figures:
+class CocoMetrics:
     """COCO's twelve and what they are of each class; None where there is no such object.
 
     Small objects have less than 32^2 pixels, large ones more than 96^2: of the mask, or without
@@ -225,7 +227,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Detected(Figures):
+class DetectionMetrics(CocoMetrics):
     """Figures of a detector's boxes on one split. Objects that are ignored do not count."""
 
     images: int
@@ -235,7 +237,7 @@ class Detected(Figures):
     interval: tuple[float, float]  # 95 %, of `voc` over the images
     counts: tuple[tuple[int, int], ...]  # of each class: images that have it, objects
     classes: tuple[str, ...]
-    masks: Figures | None  # where the network and the data have masks
+    masks: CocoMetrics | None  # where the network and the data have masks
     why: str  # in plain words, where next to nothing is right
     unreadable: tuple[tuple[Path, str], ...]
     split: str
@@ -290,13 +292,15 @@ def _said(mean: float | None) -> str:
     return "-" if mean is None else f"{mean:.4f}"
 
 
-def measure(found: Found, split: Split, classes: tuple[str, ...], name: str = "test") -> Detected:
+def evaluate_predictions(
+    found: DetectionPredictions, split: Split, classes: tuple[str, ...], name: str = "test"
+) -> DetectionMetrics:
     """All figures of the images that were looked at. Raises MissingPackage."""
     flags = voc.flags(found, split, len(classes))
     boxes = figures(found, split, "bbox", len(classes))
     drawn = bool(split.masks) and found.masks is not None
     images, objects = (x.sum(0).astype(int).tolist() for x in (flags.objects > 0, flags.objects))
-    return Detected(
+    return DetectionMetrics(
         **vars(boxes),
         images=len(found.indices),
         objects=sum(objects),
@@ -306,13 +310,15 @@ def measure(found: Found, split: Split, classes: tuple[str, ...], name: str = "t
         counts=tuple(zip(images, objects, strict=True)),
         classes=classes,
         masks=figures(found, split, "segm", len(classes)) if drawn else None,
-        why=why(found, split, classes) if (boxes.map50 or 0) < 0.01 else "",
+        why=diagnose(found, split, classes) if (boxes.map50 or 0) < 0.01 else "",
         unreadable=found.unreadable,
         split=name,
     )
 
 
-def figures(found: Found, split: Split, kind: Literal["bbox", "segm"], kinds: int) -> Figures:
+def figures(
+    found: DetectionPredictions, split: Split, kind: Literal["bbox", "segm"], kinds: int
+) -> CocoMetrics:
     """COCO's figures of boxes or of masks, those of pycocotools. Raises MissingPackage."""
     package = coco()
     assert split.sizes is not None
@@ -348,8 +354,8 @@ def figures(found: Found, split: Split, kind: Literal["bbox", "segm"], kinds: in
     test.run()
     every = test.eval["precision"][..., 0, 2]  # (IoU, recall, class) of all sizes, 100 detections
     each = [every[..., k] if every[0, 0, k] >= 0 else None for k in range(kinds)]
-    names = (field.name for field in fields(Figures))
-    return Figures(
+    names = (field.name for field in fields(CocoMetrics))
+    return CocoMetrics(
         **{name: None if x < 0 else float(x) for name, x in zip(names, test.stats, strict=False)},
         ap=tuple(None if x is None else float(x.mean()) for x in each),
         ap50=tuple(None if x is None else float(x[0].mean()) for x in each),
@@ -371,7 +377,9 @@ def decoded(mask: Rle) -> Tensor:
     return torch.from_numpy(coco().mask.decode(rle(mask))).bool()
 
 
-def compare(first: Found, second: Found, split: Split, kinds: int) -> Change:
+def compare(
+    first: DetectionPredictions, second: DetectionPredictions, split: Split, kinds: int
+) -> Change:
     """The gain of the second. Raises UsageError where they looked at different images."""
     if not torch.equal(first.indices, second.indices):
         raise UsageError("the detections are of different images: take both on the same split")

@@ -13,7 +13,7 @@ from resnets.data.splits import Split
 from resnets.evaluation.voc import overlaps
 
 if TYPE_CHECKING:
-    from resnets.evaluation.detection import Found
+    from resnets.evaluation.detection import DetectionPredictions
 
 MANY = 0.3  # part of the objects that makes a reason
 LOW = 0.05  # score that detectors leave out
@@ -31,7 +31,7 @@ READINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def why(found: Found, split: Split, classes: tuple[str, ...]) -> str:
+def diagnose(found: DetectionPredictions, split: Split, classes: tuple[str, ...]) -> str:
     """The first reason that the detections themselves show, as a sentence or two."""
     labels = split.labels[found.indices]
     there = labels[..., 5] == 1

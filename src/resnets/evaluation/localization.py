@@ -12,7 +12,7 @@ from torch import Tensor
 
 from resnets.data.splits import Split
 from resnets.evaluation.metrics import interval
-from resnets.evaluation.scenes import Reading, looks, never
+from resnets.evaluation.scenes import LoaderOptions, iter_batches, never
 from resnets.models.detection.boxes import iou
 
 if TYPE_CHECKING:  # torchvision takes 1.7 s to import
@@ -29,7 +29,7 @@ class Locate(Protocol):
 
 
 @dataclass(frozen=True)
-class Localized:
+class LocalizationMetrics:
     """The part of the images whose object is not found: no box has an IoU of 0.5 with one."""
 
     images: int
@@ -78,7 +78,7 @@ class Localized:
 
 
 @torch.inference_mode()
-def localization(
+def evaluate(
     network: Locate,
     split: Split,
     *,
@@ -86,8 +86,8 @@ def localization(
     name: str = "test",
     bfloat16: bool = False,
     stopped: Callable[[], bool] = never,
-    **reading: Unpack[Reading],
-) -> Localized:
+    **reading: Unpack[LoaderOptions],
+) -> LocalizationMetrics:
     """Both errors (1512.03385, Table 13) of a network in evaluation mode.
 
     The class of an image is that of its first object; images without objects do not count.
@@ -95,7 +95,7 @@ def localization(
     it the network's own are taken. Raises as `test_batches`.
     """
     hits, bad = [torch.empty(0, 2, dtype=torch.bool)], list[tuple[Path, str]]()
-    for batch, sizes, own in looks(split, stopped, **reading):
+    for batch, sizes, own in iter_batches(split, stopped, **reading):
         bad += batch.unreadable
         if not len(own) or not batch.labels.shape[1]:
             continue
@@ -117,10 +117,12 @@ def localization(
         among = (near[:, 1:] & (classes == label)).any(1)
         hits.append(torch.stack([near[:, 0], among], 1)[real.any(1)].cpu())
     given, five = torch.cat(hits).unbind(1)
-    return Localized(len(given), *missed(given), *missed(five), tuple(bad), name)
+    return LocalizationMetrics(
+        len(given), *count_errors(given), *count_errors(five), tuple(bad), name
+    )
 
 
-def missed(hits: Tensor) -> tuple[float, tuple[float, float]]:
+def count_errors(hits: Tensor) -> tuple[float, tuple[float, float]]:
     """The part of bool (N,) that is false, and its 95 % interval by Wilson."""
     low, high = interval(hits)
     return float((~hits).double().mean()) if len(hits) else 1.0, (1 - high, 1 - low)

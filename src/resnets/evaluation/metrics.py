@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnets.evaluation.scores import Scores, common
+from resnets.evaluation.scores import Scores, intersect
 
 BINS = 15  # of probability
 
 
 @dataclass(frozen=True)
-class Means:
+class RunningMeans:
     """What training asks for at each evaluation.
 
     Where an image has several labels, top1 counts the images of which exactly the labels have a
@@ -38,8 +38,8 @@ class Means:
 
 
 @dataclass(frozen=True)
-class Result:
-    """Figures of a classifier on one split; `loss`, `top1` and `top5` as in `Means`."""
+class ClassificationMetrics:
+    """Figures of a classifier on one split; `loss`, `top1` and `top5` as in `RunningMeans`."""
 
     images: int
     loss: float
@@ -127,25 +127,25 @@ class Result:
         }
 
 
-def truth(labels: Tensor, classes: int) -> Tensor:
+def target_probabilities(labels: Tensor, classes: int) -> Tensor:
     """The classes that an image has: labels as in `Scores` -> bool (N, classes)."""
     if labels.ndim == 2:
         return labels.bool()
     return labels[:, None] == torch.arange(classes, device=labels.device)
 
 
-def answers(scores: Scores) -> Tensor:
+def predicted_classes(scores: Scores) -> Tensor:
     """The most probable class, or those above 0.5 where there may be several: bool (N, K)."""
     x = scores.logits
-    return x > 0 if scores.several else truth(x.argmax(1), x.shape[1])
+    return x > 0 if scores.several else target_probabilities(x.argmax(1), x.shape[1])
 
 
 def agreement(scores: Scores) -> Tensor:
     """Whether a class is answered exactly where the image has it: bool (N, K)."""
-    return answers(scores) == truth(scores.labels, len(scores.classes))
+    return predicted_classes(scores) == target_probabilities(scores.labels, len(scores.classes))
 
 
-def right(scores: Scores) -> Tensor:
+def is_correct(scores: Scores) -> Tensor:
     """Whether an image is given its labels and no other: bool (N,)."""
     return agreement(scores).all(1)
 
@@ -158,7 +158,7 @@ def decisions(scores: Scores) -> tuple[Tensor, Tensor]:
     p = scores.probabilities
     if scores.several:
         return torch.maximum(p, 1 - p).flatten(), agreement(scores).flatten()
-    return p.amax(1), right(scores)
+    return p.amax(1), is_correct(scores)
 
 
 def loss(scores: Scores) -> Tensor:
@@ -172,26 +172,29 @@ def loss(scores: Scores) -> Tensor:
 def sums(scores: Scores) -> Tensor:
     """Images, loss, top-1 and top-5 answers, to add up over ranks: float64 (4,)."""
     best = scores.logits.topk(min(5, len(scores.classes)), dim=1).indices
-    among = truth(scores.labels, len(scores.classes)).gather(1, best).any(1)
-    each = (torch.ones(len(best)), loss(scores), right(scores), among)
+    among = target_probabilities(scores.labels, len(scores.classes)).gather(1, best).any(1)
+    each = (torch.ones(len(best)), loss(scores), is_correct(scores), among)
     return torch.stack([values.double().sum() for values in each])
 
 
-def means(sums: Tensor) -> Means:
+def means(sums: Tensor) -> RunningMeans:
     """What the `sums` of all images say."""
     images, *rest = sums.tolist()
-    return Means(round(images), *(x / max(1, images) for x in rest))
+    return RunningMeans(round(images), *(x / max(1, images) for x in rest))
 
 
-def result(scores: Scores, split: str = "test") -> Result:
+def classification_metrics(scores: Scores, split: str = "test") -> ClassificationMetrics:
     """All figures of a split."""
     # Counted in float32, which is exact up to 2**24 images and many times faster than int64.
-    has, given = truth(scores.labels, len(scores.classes)).float(), answers(scores).float()
+    has, given = (
+        target_probabilities(scores.labels, len(scores.classes)).float(),
+        predicted_classes(scores).float(),
+    )
     both = has * given
     confusion = (has.to_sparse().T @ (given - both) + both.sum(0).diag()).long()
-    return Result(
+    return ClassificationMetrics(
         **asdict(means(sums(scores))),
-        interval=interval(right(scores)),
+        interval=interval(is_correct(scores)),
         confusion=tuple(map(tuple, confusion.tolist())),
         counts=tuple(zip(*(x.sum(0).long().tolist() for x in (has, given)), strict=True)),
         classes=scores.classes,
@@ -275,7 +278,7 @@ def fit_temperature(scores: Scores) -> float:
     return math.exp(best.x)
 
 
-def abstention(scores: Scores, precision: float) -> tuple[float, float]:
+def selective_accuracy(scores: Scores, precision: float) -> tuple[float, float]:
     """(threshold, coverage): the least probability from which on answers reach that precision.
 
     Coverage is the part of the answers that is given; (inf, 0) where no threshold will do.
@@ -291,7 +294,7 @@ def abstention(scores: Scores, precision: float) -> tuple[float, float]:
     return float(confidence[last]), (last + 1) / len(order)
 
 
-def ood(scores: Scores, others: Scores) -> float:
+def ood_auroc(scores: Scores, others: Scores) -> float:
     """The chance that an image of the split looks more familiar than one of another kind.
 
     Familiar is a great maximum probability (1610.02136): the area under the ROC curve.
@@ -319,8 +322,8 @@ def compare(first: Scores, second: Scores) -> Comparison:
     """Which images changed, and whether that is more than chance. Raises as `scores.common`."""
     from scipy.stats import binomtest
 
-    first, second = common([first, second])
-    change = right(second).long() - right(first).long()
+    first, second = intersect([first, second])
+    change = is_correct(second).long() - is_correct(first).long()
     fixed, broken = (tuple(first.indices[change == sign].tolist()) for sign in (1, -1))
     changed = len(fixed) + len(broken)
     return Comparison(

@@ -15,17 +15,17 @@ from resnets.config.arch import Arch, MlpArch, SegmenterArch
 from resnets.config.arch import task as task_of
 from resnets.config.recipe import Preprocess
 from resnets.data.dataset import Split
-from resnets.data.decode import brightest, decode, warn_clipped
-from resnets.data.loader import Change, test_batches
-from resnets.data.transforms import centre, cut, normalize, statistics
+from resnets.data.decode import decode, largest_value_of_file, warn_clipped
+from resnets.data.loader import ImageOp, test_batches
+from resnets.data.transforms import center_crop, crop_resize, normalize, statistics
 from resnets.errors import CheckpointError, DataError, NotFinite, UsageError
 from resnets.evaluation import classification
 from resnets.evaluation.classification import predict_batch
 from resnets.evaluation.scores import Scores, ensemble
 from resnets.evaluation.tta import forward, passes
 from resnets.models import CLASSIFIERS, Classifier, Network
-from resnets.models.io.model_file import Card, open_model
-from resnets.options import Task, View, check_model, group
+from resnets.models.io.model_file import ModelMetadata, open_model
+from resnets.options import Task, View, check_model, command_group
 
 LARGEST = 4 * 2**30  # bytes that an image, or a batch, may take
 IMAGENET = Preprocess(size=224, resize=256)
@@ -46,7 +46,7 @@ class Model:
     """A network in evaluation mode, its card, and where it computes."""
 
     network: Network
-    card: Card
+    card: ModelMetadata
     device: torch.device
     bfloat16: bool = False
     path: Path = Path("the network")  # of messages
@@ -54,7 +54,8 @@ class Model:
     def together(self, batch: int, size: int = 0) -> int:
         """How many of `batch` images fit into LARGEST bytes at once."""
         return max(
-            1, min(batch, LARGEST // needed(self.network, size or self.card.preprocess.size))
+            1,
+            min(batch, LARGEST // bytes_per_image(self.network, size or self.card.preprocess.size)),
         )
 
     @property
@@ -76,7 +77,7 @@ class Model:
         size: int = 0,
         batch: int = 250,
         workers: int = 0,
-        change: Change | None = None,
+        change: ImageOp | None = None,
     ) -> Scores:
         """What the network says of each image of a labelled split whose classes are this model's.
 
@@ -129,8 +130,10 @@ class Model:
             good: dict[int, torch.Tensor] = {}
             for k, item in enumerate(chunk):
                 try:
-                    greatest[answers[k].file] = brightest(item)
-                    good[k] = view(torch.from_numpy(decode(item, see.channels, see.white)), see)
+                    greatest[answers[k].file] = largest_value_of_file(item)
+                    good[k] = preprocess_image(
+                        torch.from_numpy(decode(item, see.channels, see.white)), see
+                    )
                 except DataError as error:
                     answers[k] = replace(answers[k], problem=str(error))
             if good:
@@ -149,13 +152,13 @@ class Model:
         warn_clipped(greatest, see.white)
 
 
-def view(image: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
+def preprocess_image(image: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
     """The test-time view of one decoded image: uint8 (H, W, C) -> uint8 (C, size, size)."""
-    where = centre(image.shape[0], image.shape[1], preprocess)
-    return cut(image.permute(2, 0, 1)[None], where, preprocess.size)[0]
+    where = center_crop(image.shape[0], image.shape[1], preprocess)
+    return crop_resize(image.permute(2, 0, 1)[None], where, preprocess.size)[0]
 
 
-def needed(network: Network, size: int) -> int:
+def bytes_per_image(network: Network, size: int) -> int:
     """About how many bytes a forward pass of one image takes: thrice the largest map of floats."""
     arch = network.arch
     levels = getattr(getattr(network, "backbone", network), "levels", {})
@@ -163,7 +166,7 @@ def needed(network: Network, size: int) -> int:
     return int(12 * max(channels * (size / stride) ** 2 for channels, stride in sides))
 
 
-def takes_pictures(arch: Arch) -> bool:
+def is_2d(arch: Arch) -> bool:
     """Whether its networks take 2-D images."""
     return not isinstance(arch, MlpArch) and getattr(arch, "dims", 2) == 2
 
@@ -189,12 +192,14 @@ def load(
     """
     path = check_model(path)
     network, card = open_model(path, fields)
-    if not takes_pictures(network.arch):
+    if not is_2d(network.arch):
         raise CheckpointError(
             f"{path} takes no 2-D images: resnets.models.io.model_file.open_model gives its network"
         )
     if (own := task_of(network.arch)) != (task or own):
-        raise UsageError(f"{path} is not to {task}, but to {own}: `resnets {group(own)}evaluate`")
+        raise UsageError(
+            f"{path} is not to {task}, but to {own}: `resnets {command_group(own)}evaluate`"
+        )
     if card is None:
         arch = network.arch
         names = tuple(classes or map(str, range(arch.classes)))
@@ -204,14 +209,14 @@ def load(
             raise CheckpointError(f"{path} takes {arch.channels} channels; images have 1 or 3")
         if arch.channels == 1:
             blank = replace(blank, channels=1, mean=(0.449,), std=(0.226,))  # of the three
-        card = Card(arch=arch, classes=names, preprocess=blank)
+        card = ModelMetadata(arch=arch, classes=names, preprocess=blank)
     if len(card.classes) != card.arch.classes:
         raise CheckpointError(
             f"{path} has {card.arch.classes} outputs, the data has {len(card.classes)} classes"
         )
     device = device or torch.device("cpu")
     size = card.preprocess.size
-    if (memory := needed(network, size)) > LARGEST:
+    if (memory := bytes_per_image(network, size)) > LARGEST:
         raise CheckpointError(
             f"{path}: at preprocess.size {size} an image would take {memory / 2**30:.0f} GiB, the "
             f"limit is {LARGEST >> 30}. Get another file."
@@ -219,7 +224,7 @@ def load(
     return Model(network.to(device).eval(), card, device, bfloat16, path)
 
 
-def aligned(split: Split, classes: tuple[str, ...], model: Model) -> Split:
+def match_classes(split: Split, classes: tuple[str, ...], model: Model) -> Split:
     """The split with its labels renumbered by class name to the model's.
 
     Raises CheckpointError that names the data's classes that the model does not know.

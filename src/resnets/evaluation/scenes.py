@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from resnets.config.recipe import Preprocess
-from resnets.data.joint_transforms import fitted
+from resnets.data.joint_transforms import fit_side
 from resnets.data.loader import Batch, test_batches
 from resnets.data.splits import Split
 
 
-class Reading(TypedDict, total=False):
+class LoaderOptions(TypedDict, total=False):
     """What `test_batches` is told: which part of a split is read, how, and where to."""
 
     preprocess: Required[Preprocess]
@@ -32,8 +32,8 @@ def never() -> bool:
     return False
 
 
-def looks(
-    split: Split, stopped: Callable[[], bool], **reading: Unpack[Reading]
+def iter_batches(
+    split: Split, stopped: Callable[[], bool], **reading: Unpack[LoaderOptions]
 ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
     """Batches, and the sizes of their images inside the views and as files: int64 (B, 2) each.
 
@@ -43,7 +43,7 @@ def looks(
     size = reading["preprocess"].size
     for batch in takewhile(lambda _: not stopped(), test_batches(split, **reading)):
         own = split.sizes[batch.indices]
-        seen = [fitted(height, width, size) for height, width in own.tolist()]
+        seen = [fit_side(height, width, size) for height, width in own.tolist()]
         images = batch.images.contiguous(memory_format=torch.channels_last)
         inside = torch.tensor(seen, device=images.device).view(-1, 2)
         yield replace(batch, images=images), inside.long(), own

@@ -64,7 +64,7 @@ def mean(logits: Tensor, several: bool) -> Tensor:
     return (log_p + x.logsumexp(2).mean(0)[:, None]).float()
 
 
-def common(scores: Sequence[Scores]) -> list[Scores]:
+def intersect(scores: Sequence[Scores]) -> list[Scores]:
     """Each with the rows alone that all have.
 
     Raises CheckpointError where the classes differ, UsageError for none or for other images.
@@ -92,7 +92,7 @@ def ensemble(scores: Sequence[Scores]) -> Scores:
     """The mean of the probabilities, of the images that all could read. Raises as `common`."""
     if len(scores) == 1:
         return scores[0]
-    parts = common(scores)
+    parts = intersect(scores)
     # A few rows at a time, since they are averaged in double precision.
     rows = zip(*(torch.split(part.logits, 4096) for part in parts), strict=True)
     return replace(

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnets.config.arch import IGNORED
+from resnets.config.arch import IGNORE_INDEX
 from resnets.data.joint_transforms import class_map
 from resnets.data.loader import Batch
 from resnets.data.splits import Split
 from resnets.evaluation.classification import predict_batch
-from resnets.evaluation.scenes import Reading, looks, never
+from resnets.evaluation.scenes import LoaderOptions, iter_batches, never
 from resnets.models.layers import finite
 
 
 @dataclass(frozen=True)
-class Segmented:
+class SegmentationMetrics:
     """Figures of a segmenter on one split, of all its pixels that have a class."""
 
     images: int
@@ -78,7 +78,7 @@ class Segmented:
 
 def confusion(truth: Tensor, given: Tensor, classes: int) -> Tensor:
     """Pixels of each true and each given class, int64 (K, K); 255 is no true class."""
-    known = truth != IGNORED
+    known = truth != IGNORE_INDEX
     pairs = truth[known].long() * classes + given[known]
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
@@ -90,23 +90,23 @@ def evaluate(
     *,
     bfloat16: bool = False,
     total: Callable[[Tensor], Tensor] = lambda sums: sums,
-) -> Segmented:
+) -> SegmentationMetrics:
     """Figures at the size of the views, of a network in evaluation mode.
 
     Where several ranks have a part of the images each, `total` adds up their sums, int64
     (K * K + 1,).
     """
-    sums, bad = blank(network, classes), list[tuple[Path, str]]()
+    sums, bad = empty_mask(network, classes), list[tuple[Path, str]]()
     for batch in batches:
         bad += batch.unreadable
         if len(batch.indices):
             given = predict_batch(network, batch.images, bfloat16=bfloat16).argmax(1)
             sums[1:] += confusion(batch.labels, given, len(classes)).flatten()
             sums[0] += len(given)
-    return result(total(sums), classes, bad)
+    return segmentation_metrics(total(sums), classes, bad)
 
 
-def segment(
+def evaluate_split(
     network: nn.Module,
     split: Split,
     classes: tuple[str, ...],
@@ -114,10 +114,10 @@ def segment(
     name: str = "test",
     bfloat16: bool = False,
     total: Callable[[Tensor], Tensor] = lambda sums: sums,
-    **reading: Unpack[Reading],
-) -> Segmented:
+    **reading: Unpack[LoaderOptions],
+) -> SegmentationMetrics:
     """Figures at the size of the mask files, of a network in evaluation mode; as `evaluate`."""
-    sums, bad = blank(network, classes), list[tuple[Path, str]]()
+    sums, bad = empty_mask(network, classes), list[tuple[Path, str]]()
     for batch, maps in class_maps(network, split, bfloat16=bfloat16, **reading):
         bad += batch.unreadable
         for index, given in zip(batch.indices.tolist(), maps, strict=True):
@@ -126,19 +126,19 @@ def segment(
             truth = torch.from_numpy(class_map(file, *given.shape)).to(given.device)
             sums[1:] += confusion(truth, given, len(classes)).flatten()
             sums[0] += 1
-    return result(total(sums), classes, bad, name)
+    return segmentation_metrics(total(sums), classes, bad, name)
 
 
 @torch.inference_mode()
 def class_maps(
-    network: nn.Module, split: Split, *, bfloat16: bool = False, **reading: Unpack[Reading]
+    network: nn.Module, split: Split, *, bfloat16: bool = False, **reading: Unpack[LoaderOptions]
 ) -> Iterator[tuple[Batch, list[Tensor]]]:
     """Each batch, and the class of each pixel of its images at their own size: int64 (H, W).
 
     It is the logits that are enlarged. The network must be in evaluation mode. Raises as
     `test_batches`.
     """
-    for batch, sizes, own in looks(split, never, **reading):
+    for batch, sizes, own in iter_batches(split, never, **reading):
         maps = []
         logits = predict_batch(network, batch.images, bfloat16=bfloat16) if len(own) else ()
         for row, (h, w), size in zip(
@@ -149,17 +149,17 @@ def class_maps(
         yield batch, maps
 
 
-def blank(network: nn.Module, classes: tuple[str, ...]) -> Tensor:
+def empty_mask(network: nn.Module, classes: tuple[str, ...]) -> Tensor:
     """No image yet, and no pixel of K x K kinds: int64 (K * K + 1,) where the network is."""
     device = next(network.parameters()).device
     return torch.zeros(len(classes) ** 2 + 1, dtype=torch.int64, device=device)
 
 
-def result(
+def segmentation_metrics(
     sums: Tensor, classes: tuple[str, ...], bad: Sequence[tuple[Path, str]], name: str = "val"
-) -> Segmented:
+) -> SegmentationMetrics:
     """What the sums of all images say."""
     images, *pixels = sums.tolist()
     k = len(classes)
     rows = tuple(tuple(pixels[first : first + k]) for first in range(0, k * k, k))
-    return Segmented(images, rows, classes, tuple(bad), name)
+    return SegmentationMetrics(images, rows, classes, tuple(bad), name)

@@ -70,7 +70,7 @@ def by_channel(preprocess: Preprocess) -> Preprocess:
     return replace(preprocess, mean=mean, std=std)
 
 
-def class_map(network: ResNet | DenseNet, images: Tensor, size: int) -> Tensor:
+def class_activation_logits(network: ResNet | DenseNet, images: Tensor, size: int) -> Tensor:
     """Logits of every place: (N, C, H, W) -> (N, K, places down, places across).
 
     At each place stands the head of the network over so much of the last map as an image of `size`
@@ -92,7 +92,7 @@ def forward(network: Classifier, view: View, preprocess: Preprocess, size: int =
     if isinstance(network, ResNet | DenseNet):
         if view != "multi-scale":
             return network
-        return lambda images: class_map(network, images, preprocess.size).mean((2, 3))
+        return lambda images: class_activation_logits(network, images, preprocess.size).mean((2, 3))
     if view == "multi-scale" or size not in (0, preprocess.size):
         raise UsageError(
             f"{type(network).__name__} takes images of {preprocess.size} pixels only: choose the "

@@ -18,7 +18,7 @@ from resnets.data.splits import Split
 from resnets.models.detection.boxes import iou
 
 if TYPE_CHECKING:
-    from resnets.evaluation.detection import Found
+    from resnets.evaluation.detection import DetectionPredictions
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -51,7 +51,7 @@ def overlaps(one: Tensor, boxes: Tensor, other: Tensor, others: Tensor) -> tuple
     return i[best].numpy(), j[best].numpy()
 
 
-def flags(found: Found, split: Split, kinds: int) -> Flags:
+def flags(found: DetectionPredictions, split: Split, kinds: int) -> Flags:
     """What is right of what was found on a split of `kinds` classes."""
     labels = split.labels[found.indices]
     there = labels[..., 5] > 0

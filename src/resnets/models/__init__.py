@@ -27,7 +27,7 @@ from resnets.models.resnet import MakeModule, ResNet
 from resnets.models.transformer import VisionTransformer
 
 if TYPE_CHECKING:
-    from resnets.models.detection.faster_rcnn import Detector
+    from resnets.models.detection.faster_rcnn import FasterRCNN
     from resnets.models.detection.retinanet import RetinaNet
     from resnets.models.localizer import Localizer
     from resnets.models.segmentation import Segmenter
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 Classifier: TypeAlias = ResNet | DenseNet | Mlp | VisionTransformer
 CLASSIFIERS = (ResNet, DenseNet, Mlp, VisionTransformer)
 # Each has `arch` and `parts`, the names of its losses, which it gives for images and targets.
-Scene: TypeAlias = "Detector | RetinaNet | Segmenter | Localizer"
-Network: TypeAlias = "Classifier | Scene"
+DenseTaskNetwork: TypeAlias = "FasterRCNN | RetinaNet | Segmenter | Localizer"
+Network: TypeAlias = "Classifier | DenseTaskNetwork"
 
 
 @overload
@@ -68,9 +68,9 @@ def build(arch: Arch, *, checkpoint: int = 0) -> Network:
 
             return RetinaNet(arch, checkpoint=checkpoint)
         case DetectorArch():
-            from resnets.models.detection.faster_rcnn import Detector
+            from resnets.models.detection.faster_rcnn import FasterRCNN
 
-            return Detector(arch, checkpoint=checkpoint)
+            return FasterRCNN(arch, checkpoint=checkpoint)
         case SegmenterArch():
             from resnets.models.segmentation import Segmenter
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from resnets.config.arch import Arch, MlpArch, ResNetArch
 from resnets.models import CLASSIFIERS
-from resnets.models.io.infer_arch import skeleton
+from resnets.models.io.infer_arch import meta_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def cost(arch: Arch) -> Cost:
     Of a scene's network they are those of its maps, since the rest depends on what is found.
     """
     with torch.no_grad(), _Shapes() as shapes:
-        network = skeleton(arch).eval()
+        network = meta_model(arch).eval()
         scene = not isinstance(network, CLASSIFIERS)
         seen: Any = network.features if scene else network
         seen(torch.empty(input_shape(arch), device="meta"))

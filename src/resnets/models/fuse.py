@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 N = TypeVar("N", bound=nn.Module)
 
 
-def folded(network: N) -> N:
+def fuse_conv_bn(network: N) -> N:
     """A copy for evaluation whose convolutions have the normalisation after them in their weights.
 
     The answers are the same but for rounding. What follows a convolution is what is registered

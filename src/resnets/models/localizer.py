@@ -24,13 +24,13 @@ from resnets.models.detection.faster_rcnn import Detections
 from resnets.models.detection.rpn import (
     HIGH,
     LOW,
-    distance,
+    flatten_levels,
+    gather_rows,
     inside,
-    laid,
-    mean,
+    make_anchors,
+    per_image_mean,
     scaled,
-    spread,
-    take,
+    smooth_l1,
 )
 from resnets.models.layers import finite, global_mean
 from resnets.models.resnet import ResNet
@@ -41,7 +41,7 @@ AT_ONCE = 64  # regions that the R-CNN sees in a forward pass at test
 MOST, JUDGED = 100, 5  # boxes of an image, each of another class; where an R-CNN judges them
 
 
-class Seen(NamedTuple):
+class RegionFeatures(NamedTuple):
     """What the network makes of images, on P positions with A anchors each."""
 
     ratio: Tensor  # (4,): how much larger x, y, x, y are than on the images
@@ -51,7 +51,7 @@ class Seen(NamedTuple):
     sizes: Tensor  # int64 (B, 2): height, width of the images
 
 
-def siblings(classification: nn.Module, regression: nn.Module, classes: int) -> None:
+def predictors(classification: nn.Module, regression: nn.Module, classes: int) -> None:
     """The first weights of two layers: at first every class is as likely as in the sample.
 
     Half of that has one.
@@ -61,7 +61,7 @@ def siblings(classification: nn.Module, regression: nn.Module, classes: int) -> 
         nn.init.constant_(layer.bias, bias)  # type: ignore[arg-type]
 
 
-def trunk(arch: LocalizerArch, checkpoint: int) -> ResNet:
+def backbone(arch: LocalizerArch, checkpoint: int) -> ResNet:
     """The backbone without its classifier."""
     body = ResNet(replace(arch.backbone, channels=arch.channels), checkpoint=checkpoint)
     body.add_module("fc", nn.Identity())
@@ -73,22 +73,22 @@ class RCNN(nn.Module):
 
     def __init__(self, arch: LocalizerArch, *, checkpoint: int = 0) -> None:
         super().__init__()
-        self.crop, self.body = arch.crop, trunk(arch, checkpoint)
+        self.crop, self.body = arch.crop, backbone(arch, checkpoint)
         channels, _ = list(self.body.levels.values())[-1]
         self.cls_score = nn.Linear(channels, arch.classes)
         self.bbox_pred = nn.Linear(channels, 4 * arch.classes)
-        siblings(self.cls_score, self.bbox_pred, arch.classes)
+        predictors(self.cls_score, self.bbox_pred, arch.classes)
 
     def forward(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W), (B, R, 4) -> logits float32 (B, R, K), deltas float32 (B, R, K, 4)."""
-        maps = list(self.body.features(cut(images, boxes, self.crop)).values())
+        maps = list(self.body.features(crop_regions(images, boxes, self.crop)).values())
         x, shape = global_mean(maps[-1]), boxes.shape[:2]
         logits, deltas = self.cls_score(x), self.bbox_pred(x)
         return logits.float().view(*shape, -1), deltas.float().view(*shape, -1, 4)
 
 
 @torch.no_grad()
-def cut(images: Tensor, boxes: Tensor, side: int) -> Tensor:
+def crop_regions(images: Tensor, boxes: Tensor, side: int) -> Tensor:
     """Boxes (B, R, 4) of images (B, C, H, W), warped to squares: (B * R, C, side, side)."""
     shape = (*boxes.shape[:2], side, side)
     corner, length = boxes[..., None, :2], (boxes[..., 2:] - boxes[..., :2])[..., None, :]
@@ -120,12 +120,12 @@ class Localizer(nn.Module):
                 f"the object, and one or more to judge; arch.crop={arch.crop}: from 1 on"
             )
         self.parts = ("classification", "boxes", *["judgement", "movement"] * judged)
-        self.backbone = trunk(arch, checkpoint)
+        self.backbone = backbone(arch, checkpoint)
         channels, _ = list(self.backbone.levels.values())[-1]
         self.shapes = len(arch.anchors) * len(arch.ratios)
         self.classification = nn.Conv2d(channels, arch.classes * self.shapes, 1)
         self.regression = nn.Conv2d(channels, arch.classes * self.shapes * 4, 1)
-        siblings(self.classification, self.regression, arch.classes)
+        predictors(self.classification, self.regression, arch.classes)
         self.rcnn = RCNN(arch, checkpoint=checkpoint) if judged else None
         self.scales: tuple[float, ...] = (1.0,)  # of the images at test: dense testing
 
@@ -142,7 +142,7 @@ class Localizer(nn.Module):
         classes = best.topk(min(count, best.shape[1])).indices
         boxes, scores = self.located(images, seen, classes)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
-        return Detections(take(boxes, order), scores, classes.gather(1, order), None)
+        return Detections(gather_rows(boxes, order), scores, classes.gather(1, order), None)
 
     def best(
         self, images: Tensor, classes: Tensor, sizes: Tensor | None = None
@@ -151,7 +151,7 @@ class Localizer(nn.Module):
         return self.located(images, self.look(images, inside(images, sizes)), classes)
 
     def located(
-        self, images: Tensor, seen: Sequence[Seen], classes: Tensor
+        self, images: Tensor, seen: Sequence[RegionFeatures], classes: Tensor
     ) -> tuple[Tensor, Tensor]:
         """As `best`, of what was seen: the R-CNN's best of the best proposals, where there is one.
 
@@ -174,24 +174,24 @@ class Localizer(nn.Module):
         found, certain = (torch.cat(x, 1) for x in zip(*kept, strict=True))
         return found, certain
 
-    def look(self, images: Tensor, sizes: Tensor) -> list[Seen]:
+    def look(self, images: Tensor, sizes: Tensor) -> list[RegionFeatures]:
         """The features at each of the `scales`, and how each class scores each anchor."""
         return [self.seen(*scaled(images, scale), sizes) for scale in self.scales]
 
-    def seen(self, images: Tensor, ratio: Tensor, sizes: Tensor) -> Seen:
+    def seen(self, images: Tensor, ratio: Tensor, sizes: Tensor) -> RegionFeatures:
         """The same at one scale."""
         height, width = images.shape[2:]
         last = list(self.features(images).values())[-1]
-        anchors, _ = spread([last], (height, width), [self.arch.anchors], self.arch.ratios)
-        logits = laid([self.classification(last)], self.arch.classes).mT.float()
-        return Seen(ratio, last.flatten(2).mT, logits, anchors, sizes)
+        anchors, _ = flatten_levels([last], (height, width), [self.arch.anchors], self.arch.ratios)
+        logits = make_anchors([self.classification(last)], self.arch.classes).mT.float()
+        return RegionFeatures(ratio, last.flatten(2).mT, logits, anchors, sizes)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """The levels of the backbone."""
         return self.backbone.features(images)
 
     def candidates(
-        self, seen: Sequence[Seen], classes: Tensor, count: int
+        self, seen: Sequence[RegionFeatures], classes: Tensor, count: int
     ) -> tuple[Tensor, Tensor]:
         """The `count` best boxes of classes (B, k), best first: (B, k, n, 4), scores (B, k, n)."""
         found = [self.proposed(one, classes, count) for one in seen]
@@ -199,15 +199,15 @@ class Localizer(nn.Module):
         scores, best = scores.topk(min(count, scores.shape[2]))
         return boxes.take_along_dim(best[..., None], 2), scores
 
-    def proposed(self, seen: Seen, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def proposed(self, seen: RegionFeatures, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The same at one scale."""
-        own = take(seen.logits, classes)
+        own = gather_rows(seen.logits, classes)
         scores, index = own.topk(min(count, own.shape[2]))
         boxes = box.decode(self.deltas(seen, classes, index), seen.anchors[index]) / seen.ratio
         clipped = box.clip(boxes.flatten(1, 2), seen.sizes).view_as(boxes)
         return clipped, finite(scores).sigmoid()
 
-    def deltas(self, seen: Seen, classes: Tensor, index: Tensor) -> Tensor:
+    def deltas(self, seen: RegionFeatures, classes: Tensor, index: Tensor) -> Tensor:
         """How classes (B, k) move anchors index (B, k, n): (B, k, n, 4).
 
         Of the regression's 4 A K outputs at each position only these are computed.
@@ -235,7 +235,7 @@ class Localizer(nn.Module):
         logits = seen.logits.gather(2, index[:, None].expand(-1, self.arch.classes, -1))
         deltas = self.deltas(seen, label, index[:, None])[:, 0]
         at = matched.gather(1, index)
-        lost = learnt(logits.mT, deltas, seen.anchors[index], label, objects, at, chosen)
+        lost = trained_levels(logits.mT, deltas, seen.anchors[index], label, objects, at, chosen)
         with torch.no_grad():
             proposed = self.candidates([seen], label, self.arch.regions[1] or 1)[0][:, 0]
             overlap = (box.iou(proposed[:, :1], objects[..., :4])[:, 0] * own).amax(1)
@@ -245,14 +245,14 @@ class Localizer(nn.Module):
             proposed = torch.cat([proposed, objects[..., :4]], 1)
             matched = box.match(proposed, objects, RIGHT, RIGHT, rescue=False)
             index, chosen = box.sample(matched, self.arch.regions[0], POSITIVE_SHARE)
-            regions, at = take(proposed, index), matched.gather(1, index)
+            regions, at = gather_rows(proposed, index), matched.gather(1, index)
             logits, moves = self.rcnn(images, regions)
             deltas = moves.take_along_dim(label[..., None, None], 2)[:, :, 0]
-            lost += learnt(logits, deltas, regions, label, objects, at, chosen)
+            lost += trained_levels(logits, deltas, regions, label, objects, at, chosen)
         return torch.stack([*lost, wrong.mean()])
 
 
-def learnt(
+def trained_levels(
     logits: Tensor,
     deltas: Tensor,
     boxes: Tensor,
@@ -266,5 +266,8 @@ def learnt(
     wanted = torch.zeros_like(logits)
     wanted.scatter_(2, label[..., None].expand(-1, logits.shape[1], 1), positive[..., None].float())
     lost = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-    goals = box.encode(take(objects[..., :4], matched.clamp(min=0)), boxes)
-    return [mean(lost.sum(2), chosen), mean(distance(deltas, goals) * positive, chosen)]
+    goals = box.encode(gather_rows(objects[..., :4], matched.clamp(min=0)), boxes)
+    return [
+        per_image_mean(lost.sum(2), chosen),
+        per_image_mean(smooth_l1(deltas, goals) * positive, chosen),
+    ]

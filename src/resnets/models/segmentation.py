@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 
-from resnets.config.arch import IGNORED, SegmenterArch
+from resnets.config.arch import IGNORE_INDEX, SegmenterArch
 from resnets.errors import UsageError
 from resnets.models.layers import LayerFactory, initialise
 from resnets.models.resnet import ResNet
@@ -42,7 +42,7 @@ class Segmenter(nn.Module):
         make = LayerFactory(norm_kind=arch.backbone.norm)
         self.fpn = FeaturePyramidNetwork(widths, arch.width) if arch.head == "fpn" else None
         if arch.head == "fpn":
-            self.classifier: nn.Module = Summed(len(widths), arch.width, arch.classes)
+            self.classifier: nn.Module = SemanticFPNHead(len(widths), arch.width, arch.classes)
         elif arch.head == "deeplabv3":
             aspp = ASPP(make, widths[-1], arch.width)
             self.classifier = nn.Sequential(
@@ -60,13 +60,13 @@ class Segmenter(nn.Module):
         del maps["stem"]
         *_, middle, last = maps.values()
         seen = last if self.fpn is None else list(self.fpn(maps).values())
-        logits = enlarged(self.classifier(seen).float(), images)
+        logits = upsample_like(self.classifier(seen).float(), images)
         if masks is None:
             return logits
-        known = masks != IGNORED
+        known = masks != IGNORE_INDEX
         losses = [image_mean(cross_entropy(logits, masks), known)]
         if self.aux_classifier is not None:
-            other = enlarged(self.aux_classifier(middle).float(), images)
+            other = upsample_like(self.aux_classifier(middle).float(), images)
             losses.append(AUXILIARY * image_mean(cross_entropy(other, masks), known))
         wrong = image_mean((logits.argmax(1) != masks).float(), known)
         return torch.stack([*losses, wrong])
@@ -77,8 +77,8 @@ class Segmenter(nn.Module):
 
 
 def cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
-    """Of each pixel, 0 where it is `IGNORED`: (B, K, H, W), (B, H, W) -> (B, H, W)."""
-    return F.cross_entropy(logits, masks.long(), ignore_index=IGNORED, reduction="none")
+    """Of each pixel, 0 where it is `IGNORE_INDEX`: (B, K, H, W), (B, H, W) -> (B, H, W)."""
+    return F.cross_entropy(logits, masks.long(), ignore_index=IGNORE_INDEX, reduction="none")
 
 
 def image_mean(values: Tensor, known: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def image_mean(values: Tensor, known: Tensor) -> Tensor:
     return ((values * known).sum((1, 2)) / known.sum((1, 2)).clamp(min=1)).mean()
 
 
-def enlarged(x: Tensor, like: Tensor) -> Tensor:
+def upsample_like(x: Tensor, like: Tensor) -> Tensor:
     """Bilinear, to the size of another map: (B, C, h, w), (B, D, H, W) -> (B, C, H, W)."""
     if x.shape[2:] == like.shape[2:]:
         return x
@@ -138,7 +138,7 @@ class ASPP(nn.Module):
         return y
 
 
-class Summed(nn.Module):
+class SemanticFPNHead(nn.Module):
     """Each level of a pyramid brought to the finest one's size in steps of 2, and their sum.
 
     A step is a 3x3 convolution, group normalisation, ReLU and an enlargement: Kirillov et al.
@@ -162,7 +162,7 @@ class Summed(nn.Module):
         brought = []
         for level, (x, steps) in enumerate(zip(maps, self.levels, strict=True)):
             for step, finer in zip(steps.children(), maps[max(0, level - 1) :: -1], strict=True):
-                x = enlarged(step(x), finer)
+                x = upsample_like(step(x), finer)
             brought.append(x)
         y: Tensor = self.scores(sum(brought))
         return y

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def convert(network: Network) -> Network:
+def convert_sync_batch_norm(network: Network) -> Network:
     """The network itself, each batch normalisation of it made synchronous."""
     for module in network.modules():
         if isinstance(module, _BatchNorm):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resnets.config import arch as archs
-from resnets.config.arch import Arch, changed
+from resnets.config.arch import Arch, with_fields
 from resnets.config.families import arch
 from resnets.config.recipe import Recipe, to_dict
 from resnets.errors import UsageError, nearest
@@ -86,7 +86,7 @@ class Job:
     def layers(self) -> int:
         """Of its network; 0: nothing is trained."""
         recipe = self.recipe
-        return changed(arch(recipe.model), recipe.arch).depth if recipe else 0
+        return with_fields(arch(recipe.model), recipe.arch).depth if recipe else 0
 
     @property
     def size(self) -> int:
@@ -105,7 +105,7 @@ class Job:
         recipe = self.recipe
         if not recipe:
             return 0.0
-        network = changed(arch(recipe.model), recipe.arch)
+        network = with_fields(arch(recipe.model), recipe.arch)
         backbone: Arch = getattr(network, "backbone", network)
         usual = arch(recipe.model).depth
         part = self.layers / usual * (self.size / backbone.size) ** 2  # MACS are of that side

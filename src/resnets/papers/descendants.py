@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from resnets.config import recipes
-from resnets.papers.experiment import Experiment, arms, counted
+from resnets.papers.experiment import Experiment, arms, count_rows
 
 DROPPED = recipes.stochastic_depth_cifar10()
 LATER = (
     Experiment(
         id="later.counts",
         title="Later families: parameters",
-        arms=counted("parameters", {"resnet50": 25.6e6, "seresnet50": 28.1e6})
-        + counted("parameters", {"resnext50_32x4d": 25.0e6, "wrn_28_10": 36.5e6})
-        + counted("parameters", {"densenet_bc100_12": 0.8e6}),
+        arms=count_rows("parameters", {"resnet50": 25.6e6, "seresnet50": 28.1e6})
+        + count_rows("parameters", {"resnext50_32x4d": 25.0e6, "wrn_28_10": 36.5e6})
+        + count_rows("parameters", {"densenet_bc100_12": 0.8e6}),
         claim="exact: nothing is trained",
     ),
     Experiment(

@@ -78,7 +78,7 @@ def arms(
     )
 
 
-def counted(what: str, printed: Figures) -> tuple[Arm, ...]:
+def count_rows(what: str, printed: Figures) -> tuple[Arm, ...]:
     """Arms whose layers, parameters and multiply-adds are counted."""
     return tuple(
         Arm(name=name, measure=partial(measures.counts, name), paper={what: figure})
@@ -86,7 +86,7 @@ def counted(what: str, printed: Figures) -> tuple[Arm, ...]:
     )
 
 
-def waiting(id: str, title: str, figures: Mapping[str, str], needs: str) -> Experiment:
+def pending(id: str, title: str, figures: Mapping[str, str], needs: str) -> Experiment:
     """An experiment that one command cannot run."""
     rows = (Arm(name=name, paper={"": text}) for name, text in figures.items())
     return Experiment(id=id, title=title, arms=tuple(rows), needs=needs)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from resnets.options import Inference
+from resnets.options import InferenceOptions
 
 if TYPE_CHECKING:
     from resnets.data.dataset import Split
@@ -86,13 +86,13 @@ def viewed(
     view: View, factor: float, models: Sequence[Model], split: Split | None
 ) -> dict[str, Any]:
     """The test error in %, of a view, of images `factor` times as large."""
-    from resnets.evaluation.metrics import result
+    from resnets.evaluation.metrics import classification_metrics
 
     if split is None:
         return {}
     size = models[0].card.preprocess.size
     other = round(factor * size) if factor != 1 else 0
-    found = result(models[0].scores(split, view=view, size=other, batch=64))
+    found = classification_metrics(models[0].scores(split, view=view, size=other, batch=64))
     return {"test_error": 100 * found.error, "top5_error": 100 * (1 - found.top5), "view": view}
 
 
@@ -105,12 +105,12 @@ def detected(
 
     if split is None:
         return {}
-    how = Inference(refine=refine, scales=tuple(scales) or (1.0,))
+    how = InferenceOptions(refine=refine, scales=tuple(scales) or (1.0,))
     first = models[0]
-    found = detection.find(
-        assessment.procedure(models, how), split, **assessment.reading(first, how)
+    found = detection.detect(
+        assessment.refinement(models, how), split, **assessment.reading(first, how)
     )
-    figures = detection.measure(found, split, first.card.classes)
+    figures = detection.evaluate_predictions(found, split, first.card.classes)
     said = {"map50": figures.map50, "map": figures.map, "voc07": figures.voc07}
     return {name: 100 * value for name, value in said.items() if value is not None}
 
@@ -120,22 +120,24 @@ def located(
 ) -> dict[str, Any]:
     """Errors in % given the class, and of the network's own five classes."""
     from resnets import assessment
-    from resnets.evaluation.localization import localization
+    from resnets.evaluation.localization import evaluate
 
     if split is None:
         return {}
-    how = Inference(scales=tuple(scales) or (1.0,))
-    network: Any = assessment.procedure(models, how)
-    found = localization(network, split, **assessment.reading(models[0], how))
+    how = InferenceOptions(scales=tuple(scales) or (1.0,))
+    network: Any = assessment.refinement(models, how)
+    found = evaluate(network, split, **assessment.reading(models[0], how))
     return {"given_error": 100 * found.error, "five_error": 100 * found.top5_error}
 
 
 def ensemble(models: Sequence[Model], split: Split | None) -> dict[str, Any]:
     """The errors in % of the models' mean."""
     from resnets.evaluation import scores
-    from resnets.evaluation.metrics import result
+    from resnets.evaluation.metrics import classification_metrics
 
     if split is None:
         return {}
-    found = result(scores.ensemble([model.scores(split, batch=64) for model in models]))
+    found = classification_metrics(
+        scores.ensemble([model.scores(split, batch=64) for model in models])
+    )
     return {"test_error": 100 * found.error, "top5_error": 100 * (1 - found.top5)}

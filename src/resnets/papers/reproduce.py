@@ -96,7 +96,7 @@ def trained(job: Job, recipe: Recipe, root: Path, device: str, workers: int, wat
             plan = api.plan(recipe.data, recipe=recipe, device=device, workers=workers)
             lifecycle.create_run(plan, folder.path)
             started(folder, device)
-            lifecycle.go(folder, plan, watch)
+            lifecycle.train_and_finish(folder, plan, watch)
         shutil.rmtree(folder.path / "checkpoints")  # the model file stays
     return folder
 

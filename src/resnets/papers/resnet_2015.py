@@ -7,7 +7,7 @@ from functools import partial
 
 from resnets.config import recipes
 from resnets.papers import measures
-from resnets.papers.experiment import Arm, Experiment, arms, counted, waiting
+from resnets.papers.experiment import Arm, Experiment, arms, count_rows, pending
 
 CIFAR, CIFAR_110 = recipes.paper_cifar10(), recipes.paper_cifar10_110()
 IMAGENET = recipes.paper_imagenet()
@@ -38,11 +38,11 @@ R1 = (
     Experiment(
         id="r1.tab1",
         title="Table 1, section 4.2: multiply-adds and parameters",
-        arms=counted("macs", {"resnet18_option_a": 1.8e9, "resnet34_option_a": 3.6e9})
-        + counted("macs", {"resnet50_v1": 3.8e9, "resnet101_v1": 7.6e9, "resnet152_v1": 11.3e9})
-        + counted("macs", {"plain18": 1.8e9, "plain34": 3.6e9})
-        + counted("parameters", {"resnet20": 0.27e6, "resnet32": 0.46e6, "resnet44": 0.66e6})
-        + counted("parameters", {"resnet56": 0.85e6, "resnet110": 1.7e6, "resnet1202": 19.4e6}),
+        arms=count_rows("macs", {"resnet18_option_a": 1.8e9, "resnet34_option_a": 3.6e9})
+        + count_rows("macs", {"resnet50_v1": 3.8e9, "resnet101_v1": 7.6e9, "resnet152_v1": 11.3e9})
+        + count_rows("macs", {"plain18": 1.8e9, "plain34": 3.6e9})
+        + count_rows("parameters", {"resnet20": 0.27e6, "resnet32": 0.46e6, "resnet44": 0.66e6})
+        + count_rows("parameters", {"resnet56": 0.85e6, "resnet110": 1.7e6, "resnet1202": 19.4e6}),
         claim="exact: nothing is trained",
     ),
     Experiment(
@@ -177,7 +177,7 @@ R1 = (
         claim=RANDOM,
         figure="voc07",
     ),
-    waiting(
+    pending(
         "r1.tab7-2012",
         "Table 7: Faster R-CNN, VOC 2012 test, mAP",
         {C4: "73.8"},
@@ -227,8 +227,8 @@ R1 = (
         claim=RANDOM,
         figure="map50",
     ),
-    waiting("r1.tab10", "Table 10: VOC 2007 after COCO, mAP", {"improved": "85.6"}, TWO_SETS),
-    waiting("r1.tab11", "Table 11: VOC 2012 after COCO, mAP", {"improved": "83.8"}, TWO_SETS),
+    pending("r1.tab10", "Table 10: VOC 2007 after COCO, mAP", {"improved": "85.6"}, TWO_SETS),
+    pending("r1.tab11", "Table 11: VOC 2012 after COCO, mAP", {"improved": "83.8"}, TWO_SETS),
     Experiment(
         id="r1.tab12",
         title="Table 12: Faster R-CNN, ImageNet detection val2, mAP",
@@ -271,7 +271,7 @@ R1 = (
         ours="rate, length and sides are ours, and the five classes the network's own",
         figure="given_error",
     ),
-    waiting(
+    pending(
         "r1.tab14",
         "Table 14: localisation, test set",
         {"ensemble": "9.0"},

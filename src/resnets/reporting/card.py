@@ -7,20 +7,20 @@ import re
 from functools import partial
 from pathlib import Path
 
-from resnets.analysis.findings import called
+from resnets.analysis.findings import image_name
 from resnets.escape import markdown
 from resnets.files import write_whole
-from resnets.reporting.facts import Facts, figures, sentences
+from resnets.reporting.facts import RunFacts, figures, sentences
 from resnets.reporting.report import PAGES
 
 
-def write(facts: Facts) -> Path:
+def write(facts: RunFacts) -> Path:
     """Write README.md into the folder of a run. Raises CheckpointError, DiskError."""
     page = PAGES.get_template("card.md").render(
         facts=facts,
         words=facts.words,
         figures=figures(facts),
-        sentences=sentences(facts, [], partial(called, None)),
+        sentences=sentences(facts, [], partial(image_name, None)),
     )
     path = facts.run.path / "README.md"
     write_whole(path, page.encode("utf-8", "backslashreplace"))

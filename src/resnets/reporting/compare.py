@@ -10,7 +10,7 @@ from typing import Any
 
 from resnets.errors import UsageError
 from resnets.evaluation import metrics
-from resnets.reporting.facts import Facts, gather, percent
+from resnets.reporting.facts import RunFacts, percent, read_facts
 from resnets.training.run import Run
 
 SCHEMA = 1  # docs/evaluation.md
@@ -26,7 +26,7 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     """
     if len({run.path.resolve() for run in runs}) < max(2, len(runs)):
         raise UsageError("give two runs or more, each once: resnets runs compare A B")
-    every = {str(run.path): gather(run) for run in runs}
+    every = {str(run.path): read_facts(run) for run in runs}
     first, *_ = every.values()
     made = {name: settings(facts) for name, facts in every.items()}
     keys = dict.fromkeys(key for values in made.values() for key in values)
@@ -44,7 +44,7 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def figures(facts: Facts) -> dict[str, Any]:
+def figures(facts: RunFacts) -> dict[str, Any]:
     """The error, what it is and of which images, and what the run did; None where it has none."""
     ended, result = facts.ended, facts.result
     last = facts.rows[-1] if facts.rows else {}
@@ -62,7 +62,7 @@ def figures(facts: Facts) -> dict[str, Any]:
     }
 
 
-def against(first: Facts, other: Facts) -> dict[str, Any] | None:
+def against(first: RunFacts, other: RunFacts) -> dict[str, Any] | None:
     """How much more a network has right than the first, and whether more than chance; or None."""
     if first is other or not (first.scores and other.scores) or images(first) != images(other):
         return None
@@ -76,7 +76,7 @@ def against(first: Facts, other: Facts) -> dict[str, Any] | None:
     }
 
 
-def seeds(every: Mapping[str, Facts]) -> list[dict[str, Any]]:
+def seeds(every: Mapping[str, RunFacts]) -> list[dict[str, Any]]:
     """Of the runs that differ in seed only: mean error, deviation, Student's 95 % interval."""
     groups: dict[str, list[str]] = {}
     for name, facts in every.items():
@@ -100,13 +100,13 @@ def over_seeds(errors: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "deviation": deviation, "mean_interval_95": [mean - half, mean + half]}
 
 
-def images(facts: Facts) -> tuple[object, ...]:
+def images(facts: RunFacts) -> tuple[object, ...]:
     """What decides which images the scores are of."""
     drawn = (facts.recipe.holdout, facts.recipe.seed) if facts.split == "validation" else ()
     return facts.source["digest"], facts.split, *drawn
 
 
-def settings(facts: Facts) -> dict[str, Any]:
+def settings(facts: RunFacts) -> dict[str, Any]:
     """What a run was made of: fields of the recipe, the data's digest, versions and machine."""
     made = asdict(facts.recipe) | asdict(facts.recipe.augment)
     del made["augment"]

@@ -14,11 +14,11 @@ from resnets.config import arch as archs
 from resnets.config import recipe as recipes
 from resnets.config.recipe import Recipe
 from resnets.evaluation import metrics, scores
-from resnets.evaluation.metrics import Result
+from resnets.evaluation.metrics import ClassificationMetrics
 from resnets.evaluation.scores import Scores
 from resnets.models.cost import cost as network_cost
-from resnets.options import Task, group
-from resnets.reporting.words import WORDS, Words
+from resnets.options import Task, command_group
+from resnets.reporting.words import TASK_TEXT, TaskText
 from resnets.training.run import Run
 
 DOUBTFUL = 0.05  # part of the labels from which on it is the network that is in doubt
@@ -26,7 +26,7 @@ FALLING, RISING = 0.97, 1.1  # of the lowest error before: what counts as better
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class RunFacts:
     """One run; empty or None is what its folder does not have, or not yet."""
 
     run: Run
@@ -35,7 +35,7 @@ class Facts:
     rows: Sequence[Mapping[str, Any]]  # of metrics.jsonl
     ended: dict[str, Any]  # result.json
     scores: Scores | None
-    result: Result | None  # of a classifier; figures of scenes are those of `ended`
+    result: ClassificationMetrics | None  # of a classifier; figures of scenes are those of `ended`
 
     @property
     def name(self) -> str:
@@ -65,12 +65,12 @@ class Facts:
     @property
     def group(self) -> str:
         """What its commands begin with."""
-        return group(self.task)
+        return command_group(self.task)
 
     @property
-    def words(self) -> Words:
+    def words(self) -> TaskText:
         """How that is spoken of."""
-        return WORDS[self.task]
+        return TASK_TEXT[self.task]
 
     def figure(self, name: str) -> float | None:
         """A figure of the result; None without it."""
@@ -80,15 +80,15 @@ class Facts:
         return of_result if self.task == "classify" else self.ended.get(name)
 
 
-def gather(run: Run) -> Facts:
+def read_facts(run: Run) -> RunFacts:
     """What is in the folder. Raises UsageError where it is none, CheckpointError for a bad file."""
     recipe, source = recipes.parse(run.read_json("recipe.json")), run.read_json("source.json")
     ended = run.read_json("result.json") if run.finished else {}
     ended |= {f"mask_{name}": value for name, value in (ended.get("masks") or {}).items()}
     path = run.path / "scores.safetensors"
     found = scores.load(path) if ended and path.exists() else None
-    result = metrics.result(found, ended["split"]) if found else None
-    return Facts(run, recipe, source, run.rows("metrics.jsonl"), ended, found, result)
+    result = metrics.classification_metrics(found, ended["split"]) if found else None
+    return RunFacts(run, recipe, source, run.rows("metrics.jsonl"), ended, found, result)
 
 
 def percent(part: float) -> str:
@@ -96,7 +96,7 @@ def percent(part: float) -> str:
     return f"{100 * part:.2f}\u00a0%"
 
 
-def headline(facts: Facts) -> tuple[str, str]:
+def headline(facts: RunFacts) -> tuple[str, str]:
     """The run in one sentence, and how sure that is."""
     model, data, ended = facts.recipe.model, facts.data, facts.ended
     if not ended:
@@ -108,7 +108,7 @@ def headline(facts: Facts) -> tuple[str, str]:
     if not ended["images"]:
         return f"{model} was trained on {data}.", "There were no images to test it on."
     if facts.task != "classify":
-        return scene_headline(facts)
+        return dense_task_headline(facts)
     result = facts.result  # of a run without scores the rounded figures have to do
     right = result.top1 if result else ended["top1"]
     low, high = map(percent, result.interval if result else ended["top1_interval_95"])
@@ -118,7 +118,7 @@ def headline(facts: Facts) -> tuple[str, str]:
     )
 
 
-def scene_headline(facts: Facts) -> tuple[str, str]:
+def dense_task_headline(facts: RunFacts) -> tuple[str, str]:
     """The words of the task with the result's figures."""
     ended, words = facts.ended, facts.words
     where = {"model": facts.recipe.model, "where": f"the {facts.split} images of {facts.data}"}
@@ -131,13 +131,13 @@ def scene_headline(facts: Facts) -> tuple[str, str]:
     return words.head.format(**parts, **where), " ".join(filter(None, [said, ended.get("why")]))
 
 
-def figures(facts: Facts) -> list[tuple[str, str, str]]:
+def figures(facts: RunFacts) -> list[tuple[str, str, str]]:
     """The figures that there are: name, meaning and value."""
     every = ((*said, facts.figure(name)) for name, said in facts.words.figures.items())
     return [(what, how, percent(value)) for what, how, value in every if value is not None]
 
 
-def cost(facts: Facts) -> dict[str, str]:
+def cost(facts: RunFacts) -> dict[str, str]:
     """The plan as it was printed, and what it took as far as that was recorded."""
     price, run = network_cost(archs.from_dict(facts.source["arch"])), facts.run
     speeds = [row["images_per_second"] for row in run.rows("timing.jsonl")]
@@ -154,7 +154,7 @@ def cost(facts: Facts) -> dict[str, str]:
 
 
 def sentences(
-    facts: Facts, counts: Sequence[int], name: Callable[[int], str], seen: Sequence[str] = ()
+    facts: RunFacts, counts: Sequence[int], name: Callable[[int], str], seen: Sequence[str] = ()
 ) -> list[str]:
     """What a person should know, the honesty of the test first.
 
@@ -172,7 +172,7 @@ def times(count: int) -> str:
     return "once" if count == 1 else f"{count:,} times"
 
 
-def about_test(facts: Facts) -> Iterator[str]:
+def about_test(facts: RunFacts) -> Iterator[str]:
     """What the figures were measured on; only the first look at a test split is fully honest."""
     if facts.split == "validation":
         chose = ", which also chose the best state, so they are optimistic"
@@ -190,7 +190,9 @@ def about_test(facts: Facts) -> Iterator[str]:
         yield f"{bad:,} images could not be read and are not counted."
 
 
-def about_answers(scores: Scores, result: Result, name: Callable[[int], str]) -> Iterator[str]:
+def about_answers(
+    scores: Scores, result: ClassificationMetrics, name: Callable[[int], str]
+) -> Iterator[str]:
     """Where the network is wrong, and whether its confidence and the labels can be trusted."""
     for one, other, count in findings.confusions(scores)[: 3 if len(scores.classes) <= 20 else 9]:
         yield f"“{one}” and “{other}” are confused {times(count)}."
@@ -205,7 +207,7 @@ def about_answers(scores: Scores, result: Result, name: Callable[[int], str]) ->
         yield f"The network is {much}-confident, trust it {trust} than it says: {means}."
     else:
         yield f"Its confidence is near the truth: {means}."
-    suspects = [] if scores.several else findings.mislabelled(scores).tolist()
+    suspects = [] if scores.several else findings.label_errors(scores).tolist()
     if 0 < len(suspects) <= DOUBTFUL * len(scores.labels):
         others = scores.logits.scatter(1, scores.labels[:, None], -math.inf).argmax(1)
         said = (
@@ -217,7 +219,7 @@ def about_answers(scores: Scores, result: Result, name: Callable[[int], str]) ->
         yield f"{many} may be wrong, look first at {', '.join(said)}."
 
 
-def about_classes(facts: Facts) -> Iterator[str]:
+def about_classes(facts: RunFacts) -> Iterator[str]:
     """Which classes and sizes of scenes are found worst."""
     for what, key, average in (("AP at IoU 0.5", "ap50", "map50"), ("IoU", "iou", "mean_iou")):
         rows = [
@@ -239,7 +241,7 @@ def about_classes(facts: Facts) -> Iterator[str]:
         )
 
 
-def about_training(facts: Facts, counts: Sequence[int]) -> Iterator[str]:
+def about_training(facts: RunFacts, counts: Sequence[int]) -> Iterator[str]:
     """Whether training was too short or too long, or had too few images."""
     if counts and max(counts) >= 3 * min(counts):
         named = dict(zip(counts, facts.classes, strict=True))

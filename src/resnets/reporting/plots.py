@@ -28,7 +28,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def blank() -> tuple[Figure, Axes]:
+def new_figure() -> tuple[Figure, Axes]:
     """A figure of a column's width, and its axes."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5, 3.2), layout="constrained")
@@ -44,7 +44,7 @@ def history(
     rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str], what: str, scale: float = 100
 ) -> Figure:
     """Figures by epoch, with their labels, from the rows of metrics.jsonl; `what` has the unit."""
-    figure, axes = blank()
+    figure, axes = new_figure()
     mark = "o" if len(rows) < 25 else ""
     there = [key for key in labels if any(key in row for row in rows)]
     for key, (line, colour) in zip(there, STYLES, strict=False):
@@ -58,7 +58,7 @@ def history(
 
 def precision(curves: Mapping[str, Sequence[float]]) -> Figure:
     """Precision over recall in %, 101 points for each class; of many classes the mean is named."""
-    figure, axes = blank()
+    figure, axes = new_figure()
     every = 100 * np.array([*curves.values()]).reshape(-1, 101)
     if len(curves) > len(STYLES):
         axes.plot(every[:100].T, color=INK, alpha=0.2, lw=1)
@@ -77,7 +77,7 @@ def reliability(bins: Sequence[tuple[int, float, float]]) -> Figure:
 
     On the diagonal a network is right as often as it says (1706.04599, figure 1).
     """
-    figure, axes = blank()
+    figure, axes = new_figure()
     filled = [(100 * sure, 100 * right, count) for count, sure, right in bins if count]
     sure, right, counts = zip(*filled, strict=True)
     axes.plot([0, 100], [0, 100], "--", color=INK, alpha=0.5)

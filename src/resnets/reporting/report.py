@@ -30,7 +30,7 @@ from resnets.evaluation.scores import Scores
 from resnets.files import write_whole
 from resnets.reporting import facts as room
 from resnets.reporting import plots, scenes
-from resnets.reporting.facts import Facts
+from resnets.reporting.facts import RunFacts
 from resnets.reporting.plots import uri
 from resnets.reporting.scenes import Gallery, Picture
 
@@ -56,7 +56,7 @@ PAGES.filters |= {"percent": room.percent, "quote": shlex.quote}
 PAGES.globals |= {"cost": room.cost, "headline": room.headline}
 
 
-def write(facts: Facts, source: Source | None = None) -> Path:
+def write(facts: RunFacts, source: Source | None = None) -> Path:
     """Write report.html into the folder of a run, finished or not; what is missing is said.
 
     `source` is the run's data where it is at hand; else it is read from where the recipe says.
@@ -87,7 +87,7 @@ def write(facts: Facts, source: Source | None = None) -> Path:
 
 
 def answers(
-    facts: Facts, splits: dict[str, Split], tested: Split | None, name: Callable[[int], str]
+    facts: RunFacts, splits: dict[str, Split], tested: Split | None, name: Callable[[int], str]
 ) -> dict[str, Any]:
     """The parts of a classifier's page."""
     scores, result, kinds = facts.scores, facts.result, len(facts.classes)
@@ -95,7 +95,7 @@ def answers(
     pictures = list[Gallery]()
     model = load(facts.run.path) if facts.run.model.exists() else None
     if scores and tested and model:
-        right = metrics.right(scores)
+        right = metrics.is_correct(scores)
         sure = scores.probabilities.amax(1).where(right, -1).argsort(descending=True)
         worst, best = findings.most_wrong(scores, WORST), sure[: min(BEST, int(right.sum()))]
         for title, rows in (("Most wrong", worst), ("Most surely right", best)):
@@ -133,19 +133,19 @@ def answers(
     }
 
 
-def reread(facts: Facts) -> Source:
+def reread(facts: RunFacts) -> Source:
     """The run's data, split as for the run. Raises DataError where it is gone or another."""
     recipe = facts.recipe
     source = dataset.load(recipe.data, max_unreadable=recipe.max_unreadable, task=facts.task)
     if source.digest != facts.source["digest"]:
         raise DataError(f"{facts.data} is no longer the data that the run was trained on.")
-    source = dataset.with_val(source) if recipe.trainval else source
+    source = dataset.merge_val_into_train(source) if recipe.trainval else source
     return dataset.hold_out(source, recipe.holdout, recipe.seed) if recipe.holdout else source
 
 
 def short(split: Split | None, index: int) -> str:
     """What an image is called, without the place where the data lies."""
-    return "/".join(Path(findings.called(split, index)).parts[-2:])
+    return "/".join(Path(findings.image_name(split, index)).parts[-2:])
 
 
 def inputs(split: Split, indices: Tensor, see: Preprocess) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,11 +160,11 @@ def inputs(split: Split, indices: Tensor, see: Preprocess) -> tuple[Tensor, Tens
     return images, pixels, torch.cat([batch.indices for batch in batches])
 
 
-def strips(split: Split, facts: Facts) -> list[str]:
+def strips(split: Split, facts: RunFacts) -> list[str]:
     """The first images of each of the first classes, side by side."""
     see, drawn = Preprocess(**facts.source["preprocess"]), list[str]()
     first = min(CLASSES, len(facts.classes))
-    for has in metrics.truth(split.labels, first).T[:first]:
+    for has in metrics.target_probabilities(split.labels, first).T[:first]:
         chosen = has.nonzero()[:EACH, 0]
         pixels = inputs(split, chosen, see)[1] if len(chosen) else torch.empty(0)
         if not len(pixels):
@@ -182,14 +182,14 @@ def gallery(
     """The images of `rows` of the scores; beside each the Grad-CAM of the most probable class."""
     images, pixels, which = inputs(split, scores.indices[rows], model.card.preprocess)
     scores, classes = scores.take(rows[which]), scores.classes
-    given, chances = metrics.answers(scores), scores.probabilities
+    given, chances = metrics.predicted_classes(scores), scores.probabilities
     best = scores.logits.argmax(1).to(model.device)
     heats = grad_cam(model.classifier, images.to(model.device), best).cpu()
     shown = []
-    for k, has in enumerate(metrics.truth(scores.labels, len(classes))):
+    for k, has in enumerate(metrics.target_probabilities(scores.labels, len(classes))):
         sure = map(room.percent, chances[k].tolist())
         texts = [f"{name} with {share}" for name, share in zip(classes, sure, strict=True)]
-        true, answer = findings.named(has, classes), findings.named(given[k], texts)
+        true, answer = findings.class_names(has, classes), findings.class_names(given[k], texts)
         called, verdict = name(int(scores.indices[k])), f"{true}, answered {answer}"
         plain = to_pil_image(pixels[k]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         heat = overlay(pixels[k], heats[k]).resize((SIDE, SIDE))

@@ -19,13 +19,13 @@ from resnets.data.joint_transforms import class_map
 from resnets.data.splits import Shape, Split
 from resnets.errors import CheckpointError
 from resnets.evaluation import detection, segmentation
-from resnets.evaluation.detection import Found
+from resnets.evaluation.detection import DetectionPredictions
 from resnets.evaluation.predictor import Model, load
-from resnets.evaluation.scenes import Reading
-from resnets.models.detection.boxes import area, common, iou
+from resnets.evaluation.scenes import LoaderOptions
+from resnets.models.detection.boxes import area, intersection_area, iou
 from resnets.reporting import facts as room
 from resnets.reporting import plots
-from resnets.reporting.facts import Facts
+from resnets.reporting.facts import RunFacts
 
 Name = Callable[[int], str]  # of an image
 Picture = dict[str, Any]
@@ -44,7 +44,7 @@ PRECISION = "How many of the boxes are right, at IoU 0.5, where so many of the o
 
 
 def show(
-    facts: Facts, splits: Mapping[str, Split], tested: Split | None, name: Name
+    facts: RunFacts, splits: Mapping[str, Split], tested: Split | None, name: Name
 ) -> dict[str, Any]:
     """The parts of the page, as those of `report.answers`."""
     ended, kinds, rows, watch = facts.ended, len(facts.classes), facts.rows, facts.recipe.watch
@@ -88,7 +88,7 @@ def show(
     }
 
 
-def detected(facts: Facts, split: Split, name: Name) -> Parts:
+def detected(facts: RunFacts, split: Split, name: Name) -> Parts:
     """Precision over recall; what the surest detections, as many as objects, find and miss."""
     path, names = facts.run.path / "detections.safetensors", facts.classes
     if not path.exists():
@@ -121,18 +121,18 @@ def detected(facts: Facts, split: Split, name: Name) -> Parts:
     return said, chart, [shown for shown in pictures if shown[2]]
 
 
-def located(facts: Facts, split: Split, name: Name) -> Parts:
+def located(facts: RunFacts, split: Split, name: Name) -> Parts:
     """Some images, and the surest box of each."""
     model, chosen = load(facts.run.path, task="localize"), some(torch.arange(len(split)), SHOWN)
     few = split.take(chosen)
-    found = detection.find(cast(Any, model.network), few, **reading(model))
+    found = detection.detect(cast(Any, model.network), few, **reading(model))
     many = torch.bincount(found.images)
     best = take(found, (many.cumsum(0) - many)[many > 0])  # the surest come first
     shown = gallery(best, few, facts.classes, lambda index: name(int(chosen[index])))
     return [], None, [("True objects and the surest box", "columns wide", shown)]
 
 
-def segmented(facts: Facts, split: Split, name: Name) -> Parts:
+def segmented(facts: RunFacts, split: Split, name: Name) -> Parts:
     """Some images with the classes of their pixels, the worst first."""
     model, chosen = load(facts.run.path, task="segment"), some(torch.arange(len(split)), LOOKED)
     names, few, shown = facts.classes, split.take(chosen), list[tuple[float, Picture]]()
@@ -141,15 +141,20 @@ def segmented(facts: Facts, split: Split, name: Name) -> Parts:
             given, file = own.cpu(), cast(Path, few.masks[index])
             true = torch.from_numpy(class_map(file, *given.shape)).long()
             counts = segmentation.confusion(true, given, len(names))
-            share = segmentation.result(F.pad(counts.flatten(), (1, 0)), names, []).mean_iou
+            share = segmentation.segmentation_metrics(
+                F.pad(counts.flatten(), (1, 0)), names, []
+            ).mean_iou
             both = counts.sum(0) + counts.sum(1)
             most = both.argsort(descending=True, stable=True)[:6]
-            image, whole = drawing.read(few, index), (0, 0, given.shape[1], given.shape[0])
+            image, whole = (
+                drawing.read_predictions(few, index),
+                (0, 0, given.shape[1], given.shape[0]),
+            )
             picture = {
                 "name": name(int(chosen[index])),
                 "verdict": f"Mean IoU {room.percent(share)}",
                 "images": [
-                    (part(drawing.painted(image, x, len(names)), whole, WIDE), f"{what} classes")
+                    (part(drawing.draw_mask(image, x, len(names)), whole, WIDE), f"{what} classes")
                     for what, x in (("True", true), ("Given", given))
                 ],
                 "legend": [(drawing.colour(k), names[k]) for k in most.tolist() if both[k]],
@@ -161,9 +166,9 @@ def segmented(facts: Facts, split: Split, name: Name) -> Parts:
     return [], None, [(title, "columns wide", best)]
 
 
-def reading(model: Model) -> Reading:
+def reading(model: Model) -> LoaderOptions:
     """How the few images of a page are read."""
-    return Reading(preprocess=model.card.preprocess, device=model.device, batch=4)
+    return LoaderOptions(preprocess=model.card.preprocess, device=model.device, batch=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +183,9 @@ class Miss:
     said: str
 
 
-def misses(found: Found, split: Split, names: Sequence[str]) -> tuple[int, list[Miss]]:
+def misses(
+    found: DetectionPredictions, split: Split, names: Sequence[str]
+) -> tuple[int, list[Miss]]:
     """How many detections are right, and what is wrong (after Bolya et al. 2020, 2008.08115).
 
     An object that a wrong detection explains is not missed. Detections of which half is on an
@@ -189,7 +196,7 @@ def misses(found: Found, split: Split, names: Sequence[str]) -> tuple[int, list[
         labels = F.pad(objects(split, image), (0, 0, 0, 1))  # one at least, if only of padding
         mine, real = (found.images == image).nonzero()[:, 0], labels[:, 5] == 1
         boxes, same = found.boxes[mine], found.classes[mine, None] == labels[:, 4]
-        share, both = iou(boxes, labels[:, :4]), common(boxes, labels[:, :4])
+        share, both = iou(boxes, labels[:, :4]), intersection_area(boxes, labels[:, :4])
         hits, claimed = (share * (same & real)).max(1)
         others, mixed = (share * (~same & real)).max(1)
         ignored = (both * (labels[:, 5] == 2)).amax(1) > area(boxes) / 2
@@ -234,7 +241,7 @@ def objects(split: Split, index: int) -> Tensor:
     return split.labels[index][split.labels[index, :, 5] > 0]
 
 
-def take(found: Found, rows: Tensor) -> Found:
+def take(found: DetectionPredictions, rows: Tensor) -> DetectionPredictions:
     """Some of the detections."""
     which = torch.arange(len(found.scores))[rows].tolist()
     return replace(
@@ -256,7 +263,9 @@ def true(split: Split, index: int, names: Sequence[str], only: slice = slice(Non
     runs = [detection.rle(shape, height, width)["counts"] for shape in shapes]
     masks = torch.stack([detection.decoded((height, width, x)) for x in runs]) if runs else None
     words = [names[k] for k in kinds]
-    return drawing.boxed(drawing.read(split, index), rows[:, :4], kinds, words, masks)
+    return drawing.draw_box(
+        drawing.read_predictions(split, index), rows[:, :4], kinds, words, masks
+    )
 
 
 def part(picture: Tensor, window: Sequence[int], side: int) -> str:
@@ -266,7 +275,9 @@ def part(picture: Tensor, window: Sequence[int], side: int) -> str:
     return plots.uri(to_pil_image(resize(picture[:, y1:y2, x1:x2], sides, antialias=True)))
 
 
-def gallery(found: Found, split: Split, names: Sequence[str], name: Name) -> list[Picture]:
+def gallery(
+    found: DetectionPredictions, split: Split, names: Sequence[str], name: Name
+) -> list[Picture]:
     """Whole images, with their objects and with what was found."""
 
     def told(classes: Tensor) -> str:
@@ -274,7 +285,7 @@ def gallery(found: Found, split: Split, names: Sequence[str], name: Name) -> lis
         return ", ".join(f"{count} {what}" for what, count in counts) or "nothing"
 
     def picture(index: int) -> Picture:
-        pair = true(split, index, names), drawing.seen(split, index, found, names, 0)
+        pair = true(split, index, names), drawing.draw_prediction(split, index, found, names, 0)
         window = (0, 0, pair[0].shape[2], pair[0].shape[1])
         given = told(found.classes[found.images == index])
         said = (f"True: {told(objects(split, index)[:, 4])}", f"Found: {given}")
@@ -284,12 +295,17 @@ def gallery(found: Found, split: Split, names: Sequence[str], name: Name) -> lis
     return within(map(picture, some(found.indices, SHOWN).tolist()))
 
 
-def closer(miss: Miss, found: Found, split: Split, names: Sequence[str], name: Name) -> Picture:
+def closer(
+    miss: Miss, found: DetectionPredictions, split: Split, names: Sequence[str], name: Name
+) -> Picture:
     """Around a miss: the object alone and all that was found, or all objects and the box."""
     is_object = miss.kind == MISSED
     only = slice(miss.row, miss.row + 1) if is_object else slice(None)
     shown = found if is_object else take(found, torch.tensor([miss.row]))
-    pair = true(split, miss.image, names, only), drawing.seen(split, miss.image, shown, names, 0)
+    pair = (
+        true(split, miss.image, names, only),
+        drawing.draw_prediction(split, miss.image, shown, names, 0),
+    )
     limits = torch.tensor(pair[0].shape[:0:-1])  # width and height
     corner, end = miss.box.view(2, 2)
     sides = (2 * (end - corner).amax()).clamp(min=80).minimum(limits)

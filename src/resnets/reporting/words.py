@@ -8,7 +8,7 @@ from resnets.options import Task
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class TaskText:
     """What is said of the runs of a task. Names in braces and keys are those of result.json."""
 
     pipeline: str  # as a model hub calls it
@@ -20,8 +20,8 @@ class Words:
     sure: str = ""
 
 
-WORDS: dict[Task, Words] = {
-    "classify": Words(
+TASK_TEXT: dict[Task, TaskText] = {
+    "classify": TaskText(
         pipeline="image-classification",
         does="names what is on",
         error="wrong answers",
@@ -38,7 +38,7 @@ WORDS: dict[Task, Words] = {
             "ece": ("Calibration error", "mean distance of confidence and accuracy, 15 bins"),
         },
     ),
-    "detect": Words(
+    "detect": TaskText(
         pipeline="object-detection",
         does="finds and names objects on",
         error="1 - mAP at IoU 0.5",
@@ -57,7 +57,7 @@ WORDS: dict[Task, Words] = {
         "more, IoU 0.5 to 0.95, mAP is {map}. {objects} objects on {images} images say so. As VOC "
         "counts at IoU 0.5, mAP is {voc}, with 95 % confidence {voc_interval_95} (bootstrap).",
     ),
-    "localize": Words(
+    "localize": TaskText(
         pipeline="object-detection",
         does="finds and names the one object on",
         error="localisation error",
@@ -71,7 +71,7 @@ WORDS: dict[Task, Words] = {
         "{images} images say so; with 95 % confidence (Wilson) it is {error_interval_95}. By five "
         "classes of its own it misses {top5_error} ({top5_interval_95}).",
     ),
-    "segment": Words(
+    "segment": TaskText(
         pipeline="image-segmentation",
         does="gives each pixel its class on",
         error="1 - mean IoU",

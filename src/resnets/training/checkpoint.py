@@ -21,11 +21,11 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from resnets.config.arch import wrong
+from resnets.config.arch import field_problem
 from resnets.errors import CheckpointError, DiskError
 from resnets.files import sync_folder, write_synced
 from resnets.models.io.model_file import digest
-from resnets.training.state import Course
+from resnets.training.state import TrainProgress
 
 KEEP = 2
 WRONG = (
@@ -44,7 +44,7 @@ class Checkpoint:
     """A whole checkpoint that was read back, and why newer ones were passed over."""
 
     tensors: dict[str, Tensor]
-    course: Course
+    course: TrainProgress
     problems: tuple[str, ...] = ()
 
 
@@ -53,7 +53,7 @@ def finished(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if not p.suffix)
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor], course: Course) -> None:
+def write(folder: Path, tensors: Mapping[str, Tensor], course: TrainProgress) -> None:
     """Write a checkpoint of tensors on the CPU; those beyond the newest two go.
 
     Raises OSError; then the earlier ones are as they were, and nothing half-written is left.
@@ -77,7 +77,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], course: Course) -> None:
             shutil.rmtree(stale, ignore_errors=True)
         temporary.mkdir(parents=True)
         write_synced(temporary / "state.safetensors", data)
-        write_synced(temporary / "state.json", sealed(body))
+        write_synced(temporary / "state.json", with_digest(body))
         sync_folder(temporary)
         temporary.rename(final)
         sync_folder(folder)
@@ -89,7 +89,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], course: Course) -> None:
         raise
 
 
-def sealed(body: Mapping[str, Any]) -> bytes:
+def with_digest(body: Mapping[str, Any]) -> bytes:
     """JSON that holds the SHA-256 of the rest of itself."""
     rest = json.dumps(body, sort_keys=True)
     return json.dumps({**body, "seal": hashlib.sha256(rest.encode()).hexdigest()}).encode()
@@ -121,7 +121,7 @@ def read(path: Path) -> Checkpoint:
         text = file.read_bytes()
         body = json.loads(text)
         del body["seal"]
-        if sealed(body) != text:
+        if with_digest(body) != text:
             raise ValueError("it was changed")
         file = path / "state.safetensors"
         data = file.read_bytes()
@@ -147,11 +147,13 @@ def read(path: Path) -> Checkpoint:
             "Nothing was touched: put back what was changed, or move the checkpoint away."
         )
     try:
-        course = Course(**body["course"])
-        pydantic.TypeAdapter(Course).validate_python(asdict(course))
+        course = TrainProgress(**body["course"])
+        pydantic.TypeAdapter(TrainProgress).validate_python(asdict(course))
         return Checkpoint(tensors, course)
     except pydantic.ValidationError as error:
-        raise Damaged(f"{path / 'state.json'} is damaged: course.{wrong(error)[0][:200]}") from None
+        raise Damaged(
+            f"{path / 'state.json'} is damaged: course.{field_problem(error)[0][:200]}"
+        ) from None
     except TypeError:
         raise CheckpointError(
             f"{path} was written by another version of resnets, which has to go on with it.\n"
@@ -198,14 +200,14 @@ class Writer:
         """Whether a checkpoint is being written."""
         return self.newest is not None and not self.newest.done()
 
-    def save(self, tensors: Mapping[str, Tensor], course: Course) -> None:
+    def save(self, tensors: Mapping[str, Tensor], course: TrainProgress) -> None:
         """Copy the state and write it in the background. Waits for the one before, if any."""
         self.wait()
         # Copied now, so that the next step cannot reach into it.
         copies = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
         self.newest = self.thread.submit(self._write, copies, replace(course))
 
-    def _write(self, tensors: Mapping[str, Tensor], course: Course) -> None:
+    def _write(self, tensors: Mapping[str, Tensor], course: TrainProgress) -> None:
         try:
             write(self.folder, tensors, course)
             self.failures = 0

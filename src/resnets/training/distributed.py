@@ -159,7 +159,7 @@ class World:
             dist.destroy_process_group()
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
 def send(sent, bucket):  # type: ignore[no-untyped-def]  # DDP refuses these annotations as text
@@ -178,12 +178,12 @@ def accumulating(replica: nn.Module, more: bool) -> AbstractContextManager[None]
     return nullcontext()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The whole of a tensor that is split over the ranks, on each of them."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def split_as(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """This rank's part of a whole tensor, where `like` is split."""
     if isinstance(like, DTensor):
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
@@ -217,11 +217,11 @@ def join(device: str = "auto") -> World:
         dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=PATIENCE)
         here = socket.gethostname()
         ranks = World(0, dist.get_world_size(), own).gather((here, os.getpid()))
-        attend([pid for host, pid in ranks if host == here])
+        watch_parent([pid for host, pid in ranks if host == here])
     return World(dist.get_rank(), dist.get_world_size(), own)
 
 
-def attend(ranks: Sequence[int]) -> None:
+def watch_parent(ranks: Sequence[int]) -> None:
     """Watch, in a thread, for what a rank that waits for the others would miss.
 
     When the launcher dies this process stops as by SIGTERM. A signal wakes those `ranks` of this

@@ -19,11 +19,11 @@ from resnets.models import Network
 from resnets.models.io.model_file import load, save
 from resnets.training import checkpoint, tasks
 from resnets.training.checkpoint import Writer
-from resnets.training.distributed import ALONE
+from resnets.training.distributed import SINGLE_PROCESS
 from resnets.training.plan import Plan
 from resnets.training.run import LOGS, Run, unreadable
-from resnets.training.signals import Stop
-from resnets.training.state import Course, State, finite, floats
+from resnets.training.signals import SignalFlags
+from resnets.training.state import State, TrainProgress, all_finite, floating
 from resnets.training.step import BAD_STEPS, Step
 
 SAVE_SECONDS = 30.0  # at the least between checkpoints, so that saving stays under 1 % of a run
@@ -49,7 +49,7 @@ class Progress:
     notes: tuple[str, ...] = ()  # what a person should know, once
 
 
-def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
+def fit(run: Run, plan: Plan, stop: SignalFlags) -> Iterator[Progress]:
     """Train to the end or until `stop.signal`, from the newest checkpoint of `run` if it has one.
 
     Yields its progress about twice a second and at each evaluation. When it returns, the last state
@@ -61,10 +61,10 @@ def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
     in a row, the last one, or the log could not be written.
     """
     writer, notes = Writer(run.path / "checkpoints"), list[str]()
-    state = begin(run, plan, notes)
+    state = load_or_init(run, plan, notes)
     plan = replace(plan, began=plan.began - state.course.seconds)  # as if it had never stopped
     try:
-        while lost := (yield from stretch(run, plan, stop, writer, state, notes)):
+        while lost := (yield from run_steps(run, plan, stop, writer, state, notes)):
             writer.wait()
             past = state.course
             if past.rewinds == REWINDS:
@@ -73,7 +73,7 @@ def fit(run: Run, plan: Plan, stop: Stop) -> Iterator[Progress]:
                     f"Try a lower rate, for instance --set lr={plan.recipe.lr / 10:.2g}, "
                     "more --set warmup, or --set clip=1."
                 )
-            state, factor = begin(run, plan, notes), past.factor / 2
+            state, factor = load_or_init(run, plan, notes), past.factor / 2
             notes.append(f"{lost}: back to the newest checkpoint, at {factor:g} times the rate")
             # The best state is not thrown away: it was finite, and it is in its file.
             state.course.factor, state.course.rewinds = factor, past.rewinds + 1
@@ -109,7 +109,7 @@ def open_events(folder: Path, step: int, notes: list[str]) -> Write:
     return write
 
 
-def begin(run: Run, plan: Plan, notes: list[str]) -> State:
+def load_or_init(run: Run, plan: Plan, notes: list[str]) -> State:
     """The state of the newest checkpoint, or of the first step; the logs are cut to it."""
     world, state = plan.world, plan.start()
     found = world.share(checkpoint.newest(run.path / "checkpoints") if world.first else None)
@@ -129,7 +129,7 @@ def begin(run: Run, plan: Plan, notes: list[str]) -> State:
     return state
 
 
-def missing_best(run: Run, plan: Plan, course: Course) -> list[str]:
+def missing_best(run: Run, plan: Plan, course: TrainProgress) -> list[str]:
     """What to say where the best state so far is gone, which is then forgotten.
 
     Raises CheckpointError where it was changed.
@@ -157,19 +157,19 @@ def read_best(run: Run) -> Network | None:
         ) from None
 
 
-def stretch(
-    run: Run, plan: Plan, stop: Stop, writer: Writer, state: State, notes: list[str]
+def run_steps(
+    run: Run, plan: Plan, stop: SignalFlags, writer: Writer, state: State, notes: list[str]
 ) -> Generator[Progress, None, str]:
     """Train to the end or a signal and return "", or until the state is lost and return why."""
     recipe, world, course, images = plan.recipe, plan.world, state.course, len(plan.train)
-    every = interval(plan, course.steps)
+    every = evaluation_interval(plan, course.steps)
     events = open_events(run.path / "tensorboard", course.step, notes) if world.first else None
     bad = {str(path): reason for path, reason in plan.source.unreadable}
-    tell_unreadable(run, plan, bad)
+    write_unreadable(run, plan, bad)
     step, stream, first = Step(plan, state), batches(plan, course), course.step
     began = shown = saved = planned = time.monotonic()
     each = 0.0  # seconds of the last evaluation for an image
-    exact = testing_pace(plan, state.network) if recipe.budget else 0.0
+    exact = seconds_per_test_image(plan, state.network) if recipe.budget else 0.0
 
     while True:
         now = time.monotonic()
@@ -186,7 +186,7 @@ def stretch(
         # Not twice within a moment at the end.
         due = course.step % every == 0 and course.steps - course.step > every // 4
         if (due or course.ended) and course.logged < course.step:
-            progress = measure(run, events, plan, state, progress, stop)
+            progress = evaluate_and_log(run, events, plan, state, progress, stop)
             each = (time.monotonic() - now) / len(plan.watched) if plan.watched else 0.0
 
         # What one process sees is done by all: signals, the clock, a budget's new length.
@@ -205,7 +205,7 @@ def stretch(
             course.steps = steps
         over = bool(stopping) or course.ended
         if over or saving:
-            if not finite(floats((tensors := state.tensors()).values())):
+            if not all_finite(floating((tensors := state.tensors()).values())):
                 return f"the state is not finite at step {course.step}"
             stop.save, saved = False, now
             if world.first:
@@ -237,10 +237,10 @@ def stretch(
             )
         if batch.unreadable:
             bad |= {str(path): reason for path, reason in batch.unreadable}
-            tell_unreadable(run, plan, bad)
+            write_unreadable(run, plan, bad)
 
 
-def interval(plan: Plan, steps: int) -> int:
+def evaluation_interval(plan: Plan, steps: int) -> int:
     """Steps between evaluations in a run of so many."""
     recipe, least = plan.recipe, plan.recipe.evaluations
     every = max(1, round(recipe.eval_every * len(plan.train) / recipe.batch))
@@ -250,7 +250,7 @@ def interval(plan: Plan, steps: int) -> int:
     return every
 
 
-def batches(plan: Plan, course: Course) -> Iterator[Batch]:
+def batches(plan: Plan, course: TrainProgress) -> Iterator[Batch]:
     """The training stream from where the course stands; a budget has no end of its own."""
     return train_batches(
         plan.train,
@@ -275,7 +275,7 @@ def estimate(plan: Plan, seconds: float = 2.0) -> float:
     norm = "batch" if recipe.norm == "sync" else recipe.norm
     # A frozen start and a small input are the cheap steps.
     recipe = replace(recipe, batch=plan.share, norm=norm, frozen=0.0, grow_from=0)
-    own = replace(plan, world=ALONE, workers=0, recipe=recipe)
+    own = replace(plan, world=SINGLE_PROCESS, workers=0, recipe=recipe)
     step = Step(own, state := own.start())
     ticks = [time.perf_counter()]  # before and after reading a batch, and after its step
     for batch in islice(batches(own, state.course), 20):
@@ -290,9 +290,9 @@ def estimate(plan: Plan, seconds: float = 2.0) -> float:
     return plan.steps * (max(read / plan.workers, stepped) if plan.workers else read + stepped)
 
 
-def testing_pace(plan: Plan, network: Network) -> float:
+def seconds_per_test_image(plan: Plan, network: Network) -> float:
     """Seconds that an image takes in float32: the second of two batches counts."""
-    images, taken = tasks.of(plan).inputs(plan, plan.micro, plan.preprocess.size)[0], 0.0
+    images, taken = tasks.task_of_plan(plan).inputs(plan, plan.micro, plan.preprocess.size)[0], 0.0
     network.eval()
     for _ in range(2):
         began = time.monotonic()
@@ -305,8 +305,8 @@ def testing_pace(plan: Plan, network: Network) -> float:
     return taken / plan.micro
 
 
-def measure(
-    run: Run, events: Write | None, plan: Plan, state: State, progress: Progress, stop: Stop
+def evaluate_and_log(
+    run: Run, events: Write | None, plan: Plan, state: State, progress: Progress, stop: SignalFlags
 ) -> Progress:
     """Log training figures since the last row, and the error on the watched split.
 
@@ -319,14 +319,16 @@ def measure(
     row |= {"loss": loss, "train_error": wrong}
     if plan.watched is not None:
         average = state.whole_average(plan.arch).eval()
-        found = tasks.of(plan).watch(plan, average, plan.watched, lambda: bool(stop.signal))
+        found = tasks.task_of_plan(plan).watch(
+            plan, average, plan.watched, lambda: bool(stop.signal)
+        )
         average.train()
         if world.wishes([stop.signal])[0]:
             return replace(progress, loss=None)
         row |= {f"{recipe.watch}_{name}": value for name, value in found.items()}
         more = tuple((k, v) for k, v in found.items() if k not in ("error", "loss"))
         progress = replace(progress, watched_error=found["error"], watched=more)
-        judge(run, plan, course, average, found["error"])
+        update_best(run, plan, course, average, found["error"])
     state.totals.zero_()
     course.logged = course.step
     if events:  # this rank writes
@@ -337,7 +339,9 @@ def measure(
     return progress
 
 
-def judge(run: Run, plan: Plan, course: Course, average: Network, error: float) -> None:
+def update_best(
+    run: Run, plan: Plan, course: TrainProgress, average: Network, error: float
+) -> None:
     """What a new error on the watched images means: a best state, a plateau, an early end."""
     recipe = plan.recipe
     if course.best is None or error < course.best:
@@ -353,7 +357,7 @@ def judge(run: Run, plan: Plan, course: Course, average: Network, error: float) 
         course.steps = course.step
 
 
-def tell_unreadable(run: Run, plan: Plan, bad: dict[str, str]) -> None:
+def write_unreadable(run: Run, plan: Plan, bad: dict[str, str]) -> None:
     """List unreadable images with the reason; further ranks have a list of their own.
 
     Raises DataError when more than the allowed part of the images is unreadable.

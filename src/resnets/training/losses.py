@@ -11,12 +11,12 @@ from torch.nn import functional as F
 PRESENT = 0.2  # share above which "bce" sees a class in a mixed image: timm's for 2110.00476
 
 
-def dense(labels: Tensor, classes: int) -> Tensor:
+def to_one_hot(labels: Tensor, classes: int) -> Tensor:
     """Class indices, int64 (B,), or shares of each class, (B, K), as float32 (B, K)."""
     return (F.one_hot(labels, classes) if labels.ndim == 1 else labels).float()
 
 
-def objective(
+def classification_loss(
     logits: Tensor,
     targets: Tensor,
     *,
@@ -40,7 +40,7 @@ def objective(
     return total / len(logits)
 
 
-def missed(logits: Tensor, targets: Tensor, *, several: bool) -> Tensor:
+def count_errors(logits: Tensor, targets: Tensor, *, several: bool) -> Tensor:
     """How many images are answered wrongly: (B, K) twice -> () int64.
 
     The answer is the most probable class, and the truth the one of the greatest share; where an
@@ -51,7 +51,7 @@ def missed(logits: Tensor, targets: Tensor, *, several: bool) -> Tensor:
     return (logits.argmax(1) != targets.argmax(1)).sum()
 
 
-def balanced(labels: Tensor, classes: int) -> Tensor:
+def class_weights(labels: Tensor, classes: int) -> Tensor:
     """Class weights (K,), inverse to the classes' frequencies, with mean 1 over the labels.
 
     Labels are int64 (N,) or float (N, K). A class that never occurs has weight 1.
@@ -61,7 +61,7 @@ def balanced(labels: Tensor, classes: int) -> Tensor:
     return torch.where(seen, counts.sum() / (seen.sum() * counts), 1.0).float()
 
 
-def distilled(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(logits / T)), mean over images: (B, K) twice -> ().
 
     1503.02531, section 2; T^2 keeps the gradient's size when T changes.

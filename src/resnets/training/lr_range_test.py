@@ -13,7 +13,7 @@ MEMORY = 0.9  # decay of the average loss
 WORSE = 4.0  # times the best average loss, where the test ends
 
 
-def find_rate(
+def lr_range_test(
     plan: Plan, low: float = 1e-5, high: float = 10.0, steps: int = 100
 ) -> tuple[list[float], list[float], float]:
     """Rates that grow exponentially, the average loss after a step at each, and a suggestion.

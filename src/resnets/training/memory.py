@@ -36,7 +36,7 @@ def need(plan: Plan) -> tuple[int, int]:
         tensor.data.zero_()
     shapes = {p.shape for p in weights}
     side = plan.recipe.train_size or plan.preprocess.size
-    kept = saved(network, tasks.of(plan).inputs(plan, 2, side), plan.bfloat16)
+    kept = saved(network, tasks.task_of_plan(plan).inputs(plan, 2, side), plan.bfloat16)
     sizes = [(x.untyped_storage().nbytes(), x.shape in shapes) for x in kept]
     copies = 3 * (2 + MOMENTS[plan.recipe.optimizer]) + 2
     fixed = copies * sum(p.numel() * p.element_size() for p in weights)

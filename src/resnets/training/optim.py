@@ -50,7 +50,7 @@ def build(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
 def parameter_groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
     """Parameters by weight decay, rate and rule; vectors have no decay without `decay_all`."""
     matrices = {m.weight for m in network.modules() if isinstance(m, _ConvNd | nn.Linear)}
-    last = fresh(network)
+    last = head_parameters(network)
     matrices -= {p for name, p in network.named_parameters() if name in last}
     scale = scales(network, recipe.layer_decay)
     groups: dict[tuple[float, float, Rule | None], list[nn.Parameter]] = {}
@@ -76,20 +76,20 @@ def scales(network: Network, decay: float) -> dict[str, float]:
     return {name: decay ** (len(begun) - at) for name, at in place.items()}
 
 
-def classifier(network: Classifier) -> nn.Linear:
+def classifier_parameters(network: Classifier) -> nn.Linear:
     """The layer that gives the logits."""
     return network.classifier if isinstance(network, DenseNet) else network.fc
 
 
-def trunks(network: Network) -> tuple[str, ...]:
+def backbone_prefixes(network: Network) -> tuple[str, ...]:
     """How the names of the tensors of a scene's backbones begin; ("",) for a classifier."""
     found = [name for name, module in network.named_modules() if isinstance(module, ResNet)]
     return tuple(f"{name}.".lstrip(".") for name in found or [""])
 
 
-def fresh(network: Network) -> set[str]:
+def head_parameters(network: Network) -> set[str]:
     """The tensors that other classes need new: a classifier's last layer, a scene's heads."""
-    names, bases = network.state_dict().keys(), trunks(network)
+    names, bases = network.state_dict().keys(), backbone_prefixes(network)
     if bases != ("",):
         return {name for name in names if not name.startswith(bases)}
     last = "classifier." if isinstance(network, DenseNet) else "fc."
@@ -98,7 +98,7 @@ def fresh(network: Network) -> set[str]:
 
 def set_mode(network: Network, alone: bool, frozen_norm: bool) -> None:
     """Training mode; `fresh` weights learn `alone`, frozen normalisation keeps its statistics."""
-    learning = fresh(network)
+    learning = head_parameters(network)
     for name, p in network.train().named_parameters():
         p.requires_grad_(not alone or name in learning)
     for module in network.modules():
@@ -120,7 +120,7 @@ class Layerwise(torch.optim.Optimizer):
 
 def adamw(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors:
     """1711.05101, algorithm 2: m / (sqrt(v) + eps), corrected for bias, and the decay."""
-    m, v = (remembered(state, x, name) for name in ("exp_avg", "exp_avg_sq"))
+    m, v = (optimizer_buffers(state, x, name) for name in ("exp_avg", "exp_avg_sq"))
     beta1, beta2 = group["betas"]
     torch._foreach_lerp_(m, g, 1 - beta1)
     torch._foreach_mul_(v, beta2)
@@ -150,7 +150,7 @@ def lars(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors
     if decay := group["weight_decay"]:
         ratio = 0.001 * norms(x) / (norms(g) + decay * norms(x))
         g = scaled(torch._foreach_add(g, x, alpha=decay), ratio)
-    v = remembered(state, x, "momentum_buffer")
+    v = optimizer_buffers(state, x, "momentum_buffer")
     torch._foreach_mul_(v, group["momentum"])
     torch._foreach_add_(v, g)
     return torch._foreach_add(g, v, alpha=group["momentum"]) if group["nesterov"] else v
@@ -163,7 +163,7 @@ def muon(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors
     and the classifier; they use momentum 0.95 and Nesterov's step. It is as long as AdamW's, so one
     rate serves both (2502.16982, section 2.2). `torch.optim.Muon` refuses convolutions.
     """
-    v = remembered(state, x, "momentum_buffer")
+    v = optimizer_buffers(state, x, "momentum_buffer")
     torch._foreach_lerp_(v, g, 1 - group["momentum"])
     m = torch._foreach_lerp(g, v, group["momentum"]) if group["nesterov"] else v
     o = [orthogonal(y.flatten(1)).reshape(y.shape) for y in m]
@@ -184,7 +184,7 @@ def orthogonal(x: Tensor) -> Tensor:
     return (y if wide else y.T).to(x.dtype)
 
 
-def remembered(state: State, x: Tensors, name: str) -> Tensors:
+def optimizer_buffers(state: State, x: Tensors, name: str) -> Tensors:
     """What the state holds under that name, at first zeros."""
     for own, p in zip(state, x, strict=True):
         if name not in own:

@@ -19,14 +19,14 @@ from resnets.config.arch import Arch
 from resnets.config.recipe import Augment, Preprocess, Recipe, to_dict
 from resnets.config.recipes import RECIPES
 from resnets.data.dataset import Source, Split
-from resnets.data.rng import draw_of_step
+from resnets.data.rng import draw_for_step
 from resnets.errors import DataError, UsageError
-from resnets.evaluation.predictor import Model, load, takes_pictures
+from resnets.evaluation.predictor import Model, is_2d, load
 from resnets.models.cost import cost
-from resnets.models.io.model_file import Card
+from resnets.models.io.model_file import ModelMetadata
 from resnets.options import Task
-from resnets.training.distributed import ALONE, World
-from resnets.training.state import Course, State, adopt
+from resnets.training.distributed import SINGLE_PROCESS, World
+from resnets.training.state import State, TrainProgress, load_pretrained
 
 WRITING = 3.5  # seconds for the files of a result, its pictures and its report, on two cores
 
@@ -43,7 +43,7 @@ class Plan:
     device: torch.device
     bfloat16: bool
     workers: int
-    world: World = ALONE
+    world: World = SINGLE_PROCESS
     base: Model | None = None  # what training starts from
     teacher: Model | None = None
     crowded: str = ""  # why forward passes are smaller than asked
@@ -85,9 +85,9 @@ class Plan:
         return self.source.test or self.source.val
 
     @property
-    def card(self) -> Card:
+    def card(self) -> ModelMetadata:
         """What the model file will say of itself."""
-        return Card(
+        return ModelMetadata(
             arch=self.arch,
             classes=self.source.classes,
             preprocess=self.preprocess,
@@ -109,7 +109,7 @@ class Plan:
         size, augment = self.recipe.train_size or self.preprocess.size, self.recipe.augment
         if augment.crop == "resize":
             low, high = augment.scale
-            return low + int(draw_of_step(self.recipe.seed, step) * (high - low + 1))
+            return low + int(draw_for_step(self.recipe.seed, step) * (high - low + 1))
         start, stride = self.recipe.grow_from or size, 32 if size >= 128 else 4
         grown = start + (size - start) * min(1.0, step / (0.75 * steps))
         return min(size, max(start, round(grown / stride) * stride))
@@ -129,8 +129,8 @@ class Plan:
         state = State.start(self.recipe, self.arch, self.device, self.world)
         if self.base is not None:
             for network in (state.network, state.average):
-                adopt(network, self.base.network.state_dict())
-        state.course = Course(steps=self.steps, micro=self.micro)
+                load_pretrained(network, self.base.network.state_dict())
+        state.course = TrainProgress(steps=self.steps, micro=self.micro)
         return state
 
     def lines(self) -> dict[str, str]:
@@ -172,7 +172,7 @@ def describe(augment: Augment) -> str:
     return " + ".join(words) or "no augmentation"
 
 
-def choose(source: Source, train: Split, device: torch.device) -> Recipe:
+def default_recipe(source: Source, train: Split, device: torch.device) -> Recipe:
     """A recipe for data that nobody named one for, by number and size of the images and device."""
     gpu = device.type == "cuda"
     if source.name == "digits" and source.root is None:
@@ -212,7 +212,7 @@ def choose(source: Source, train: Split, device: torch.device) -> Recipe:
     )
 
 
-def choose_scene(source: Source, train: Split, device: torch.device, task: Task) -> Recipe:
+def default_dense_recipe(source: Source, train: Split, device: torch.device, task: Task) -> Recipe:
     """A recipe for scenes that nobody named one for, by their number and the device."""
     recipe = replace(RECIPES[task](), data=source.name)
     if device.type == "cuda":
@@ -262,14 +262,18 @@ def training_images(source: Source) -> Split:
 
 
 def resolve(
-    recipe: Recipe, source: Source, device: torch.device, workers: int, world: World = ALONE
+    recipe: Recipe,
+    source: Source,
+    device: torch.device,
+    workers: int,
+    world: World = SINGLE_PROCESS,
 ) -> Plan:
     """All that follows from recipe, data and machine. Raises UsageError of all contradictions."""
     base = load(recipe.weights) if recipe.weights else None
     asked = families.arch(recipe.model)
     same = base is not None and archs.task(base.card.arch) == archs.task(asked)
-    network = archs.changed(base.card.arch if base and same else asked, recipe.arch)
-    if not takes_pictures(network):
+    network = archs.with_fields(base.card.arch if base and same else asked, recipe.arch)
+    if not is_2d(network):
         raise UsageError(f"{recipe.model} takes no 2-D images; `resnets models` lists others")
     if source.task != "classify":
         recipe = replace(recipe, size=recipe.size or network.size)
@@ -287,7 +291,7 @@ def resolve(
     bfloat16 = use_bfloat16(recipe.precision, device)
     # With the precision said, the recipe repeats the run on another machine too.
     recipe = replace(recipe, precision="bfloat16" if bfloat16 else "float32")
-    if base and same and (model := named(base.card.arch)):
+    if base and same and (model := model_name(base.card.arch)):
         recipe = replace(recipe, model=model)
     teacher = load(recipe.teacher, classes=source.classes) if recipe.teacher else None
     machine = (device, bfloat16, workers, world)
@@ -321,7 +325,7 @@ def contradictions(plan: Plan) -> Iterator[str]:
         yield f"{recipe.weights} takes images of {takes} channels, {has}"
     if teacher and teacher.card.classes != source.classes:
         yield f"the teacher {recipe.teacher} knows other classes than {source.name}"
-    if teacher and not near(teacher.card.preprocess, plan.preprocess):
+    if teacher and not same_normalization(teacher.card.preprocess, plan.preprocess):
         yield f"the teacher {recipe.teacher} normalises otherwise: --set normalize=..."
     if several and recipe.loss != "bce":
         yield f"images of {source.name} have several labels each: --set loss=bce"
@@ -336,13 +340,13 @@ def contradictions(plan: Plan) -> Iterator[str]:
         yield f"grow_from={recipe.grow_from} is larger than the input, which grows to {side}"
 
 
-def near(one: Preprocess, other: Preprocess) -> bool:
+def same_normalization(one: Preprocess, other: Preprocess) -> bool:
     """Whether what one network sees suits another: the same moments but for another sample."""
     pairs = zip((*one.mean, *one.std), (*other.mean, *other.std), strict=False)
     return len(one.mean) == len(other.mean) and all(abs(a - b) < 0.05 for a, b in pairs)
 
 
-def named(arch: Arch) -> str | None:
+def model_name(arch: Arch) -> str | None:
     """The model of that architecture, whatever its input and classes."""
     own: dict[str, Any] = {k: getattr(arch, k) for k in ("channels", "classes", "size")}
     return next((name for name, k in families.FAMILY.items() if replace(k, **own) == arch), None)
@@ -361,7 +365,7 @@ def preprocessing(recipe: Recipe, source: Source) -> Preprocess:
         raise UsageError(f"size={size} of a crop_ratio={recipe.crop_ratio} is over 8,192 pixels")
     see = Preprocess(size=size, resize=resize, channels=source.channels, white=source.white)
     if recipe.normalize != "pixel":
-        mean, std = moments(recipe.normalize, source, source.channels)
+        mean, std = channel_statistics(recipe.normalize, source, source.channels)
         return replace(see, mean=mean, std=std)
     if not isinstance(images, torch.Tensor) or images.shape[-1] != size:
         raise UsageError(
@@ -373,7 +377,7 @@ def preprocessing(recipe: Recipe, source: Source) -> Preprocess:
     return replace(see, mean=mean, std=(1.0,) * source.channels)
 
 
-def moments(
+def channel_statistics(
     normalize: Literal["data", "imagenet", "none"], source: Source | None, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation for a network of `channels` input channels. Raises UsageError."""

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @torch.no_grad()
-def precise(network: nn.Module, batches: Iterable[Tensor]) -> None:
+def precise_bn(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set the mean and variance of each batch normalisation to those of all its inputs (N, C, *S).
 
     Meanwhile a layer normalises each batch with the batch's own, as in training; dropout and

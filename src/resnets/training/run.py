@@ -84,7 +84,7 @@ SHAPES = {
 LOGS = ("metrics.jsonl", "timing.jsonl", "notes.jsonl")
 
 
-class Kept(dict[str, Any]):
+class RunFiles(dict[str, Any]):
     """A JSON object of a file, which is named where a key is missing."""
 
     def __init__(self, path: Path, data: dict[str, Any]) -> None:
@@ -101,7 +101,9 @@ class Kept(dict[str, Any]):
 
 def broken(path: Path, error: Exception) -> CheckpointError:
     """A file whose content makes no sense."""
-    reason = archs.wrong(error)[0] if isinstance(error, pydantic.ValidationError) else str(error)
+    reason = (
+        archs.field_problem(error)[0] if isinstance(error, pydantic.ValidationError) else str(error)
+    )
     return CheckpointError(f"cannot read {path}: {reason[:200]}")
 
 
@@ -183,7 +185,7 @@ class Run:
         """
         path = self.path / name
         try:
-            return Kept(path, json.loads(path.read_bytes()))
+            return RunFiles(path, json.loads(path.read_bytes()))
         except FileNotFoundError:
             if (self.path / "checkpoints").is_dir() and not (self.path / "recipe.json").exists():
                 raise UsageError(
@@ -224,7 +226,7 @@ class Run:
         path = self.path / name
         try:
             lines = whole_lines(path.read_bytes()) if path.exists() else []
-            return [Kept(path, json.loads(line)) for line in lines]
+            return [RunFiles(path, json.loads(line)) for line in lines]
         except OSError as error:
             raise unreadable(path, error) from None
         except (ValueError, TypeError, RecursionError) as error:

@@ -13,7 +13,7 @@ from resnets.errors import Interrupted
 
 
 @dataclass
-class Stop:
+class SignalFlags:
     """SIGINT and SIGTERM end training after the step in hand; the same again ends it at once.
 
     Not a different one: each rank gets a SIGINT itself, and torchrun passes it on as SIGTERM.
@@ -26,7 +26,7 @@ class Stop:
     at_once: bool = False
     previous: dict[int, object] = field(default_factory=dict)
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> SignalFlags:
         if threading.current_thread() is not threading.main_thread():
             return self  # Python hands signals to the main thread only
         for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):

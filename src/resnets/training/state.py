@@ -21,15 +21,15 @@ from resnets.config.recipe import Recipe
 from resnets.errors import CheckpointError
 from resnets.models import Network
 from resnets.models.accelerate import accelerate
-from resnets.models.sync_batch_norm import convert
+from resnets.models.sync_batch_norm import convert_sync_batch_norm
 from resnets.training import optim
-from resnets.training.distributed import ALONE, World, split_as, whole
+from resnets.training.distributed import SINGLE_PROCESS, World, full_tensor, shard_like
 
 SMALL = 2**16
 
 
 @dataclass
-class Course:
+class TrainProgress:
     """Where a run stands, in numbers; the JSON part of a checkpoint."""
 
     step: int = 0
@@ -61,15 +61,17 @@ class State:
     average: Network  # evaluated and saved as the result; equals `network` when ema is 0
     optimizer: torch.optim.Optimizer
     totals: Tensor  # (3,) float64: loss sum, wrong, images since the last logged row
-    course: Course = field(default_factory=Course)
+    course: TrainProgress = field(default_factory=TrainProgress)
 
     @classmethod
-    def start(cls, recipe: Recipe, arch: Arch, device: torch.device, world: World = ALONE) -> State:
+    def start(
+        cls, recipe: Recipe, arch: Arch, device: torch.device, world: World = SINGLE_PROCESS
+    ) -> State:
         """A fresh state: initial weights are a function of the recipe's seed."""
         torch.manual_seed(recipe.seed)
         network = models.build(arch, checkpoint=recipe.checkpoint_blocks)
         if recipe.norm == "sync":
-            network = convert(network)
+            network = convert_sync_batch_norm(network)
         # Initialised in float32 NCHW on the CPU, so every device starts from the same weights.
         network = network.to(device)
         if getattr(arch, "dims", 2) == 2 and not recipe.shard:  # FSDP2 takes plain layouts only
@@ -90,17 +92,17 @@ class State:
             for key, value in self.optimizer.state[parameter].items():
                 flat[f"optimizer.{name}.{key}"] = value
         flat["totals"] = self.totals
-        return {name: whole(value) for name, value in flat.items()}
+        return {name: full_tensor(value) for name, value in flat.items()}
 
     def whole_average(self, arch: Arch) -> Network:
         """The averaged network, put together where it is split over the ranks."""
         if not any(isinstance(p, DTensor) for p in self.average.parameters()):
             return self.average
         network = models.build(arch).to(self.totals.device)
-        load(network, {k: whole(v) for k, v in self.average.state_dict().items()})
+        load(network, {k: full_tensor(v) for k, v in self.average.state_dict().items()})
         return network
 
-    def restore(self, tensors: dict[str, Tensor], course: Course) -> None:
+    def restore(self, tensors: dict[str, Tensor], course: TrainProgress) -> None:
         """Take over what `tensors()` gave. Raises CheckpointError on another network's tensors."""
         network, average, memory = (
             {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
@@ -124,7 +126,7 @@ class State:
             like = parameters[name]
             # A moment has its weight's device and layout; a counter stays on the processor.
             if value.shape == like.shape:
-                value = torch.empty_like(like).copy_(split_as(value, like))
+                value = torch.empty_like(like).copy_(shard_like(value, like))
             self.optimizer.state[like][slot] = value
         self.totals.copy_(totals)
         self.course = course
@@ -133,27 +135,29 @@ class State:
 def load(network: nn.Module, values: Mapping[str, Tensor]) -> None:
     """`load_state_dict` of whole tensors, also where the network's are split over the ranks."""
     own = network.state_dict()
-    network.load_state_dict({k: split_as(v, own[k]) if k in own else v for k, v in values.items()})
+    network.load_state_dict(
+        {k: shard_like(v, own[k]) if k in own else v for k, v in values.items()}
+    )
 
 
-def floats(tensors: Iterable[Tensor]) -> list[Tensor]:
+def floating(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Those that are floating."""
     return [t for t in tensors if t.is_floating_point()]
 
 
-def part(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Tensor) -> Tensor:
     """What this rank has of a tensor, without a copy."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def row(tensor: Tensor) -> Tensor:
+def flat_view(tensor: Tensor) -> Tensor:
     """The same memory as one row, whatever the order of a dense tensor's dimensions."""
-    own = part(tensor.detach())
+    own = local_tensor(tensor.detach())
     return own.as_strided((own.numel(),), (1,))
 
 
 @torch.no_grad()
-def finite(tensors: Iterable[Tensor]) -> bool:
+def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no value is infinite or not a number, nor so large that their sum would be.
 
     One number comes back from the device; small tensors are added up together.
@@ -165,7 +169,7 @@ def finite(tensors: Iterable[Tensor]) -> bool:
 
 
 @torch.no_grad()
-def blend(average: list[Tensor], current: list[Tensor], keep: float) -> None:
+def ema_update(average: list[Tensor], current: list[Tensor], keep: float) -> None:
     """average = keep * average + (1 - keep) * current; `keep` 0 copies, so there is no second path.
 
     Normalisation statistics are averaged like weights; counters are copied.
@@ -178,13 +182,17 @@ def blend(average: list[Tensor], current: list[Tensor], keep: float) -> None:
         torch._foreach_copy_([a for a, _ in counters], [b for _, b in counters])
 
 
-def adopt(network: Network, weights: Mapping[str, Tensor]) -> None:
+def load_pretrained(network: Network, weights: Mapping[str, Tensor]) -> None:
     """Take over the tensors of a trained network, but for a classifier or heads of another shape.
 
     The weights of a classifier become a scene's backbones, as do those of a scene with fewer.
     Raises CheckpointError that names the first other difference.
     """
-    own, bases, new = network.state_dict(), optim.trunks(network), optim.fresh(network)
+    own, bases, new = (
+        network.state_dict(),
+        optim.backbone_prefixes(network),
+        optim.head_parameters(network),
+    )
     there = [base for base in bases if any(name.startswith(base) for name in weights)]
     first = there[0] if there else ""
     body = {name.removeprefix(first): t for name, t in weights.items() if name.startswith(first)}

@@ -14,10 +14,10 @@ from resnets.errors import MemoryExhausted, UsageError
 from resnets.evaluation.classification import predict_batch
 from resnets.training import tasks
 from resnets.training.distributed import Message, accumulating
-from resnets.training.losses import balanced, distilled, objective
+from resnets.training.losses import class_weights, classification_loss, distillation_loss
 from resnets.training.optim import set_mode
 from resnets.training.plan import Plan
-from resnets.training.state import State, blend, finite, floats, part, row
+from resnets.training.state import State, all_finite, ema_update, flat_view, floating, local_tensor
 
 BAD_STEPS = 3  # in a row that may be left out
 
@@ -26,18 +26,18 @@ class Step:
     """Moves the state of a run on, batch by batch."""
 
     def __init__(self, plan: Plan, state: State) -> None:
-        self.plan, self.state, self.task = plan, state, tasks.of(plan)
+        self.plan, self.state, self.task = plan, state, tasks.task_of_plan(plan)
         self.teacher = plan.teacher.network.to(plan.device).eval() if plan.teacher else None
         self.class_weights: Tensor | None = None
         if plan.recipe.class_weights == "balanced":
-            self.class_weights = balanced(plan.train.labels, plan.arch.classes).to(plan.device)
+            self.class_weights = class_weights(plan.train.labels, plan.arch.classes).to(plan.device)
         # Looked up once: walking over the modules of a deep network takes milliseconds.
         network, average = state.network, state.average
         self.parameters = list(network.parameters())
         self.buffers = list(network.buffers())
-        self.current = [part(t) for t in network.state_dict().values()]
-        self.average = [part(t) for t in average.state_dict().values()]
-        self.rows = [row(t) for t in (*self.parameters, *floats(self.average))]
+        self.current = [local_tensor(t) for t in network.state_dict().values()]
+        self.average = [local_tensor(t) for t in average.state_dict().values()]
+        self.rows = [flat_view(t) for t in (*self.parameters, *floating(self.average))]
         self.sent: list[Message] = []  # in the backward pass under way
         self.replicate(frozen=False)
 
@@ -60,9 +60,9 @@ class Step:
 
         before = [b.clone() for b in self.buffers]
         sums = self.backward(batch, before)
-        numbers = floats(self.buffers)
+        numbers = floating(self.buffers)
         plan.world.average(numbers)
-        gradients = [row(p.grad) for p in self.parameters if p.grad is not None]
+        gradients = [flat_view(p.grad) for p in self.parameters if p.grad is not None]
         course.step += 1
         if not self.finite([sums.float(), *gradients, *numbers]):
             for buffer, old in zip(self.buffers, before, strict=True):
@@ -77,7 +77,7 @@ class Step:
         if not recipe.ema or course.step % recipe.ema_every == 0 or course.ended:
             # a short memory while the weights move fast
             count = course.step // recipe.ema_every
-            blend(self.average, self.current, min(recipe.ema, count / (count + 9)))
+            ema_update(self.average, self.current, min(recipe.ema, count / (count + 9)))
         state.totals += sums
         course.skipped = 0
         # What is not finite in a moment is so in its weight by now.
@@ -85,7 +85,7 @@ class Step:
 
     def finite(self, tensors: list[Tensor]) -> bool:
         """Whether all are finite, of all ranks: without sharding they have the same."""
-        bad = not finite(tensors)
+        bad = not all_finite(tensors)
         return not (self.plan.world.wishes([bad])[0] if self.plan.recipe.shard else bad)
 
     def backward(self, batch: Batch, before: list[Tensor]) -> Tensor:
@@ -158,11 +158,13 @@ class Step:
         """The recipe's loss, with the teacher's share if there is one."""
         recipe, weights = self.plan.recipe, self.class_weights
         smoothing = recipe.label_smoothing
-        loss = objective(logits, targets, kind=recipe.loss, smoothing=smoothing, weights=weights)
+        loss = classification_loss(
+            logits, targets, kind=recipe.loss, smoothing=smoothing, weights=weights
+        )
         if self.teacher is None:
             return loss
         answers = predict_batch(self.teacher, images, bfloat16=self.plan.bfloat16)
-        taught = distilled(logits, answers, recipe.temperature)
+        taught = distillation_loss(logits, answers, recipe.temperature)
         return (1 - recipe.distill) * loss + recipe.distill * taught
 
     def replicate(self, frozen: bool) -> None:

@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from resnets.config import arch as archs
-from resnets.data.joint_transforms import MASK
+from resnets.data.joint_transforms import MASK_SIZE
 from resnets.data.loader import test_batches
-from resnets.data.mixup import mix
+from resnets.data.mixup import mix_batch
 from resnets.data.splits import Split
 from resnets.evaluation import classification, detection, localization, metrics, segmentation
 from resnets.evaluation import scores as scores_room
-from resnets.evaluation.detection import Detected
-from resnets.evaluation.localization import Localized
-from resnets.evaluation.metrics import Result
+from resnets.evaluation.detection import DetectionMetrics
+from resnets.evaluation.localization import LocalizationMetrics
+from resnets.evaluation.metrics import ClassificationMetrics
 from resnets.evaluation.predictor import Model
-from resnets.evaluation.scenes import Reading
-from resnets.evaluation.segmentation import Segmented
+from resnets.evaluation.scenes import LoaderOptions
+from resnets.evaluation.segmentation import SegmentationMetrics
 from resnets.models import Network
-from resnets.training.distributed import ALONE, World
-from resnets.training.losses import dense, missed
+from resnets.training.distributed import SINGLE_PROCESS, World
+from resnets.training.losses import count_errors, to_one_hot
 from resnets.training.plan import Plan
 from resnets.training.run import Run
 
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from resnets.training.step import Step
 
 SCORES, DETECTIONS = "scores.safetensors", "detections.safetensors"
-Tested: TypeAlias = Result | Detected | Localized | Segmented
+Tested: TypeAlias = (
+    ClassificationMetrics | DetectionMetrics | LocalizationMetrics | SegmentationMetrics
+)
 Stopped = Callable[[], bool]
 
 
@@ -55,14 +57,14 @@ class Task:
     kept: str = ""  # the file of details that `test` leaves
 
 
-def of(plan: Plan) -> Task:
+def task_of_plan(plan: Plan) -> Task:
     """The task of a plan's network."""
     return TASKS[archs.task(plan.arch)]
 
 
-def reading(plan: Plan, world: World) -> Reading:
+def reading(plan: Plan, world: World) -> LoaderOptions:
     """How this rank reads its part of a split."""
-    return Reading(
+    return LoaderOptions(
         preprocess=plan.preprocess,
         device=plan.device,
         batch=plan.micro,
@@ -78,14 +80,14 @@ def images(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
     return (zeros.contiguous(memory_format=torch.channels_last),)
 
 
-def classified(step: Step, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def classification_step(step: Step, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The recipe's loss of mixed images, and the wrong answers."""
     plan = step.plan
-    images, targets = mix(images, dense(labels, plan.arch.classes), plan.recipe.augment)
+    images, targets = mix_batch(images, to_one_hot(labels, plan.arch.classes), plan.recipe.augment)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=plan.bfloat16):
         logits = step.replica(images).float()
     loss = step.loss(images, logits, targets)
-    return loss, missed(logits, targets, several=labels.ndim == 2)
+    return loss, count_errors(logits, targets, several=labels.ndim == 2)
 
 
 def watch_classes(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
@@ -104,14 +106,16 @@ def fit_temperature(plan: Plan, model: Model) -> float | None:
     return metrics.fit_temperature(scores)
 
 
-def test_classes(run: Run, plan: Plan, model: Model, split: Split, name: str) -> Result:
+def test_classes(
+    run: Run, plan: Plan, model: Model, split: Split, name: str
+) -> ClassificationMetrics:
     """Every figure of the scores, which are kept."""
     scores = model.scores(split, batch=plan.micro, workers=plan.workers)
     scores_room.save(run.path / SCORES, scores)
-    return metrics.result(scores, name)
+    return metrics.classification_metrics(scores, name)
 
 
-def seen(step: Step, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def dense_task_loss(step: Step, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The sum of a scene network's losses, and its share of wrong decisions."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=step.plan.bfloat16):
         parts = step.replica(images, labels)
@@ -120,7 +124,7 @@ def seen(step: Step, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def objects(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
     """Images with an object each, and its mask where there are masks."""
-    cells = MASK**2 if plan.train.masks else 0
+    cells = MASK_SIZE**2 if plan.train.masks else 0
     rows = torch.zeros(count, 1, 6 + cells, device=plan.device)
     rows[..., 2:4], rows[..., 5] = side / 2, 1
     return (*images(plan, count, side), rows)
@@ -135,11 +139,11 @@ def pixels(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
 def watch_objects(plan: Plan, network: Any, split: Split, stopped: Stopped) -> dict[str, float]:
     """COCO's averages of what all ranks find; one that has no meaning is left out."""
     here = reading(plan, plan.world)
-    part = detection.find(network, split, bfloat16=plan.bfloat16, stopped=stopped, **here)
-    found = detection.join(plan.world.gather(part))
+    part = detection.detect(network, split, bfloat16=plan.bfloat16, stopped=stopped, **here)
+    found = detection.concatenate(plan.world.gather(part))
     if stopped():
         return {"error": 1.0}
-    figures = detection.measure(found, split, plan.source.classes)
+    figures = detection.evaluate_predictions(found, split, plan.source.classes)
     means = {"map": figures.map, "map50": figures.map50}
     if figures.masks:
         means["mask_map"] = figures.masks.map
@@ -147,28 +151,26 @@ def watch_objects(plan: Plan, network: Any, split: Split, stopped: Stopped) -> d
     return {"error": figures.error, **known}
 
 
-def test_objects(run: Run, plan: Plan, model: Model, split: Split, name: str) -> Detected:
+def test_objects(run: Run, plan: Plan, model: Model, split: Split, name: str) -> DetectionMetrics:
     """COCO's figures and VOC's of what is found, which is kept."""
-    found = detection.find(cast(Any, model.network), split, **reading(plan, ALONE))
+    found = detection.detect(cast(Any, model.network), split, **reading(plan, SINGLE_PROCESS))
     detection.save(run.path / DETECTIONS, found)
-    return detection.measure(found, split, plan.source.classes, name)
+    return detection.evaluate_predictions(found, split, plan.source.classes, name)
 
 
 def watch_places(plan: Plan, network: Any, split: Split, stopped: Stopped) -> dict[str, float]:
     """The errors of this rank's images, weighted by their number."""
     here = reading(plan, plan.world)
-    part = localization.localization(
-        network, split, bfloat16=plan.bfloat16, stopped=stopped, **here
-    )
+    part = localization.evaluate(network, split, bfloat16=plan.bfloat16, stopped=stopped, **here)
     sums = torch.tensor([part.images, part.error * part.images, part.top5_error * part.images])
     images, given, five = plan.world.sum(sums.double().to(plan.world.device)).tolist()
     return {"error": given / max(1, images), "top5_error": five / max(1, images)}
 
 
-def test_places(run: Run, plan: Plan, model: Model, split: Split, name: str) -> Localized:
+def test_places(run: Run, plan: Plan, model: Model, split: Split, name: str) -> LocalizationMetrics:
     """Both errors."""
-    return localization.localization(
-        cast(Any, model.network), split, name=name, **reading(plan, ALONE)
+    return localization.evaluate(
+        cast(Any, model.network), split, name=name, **reading(plan, SINGLE_PROCESS)
     )
 
 
@@ -180,10 +182,10 @@ def watch_pixels(plan: Plan, network: Network, split: Split, stopped: Stopped) -
     return {"error": figures.error, "mean_iou": figures.mean_iou}
 
 
-def test_pixels(run: Run, plan: Plan, model: Model, split: Split, name: str) -> Segmented:
+def test_pixels(run: Run, plan: Plan, model: Model, split: Split, name: str) -> SegmentationMetrics:
     """Mean IoU at the size of the masks."""
-    return segmentation.segment(
-        model.network, split, plan.source.classes, name=name, **reading(plan, ALONE)
+    return segmentation.evaluate_split(
+        model.network, split, plan.source.classes, name=name, **reading(plan, SINGLE_PROCESS)
     )
 
 
@@ -192,8 +194,12 @@ def no_temperature(plan: Plan, model: Model) -> None:
 
 
 TASKS = {
-    "classify": Task(classified, watch_classes, fit_temperature, test_classes, images, SCORES),
-    "detect": Task(seen, watch_objects, no_temperature, test_objects, objects, DETECTIONS),
-    "localize": Task(seen, watch_places, no_temperature, test_places, objects),
-    "segment": Task(seen, watch_pixels, no_temperature, test_pixels, pixels),
+    "classify": Task(
+        classification_step, watch_classes, fit_temperature, test_classes, images, SCORES
+    ),
+    "detect": Task(
+        dense_task_loss, watch_objects, no_temperature, test_objects, objects, DETECTIONS
+    ),
+    "localize": Task(dense_task_loss, watch_places, no_temperature, test_places, objects),
+    "segment": Task(dense_task_loss, watch_pixels, no_temperature, test_pixels, pixels),
 }

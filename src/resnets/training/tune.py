@@ -30,7 +30,7 @@ from resnets.training.loop import Progress, fit
 from resnets.training.memory import fitted
 from resnets.training.plan import Plan, resolve
 from resnets.training.run import Run, broken
-from resnets.training.signals import Stop
+from resnets.training.signals import SignalFlags
 
 try:
     import optuna
@@ -119,7 +119,7 @@ def search(
         source = hold_out(source, HOLDOUT, recipe.seed)
     source = replace(source, test=None)  # nobody looks at it before the search is over
     folder.path.mkdir(parents=True, exist_ok=True)
-    with folder.locked(), Stop() as stop, stop.ending("the same command"):
+    with folder.locked(), SignalFlags() as stop, stop.ending("the same command"):
         before = folder.read_json("study.json") if (folder.path / "study.json").exists() else study
         if other := [key for key in study if before[key] != study[key]]:
             raise UsageError(
@@ -204,7 +204,7 @@ def conduct(
     proposed: optuna.Trial,
     finish: Callable[[Run, Plan, float], object],
     watch: Callable[[Progress], None],
-    stop: Stop,
+    stop: SignalFlags,
 ) -> Trial:
     """Train from where the run stands to its end, or until the median of the others is better."""
     curve, state = list[float](), "complete"

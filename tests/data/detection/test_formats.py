@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from resnets import cli
 from resnets.data import load
 from resnets.data.dataset import task_of
-from resnets.errors import DataError, MissingPackage, Refused
+from resnets.errors import DataError, DataErrors, MissingPackage
 from tests.data._helpers import picture
 
 
@@ -160,7 +160,7 @@ def test_coco128_is_refused_where_its_categories_are_others(shared, tmp_path):
         for annotation in table["annotations"]:
             annotation["category_id"] += 1  # 12, 26, ... were never used
         (tmp_path / "annotations" / path.name).write_text(json.dumps(table))
-    with pytest.raises(Refused, match="annotation 9: unknown class 'category 26'") as caught:
+    with pytest.raises(DataErrors, match="annotation 9: unknown class 'category 26'") as caught:
         load(tmp_path, task="detect")
     assert (len(caught.value.refused), caught.value.exit_code) == (108, 3)
     for path in (coco128 / "annotations").iterdir():
@@ -283,7 +283,7 @@ BROKEN_BOX = "<object><name>a</name><bndbox><xmin>1</xmin></bndbox></object>"
 )
 def test_what_training_refuses_is_named_with_its_place(tmp_path, make, what, place, reason):
     data = make(tmp_path, what)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(DataErrors) as caught:
         load(data, task="detect")
     assert caught.value.exit_code == 3
     ((where, why),) = caught.value.refused
@@ -305,7 +305,7 @@ def test_what_training_refuses_is_named_with_its_place(tmp_path, make, what, pla
     ],
 )
 def test_a_coco_file_that_is_wrong_as_a_whole(tmp_path, changes, reason):
-    with pytest.raises(Refused, match=reason):
+    with pytest.raises(DataErrors, match=reason):
         load(coco(tmp_path, [one(GOOD)], **changes), task="detect")
 
 
@@ -315,7 +315,7 @@ def test_two_categories_of_one_name_with_objects_are_refused(tmp_path):
         [one(GOOD), one(GOOD) | {"category_id": 4}],
         categories=[{"id": 3, "name": "a"}, {"id": 4, "name": "a"}],
     )
-    with pytest.raises(Refused, match="two categories have one name"):
+    with pytest.raises(DataErrors, match="two categories have one name"):
         load(table, task="detect")
 
 
@@ -323,13 +323,13 @@ def test_what_is_no_json_at_all(tmp_path):
     for text in ("{", "[" * 100_000, "[]", '{"images": 3}'):
         path = tmp_path / "table.json"
         path.write_text(text)
-        with pytest.raises(Refused, match=r"table\.json: broken"):
+        with pytest.raises(DataErrors, match=r"table\.json: broken"):
             load(path, task="detect")
 
 
 def test_a_document_type_is_refused(tmp_path):
     bomb = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>'
-    with pytest.raises(Refused, match=r"p\.xml: broken: a DOCTYPE is refused"):
+    with pytest.raises(DataErrors, match=r"p\.xml: broken: a DOCTYPE is refused"):
         load(voc(tmp_path, voc_object("&b;", GOOD), head=bomb), task="detect")
 
 
@@ -364,7 +364,7 @@ def test_every_problem_is_collected_and_some_are_only_noted(tmp_path, capsys):
     assert ended.value.code == 0
     assert len(capsys.readouterr().out.splitlines()) == 5  # a note of the unknown image too
 
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(DataErrors) as caught:
         load(coco(tmp_path, [*said, one(GOOD, 5), one((1, 1, 1, 1))]), task="detect")
     assert (len(caught.value.refused), len(caught.value.noted)) == (2, 5)
     with pytest.raises(SystemExit) as ended:
@@ -399,11 +399,11 @@ def test_a_few_boxes_without_width_are_left_out_and_more_are_refused(tmp_path):
     assert [p for p in source.problems if "degenerate" in p[1]] == [
         (f"{tmp_path / 'table.json'}, annotation 199", "degenerate: box 7 7 7 9; left out")
     ]
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(DataErrors) as caught:
         load(coco(tmp_path, [*many, flat, flat]), task="detect")
     assert len(caught.value.refused) == 2
     # A width that float32 has no room for is none either.
-    with pytest.raises(Refused, match="degenerate"):
+    with pytest.raises(DataErrors, match="degenerate"):
         load(coco(tmp_path, [one((30, 1, 30 + 1e-7, 9))]), task="detect")
 
 
@@ -419,7 +419,7 @@ def test_pascal_voc_counts_pixels_from_one_and_ignores_the_difficult(tmp_path):
     source = load(tmp_path, task="detect")
     assert list(source.splits) == ["train"]
     (lists / "test.txt").write_text("p\nq\n")
-    with pytest.raises(Refused, match=r"test\.txt, line 2: there is no .*q\.xml"):
+    with pytest.raises(DataErrors, match=r"test\.txt, line 2: there is no .*q\.xml"):
         load(tmp_path, task="detect")
     (lists / "test.txt").write_text("p\n")
     ((place, reason),) = load(tmp_path, task="detect").problems
@@ -429,7 +429,7 @@ def test_pascal_voc_counts_pixels_from_one_and_ignores_the_difficult(tmp_path):
 def test_a_class_that_only_the_test_images_have_is_unknown(tmp_path):
     rows = "p.png,1,2,3,4,a,train\nq.png,1,2,3,4,b,test"
     picture(tmp_path / "q.png")
-    with pytest.raises(Refused, match="line 3: unknown class 'b'"):
+    with pytest.raises(DataErrors, match="line 3: unknown class 'b'"):
         load(boxes(tmp_path, rows, ",split"), task="detect")
 
 

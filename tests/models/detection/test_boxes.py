@@ -14,14 +14,14 @@ from resnets.models.detection import boxes
 from resnets.models.detection.boxes import (
     anchors,
     area,
+    box_voting,
     clip,
     decode,
     encode,
     iou,
     match,
+    nms,
     sample,
-    suppress,
-    vote,
 )
 
 WEIGHTS = [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)]
@@ -154,14 +154,14 @@ def test_an_object_that_nothing_overlaps_rescues_nothing() -> None:
 
 def test_five_hundred_objects_are_gone_through_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """2 images, 50,000 anchors, 500 objects: no tensor of pairs has more than CHUNK elements."""
-    held, common = [], boxes.common
+    held, common = [], boxes.intersection_area
 
     def measured(one: Tensor, other: Tensor) -> Tensor:
         pairs = common(one, other)
         held.append(pairs.numel())
         return pairs
 
-    monkeypatch.setattr(boxes, "common", measured)
+    monkeypatch.setattr(boxes, "intersection_area", measured)
     truth, given = objects(some(2, 500)), some(1, 50_000)
     found = match(given, truth, 0.3, 0.7, False)
     assert max(held) <= boxes.CHUNK
@@ -216,7 +216,7 @@ def test_suppression_is_torchvisions_on_each_image(count: int) -> None:
     scores[~valid] = -math.inf
     valid[2] = False
     keep = 25
-    index, real = suppress(given, scores, groups, valid, 0.5, keep)
+    index, real = nms(given, scores, groups, valid, 0.5, keep)
     assert index.shape == real.shape == (3, keep)
     for i in range(3):
         (places,) = valid[i].nonzero(as_tuple=True)
@@ -230,13 +230,13 @@ def test_groups_far_apart_lose_no_digits() -> None:
     """Boxes of 8 pixels in class 4,999, whose overlaps lie 1 % around the threshold."""
     given = torch.tensor([[[0, 0, 8, 8], [0, 0, 8, 4.04]], [[0, 0, 8, 8], [0, 0, 8, 3.96]]]) + 1000
     groups, scores = torch.full((2, 2), 4999), torch.tensor([[2.0, 1]] * 2)
-    _, real = suppress(given, scores, groups, groups > 0, 0.5, keep=2)
+    _, real = nms(given, scores, groups, groups > 0, 0.5, keep=2)
     assert real.tolist() == [[True, False], [True, True]]
 
 
 def test_nothing_to_suppress() -> None:
     empty = torch.zeros(2, 0)
-    index, real = suppress(torch.zeros(2, 0, 4), empty, empty.long(), empty.bool(), 0.5, 3)
+    index, real = nms(torch.zeros(2, 0, 4), empty, empty.long(), empty.bool(), 0.5, 3)
     assert index.tolist() == [[0] * 3] * 2
     assert not real.any()
 
@@ -246,5 +246,5 @@ def test_votes_are_weighted_by_score_within_a_group() -> None:
     voters = torch.tensor([[[0.0, 0, 10, 10], [2, 0, 12, 10], [0, 0, 10, 4], [0, 0, 10, 10]]])
     scores, groups = torch.tensor([[0.75, 0.25, 0.5, 0.9]]), torch.tensor([[1, 1, 1, 2]])
     with torch.autocast("cpu", torch.bfloat16):
-        found = vote(kept, voters, scores, torch.tensor([[1, 1]]), groups, 0.5)
+        found = box_voting(kept, voters, scores, torch.tensor([[1, 1]]), groups, 0.5)
     assert found.tolist() == [[[0.5, 0, 10.5, 10], [50, 50, 60, 60]]]

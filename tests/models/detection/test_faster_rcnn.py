@@ -23,7 +23,8 @@ from resnets.config.arch import DetectorArch
 from resnets.config.families import FAMILY, TINY
 from resnets.errors import UsageError
 from resnets.models import build
-from resnets.models.detection.faster_rcnn import Detector, crop
+from resnets.models.detection import faster_rcnn
+from resnets.models.detection.faster_rcnn import crop_masks
 
 K = 5
 SIZES = [(128, 160), (100, 150)]  # of the images inside the input, height and width
@@ -82,7 +83,7 @@ FAST = ["fasterrcnn_resnet18_fpn", "maskrcnn_resnet18_fpn"]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS if name not in FAST]
 
 
-def twins(name: str, images: Tensor, sizes: list[tuple[int, int]]) -> tuple[nn.Module, Detector]:
+def twins(name: str, images: Tensor, sizes: list[tuple[int, int]]) -> tuple[nn.Module, FasterRCNN]:
     """torchvision's network on these images, and ours with its tensors."""
     torch.manual_seed(0)
     theirs = randomised(NETWORKS[name](weights=None, num_classes=K + 1), images)
@@ -192,7 +193,7 @@ def test_losses_are_torchvisions() -> None:
 TRUNK = replace(TINY, blocks=(1, 1, 1, 1), widths=(16, 16, 32, 32))
 
 
-def small(name: str, **changes: object) -> Detector:
+def small(name: str, **changes: object) -> faster_rcnn.FasterRCNN:
     torch.manual_seed(0)
     arch = replace(FAMILY[name], classes=K, proposals=(60, 20), sampled=40)
     arch = replace(arch, backbone=TRUNK, width=16, hidden=32)
@@ -318,7 +319,7 @@ def test_mask_in_a_region() -> None:
     mask[..., :28] = 1
     box = torch.tensor([[[10.0, 10, 66, 66]]])
     rois = torch.tensor([[[10.0, 10, 66, 66], [-18.0, 10, 38, 66], [66.0, 66, 80, 80]]])
-    goals = crop(mask.flatten(2).expand(1, 3, -1), box.expand(1, 3, 4), rois, 28)
+    goals = crop_masks(mask.flatten(2).expand(1, 3, -1), box.expand(1, 3, 4), rois, 28)
     expected = torch.zeros(1, 3, 28, 28)
     expected[0, 0, :, :14] = 1
     expected[0, 1, :, 14:] = 1

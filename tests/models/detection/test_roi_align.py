@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision import ops as tv
 from torchvision.ops.poolers import LevelMapper
 
-from resnets.models.detection.roi_align import align, level, pool
+from resnets.models.detection.roi_align import pool, pyramid_level, roi_align
 
 STRIDES = [4.0, 8.0, 16.0]
 IMAGES, ROIS, CHANNELS = 3, 40, 16
@@ -52,7 +52,7 @@ def test_aligned_regions_and_their_gradients_are_torchvisions(
 ) -> None:
     maps, boxes = pyramid(layout), rois().requires_grad_()
     levels = torch.randint(0, 3, (IMAGES, ROIS))
-    found = align(maps, boxes, STRIDES, levels, cells, samples)
+    found = roi_align(maps, boxes, STRIDES, levels, cells, samples)
     exact = theirs(tv.roi_align, maps, boxes, levels, cells, samples)
     assert found.shape == (IMAGES * ROIS, CHANNELS, cells, cells)
     close(found, exact)
@@ -68,29 +68,29 @@ def test_a_pyramid_is_read_as_torchvision_reads_it() -> None:
     maps = pyramid()
     corner = torch.rand(IMAGES, ROIS, 2) * 60
     boxes = torch.cat([corner, corner + 1 + torch.rand(IMAGES, ROIS, 2) * 60], -1)
-    levels = level(boxes, 3, canonical=28, at=2)
+    levels = pyramid_level(boxes, 3, canonical=28, at=2)
     pooler = tv.MultiScaleRoIAlign(["0", "1", "2"], 7, 2, canonical_scale=28, canonical_level=4)
     named = {str(i): m for i, m in enumerate(maps)}
     exact = pooler(named, list(boxes), [(96, 128)] * IMAGES)
     assert levels.unique().tolist() == [0, 1, 2]
-    close(align(maps, boxes, STRIDES, levels, 7), exact)
+    close(roi_align(maps, boxes, STRIDES, levels, 7), exact)
 
 
 def test_levels_are_torchvisions() -> None:
     side = torch.cat([torch.rand(500) * 900, 2.0 ** torch.arange(11) * 0.875])
     boxes = torch.stack([0 * side, 0 * side, side, side], -1)
-    assert torch.equal(level(boxes, 4), LevelMapper(2, 5)([boxes]))
+    assert torch.equal(pyramid_level(boxes, 4), LevelMapper(2, 5)([boxes]))
     sides = [(111, 0), (112, 1), (223.9, 1), (224, 2), (447.9999, 3), (448, 3), (2000, 3), (0, 0)]
     for side, at in sides:
-        assert level(torch.tensor([0.0, 0, side, side]), 4) == at
+        assert pyramid_level(torch.tensor([0.0, 0, side, side]), 4) == at
 
 
 def test_low_precision_maps() -> None:
     maps, boxes = pyramid(), rois()
     levels = torch.randint(0, 3, (IMAGES, ROIS))
     low = [m.detach().bfloat16().requires_grad_() for m in maps]
-    found = align(low, boxes, STRIDES, levels, 7)
-    exact = align(maps, boxes, STRIDES, levels, 7)
+    found = roi_align(low, boxes, STRIDES, levels, 7)
+    exact = roi_align(maps, boxes, STRIDES, levels, 7)
     assert found.dtype == torch.bfloat16
     close(found.float(), exact, 0.03)
     found.sum().backward()
@@ -100,13 +100,13 @@ def test_low_precision_maps() -> None:
         assert b.grad is not None
         assert (a.grad.float() - b.grad).norm() / b.grad.norm() < 0.004
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(align(maps, boxes, STRIDES, levels, 7), exact)
+        assert torch.equal(roi_align(maps, boxes, STRIDES, levels, 7), exact)
 
 
 def test_boxes_that_are_no_numbers_show_nothing() -> None:
     boxes = torch.full((1, 2, 4), torch.nan)
     boxes[0, 1] = torch.tensor([0.0, 0, 8, 8])
-    found = align([torch.ones(1, 4, 8, 8)], boxes, [4.0], torch.zeros(1, 2).long(), 2)
+    found = roi_align([torch.ones(1, 4, 8, 8)], boxes, [4.0], torch.zeros(1, 2).long(), 2)
     assert (found[0] == 0).all()
     assert (found[1] == 1).all()
 
@@ -126,7 +126,7 @@ def test_pooled_regions_and_their_gradients_are_torchvisions() -> None:
     close(low.float(), exact, 0.01)
 
 
-@pytest.mark.parametrize("call", [align, pool])
+@pytest.mark.parametrize("call", [roi_align, pool])
 def test_no_regions(call) -> None:
     empty = call(pyramid(), torch.zeros(IMAGES, 0, 4), STRIDES, torch.zeros(IMAGES, 0).long(), 7)
     assert empty.shape == (0, CHANNELS, 7, 7)

@@ -24,12 +24,20 @@ from resnets.config.recipe import Preprocess
 from resnets.errors import CheckpointError, DiskError, NotFinite, UsageError
 from resnets.models import Network, build, create
 from resnets.models.io import model_file
-from resnets.models.io.model_file import KEY, Card, from_dict, load, open_model, save, to_dict
+from resnets.models.io.model_file import (
+    KEY,
+    ModelMetadata,
+    from_dict,
+    load,
+    open_model,
+    save,
+    to_dict,
+)
 
 TINY = ResNetArch(
     blocks=(1, 1), widths=(4, 8), shortcut="A", stem="cifar", stem_width=4, classes=2, size=8
 )
-CARD = Card(
+CARD = ModelMetadata(
     arch=TINY,
     classes=("cat", 'dog "é" \n'),
     preprocess=Preprocess(size=8),
@@ -80,7 +88,9 @@ def test_round_trip_is_exact(arch: ResNetArch, tmp_path: Path) -> None:
     network, path = build(arch), tmp_path / "m.safetensors"
     see = Preprocess(size=8, channels=arch.channels, mean=(0.1,) * arch.channels, std=(0.3,))
     see = replace(see, std=(1 / 3,) * arch.channels)
-    card = Card(arch=arch, classes=tuple(f"c{i}" for i in range(arch.classes)), preprocess=see)
+    card = ModelMetadata(
+        arch=arch, classes=tuple(f"c{i}" for i in range(arch.classes)), preprocess=see
+    )
     save(path, network, card)
     loaded, read_back = load(path)
     assert read_back == card
@@ -148,7 +158,7 @@ def test_a_checkpoint_of_others_is_no_model_file(tmp_path: Path) -> None:
 
 
 cards = st.builds(
-    lambda arch, names, size, mean, std, provenance, temperature: Card(
+    lambda arch, names, size, mean, std, provenance, temperature: ModelMetadata(
         arch=replace(arch, classes=len(names)),
         classes=tuple(names),
         preprocess=Preprocess(
@@ -171,7 +181,7 @@ cards = st.builds(
 
 
 @given(cards)
-def test_cards_survive_json(card: Card) -> None:
+def test_cards_survive_json(card: ModelMetadata) -> None:
     assert from_dict(json.loads(json.dumps(to_dict(card)))) == card
 
 
@@ -394,12 +404,14 @@ def test_a_card_whose_numbers_make_nan_is_refused(key, value):
     see = Preprocess(size=8, mean=(0.5,) * 3, std=(0.2,) * 3)
     arch = families.arch("resnet8")
     classes = tuple(map(str, range(arch.classes)))
-    data = to_dict(Card(arch=arch, classes=classes, preprocess=see))
+    data = to_dict(ModelMetadata(arch=arch, classes=classes, preprocess=see))
     from_dict(data)
     data["preprocess"][key] = [value] * 3
     with pytest.raises(ValueError, match=key):
         from_dict(data)
-    data = to_dict(Card(arch=arch, classes=classes, preprocess=see)) | {"temperature": 1e-300}
+    data = to_dict(ModelMetadata(arch=arch, classes=classes, preprocess=see)) | {
+        "temperature": 1e-300
+    }
     with pytest.raises(ValueError, match="temperature"):
         from_dict(data)
 

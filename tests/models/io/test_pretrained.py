@@ -24,9 +24,9 @@ from resnets.config.arch import MlpArch, ResNetArch, VitArch
 from resnets.config.families import FAMILY, cifar, densenet_bc, dilated, label, plain, pre
 from resnets.errors import Assumption, CheckpointError, UsageError
 from resnets.models import build
-from resnets.models.io.infer_arch import skeleton
+from resnets.models.io.infer_arch import meta_model
 from resnets.models.io.model_file import open_model
-from resnets.models.io.pretrained import read, recognise, to_torchvision
+from resnets.models.io.pretrained import infer_arch, read, to_torchvision
 
 
 def randomised(network: nn.Module) -> nn.Module:
@@ -101,13 +101,13 @@ def test_a_small_vit(tmp_path: Path) -> None:
     network = torchvision.models.VisionTransformer(32, 8, 2, 2, 128, 256, num_classes=5).eval()
     nn.init.normal_(network.heads.head.weight)
     agree(network, tmp_path / "weights.pth", 32)
-    arch, ours = recognise(network.state_dict())
+    arch, ours = infer_arch(network.state_dict())
     assert to_torchvision(ours, arch).keys() == network.state_dict().keys()
 
 
 def test_to_torchvision_is_the_identity_for_resnets() -> None:
     state = torchvision.models.resnet18().state_dict()
-    arch, ours = recognise(state)
+    arch, ours = infer_arch(state)
     assert to_torchvision(ours, arch).keys() == state.keys()
 
 
@@ -150,7 +150,7 @@ class Akamaster(nn.Module):
 @pytest.mark.parametrize("n", [1, 3, 4])
 def test_akamaster_channels_are_moved(n: int) -> None:
     theirs = randomised(Akamaster(n))
-    arch, tensors = recognise(theirs.state_dict())
+    arch, tensors = infer_arch(theirs.state_dict())
     assert arch == cifar(n)
     ours = build(arch).eval()
     ours.load_state_dict(tensors)
@@ -165,7 +165,7 @@ def test_akamaster_channels_are_moved(n: int) -> None:
 
 def test_akamaster_as_a_plain_network_is_not_moved() -> None:
     state = Akamaster(3).state_dict()
-    arch, tensors = recognise(state, plain(cifar(3)))
+    arch, tensors = infer_arch(state, plain(cifar(3)))
     assert arch == FAMILY["plain20"]
     assert torch.equal(tensors["layer3.0.conv2.weight"], state["layer3.0.conv2.weight"])
 
@@ -192,7 +192,7 @@ def test_projections_called_shortcut_and_linear() -> None:
         k.replace("downsample", "shortcut").replace("fc.", "linear."): v
         for k, v in build(arch).state_dict().items()
     }
-    found, tensors = recognise(state)
+    found, tensors = infer_arch(state)
     assert found == arch
     assert torch.equal(tensors["layer2.0.downsample.0.weight"], state["layer2.0.shortcut.0.weight"])
 
@@ -222,22 +222,22 @@ def test_projections_called_shortcut_and_linear() -> None:
     ids=lambda arch: type(arch).__name__ + str(arch.depth),
 )
 def test_ours_are_recognised(arch: object) -> None:
-    state = skeleton(arch).state_dict()  # type: ignore[arg-type]
-    found, tensors = recognise(state)
+    state = meta_model(arch).state_dict()  # type: ignore[arg-type]
+    found, tensors = infer_arch(state)
     assert found == arch
     assert list(tensors) == list(state)
 
 
 def test_what_shapes_do_not_show_is_said_with_arch() -> None:
-    state = skeleton(FAMILY["resnet50"]).state_dict()
-    assert recognise(state)[0] == FAMILY["resnet50"]
-    assert recognise(state, FAMILY["resnet50_v1"])[0] == FAMILY["resnet50_v1"]
+    state = meta_model(FAMILY["resnet50"]).state_dict()
+    assert infer_arch(state)[0] == FAMILY["resnet50"]
+    assert infer_arch(state, FAMILY["resnet50_v1"])[0] == FAMILY["resnet50_v1"]
 
 
 def test_half_precision_and_missing_counters() -> None:
     network = build(cifar(1))
     state = {k: v.half() for k, v in network.state_dict().items() if "num_batches" not in k}
-    arch, tensors = recognise(state)
+    arch, tensors = infer_arch(state)
     assert arch == FAMILY["resnet8"]
     assert tensors["conv1.weight"].dtype == torch.float32
     network.load_state_dict(tensors)
@@ -252,7 +252,7 @@ def test_densenet_names_of_2017() -> None:
                 name = name.replace(f".{part}.", f".{part[:-1]}.{part[-1]}.")
         old[name] = tensor
     assert old.keys() != state.keys()
-    arch, tensors = recognise(old)
+    arch, tensors = infer_arch(old)
     assert arch == FAMILY["densenet121"]
     assert tensors.keys() == state.keys()
 
@@ -264,7 +264,7 @@ def test_the_message_says_what_was_seen() -> None:
     state = build(cifar(1)).state_dict()
     state["layer2.0.conv1.weight"] = torch.zeros(32, 16, 5, 5)
     with pytest.raises(CheckpointError, match=r"layers, stages 1-1-1, from conv1\.weight"):
-        recognise(state)
+        infer_arch(state)
 
 
 @pytest.mark.parametrize(
@@ -284,18 +284,18 @@ def test_the_message_says_what_was_seen() -> None:
 )
 def test_strange_tensors_are_refused(tensors: dict[str, Tensor]) -> None:
     with pytest.raises(CheckpointError) as error:
-        recognise(tensors)
+        infer_arch(tensors)
     assert str(error.value).count("\n") < 3
 
 
 def test_a_given_arch_that_does_not_fit_names_tensors() -> None:
     state = build(cifar(1)).state_dict()
     with pytest.raises(CheckpointError, match=r"no layer1\.1\.conv1\.weight.*and \d+ more"):
-        recognise(state, cifar(2))
+        infer_arch(state, cifar(2))
     with pytest.raises(CheckpointError, match=r"unexpected layer1\.1\.conv1\.weight"):
-        recognise(build(cifar(2)).state_dict(), cifar(1))
+        infer_arch(build(cifar(2)).state_dict(), cifar(1))
     with pytest.raises(CheckpointError, match=r"fc\.weight is \(10, 64\), not \(9, 64\)"):
-        recognise(state, replace(cifar(1), classes=9))
+        infer_arch(state, replace(cifar(1), classes=9))
 
 
 # --- What a file may look like --------------------------------------------------------------------
@@ -644,7 +644,7 @@ def test_pools_without_tensors_are_refused_by_name(name: str, named: str, tmp_pa
 @pytest.mark.parametrize("name", ["seresnet18", once("seresnet34"), once("seresnext26d_32x4d")])
 def test_excitations_in_multiples_of_eight(name: str, tmp_path: Path) -> None:
     agree(randomised(timm.create_model(name)), tmp_path / "w.pth", 64)
-    arch, _ = recognise(timm.create_model(name).state_dict())
+    arch, _ = infer_arch(timm.create_model(name).state_dict())
     assert name.startswith("seresnext") or label(arch) == f"{name}-like (se_multiple 8)"
 
 
@@ -663,12 +663,12 @@ def test_no_network_of_timm_is_taken_for_another() -> None:
             continue
         try:
             with torch.device("cpu"):
-                recognise(shapes, name=name)
+                infer_arch(shapes, name=name)
         except CheckpointError:
             continue
         theirs = randomised(timm.create_model(name))
-        arch, tensors = recognise(theirs.state_dict(), name=name)
-        ours = skeleton(arch)
+        arch, tensors = infer_arch(theirs.state_dict(), name=name)
+        ours = meta_model(arch)
         ours.load_state_dict(tensors, assign=True)
         x = torch.randn(1, 3, 64, 64)
         with torch.no_grad():

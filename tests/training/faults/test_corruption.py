@@ -14,7 +14,7 @@ from resnets.evaluation import detection, scores
 from resnets.models.io.model_file import digest
 from resnets.training import checkpoint
 from resnets.training.run import Run
-from resnets.training.state import Course
+from resnets.training.state import TrainProgress
 
 FLIPS = 2000
 FILES = ("state.json", "state.safetensors")
@@ -35,7 +35,7 @@ def make(folder, seed=0):
     run.create()
     run.write_json("recipe.json", {"model": "resnet8", "seed": seed})
     for step in (1, 2):
-        checkpoint.write(run.path / "checkpoints", tensors(step), Course(step=step))
+        checkpoint.write(run.path / "checkpoints", tensors(step), TrainProgress(step=step))
     return run.path / "checkpoints"
 
 
@@ -62,7 +62,7 @@ def digests(values):
 
 def restore(folder):
     shutil.rmtree(folder / "step-00000002.damaged")
-    checkpoint.write(folder, tensors(2), Course(step=2))
+    checkpoint.write(folder, tensors(2), TrainProgress(step=2))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -145,7 +145,7 @@ def test_the_identity_of_earlier_versions_is_taken(folder, monkeypatch):
     identity = checkpoint.identity
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "identity", lambda run: identity(run)[::-1])
-        checkpoint.write(folder, tensors(2), Course(step=2))
+        checkpoint.write(folder, tensors(2), TrainProgress(step=2))
     assert checkpoint.newest(folder).course.step == 2
 
 
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_a_later_version_is_left_alone(folder, monkeypatch):
     shutil.rmtree(folder / "step-00000002")
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "asdict", lambda course: {"step": 2, "moon": 1})
-        checkpoint.write(folder, tensors(2), Course(step=2))
+        checkpoint.write(folder, tensors(2), TrainProgress(step=2))
     untouched(folder, "another version")
 
 
@@ -192,7 +192,7 @@ def scores_file(path):
 
 def detections_file(path):
     one, two, three = (torch.tensor([n]) for n in (1, 2, 3))
-    found = detection.Found(
+    found = detection.DetectionPredictions(
         one, two, torch.tensor([0.5]), torch.rand(1, 4), indices=three, masks=((2, 2, b"13"),)
     )
     detection.save(path, found)

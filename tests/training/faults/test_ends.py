@@ -24,7 +24,7 @@ def copied(whole, run, *without):
 
 
 def ends_as(whole, run):
-    assert lifecycle.lacking(Run(run)) == []
+    assert lifecycle.missing_results(Run(run)) == []
     assert differences(run, whole) == []
     assert len(Run(run).rows("opened.jsonl")) == 1
     assert list(run.rglob("*.tmp")) == []
@@ -37,7 +37,7 @@ def ends_as(whole, run):
 def test_what_is_missing_is_written(driver, whole, tmp_path, gone):
     run = tmp_path / "run"
     copied(whole, run, *gone)
-    assert set(gone) & set(lifecycle.lacking(Run(run)))
+    assert set(gone) & set(lifecycle.missing_results(Run(run)))
     assert driver.train(run) == (0, "")
     ends_as(whole, run)
     code, told = driver.train(run)

@@ -17,7 +17,7 @@ from resnets.models.io.model_file import load
 from resnets.training import checkpoint, loop, step
 from resnets.training import plan as plans
 from resnets.training.run import Run
-from resnets.training.signals import Stop
+from resnets.training.signals import SignalFlags
 
 FIRST = 6  # the passing at which it begins
 STEPS = 12
@@ -120,7 +120,7 @@ def test_nothing_of_it_is_kept(request, tmp_path, monkeypatch, where, times, val
     notes: list[str] = []
 
     def train():
-        for progress in loop.fit(run, small_plan(), Stop()):
+        for progress in loop.fit(run, small_plan(), SignalFlags()):
             notes.extend(progress.notes)
 
     if times == math.inf:
@@ -142,12 +142,12 @@ def test_nothing_of_it_is_kept(request, tmp_path, monkeypatch, where, times, val
         assert 1 <= course.rewinds <= returns
         assert course.factor == 0.5**course.rewinds
         best = evaluation.load(run.best).scores(small_plan().watched)
-        assert metrics.result(best).error == course.best
+        assert metrics.classification_metrics(best).error == course.best
         assert sum("back to the newest checkpoint" in note for note in notes) == course.rewinds
 
 
 def test_a_stop_right_after_a_return_keeps_the_halved_rate(tmp_path, monkeypatch):
-    run, stop, passed = Run(tmp_path / "run"), Stop(), 0
+    run, stop, passed = Run(tmp_path / "run"), SignalFlags(), 0
     update = step.Step.update
 
     def lost_once(self, batch):
@@ -165,7 +165,7 @@ def test_a_stop_right_after_a_return_keeps_the_halved_rate(tmp_path, monkeypatch
     course = checkpoint.newest(run.path / "checkpoints").course
     assert (course.step, course.rewinds, course.factor) == (before, 1, 0.5)
     assert 0 < before < 8
-    for _ in loop.fit(run, small_plan(), Stop()):
+    for _ in loop.fit(run, small_plan(), SignalFlags()):
         pass
     course = checkpoint.newest(run.path / "checkpoints").course
     assert (course.ended, course.rewinds, course.factor) == (True, 1, 0.5)
@@ -192,7 +192,7 @@ def test_less_memory_means_smaller_passes_and_the_same_batch(tmp_path, monkeypat
         return state
 
     monkeypatch.setattr(loop.State, "start", started)
-    notes = [note for p in loop.fit(run, plan, Stop()) for note in p.notes]
+    notes = [note for p in loop.fit(run, plan, SignalFlags()) for note in p.notes]
     assert passes == [8] * 4 * STEPS
     told = "from step 1 on 8 images in a forward pass, 32 in a step as before"
     assert [note for note in notes if told in note] == notes

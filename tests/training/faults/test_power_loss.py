@@ -13,7 +13,7 @@ import torch
 from resnets.models.io.model_file import digest
 from resnets.training import checkpoint
 from resnets.training.run import Run
-from resnets.training.state import Course
+from resnets.training.state import TrainProgress
 from tests.training.faults.disk import Call, watched
 
 SAVES = 4
@@ -36,7 +36,7 @@ def recorded(folder: Path) -> list[Call]:
         for step in range(1, SAVES + 1):
             run.append("metrics.jsonl", {"step": step})
             run.write_json("best.json", {"step": step})
-            checkpoint.write(run.path / "checkpoints", tensors(step), Course(step=step))
+            checkpoint.write(run.path / "checkpoints", tensors(step), TrainProgress(step=step))
             calls.append(Call("saved", str(step)))
     return calls
 

@@ -9,7 +9,7 @@ import torch
 
 from resnets.cli import main
 from resnets.training import distributed
-from resnets.training.distributed import ALONE
+from resnets.training.distributed import SINGLE_PROCESS
 
 FORKS = multiprocessing.get_context("fork")
 
@@ -33,7 +33,7 @@ def enter(rank, ranks, port, patience, work, *rest):
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     distributed.PATIENCE, distributed.GRACE = patience or distributed.PATIENCE, 2.0
-    work(distributed.join("cpu") if ranks > 1 else ALONE, *rest)
+    work(distributed.join("cpu") if ranks > 1 else SINGLE_PROCESS, *rest)
 
 
 def together(ranks, work, *rest):

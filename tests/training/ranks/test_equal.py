@@ -23,11 +23,11 @@ from resnets.evaluation.classification import evaluate
 from resnets.evaluation.predictor import load
 from resnets.training import checkpoint
 from resnets.training import plan as plans
-from resnets.training.distributed import ALONE
+from resnets.training.distributed import SINGLE_PROCESS
 from resnets.training.loop import batches, fit
 from resnets.training.run import Run
-from resnets.training.signals import Stop
-from resnets.training.state import Course, State
+from resnets.training.signals import SignalFlags
+from resnets.training.state import State, TrainProgress
 from resnets.training.step import Step
 
 from ._helpers import together
@@ -57,7 +57,7 @@ def small_plan(world, changes):
 
 
 def train(world, folder, changes, stop_after=None):
-    run, stop = Run(folder), Stop()
+    run, stop = Run(folder), SignalFlags()
     if world.first and not folder.exists():
         run.create()
     for progress in fit(run, small_plan(world, changes), stop):
@@ -136,7 +136,7 @@ def test_chance_and_a_frozen_start_do_not_depend_on_the_number_of_ranks(tmp_path
     one, two, four = (trained(n, tmp_path / str(n), **CHANCE) for n in (1, 2, 4))
     assert distance(two, one, learned(one)) < 1e-5
     assert distance(four, one, learned(one)) < 1e-5
-    plan = small_plan(ALONE, CHANCE)
+    plan = small_plan(SINGLE_PROCESS, CHANCE)
     fresh = State.start(plan.recipe, plan.arch, CPU).network.state_dict()
     assert 0 < plan.frozen_steps < 20
     frozen = trained(2, tmp_path / "frozen", **CHANCE | {"steps": plan.frozen_steps})
@@ -157,7 +157,7 @@ def test_a_run_of_two_ranks_goes_on_with_others(ranks, tmp_path):
 def count_messages(world, folder):
     plan = small_plan(world, {"steps": 4, "micro": 4})
     state = State.start(plan.recipe, plan.arch, CPU)
-    state.course = Course(steps=4, micro=plan.share)
+    state.course = TrainProgress(steps=4, micro=plan.share)
     step, counts = Step(plan, state), []
 
     for micro, batch in zip((plan.share, 4, 4), batches(plan, state.course), strict=False):

@@ -14,8 +14,8 @@ from resnets.cli import main
 from resnets.errors import DiskError, ResnetsError, UsageError
 from resnets.models.io.model_file import digest
 from resnets.training import checkpoint
-from resnets.training.distributed import attend, join
-from resnets.training.signals import Stop
+from resnets.training.distributed import join, watch_parent
+from resnets.training.signals import SignalFlags
 
 from ._helpers import FORKS, command, start, together
 
@@ -195,8 +195,8 @@ def test_a_stopped_rank_is_woken_to_save_with_the_others(tmp_path):
 
 
 def waits(folder, ranks):
-    with Stop() as stop:
-        attend(ranks)
+    with SignalFlags() as stop:
+        watch_parent(ranks)
         (folder / "ready").touch()
         while not stop.signal:
             time.sleep(0.01)

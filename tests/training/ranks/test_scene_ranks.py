@@ -10,7 +10,7 @@ from resnets.config.families import TINY
 from resnets.training import checkpoint
 from resnets.training.loop import fit
 from resnets.training.run import Run
-from resnets.training.signals import Stop
+from resnets.training.signals import SignalFlags
 
 from ._helpers import together
 
@@ -27,7 +27,7 @@ def train(world, folder, data, task, model):
     run = Run(folder)
     if world.first:
         run.create()
-    for _ in fit(run, plan, Stop()):
+    for _ in fit(run, plan, SignalFlags()):
         pass
     world.leave()
 

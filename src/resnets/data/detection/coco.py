@@ -11,8 +11,13 @@ from typing import Any
 
 from resnets.data.classification import subfolders
 from resnets.data.decode import MAX_PIXELS
-from resnets.data.detection.dataset import OVERHANG, Annotated, Object, Scene
-from resnets.data.file_names import find, flag, key, number, show, split_in
+from resnets.data.detection.dataset import (
+    MAX_OVERHANG,
+    AnnotatedImage,
+    Annotation,
+    ParsedAnnotations,
+)
+from resnets.data.file_names import find, flag, key, number, quote, split_of_name
 from resnets.data.splits import Polygon, Shape
 from resnets.errors import DataError, MissingPackage
 
@@ -22,7 +27,7 @@ WRONG = (
 )
 
 
-def why(error: Exception) -> str:
+def not_coco_reason(error: Exception) -> str:
     """The reason of a problem, from what was raised."""
     text = " ".join(str(error).split())[:200]
     return f"broken: {text} is missing" if isinstance(error, KeyError) else f"broken: {text}"
@@ -38,7 +43,7 @@ def tables(root: Path, notes: list[str] | None = None) -> dict[Path, str | None]
     paths = [path for folder in folders for path in _json(folder)]
     paths = [path for path in paths if len(paths) == 1 or _is_coco(path)]
     paths = paths or [path for path in _json(root) if _is_coco(path)]
-    splits = [f for f in subfolders(root) if split_in(f.name)]
+    splits = [f for f in subfolders(root) if split_of_name(f.name)]
     paths = paths or [path for f in splits for path in _json(f) if _is_coco(path)]
     kept = [path for path in paths if path.name.casefold().startswith("instances")] or paths
     if len(kept) > 1:
@@ -57,7 +62,9 @@ def tables(root: Path, notes: list[str] | None = None) -> dict[Path, str | None]
 
 
 def _split(path: Path, root: Path) -> str | None:
-    return split_in(path.stem) or (split_in(path.parent.name) if path.parent != root else None)
+    return split_of_name(path.stem) or (
+        split_of_name(path.parent.name) if path.parent != root else None
+    )
 
 
 def _json(folder: Path) -> list[Path]:
@@ -100,11 +107,11 @@ def read_table(path: Path, split: str | None, root: Path) -> Table:
         raise ValueError("two categories have one name")
     files = [image["file_name"] for image in images.values()]
     if twice := [name for name, count in Counter(files).items() if count > 1]:
-        raise ValueError(f"{show(twice[0])} is the file of two images; give it one id")
+        raise ValueError(f"{quote(twice[0])} is the file of two images; give it one id")
     paths, notes = find(files, _folders(path, split, root), root)
     if bare:
         text = f"{len(bare):,} categories without objects are named as another, and left out"
-        notes.append(f"{path}: {text}; first {show(kinds[bare[0]]['name'])}, id {bare[0]}")
+        notes.append(f"{path}: {text}; first {quote(kinds[bare[0]]['name'])}, id {bare[0]}")
     return Table(images, categories, ids, content.get("annotations"), paths, notes)
 
 
@@ -128,20 +135,20 @@ def _by_id(entries: Any) -> dict[int | str, dict[str, Any]]:
     for entry in _list(entries):
         other = known.setdefault(_id(entry["id"]), entry)
         if other is not entry:
-            both = (show(e.get("file_name", e.get("name"))) for e in (other, entry))
-            raise ValueError(f"the id {show(entry['id'])} stands twice: {' and '.join(both)}")
+            both = (quote(e.get("file_name", e.get("name"))) for e in (other, entry))
+            raise ValueError(f"the id {quote(entry['id'])} stands twice: {' and '.join(both)}")
     return known
 
 
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError(f"{show(value)} is no list")
+        raise ValueError(f"{quote(value)} is no list")
     return value
 
 
 def _text(entry: dict[str, Any], name: str) -> str:
     if not isinstance(value := entry[name], str) or not value.strip():
-        raise ValueError(f"{name} is {show(value)}, not a text")
+        raise ValueError(f"{name} is {quote(value)}, not a text")
     return value
 
 
@@ -153,47 +160,47 @@ def _id(value: Any) -> int | str:
         text = value.strip()
         return int(text) if text.isascii() and text.isdigit() and text == str(int(text)) else text
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 != 0:
-        raise ValueError(f"the id {show(value)} is neither a whole number nor a text")
+        raise ValueError(f"the id {quote(value)} is neither a whole number nor a text")
     return int(value)
 
 
-def read_coco(data: Path) -> Annotated:
+def read_coco(data: Path) -> ParsedAnnotations:
     """COCO's JSON: a folder with files of annotations (see `tables`), or one file.
 
     Images are looked for in folders named as the split (train2017), in `images`, beside the file,
     and in the folder above; see `names.find`. Categories become classes in the order of their ids.
     Crowds, and objects that are marked `ignore`, are of kind 2.
     """
-    found, root = Annotated(), _root(data)
+    found, root = ParsedAnnotations(), _root(data)
     which = tables(data, found.notes) if data.is_dir() else {data: None}
     for path, split in which.items():
         try:
-            table = read_table(path, split or split_in(path.stem), root)
+            table = read_table(path, split or split_of_name(path.stem), root)
             entries = _list(table.annotations)
             scenes = {
-                k: Scene(table.paths[image["file_name"]], split, [], sides(image))
+                k: AnnotatedImage(table.paths[image["file_name"]], split, [], sides(image))
                 for k, image in table.images.items()
             }
         except WRONG as error:
-            found.refused.append((str(path), why(error)))
+            found.refused.append((str(path), not_coco_reason(error)))
             continue
         found.classes = found.classes or tuple(table.categories.values())
         found.notes += table.notes
         found.scenes += scenes.values()
         for k, entry in enumerate(entries):
             place = (
-                f"{path}, annotation {show(entry.get('id', k)) if isinstance(entry, dict) else k}"
+                f"{path}, annotation {quote(entry.get('id', k)) if isinstance(entry, dict) else k}"
             )
             try:
                 scene = scenes.get(_id(entry["image_id"]))
                 if scene is None:
-                    text = f"of the unknown image {show(entry['image_id'])}"
+                    text = f"of the unknown image {quote(entry['image_id'])}"
                     found.noted.append((place, text))
                     found.count("annotations are of images that the file does not list", place)
                     continue
                 scene.objects.append(_object(found, entry, table.categories, place))
             except WRONG as error:
-                found.refused.append((place, why(error)))
+                found.refused.append((place, not_coco_reason(error)))
         if count := _corners(scenes.values()):
             reason = f"{count:,} boxes leave their images as x, y, width, height, as COCO has it"
             found.refused.append((str(path), f"{reason}, but all fit as x1, y1, x2, y2"))
@@ -208,12 +215,12 @@ def _root(data: Path) -> Path:
 
 
 def _object(
-    found: Annotated, entry: dict[str, Any], categories: dict[int | str, str], place: str
-) -> Object:
+    found: ParsedAnnotations, entry: dict[str, Any], categories: dict[int | str, str], place: str
+) -> Annotation:
     """An annotation. Raises ValueError or the like."""
     values = _list(entry["bbox"])
     if len(values) != 4:
-        raise ValueError(f"bbox {show(values)} is not x, y, width, height")
+        raise ValueError(f"bbox {quote(values)} is not x, y, width, height")
     x, y, width, height = map(number, values)
     name = categories.get(_id(entry["category_id"]), f"category {entry['category_id']}")
     ids = entry["image_id"], entry["category_id"]
@@ -223,19 +230,21 @@ def _object(
     if ignored and not crowd:
         found.count("objects are marked `ignore`, and count neither for nor against", place)
     shape = _shape(entry.get("segmentation"))
-    return Object(place, name, (x, y, x + width, y + height), 2 if crowd or ignored else 1, shape)
+    return Annotation(
+        place, name, (x, y, x + width, y + height), 2 if crowd or ignored else 1, shape
+    )
 
 
-def _corners(scenes: Iterable[Scene]) -> int:
+def _corners(scenes: Iterable[AnnotatedImage]) -> int:
     """How many boxes leave their images, if all would fit as x1, y1, x2, y2; else 0."""
     count = 0
     for scene in scenes:
         height, width = scene.stated or (0, 0)
         for one in scene.objects:
             x1, y1, x2, y2 = one.box
-            if not (x1 < x2 - x1 <= width + OVERHANG and y1 < y2 - y1 <= height + OVERHANG):
+            if not (x1 < x2 - x1 <= width + MAX_OVERHANG and y1 < y2 - y1 <= height + MAX_OVERHANG):
                 return 0
-            count += x2 > width + OVERHANG or y2 > height + OVERHANG
+            count += x2 > width + MAX_OVERHANG or y2 > height + MAX_OVERHANG
     return count
 
 
@@ -245,7 +254,7 @@ def _folders(table: Path, split: str | None, root: Path) -> list[Path]:
     inner = [folder for top in tops for folder in subfolders(top) if key(folder.name) == "images"]
     wanted = {"trainval": {"train", "val", "trainval"}}.get(split or "", {split})
     every = [f for top in (*inner, *tops) for f in subfolders(top)] if split else []
-    return [*(f for f in every if split_in(f.name) in wanted), *inner, *tops]
+    return [*(f for f in every if split_of_name(f.name) in wanted), *inner, *tops]
 
 
 def sides(image: dict[str, Any]) -> tuple[int, int] | None:
@@ -254,8 +263,8 @@ def sides(image: dict[str, Any]) -> tuple[int, int] | None:
     if not height or not width:
         return None
     if height < 0 or width < 0 or height % 1 or width % 1:
-        sides = f"{show(image['width'])} x {show(image['height'])}"
-        raise ValueError(f"an image of {sides} pixels, {show(image.get('file_name'))}")
+        sides = f"{quote(image['width'])} x {quote(image['height'])}"
+        raise ValueError(f"an image of {sides} pixels, {quote(image.get('file_name'))}")
     return int(height), int(width)
 
 
@@ -279,7 +288,7 @@ def _shape(value: Any) -> Shape | None:
             value = {"size": [height, width], "counts": runs}
             counts = mask.frPyObjects(value, height, width)["counts"]
         elif not isinstance(counts, str):
-            raise ValueError(f"counts {show(counts)} are neither a list nor a text")
+            raise ValueError(f"counts {quote(counts)} are neither a list nor a text")
         packed = {"size": [height, width], "counts": counts}
         mask.decode(packed)  # raises for what does not fill the image
         return height, width, counts.encode("ascii") if isinstance(counts, str) else counts
@@ -290,7 +299,7 @@ def _shape(value: Any) -> Shape | None:
 
 def _whole(value: Any) -> int:
     if number(value) % 1 or number(value) < 0:
-        raise ValueError(f"{show(value)} is no whole number")
+        raise ValueError(f"{quote(value)} is no whole number")
     return int(number(value))
 
 
@@ -303,7 +312,7 @@ def polygon(numbers: Iterable[float]) -> Polygon:
 
 
 @dataclass
-class Ids:
+class UniqueIds:
     """The ids that images, by their paths, and categories, by their names, have in COCO files."""
 
     images: dict[Path, Any] = field(default_factory=dict)
@@ -319,9 +328,9 @@ class Ids:
         which = tables(data) if data.is_dir() else {data: None}
         for path, split in which.items():
             try:
-                table = read_table(path, split or split_in(path.stem), _root(data))
+                table = read_table(path, split or split_of_name(path.stem), _root(data))
             except WRONG as error:
-                raise DataError(f"{path}: {why(error)}") from None
+                raise DataError(f"{path}: {not_coco_reason(error)}") from None
             self.images |= {table.paths[i["file_name"]]: i["id"] for i in table.images.values()}
             self.categories |= table.ids
         for known in (self.images, self.categories):
@@ -331,6 +340,6 @@ class Ids:
         return bool(which)
 
 
-def free(known: dict[Any, Any]) -> int:
+def unused_id(known: dict[Any, Any]) -> int:
     """A number from which on no id of `known` is."""
     return 1 + max((k for k in known.values() if isinstance(k, int)), default=-1)

@@ -15,17 +15,17 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from resnets.data.classification import Look, assemble, look
+from resnets.data.classification import ImageInfo, make_dataset, scan_images
 from resnets.data.decode import READABLE
 from resnets.data.splits import Shape, Source, Split
-from resnets.errors import DataError, Problem, Refused
+from resnets.errors import DataError, DataErrors, Problem
 
 FLAT = 0.01  # part of the objects whose boxes may have no width or no height; they are left out
-OVERHANG = 1.0  # pixels that a box may reach out of its image without a word
+MAX_OVERHANG = 1.0  # pixels that a box may reach out of its image without a word
 
 
 @dataclass(slots=True)
-class Object:
+class Annotation:
     """An object as a file describes it."""
 
     place: str  # file and line, or number
@@ -36,20 +36,20 @@ class Object:
 
 
 @dataclass(slots=True)
-class Scene:
+class AnnotatedImage:
     """An image with its objects; `stated` is the height and width that its annotation says."""
 
     path: Path
     split: str | None
-    objects: list[Object] = field(default_factory=list)
+    objects: list[Annotation] = field(default_factory=list)
     stated: tuple[int, int] | None = None
 
 
 @dataclass(slots=True)
-class Annotated:
+class ParsedAnnotations:
     """What a reader found."""
 
-    scenes: list[Scene] = field(default_factory=list)
+    scenes: list[AnnotatedImage] = field(default_factory=list)
     classes: tuple[str, ...] | None = None  # None: those of the training scenes, sorted
     relative: bool = False  # coordinates are parts of the sides of the upright image
     refused: list[Problem] = field(default_factory=list)
@@ -62,7 +62,9 @@ class Annotated:
         self.counted.setdefault(what, []).append(place)
 
 
-def source(data: Path, root: Path, found: Annotated, *, seed: int, max_unreadable: float) -> Source:
+def make_source(
+    data: Path, root: Path, found: ParsedAnnotations, *, seed: int, max_unreadable: float
+) -> Source:
     """The data set of what a reader found; images in the order of their paths.
 
     Refused are boxes that are not finite, of an unknown class, or wholly outside their image,
@@ -82,7 +84,7 @@ def source(data: Path, root: Path, found: Annotated, *, seed: int, max_unreadabl
     found.notes += [f"{len(at):,} {what}; first {at[0]}" for what, at in found.counted.items()]
     _name_splits(found)
     scenes = sorted(found.scenes, key=lambda scene: (str(scene.path), scene.split or ""))
-    seen = look([scene.path for scene in scenes], max_unreadable)
+    seen = scan_images([scene.path for scene in scenes], max_unreadable)
     digest = _digest(scenes, root, found.classes)
     scenes = [scene for scene in scenes if scene.path in seen.looks]
     looks = [seen.looks[scene.path] for scene in scenes]
@@ -102,7 +104,7 @@ def source(data: Path, root: Path, found: Annotated, *, seed: int, max_unreadabl
     if found.refused:
         unreadable = [(str(path), f"unreadable: {reason}") for path, reason in seen.unreadable]
         notes = [(str(data), note) for note in found.notes]
-        raise Refused(data, found.refused, notes + found.noted + unreadable)
+        raise DataErrors(data, found.refused, notes + found.noted + unreadable)
     learnt = [scenes[k].split in (None, "train") for k in where[rows[:, 5] == 1]]
     if not learnt or not (any(learnt) or training is scenes):
         what = f"{len(kept):,} objects, which are all to be ignored" if kept else "no objects"
@@ -124,13 +126,13 @@ def source(data: Path, root: Path, found: Annotated, *, seed: int, max_unreadabl
         torch.tensor([(one.height, one.width) for one in looks]),
     )
     parts = [scene.split for scene in scenes]
-    made = assemble(data, root, classes, every, parts, seen, seed, digest)
+    made = make_dataset(data, root, classes, every, parts, seen, seed, digest)
     return replace(
         made, task="detect", problems=tuple(found.noted), notes=tuple(found.notes) + made.notes
     )
 
 
-def _name_splits(found: Annotated) -> None:
+def _name_splits(found: ParsedAnnotations) -> None:
     """Give images of `trainval` the split that is missing, but for those that have one already.
 
     Raises DataError where some images have a split and others have none.
@@ -156,7 +158,9 @@ def _name_splits(found: Annotated) -> None:
         found.notes.append(f"{len(more):,} {text}; first {more[0].path}")
 
 
-def _compare(found: Annotated, data: Path, kept: list[Object], rows: NDArray[np.float32]) -> None:
+def _compare(
+    found: ParsedAnnotations, data: Path, kept: list[Annotation], rows: NDArray[np.float32]
+) -> None:
     """Refuse what no object is wrong with alone."""
     if len(kept) and not found.relative and rows[:, :4].max() <= 1:
         reason = "all boxes lie within one pixel: are they parts of the sides? Pixels are needed"
@@ -177,8 +181,11 @@ def _unused(files: Iterable[Path], classes: Sequence[str], names: set[str]) -> I
 
 
 def _checked(
-    found: Annotated, scenes: list[Scene], looks: list[Look], classes: tuple[str, ...]
-) -> tuple[list[Object], NDArray[np.int64], NDArray[np.float32]]:
+    found: ParsedAnnotations,
+    scenes: list[AnnotatedImage],
+    looks: list[ImageInfo],
+    classes: tuple[str, ...],
+) -> tuple[list[Annotation], NDArray[np.int64], NDArray[np.float32]]:
     """The n objects that are right, which scene each is in, and float32 (n, 6) for the labels."""
     objects = [one for scene in scenes for one in scene.objects]
     where = np.array([k for k, scene in enumerate(scenes) for _ in scene.objects], dtype=np.int64)
@@ -210,7 +217,7 @@ def _checked(
         told, end = (found.noted, "; left out") if few and states[i] == 2 else (found.refused, "")
         told.append((objects[i].place, reasons[states[i]] + what + end))
     over = np.abs(boxes - clipped).max(1, initial=0)
-    for i in np.flatnonzero((states < 0) & (over > OVERHANG)):
+    for i in np.flatnonzero((states < 0) & (over > MAX_OVERHANG)):
         reason = f"box {_text(boxes[i])} reaches {over[i]:.3g} pixels out of the image; clipped"
         found.noted.append((objects[i].place, reason))
     for one, (*_, width, height) in zip(objects, limits.tolist(), strict=True):
@@ -231,7 +238,9 @@ def _text(box: NDArray[np.float64]) -> str:
     return " ".join(f"{x:.6g}" for x in box)
 
 
-def _stored(found: Annotated, scenes: list[Scene], looks: list[Look]) -> list[int]:
+def _stored(
+    found: ParsedAnnotations, scenes: list[AnnotatedImage], looks: list[ImageInfo]
+) -> list[int]:
     """Which scenes have boxes of the image as it is stored, before EXIF turns it.
 
     Their polygons are turned here. A size that fits neither image is refused.
@@ -264,7 +273,7 @@ def _stored(found: Annotated, scenes: list[Scene], looks: list[Look]) -> list[in
     return turned
 
 
-def _upright(points: NDArray[np.float64], turned: Look) -> NDArray[np.float64]:
+def _upright(points: NDArray[np.float64], turned: ImageInfo) -> NDArray[np.float64]:
     """Points (..., 2) of the stored image, x and y, on the image that EXIF's orientation turns."""
     o, height, width = turned.orientation, turned.height, turned.width
     if o > 4:
@@ -274,7 +283,7 @@ def _upright(points: NDArray[np.float64], turned: Look) -> NDArray[np.float64]:
     return np.stack([y, x] if o > 4 else [x, y], -1)
 
 
-def _digest(scenes: Sequence[Scene], root: Path, classes: Sequence[str] | None) -> str:
+def _digest(scenes: Sequence[AnnotatedImage], root: Path, classes: Sequence[str] | None) -> str:
     sha = hashlib.sha256(json.dumps(classes).encode())
     for scene in scenes:
         size = scene.path.stat().st_size if os.path.isfile(scene.path) else -1

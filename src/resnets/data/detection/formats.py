@@ -11,12 +11,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from resnets.data.classification import split_of
-from resnets.data.detection.coco import read_coco, tables, why
-from resnets.data.detection.dataset import Annotated, Object, Scene
+from resnets.data.classification import split_name
+from resnets.data.detection.coco import not_coco_reason, read_coco, tables
+from resnets.data.detection.dataset import AnnotatedImage, Annotation, ParsedAnnotations
 from resnets.data.detection.voc import read_voc, xml_files
 from resnets.data.detection.yolo import LONGEST, has_labels, names_file, read_yolo
-from resnets.data.file_names import find, key, number, show, split_in
+from resnets.data.file_names import find, key, number, quote, split_of_name
 from resnets.data.tables import LABEL, PATH, SPLIT, SUFFIXES, header, read_table
 from resnets.errors import DataError, nearest
 
@@ -40,7 +40,7 @@ COLUMNS = {  # of a CSV file, and other names that they have
 }
 
 
-def reader(data: Path) -> Callable[[], Annotated] | None:
+def find_reader(data: Path) -> Callable[[], ParsedAnnotations] | None:
     """What reads the objects of `data`, a file or a folder; None where it is of no known form."""
     if data.is_file():
         if data.suffix.lower() in SUFFIXES:
@@ -48,7 +48,7 @@ def reader(data: Path) -> Callable[[], Annotated] | None:
         forms = {".json": read_coco, ".yaml": read_yolo, ".yml": read_yolo}
         form = forms.get(data.suffix.lower())
         return form and partial(form, data)
-    readers: dict[str, Callable[[], Annotated]] = {}
+    readers: dict[str, Callable[[], ParsedAnnotations]] = {}
     if tables(data):
         readers[COCO] = partial(read_coco, data)
     if xml_files(data):
@@ -65,7 +65,7 @@ def reader(data: Path) -> Callable[[], Annotated] | None:
     return partial(_first, data, readers) if readers else None
 
 
-def _first(data: Path, readers: dict[str, Callable[[], Annotated]]) -> Annotated:
+def _first(data: Path, readers: dict[str, Callable[[], ParsedAnnotations]]) -> ParsedAnnotations:
     (name, read), *others = readers.items()
     found = read()
     if others:
@@ -80,7 +80,7 @@ def _is_yolo(path: Path) -> bool:
         return False
     text = path.read_bytes().replace(b"\0", b"").decode("utf-8", "replace")
     keys = set(re.findall(r"(?m)^\W*(\w+)[\"']? *:", text))
-    return "names" in keys and (any(map(split_of, keys)) or has_labels(path.parent))
+    return "names" in keys and (any(map(split_name, keys)) or has_labels(path.parent))
 
 
 def _is_csv(path: Path) -> bool:
@@ -93,18 +93,18 @@ def _is_csv(path: Path) -> bool:
     return not set(COLUMNS["x1"]).isdisjoint(names) or (len(numbers) == 4 and len(names) > 5)
 
 
-def read_csv(*files: Path) -> Annotated:
+def read_csv(*files: Path) -> ParsedAnnotations:
     """CSV files of one split each, from their names; see `read_csv_file` for one.
 
     Raises DataError for names of which two say the same split, or none.
     """
     if len(files) == 1:
         return read_csv_file(files[0])
-    splits = [split_in(path.stem) for path in files]
+    splits = [split_of_name(path.stem) for path in files]
     if None in splits or len(set(splits)) < len(splits):
         names = ", ".join(path.name for path in files[:4])
         raise DataError(f"which of {len(files)} tables, {names}? Give the path of one of them.")
-    found = Annotated()
+    found = ParsedAnnotations()
     for path, split in zip(files, splits, strict=True):
         read = read_csv_file(path)
         found.scenes += [replace(scene, split=split) for scene in read.scenes]
@@ -113,7 +113,7 @@ def read_csv(*files: Path) -> Annotated:
     return found
 
 
-def read_csv_file(table: Path) -> Annotated:
+def read_csv_file(table: Path) -> ParsedAnnotations:
     """A CSV file of `path,x1,y1,x2,y2,label`, and optionally `kind`, `split`: `tables.read_table`.
 
     A row is an object, in pixels from 0 of the upright image, x2 and y2 outside; kind 2 is
@@ -124,30 +124,30 @@ def read_csv_file(table: Path) -> Annotated:
     paths, notes = find(
         (row["path"] for _, row in read.rows if row["path"]), [table.parent], table.parent
     )
-    found, scenes = Annotated(notes=[*read.notes, *notes]), dict[Path, Scene]()
+    found, scenes = ParsedAnnotations(notes=[*read.notes, *notes]), dict[Path, AnnotatedImage]()
     for line, row in read.rows:
         place = f"{table}, line {line}"
         try:
             _row(row, place, paths, scenes)
         except ValueError as error:
-            found.refused.append((place, why(error)))
+            found.refused.append((place, not_coco_reason(error)))
     found.scenes += scenes.values()
     return found
 
 
 def _row(
-    row: dict[str, str], place: str, paths: dict[str, Path], scenes: dict[Path, Scene]
+    row: dict[str, str], place: str, paths: dict[str, Path], scenes: dict[Path, AnnotatedImage]
 ) -> None:
     """Add an object, or an image without, to `scenes`. Raises ValueError for a wrong row."""
     if not row["path"]:
         raise ValueError("no path")
     split = None
     if (cell := row.get("split")) is not None:
-        split = "trainval" if key(cell) == "trainval" else split_of(cell)
+        split = "trainval" if key(cell) == "trainval" else split_name(cell)
         if split is None:
-            raise ValueError(f"split {show(cell)}: {nearest(cell, ('train', 'val', 'test'))}")
+            raise ValueError(f"split {quote(cell)}: {nearest(cell, ('train', 'val', 'test'))}")
     path = paths[row["path"]]
-    scene = scenes.setdefault(path, Scene(path, split))
+    scene = scenes.setdefault(path, AnnotatedImage(path, split))
     if scene.split != split:
         raise ValueError(f"split {split}, but {scene.split} above")
     box, name = [row[corner] for corner in CORNERS], row["label"]
@@ -156,4 +156,4 @@ def _row(
     if not name or (kind := row.get("kind") or "1") not in ("1", "2"):
         raise ValueError("no label, or a kind that is neither 1 nor 2")
     x1, y1, x2, y2 = map(number, box)
-    scene.objects.append(Object(place, name, (x1, y1, x2, y2), int(kind)))
+    scene.objects.append(Annotation(place, name, (x1, y1, x2, y2), int(kind)))

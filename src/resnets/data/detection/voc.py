@@ -8,19 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from xml.etree import ElementTree
 
-from resnets.data.classification import split_of, subfolders, visible
+from resnets.data.classification import split_name, subfolders, visible
 from resnets.data.decode import READABLE
-from resnets.data.detection.coco import WRONG, sides, why
-from resnets.data.detection.dataset import Annotated, Object, Scene
+from resnets.data.detection.coco import WRONG, not_coco_reason, sides
+from resnets.data.detection.dataset import AnnotatedImage, Annotation, ParsedAnnotations
 from resnets.data.file_names import (
     components,
-    descend,
     flag,
     folder_split,
+    image_files,
     key,
     number,
-    pictures,
-    show,
+    quote,
+    resolve_case_insensitive,
 )
 from resnets.data.tables import read_lines
 
@@ -46,7 +46,7 @@ def _is_voc(path: Path) -> bool:
         return bool(re.search(rb"<annotation[\s>]", file.read(4096).replace(b"\0", b"")))
 
 
-def read_voc(root: Path) -> Annotated:
+def read_voc(root: Path) -> ParsedAnnotations:
     """PASCAL VOC: XML files, images of the same names, and lists of names in ImageSets/Main.
 
     The lists are train.txt, val.txt and test.txt, or trainval.txt for both; they may also be in
@@ -55,7 +55,7 @@ def read_voc(root: Path) -> Annotated:
     those of pixels, from 1, and the last is inside: x1 = xmin - 1, x2 = xmax. But xmin = xmax, a
     click in the tools that people use, is a box without width. Difficult objects are of kind 2.
     """
-    found, files = Annotated(), xml_files(root)
+    found, files = ParsedAnnotations(), xml_files(root)
     every = (top for path in files for top in path.parents if key(top.name) == "annotations")
     tops = sorted({root, *(top.parent for top in every if root in top.parents)})
     lists = [
@@ -65,7 +65,9 @@ def read_voc(root: Path) -> Annotated:
         for one in _lists(top, named)
     ]
     rows = [(path, folder_split(path, root)) for path in files] if not lists else []
-    sets = [f for top in tops for f in [descend(top, ["imagesets"])] if f and not lists]
+    sets = [
+        f for top in tops for f in [resolve_case_insensitive(top, ["imagesets"])] if f and not lists
+    ]
     if unread := [path for top in sets for path in visible(top) if path.suffix == ".txt"]:
         found.notes.append(
             f"{len(unread):,} lists say no split, and are not read; first {unread[0]}"
@@ -96,11 +98,11 @@ def _named(top: Path, files: list[Path]) -> dict[str, Path]:
 def _lists(top: Path, named: Mapping[str, Path]) -> list[tuple[str, Path]]:
     """Splits and their lists of names: of ImageSets/Main, or else of ImageSets, or the folder."""
     for names in (["imagesets", "main"], ["imagesets"], []):
-        folder = descend(top, names)
+        folder = resolve_case_insensitive(top, names)
         texts = (
             sorted(p for p in folder.iterdir() if p.suffix.casefold() == ".txt") if folder else []
         )
-        splits = {p: "trainval" if key(p.stem) == "trainval" else split_of(p.stem) for p in texts}
+        splits = {p: "trainval" if key(p.stem) == "trainval" else split_name(p.stem) for p in texts}
         lists = [(split, path) for path, split in splits.items() if split]
         if not names:  # where a text may be anything
             lists = [(s, p) for s, p in lists if _listed(read_lines(p)[0].strip(), named)]
@@ -121,21 +123,23 @@ def _images(root: Path) -> dict[str, list[Path]]:
     usual = {"jpegimages", "images", "imgs", "image"}
     images = defaultdict[str, list[Path]](list)
     for top in [f for f in subfolders(root) if key(f.name) in usual] or [root]:
-        for path in pictures(top):
+        for path in image_files(top):
             images[key(path.stem)].append(path)
     return images
 
 
-def _read(found: Annotated, path: Path, split: str | None, images: dict[str, list[Path]]) -> None:
+def _read(
+    found: ParsedAnnotations, path: Path, split: str | None, images: dict[str, list[Path]]
+) -> None:
     """Add the image of an XML file with its objects, or what is wrong with them."""
     try:
         tree = _parsed(path)
         stated = sides({side: tree.findtext(f"size/{side}") for side in ("height", "width")})
         image = _image(found, path, (tree.findtext("filename") or "").strip(), images)
     except (*WRONG, ElementTree.ParseError) as error:
-        found.refused.append((str(path), why(error)))
+        found.refused.append((str(path), not_coco_reason(error)))
         return
-    scene = Scene(image, split, [], stated)
+    scene = AnnotatedImage(image, split, [], stated)
     found.scenes.append(scene)
     for k, entry in enumerate(tree.findall("object"), 1):
         place = f"{path}, object {k}"
@@ -150,9 +154,9 @@ def _read(found: Annotated, path: Path, split: str | None, images: dict[str, lis
             if not (name := (entry.findtext("name") or "").strip()):
                 raise ValueError("no name")
             kind = 2 if flag(entry.findtext("difficult")) else 1
-            scene.objects.append(Object(place, name, (x1, y1, x2, y2), kind))
+            scene.objects.append(Annotation(place, name, (x1, y1, x2, y2), kind))
         except ValueError as error:
-            found.refused.append((place, why(error)))
+            found.refused.append((place, not_coco_reason(error)))
 
 
 def _parsed(path: Path) -> ElementTree.Element:
@@ -165,11 +169,11 @@ def _parsed(path: Path) -> ElementTree.Element:
         content = path.read_bytes().decode(declared[1].decode())  # GBK and others
     tree = ElementTree.fromstring(content, parser=ElementTree.XMLParser(target=_Tree()))
     if tree.tag != "annotation":
-        raise ValueError(f"<{show(tree.tag)[1:-1]}> is no annotation of VOC, <annotation>")
+        raise ValueError(f"<{quote(tree.tag)[1:-1]}> is no annotation of VOC, <annotation>")
     return tree
 
 
-def _image(found: Annotated, path: Path, name: str, images: dict[str, list[Path]]) -> Path:
+def _image(found: ParsedAnnotations, path: Path, name: str, images: dict[str, list[Path]]) -> Path:
     """The image called as an annotation is, or else as it says. Raises ValueError for several."""
     words = components(name)
     alike = images.get(key(path.stem))

@@ -10,11 +10,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from resnets.data.classification import split_of, visible
+from resnets.data.classification import split_name, visible
 from resnets.data.decode import READABLE
-from resnets.data.detection.coco import polygon, why
-from resnets.data.detection.dataset import Annotated, Object, Scene
-from resnets.data.file_names import descend, find, folder_split, inside, key, number, pictures, show
+from resnets.data.detection.coco import not_coco_reason, polygon
+from resnets.data.detection.dataset import AnnotatedImage, Annotation, ParsedAnnotations
+from resnets.data.file_names import (
+    find,
+    folder_split,
+    image_files,
+    key,
+    number,
+    quote,
+    resolve_case_insensitive,
+    resolve_inside,
+)
 from resnets.data.tables import read_lines, read_text
 from resnets.errors import DataError, MissingPackage
 
@@ -40,11 +49,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError(f"line {event.start_mark.line + 1} repeats a part by its name (*)")
             if getattr(event, "tag", None) not in (None, "!", "tag:yaml.org,2002:str"):
-                raise ValueError(f"line {event.start_mark.line + 1} has a type, {show(event.tag)}")
+                raise ValueError(f"line {event.start_mark.line + 1} has a type, {quote(event.tag)}")
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            names = Counter(show(name.value) for name, _ in node.value)
+            names = Counter(quote(name.value) for name, _ in node.value)
             if twice := [name for name, count in names.items() if count > 1]:
                 raise ValueError(f"line {node.start_mark.line + 1} on: the key {twice[0]} twice")
             return super().construct_mapping(node, deep)
@@ -67,9 +76,9 @@ def class_names(value: Any, path: Path) -> dict[int, str]:
         raise DataError(f"{path}: names is no list and no mapping from numbers to names")
     for k, name in names.items():
         if not re.fullmatch("[0-9]{1,4}", str(k)):
-            raise DataError(f"{path}: names is no mapping from numbers below 10,000: {show(k)}")
+            raise DataError(f"{path}: names is no mapping from numbers below 10,000: {quote(k)}")
         if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{path}: the name of class {k} is {show(name)}, not a text")
+            raise DataError(f"{path}: the name of class {k} is {quote(name)}, not a text")
     named = {int(k): name.strip() for k, name in names.items()}
     if len(set(named.values())) < len(names):
         raise DataError(f"{path} has one name or number for two classes")
@@ -83,14 +92,14 @@ def read_names(path: Path) -> dict[int, str]:
 
 def names_file(root: Path) -> Path | None:
     """The list of class names of a folder in which images have labels, without a YAML file."""
-    paths = [path for name in NAMES if (path := descend(root, name.split("/")))]
+    paths = [path for name in NAMES if (path := resolve_case_insensitive(root, name.split("/")))]
     return paths[0] if paths and has_labels(root) else None
 
 
 def has_labels(root: Path) -> bool:
     """Whether an image below a folder has a label file."""
     labels = Labels()
-    return any(labels.of(image) for image in pictures(root))
+    return any(labels.of(image) for image in image_files(root))
 
 
 class Labels:
@@ -122,13 +131,13 @@ def _label_folders(folder: Path) -> list[Path]:
     for k, name in enumerate(names):
         top = Path(*names[:k])
         if key(name) == "images" and (
-            labels := descend(top, ["labels", *map(key, names[k + 1 :])])
+            labels := resolve_case_insensitive(top, ["labels", *map(key, names[k + 1 :])])
         ):
             places = [labels, *places]
     return places
 
 
-def read_yolo(table: Path) -> Annotated:
+def read_yolo(table: Path) -> ParsedAnnotations:
     """YOLO's data.yaml: path, train, val, test (folders, or lists of images) and names.
 
     Without the splits, or of a file of class names alone, it is all images below its folder, with
@@ -144,29 +153,31 @@ def read_yolo(table: Path) -> Annotated:
         count = str(content.get("nc", len(names)))
         if count != str(len(names)):
             notes.append(
-                f"{table}: nc is {show(count)}, but names are {len(names)}; nc is not used"
+                f"{table}: nc is {quote(count)}, but names are {len(names)}; nc is not used"
             )
         base = _texts(content.get("path"), table) or [""]
         entries = [
-            (split_of(name), _texts(content[name], table)) for name in content if split_of(name)
+            (split_name(name), _texts(content[name], table)) for name in content if split_name(name)
         ]
     else:
         content, names, base = {}, read_names(table), [""]
         root = root.parent if key(root.name) == "labels" else root
-        lists = [path for path in sorted(root.glob("*.txt")) if split_of(path.stem)]
-        entries = [(split_of(path.stem), [path.name]) for path in lists if _is_list(path)]
+        lists = [path for path in sorted(root.glob("*.txt")) if split_name(path.stem)]
+        entries = [(split_name(path.stem), [path.name]) for path in lists if _is_list(path)]
     rows: list[tuple[Path, str | None]] = []
     for split, texts in entries:
         for entry in texts:
             if split == "test" and len(entries) > 1 and not _there(root, base[0], entry):
-                notes.append(f"{table}: there is no {show(entry)}, so no test split")
+                notes.append(f"{table}: there is no {quote(entry)}, so no test split")
                 continue
             place = _place(root, base[0], entry, table, notes)
             paths = _listed(place, [place.parent, root / base[0], root], root, notes, refused)
             rows += [(path, split) for path in paths]
     if not any(texts for _, texts in entries):
-        rows = [(path, folder_split(path, root)) for path in pictures(root)]
-    found = Annotated(classes=tuple(names.values()), relative=True, refused=refused, notes=notes)
+        rows = [(path, folder_split(path, root)) for path in image_files(root)]
+    found = ParsedAnnotations(
+        classes=tuple(names.values()), relative=True, refused=refused, notes=notes
+    )
     points = [int(k) for k in _texts(content.get("kpt_shape"), table) if k.isdigit()]
     _read(found, rows, names, points[0] * points[1] if len(points) == 2 else 0)
     return found
@@ -176,7 +187,7 @@ def _texts(value: Any, table: Path) -> list[str]:
     """A text or a list of texts as the texts that are not empty. Raises DataError for others."""
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in values if text is not None):
-        raise DataError(f"{table}: {show(value)} is neither a path nor a list of paths")
+        raise DataError(f"{table}: {quote(value)} is neither a path nor a list of paths")
     return [text for text in values if text not in (None, "", "~", "null", "Null", "NULL")]
 
 
@@ -189,7 +200,7 @@ def _is_list(path: Path) -> bool:
 def _there(root: Path, base: str, entry: str) -> bool:
     """Whether what a YAML file names exists: Roboflow names a test split, whether there is one."""
     places = (root / base / entry, root / entry)
-    return any(map(os.path.exists, places)) or inside(root, f"{base}/{entry}") is not None
+    return any(map(os.path.exists, places)) or resolve_inside(root, f"{base}/{entry}") is not None
 
 
 def _place(root: Path, base: str, entry: str, table: Path, notes: list[str]) -> Path:
@@ -197,21 +208,21 @@ def _place(root: Path, base: str, entry: str, table: Path, notes: list[str]) -> 
     tops = {os.path.abspath(root), os.path.realpath(root)}
     for path in (root / base / entry, root / entry):
         if path != root / base / entry and os.path.exists(path):
-            notes.append(f"{table}: path {show(base)} has no {show(entry)}, its own folder has")
+            notes.append(f"{table}: path {quote(base)} has no {quote(entry)}, its own folder has")
         written = os.path.normpath(path)
         absolute = Path(os.path.abspath(written))
         if absolute.exists() and not tops.isdisjoint(map(str, (absolute, *absolute.parents))):
             return Path(written)
     # Exports are found that were moved, or that count from a folder too low.
-    moved = inside(root, f"{base}/{entry}")
+    moved = resolve_inside(root, f"{base}/{entry}")
     if os.path.exists(root / base / entry) and (os.path.isabs(base + entry) or not moved):
         raise DataError(
-            f"{table}: {show(entry)} lies outside of the file's folder, so it is not read.\n"
+            f"{table}: {quote(entry)} lies outside of the file's folder, so it is not read.\n"
             "Move the YAML file into the folder that holds the images and labels."
         )
     if moved is None:
         raise DataError(f"{table}: there is no {os.path.normpath(root / base / entry)}")
-    notes.append(f"{table}: {show(entry)} is read as {moved}")
+    notes.append(f"{table}: {quote(entry)} is read as {moved}")
     return moved
 
 
@@ -224,7 +235,7 @@ def _listed(
 ) -> list[Path]:
     """The images of a folder or of a list."""
     if place.is_dir():
-        paths = pictures(place)
+        paths = image_files(place)
         ends = {*READABLE, ".txt", ".cache"}
         if left := [path for path in visible(place) if path.suffix.casefold() not in ends]:
             notes.append(
@@ -245,12 +256,15 @@ def _listed(
 
 
 def _read(
-    found: Annotated, rows: Iterable[tuple[Path, str | None]], names: dict[int, str], points: int
+    found: ParsedAnnotations,
+    rows: Iterable[tuple[Path, str | None]],
+    names: dict[int, str],
+    points: int,
 ) -> None:
     """Add images with their objects; a row of theirs has 4 numbers more than keypoints."""
     labels, bare = Labels(), list[Path]()
     for image, split in rows:
-        scene = Scene(image, split)
+        scene = AnnotatedImage(image, split)
         found.scenes.append(scene)
         if path := labels.of(image) if os.path.isdir(image.parent) else None:
             _objects(found, scene, path, names, points)
@@ -266,7 +280,7 @@ def _read(
 
 
 def _objects(
-    found: Annotated, scene: Scene, path: Path, names: dict[int, str], points: int
+    found: ParsedAnnotations, scene: AnnotatedImage, path: Path, names: dict[int, str], points: int
 ) -> None:
     try:
         lines = read_lines(path)
@@ -283,7 +297,7 @@ def _objects(
             if len(numbers) == 4 or (points and len(numbers) == 4 + points):
                 x, y, width, height = numbers[:4]
                 box = x - width / 2, y - height / 2, x + width / 2, y + height / 2
-                scene.objects.append(Object(place, name, box))
+                scene.objects.append(Annotation(place, name, box))
                 if len(numbers) > 4:
                     found.count("rows have keypoints, which are not used", place)
                 continue
@@ -296,10 +310,10 @@ def _objects(
                 raise ValueError("a polygon beyond 0 to 1, the sides of its image")
             xs, ys = corners[::2], corners[1::2]
             box = min(xs), min(ys), max(xs), max(ys)
-            scene.objects.append(Object(place, name, box, shape=(corners,)))
+            scene.objects.append(Annotation(place, name, box, shape=(corners,)))
             found.count("rows are polygons, whose boxes are the smallest around them", place)
         except (ValueError, OverflowError) as error:
-            found.refused.append((place, why(error)))
+            found.refused.append((place, not_coco_reason(error)))
 
 
 def _value(values: list[str], index: int) -> float:

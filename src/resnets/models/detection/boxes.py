@@ -22,7 +22,7 @@ def area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def common(one: Tensor, other: Tensor) -> Tensor:
+def intersection_area(one: Tensor, other: Tensor) -> Tensor:
     """Area of the intersection of all pairs: (..., N, 4), (..., M, 4) -> (..., N, M)."""
     a, b = one[..., :, None, :], other[..., None, :, :]
     width = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])
@@ -32,7 +32,7 @@ def common(one: Tensor, other: Tensor) -> Tensor:
 
 def iou(one: Tensor, other: Tensor) -> Tensor:
     """Intersection over union of all pairs: (..., N, 4), (..., M, 4) -> (..., N, M)."""
-    both = common(one, other)
+    both = intersection_area(one, other)
     return both / (area(one)[..., :, None] + area(other)[..., None, :] - both).clamp_(min=TINY)
 
 
@@ -109,7 +109,7 @@ def match(boxes: Tensor, objects: Tensor, low: float, high: float, rescue: bool)
     step = max(1, CHUNK // best.numel())
     for first in range(0, objects.shape[1], step):
         some, kind = objects[:, first : first + step, :4], objects[:, first : first + step, 5:6]
-        both = common(some, boxes)  # (B, objects of the chunk, A)
+        both = intersection_area(some, boxes)  # (B, objects of the chunk, A)
         overlap = both / (area(some)[..., None] + own - both).clamp_(min=TINY) * (kind == 1)
         ignored = ignored | (both * (kind == 2) >= low * own.clamp(min=TINY)).any(1)
         value, place = overlap.max(1)
@@ -140,7 +140,7 @@ def sample(matched: Tensor, count: int, positive_share: float) -> tuple[Tensor, 
 
 
 @torch.no_grad()
-def suppress(
+def nms(
     boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float, keep: int
 ) -> tuple[Tensor, Tensor]:
     """Non-maximum suppression within each image and group, and the best `keep` of each image.
@@ -162,7 +162,7 @@ def suppress(
     return F.pad(best.indices, pad).where(valid, 0), valid
 
 
-def vote(
+def box_voting(
     boxes: Tensor, voters: Tensor, scores: Tensor, groups: Tensor, theirs: Tensor, threshold: float
 ) -> Tensor:
     """Box voting (1512.03385, appendix B, after Gidaris and Komodakis 2015): -> boxes (B, R, 4).

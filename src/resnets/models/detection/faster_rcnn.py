@@ -19,8 +19,14 @@ from resnets.config.arch import DetectorArch
 from resnets.errors import UsageError
 from resnets.models.detection import boxes as box
 from resnets.models.detection import roi_align
-from resnets.models.detection.fpn import EXTRA, Pyramid
-from resnets.models.detection.rpn import ProposalNetwork, distance, inside, mean, take
+from resnets.models.detection.fpn import EXTRA_LEVELS, FeaturePyramid
+from resnets.models.detection.rpn import (
+    RegionProposalNetwork,
+    gather_rows,
+    inside,
+    per_image_mean,
+    smooth_l1,
+)
 from resnets.models.layers import LayerFactory, finite, global_mean
 
 IOU = 0.5  # of a region with the object that it is taken for
@@ -56,7 +62,7 @@ class BoxHead(nn.Module):
         return F.relu(self.fc7(x))
 
 
-class Detector(nn.Module):
+class FasterRCNN(nn.Module):
     """Faster R-CNN and Mask R-CNN, forms "c4" and "fpn".
 
     Images (B, C, H, W), sizes int64 (B, 2) of each inside the input (None: all of it) ->
@@ -74,12 +80,12 @@ class Detector(nn.Module):
         super().__init__()
         self.arch = arch
         self.parts = ("objectness", "proposals", "classes", "boxes", *["masks"] * arch.masks)
-        self.backbone = Pyramid(arch, checkpoint=checkpoint)
+        self.backbone = FeaturePyramid(arch, checkpoint=checkpoint)
         levels = list(self.backbone.levels.values())
         channels = levels[0][0]
-        self.rpn = ProposalNetwork(channels, arch.width, arch.anchors, arch.ratios)
+        self.rpn = RegionProposalNetwork(channels, arch.width, arch.anchors, arch.ratios)
         # Levels that regions are read from; those further up only propose.
-        self.strides = [s for _, s in levels[: len(levels) - len(EXTRA[arch.form])]]
+        self.strides = [s for _, s in levels[: len(levels) - len(EXTRA_LEVELS[arch.form])]]
         heads: dict[str, nn.Module] = {}
         features = arch.hidden
         if arch.form == "c4":
@@ -163,7 +169,7 @@ class Detector(nn.Module):
         boxes, scores = box.clip(boxes.flatten(1, 2), sizes), probabilities[..., 1:].flatten(1)
         large = (boxes[..., 2:] - boxes[..., :2]).amin(2) >= SMALLEST
         valid = large & (scores > self.threshold)
-        return strongest(boxes, scores, classes, valid, self.overlap, self.kept)
+        return top_k_detections(boxes, scores, classes, valid, self.overlap, self.kept)
 
     def draw(self, maps: dict[str, Tensor], found: Detections) -> Detections:
         """With the masks of the detections; without a mask head they stay as they are."""
@@ -188,37 +194,37 @@ class Detector(nn.Module):
         rois = torch.cat([rois, objects[..., :4]], 1)
         matched = box.match(rois, objects, IOU, IOU, rescue=False)
         index, chosen = box.sample(matched, self.arch.sampled, POSITIVE_SHARE)
-        rois, matched = take(rois, index), matched.gather(1, index)
+        rois, matched = gather_rows(rois, index), matched.gather(1, index)
         positive, matched = chosen & (matched >= 0), matched.clamp(min=0)
-        true = take(objects[..., :6], matched)
+        true = gather_rows(objects[..., :6], matched)
         labels = (true[..., 4].long() + 1) * positive
 
         logits, deltas = self.siblings(self.describe(maps, rois, sizes))
         logits = logits.float()
         wrong = F.cross_entropy(logits.mT, labels, reduction="none")
         own = deltas.take_along_dim(labels[..., None, None], 2)[:, :, 0]
-        far = distance(own, box.encode(true[..., :4], rois, WEIGHTS)) * positive
-        missed = mean((logits.argmax(2) != labels).float(), chosen)
-        second = [mean(wrong, chosen), mean(far, chosen)]
+        far = smooth_l1(own, box.encode(true[..., :4], rois, WEIGHTS)) * positive
+        missed = per_image_mean((logits.argmax(2) != labels).float(), chosen)
+        second = [per_image_mean(wrong, chosen), per_image_mean(far, chosen)]
 
         if self.arch.masks:
             if objects.shape[2] == 6:
                 raise UsageError("the network draws masks, and the objects of the data have none")
             most = max(1, int(positive.sum(1).max()))  # positives come first
             rois, positive, labels = rois[:, :most], positive[:, :most], labels[:, :most]
-            true = take(objects, matched[:, :most])
-            goals = crop(true[..., 6:], true[..., :4], rois, 2 * MASK_CELLS)
+            true = gather_rows(objects, matched[:, :most])
+            goals = crop_masks(true[..., 6:], true[..., :4], rois, 2 * MASK_CELLS)
             drawn = self.outline(maps, rois, (labels - 1).clamp(min=0))
             off = F.binary_cross_entropy_with_logits(drawn, goals, reduction="none")
-            second.append(mean(off.mean((2, 3)), positive))
+            second.append(per_image_mean(off.mean((2, 3)), positive))
         return torch.cat([first, torch.stack([*second, missed])])
 
     def read(self, maps: dict[str, Tensor], rois: Tensor, cells: int) -> Tensor:
         """The maps inside regions (B, R, 4): (B*R, C, cells, cells)."""
         levels = list(maps.values())[: len(self.strides)]
         at = 4 - int(math.log2(self.strides[0]))  # a region of 224 pixels is read at stride 16
-        which = roi_align.level(rois, len(levels), at=at)
-        read = roi_align.align if self.arch.pool == "align" else roi_align.pool
+        which = roi_align.pyramid_level(rois, len(levels), at=at)
+        read = roi_align.roi_align if self.arch.pool == "align" else roi_align.pool
         return read(levels, rois, self.strides, which, cells)
 
     def whole(self, maps: dict[str, Tensor], rois: Tensor, sizes: Tensor | None) -> Tensor:
@@ -244,20 +250,20 @@ class Detector(nn.Module):
         return drawn
 
 
-def strongest(
+def top_k_detections(
     boxes: Tensor, scores: Tensor, classes: Tensor, valid: Tensor, overlap: float, kept: int
 ) -> Detections:
     """Suppression within each image and class, and the best `kept`: (B, R, 4), (B, R) three."""
-    index, valid = box.suppress(boxes, scores, classes, valid, overlap, kept)
+    index, valid = box.nms(boxes, scores, classes, valid, overlap, kept)
     return Detections(
-        take(boxes, index) * valid[..., None],
+        gather_rows(boxes, index) * valid[..., None],
         scores.gather(1, index) * valid,
         classes.gather(1, index).where(valid, -1),
         None,
     )
 
 
-def crop(masks: Tensor, boxes: Tensor, rois: Tensor, cells: int) -> Tensor:
+def crop_masks(masks: Tensor, boxes: Tensor, rois: Tensor, cells: int) -> Tensor:
     """What masks (B, R, m*m) of boxes (B, R, 4) show in rois (B, R, 4): (B, R, cells, cells).
 
     The bilinear value at the middle of each cell; outside of the box there is nothing.

@@ -16,10 +16,10 @@ from resnets.errors import UsageError
 from resnets.models.layers import LayerFactory
 from resnets.models.resnet import ResNet
 
-EXTRA = {"fpn": ("pool",), "retina": ("p6", "p7"), "c4": ()}  # levels beyond the network's
+EXTRA_LEVELS = {"fpn": ("pool",), "retina": ("p6", "p7"), "c4": ()}  # levels beyond the network's
 
 
-class Pyramid(nn.Module):
+class FeaturePyramid(nn.Module):
     """`body`, a residual network without its classifier, and `fpn` on some of its levels.
 
     1612.03144, section 3. Form "fpn" has one level more, every second pixel of the last; "retina"
@@ -57,8 +57,8 @@ class Pyramid(nn.Module):
         inputs = [channels for channels, _ in self.levels.values()]
         self.fpn = FeaturePyramidNetwork(inputs, arch.width, extra, group)
         strides = [stride for _, stride in self.levels.values()]
-        strides += [strides[-1] * 2**i for i, _ in enumerate(EXTRA[arch.form], 1)]
-        names = (*arch.levels, *EXTRA[arch.form])
+        strides += [strides[-1] * 2**i for i, _ in enumerate(EXTRA_LEVELS[arch.form], 1)]
+        names = (*arch.levels, *EXTRA_LEVELS[arch.form])
         self.levels = {n: (arch.width, s) for n, s in zip(names, strides, strict=True)}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -85,7 +85,7 @@ def check(arch: DetectorArch, stages: list[str]) -> None:
         raise UsageError(f"levels {arch.levels}: some of {', '.join(stages)}, in that order")
     if arch.form == "c4" and (len(arch.levels) > 1 or arch.levels[0] == stages[-1]):
         raise UsageError(f"levels {arch.levels}: form c4 has one, and a stage after it for regions")
-    levels = (*arch.levels, *EXTRA[arch.form])
+    levels = (*arch.levels, *EXTRA_LEVELS[arch.form])
     if len(arch.anchors) != len(levels):
         known = f"{len(levels)} levels ({', '.join(levels)})"
         raise UsageError(f"anchors have {len(arch.anchors)} rows of sizes for {known}")

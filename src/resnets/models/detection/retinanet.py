@@ -10,20 +10,20 @@ from torchvision.ops import sigmoid_focal_loss
 
 from resnets.config.arch import DetectorArch
 from resnets.models.detection import boxes as box
-from resnets.models.detection.faster_rcnn import Detections, strongest
-from resnets.models.detection.fpn import Pyramid
-from resnets.models.detection.rpn import Anchored, inside, spread, take
+from resnets.models.detection.faster_rcnn import Detections, top_k_detections
+from resnets.models.detection.fpn import FeaturePyramid
+from resnets.models.detection.rpn import RPNOutput, flatten_levels, gather_rows, inside
 from resnets.models.layers import LayerFactory, finite
 
 LOW, HIGH = 0.4, 0.5  # IoU of an anchor that is background, and of one that is an object
-CONSIDERED = 1000  # best pairs of anchor and class of a level that suppression looks at
+PRE_NMS_TOP_N = 1000  # best pairs of anchor and class of a level that suppression looks at
 
 
 class RetinaNet(nn.Module):
     """Classes and boxes of the anchors of pyramid levels 3 to 7, by two towers of convolutions.
 
     Images (B, C, H, W), sizes int64 (B, 2) of each inside the input (None: all of it) ->
-    Detections. With objects (B, M, 6 or more), as in `Detector`: float32 (3,), the focal loss and
+    Detections. With objects (B, M, 6 or more), as in `FasterRCNN`: float32 (3,), the focal loss and
     the L1 loss of the boxes, each divided by the image's anchors that have an object and then the
     mean over images; and the share of these anchors of wrong class.
 
@@ -39,7 +39,7 @@ class RetinaNet(nn.Module):
     def __init__(self, arch: DetectorArch, *, checkpoint: int = 0) -> None:
         super().__init__()
         self.arch = arch
-        self.backbone = Pyramid(arch, checkpoint=checkpoint)
+        self.backbone = FeaturePyramid(arch, checkpoint=checkpoint)
         group = LayerFactory(norm_kind="group").norm if arch.norm == "group" else None
         shapes = len(arch.anchors[0]) * len(arch.ratios)
         self.head = RetinaNetHead(arch.width, shapes, arch.classes, group)
@@ -51,8 +51,8 @@ class RetinaNet(nn.Module):
         height, width = images.shape[2:]
         maps = list(self.features(images).values())
         said = self.head(maps)
-        anchors, counts = spread(maps, (height, width), self.arch.anchors, self.arch.ratios)
-        seen = Anchored(said["cls_logits"].float(), said["bbox_regression"], anchors, counts)
+        anchors, counts = flatten_levels(maps, (height, width), self.arch.anchors, self.arch.ratios)
+        seen = RPNOutput(said["cls_logits"].float(), said["bbox_regression"], anchors, counts)
         if objects is not None:
             return losses(seen, objects.float())
         return self.select(seen, inside(images, sizes))
@@ -62,21 +62,21 @@ class RetinaNet(nn.Module):
         maps: dict[str, Tensor] = self.backbone(images)
         return maps
 
-    def select(self, seen: Anchored, sizes: Tensor) -> Detections:
+    def select(self, seen: RPNOutput, sizes: Tensor) -> Detections:
         """The best pairs of anchor and class of each level, and what suppression leaves of them."""
         # The best pairs are among the anchors whose best class is best: much less to sort.
-        index = seen.best(seen.logits.amax(2), CONSIDERED)
-        boxes, logits = seen.boxes(index, sizes), take(seen.logits, index)
+        index = seen.best(seen.logits.amax(2), PRE_NMS_TOP_N)
+        boxes, logits = seen.boxes(index, sizes), gather_rows(seen.logits, index)
         kinds = logits.shape[2]
-        counts = [min(CONSIDERED, count) * kinds for count in seen.counts]
-        pairs = seen._replace(counts=counts).best(logits.flatten(1), CONSIDERED)
+        counts = [min(PRE_NMS_TOP_N, count) * kinds for count in seen.counts]
+        pairs = seen._replace(counts=counts).best(logits.flatten(1), PRE_NMS_TOP_N)
         scores = finite(logits.flatten(1).gather(1, pairs)).sigmoid()
         valid = scores > self.threshold
-        boxes = take(boxes, pairs // kinds)
-        return strongest(boxes, scores, pairs % kinds, valid, self.overlap, self.kept)
+        boxes = gather_rows(boxes, pairs // kinds)
+        return top_k_detections(boxes, scores, pairs % kinds, valid, self.overlap, self.kept)
 
 
-def losses(seen: Anchored, objects: Tensor) -> Tensor:
+def losses(seen: RPNOutput, objects: Tensor) -> Tensor:
     """As `RetinaNet` with objects."""
     matched = box.match(seen.anchors[None], objects, LOW, HIGH, rescue=True)
     known, positive = matched != -2, matched >= 0

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from resnets.models.detection.boxes import area
 
 
-def level(rois: Tensor, count: int, canonical: float = 224, at: int = 2) -> Tensor:
+def pyramid_level(rois: Tensor, count: int, canonical: float = 224, at: int = 2) -> Tensor:
     """The level of each RoI, int64: (..., 4) -> (...), from 0 to count - 1.
 
     A RoI of area canonical^2 belongs to level `at`, one of twice the side to the next (1612.03144,
@@ -21,7 +21,7 @@ def level(rois: Tensor, count: int, canonical: float = 224, at: int = 2) -> Tens
     return octave.floor().long().clamp(0, count - 1)
 
 
-def align(
+def roi_align(
     maps: Sequence[Tensor],
     rois: Tensor,
     strides: Sequence[float],

@@ -19,7 +19,7 @@ OVERLAP = 0.7  # IoU beyond which the better proposal suppresses the other
 SMALLEST = 1e-3  # side of a proposal, in pixels
 
 
-class Anchored(NamedTuple):
+class RPNOutput(NamedTuple):
     """What a network says of each of A anchors, level after level."""
 
     logits: Tensor  # (B, A), or (B, A, K) of K classes
@@ -37,7 +37,7 @@ class Anchored(NamedTuple):
 
     def boxes(self, index: Tensor, sizes: Tensor) -> Tensor:
         """The boxes that anchors int64 (B, n) become, inside images of `sizes`: (B, n, 4)."""
-        return box.clip(box.decode(take(self.deltas, index), self.anchors[index]), sizes)
+        return box.clip(box.decode(gather_rows(self.deltas, index), self.anchors[index]), sizes)
 
 
 def inside(images: Tensor, sizes: Tensor | None) -> Tensor:
@@ -57,7 +57,7 @@ def scaled(images: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return large, ratio.repeat(2)
 
 
-class Head(nn.Module):
+class RPNHead(nn.Module):
     """A 3x3 convolution, and on it 1x1 ones: for each anchor a score, and a box."""
 
     def __init__(self, c_in: int, width: int, shapes: int) -> None:
@@ -69,7 +69,7 @@ class Head(nn.Module):
             nn.init.normal_(p, std=0.01) if p.ndim > 1 else nn.init.zeros_(p)
 
 
-class ProposalNetwork(nn.Module):
+class RegionProposalNetwork(nn.Module):
     """Scores and moves the anchors of each level; the levels share one head."""
 
     def __init__(
@@ -81,20 +81,20 @@ class ProposalNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.sizes, self.ratios = sizes, ratios
-        self.head = Head(c_in, width, len(sizes[0]) * len(ratios))
+        self.head = RPNHead(c_in, width, len(sizes[0]) * len(ratios))
         self.sampled = 256  # anchors of an image that training learns from, at most half positive
 
-    def forward(self, maps: Sequence[Tensor], image_shape: tuple[int, int]) -> Anchored:
+    def forward(self, maps: Sequence[Tensor], image_shape: tuple[int, int]) -> RPNOutput:
         head = self.head
         seen = [head.conv(m) for m in maps]
-        logits = laid([head.cls_logits(x) for x in seen], 1)[..., 0].float()
-        deltas = laid([head.bbox_pred(x) for x in seen], 4)
-        anchors, counts = spread(maps, image_shape, self.sizes, self.ratios)
-        return Anchored(logits, deltas, anchors, counts)
+        logits = make_anchors([head.cls_logits(x) for x in seen], 1)[..., 0].float()
+        deltas = make_anchors([head.bbox_pred(x) for x in seen], 4)
+        anchors, counts = flatten_levels(maps, image_shape, self.sizes, self.ratios)
+        return RPNOutput(logits, deltas, anchors, counts)
 
     @torch.no_grad()
     def propose(
-        self, said: Anchored, sizes: Tensor, considered: int, kept: int
+        self, said: RPNOutput, sizes: Tensor, considered: int, kept: int
     ) -> tuple[Tensor, Tensor]:
         """The best `considered` boxes of each level, and what suppression leaves, at most `kept`.
 
@@ -106,11 +106,11 @@ class ProposalNetwork(nn.Module):
         level = torch.bucketize(index, torch.tensor(said.counts).cumsum(0).to(index), right=True)
         large = (boxes[..., 2:] - boxes[..., :2]).amin(2) >= SMALLEST
         count = min(kept, boxes.shape[1])
-        index, valid = box.suppress(boxes, scores, level, large, OVERLAP, count)
+        index, valid = box.nms(boxes, scores, level, large, OVERLAP, count)
         scores = scores.gather(1, index).where(valid, -math.inf)
-        return take(boxes, index) * valid[..., None], scores
+        return gather_rows(boxes, index) * valid[..., None], scores
 
-    def losses(self, said: Anchored, objects: Tensor) -> Tensor:
+    def losses(self, said: RPNOutput, objects: Tensor) -> Tensor:
         """Of the scores, and of the boxes: float32 (2,). Objects (B, M, 6 or more), M > 0."""
         matched = box.match(said.anchors[None], objects, LOW, HIGH, rescue=True)
         index, chosen = box.sample(matched, self.sampled, 0.5)
@@ -118,18 +118,18 @@ class ProposalNetwork(nn.Module):
         positive = chosen & (matched >= 0)
         scores = said.logits.gather(1, index)
         wrong = F.binary_cross_entropy_with_logits(scores, positive.float(), reduction="none")
-        goals = box.encode(take(objects[..., :4], matched.clamp(min=0)), said.anchors[index])
-        far = distance(take(said.deltas, index), goals) * positive
-        return torch.stack([mean(wrong, chosen), mean(far, chosen)])
+        goals = box.encode(gather_rows(objects[..., :4], matched.clamp(min=0)), said.anchors[index])
+        far = smooth_l1(gather_rows(said.deltas, index), goals) * positive
+        return torch.stack([per_image_mean(wrong, chosen), per_image_mean(far, chosen)])
 
 
-def laid(maps: Sequence[Tensor], values: int) -> Tensor:
+def make_anchors(maps: Sequence[Tensor], values: int) -> Tensor:
     """Maps (B, A * values, h, w) as one (B, anchors, values), in the order of the anchors."""
     rows = [m.permute(0, 2, 3, 1).reshape(len(m), -1, values) for m in maps]
     return torch.cat(rows, 1)
 
 
-def spread(
+def flatten_levels(
     maps: Sequence[Tensor],
     image_shape: tuple[int, int],
     sizes: Sequence[Sequence[float]],
@@ -147,16 +147,16 @@ def spread(
     return box.anchors(shapes, strides, sizes, ratios, maps[0].device), counts
 
 
-def take(rows: Tensor, index: Tensor) -> Tensor:
+def gather_rows(rows: Tensor, index: Tensor) -> Tensor:
     """Rows (B, N, C) at index (B, n): (B, n, C)."""
     return rows.take_along_dim(index[..., None], 1)
 
 
-def distance(deltas: Tensor, goals: Tensor) -> Tensor:
+def smooth_l1(deltas: Tensor, goals: Tensor) -> Tensor:
     """Smooth L1, summed over the four: (B, R, 4) -> float32 (B, R). Linear from 1/9 on."""
     return F.smooth_l1_loss(deltas.float(), goals, beta=1 / 9, reduction="none").sum(2)
 
 
-def mean(losses: Tensor, chosen: Tensor) -> Tensor:
+def per_image_mean(losses: Tensor, chosen: Tensor) -> Tensor:
     """The mean of the chosen of each image, and of that the mean over images: (B, R) -> ()."""
     return ((losses * chosen).sum(1) / chosen.sum(1).clamp(min=1)).mean()

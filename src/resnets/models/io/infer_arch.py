@@ -13,10 +13,10 @@ from torch import Tensor
 from resnets.config.arch import (
     Arch,
     DenseNetArch,
+    DenseTaskArch,
     DetectorArch,
     MlpArch,
     ResNetArch,
-    SceneArch,
     SegmenterArch,
     VitArch,
 )
@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 COUNTER = "num_batches_tracked"  # absent before PyTorch 0.4.1, and no part of what is computed
 
 
-def skeleton(arch: Arch) -> Network:
+def meta_model(arch: Arch) -> Network:
     """The network with shapes and no memory (on the meta device)."""
     with torch.device("meta"):
         return build(arch)
@@ -47,7 +47,7 @@ def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> st
     return "; ".join(parts) + (f"; and {more} more" if more else "")
 
 
-VISIBLE = (
+VISIBLE_FIELDS = (
     *("blocks", "widths", "unit", "stem", "groups", "dims", "growth", "width", "patch"),
     "backbone",
 )
@@ -61,7 +61,7 @@ def candidates(shapes: Mapping[str, Shape], name: str = "") -> Iterator[Arch]:
         return
     for known in sorted(FAMILY.values(), key=lambda arch: arch is not FAMILY.get(name)):
         if type(known) is type(guess) and all(
-            getattr(known, name, None) == getattr(guess, name, None) for name in VISIBLE
+            getattr(known, name, None) == getattr(guess, name, None) for name in VISIBLE_FIELDS
         ):
             same = replace(known, classes=guess.classes, channels=guess.channels)
             yield replace(same, size=guess.size) if isinstance(guess, VitArch) else same
@@ -73,7 +73,7 @@ def candidates(shapes: Mapping[str, Shape], name: str = "") -> Iterator[Arch]:
 TIMM = re.compile(r"(timm/|tv_|gluon_|ssl_|swsl_|ig_|wide_|se)*(res(net|next)|densenet|vit_)")
 
 
-def settles(name: str, arch: Arch) -> bool:
+def settling_hint(name: str, arch: Arch) -> bool:
     """Whether a network's name, as torchvision, timm or we write it, says what shapes do not."""
     if name in FAMILY and label(arch) == name:
         return True
@@ -86,7 +86,7 @@ def assumed(arch: Arch) -> tuple[dict[str, str], list[str]]:
 
     First the fields, with their value and what else there is; then what is no field.
     """
-    trunk = arch.backbone if isinstance(arch, SceneArch) else arch
+    trunk = arch.backbone if isinstance(arch, DenseTaskArch) else arch
     if isinstance(trunk, VitArch):
         return {"heads": f"{trunk.heads} (64 wide)"}, ["GELU", "an epsilon of 1e-6"]
     fields, fixed = dict[str, str](), ["ReLU", "an epsilon of 1e-5"]

@@ -24,13 +24,13 @@ from torch import Tensor
 from resnets.config import arch as architectures
 from resnets.config.arch import Arch
 from resnets.config.families import label
-from resnets.config.recipe import Positive, Preprocess
+from resnets.config.recipe import PositiveFloat, Preprocess
 from resnets.errors import Assumption, CheckpointError, ResnetsError, UsageError
 from resnets.files import write_whole
 from resnets.models import Network
 from resnets.models.io import pretrained
-from resnets.models.io.infer_arch import assumed, clip, differences, settles, skeleton
-from resnets.models.io.pretrained import refused
+from resnets.models.io.infer_arch import assumed, clip, differences, meta_model, settling_hint
+from resnets.models.io.pretrained import refuse
 
 FORMAT = 1
 KEY = "resnets"
@@ -38,7 +38,7 @@ UNITS = 2000  # of a network; the deepest of the papers, of 1202 layers, has 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class ModelMetadata:
     """What a network is and how to use it. `classes` has one name for each logit."""
 
     arch: Arch
@@ -46,10 +46,10 @@ class Card:
     preprocess: Preprocess
     # Data, its digest, the recipe, versions, a licence: text for people.
     provenance: dict[str, str] = field(default_factory=dict)
-    temperature: Positive | None = None  # logits are divided by it before the softmax
+    temperature: PositiveFloat | None = None  # logits are divided by it before the softmax
 
 
-def save(path: str | Path, network: Network, card: Card) -> None:
+def save(path: str | Path, network: Network, card: ModelMetadata) -> None:
     """Write the file in one step: at every moment `path` is the old file or the new one.
 
     Raises UsageError for a card that cannot be read back, or of another network; CheckpointError
@@ -70,28 +70,28 @@ def save(path: str | Path, network: Network, card: Card) -> None:
             raise ValueError("what is read back differs")
     except (ValueError, TypeError) as error:
         raise UsageError(f"this card cannot be saved: {error}") from None
-    if problems := differences(skeleton(card.arch).state_dict(), tensors):
+    if problems := differences(meta_model(card.arch).state_dict(), tensors):
         raise UsageError(f"the card describes another network: {problems}")
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise refused(path, f"not written, {name} is not finite", "Train with a lower rate.")
+            raise refuse(path, f"not written, {name} is not finite", "Train with a lower rate.")
     write_whole(path, serialise(tensors, {KEY: _seal(text)}))
 
 
-def load(path: str | Path) -> tuple[Network, Card]:
+def load(path: str | Path) -> tuple[Network, ModelMetadata]:
     """The network, in evaluation mode on the CPU, and its card.
 
     Raises CheckpointError: the file is missing, broken, of another version, not one of ours; a
     digest, name, shape or type is wrong (the tensor is named), or a value is not finite.
     """
     path = Path(path)
-    file = pretrained.contents(path, KEY)
+    file = pretrained.read_contents(path, KEY)
     return _ours(path, file.tensors, file.metadata)
 
 
 def open_model(
     path: str | Path, chosen: Mapping[str, Any] = MappingProxyType({})
-) -> tuple[Network, Card | None]:
+) -> tuple[Network, ModelMetadata | None]:
     """One of our model files with its card, or a foreign weights file without; by content.
 
     Of a foreign file an `Assumption` warns: what was taken and left, and what was assumed where
@@ -103,7 +103,7 @@ def open_model(
     a network with those fields; UsageError where one of them is not open.
     """
     path = Path(path)
-    file = pretrained.contents(path, KEY)
+    file = pretrained.read_contents(path, KEY)
     # One wrong letter in the key does not make a foreign file of ours.
     if KEY in file.metadata or any(_SEAL in text for text in file.metadata.values()):
         if chosen:
@@ -111,18 +111,18 @@ def open_model(
         return _ours(path, file.tensors, file.metadata)
     name = file.model or "/".join(path.parts[-4:])
     try:
-        arch, tensors = pretrained.recognise(file.tensors, name=name)
+        arch, tensors = pretrained.infer_arch(file.tensors, name=name)
         unseen, fixed = assumed(arch)
         if known := [name for name in chosen if name not in unseen]:
             open_ones = ", ".join(f"arch.{name}" for name in unseen) or "nothing"
             raise UsageError(f"arch.{known[0]}: {path} leaves open {open_ones}")
         if chosen:
-            changed = architectures.changed(arch, chosen)
-            arch, tensors = pretrained.recognise(file.tensors, changed)
+            changed = architectures.with_fields(arch, chosen)
+            arch, tensors = pretrained.infer_arch(file.tensors, changed)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     notes = list(file.notes)
-    if not settles(file.model, arch):
+    if not settling_hint(file.model, arch):
         left = {field: value for field, value in unseen.items() if field not in chosen}
         shown = ", ".join([*(f"{field} {value}" for field, value in left.items()), *fixed])
         way = f"--set arch.{next(iter(left))}=VALUE (and so on), or " if left else ""
@@ -133,40 +133,40 @@ def open_model(
         )
     if notes:
         warnings.warn("\n".join(f"{path}: {note}" for note in notes), Assumption, stacklevel=2)
-    network = skeleton(arch)
+    network = meta_model(arch)
     network.load_state_dict(tensors, assign=True)
     return network.eval(), None
 
 
 def _ours(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> tuple[Network, Card]:
+) -> tuple[Network, ModelMetadata]:
     card, digests = _unseal(path, metadata.get(KEY, ""))
     network = _skeleton(path, card.arch, len(tensors))
     wanted = network.state_dict()
     kinds = [{name: (t.dtype, t.shape) for name, t in d.items()} for d in (tensors, wanted)]
     if kinds[0] != kinds[1] or digests.keys() != wanted.keys():
         problems = differences(wanted, tensors) or "types or digests"
-        raise refused(path, f"its tensors are not its card's ({problems})", "Get the file again.")
+        raise refuse(path, f"its tensors are not its card's ({problems})", "Get the file again.")
     for name, tensor in tensors.items():
         if digest(tensor) != digests[name]:
-            raise refused(path, f"{name} is not what was saved (SHA-256)", "Get the file again.")
+            raise refuse(path, f"{name} is not what was saved (SHA-256)", "Get the file again.")
     network.load_state_dict(tensors, assign=True)
     return network.eval(), card
 
 
-def to_dict(card: Card) -> dict[str, Any]:
+def to_dict(card: ModelMetadata) -> dict[str, Any]:
     """JSON-ready; `from_dict` is the inverse."""
     return {**asdict(card), "arch": architectures.to_dict(card.arch)}
 
 
-def from_dict(data: Mapping[str, Any]) -> Card:
+def from_dict(data: Mapping[str, Any]) -> ModelMetadata:
     """A Card from JSON. Raises ValueError for values of wrong types or beyond what can be meant."""
-    known = {f.name for f in fields(Card)}
+    known = {f.name for f in fields(ModelMetadata)}
     if set(data) != known or not isinstance(data["arch"], dict):
         raise ValueError(f"a card has {', '.join(sorted(known))}")
     arch = architectures.from_dict(data["arch"])
-    card = pydantic.TypeAdapter(Card).validate_python({**data, "arch": arch})
+    card = pydantic.TypeAdapter(ModelMetadata).validate_python({**data, "arch": arch})
     see = card.preprocess
     lengths = (see.channels, see.channels * see.size**2)
     checks = {
@@ -204,29 +204,29 @@ def _seal(body: str) -> str:
     return f'{body[:-1]}{_SEAL}{hashlib.sha256(body.encode()).hexdigest()}"}}'
 
 
-def _unseal(path: Path, text: str) -> tuple[Card, dict[str, str]]:
+def _unseal(path: Path, text: str) -> tuple[ModelMetadata, dict[str, str]]:
     body = text[: text.rfind(_SEAL)] + "}"
     if not text:
-        raise refused(path, "no card: not a model file of resnets", "Open it as foreign weights.")
+        raise refuse(path, "no card: not a model file of resnets", "Open it as foreign weights.")
     if _seal(body) != text:
-        raise refused(path, "its card is not what was saved (SHA-256)", "Get the file again.")
+        raise refuse(path, "its card is not what was saved (SHA-256)", "Get the file again.")
     try:
         data = json.loads(body)
         version = data["format"]
         if version != FORMAT:
-            raise refused(path, f"format {clip(version)}, not {FORMAT}", "Upgrade resnets.")
+            raise refuse(path, f"format {clip(version)}, not {FORMAT}", "Upgrade resnets.")
         return from_dict(data["card"]), dict(data["tensors"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason: object = error
         if isinstance(error, pydantic.ValidationError):
-            reason = architectures.wrong(error)[0]
+            reason = architectures.field_problem(error)[0]
         what = f"a card that makes no sense ({clip(reason)})"
-        raise refused(path, what, "Get it again.") from None
+        raise refuse(path, what, "Get it again.") from None
 
 
 def _skeleton(path: Path, arch: Arch, tensors: int) -> Network:
     """The card's network without memory; each unit has tensors, so the file bounds their number."""
-    counted = arch.backbone if isinstance(arch, architectures.SceneArch) else arch
+    counted = arch.backbone if isinstance(arch, architectures.DenseTaskArch) else arch
     blocks = counted.blocks if isinstance(counted.blocks, tuple) else (counted.blocks,)
     try:
         # A convolution and its normalisation have three tensors at least.
@@ -234,9 +234,9 @@ def _skeleton(path: Path, arch: Arch, tensors: int) -> Network:
             raise ValueError(
                 f"arch.blocks: {clip(sum(blocks))} units in {tensors} tensors, at most {UNITS:,}"
             )
-        return skeleton(arch)
+        return meta_model(arch)
     except (ResnetsError, ValueError, ArithmeticError, RuntimeError, TypeError) as error:
-        raise refused(path, f"an impossible network ({clip(error)})", "Get it again.") from None
+        raise refuse(path, f"an impossible network ({clip(error)})", "Get it again.") from None
 
 
 def digest(tensor: Tensor) -> str:

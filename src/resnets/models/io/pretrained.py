@@ -26,7 +26,7 @@ from torch import Tensor
 
 from resnets.config.arch import LAYERS, Arch, ResNetArch, VitArch
 from resnets.errors import CheckpointError, ResnetsError
-from resnets.models.io.infer_arch import COUNTER, candidates, clip, differences, seen, skeleton
+from resnets.models.io.infer_arch import COUNTER, candidates, clip, differences, meta_model, seen
 from resnets.models.transformer import NAMES, renamed
 
 FILE_LIMIT = 8 * 2**30  # bytes; the largest network of the family has 0.4 GB
@@ -68,7 +68,7 @@ PLAIN = re.compile(
     r"|argparse Namespace"
 )
 # What training scripts keep besides: none of it is made, a blank stands in its place.
-BLANK = re.compile(
+PLACEHOLDERS_FOR = re.compile(
     r"collections (defaultdict|deque)|(pathlib|pathlib\._local) (Pure)?(Posix|Windows)?Path"
     r"|numpy (dtype|ndarray|bool_?|[uif](nt|loat)\d+)|numpy\.dtypes \w+DType"
     r"|numpy\.(core|_core)\.(multiarray (scalar|_reconstruct)|numeric _frombuffer)"
@@ -112,7 +112,7 @@ class Contents:
     model: str = ""  # the network's name, where the file has it
 
 
-class Blank:
+class PlaceholderObject:
     """Stands for an object that is no tensor: it takes any arguments and state, and has neither."""
 
     def __init__(self, *_: object) -> None: ...
@@ -120,14 +120,14 @@ class Blank:
     def __setstate__(self, _: object) -> None: ...
 
 
-class BlankDict:
+class PlaceholderDict:
     """Makes an empty plain dict, which may be filled: what a state dict may be in."""
 
     def __new__(cls, *_: object) -> dict[str, Any]:  # type: ignore[misc]
         return {}
 
 
-class BlankList(list[Any]):
+class PlaceholderList(list[Any]):
     """An empty list, which may be filled."""
 
     def __new__(cls, *_: object) -> Self:
@@ -136,7 +136,11 @@ class BlankList(list[Any]):
     def __init__(self, *_: object) -> None: ...
 
 
-BLANKS = {"defaultdict": BlankDict, "AttributeDict": BlankDict, "deque": BlankList}
+PLACEHOLDERS = {
+    "defaultdict": PlaceholderDict,
+    "AttributeDict": PlaceholderDict,
+    "deque": PlaceholderList,
+}
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -148,10 +152,10 @@ def read(path: str | Path) -> dict[str, Tensor]:
     Raises CheckpointError: the file is missing, broken, too large, not a weights file, holds code,
     or has a tensor with values that are not finite.
     """
-    return contents(Path(path)).tensors
+    return read_contents(Path(path)).tensors
 
 
-def contents(path: Path, ours: str = "resnets") -> Contents:
+def read_contents(path: Path, ours: str = "resnets") -> Contents:
     """What `read` gives and what is known beside it; a file with the metadata `ours` as it is.
 
     Raises as `read` does.
@@ -164,20 +168,20 @@ def contents(path: Path, ours: str = "resnets") -> Contents:
         state, metadata = _safetensors(path, length)
         model = next((metadata[key] for key in NAMES_OF_MODELS if key in metadata), "")
     elif path.suffix == ".safetensors":
-        raise refused(path, "not a safetensors file, or cut short", "Download it again.")
+        raise refuse(path, "not a safetensors file, or cut short", "Download it again.")
     elif path.suffix in PICKLES:
         value = _unpickle(path, start)
         state, model = _state(path, value, notes), _model(value)
     else:
-        raise refused(path, "not a weights file", f"Known: .safetensors {' '.join(PICKLES)}.")
+        raise refuse(path, "not a weights file", f"Known: .safetensors {' '.join(PICKLES)}.")
     if not state:
-        raise refused(path, "no tensors in it", "Save `model.state_dict()`.")
+        raise refuse(path, "no tensors in it", "Save `model.state_dict()`.")
     if ours not in metadata:
         state = _network(path, state, notes)
     return Contents(_checked(path, state, size), metadata, tuple(notes), model or _beside(path))
 
 
-def refused(path: Path, what: str, todo: str) -> CheckpointError:
+def refuse(path: Path, what: str, todo: str) -> CheckpointError:
     """What is wrong with which file, and what to do."""
     return CheckpointError(f"{path}: {what}.\n{todo}")
 
@@ -187,16 +191,16 @@ def _look(path: Path) -> tuple[int, bytes]:
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
-            raise refused(path, "not a regular file", "Give the path of a weights file.")
+            raise refuse(path, "not a regular file", "Give the path of a weights file.")
         with path.open("rb") as file:
             start = file.read(9)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise refused(path, f"cannot be read: {reason}", "Check the path.") from None
+        raise refuse(path, f"cannot be read: {reason}", "Check the path.") from None
     if not start:
-        raise refused(path, "empty", "Download or save it again.")
+        raise refuse(path, "empty", "Download or save it again.")
     if info.st_size > FILE_LIMIT:
-        raise refused(path, f"larger than {FILE_LIMIT >> 30} GiB", "Keep only the weights in it.")
+        raise refuse(path, f"larger than {FILE_LIMIT >> 30} GiB", "Keep only the weights in it.")
     return info.st_size, start
 
 
@@ -204,7 +208,7 @@ def _safetensors(path: Path, length: int) -> tuple[dict[str, Tensor], dict[str, 
     # The library checks that tensors neither overlap nor leave holes, and takes the last of two
     # entries of one name: two readers could see two files.
     if length > HEADER_LIMIT:
-        raise refused(path, f"a header of {length} bytes", "Save the weights without metadata.")
+        raise refuse(path, f"a header of {length} bytes", "Save the weights without metadata.")
     try:
         with path.open("rb") as header:
             header.seek(8)
@@ -214,7 +218,7 @@ def _safetensors(path: Path, length: int) -> tuple[dict[str, Tensor], dict[str, 
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             return tensors, file.metadata() or {}
     except (SafetensorError, RuntimeError, ValueError, AttributeError, OSError) as error:
-        raise refused(path, f"broken or cut short ({clip(error)})", "Download it again.") from None
+        raise refuse(path, f"broken or cut short ({clip(error)})", "Download it again.") from None
 
 
 def _once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -234,18 +238,21 @@ def _unpickle(path: Path, start: bytes) -> object:
                 for _ in range(5):  # magic number, version, system, the object, storage keys
                     _inspect(path, file, blank)
         else:
-            raise refused(path, f"not a checkpoint: it starts with {start!r}", "Download it again.")
+            raise refuse(path, f"not a checkpoint: it starts with {start!r}", "Download it again.")
         pairs = [(module, name) for module, name in (call.split(" ") for call in blank)]
         # Python 2's names, as torch reads them.
         names = [NAME_MAPPING.get((m, n), (IMPORT_MAPPING.get(m, m), n)) for m, n in pairs]
-        blanks = [(BLANKS.get(name, Blank), f"{module}.{name}") for module, name in names]
+        blanks = [
+            (PLACEHOLDERS.get(name, PlaceholderObject), f"{module}.{name}")
+            for module, name in names
+        ]
         with torch.serialization.safe_globals([argparse.Namespace, *blanks]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except CheckpointError:
         raise
     except Exception as error:  # what a hostile file raises is its choice
         reason = f"{type(error).__name__}: {clip(error)}"
-        raise refused(path, f"broken or cut short ({reason})", "Download it again.") from None
+        raise refuse(path, f"broken or cut short ({reason})", "Download it again.") from None
 
 
 def _inspect_zip(path: Path, blank: set[str]) -> None:
@@ -254,13 +261,13 @@ def _inspect_zip(path: Path, blank: set[str]) -> None:
         names = [entry.filename.lower() for entry in entries]
         if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
             todo = "Save `module.state_dict()` of it where it comes from."
-            raise refused(path, "a TorchScript archive: code, not only weights", todo)
+            raise refuse(path, "a TorchScript archive: code, not only weights", todo)
         pickled = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
         if len(pickled) != 1 or len(set(names)) != len(names):
-            raise refused(path, "a zip file that is no checkpoint", "Save `model.state_dict()`.")
+            raise refuse(path, "a zip file that is no checkpoint", "Save `model.state_dict()`.")
         # torch.save does not compress, so a compressed entry is there to grow.
         if any(entry.compress_type or entry.file_size != entry.compress_size for entry in entries):
-            raise refused(path, "a compressed zip file", "Save it with `torch.save`.")
+            raise refuse(path, "a compressed zip file", "Save it with `torch.save`.")
         with archive.open(pickled[0]) as file:
             _inspect(path, file, blank)
 
@@ -271,7 +278,7 @@ def _inspect(path: Path, file: IO[bytes], blank: set[str]) -> None:
     last = ["", "", ""]  # what was put on the stack: names of calls, texts, else instructions
     for count, (instruction, value, _) in enumerate(pickletools.genops(file)):
         name, call = instruction.name, str(value)
-        if name == "GLOBAL" and BLANK.fullmatch(call):
+        if name == "GLOBAL" and PLACEHOLDERS_FOR.fullmatch(call):
             blank.add(call)
         elif name == "GLOBAL" and not PLAIN.fullmatch(call) and call not in ARGUMENTS:
             raise _code(path, call.replace(" ", "."))
@@ -288,13 +295,13 @@ def _inspect(path: Path, file: IO[bytes], blank: set[str]) -> None:
                     raise _code(path, f"{last[-1 - back].replace(' ', '.')} of {last[-1]}")
         tuples += name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
         if count > INSTRUCTION_LIMIT or tuples > TUPLE_LIMIT:
-            raise refused(path, "too much besides tensors", "Save only `model.state_dict()`.")
+            raise refuse(path, "too much besides tensors", "Save only `model.state_dict()`.")
 
 
 def _code(path: Path, call: str) -> CheckpointError:
     what = f"holds code or objects ({clip(call)}), not only tensors; nothing of it was run"
     todo = "Ask its author for a .safetensors file, or for `torch.save(model.state_dict())`."
-    return refused(path, what, todo)
+    return refuse(path, what, todo)
 
 
 NAMES_OF_MODELS = ("architecture", "arch", "model_name", "model", "backbone", "encoder_name")
@@ -359,7 +366,7 @@ def _state(path: Path, value: object, notes: list[str]) -> dict[str, Tensor]:
     others = [at for at in others if at in networks]
     if rank(first)[1] == 99 and others:
         names = ", ".join(clip(".".join(at), 40) for at in sorted((first, *others))[:4])
-        raise refused(path, f"several networks in it: {names}", "Save the state dict of one.")
+        raise refuse(path, f"several networks in it: {names}", "Save the state dict of one.")
     state, name = states[first], clip(".".join(first), 40)
     averaged = [key for key in AVERAGED if isinstance(value, dict) and dict.get(value, key)]
     plain = next((at for at in others if not set(at) & set(AVERAGED)), None)
@@ -394,7 +401,7 @@ def _network(path: Path, state: Mapping[str, Tensor], notes: list[str]) -> dict[
         return _renamed(path, state, lambda name: PREFIXES.sub("", name))
     if len(leaders) != 1:
         names = ", ".join(clip(base or "the names without prefix", 40) for base in [*bases][:4])
-        raise refused(path, f"several networks in it: {names}", "Save the state dict of one.")
+        raise refuse(path, f"several networks in it: {names}", "Save the state dict of one.")
     (base,) = leaders
     if len(bases) > 1:
         notes.append(f"of {len(bases)} networks `{clip(base, 40)}` was taken")
@@ -408,7 +415,7 @@ def _network(path: Path, state: Mapping[str, Tensor], notes: list[str]) -> dict[
     own = {f"{head}.{kind}" for kind in ("weight", "bias")} & body.keys()
     matrices = [n for n, kind in heads.items() if kind == "weight"]
     if own and len(matrices) > 1 and "linear.weight" not in body:
-        raise refused(
+        raise refuse(
             path,
             f"{clip(matrices[0], 60)} beside {head}.weight",
             "Save one network with one classifier.",
@@ -428,7 +435,7 @@ def _renamed(
     names = {name: rename(name) for name in state}
     if len(set(names.values())) < len(names):
         twice = next(n for n in names.values() if list(names.values()).count(n) > 1)
-        raise refused(path, f"two tensors for {clip(twice, 80)}", "Keep one of them.")
+        raise refuse(path, f"two tensors for {clip(twice, 80)}", "Keep one of them.")
     return {names[name]: tensor for name, tensor in state.items()}
 
 
@@ -444,18 +451,18 @@ def _checked(path: Path, state: Mapping[str, Tensor], size: int) -> dict[str, Te
         shown, counter = clip(name, 80), name.endswith(COUNTER) and tensor.ndim == 0
         strange = tensor.dtype not in DTYPES and not counter
         if tensor.layout != torch.strided or tensor.is_meta or strange:
-            raise refused(path, f"{shown} is a {tensor.dtype} tensor", "Save it as float32.")
+            raise refuse(path, f"{shown} is a {tensor.dtype} tensor", "Save it as float32.")
         total += tensor.numel() * tensor.element_size()
         if total > size:  # a stride of 0 makes terabytes of one number
-            raise refused(path, f"{shown} is larger than the file", "Save contiguous tensors.")
+            raise refuse(path, f"{shown} is larger than the file", "Save contiguous tensors.")
         # A copy: a mapped file that is overwritten or cut later would change or end the process.
         tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
         if not torch.isfinite(tensors[name]).all():
-            raise refused(path, f"{shown} has values that are not finite", "Train or get it again.")
+            raise refuse(path, f"{shown} has values that are not finite", "Train or get it again.")
     return tensors
 
 
-def recognise(
+def infer_arch(
     tensors: Mapping[str, Tensor], arch: Arch | None = None, name: str = ""
 ) -> tuple[Arch, dict[str, Tensor]]:
     """The network that has these tensors, and the tensors under our names, in float32.
@@ -484,7 +491,7 @@ def recognise(
     shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
     for candidate in [arch] if arch else candidates(shapes, name):
         try:
-            wanted = skeleton(candidate).state_dict()
+            wanted = meta_model(candidate).state_dict()
         except (ResnetsError, ValueError, ArithmeticError, RuntimeError):
             if arch:
                 raise
