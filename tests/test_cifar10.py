@@ -6,7 +6,8 @@ import pytest
 
 from resnets import api, lifecycle
 from resnets.cli import main
-from resnets.training.loop import Stop, fit
+from resnets.training.loop import fit
+from resnets.training.signals import SignalFlags
 
 pytestmark = [pytest.mark.usefixtures("cifar10"), pytest.mark.timeout(1800)]
 
@@ -34,7 +35,7 @@ def test_the_papers_recipe_through_its_first_thousand_iterations(tmp_path):
     assert (plan.steps, plan.recipe.batch, len(plan.train)) == (64_000, 128, 50_000)
     assert len(plan.preprocess.mean) == 3 * 32 * 32
     run = lifecycle.create_run(plan, tmp_path / "run")
-    stop = Stop()
+    stop = SignalFlags()
     for progress in fit(run, plan, stop):
         if progress.step >= 1000:
             stop.signal = 15
