@@ -27,8 +27,8 @@ import resnets
 from resnets.data import dataset
 from resnets.data.dataset import Split
 from resnets.data.decode import decode
+from resnets.device import use_bfloat16
 from resnets.evaluation.detection import DetectionPredictions, evaluate_predictions
-from resnets.training.plan import use_bfloat16
 
 HALF = use_bfloat16("auto", torch.device("cpu"))
 

@@ -27,8 +27,8 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from resnets import models
 from resnets.config.families import FAMILY
+from resnets.device import use_bfloat16
 from resnets.models.fuse import fuse_conv_bn
-from resnets.training.plan import use_bfloat16
 
 CLASSES, REGIONS = 20, 256
 

@@ -13,9 +13,9 @@ import argparse
 
 from resnets import assessment
 from resnets.data import dataset
+from resnets.device import pick_device, use_bfloat16
 from resnets.evaluation import detection
 from resnets.options import InferenceOptions
-from resnets.training.plan import pick_device, use_bfloat16
 
 
 def main() -> None:

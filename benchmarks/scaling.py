@@ -24,8 +24,8 @@ import torch.multiprocessing
 from torch.nn import functional as F
 
 from resnets import models
+from resnets.device import use_bfloat16
 from resnets.training.distributed import SINGLE_PROCESS, join
-from resnets.training.plan import use_bfloat16
 
 HALF = use_bfloat16("auto", torch.device("cpu"))
 

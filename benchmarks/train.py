@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnets import models
+from resnets.device import use_bfloat16
 from resnets.models.accelerate import accelerate
-from resnets.training.plan import use_bfloat16
 
 HALF = use_bfloat16("auto", torch.device("cpu"))
 ROWS = {

@@ -114,11 +114,12 @@ def plan(
         raise UsageError("frozen=N and norm=frozen need weights to start from: --weights FILE|RUN")
 
     from resnets.data import dataset
+    from resnets.device import pick_device
     from resnets.evaluation import detection
     from resnets.training import distributed, memory, plan
 
     ranks = distributed.join(device) if distributed.launched() else distributed.World(size=devices)
-    place = ranks.device if distributed.launched() else plan.pick_device(device)
+    place = ranks.device if distributed.launched() else pick_device(device)
     if network_task == "detect":
         detection.coco()  # is missed now, not after the training
     source = dataset.load(str(data), max_unreadable=check.max_unreadable, task=network_task)
@@ -683,8 +684,8 @@ def load(
     See `evaluation.model.load`, also for the errors; `overrides` are arch.FIELD=VALUE.
     """
     options.check_model(path)
+    from resnets.device import pick_device
     from resnets.evaluation import predictor
-    from resnets.training.plan import pick_device
 
     place, bfloat16, fields = (
         pick_device(device),

@@ -18,9 +18,10 @@ from resnets import options
 from resnets.config import arch
 from resnets.config.recipe import NonNegativeFloat
 from resnets.data import dataset
-from resnets.data.dataset import Source, Split
+from resnets.data.dataset import Source, Split, normalization
 from resnets.data.decode import largest_value_of_file, warn_clipped
 from resnets.data.loader import ImageOp
+from resnets.device import pick_device
 from resnets.errors import CheckpointError, DataError, NotFinite, UsageError
 from resnets.evaluation import metrics
 from resnets.evaluation.metrics import ClassificationMetrics
@@ -29,7 +30,6 @@ from resnets.evaluation.scores import Scores, ensemble
 from resnets.lifecycle import log_test_access, rescale
 from resnets.models.io.model_file import save
 from resnets.options import InferenceOptions, Task, View
-from resnets.training.plan import channel_statistics, pick_device
 from resnets.training.run import Run
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ def load_model(
         fields=how.fields,
     )
     if how.normalize is not None:
-        model = model.normalized(
-            *channel_statistics(how.normalize, source, model.card.arch.channels)
-        )
+        model = model.normalized(*normalization(how.normalize, source, model.card.arch.channels))
     return model
 
 

@@ -144,10 +144,10 @@ def load_target(
 
     from resnets import assessment
     from resnets.config.recipe import Preprocess
+    from resnets.device import pick_device
     from resnets.evaluation.predictor import Model, load
     from resnets.models import create
     from resnets.models.io.model_file import ModelMetadata
-    from resnets.training.plan import pick_device
 
     device, said = pick_device(how.device), how.split
     suits: Literal["train", "val", "test"] = "val" if kind in ERRORS else "train"

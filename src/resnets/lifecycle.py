@@ -16,11 +16,11 @@ from typing import Any
 from resnets.config import arch as archs
 from resnets.config import recipe as room
 from resnets.data.dataset import Source
+from resnets.device import environment
 from resnets.errors import CheckpointError, DiskError, UsageError
 from resnets.evaluation import metrics
 from resnets.evaluation import scores as scores_room
 from resnets.evaluation.predictor import Model, load
-from resnets.listing import environment
 from resnets.models import Network
 from resnets.models.io.model_file import save
 from resnets.options import Task, check_outside, command_group
@@ -124,7 +124,7 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
             "arch": archs.to_dict(plan.arch),
             "preprocess": asdict(plan.preprocess),
             "images": len(plan.train),
-            "plan": plan.lines(),
+            "plan": plan.summary(),
             "licence": licence(plan.source.root),
         }
         run.write_json("source.json", source)
@@ -204,9 +204,9 @@ def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:
             "cost.json", {"seconds": round(course.seconds, 1), "peak_memory": peak(plan.device)}
         )
     result = None
-    if plan.final is not None and not {"result.json", task.kept}.isdisjoint(missing):
+    if plan.result_split is not None and not {"result.json", task.kept}.isdisjoint(missing):
         model, split = load(run.model, device=plan.device), "test" if plan.source.test else "val"
-        result = task.test(run, plan, model, plan.final, split)
+        result = task.test(run, plan, model, plan.result_split, split)
     if not run.finished:
         for name in ("README.md", "report.html"):  # of the unfinished run: they say less
             (run.path / name).unlink(missing_ok=True)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
-import platform
 import re
-import subprocess
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -105,51 +101,3 @@ def runs(root: Path) -> list[dict[str, Any]]:
         row |= {"error_is": TASK_TEXT[task(arch)].error if arch else "?"}
         rows.append(row | {"finished": run.finished})
     return rows
-
-
-def code() -> str:
-    """The start of the SHA-256 of the package's files, so that a change between releases shows."""
-    root, found = Path(__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
-    return found.hexdigest()[:16]
-
-
-def processor() -> str:
-    """The processor's model, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine() or "CPU"
-
-
-def commit() -> str:
-    """The commit of the checkout that this package runs from; "none" where it is installed."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        ours = (Path(__file__).parents[2] / ".git").exists()
-        done = subprocess.run(git, capture_output=True, text=True, check=True) if ours else None
-    except (OSError, subprocess.CalledProcessError):
-        done = None
-    return done.stdout.strip() if done else "none"
-
-
-def environment() -> dict[str, str]:
-    """Versions and machine, for the record."""
-    import torch
-
-    return {
-        "resnets": version("resnets"),
-        "code": code(),
-        "commit": commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": version("torchvision"),
-        "system": platform.platform(),
-        "processor": processor(),
-        "threads": str(torch.get_num_threads()),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-    }

@@ -6,18 +6,16 @@ import importlib.util
 import os
 import shutil
 
-from resnets import listing
-
 
 def describe_machine(quick: bool) -> dict[str, str]:
     """`api.doctor`."""
+    from resnets.device import environment, pick_device, processor_flags, use_bfloat16
     from resnets.ops import cpu_fused
     from resnets.training.memory import available
-    from resnets.training.plan import pick_device, processor_flags, use_bfloat16
 
     flags = processor_flags()
     wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
-    facts = {name: value for name, value in listing.environment().items() if name != "gpu"}
+    facts = {name: value for name, value in environment().items() if name != "gpu"}
     facts["processor"] += f", {os.cpu_count()} cores"
     facts["features"] = ", ".join(f for f in wanted if f in flags) or "none known"
     facts["gpu"] = gpu()
@@ -54,8 +52,9 @@ def training_rate(precision: str) -> float:
     """Images a second of training ResNet-20 at batch 128 on 32 pixels: enlarged digits."""
     from resnets.config import recipes
     from resnets.data import dataset
+    from resnets.device import pick_device
     from resnets.training.loop import estimate
-    from resnets.training.plan import pick_device, resolve
+    from resnets.training.plan import resolve
 
     wanted = {"model": "resnet20", "size": 32, "batch": 128, "steps": 100, "precision": precision}
     recipe = recipes.merged(recipes.digits(), wanted)

@@ -231,10 +231,10 @@ def test_a_file_says_single_fields_on_top_of_a_published_recipe(tmp_path):
 
 
 def test_the_record_names_processor_and_commit() -> None:
-    from resnets import listing
+    from resnets import device
     from resnets.papers import reproduce
 
-    around = listing.environment()
-    assert around["processor"] == listing.processor()
-    assert reproduce.machine("cpu").startswith(f"{listing.processor()}, ")
+    around = device.environment()
+    assert around["processor"] == device.processor()
+    assert reproduce.machine("cpu").startswith(f"{device.processor()}, ")
     assert re.fullmatch(r"none|[0-9a-f]{40}", around["commit"])

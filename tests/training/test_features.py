@@ -191,7 +191,7 @@ def test_a_budget_sets_the_length_and_anneals_the_rate(tmp_path, monkeypatch):
     run = run_to(tmp_path / "run", plan := replace(plan, workers=0, began=now[0]))
     course, rows = newest(run).course, run.rows("metrics.jsonl")
     assert course.ended
-    finishing = plan.finishing(0.05 / 32 / 3, 0)  # some seconds are for the end
+    finishing = plan.tail_seconds(0.05 / 32 / 3, 0)  # some seconds are for the end
     assert course.seconds == pytest.approx(6 - finishing, abs=0.2)
     assert course.step != plan.steps
     assert rows[-1]["lr"] == pytest.approx(plan.recipe.lr / (course.steps - 0.15 * course.steps))
@@ -199,12 +199,12 @@ def test_a_budget_sets_the_length_and_anneals_the_rate(tmp_path, monkeypatch):
 
 def test_the_end_of_a_run_is_part_of_its_budget():
     plan = small_plan()
-    assert (len(plan.watched), len(plan.final)) == (100, 898)
-    assert plan.finishing(0.01, 0) == pytest.approx(3.5 + 1 + 9.98)  # the temperature's images too
-    assert plan.finishing(0.01, 0.02) == pytest.approx(3.5 + 1 + 2 * 9.98)
+    assert (len(plan.monitor_split), len(plan.result_split)) == (100, 898)
+    assert plan.tail_seconds(0.01, 0) == pytest.approx(3.5 + 1 + 9.98)  # temperature too
+    assert plan.tail_seconds(0.01, 0.02) == pytest.approx(3.5 + 1 + 2 * 9.98)
     wider = replace(plan, world=World(0, 2))  # one rank alone tests the result
-    assert wider.finishing(0.01, 0) == pytest.approx(3.5 + 1 + 2 * 9.98)
-    assert replace(plan, source=replace(plan.source, val=None)).finishing(0.01, 0) == 3.5 + 8.98
+    assert wider.tail_seconds(0.01, 0) == pytest.approx(3.5 + 1 + 2 * 9.98)
+    assert replace(plan, source=replace(plan.source, val=None)).tail_seconds(0.01, 0) == 3.5 + 8.98
 
 
 def test_the_input_grows_over_three_quarters_of_the_run():

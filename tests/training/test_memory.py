@@ -60,7 +60,7 @@ def test_only_a_batch_that_does_not_fit_is_made_smaller(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: round((fixed + 16 * image) / 0.8) + 1)
     small = memory.fitted(plan)
     assert small.recipe.micro == small.micro == 16
-    assert "2 forward passes of 16 images make one step" in small.lines()["length"]
+    assert "2 forward passes of 16 images make one step" in small.summary()["length"]
     said = a_plan(micro=32)
     assert memory.fitted(said) is said
     monkeypatch.setattr(memory, "available", lambda: None)

@@ -32,7 +32,7 @@ def plan(
 
     `estimate` is the measured time of one.
     """
-    lines, unreadable = chosen.lines(), chosen.source.unreadable
+    lines, unreadable = chosen.summary(), chosen.source.unreadable
     if budget := chosen.recipe.budget:
         epochs = budget / estimate * chosen.steps * chosen.recipe.batch / len(chosen.train)
         few = ", less than one: some images will never be seen" if epochs < 1 else ""

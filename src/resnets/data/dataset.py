@@ -6,9 +6,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from resnets.config.recipe import Preprocess
 from resnets.data import download, tables
 from resnets.data.classification import is_image_file, read_csv, read_folder, visible
 from resnets.data.decode import Unreadable, open_image, oriented_size
@@ -16,7 +18,7 @@ from resnets.data.detection.dataset import make_source
 from resnets.data.detection.formats import FORMS, find_reader
 from resnets.data.segmentation import layout, read_masks
 from resnets.data.splits import Source, Split, hold_out, in_memory, merge_val_into_train
-from resnets.errors import Assumption, DataError, DataErrors, nearest
+from resnets.errors import Assumption, DataError, DataErrors, UsageError, nearest
 from resnets.files import glob_paths
 from resnets.options import Task
 
@@ -27,6 +29,7 @@ __all__ = [
     "hold_out",
     "load",
     "merge_val_into_train",
+    "normalization",
     "task_of",
 ]
 
@@ -106,6 +109,23 @@ def digits() -> Source:
     every = Split(images, torch.from_numpy(bunch.target).long())
     test, train = every.divided(0, len(every) // 2)
     return in_memory("digits", tuple("0123456789"), train, test)
+
+
+def normalization(
+    normalize: Literal["data", "imagenet", "none"], source: Source | None, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation for a network of `channels` input channels. Raises UsageError."""
+    if normalize == "data" and source is None:
+        raise UsageError("--normalize data needs the data: --data DATA")
+    imagenet = Preprocess(size=1)
+    known = source if source and normalize == "data" else imagenet
+    mean, std = ((0.0,), (1.0,)) if normalize == "none" else (known.mean, known.std)
+    if len(mean) == channels:
+        return mean, std
+    if 1 not in (len(mean), channels):
+        raise UsageError(f"no mean of {len(mean)} channels for a network of {channels}")
+    mean, std = ((sum(x) / len(x),) * channels for x in (mean, std))  # grey is the colours' mean
+    return mean, std
 
 
 def expand_inputs(inputs: Sequence[str | Path | bytes]) -> Iterator[str | Path | bytes]:

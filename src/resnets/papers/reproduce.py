@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, get_args
 from resnets.config import arch as archs
 from resnets.config.families import arch
 from resnets.config.recipe import Augment, Recipe
+from resnets.device import processor
 from resnets.errors import Diverged, Interrupted, ResnetsError, UsageError
 from resnets.files import write_whole
-from resnets.listing import processor
 from resnets.options import Task
 from resnets.papers import ledger
 from resnets.papers.budgets import IMAGES, TESTED, Budget, Job, jobs, lacks
@@ -106,7 +106,7 @@ def started(folder: Run, device: str) -> None:
 
     What an older version began is taken from the names of its TensorBoard files, one a start.
     """
-    from resnets.listing import code
+    from resnets.device import code
 
     if not (folder.path / "starts.jsonl").exists():
         for date in starts(folder):
@@ -216,9 +216,8 @@ def made(job: Job, root: Path, task: Task, device: str, workers: int, watch: Wat
     import torch
 
     from resnets.data import dataset
+    from resnets.device import environment, pick_device
     from resnets.evaluation.predictor import Model, load
-    from resnets.listing import environment
-    from resnets.training.plan import pick_device
     from resnets.training.run import Run
 
     models, split, folders = list[Model](), None, list[Run]()

@@ -187,7 +187,7 @@ def run_steps(
         due = course.step % every == 0 and course.steps - course.step > every // 4
         if (due or course.ended) and course.logged < course.step:
             progress = evaluate_and_log(run, events, plan, state, progress, stop)
-            each = (time.monotonic() - now) / len(plan.watched) if plan.watched else 0.0
+            each = (time.monotonic() - now) / len(plan.monitor_split) if plan.monitor_split else 0.0
 
         # What one process sees is done by all: signals, the clock, a budget's new length.
         # After a step that was left out is no place to go back to.
@@ -197,7 +197,7 @@ def run_steps(
         if recipe.budget and now - planned > recipe.budget / 50 and course.step > first:
             pace = (now - began) / (course.step - first)
             # Before the first evaluation: a forward pass is about a third of a step.
-            finishing = plan.finishing(each or pace / recipe.batch / 3, exact)
+            finishing = plan.tail_seconds(each or pace / recipe.batch / 3, exact)
             left = recipe.budget - course.seconds - finishing
             wishes[2], planned = course.step + max(1, round(left / pace)), now
         stopping, saving, steps = world.wishes(wishes)
@@ -245,7 +245,7 @@ def evaluation_interval(plan: Plan, steps: int) -> int:
     recipe, least = plan.recipe, plan.recipe.evaluations
     every = max(1, round(recipe.eval_every * len(plan.train) / recipe.batch))
     # A forward pass is about a third of a step; what a tenth of the run pays for costs little.
-    if least and least * len(plan.watched or ()) / 3 <= 0.1 * steps * recipe.batch:
+    if least and least * len(plan.monitor_split or ()) / 3 <= 0.1 * steps * recipe.batch:
         every = min(every, max(1, steps // least))
     return every
 
@@ -274,7 +274,7 @@ def estimate(plan: Plan, seconds: float = 2.0) -> float:
     # Each rank makes its own number of steps, so none may wait for another.
     norm = "batch" if recipe.norm == "sync" else recipe.norm
     # A frozen start and a small input are the cheap steps.
-    recipe = replace(recipe, batch=plan.share, norm=norm, frozen=0.0, grow_from=0)
+    recipe = replace(recipe, batch=plan.local_batch, norm=norm, frozen=0.0, grow_from=0)
     own = replace(plan, world=SINGLE_PROCESS, workers=0, recipe=recipe)
     step = Step(own, state := own.start())
     ticks = [time.perf_counter()]  # before and after reading a batch, and after its step
@@ -317,10 +317,10 @@ def evaluate_and_log(
     progress = replace(progress, loss=loss, train_error=wrong)
     row = {"step": progress.step, "epoch": progress.epoch, "lr": progress.rate}
     row |= {"loss": loss, "train_error": wrong}
-    if plan.watched is not None:
+    if plan.monitor_split is not None:
         average = state.whole_average(plan.arch).eval()
         found = tasks.task_of_plan(plan).watch(
-            plan, average, plan.watched, lambda: bool(stop.signal)
+            plan, average, plan.monitor_split, lambda: bool(stop.signal)
         )
         average.train()
         if world.wishes([stop.signal])[0]:

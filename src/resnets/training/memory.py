@@ -116,11 +116,11 @@ def fitted(plan: Plan) -> Plan:
         return plan
     fixed, image = need(plan)
     free //= plan.world.size
-    micro = fitting(plan.share, fixed, image, free)
+    micro = fitting(plan.local_batch, fixed, image, free)
     if launched():  # all ranks alike
         micro = -plan.world.wishes([-micro])[0]
-    if micro == plan.share:
+    if micro == plan.local_batch:
         return plan
-    wanted = (fixed + plan.share * image) / 2**30
-    why = f"; {plan.share} would need {wanted:.1f} GiB of {free / 2**30:.1f}"
-    return replace(plan, recipe=replace(plan.recipe, micro=micro), crowded=why)
+    wanted = (fixed + plan.local_batch * image) / 2**30
+    why = f"; {plan.local_batch} would need {wanted:.1f} GiB of {free / 2**30:.1f}"
+    return replace(plan, recipe=replace(plan.recipe, micro=micro), memory_note=why)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,8 +17,9 @@ from resnets.config import families
 from resnets.config.arch import Arch
 from resnets.config.recipe import Augment, Preprocess, Recipe, to_dict
 from resnets.config.recipes import RECIPES
-from resnets.data.dataset import Source, Split
+from resnets.data.dataset import Source, Split, normalization
 from resnets.data.rng import draw_for_step
+from resnets.device import use_bfloat16
 from resnets.errors import DataError, UsageError
 from resnets.evaluation.predictor import Model, is_2d, load
 from resnets.models.cost import cost
@@ -46,7 +46,7 @@ class Plan:
     world: World = SINGLE_PROCESS
     base: Model | None = None  # what training starts from
     teacher: Model | None = None
-    crowded: str = ""  # why forward passes are smaller than asked
+    memory_note: str = ""  # why forward passes are smaller than asked
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -55,19 +55,19 @@ class Plan:
         return self.recipe.total_steps(len(self.train))
 
     @property
-    def several(self) -> bool:
+    def multi_label(self) -> bool:
         """Whether an image may have several classes, or none."""
         return self.source.task == "classify" and self.train.labels.ndim == 2
 
     @property
-    def share(self) -> int:
+    def local_batch(self) -> int:
         """Images of a step on this rank."""
         return self.recipe.batch // self.world.size
 
     @property
     def micro(self) -> int:
         """Images of one forward pass."""
-        return min(self.recipe.micro or self.share, self.share)
+        return min(self.recipe.micro or self.local_batch, self.local_batch)
 
     @property
     def frozen_steps(self) -> int:
@@ -75,12 +75,12 @@ class Plan:
         return round(self.recipe.frozen * len(self.train) / self.recipe.batch)
 
     @property
-    def watched(self) -> Split | None:
+    def monitor_split(self) -> Split | None:
         """The images of the error curve."""
         return self.source.test if self.recipe.watch == "test" else self.source.val
 
     @property
-    def final(self) -> Split | None:
+    def result_split(self) -> Split | None:
         """The images of the result: the test split where there is one."""
         return self.source.test or self.source.val
 
@@ -97,7 +97,7 @@ class Plan:
                 "recipe": json.dumps(to_dict(self.recipe)),
                 "resnets": version("resnets"),
                 "torch": torch.__version__,
-                "labels": "several" if self.several else "one",
+                "labels": "several" if self.multi_label else "one",
             },
         )
 
@@ -114,15 +114,15 @@ class Plan:
         grown = start + (size - start) * min(1.0, step / (0.75 * steps))
         return min(size, max(start, round(grown / stride) * stride))
 
-    def finishing(self, each: float, exact: float) -> float:
+    def tail_seconds(self, each: float, exact: float) -> float:
         """Seconds that a run needs after its last step.
 
         Testing takes `each` for an image on all ranks, and `exact` on one in float32.
         """
-        watched = len(self.watched or ())
+        monitored = len(self.monitor_split or ())
         result = len(self.source.val or ()) + len(self.source.test or ())
         # All ranks end the training with an evaluation; the first tests the result, in float32.
-        return WRITING + each * watched + max(each * self.world.size, exact) * result
+        return WRITING + each * monitored + max(each * self.world.size, exact) * result
 
     def start(self) -> State:
         """The state before the first step; a classifier that `weights` do not fit stays new."""
@@ -133,7 +133,7 @@ class Plan:
         state.course = TrainProgress(steps=self.steps, micro=self.micro)
         return state
 
-    def lines(self) -> dict[str, str]:
+    def summary(self) -> dict[str, str]:
         """The plan for a person, a line each; the measured time comes last."""
         source, recipe, size = self.source, self.recipe, self.preprocess.size
         parts = {"train": self.train, "validation": source.val, "test": source.test}
@@ -144,9 +144,9 @@ class Plan:
         length = f"{self.steps:,} steps of {recipe.batch}, {epochs:.1f} epochs"
         if recipe.budget:
             length = f"as many steps of {recipe.batch} as fit into {recipe.budget / 60:.3g} minutes"
-        if (passes := math.ceil(self.share / self.micro)) > 1:
+        if (passes := math.ceil(self.local_batch / self.micro)) > 1:
             length += f"; {passes} forward passes of {self.micro} images make one step"
-            length += self.crowded
+            length += self.memory_note
         return {
             "data": f"{source.name}, digest {source.digest[:12]}",
             "classes": f"{len(source.classes)}: {names}",
@@ -225,35 +225,6 @@ def default_dense_recipe(source: Source, train: Split, device: torch.device, tas
     return replace(recipe, epochs=epochs, batch=batch)
 
 
-def processor_flags() -> set[str]:
-    """Instruction sets of this processor as Linux lists them; empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    return set(next((line.split() for line in lines if line.startswith("flags")), ()))
-
-
-def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: asked for, or `auto` where the hardware has it."""
-    if precision == "auto" and device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if precision == "auto" and device.type == "cpu":
-        return not processor_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
-    return precision == "bfloat16"
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name; `auto` is the GPU if there is one. Raises UsageError."""
-    if name != "auto":
-        try:
-            return torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"--device {name} cannot be used: {reason}") from None
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def training_images(source: Source) -> Split:
     """The training split. Raises DataError when there is none."""
     if source.train is None:
@@ -304,7 +275,7 @@ def resolve(
 def contradictions(plan: Plan) -> Iterator[str]:
     """What cannot be meant, each with its remedy."""
     recipe, source, base, teacher = plan.recipe, plan.source, plan.base, plan.teacher
-    side, several = recipe.train_size or plan.preprocess.size, plan.several
+    side = recipe.train_size or plan.preprocess.size
     if source.task != "classify":
         usual = Recipe(model=recipe.model)
         for name in ("loss", "class_weights", "label_smoothing", "teacher", "precise_bn"):
@@ -327,9 +298,9 @@ def contradictions(plan: Plan) -> Iterator[str]:
         yield f"the teacher {recipe.teacher} knows other classes than {source.name}"
     if teacher and not same_normalization(teacher.card.preprocess, plan.preprocess):
         yield f"the teacher {recipe.teacher} normalises otherwise: --set normalize=..."
-    if several and recipe.loss != "bce":
+    if plan.multi_label and recipe.loss != "bce":
         yield f"images of {source.name} have several labels each: --set loss=bce"
-    if several and teacher:
+    if plan.multi_label and teacher:
         yield "a teacher is for images with one label each: leave teacher out"
     if recipe.warmup > plan.steps and not recipe.budget:
         steps = f"{plan.steps} steps of the run"
@@ -365,7 +336,7 @@ def preprocessing(recipe: Recipe, source: Source) -> Preprocess:
         raise UsageError(f"size={size} of a crop_ratio={recipe.crop_ratio} is over 8,192 pixels")
     see = Preprocess(size=size, resize=resize, channels=source.channels, white=source.white)
     if recipe.normalize != "pixel":
-        mean, std = channel_statistics(recipe.normalize, source, source.channels)
+        mean, std = normalization(recipe.normalize, source, source.channels)
         return replace(see, mean=mean, std=std)
     if not isinstance(images, torch.Tensor) or images.shape[-1] != size:
         raise UsageError(
@@ -375,20 +346,3 @@ def preprocessing(recipe: Recipe, source: Source) -> Preprocess:
     mean_image = images.double().mean(0) / 255  # (C, H, W): 1512.03385, section 4.2
     mean = tuple(round(value, 7) for value in mean_image.flatten().tolist())
     return replace(see, mean=mean, std=(1.0,) * source.channels)
-
-
-def channel_statistics(
-    normalize: Literal["data", "imagenet", "none"], source: Source | None, channels: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation for a network of `channels` input channels. Raises UsageError."""
-    if normalize == "data" and source is None:
-        raise UsageError("--normalize data needs the data: --data DATA")
-    imagenet = Preprocess(size=1)
-    known = source if source and normalize == "data" else imagenet
-    mean, std = ((0.0,), (1.0,)) if normalize == "none" else (known.mean, known.std)
-    if len(mean) == channels:
-        return mean, std
-    if 1 not in (len(mean), channels):
-        raise UsageError(f"no mean of {len(mean)} channels for a network of {channels}")
-    mean, std = ((sum(x) / len(x),) * channels for x in (mean, std))  # grey is the colours' mean
-    return mean, std

@@ -140,7 +140,7 @@ class Step:
         world, sums = plan.world, torch.zeros_like(self.state.totals)
         self.sent.clear()
         # As many on each rank, also where an image could not be read: they exchange messages.
-        count = math.ceil(plan.share / course.micro)
+        count = math.ceil(plan.local_batch / course.micro)
         parts = (torch.tensor_split(x, count) for x in (batch.images, batch.labels))
         pieces = list(zip(*parts, strict=True))
         first = world.rank * count

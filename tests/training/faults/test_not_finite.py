@@ -141,7 +141,7 @@ def test_nothing_of_it_is_kept(request, tmp_path, monkeypatch, where, times, val
         returns = 1 if where in BEFORE else times
         assert 1 <= course.rewinds <= returns
         assert course.factor == 0.5**course.rewinds
-        best = evaluation.load(run.best).scores(small_plan().watched)
+        best = evaluation.load(run.best).scores(small_plan().monitor_split)
         assert metrics.classification_metrics(best).error == course.best
         assert sum("back to the newest checkpoint" in note for note in notes) == course.rewinds
 

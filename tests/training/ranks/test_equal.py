@@ -157,10 +157,10 @@ def test_a_run_of_two_ranks_goes_on_with_others(ranks, tmp_path):
 def count_messages(world, folder):
     plan = small_plan(world, {"steps": 4, "micro": 4})
     state = State.start(plan.recipe, plan.arch, CPU)
-    state.course = TrainProgress(steps=4, micro=plan.share)
+    state.course = TrainProgress(steps=4, micro=plan.local_batch)
     step, counts = Step(plan, state), []
 
-    for micro, batch in zip((plan.share, 4, 4), batches(plan, state.course), strict=False):
+    for micro, batch in zip((plan.local_batch, 4, 4), batches(plan, state.course), strict=False):
         state.course.micro = micro
         step.accumulate(batch)
         counts.append(len(step.sent))

@@ -1,0 +1,99 @@
+"""The machine: the device to use, what its processor can do, installed versions.
+
+torch is imported inside, since a command that only names the processor should start at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resnets.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of that name; `auto` is the GPU if there is one. Raises UsageError."""
+    import torch
+
+    if name != "auto":
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"--device {name} cannot be used: {reason}") from None
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def processor_flags() -> set[str]:
+    """Instruction sets of this processor as Linux lists them; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return set(next((line.split() for line in lines if line.startswith("flags")), ()))
+
+
+def use_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: asked for, or `auto` where the hardware has it."""
+    import torch
+
+    if precision == "auto" and device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if precision == "auto" and device.type == "cpu":
+        return not processor_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
+    return precision == "bfloat16"
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, for the record."""
+    import torch
+
+    return {
+        "resnets": version("resnets"),
+        "code": code(),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "system": platform.platform(),
+        "processor": processor(),
+        "threads": str(torch.get_num_threads()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+def code() -> str:
+    """The start of the SHA-256 of the package's files, so that a change between releases shows."""
+    root, found = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def commit() -> str:
+    """The commit of the checkout that this package runs from; "none" where it is installed."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        ours = (Path(__file__).parents[2] / ".git").exists()
+        done = subprocess.run(git, capture_output=True, text=True, check=True) if ours else None
+    except (OSError, subprocess.CalledProcessError):
+        done = None
+    return done.stdout.strip() if done else "none"
+
+
+def processor() -> str:
+    """The processor's model, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine() or "CPU"
