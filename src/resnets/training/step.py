@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from resnets.data.loader import Batch
 from resnets.errors import MemoryExhausted, UsageError
-from resnets.evaluation.classification import predict_batch
 from resnets.training import tasks
 from resnets.training.distributed import Message, accumulating
-from resnets.training.losses import class_weights, classification_loss, distillation_loss
 from resnets.training.optim import set_mode
 from resnets.training.plan import Plan
 from resnets.training.state import State, all_finite, ema_update, flat_view, floating, local_tensor
@@ -27,10 +25,7 @@ class Step:
 
     def __init__(self, plan: Plan, state: State) -> None:
         self.plan, self.state, self.task = plan, state, tasks.task_of_plan(plan)
-        self.teacher = plan.teacher.network.to(plan.device).eval() if plan.teacher else None
-        self.class_weights: Tensor | None = None
-        if plan.recipe.class_weights == "balanced":
-            self.class_weights = class_weights(plan.train.labels, plan.arch.classes).to(plan.device)
+        self.loss = self.task.loss(plan)
         # Looked up once: walking over the modules of a deep network takes milliseconds.
         network, average = state.network, state.average
         self.parameters = list(network.parameters())
@@ -148,24 +143,11 @@ class Step:
             torch.manual_seed(((recipe.seed * 1_000_003 + course.step) * 4096 + number) % 2**63)
             more = number < first + len(pieces) - 1
             with accumulating(self.replica, more):
-                loss, wrong = self.task.learn(self, images, labels)
+                loss, wrong = self.loss(self.replica, images, labels)
                 (loss * (len(images) * world.size / recipe.batch)).backward()  # type: ignore[no-untyped-call]
             seen = torch.full_like(loss, len(images), dtype=torch.float64)
             sums += torch.stack([loss.detach() * seen, wrong, seen])
         return sums
-
-    def loss(self, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-        """The recipe's loss, with the teacher's share if there is one."""
-        recipe, weights = self.plan.recipe, self.class_weights
-        smoothing = recipe.label_smoothing
-        loss = classification_loss(
-            logits, targets, kind=recipe.loss, smoothing=smoothing, weights=weights
-        )
-        if self.teacher is None:
-            return loss
-        answers = predict_batch(self.teacher, images, bfloat16=self.plan.bfloat16)
-        taught = distillation_loss(logits, answers, recipe.temperature)
-        return (1 - recipe.distill) * loss + recipe.distill * taught
 
     def replicate(self, frozen: bool) -> None:
         """Let all learn, or what is new alone, and join the ranks' gradients; there are none."""

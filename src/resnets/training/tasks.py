@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resnets.config import arch as archs
 from resnets.data.joint_transforms import MASK_SIZE
@@ -25,26 +25,31 @@ from resnets.evaluation.scenes import LoaderOptions
 from resnets.evaluation.segmentation import SegmentationMetrics
 from resnets.models import Network
 from resnets.training.distributed import SINGLE_PROCESS, World
-from resnets.training.losses import count_errors, to_one_hot
+from resnets.training.losses import (
+    class_weights,
+    classification_loss,
+    count_errors,
+    distillation_loss,
+    to_one_hot,
+)
 from resnets.training.plan import Plan
 from resnets.training.run import Run
-
-if TYPE_CHECKING:
-    from resnets.training.step import Step
 
 SCORES, DETECTIONS = "scores.safetensors", "detections.safetensors"
 Tested: TypeAlias = (
     ClassificationMetrics | DetectionMetrics | LocalizationMetrics | SegmentationMetrics
 )
 Stopped = Callable[[], bool]
+# Network, images and labels of a micro-batch -> mean loss, and number of wrong images: () each.
+LossFunction = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Task:
     """How networks of a task learn, are watched while they do, and are tested at the end."""
 
-    # Images and labels of a micro-batch -> the mean loss, and wrong answers in images.
-    learn: Callable[[Step, Tensor, Tensor], tuple[Tensor, Tensor]]
+    # What training lowers.
+    loss: Callable[[Plan], LossFunction]
     # Figures of a split that the ranks look at together, "error" among them; of no account once
     # a signal has stopped it.
     watch: Callable[[Plan, Network, Split, Stopped], dict[str, float]]
@@ -80,14 +85,28 @@ def images(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
     return (zeros.contiguous(memory_format=torch.channels_last),)
 
 
-def classification_step(step: Step, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The recipe's loss of mixed images, and the wrong answers."""
-    plan = step.plan
-    images, targets = mix_batch(images, to_one_hot(labels, plan.arch.classes), plan.recipe.augment)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=plan.bfloat16):
-        logits = step.replica(images).float()
-    loss = step.loss(images, logits, targets)
-    return loss, count_errors(logits, targets, several=labels.ndim == 2)
+def recipe_loss(plan: Plan) -> LossFunction:
+    """The recipe's loss of mixed images, with the teacher's share if there is one."""
+    recipe, arch, bfloat16 = plan.recipe, plan.arch, plan.bfloat16
+    teacher = plan.teacher.network.to(plan.device).eval() if plan.teacher else None
+    weights: Tensor | None = None
+    if recipe.class_weights == "balanced":
+        weights = class_weights(plan.train.labels, arch.classes).to(plan.device)
+
+    def loss(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        images, targets = mix_batch(images, to_one_hot(labels, arch.classes), recipe.augment)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+            logits = network(images).float()
+        mean = classification_loss(
+            logits, targets, kind=recipe.loss, smoothing=recipe.label_smoothing, weights=weights
+        )
+        if teacher is not None:
+            answers = classification.predict_batch(teacher, images, bfloat16=bfloat16)
+            taught = distillation_loss(logits, answers, recipe.temperature)
+            mean = (1 - recipe.distill) * mean + recipe.distill * taught
+        return mean, count_errors(logits, targets, several=labels.ndim == 2)
+
+    return loss
 
 
 def watch_classes(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
@@ -115,11 +134,15 @@ def test_classes(
     return metrics.classification_metrics(scores, name)
 
 
-def dense_task_loss(step: Step, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of a scene network's losses, and its share of wrong decisions."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=step.plan.bfloat16):
-        parts = step.replica(images, labels)
-    return parts[:-1].sum(), parts[-1].detach() * len(images)
+def network_loss(plan: Plan) -> LossFunction:
+    """The sum of the losses that a dense network computes itself, and its wrong decisions."""
+
+    def loss(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=plan.bfloat16):
+            losses = network(images, labels)  # (k,): losses, and the share of wrong decisions
+        return losses[:-1].sum(), losses[-1].detach() * len(images)
+
+    return loss
 
 
 def objects(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
@@ -194,12 +217,8 @@ def no_temperature(plan: Plan, model: Model) -> None:
 
 
 TASKS = {
-    "classify": Task(
-        classification_step, watch_classes, fit_temperature, test_classes, images, SCORES
-    ),
-    "detect": Task(
-        dense_task_loss, watch_objects, no_temperature, test_objects, objects, DETECTIONS
-    ),
-    "localize": Task(dense_task_loss, watch_places, no_temperature, test_places, objects),
-    "segment": Task(dense_task_loss, watch_pixels, no_temperature, test_pixels, pixels),
+    "classify": Task(recipe_loss, watch_classes, fit_temperature, test_classes, images, SCORES),
+    "detect": Task(network_loss, watch_objects, no_temperature, test_objects, objects, DETECTIONS),
+    "localize": Task(network_loss, watch_places, no_temperature, test_places, objects),
+    "segment": Task(network_loss, watch_pixels, no_temperature, test_pixels, pixels),
 }
