@@ -365,6 +365,7 @@ def test_a_model_of_other_classes_is_refused(cli, digits_run, tmp_path):
     assert "bird" in err
 
 
+@pytest.mark.slow
 def test_a_grey_network_of_others_reads_colour_and_the_other_way(cli, tmp_path):
     for channels in (1, 3):
         network = resnets.create("resnet8", classes=10, channels=channels)
@@ -504,8 +505,9 @@ def test_doctor(cli):
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)],
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
 )
+@pytest.mark.slow
 def test_a_signal_saves_and_resume_goes_on(tmp_path, number, code):
     command = [sys.executable, "-m", "resnets"]
     steps = ["--model", "resnet8", "--set", "size=8", "--set", "steps=200", "--set", "eval_every=1"]

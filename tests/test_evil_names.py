@@ -105,6 +105,7 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_training_on_evil_folders_leaves_harmless_files(cli, data, tmp_path):
     run = tmp_path / "runs" / "=\x1b[2J\u202e[bold]"
     small = ("--model", "resnet8", "--set", "size=8", "--set", "steps=2", "--set", "batch=8")

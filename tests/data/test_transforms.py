@@ -208,7 +208,7 @@ def test_erasing_by_hand():
 
 
 def test_erased_rectangles_have_the_papers_areas_and_shapes():
-    n = 4000
+    n = 1500
     draws = uniform(0, torch.tensor(0), torch.arange(n), DRAWS)
     images = torch.ones(n, 1, 100, 100)
     found = transforms.augment(

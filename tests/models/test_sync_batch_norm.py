@@ -59,7 +59,8 @@ def work(rank, folder, shares):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_together_are_one_process_with_the_whole_batch(ranks, tmp_path):
     shares = SHARES[ranks]
     torch.multiprocessing.spawn(work, (str(tmp_path), shares), ranks)

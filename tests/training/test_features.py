@@ -357,6 +357,7 @@ def test_a_large_seed_is_a_seed():
     assert step.update(first_batch(small_plan())) == "done"
 
 
+@pytest.mark.slow
 def test_exact_statistics_after_a_budget_end(tmp_path):
     few = {"size": 8, "batch": 32, "precise_bn": 2, "budget": 3.0, "precision": "float32"}
     outcome = resnets.train("digits", model="resnet8", run=tmp_path / "r", overrides=few)

@@ -32,7 +32,7 @@ def planned(drawn, task, **changes):
 
 
 @pytest.mark.parametrize(
-    "task", ["detect", *(pytest.param(t, marks=pytest.mark.slow) for t in ("localize", "segment"))]
+    "task", ["segment", *(pytest.param(t, marks=pytest.mark.slow) for t in ("detect", "localize"))]
 )
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(drawn, tmp_path, task):
     runs = [

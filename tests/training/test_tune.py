@@ -97,7 +97,8 @@ class Killed(BaseException):
     """What no handler catches."""
 
 
-@pytest.mark.parametrize("ended", ["complete", pytest.param("pruned", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ended", ["complete", "pruned"])
 def test_a_kill_before_the_end_of_a_trial_is_recorded_loses_nothing(tmp_path, monkeypatch, ended):
     """Its curve is what the pruner compares later trials with."""
     if ended == "pruned":
@@ -169,6 +170,7 @@ def test_a_trial_that_cannot_be_trained_is_the_worst_and_not_the_end(tmp_path):
     assert [(t.state, t.error) for t in done] == [("failed", 1.0)] * 2
 
 
+@pytest.mark.slow
 def test_the_trials_share_the_budget(tmp_path):
     plan = a_plan(steps=0, epochs=1000, eval_every=1000)
     done = run(tmp_path, trials=2, budget=8.0, plan=plan)
@@ -224,6 +226,7 @@ def test_without_optuna_the_install_line_is_told(monkeypatch):
     assert caught.value.exit_code == 8
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     few = ["--model", "resnet8", "--set", "size=8", "--set", "steps=3"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -180,6 +180,7 @@ cards = st.builds(
 )
 
 
+@settings(max_examples=30)
 @given(cards)
 def test_cards_survive_json(card: ModelMetadata) -> None:
     assert from_dict(json.loads(json.dumps(to_dict(card)))) == card

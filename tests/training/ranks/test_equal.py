@@ -93,6 +93,7 @@ def floating(tensors):
     return [name for name in floats if name != "totals"]
 
 
+@pytest.mark.slow
 def test_weights_do_not_depend_on_the_number_of_ranks(tmp_path):
     one, two, four = (trained(n, tmp_path / str(n), micro=8) for n in (1, 2, 4))
     for other in (two, four):

@@ -245,7 +245,7 @@ def endless(world, folder):
 @pytest.mark.parametrize(
     ("victim", "number"),
     [
-        (2, signal.SIGSTOP),
+        pytest.param(2, signal.SIGSTOP, marks=pytest.mark.slow),
         pytest.param(2, signal.SIGKILL, marks=pytest.mark.slow),
         (0, signal.SIGKILL),
     ],
