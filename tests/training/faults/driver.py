@@ -91,7 +91,7 @@ def calls() -> dict[str, tuple[object, str]]:
     return {
         "created": (lifecycle, "run_folder"),
         "report": (lifecycle, "report"),
-        "begin": (loop, "begin"),
+        "begin": (loop, "load_or_init"),
         "evaluated batch": (classification, "predict_batch"),
         "step": (step.Step, "update"),
     }

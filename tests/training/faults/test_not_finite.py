@@ -74,7 +74,7 @@ def inject(request, patch, where: str, bad: Callable[[], float | None]) -> None:
             into(lambda self, _: self.state.network.get_buffer("bn1.running_var")),
         )
     elif where == "average":
-        wrapped(patch, step, "blend", into(lambda average, *_: average[0]))
+        wrapped(patch, step, "ema_update", into(lambda average, *_: average[0]))
     else:
 
         def after(optimizer, *_):
