@@ -47,13 +47,16 @@ def work(rank: int, ranks: int, port: int, args: argparse.Namespace, batch: int)
         with torch.autocast("cpu", torch.bfloat16, enabled=HALF):
             logits = replica(images)
         F.cross_entropy(logits.float(), labels).backward()
-        world.average(buffers)
+        world.all_reduce_mean(buffers)
         optimizer.step()
         optimizer.zero_grad()
 
     gradients = torch.zeros(sum(p.numel() for p in network.parameters()))
-    steps, messages = timed(step, args.steps), timed(lambda: world.sum(gradients), args.steps)
-    if world.first:
+    steps, messages = (
+        timed(step, args.steps),
+        timed(lambda: world.all_reduce_sum(gradients), args.steps),
+    )
+    if world.is_main:
         row = torch.tensor([steps, messages, gradients.nbytes], dtype=torch.float64)
         torch.save(row, args.result)
     world.leave()

@@ -103,12 +103,12 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
     if launched():
         if path is None:
             raise UsageError("under torchrun give a folder that all its restarts share: --run DIR")
-        if world.share(run.finished and not missing_results(run)):
+        if world.broadcast(run.finished and not missing_results(run)):
             verb = f"resnets {command_group(archs.task(plan.arch))}evaluate"
             raise UsageError(f"{path} is finished; `{verb} {path} DATA` uses it")
-        if world.share((run.path / "recipe.json").exists()):
+        if world.broadcast((run.path / "recipe.json").exists()):
             return run
-    if not world.first:
+    if not world.is_main:
         return run
     while True:
         run = run_folder(plan, path)
@@ -157,15 +157,15 @@ def train_and_finish(
     `more` is said after the command that goes on, where a signal stops it.
     """
     world, again = plan.world, f"`resnets resume {run.path}`{more}"
-    with run.locked() if world.first else nullcontext(), SignalFlags() as stop:
-        if not world.share(run.finished):
-            with world.together():
+    with run.locked() if world.is_main else nullcontext(), SignalFlags() as stop:
+        if not world.broadcast(run.finished):
+            with world.report_dead_ranks():
                 for progress in fit(run, plan, stop):
                     watch(progress)
                 world.leave()
         with stop.ending(again):
             seconds = time.monotonic() - plan.began
-            if not world.first:
+            if not world.is_main:
                 return TrainResult(run.path, None, seconds, archs.task(plan.arch))
             outcome = finish(run, plan, seconds)
             if {"README.md", "report.html"} & set(missing_results(run)):

@@ -52,17 +52,17 @@ class World:
     device: torch.device = CPU  # of messages
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes the run folder."""
         return self.rank == 0
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def wishes(self, numbers: list[int]) -> list[int]:
+    def all_reduce_max(self, numbers: list[int]) -> list[int]:
         """For each place the largest number of any rank."""
         if self.size > 1:
             values = torch.tensor(numbers, device=self.device)
@@ -70,15 +70,15 @@ class World:
             numbers = values.tolist()
         return numbers
 
-    def average(self, tensors: list[Tensor]) -> None:
+    def all_reduce_mean(self, tensors: list[Tensor]) -> None:
         """Replace each floating tensor by its mean over the ranks, with one message."""
         if self.size > 1 and tensors:
             flat = torch.cat([t.flatten() for t in tensors])
-            parts = torch.split(self.sum(flat) / self.size, [t.numel() for t in tensors])
+            parts = torch.split(self.all_reduce_sum(flat) / self.size, [t.numel() for t in tensors])
             views = [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
             torch._foreach_copy_(tensors, views)
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""
         box = [value]
         if self.size > 1:
@@ -127,7 +127,7 @@ class World:
                 fully_shard(module, mesh=mesh)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def report_dead_ranks(self) -> Iterator[None]:
         """Where a message fails, raises ResnetsError that names the ranks that do not notice it.
 
         Those that hang or died are among them. The wait also lets the rank that failed first end
@@ -141,7 +141,7 @@ class World:
             store = dist.distributed_c10d._get_default_store()
             try:
                 store.append("here", f"{self.rank} ")  # type: ignore[attr-defined]
-                time.sleep(2 * GRACE if self.first else GRACE)  # it may hold the store
+                time.sleep(2 * GRACE if self.is_main else GRACE)  # it may hold the store
                 here = {int(rank) for rank in store.get("here").split()}
             except RuntimeError:
                 here = set(range(1, self.size))

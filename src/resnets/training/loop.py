@@ -112,15 +112,15 @@ def open_events(folder: Path, step: int, notes: list[str]) -> Write:
 def load_or_init(run: Run, plan: Plan, notes: list[str]) -> State:
     """The state of the newest checkpoint, or of the first step; the logs are cut to it."""
     world, state = plan.world, plan.start()
-    found = world.share(checkpoint.newest(run.path / "checkpoints") if world.first else None)
+    found = world.broadcast(checkpoint.newest(run.path / "checkpoints") if world.is_main else None)
     if found is not None:
         state.restore(found.tensors, found.course)
         notes += found.problems
-        if world.first:
+        if world.is_main:
             notes += missing_best(run, plan, state.course)
     elif budget := plan.recipe.budget:
-        state.course.steps = world.share(max(1, round(plan.steps * budget / estimate(plan))))
-    if world.first:
+        state.course.steps = world.broadcast(max(1, round(plan.steps * budget / estimate(plan))))
+    if world.is_main:
         course = state.course
         for name in LOGS:
             # An evaluation may have been broken off after its step was saved.
@@ -163,7 +163,7 @@ def run_steps(
     """Train to the end or a signal and return "", or until the state is lost and return why."""
     recipe, world, course, images = plan.recipe, plan.world, state.course, len(plan.train)
     every = evaluation_interval(plan, course.steps)
-    events = open_events(run.path / "tensorboard", course.step, notes) if world.first else None
+    events = open_events(run.path / "tensorboard", course.step, notes) if world.is_main else None
     bad = {str(path): reason for path, reason in plan.source.unreadable}
     write_unreadable(run, plan, bad)
     step, stream, first = Step(plan, state), batches(plan, course), course.step
@@ -191,7 +191,7 @@ def run_steps(
 
         # What one process sees is done by all: signals, the clock, a budget's new length.
         # After a step that was left out is no place to go back to.
-        free = world.first and not writer.busy and not course.skipped
+        free = world.is_main and not writer.busy and not course.skipped
         save_now = free and now - saved > SAVE_SECONDS
         wishes = [stop.signal, stop.save or save_now, 0]
         if recipe.budget and now - planned > recipe.budget / 50 and course.step > first:
@@ -200,7 +200,7 @@ def run_steps(
             finishing = plan.tail_seconds(each or pace / recipe.batch / 3, exact)
             left = recipe.budget - course.seconds - finishing
             wishes[2], planned = course.step + max(1, round(left / pace)), now
-        stopping, saving, steps = world.wishes(wishes)
+        stopping, saving, steps = world.all_reduce_max(wishes)
         if steps and not course.ended:
             course.steps = steps
         over = bool(stopping) or course.ended
@@ -208,14 +208,14 @@ def run_steps(
             if not all_finite(floating((tensors := state.tensors()).values())):
                 return f"the state is not finite at step {course.step}"
             stop.save, saved = False, now
-            if world.first:
+            if world.is_main:
                 course.logs = run.logs()
                 writer.save(tensors, course)
         if over:
             writer.wait()
         notes += writer.complaints(last=over)
         if over or notes or progress.loss is not None or now - shown > 0.5:
-            for note in notes if world.first else ():
+            for note in notes if world.is_main else ():
                 run.append("notes.jsonl", {"step": course.step, "note": note})
             yield replace(progress, notes=tuple(notes))
             notes.clear()
@@ -323,7 +323,7 @@ def evaluate_and_log(
             plan, average, plan.monitor_split, lambda: bool(stop.signal)
         )
         average.train()
-        if world.wishes([stop.signal])[0]:
+        if world.all_reduce_max([stop.signal])[0]:
             return replace(progress, loss=None)
         row |= {f"{recipe.watch}_{name}": value for name, value in found.items()}
         more = tuple((k, v) for k, v in found.items() if k not in ("error", "loss"))
@@ -346,7 +346,7 @@ def update_best(
     recipe = plan.recipe
     if course.best is None or error < course.best:
         course.best, course.waited, course.waited_drop = error, 0, 0
-        if recipe.keep == "best" and plan.world.first:
+        if recipe.keep == "best" and plan.world.is_main:
             save(run.best, average, plan.card)
         return
     course.waited += 1

@@ -118,7 +118,7 @@ def fitted(plan: Plan) -> Plan:
     free //= plan.world.size
     micro = fitting(plan.local_batch, fixed, image, free)
     if launched():  # all ranks alike
-        micro = -plan.world.wishes([-micro])[0]
+        micro = -plan.world.all_reduce_max([-micro])[0]
     if micro == plan.local_batch:
         return plan
     wanted = (fixed + plan.local_batch * image) / 2**30

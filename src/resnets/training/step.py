@@ -56,7 +56,7 @@ class Step:
         before = [b.clone() for b in self.buffers]
         sums = self.backward(batch, before)
         numbers = floating(self.buffers)
-        plan.world.average(numbers)
+        plan.world.all_reduce_mean(numbers)
         gradients = [flat_view(p.grad) for p in self.parameters if p.grad is not None]
         course.step += 1
         if not self.finite([sums.float(), *gradients, *numbers]):
@@ -81,7 +81,7 @@ class Step:
     def finite(self, tensors: list[Tensor]) -> bool:
         """Whether all are finite, of all ranks: without sharding they have the same."""
         bad = not all_finite(tensors)
-        return not (self.plan.world.wishes([bad])[0] if self.plan.recipe.shard else bad)
+        return not (self.plan.world.all_reduce_max([bad])[0] if self.plan.recipe.shard else bad)
 
     def backward(self, batch: Batch, before: list[Tensor]) -> Tensor:
         """Gradients of the batch, in micro-batches; half as large ones where memory runs out.
@@ -117,8 +117,8 @@ class Step:
                 sums = torch.full_like(self.state.totals, math.nan)
             # Outside of `except`, which would keep the failed pass alive.
             for values, dtype in self.messages[len(self.sent) :]:
-                plan.world.sum(sums.new_zeros(values, dtype=dtype))
-            if not plan.world.sum(sums)[2].isnan():  # the number of images
+                plan.world.all_reduce_sum(sums.new_zeros(values, dtype=dtype))
+            if not plan.world.all_reduce_sum(sums)[2].isnan():  # the number of images
                 return sums
             course.micro = (course.micro + 1) // 2
             for buffer, old in zip(self.buffers, before, strict=True):

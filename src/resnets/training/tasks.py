@@ -112,7 +112,7 @@ def recipe_loss(plan: Plan) -> LossFunction:
 def watch_classes(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
     """Error and loss."""
     batches = takewhile(lambda _: not stopped(), test_batches(split, **reading(plan, plan.world)))
-    names, total = plan.source.classes, plan.world.sum
+    names, total = plan.source.classes, plan.world.all_reduce_sum
     means = classification.evaluate(network, batches, names, bfloat16=plan.bfloat16, total=total)
     return {"error": means.error, "loss": means.loss}
 
@@ -186,7 +186,7 @@ def watch_places(plan: Plan, network: Any, split: Split, stopped: Stopped) -> di
     here = reading(plan, plan.world)
     part = localization.evaluate(network, split, bfloat16=plan.bfloat16, stopped=stopped, **here)
     sums = torch.tensor([part.images, part.error * part.images, part.top5_error * part.images])
-    images, given, five = plan.world.sum(sums.double().to(plan.world.device)).tolist()
+    images, given, five = plan.world.all_reduce_sum(sums.double().to(plan.world.device)).tolist()
     return {"error": given / max(1, images), "top5_error": five / max(1, images)}
 
 
@@ -200,7 +200,7 @@ def test_places(run: Run, plan: Plan, model: Model, split: Split, name: str) -> 
 def watch_pixels(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
     """Mean IoU at the size of the views."""
     batches = takewhile(lambda _: not stopped(), test_batches(split, **reading(plan, plan.world)))
-    names, total = plan.source.classes, plan.world.sum
+    names, total = plan.source.classes, plan.world.all_reduce_sum
     figures = segmentation.evaluate(network, batches, names, bfloat16=plan.bfloat16, total=total)
     return {"error": figures.error, "mean_iou": figures.mean_iou}
 

@@ -54,7 +54,20 @@ def inject(request, patch, where: str, bad: Callable[[], float | None]) -> None:
 
     Step = step.Step
     if where == "loss":
-        wrapped(patch, Step, "loss", lambda x, *_: x * v if (v := bad()) is not None else x)
+        start = Step.__init__
+
+        def started(self, *rest):
+            start(self, *rest)
+            loss_of = self.loss
+
+            def loss(*inputs):
+                mean, wrong = loss_of(*inputs)
+                value = bad()
+                return (mean if value is None else mean * value), wrong
+
+            self.loss = loss
+
+        patch.setattr(Step, "__init__", started)
     elif where == "input":
         accumulate = Step.accumulate
 

@@ -58,7 +58,7 @@ def small_plan(world, changes):
 
 def train(world, folder, changes, stop_after=None):
     run, stop = Run(folder), SignalFlags()
-    if world.first and not folder.exists():
+    if world.is_main and not folder.exists():
         run.create()
     for progress in fit(run, small_plan(world, changes), stop):
         if stop_after is not None and progress.step >= stop_after:
@@ -238,7 +238,7 @@ def count_images(world, folder):
             rank=world.rank,
             ranks=world.size,
         )
-        results[images] = evaluate(network, rows, plan.source.classes, total=world.sum)
+        results[images] = evaluate(network, rows, plan.source.classes, total=world.all_reduce_sum)
     torch.save(results, folder / f"{world.size}-{world.rank}")
     world.leave()
 

@@ -233,9 +233,9 @@ def test_a_signal_wakes_the_other_ranks(tmp_path):
 
 def endless(world, folder):
     try:
-        with world.together():
+        with world.report_dead_ranks():
             while True:
-                world.wishes([1])
+                world.all_reduce_max([1])
                 (folder / f"{world.rank}.at").touch()
                 time.sleep(0.01)
     except ResnetsError as error:

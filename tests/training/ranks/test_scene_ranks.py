@@ -25,7 +25,7 @@ def train(world, folder, data, task, model):
     # Statistics of a batch would be each rank's own.
     plan = replace(plan, world=world, arch=replace(plan.arch, backbone=GROUP))
     run = Run(folder)
-    if world.first:
+    if world.is_main:
         run.create()
     for _ in fit(run, plan, SignalFlags()):
         pass
