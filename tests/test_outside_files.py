@@ -21,6 +21,7 @@ from resnets.evaluation import detection, scores
 from resnets.models import build
 from resnets.models.io import model_file
 from resnets.papers import ledger
+from resnets.tensor_files import load_tensors, save_tensors, with_digest
 from resnets.training import checkpoint
 from resnets.training.run import Run
 from resnets.training.state import TrainProgress
@@ -90,7 +91,7 @@ def test_a_wrong_value_in_a_run_is_named(name, content, key, tmp_path):
         read(name)
 
 
-# --- Sealed files, sealed again -------------------------------------------------------------------
+# --- Files with digests that fit ------------------------------------------------------------------
 
 SCORES = scores.Scores(
     torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.arange(4), ("a", "b", "c")
@@ -101,16 +102,16 @@ FOUND = detection.DetectionPredictions(
 )
 
 
-def resealed(path, room, value, key, tensors, card):
-    """What is saved, with other tensors and another card, and a seal that fits them."""
-    room.save(path, value)
-    own, known = scores.read_sealed(path, key, lambda *both: both)
-    own, known = own | tensors, known | card
-    for part in (own, known):
-        for name in [name for name, value in part.items() if value is None]:
-            del part[name]
-    scores.write_sealed(path, own, key, known)
-    return room.load(path)
+def resealed(path, module, value, key, tensors, metadata):
+    """What is saved, with other tensors and metadata, and digests that fit them."""
+    module.save(path, value)
+    contents = load_tensors(path, key, lambda *both: both, "")
+    changed_tensors, changed_metadata = contents[0] | tensors, contents[1] | metadata
+    for changed in (changed_tensors, changed_metadata):
+        for name in [name for name, value in changed.items() if value is None]:
+            del changed[name]
+    save_tensors(path, changed_tensors, key, changed_metadata)
+    return module.load(path)
 
 
 def test_sealed_files_are_read_back(tmp_path):
@@ -181,7 +182,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(change, tmp_path):
     (path,) = checkpoint.finished(tmp_path / "checkpoints")
     body = json.loads((path / "state.json").read_text())
     del body["seal"]
-    (path / "state.json").write_bytes(checkpoint.with_digest(body | change))
+    (path / "state.json").write_text(with_digest(body | change, "seal", sort_keys=True))
     with pytest.raises(CheckpointError, match="step-00000003"):
         checkpoint.read(path)
 

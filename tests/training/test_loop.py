@@ -12,7 +12,7 @@ from resnets.config.recipe import Augment
 from resnets.config.recipes import digits
 from resnets.data import dataset
 from resnets.errors import CheckpointError, DiskError, Diverged, UsageError
-from resnets.models.io.model_file import digest
+from resnets.tensor_files import digest
 from resnets.training import checkpoint
 from resnets.training import plan as plans
 from resnets.training.loop import evaluation_interval, fit, read_best

@@ -11,7 +11,8 @@ from resnets.config.families import FAMILY
 from resnets.data.joint_transforms import fit_side
 from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation import detection
-from resnets.models.io.model_file import digest, load
+from resnets.models.io.model_file import load
+from resnets.tensor_files import digest
 from resnets.training import checkpoint
 from resnets.training.loop import batches
 from resnets.training.state import TrainProgress, load_pretrained

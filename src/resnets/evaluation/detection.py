@@ -18,8 +18,9 @@ from resnets.errors import MissingPackage, UsageError
 from resnets.evaluation import voc
 from resnets.evaluation.diagnosis import diagnose
 from resnets.evaluation.scenes import LoaderOptions, iter_batches, never
-from resnets.evaluation.scores import read_sealed, shape, unreadable, within, write_sealed
+from resnets.evaluation.scores import advice, shape, unreadable, within
 from resnets.models.detection.boxes import clip
+from resnets.tensor_files import load_tensors, save_tensors
 
 if TYPE_CHECKING:  # torchvision takes 1.7 s to import
     from resnets.models.detection.faster_rcnn import Detections
@@ -147,12 +148,12 @@ def save(path: str | Path, found: DetectionPredictions) -> None:
     tensors["shapes"] = torch.tensor(shapes, dtype=torch.int64).view(-1, 3)
     counts = np.frombuffer(b"".join(counts for *_, counts in masks), np.uint8)
     tensors["counts"] = torch.from_numpy(counts.copy())
-    write_sealed(path, tensors, "detections", card)
+    save_tensors(path, tensors, "detections", card)
 
 
 def load(path: str | Path) -> DetectionPredictions:
-    """What `save` wrote. Raises as `scores.read_sealed`."""
-    return read_sealed(path, "detections", _found)
+    """What `save` wrote. Raises as `load_tensors`."""
+    return load_tensors(path, "detections", _found, advice(path))
 
 
 def _found(tensors: dict[str, Tensor], card: dict[str, Any]) -> DetectionPredictions:
@@ -162,6 +163,7 @@ def _found(tensors: dict[str, Tensor], card: dict[str, Any]) -> DetectionPredict
     shape(tensors["boxes"], torch.float32, (count, 4), "boxes")
     shape(tensors["indices"], torch.int64, (images,), "indices")
     shape(tensors["shapes"], torch.int64, (count if card["drawn"] else 0, 3), "shapes")
+    shape(tensors["counts"], torch.uint8, (len(tensors["counts"]),), "counts")
     within(tensors["shapes"], 2**31, "shapes")
     within(tensors["classes"], 2**31, "classes")
     within(tensors["images"], 2**31, "images")

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnets.errors import CheckpointError, DiskError, UsageError
-from resnets.files import write_whole
-from resnets.models.io.model_file import digest
-
-T = TypeVar("T")
+from resnets.errors import CheckpointError, UsageError
+from resnets.tensor_files import load_tensors, save_tensors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,16 +99,21 @@ def ensemble(scores: Sequence[Scores]) -> Scores:
 def save(path: str | Path, scores: Scores) -> None:
     """One safetensors file, replaced in one step. Raises DiskError."""
     bad = [(str(file), reason) for file, reason in scores.unreadable]
-    card = {"classes": scores.classes, "unreadable": bad, "seconds": scores.seconds}
-    write_sealed(path, {name: getattr(scores, name) for name in _TENSORS}, "scores", card)
+    metadata = {"classes": scores.classes, "unreadable": bad, "seconds": scores.seconds}
+    save_tensors(path, {name: getattr(scores, name) for name in _TENSORS}, "scores", metadata)
 
 
 def load(path: str | Path) -> Scores:
-    """What `save` wrote. Raises as `read_sealed`."""
-    return read_sealed(path, "scores", _scores)
+    """What `save` wrote. Raises as `load_tensors`."""
+    return load_tensors(path, "scores", _from_tensors, advice(path))
 
 
-def _scores(tensors: dict[str, Tensor], card: dict[str, Any]) -> Scores:
+def advice(path: str | Path) -> str:
+    """What to do about a file of test results that cannot be used."""
+    return f"Delete it: `resnets resume {Path(path).parent}` writes it anew."
+
+
+def _from_tensors(tensors: dict[str, Tensor], card: dict[str, Any]) -> Scores:
     logits, labels, indices = (tensors[name] for name in _TENSORS)
     (count, classes), several = logits.shape, labels.ndim == 2
     shape(logits, torch.float32, (count, len(card["classes"])), "logits")
@@ -152,49 +150,6 @@ def text(value: Any) -> str:
 def unreadable(card: Mapping[str, Any]) -> tuple[tuple[Path, str], ...]:
     """The unreadable files of a card. Raises ValueError, KeyError or TypeError."""
     return tuple((Path(text(name)), text(reason)) for name, reason in card["unreadable"])
-
-
-def write_sealed(
-    path: str | Path, tensors: Mapping[str, Tensor], key: str, card: Mapping[str, Any]
-) -> None:
-    """A safetensors file with a card in its metadata, and the SHA-256 of all. Raises DiskError."""
-    tensors, text = {name: t.contiguous() for name, t in tensors.items()}, json.dumps(card)
-    write_whole(Path(path), serialise(tensors, {key: text, "sha256": _seal(tensors, text)}))
-
-
-def read_sealed(
-    path: str | Path, key: str, build: Callable[[dict[str, Tensor], dict[str, Any]], T]
-) -> T:
-    """What `build` makes of the tensors and the card that `write_sealed` wrote.
-
-    Raises CheckpointError for a file that is missing, broken, changed or another; DiskError where
-    it cannot be read now.
-    """
-    try:
-        Path(path).read_bytes()  # safetensors does not say why a file cannot be read
-        with safe_open(path, "pt") as file:
-            names, metadata = list(file.keys()), file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in names}
-        if _seal(tensors, text := metadata[key]) != metadata["sha256"]:
-            raise ValueError("it is not what was saved (SHA-256)")
-        return build(tensors, json.loads(text))
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            raise DiskError(f"{path} cannot be read: {error.strerror}; try again") from None
-        reason: Exception | str = "it is missing"
-    except KeyError as error:
-        reason = f"{error} is missing"
-    except (SafetensorError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = str(error)[:200]
-    raise CheckpointError(
-        f"{path} has no {key} of this version ({reason}).\n"
-        f"Delete it: `resnets resume {Path(path).parent}` writes it anew."
-    )
-
-
-def _seal(tensors: Mapping[str, Tensor], text: str) -> str:
-    digests = {name: [str(t.dtype), [*t.shape], digest(t)] for name, t in tensors.items()}
-    return hashlib.sha256((json.dumps(digests, sort_keys=True) + text).encode()).hexdigest()
 
 
 _TENSORS = ("logits", "labels", "indices")

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pydantic
 import safetensors
@@ -24,10 +23,11 @@ from torch import Tensor
 from resnets.config.arch import field_problem
 from resnets.errors import CheckpointError, DiskError
 from resnets.files import sync_folder, write_synced
-from resnets.models.io.model_file import digest
+from resnets.tensor_files import check_digest, check_tensors, digest, with_digest
 from resnets.training.state import TrainProgress
 
 KEEP = 2
+SEAL = "seal"  # the entry of state.json that has the digest of the others
 WRONG = (
     *(ValueError, LookupError, TypeError, AttributeError, RecursionError),
     safetensors.SafetensorError,
@@ -77,7 +77,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], course: TrainProgress) ->
             shutil.rmtree(stale, ignore_errors=True)
         temporary.mkdir(parents=True)
         write_synced(temporary / "state.safetensors", data)
-        write_synced(temporary / "state.json", with_digest(body))
+        write_synced(temporary / "state.json", with_digest(body, SEAL, sort_keys=True).encode())
         sync_folder(temporary)
         temporary.rename(final)
         sync_folder(folder)
@@ -87,12 +87,6 @@ def write(folder: Path, tensors: Mapping[str, Tensor], course: TrainProgress) ->
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def with_digest(body: Mapping[str, Any]) -> bytes:
-    """JSON that holds the SHA-256 of the rest of itself."""
-    rest = json.dumps(body, sort_keys=True)
-    return json.dumps({**body, "seal": hashlib.sha256(rest.encode()).hexdigest()}).encode()
 
 
 def identity(run: Path) -> tuple[str, ...]:
@@ -118,17 +112,11 @@ def read(path: Path) -> Checkpoint:
     """
     file = path / "state.json"
     try:
-        text = file.read_bytes()
-        body = json.loads(text)
-        del body["seal"]
-        if with_digest(body) != text:
-            raise ValueError("it was changed")
+        body = check_digest(file.read_bytes().decode(), SEAL, sort_keys=True)
         file = path / "state.safetensors"
         data = file.read_bytes()
         tensors = safetensors.torch.load(data)
-        for name, tensor in tensors.items():
-            if digest(tensor) != body["tensors"].get(name):
-                raise ValueError(f"{name} is not what was saved (SHA-256)")
+        check_tensors(tensors, body["tensors"])
         if hashlib.sha256(data).hexdigest() != body["file"]:
             raise ValueError("its header was changed")
         known = identity(path.parent.parent)

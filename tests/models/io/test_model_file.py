@@ -23,7 +23,6 @@ from resnets.config.families import FAMILY, cifar
 from resnets.config.recipe import Preprocess
 from resnets.errors import CheckpointError, DiskError, NotFinite, UsageError
 from resnets.models import Network, build, create
-from resnets.models.io import model_file
 from resnets.models.io.model_file import (
     KEY,
     ModelMetadata,
@@ -33,6 +32,7 @@ from resnets.models.io.model_file import (
     save,
     to_dict,
 )
+from resnets.tensor_files import with_digest
 
 TINY = ResNetArch(
     blocks=(1, 1), widths=(4, 8), shortcut="A", stem="cifar", stem_width=4, classes=2, size=8
@@ -69,7 +69,7 @@ def rewrite(path: Path, **changes: object) -> None:
     tensors = safetensors.torch.load_file(path)
     values = {**body(path), **changes}
     values.pop("sha256")
-    text = model_file._seal(json.dumps(values))
+    text = with_digest(values)
     path.write_bytes(safetensors.torch.save(tensors, {KEY: text}))
 
 
@@ -371,7 +371,7 @@ def test_sealed_values_that_are_not_finite(path: Path) -> None:
     values = body(path)
     values.pop("sha256")
     values["tensors"]["fc.bias"] = hashlib.sha256(tensors["fc.bias"].numpy()).hexdigest()
-    text = model_file._seal(json.dumps(values))
+    text = with_digest(values)
     path.write_bytes(safetensors.torch.save(tensors, {KEY: text}))
     with pytest.raises(CheckpointError, match=r"fc\.bias has values that are not finite"):
         load(path)
@@ -452,8 +452,8 @@ def test_a_card_that_asks_for_gigabytes_is_refused_at_once(
 def test_the_units_of_a_file_are_limited_whatever_it_holds(count, path):
     tensors = {f"layer1.{k}.{i}": torch.zeros(1) for k in range(count) for i in range(3)}
     card = to_dict(replace(CARD, arch=replace(TINY, blocks=(count, 1))))
-    text = json.dumps({"format": 1, "card": card, "tensors": {}})
-    path.write_bytes(safetensors.torch.save(tensors, {KEY: model_file._seal(text)}))
+    text = with_digest({"format": 1, "card": card, "tensors": {}})
+    path.write_bytes(safetensors.torch.save(tensors, {KEY: text}))
     with pytest.raises(CheckpointError, match=f"{count + 1} units in {3 * count} tensors"):
         load(path)
 

@@ -11,7 +11,7 @@ import torch
 
 from resnets.errors import CheckpointError, DiskError
 from resnets.evaluation import detection, scores
-from resnets.models.io.model_file import digest
+from resnets.tensor_files import digest
 from resnets.training import checkpoint
 from resnets.training.run import Run
 from resnets.training.state import TrainProgress

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from resnets.models.io.model_file import digest
+from resnets.tensor_files import digest
 from resnets.training import checkpoint
 from resnets.training.run import Run
 from resnets.training.state import TrainProgress

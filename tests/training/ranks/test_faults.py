@@ -12,7 +12,7 @@ import pytest
 
 from resnets.cli import main
 from resnets.errors import DiskError, ResnetsError, UsageError
-from resnets.models.io.model_file import digest
+from resnets.tensor_files import digest
 from resnets.training import checkpoint
 from resnets.training.distributed import join, watch_parent
 from resnets.training.signals import SignalFlags

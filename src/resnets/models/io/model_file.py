@@ -6,7 +6,6 @@ each tensor's bytes, and last a SHA-256 of all that. safetensors itself checks n
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import warnings
@@ -18,7 +17,6 @@ from typing import Any
 
 import pydantic
 import torch
-from safetensors.torch import save as serialise
 from torch import Tensor
 
 from resnets.config import arch as architectures
@@ -26,11 +24,11 @@ from resnets.config.arch import Arch
 from resnets.config.families import label
 from resnets.config.recipe import PositiveFloat, Preprocess
 from resnets.errors import Assumption, CheckpointError, ResnetsError, UsageError
-from resnets.files import write_whole
 from resnets.models import Network
 from resnets.models.io import pretrained
 from resnets.models.io.infer_arch import assumed, clip, differences, meta_model, settling_hint
 from resnets.models.io.pretrained import refuse
+from resnets.tensor_files import check_digest, check_tensors, save_tensors
 
 FORMAT = 1
 KEY = "resnets"
@@ -57,16 +55,14 @@ def save(path: str | Path, network: Network, card: ModelMetadata) -> None:
     """
     path = Path(path)
     tensors = {
-        name: tensor.detach()
-        .to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)
-        .contiguous()
+        name: tensor.detach().to(
+            "cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype
+        )
         for name, tensor in network.state_dict().items()
     }
-    digests = {name: digest(tensor) for name, tensor in tensors.items()}
-    body = {"format": FORMAT, "card": to_dict(card), "tensors": digests}
+    metadata = {"format": FORMAT, "card": to_dict(card)}
     try:
-        text = json.dumps(body, allow_nan=False)
-        if from_dict(json.loads(text)["card"]) != card:
+        if from_dict(json.loads(json.dumps(metadata["card"], allow_nan=False))) != card:
             raise ValueError("what is read back differs")
     except (ValueError, TypeError) as error:
         raise UsageError(f"this card cannot be saved: {error}") from None
@@ -75,7 +71,7 @@ def save(path: str | Path, network: Network, card: ModelMetadata) -> None:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise refuse(path, f"not written, {name} is not finite", "Train with a lower rate.")
-    write_whole(path, serialise(tensors, {KEY: _seal(text)}))
+    save_tensors(path, tensors, KEY, metadata)
 
 
 def load(path: str | Path) -> tuple[Network, ModelMetadata]:
@@ -105,7 +101,7 @@ def open_model(
     path = Path(path)
     file = pretrained.read_contents(path, KEY)
     # One wrong letter in the key does not make a foreign file of ours.
-    if KEY in file.metadata or any(_SEAL in text for text in file.metadata.values()):
+    if KEY in file.metadata or any(', "sha256": "' in text for text in file.metadata.values()):
         if chosen:
             raise UsageError(f"arch.{min(chosen)}: {path} says what its network is, leave it out")
         return _ours(path, file.tensors, file.metadata)
@@ -141,16 +137,17 @@ def open_model(
 def _ours(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> tuple[Network, ModelMetadata]:
-    card, digests = _unseal(path, metadata.get(KEY, ""))
+    card, digests = _metadata(path, metadata.get(KEY, ""))
     network = _skeleton(path, card.arch, len(tensors))
     wanted = network.state_dict()
     kinds = [{name: (t.dtype, t.shape) for name, t in d.items()} for d in (tensors, wanted)]
     if kinds[0] != kinds[1] or digests.keys() != wanted.keys():
         problems = differences(wanted, tensors) or "types or digests"
         raise refuse(path, f"its tensors are not its card's ({problems})", "Get the file again.")
-    for name, tensor in tensors.items():
-        if digest(tensor) != digests[name]:
-            raise refuse(path, f"{name} is not what was saved (SHA-256)", "Get the file again.")
+    try:
+        check_tensors(tensors, digests)
+    except ValueError as error:
+        raise refuse(path, str(error), "Get the file again.") from None
     network.load_state_dict(tensors, assign=True)
     return network.eval(), card
 
@@ -197,21 +194,15 @@ def _numbers(value: object) -> Iterator[float]:
         yield math.inf if value != value else abs(value)
 
 
-_SEAL = ', "sha256": "'
-
-
-def _seal(body: str) -> str:
-    return f'{body[:-1]}{_SEAL}{hashlib.sha256(body.encode()).hexdigest()}"}}'
-
-
-def _unseal(path: Path, text: str) -> tuple[ModelMetadata, dict[str, str]]:
-    body = text[: text.rfind(_SEAL)] + "}"
+def _metadata(path: Path, text: str) -> tuple[ModelMetadata, dict[str, str]]:
+    """The metadata of a model file, and the digests of its tensors."""
     if not text:
         raise refuse(path, "no card: not a model file of resnets", "Open it as foreign weights.")
-    if _seal(body) != text:
-        raise refuse(path, "its card is not what was saved (SHA-256)", "Get the file again.")
     try:
-        data = json.loads(body)
+        data = check_digest(text)
+    except ValueError as error:
+        raise refuse(path, str(error), "Get the file again.") from None
+    try:
         version = data["format"]
         if version != FORMAT:
             raise refuse(path, f"format {clip(version)}, not {FORMAT}", "Upgrade resnets.")
@@ -237,8 +228,3 @@ def _skeleton(path: Path, arch: Arch, tensors: int) -> Network:
         return meta_model(arch)
     except (ResnetsError, ValueError, ArithmeticError, RuntimeError, TypeError) as error:
         raise refuse(path, f"an impossible network ({clip(error)})", "Get it again.") from None
-
-
-def digest(tensor: Tensor) -> str:
-    """SHA-256 of the bytes of a contiguous tensor on the CPU."""
-    return hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().data).hexdigest()
