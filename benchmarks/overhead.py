@@ -57,7 +57,7 @@ def main():
         mean=(0.5,) * 3, std=(0.25,) * 3,
     )  # fmt: skip
     plan = resolve(
-        replace(quick_cifar10(), watch="val", batch=OPTIONS.batch), source, torch.device("cpu"), 0
+        replace(quick_cifar10(), monitor="val", batch=OPTIONS.batch), source, torch.device("cpu"), 0
     )
     began = time.perf_counter()
     state = State.start(plan.recipe, plan.arch, plan.device)

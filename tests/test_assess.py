@@ -20,7 +20,7 @@ FEW = ["--set", "size=8", "--set", "batch=32", "--model", "resnet8", "--set", "s
 def folders(tmp_path_factory):
     """Two short runs, the second with validation images."""
     root = tmp_path_factory.mktemp("runs")
-    for name, more in (("one", []), ("two", ["--set", "holdout=200", "--seed", "3"])):
+    for name, more in (("one", []), ("two", ["--set", "val_fraction=200", "--seed", "3"])):
         with pytest.raises(SystemExit) as caught:
             main(["-q", "train", "digits", "--run", str(root / name), *FEW, *more])
         assert caught.value.code == 0

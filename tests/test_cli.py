@@ -554,8 +554,8 @@ def test_options_that_verbs_share_are_explained(cli, command, words):
 
 
 def test_what_python_sets_is_what_the_command_line_sets():
-    said = [["schedule=step", "augment.flip=true", "drops=0.5,0.75"],
-            {"schedule": "step", "augment.flip": True, "drops": [0.5, 0.75]}]  # fmt: skip
+    said = [["schedule=step", "augment.flip=true", "milestones=0.5,0.75"],
+            {"schedule": "step", "augment.flip": True, "milestones": [0.5, 0.75]}]  # fmt: skip
     one, other = (resnets.plan("digits", model="resnet8", overrides=x).recipe for x in said)
     assert one == other
     assert (one.schedule, one.augment.flip, one.drops) == ("step", True, (0.5, 0.75))

@@ -357,7 +357,7 @@ def score_file(root):
 
 
 def recipe_file(root):
-    body = {"model": "resnet20", "lr": 0.1, "augment": {"flip": True}, "drops": [0.5]}
+    body = {"model": "resnet20", "lr": 0.1, "augment": {"flip": True}, "milestones": [0.5]}
     (root / "r.json").write_text(json.dumps(body))
     return root / "r.json", lambda: recipes.read(root / "r.json")
 

@@ -181,7 +181,7 @@ def test_models_that_kept_other_images_are_not_compared(cli, drawn, tmp_path):
     data.write_text("\n".join(line for line in lines if not line.endswith(",val")))
     network = create("fasterrcnn_tiny_fpn", classes=2).eval()
     for seed in (1, 2):  # as of two runs that kept a third of the training images
-        recipe = json.dumps({"holdout": 0.3, "seed": seed})
+        recipe = json.dumps({"val_fraction": 0.3, "seed": seed})
         kept = {"digest": dataset.load(data, task="detect").digest, "recipe": recipe}
         card = model_file.ModelMetadata(
             arch=network.arch, classes=("dark", "red"), preprocess=SMALL, provenance=kept

@@ -82,7 +82,7 @@ def plan(
         workers: Processes that decode image files.
     """
     from resnets.config import arch, families, recipes
-    from resnets.config.recipe import Recipe
+    from resnets.config.recipe import Recipe, rename_old_fields
 
     # The command line and a launcher of ranks say since when a budget counts.
     began = time.monotonic() - (now := time.time()) + float(os.environ.pop("RESNETS_BEGAN", now))
@@ -98,10 +98,10 @@ def plan(
     fields = options.assignments(overrides or {})
     if twice := changes.keys() & fields:
         raise UsageError(f"{min(twice)} is given twice, by its own option and by --set")
-    changes |= fields
+    changes |= rename_old_fields(fields)
     base = recipes.read(recipe) if recipe is not None else None
     shortened = base is None or not {"epochs", "steps", "budget"}.isdisjoint(changes)
-    if shortened and {"eval_every", "stop_after", "patience"}.isdisjoint(changes):
+    if shortened and {"eval_every", "early_stop_patience", "patience"}.isdisjoint(changes):
         changes.setdefault("evaluations", 5)  # a short run has a curve too
     check = recipes.merged(base or Recipe(model="resnet18"), changes)
     for field in ("weights", "teacher"):
@@ -110,8 +110,11 @@ def plan(
     network_task = arch.task(families.arch(check.model)) if chosen else task or "classify"
     if network_task != (task or network_task):
         raise UsageError(f"{check.model} is not for `resnets {task}`, but to {network_task}")
-    if not check.weights and (check.frozen or check.norm == "frozen"):
-        raise UsageError("frozen=N and norm=frozen need weights to start from: --weights FILE|RUN")
+    if not check.weights and (check.freeze_backbone_epochs or check.norm == "frozen"):
+        raise UsageError(
+            "freeze_backbone_epochs=N and norm=frozen need weights to start from: "
+            "--weights FILE|RUN"
+        )
 
     from resnets.data import dataset
     from resnets.device import pick_device
@@ -138,8 +141,8 @@ def plan(
     )
     if resolved.trainval:
         source = dataset.merge_val_into_train(source)
-    if resolved.holdout:
-        source = dataset.hold_out(source, resolved.holdout, resolved.seed)
+    if resolved.val_fraction:
+        source = dataset.hold_out(source, resolved.val_fraction, resolved.seed)
     result = plan.resolve(resolved, source, place, workers, ranks)
     if model is not None and result.recipe.model != model:
         raise UsageError(
@@ -582,8 +585,8 @@ def calibrate(
     report of a run follow.
 
     Args:
-        split: The validation images, which `--set holdout` keeps from the training, or `all` images
-            of a data set that are all new to the model.
+        split: val, the validation images (`--set val_fraction` holds some out), or all, for a data
+            set of which the model has seen no image.
     """
     options.check_model(model)
     options.check_data(data)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from resnets import options
 from resnets.config import arch
-from resnets.config.recipe import NonNegativeFloat
+from resnets.config.recipe import FINITE, rename_old_fields
 from resnets.data import dataset
 from resnets.data.dataset import Source, Split, normalization
 from resnets.data.decode import largest_value_of_file, warn_clipped
@@ -83,7 +83,7 @@ def pick_split(source: Source, name: str) -> Split:
     if name == "all":
         return functools.reduce(Split.plus, there.values())
     if name not in there:
-        keep = "\nTrain with --set holdout=0.1 to keep some images." if name == "val" else ""
+        keep = "\nTrain with --set val_fraction=0.1 to keep some images." if name == "val" else ""
         known = f"it has: {', '.join(there)} (--split){keep}"
         raise DataError(f"{source.name} has no {name} split; {known}")
     return there[name]
@@ -108,11 +108,19 @@ def load_target(
 
 
 class TrainingData(pydantic.BaseModel):
-    """Of the recipe in a card: which images were kept from the training."""
+    """Of the recipe in a model file: which images were held out from the training."""
+
+    model_config = FINITE
 
     trainval: bool = False
-    holdout: NonNegativeFloat = 0.0
+    val_fraction: pydantic.NonNegativeFloat = 0.0
     seed: Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)] = 0
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def read_old_names(cls, values: Any) -> Any:
+        """Model files outlive versions, so they are read without a note."""
+        return rename_old_fields(values, note=False) if isinstance(values, dict) else values
 
 
 def held_out_split(path: str | Path, model: Model, source: Source, split: str | None) -> Split:
@@ -126,8 +134,8 @@ def held_out_split(path: str | Path, model: Model, source: Source, split: str | 
         ) from None
     if same and held.trainval and source.val is not None:
         source = dataset.merge_val_into_train(source)
-    if same and held.holdout and source.val is None:  # what was kept from the training
-        source = dataset.hold_out(source, held.holdout, held.seed)
+    if same and held.val_fraction and source.val is None:  # what was kept from the training
+        source = dataset.hold_out(source, held.val_fraction, held.seed)
     if split is None and source.automatic and not same:
         raise UsageError(
             f"{source.name} has no splits of its own and is not what {path} was trained on.\n"

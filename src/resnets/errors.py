@@ -90,7 +90,8 @@ SYNONYMS = {  # what other programs call a thing, and what it is called here
     "epochs": "num_epochs", "workers": "num_workers", "size": "img_size imgsz image_size",
     "run": "output output_dir out_dir project save_dir", "weights": "checkpoint pretrained ckpt",
     "weight_decay": "wd decay l2", "optimizer": "opt optim", "schedule": "sched lr_scheduler",
-    "label_smoothing": "smoothing", "stop_after": "early_stopping", "holdout": "val_split",
+    "label_smoothing": "smoothing", "early_stop_patience": "early_stopping",
+    "val_fraction": "val_split validation_split",
     "precision": "amp fp16 bf16 half", "top": "topk", "score": "conf threshold",
 }  # fmt: skip
 

@@ -237,11 +237,11 @@ def licence(root: Path | None) -> str:
 
 def write_model(run: Run, plan: Plan, network: Network, course: TrainProgress) -> None:
     """Write model.safetensors from the last state or the best, calibrated on validation images."""
-    if plan.recipe.keep == "best" and (best := read_best(run)):
+    if plan.recipe.select == "best" and (best := read_best(run)):
         network = best.to(plan.device)
     if plan.recipe.precise_bn:
         # At the final size of a growing input, and without a budget's endless stream.
-        plain = replace(plan, recipe=replace(plan.recipe, budget=0.0, grow_from=0))
+        plain = replace(plan, recipe=replace(plan.recipe, budget=0.0, progressive_from=0))
         stream = batches(plain, TrainProgress(steps=plan.recipe.precise_bn))
         precise_bn(network, (batch.images for batch in stream))
     steps = {"steps": str(course.step)}

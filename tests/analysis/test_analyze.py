@@ -20,7 +20,7 @@ KINDS = instruments.PLOTS
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("analyzed") / "one"
-    few = ["model=resnet14", "size=8", "steps=6", "batch=32", "holdout=0.2"]
+    few = ["model=resnet14", "size=8", "steps=6", "batch=32", "val_fraction=0.2"]
     with pytest.raises(SystemExit) as caught:
         main(["-q", "train", "digits", "--run", str(folder), *(f"--set={item}" for item in few)])
     assert caught.value.code == 0

@@ -9,7 +9,7 @@ from resnets.config import arch as archs
 from resnets.config import recipe as room
 from resnets.config import recipes
 from resnets.config.families import FAMILY
-from resnets.config.recipe import Recipe
+from resnets.config.recipe import Augment, Recipe
 from resnets.config.recipes import RECIPES, merged, paper_cifar10
 from resnets.errors import UsageError
 
@@ -129,16 +129,16 @@ def test_the_plateau_divides_by_ten():
 
 def test_what_the_papers_say_of_the_rest():
     rows = {name: recipe() for name, recipe in RECIPES.items()}
-    assert rows["goyal-8k"].batch // rows["goyal-8k"].micro == 256  # workers
-    assert rows["paper-imagenet"].batch // rows["paper-imagenet"].micro == 8
-    assert rows["torchvision-v2"].batch // rows["torchvision-v2"].micro == 8
+    assert rows["goyal-8k"].batch // rows["goyal-8k"].micro_batch == 256  # workers
+    assert rows["paper-imagenet"].batch // rows["paper-imagenet"].micro_batch == 8
+    assert rows["torchvision-v2"].batch // rows["torchvision-v2"].micro_batch == 8
     # alpha = 1 - 0.99998 times 8 x 128 x 32 / 600 (torchvision's references)
     assert 1 - rows["torchvision-v2"].ema == pytest.approx(2e-5 * 54.6133, rel=1e-4)
-    assert round(224 / rows["torchvision-v2"].crop_ratio) == 232
+    assert round(224 / rows["torchvision-v2"].crop_pct) == 232
     a1, a2, a3 = (rows[f"rsb-a{i}"] for i in (1, 2, 3))
     assert [r.augment.mixup for r in (a1, a2, a3)] == [0.2, 0.1, 0.1]
-    assert [r.augment.repeats for r in (a1, a2, a3)] == [3, 3, 1]
-    assert [r.augment.rand for r in (a1, a2, a3)] == [(7, 0.5), (7, 0.5), (6, 0.5)]
+    assert [r.augment.repeated_aug for r in (a1, a2, a3)] == [3, 3, 1]
+    assert [r.augment.randaugment for r in (a1, a2, a3)] == [(7, 0.5), (7, 0.5), (6, 0.5)]
     assert [r.weight_decay for r in (a1, a2, a3)] == [0.01, 0.02, 0.02]
     assert [r.label_smoothing for r in (a1, a2, a3)] == [0.1, 0, 0]
     assert [r.arch.get("drop_path", 0) for r in (a1, a2, a3)] == [0.05, 0.05, 0]
@@ -211,8 +211,10 @@ def test_a_wrong_field_of_a_network_is_named():
 
 
 def test_text_values_of_the_command_line_become_numbers():
-    recipe = room.parse({"model": "resnet20", "lr": "0.2", "nesterov": "true", "drops": ["0.5"]})
-    assert (recipe.lr, recipe.nesterov, recipe.drops) == (0.2, True, (0.5,))
+    recipe = room.parse(
+        {"model": "resnet20", "lr": "0.2", "nesterov": "true", "milestones": ["0.5"]}
+    )
+    assert (recipe.lr, recipe.nesterov, recipe.milestones) == (0.2, True, (0.5,))
 
 
 def test_every_field_of_a_recipe_is_typed():
@@ -238,3 +240,59 @@ def test_the_record_names_processor_and_commit() -> None:
     assert around["processor"] == device.processor()
     assert reproduce.machine("cpu").startswith(f"{device.processor()}, ")
     assert re.fullmatch(r"none|[0-9a-f]{40}", around["commit"])
+
+
+OLD = {
+    "model": "resnet8", "watch": "test", "keep": "best", "stop_after": 3, "drops": [0.5],
+    "drop_factor": 0.2, "holdout": 0.1, "frozen": 1.5, "crop_ratio": 0.9, "shard": True,
+    "micro": 16, "checkpoint_blocks": 2, "distill": 0.25, "grow_from": 8,
+    "augment": {"policy": "rand", "rand": [6, 0.5], "erase": 0.25, "repeats": 3},
+}  # fmt: skip
+
+
+def test_fields_are_read_by_their_names_of_0_1_0_with_one_note_that_gives_the_new_ones():
+    with pytest.warns(FutureWarning, match=r"watch is now monitor, keep is now select") as notes:
+        old = room.parse(OLD)
+    assert len(notes) == 1
+    text = str(notes[0].message)
+    assert "augment.policy=rand is now augment.policy=randaugment" in text
+    assert all(f"{old} is now {new}" in text for old, new in room.OLD_FIELDS.items())
+    assert "\n" not in text
+    augment = Augment(
+        policy="randaugment", randaugment=(6, 0.5), random_erasing=0.25, repeated_aug=3
+    )
+    assert old == Recipe(
+        model="resnet8", monitor="test", select="best", early_stop_patience=3, milestones=(0.5,),
+        gamma=0.2, val_fraction=0.1, freeze_backbone_epochs=1.5, crop_pct=0.9, fsdp=True,
+        micro_batch=16, activation_checkpointing=2, distill_weight=0.25, progressive_from=8,
+        augment=augment,
+    )  # fmt: skip
+    assert room.parse(room.to_dict(old)) == old  # without a note, which would be an error here
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "value"),
+    [
+        ({"holdout": 5000}, "val_fraction", 5000),
+        ({"drops": ["0.5", "0.75"], "schedule": "step"}, "milestones", (0.5, 0.75)),
+        ({"augment.erase": "0.5"}, "augment", Augment(random_erasing=0.5)),
+        ({"augment": {"policy": "trivial"}}, "augment", Augment(policy="trivialaugment")),
+        ({"augment.policy": "trivial"}, "augment", Augment(policy="trivialaugment")),
+    ],
+)
+def test_single_fields_of_a_recipe_are_changed_by_old_names_too(changes, field, value):
+    with pytest.warns(FutureWarning, match="old names of recipe fields"):
+        assert getattr(merged(Recipe(model="resnet8"), changes), field) == value
+
+
+@pytest.mark.parametrize("names", [("watch", "monitor"), ("monitor", "watch")])
+def test_a_field_by_both_names_is_refused(names):
+    with pytest.raises(UsageError, match="watch is the old name of monitor: give one of them"):
+        room.parse({"model": "resnet8", **dict.fromkeys(names, "val")})
+
+
+@pytest.mark.parametrize("field", ["lr", "warmup", "val_fraction", "augment.mixup"])
+@pytest.mark.parametrize("value", ["inf", "nan", "-1"])
+def test_numbers_are_finite_and_not_negative(field, value):
+    with pytest.raises(UsageError, match=field):
+        merged(Recipe(model="resnet8"), {field: value})

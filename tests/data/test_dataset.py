@@ -68,7 +68,7 @@ def test_holding_out_is_disjoint_complete_and_stratified(labels, part, seed):
     n = len(labels)
     count = round(part if part >= 1 else part * n)
     if not 0 < count < n:
-        with pytest.raises(UsageError, match="holdout="):
+        with pytest.raises(UsageError, match="val_fraction="):
             hold_out(numbered(labels), part, seed)
         return
     train = numbered(labels).train.divided(seed, count)[1]
@@ -553,9 +553,9 @@ def test_a_class_that_a_split_by_chance_leaves_out_is_told(tmp_path):
     rare = classes(tmp_path / "rare" / "train", {"a": 9, "b": 1}).parent
     whole = load(rare)
     assert hold_out(whole, 0.1, 0).notes == (
-        "holdout=0.1 leaves val without 1 of 2 classes, first 'b'",
+        "val_fraction=0.1 leaves val without 1 of 2 classes, first 'b'",
     )
-    lost = "holdout=0.6 leaves train without 1 of 2 classes, first 'b'"
+    lost = "val_fraction=0.6 leaves train without 1 of 2 classes, first 'b'"
     with pytest.raises(UsageError, match=lost):
         hold_out(whole, 0.6, 0)
     assert hold_out(replace(whole, task="detect"), 0.6, 0).notes == (lost,)

@@ -508,17 +508,17 @@ def test_a_request_has_the_labels_of_its_images_alone(photographs, monkeypatch):
     [
         Augment(crop="pad"),
         Augment(cutout=3),
-        Augment(policy="rand"),
-        Augment(erase=0.1),
+        Augment(policy="randaugment"),
+        Augment(random_erasing=0.1),
         Augment(mixup=0.1),
         Augment(cutmix=0.1),
         Augment(crop="scale", scale=(70, 60)),
     ],
 )
 def test_what_boxes_and_masks_do_not_follow_is_refused(photographs, augment):
-    (name,) = {"crop", "cutout", "policy", "erase", "mixup", "cutmix", "scale"} & {
+    (name,) = {"crop", "cutout", "policy", "random_erasing", "mixup", "cutmix", "scale"} & {
         "scale" if augment.crop == "scale" else name
-        for name in ("crop", "cutout", "policy", "erase", "mixup", "cutmix")
+        for name in ("crop", "cutout", "policy", "random_erasing", "mixup", "cutmix")
         if getattr(augment, name) != getattr(Augment(), name)
     }
     with pytest.raises(UsageError, match=rf"augment\.{name}="):

@@ -92,15 +92,15 @@ def test_repeated_images_stand_together_and_look_different(files):
         assert indices.tolist() == [first] * 3 + [second] * 3 + [third]
         assert views.tolist() == [epoch + c * 2**32 for c in (0, 1, 2, 0, 1, 2, 0)]
     (plain,) = training(files, INPUT, Augment(crop="area"), batch=2, stop=1)
-    (twice,) = training(files, INPUT, Augment(crop="area", repeats=2), batch=2, stop=1)
+    (twice,) = training(files, INPUT, Augment(crop="area", repeated_aug=2), batch=2, stop=1)
     assert twice.indices.tolist() == [plain.indices[0]] * 2
     assert torch.equal(twice.images[0], plain.images[0])
     assert not torch.equal(twice.images[1], twice.images[0])
 
 
-@pytest.mark.parametrize("policy", ["none", "trivial", "rand"])
+@pytest.mark.parametrize("policy", ["none", "trivialaugment", "randaugment"])
 def test_ranks_divide_each_step_and_each_pass(files, policy):
-    augment = Augment(crop="area", flip=True, policy=policy, erase=0.5, repeats=3)
+    augment = Augment(crop="area", flip=True, policy=policy, random_erasing=0.5, repeated_aug=3)
     for split, input_ in ((files, INPUT), (load("digits").train, GREY)):
         whole = list(training(split, input_, augment, batch=12, stop=3))
         parts = [

@@ -212,7 +212,11 @@ def test_erased_rectangles_have_the_papers_areas_and_shapes():
     draws = uniform(0, torch.tensor(0), torch.arange(n), DRAWS)
     images = torch.ones(n, 1, 100, 100)
     found = transforms.augment(
-        (images * 200).byte(), Augment(erase=0.25), torch.zeros(1, 1, 1), torch.ones(1, 1, 1), draws
+        (images * 200).byte(),
+        Augment(random_erasing=0.25),
+        torch.zeros(1, 1, 1),
+        torch.ones(1, 1, 1),
+        draws,
     )
     hole = found[:, 0] == 0
     hit = hole.flatten(1).any(1)
@@ -253,10 +257,10 @@ def test_the_view_is_the_crop_and_then_the_policy():
     preprocess, crop = Preprocess(size=16), Augment(crop="area")
     plain, row = transforms.views(image, draws, 16, preprocess, crop), draws[0].tolist()
     for policy, expected in (
-        ("trivial", auto_augment.trivial_augment(plain, row[32:])),
-        ("rand", auto_augment.rand_augment(plain, 9, 1.0, row[32:40])),
+        ("trivialaugment", auto_augment.trivial_augment(plain, row[32:])),
+        ("randaugment", auto_augment.rand_augment(plain, 9, 1.0, row[32:40])),
     ):
-        augment = Augment(crop="area", policy=policy, rand=(9, 1.0))
+        augment = Augment(crop="area", policy=policy, randaugment=(9, 1.0))
         found = transforms.views(image, draws, 16, preprocess, augment)
         assert torch.equal(found, expected)
 

@@ -128,7 +128,7 @@ def test_rows_of_the_papers_that_are_easily_missed():
 
 def test_a_budget_changes_length_resolution_and_data_and_three_experiments_networks():
     kept = ("model", "lr", "schedule", "optimizer", "momentum", "nesterov", "weight_decay", "loss",
-            "decay_all", "label_smoothing", "ema", "drop_factor", "clip", "precise_bn")  # fmt: skip
+            "decay_all", "label_smoothing", "ema", "gamma", "clip", "precise_bn")  # fmt: skip
     for one, arm in TRAINED:
         for budget in ("smoke", "cpu", "gpu"):
             short = scaled(one, arm.recipe, budget, 0)
@@ -153,7 +153,7 @@ def test_scenes_change_their_data_length_and_regions_alone():
         assert full == replace(arm.recipe, seed=seed, data="data", weights="weights")
         for budget in ("smoke", "cpu", "gpu"):
             short = Job(one, arm, budget, 0, "data").recipe
-            for name in ("model", "lr", "lr_batch", "schedule", "drops", "optimizer", "loss"):
+            for name in ("model", "lr", "lr_batch", "schedule", "milestones", "optimizer", "loss"):
                 assert getattr(short, name) == getattr(arm.recipe, name), (arm.name, name)
             assert (short.norm, short.weights, short.data) == ("batch", "", "data")
             there = archs.with_fields(FAMILY[short.model], short.arch)

@@ -56,7 +56,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("micro", [16, 8, 5])
 def test_micro_batches_give_the_gradient_of_the_batch(micro):
     """Without batch statistics the sums are the same; 5 leaves a smaller last piece."""
-    plan = small_plan(arch={"norm": "group"}, micro=micro, label_smoothing=0.1)
+    plan = small_plan(arch={"norm": "group"}, micro_batch=micro, label_smoothing=0.1)
     batch = first_batch(plan)
     state, step = begin(plan)
     step.accumulate(batch)
@@ -69,7 +69,7 @@ def test_micro_batches_give_the_gradient_of_the_batch(micro):
 
 def test_batch_statistics_are_over_the_micro_batch():
     batch = first_batch(small_plan())
-    state, step = begin(small_plan(micro=8))
+    state, step = begin(small_plan(micro_batch=8))
     step.accumulate(batch)
     twin = begin(small_plan())[0].network.train()
     for images in batch.images.split(8):
@@ -97,7 +97,7 @@ def test_the_network_is_that_of_the_weights(trained):
 
 
 def test_a_frozen_start_moves_the_classifier_alone(trained):
-    plan = small_plan(weights=str(trained), frozen=0.1, ema=0.0)
+    plan = small_plan(weights=str(trained), freeze_backbone_epochs=0.1, ema=0.0)
     assert plan.frozen_steps == round(0.1 * len(plan.train) / 32)
     state, step = begin(plan)
     before = {k: v.clone() for k, v in state.network.state_dict().items()}
@@ -118,7 +118,7 @@ def test_frozen_normalisation_keeps_the_statistics():
 
 
 def test_the_teacher_has_its_share_of_the_loss(trained):
-    plan = small_plan(teacher=str(trained), distill=1.0, temperature=2.0)
+    plan = small_plan(teacher=str(trained), distill_weight=1.0, temperature=2.0)
     batch = first_batch(plan)
     _, step = begin(plan)
     sums = step.accumulate(batch)
@@ -142,7 +142,7 @@ def errors_of(run):
 
 
 def test_early_stopping_ends_after_as_many_evaluations_without_a_better_one(tmp_path):
-    run = run_to(tmp_path / "run", small_plan(steps=400, stop_after=2, lr=0.4))
+    run = run_to(tmp_path / "run", small_plan(steps=400, early_stop_patience=2, lr=0.4))
     errors = errors_of(run)
     best = errors.index(min(errors))
     assert len(errors) == best + 3
@@ -165,15 +165,15 @@ def test_a_plateau_divides_the_rate(tmp_path):
 
 
 def test_the_best_state_is_kept_as_a_model_file(tmp_path):
-    run = run_to(tmp_path / "run", small_plan(steps=100, keep="best", lr=0.4))
+    run = run_to(tmp_path / "run", small_plan(steps=100, select="best", lr=0.4))
     plan = small_plan()
     result = metrics.classification_metrics(load(run.best).scores(plan.source.val))
     assert result.error == pytest.approx(min(errors_of(run)))
 
 
 def test_the_test_images_may_not_choose():
-    with pytest.raises(UsageError, match="watch=val"):
-        small_plan(watch="test", keep="best")
+    with pytest.raises(UsageError, match="monitor=val"):
+        small_plan(monitor="test", select="best")
 
 
 def test_a_budget_sets_the_length_and_anneals_the_rate(tmp_path, monkeypatch):
@@ -208,14 +208,14 @@ def test_the_end_of_a_run_is_part_of_its_budget():
 
 
 def test_the_input_grows_over_three_quarters_of_the_run():
-    plan = small_plan(size=16, grow_from=8)
+    plan = small_plan(size=16, progressive_from=8)
     assert [plan.side(step, 100) for step in (0, 18, 19, 56, 57, 99)] == [8, 8, 12, 12, 16, 16]
     plan = small_plan(size=16, train_size=12)
     assert {plan.side(step, 100) for step in range(100)} == {12}
 
 
 def test_mixing_and_erasing_leave_a_finite_falling_loss(tmp_path):
-    augment = Augment(crop="pad", pad=1, mixup=0.2, cutmix=1.0, erase=0.2, repeats=2)
+    augment = Augment(crop="pad", pad=1, mixup=0.2, cutmix=1.0, random_erasing=0.2, repeated_aug=2)
     run = run_to(tmp_path / "run", small_plan(steps=120, augment=augment, loss="bce", clip=1.0))
     losses = [row["loss"] for row in run.rows("metrics.jsonl")]
     assert losses[-1] < 0.8 * losses[0]
@@ -266,15 +266,24 @@ def test_exact_normalisation_statistics_are_in_the_result(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"keep": "best"}, "holdout=0.1"),
-        ({"frozen": 1}, "--weights"),
+        ({"select": "best"}, "val_fraction=0.1"),
+        ({"freeze_backbone_epochs": 1}, "--weights"),
         ({"norm": "frozen"}, "--weights"),
         ({"momentun": 0.9, "lr": "abc"}, r"did you mean momentum(.|\n)*lr:"),
         ({"augment": 3}, "augment:"),
         ({"steps": 9, "warmup": 10}, "warmup=10 is longer than the 9 steps"),
-        ({"drops": [0.5], "schedule": "cosine"}, "drops are for --set schedule=step, not for cos"),
-        ({"grow_from": 9, "size": 8}, "grow_from=9 is larger than the input, which grows to 8"),
-        ({"keep": "best", "grow_from": 9, "size": 8}, r"holdout=0.1(.|\n)*grow_from=9"),
+        (
+            {"milestones": [0.5], "schedule": "cosine"},
+            "milestones are for --set schedule=step, not",
+        ),
+        (
+            {"progressive_from": 9, "size": 8},
+            "progressive_from=9 is larger than the input, which",
+        ),
+        (
+            {"select": "best", "progressive_from": 9, "size": 8},
+            r"val_fraction=0.1(.|\n)*progressive_from=9",
+        ),
     ],
 )
 def test_contradictions_are_told_before_training(fields, message):
@@ -295,7 +304,7 @@ def test_another_model_than_that_of_the_weights_is_refused(trained):
 def test_class_weights_do_not_depend_on_the_micro_batch():
     gradients = []
     for micro in (32, 8):
-        plan = small_plan(arch={"norm": "group"}, micro=micro, class_weights="balanced")
+        plan = small_plan(arch={"norm": "group"}, micro_batch=micro, class_weights="balanced")
         state, step = begin(plan)
         step.accumulate(first_batch(plan))
         gradients.append([p.grad for p in state.network.parameters()])

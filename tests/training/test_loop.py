@@ -105,7 +105,7 @@ def flip(path):
 
 
 def test_a_damaged_best_state_is_told_at_once_with_a_way_out(tmp_path):
-    plan = small_plan(keep="best")
+    plan = small_plan(select="best")
     run = run_to(tmp_path / "run", plan, stop_after=15)
     whole = run.best.read_bytes()
     flip(run.best)
@@ -125,7 +125,7 @@ def test_a_damaged_best_state_is_told_at_once_with_a_way_out(tmp_path):
 
 
 def test_a_best_state_that_cannot_be_read_now_is_left_alone(tmp_path, monkeypatch):
-    plan = small_plan(keep="best")
+    plan = small_plan(select="best")
     run = run_to(tmp_path / "run", plan, stop_after=15)
     read = Path.read_bytes
 

@@ -20,7 +20,7 @@ def a_plan(**changes):
 
 
 def test_the_steps_are_those_of_a_run_at_that_rate():
-    plan = a_plan(lr=0.05, schedule="step", warmup=0, micro=16, ema=0.9)
+    plan = a_plan(lr=0.05, schedule="step", warmup=0, micro_batch=16, ema=0.9)
     state = State.start(plan.recipe, plan.arch, plan.device)
     state.course = TrainProgress(steps=12, micro=16)
     step, losses = Step(plan, state), []
@@ -51,7 +51,13 @@ def test_it_ends_where_the_loss_explodes():
 
 
 def test_warmup_frozen_layers_a_budget_and_the_schedule_play_no_part():
-    changes = {"warmup": 0.5, "frozen": 1.0, "budget": 60.0, "schedule": "one-cycle", "lr": 3.0}
+    changes = {
+        "warmup": 0.5,
+        "freeze_backbone_epochs": 1.0,
+        "budget": 60.0,
+        "schedule": "one-cycle",
+        "lr": 3.0,
+    }
     assert lr_range_test(a_plan(**changes), steps=5) == lr_range_test(a_plan(), steps=5)
 
 

@@ -56,12 +56,12 @@ def test_only_a_batch_that_does_not_fit_is_made_smaller(monkeypatch):
     plan = a_plan()
     fixed, image = memory.need(plan)
     monkeypatch.setattr(memory, "available", lambda: 10 * (fixed + 32 * image))
-    assert memory.fitted(plan).recipe.micro == 0
+    assert memory.fitted(plan).recipe.micro_batch == 0
     monkeypatch.setattr(memory, "available", lambda: round((fixed + 16 * image) / 0.8) + 1)
     small = memory.fitted(plan)
-    assert small.recipe.micro == small.micro == 16
+    assert small.recipe.micro_batch == small.micro == 16
     assert "2 forward passes of 16 images make one step" in small.summary()["length"]
-    said = a_plan(micro=32)
+    said = a_plan(micro_batch=32)
     assert memory.fitted(said) is said
     monkeypatch.setattr(memory, "available", lambda: None)
     assert memory.fitted(plan) is plan

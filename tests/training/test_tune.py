@@ -52,7 +52,7 @@ def test_each_trial_is_a_run_that_never_saw_the_test_images(study):
         path = folder / f"trial-{trial.number:04d}"
         recipe = json.loads((path / "recipe.json").read_text())
         assert (recipe["lr"], str(recipe["batch"])) == tuple(trial.fields.values())
-        assert (recipe["watch"], recipe["holdout"], recipe["seed"]) == ("val", 0.1, 0)
+        assert (recipe["monitor"], recipe["val_fraction"], recipe["seed"]) == ("val", 0.1, 0)
         result = json.loads((path / "result.json").read_text())
         assert (result["split"], result["images"]) == ("val", 90)
         assert result["error"] == trial.error

@@ -403,7 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not memory and isinstance(error, RuntimeError):
             raise
         remedy = (
-            "out of memory; train with a smaller --batch N or --set checkpoint_blocks=4,\n"
+            "out of memory; train with a smaller --batch N or --set activation_checkpointing=4,\n"
             "evaluate with a smaller --batch N"
         )
         fail(remedy, MemoryExhausted.exit_code)

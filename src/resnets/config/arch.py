@@ -294,7 +294,7 @@ def with_fields(arch: Arch, values: Mapping[str, Any]) -> Arch:
 
 
 def field_problem(error: pydantic.ValidationError) -> list[str]:
-    """What is wrong with each field, for a person: "drops.0: ... (got 'x')"."""
+    """What is wrong with each field, for a person: "milestones.0: ... (got 'x')"."""
     return [
         f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()
     ]

@@ -3,25 +3,53 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import BeforeValidator, Field
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from resnets.config.arch import field_problem
 from resnets.errors import UsageError, nearest
 
 T = TypeVar("T")
-NonNegativeInt = Annotated[int, Field(ge=0)]
-TenthsInt = Annotated[int, Field(ge=0, le=10)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
-FractionBelowOne = Annotated[float, Field(gt=0, le=1)]
-EmaDecay = Annotated[float, Field(ge=0, lt=1)]
-ImageSide = Annotated[int, Field(ge=0, le=2**12)]  # pixels: what a card may ask an image to become
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Magnitude = Annotated[int, Field(ge=0, le=10)]
+ImageSide = Annotated[int, Field(ge=0, le=2**12)]  # pixels: what a model file may ask for
+FINITE = ConfigDict(allow_inf_nan=False)
+
+# Names of 0.1.0, which are read for one release more; "augment." ones are fields of `Augment`.
+OLD_FIELDS = {
+    "grow_from": "progressive_from",
+    "crop_ratio": "crop_pct",
+    "holdout": "val_fraction",
+    "micro": "micro_batch",
+    "drops": "milestones",
+    "drop_factor": "gamma",
+    "distill": "distill_weight",
+    "frozen": "freeze_backbone_epochs",
+    "keep": "select",
+    "stop_after": "early_stop_patience",
+    "shard": "fsdp",
+    "checkpoint_blocks": "activation_checkpointing",
+    "watch": "monitor",
+    "augment.rand": "augment.randaugment",
+    "augment.erase": "augment.random_erasing",
+    "augment.repeats": "augment.repeated_aug",
+}
+OLD_POLICIES = {"trivial": "trivialaugment", "rand": "randaugment"}
 
 
 def setting(default: T, meaning: str) -> T:
@@ -29,8 +57,8 @@ def setting(default: T, meaning: str) -> T:
     return field(default=default, metadata={"meaning": meaning})
 
 
-# A single value, as `--set drops=0.5` gives it, is a list of one.
-SpatialScales = Annotated[
+# One value, as `--set milestones=0.5` gives it, is a list of one.
+Milestones = Annotated[
     tuple[UnitInterval, ...], BeforeValidator(lambda x: x if isinstance(x, list | tuple) else [x])
 ]
 
@@ -45,6 +73,8 @@ class Preprocess:
     one value for each channel, or channels * size * size values in (C, H, W) order (the per-pixel
     mean of 1512.03385, section 4.2).
     """
+
+    __pydantic_config__ = FINITE
 
     size: Annotated[ImageSide, Field(gt=0)]
     resize: Annotated[int, Field(ge=0, le=2**13)] = 0
@@ -66,19 +96,21 @@ class Augment:
     saturation of 0.4.
     """
 
+    __pydantic_config__ = FINITE
+
     # fmt: off
     crop: Literal["none", "pad", "scale", "area", "resize"] = setting("none", "the part of an image that training sees")
     pad: NonNegativeInt = setting(4, "pixels around an image before `crop=pad`")
     reflect: bool = setting(False, "pad by reflection (Wide ResNets), not with zeros")
     scale: tuple[int, int] = setting((256, 480), "lengths of the shorter side for `crop=scale` and `crop=resize`")
-    area: tuple[FractionBelowOne, FractionBelowOne] = setting((0.08, 1.0), "parts of the image for `crop=area`")
+    area: tuple[PositiveFraction, PositiveFraction] = setting((0.08, 1.0), "least and largest fraction of the image's area for `crop=area`")
     flip: bool = setting(False, "mirror half of the images")
     colour: Literal["none", "pca", "jitter", "jitter+pca"] = setting("none", "pca as AlexNet; jitter of brightness, contrast, saturation")
     cutout: NonNegativeInt = setting(0, "side of a square that is set to the mean")
-    policy: Literal["none", "trivial", "rand"] = setting("none", "TrivialAugmentWide or RandAugment")
-    rand: tuple[TenthsInt, NonNegativeFloat] = setting((7, 0.5), "RandAugment's magnitude, and its deviation")
-    erase: UnitInterval = setting(0.0, "chance that a rectangle is erased (1708.04896)")
-    repeats: Annotated[int, Field(ge=1)] = setting(1, "views of an image in a batch (1902.05509)")
+    policy: Literal["none", "trivialaugment", "randaugment"] = setting("none", "TrivialAugmentWide or RandAugment")
+    randaugment: tuple[Magnitude, NonNegativeFloat] = setting((7, 0.5), "magnitude of RandAugment, and its standard deviation")
+    random_erasing: UnitInterval = setting(0.0, "probability that a rectangle is erased (1708.04896)")
+    repeated_aug: PositiveInt = setting(1, "views of an image in a batch (1902.05509)")
     mixup: NonNegativeFloat = setting(0.0, "alpha of Beta(alpha, alpha), 0 is none (1710.09412)")
     cutmix: NonNegativeFloat = setting(0.0, "likewise of CutMix (1905.04899); with both, either at half the chance")
     # fmt: on
@@ -88,6 +120,8 @@ class Augment:
 class Recipe:
     """Everything that decides a training run, apart from the machine."""
 
+    __pydantic_config__ = FINITE
+
     # fmt: off
     model: str
     arch: dict[str, Any] = field(default_factory=dict, metadata={"meaning": "fields of the model that are changed"})
@@ -95,62 +129,62 @@ class Recipe:
     # data
     size: ImageSide = setting(0, "input side at test time; 0: the data's own, or 224 for folders")
     train_size: ImageSide = setting(0, "input side in training; 0: `size`")
-    grow_from: ImageSide = setting(0, "side of the first steps; grows to `train_size` over 3/4 of the run")
-    crop_ratio: FractionBelowOne = setting(0.875, "test crop / resized shorter side")
-    holdout: NonNegativeFloat = setting(0.0, "training images kept for validation: a part; from 1 on a number")
-    trainval: bool = setting(False, "the data's own validation images are trained on too")
+    progressive_from: ImageSide = setting(0, "input side of the first steps, which grows to `train_size` over 3/4 of the run; 0: it is constant")
+    crop_pct: PositiveFraction = setting(0.875, "test crop / resized shorter side, a fraction as in timm")
+    val_fraction: NonNegativeFloat = setting(0.0, "fraction of the training images held out for validation; from 1 on, their number")
+    trainval: bool = setting(False, "train on the data's own validation images too")
     normalize: Literal["data", "imagenet", "pixel", "none"] = setting("data", "whose mean and deviation; pixel: a mean for each pixel")
     augment: Augment = Augment()
-    max_unreadable: UnitInterval = setting(0.01, "part of the images that may be unreadable and skipped")
+    max_unreadable: UnitInterval = setting(0.01, "fraction of the images that may be unreadable and skipped")
     # length
     epochs: PositiveFloat = setting(30.0, "passes over the training images")
     steps: NonNegativeInt = setting(0, "optimiser steps; above 0 they replace `epochs`")
     budget: NonNegativeFloat = setting(0.0, "seconds; above 0 they replace both")
-    batch: Annotated[int, Field(gt=0)] = setting(128, "images of an optimiser step, over all ranks")
-    micro: NonNegativeInt = setting(0, "images of a forward pass and its batch statistics; 0: a rank's whole share")
+    batch: PositiveInt = setting(128, "images of an optimiser step, over all ranks")
+    micro_batch: NonNegativeInt = setting(0, "images of a forward pass and its batch statistics; 0: all of a rank's")
     # rate
-    lr: PositiveFloat = setting(0.1, "learning rate at its peak")
+    lr: PositiveFloat = setting(0.1, "peak learning rate")
     lr_batch: NonNegativeInt = setting(0, "the batch that `lr` is for; the rate scales linearly; 0: `batch`")
     schedule: Literal["step", "plateau", "cosine", "linear", "one-cycle"] = setting("cosine", "how the rate falls")
-    drops: SpatialScales = setting((), "parts of the run after which schedule=step multiplies by `drop_factor`")
-    drop_factor: PositiveFloat = setting(0.1, "what a drop multiplies the rate by")
-    patience: Annotated[int, Field(ge=1)] = setting(5, "evaluations without a better one before schedule=plateau drops")
-    warmup: NonNegativeFloat = setting(0.0, "steps from `warmup_lr` on; below 1 a part of the run")
+    milestones: Milestones = setting((), "fractions of the run after which schedule=step multiplies the rate by `gamma`")
+    gamma: PositiveFloat = setting(0.1, "factor of the rate at a milestone, and at a plateau")
+    patience: PositiveInt = setting(5, "evaluations without improvement after which schedule=plateau multiplies by `gamma`")
+    warmup: NonNegativeFloat = setting(0.0, "steps of the warm-up from `warmup_lr`; below 1 a fraction of the run")
     warmup_lr: NonNegativeFloat = setting(0.0, "rate of the first step of `warmup`")
     warmup_shape: Literal["linear", "constant"] = setting("linear", "whether the rate rises during `warmup`")
     # optimiser
     optimizer: Literal["sgd", "adamw", "lamb", "lars", "muon"] = setting("sgd", "lamb and lars: for batches of thousands")
-    momentum: EmaDecay = setting(0.9, "of sgd, lars and muon")
-    nesterov: bool = setting(False, "look ahead with the momentum (sgd)")
-    betas: tuple[EmaDecay, EmaDecay] = setting((0.9, 0.999), "of adamw and lamb")
-    weight_decay: NonNegativeFloat = setting(1e-4, "decay of the weights")
+    momentum: Decay = setting(0.9, "of sgd, lars and muon")
+    nesterov: bool = setting(False, "Nesterov momentum (sgd)")
+    betas: tuple[Decay, Decay] = setting((0.9, 0.999), "of adamw and lamb")
+    weight_decay: NonNegativeFloat = setting(1e-4, "weight decay")
     decay_all: bool = setting(True, "False: no decay on normalisation parameters and biases")
-    clip: NonNegativeFloat = setting(0.0, "largest norm of the whole gradient, 0 is none")
+    clip: NonNegativeFloat = setting(0.0, "largest norm of the whole gradient; 0: no clipping")
     # loss and averaging
-    loss: Literal["cross-entropy", "bce"] = setting("cross-entropy", "bce takes each class by itself")
-    class_weights: Literal["none", "balanced"] = setting("none", "balanced weighs rare classes more")
-    label_smoothing: UnitInterval = setting(0.0, "part of a label that is spread over all classes")
-    teacher: str = setting("", "a model file whose answers are learned too (1503.02531)")
-    distill: UnitInterval = setting(0.5, "the teacher's share of the loss")
+    loss: Literal["cross-entropy", "bce"] = setting("cross-entropy", "bce: binary cross-entropy of each class")
+    class_weights: Literal["none", "balanced"] = setting("none", "balanced: rare classes weigh more")
+    label_smoothing: UnitInterval = setting(0.0, "part of a label's weight that is spread over all classes")
+    teacher: str = setting("", "model file or run to distil from (1503.02531)")
+    distill_weight: UnitInterval = setting(0.5, "weight of the teacher's part in the loss")
     temperature: PositiveFloat = setting(1.0, "what the teacher's logits are divided by")
-    ema: EmaDecay = setting(0.0, "decay of the weights' exponential average, 0 is none")
-    ema_every: Annotated[int, Field(ge=1)] = setting(1, "steps between two updates of that average")
-    precise_bn: NonNegativeInt = setting(0, "batches that the final normalisation statistics are averages of")
+    ema: Decay = setting(0.0, "decay of the exponential moving average of the weights; 0: none")
+    ema_every: PositiveInt = setting(1, "steps between two updates of that average")
+    precise_bn: NonNegativeInt = setting(0, "batches over which the final normalisation statistics are averaged; 0: running averages")
     # start and end
     weights: str = setting("", "a model file or foreign weights to start from; empty: from scratch")
-    frozen: NonNegativeFloat = setting(0.0, "epochs in which the classifier alone learns")
-    layer_decay: FractionBelowOne = setting(1.0, "rate of a stage / rate of the next")
-    norm: Literal["batch", "frozen", "sync"] = setting("batch", "statistics of BN: of the batch, as loaded, of all ranks")
-    keep: Literal["last", "best"] = setting("last", "the result: the last state, or the best on validation")
-    stop_after: NonNegativeInt = setting(0, "evaluations without a better one after which the run ends; 0: never")
+    freeze_backbone_epochs: NonNegativeFloat = setting(0.0, "first epochs, in which the head alone is trained")
+    layer_decay: PositiveFraction = setting(1.0, "learning rate of a stage / that of the next")
+    norm: Literal["batch", "frozen", "sync"] = setting("batch", "statistics of batch normalisation: of the batch, as loaded, of all ranks")
+    select: Literal["last", "best"] = setting("last", "the result: the last state, or the best on the validation images")
+    early_stop_patience: NonNegativeInt = setting(0, "evaluations without improvement after which the run ends; 0: never")
     # execution
-    precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "auto takes bfloat16 where it is fast")
-    shard: bool = setting(False, "weights, averages and moments split over the ranks (FSDP2)")
-    checkpoint_blocks: NonNegativeInt = setting(0, "activation checkpointing: units a segment, 0 is none")
+    precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "auto: bfloat16 where the hardware has it")
+    fsdp: bool = setting(False, "shard weights, averages and moments over the ranks (FSDP2)")
+    activation_checkpointing: NonNegativeInt = setting(0, "residual units of a recomputed segment; 0: none is recomputed")
     seed: int = setting(0, "of initial weights, order and augmentation")
     eval_every: PositiveFloat = setting(1.0, "epochs between evaluations")
-    evaluations: NonNegativeInt = setting(0, "at least so many, where they cost little, however long `eval_every` is")
-    watch: Literal["val", "test"] = setting("val", "test draws the papers' curves; it never selects")
+    evaluations: NonNegativeInt = setting(0, "least number of evaluations, where they cost little, whatever `eval_every` is")
+    monitor: Literal["val", "test"] = setting("val", "split evaluated during training; test draws the papers' curves and never selects")
     # fmt: on
 
     @property
@@ -158,8 +192,8 @@ class Recipe:
         """The rate for this batch: linear in its size (1706.02677, section 2.1)."""
         return self.lr * (self.batch / self.lr_batch if self.lr_batch else 1)
 
-    def rate(self, step: int, steps: int, drops: int = 0) -> float:
-        """Learning rate of step `step` (from 0) of `steps`, after `drops` plateaus."""
+    def rate(self, step: int, steps: int, plateaus: int = 0) -> float:
+        """Learning rate of step `step` (from 0) of `steps`, after so many plateaus."""
         peak = self.peak
         warmup = self.warmup if self.warmup >= 1 else self.warmup * steps
         if step < warmup:
@@ -168,13 +202,14 @@ class Recipe:
                 return low
             return low + (peak - low) * (step + 1) / warmup
         if self.schedule == "step":
-            drops = sum(step >= round(d * steps) for d in self.drops)
-        if self.schedule in ("step", "plateau"):
-            return peak * self.drop_factor**drops
-        part = (step - warmup) / max(1, steps - warmup)
+            passed = sum(step >= round(fraction * steps) for fraction in self.milestones)
+            return peak * self.gamma**passed
+        if self.schedule == "plateau":
+            return peak * self.gamma**plateaus
+        progress = (step - warmup) / max(1, steps - warmup)
         if self.schedule == "linear":
-            return peak * (1 - part)
-        return peak * 0.5 * (1 + math.cos(math.pi * part))
+            return peak * (1 - progress)
+        return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
     def cycled_momentum(self, step: int, steps: int) -> float:
         """Momentum of "one-cycle": `momentum` - 0.1 at the peak of the rate (1803.09820)."""
@@ -190,22 +225,66 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     return asdict(recipe)
 
 
+def rename_old_fields(values: Mapping[str, Any], *, note: bool = True) -> dict[str, Any]:
+    """The values under today's names of the fields, with a FutureWarning for names of 0.1.0.
+
+    Raises UsageError where a field is given by both names.
+    """
+    renamed, used = _renamed(values, "")
+    if note and used:
+        pairs = ", ".join(f"{old} is now {new}" for old, new in used.items())
+        warnings.warn(
+            f"old names of recipe fields, read for one release more: {pairs}",
+            FutureWarning,
+            stacklevel=3,
+        )
+    return renamed
+
+
+def _renamed(values: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The renamed values of one level, and the old names among them with the new ones."""
+    renamed, used = dict[str, Any](), dict[str, str]()
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        new = OLD_FIELDS.get(name, name)
+        if new != name:
+            used[name] = new
+        if new == "augment" and isinstance(value, Mapping):
+            value, inner = _renamed(value, "augment.")
+            used |= inner
+        elif new == "augment.policy" and isinstance(value, str):
+            choices = [OLD_POLICIES.get(choice, choice) for choice in value.split(",")]
+            if ",".join(choices) != value:
+                used[f"{name}={value}"] = f"{name}={','.join(choices)}"
+            value = ",".join(choices)
+        new = new.removeprefix(prefix)
+        if new in renamed or (new != key and new in values):
+            raise UsageError(f"{name} is the old name of {prefix}{new}: give one of them")
+        renamed[new] = value
+    return renamed, used
+
+
 def parse(values: Mapping[str, Any]) -> Recipe:
     """A Recipe from JSON, TOML or `--set` values (text is converted), all errors at once.
 
     Raises UsageError that names each unknown key, with the nearest known, and each wrong value.
     """
-    nested = values.get("augment", {})
-    problems = []
-    for kind, part in ((Recipe, values), (Augment, nested if isinstance(nested, Mapping) else {})):
-        known = [f.name for f in fields(kind)]
-        unknown = [key for key in part if key not in known]
-        problems += [f"unknown field {key!r}: {nearest(key, known)}" for key in unknown]
-    listed = "\n`resnets train --help-fields` lists the fields." if problems else ""
+    values = rename_old_fields(values)
+    augment = values.get("augment")
+    problems = unknown_fields(Recipe, values)
+    problems += unknown_fields(Augment, augment) if isinstance(augment, Mapping) else []
+    help_line = "\n`resnets train --help-fields` lists the fields." if problems else ""
     try:
-        recipe: Recipe = pydantic.TypeAdapter(Recipe).validate_python(dict(values))
+        recipe: Recipe = pydantic.TypeAdapter(Recipe).validate_python(values)
     except pydantic.ValidationError as error:
         problems += field_problem(error)
     if problems:
-        raise UsageError("; ".join(problems) + listed)
+        raise UsageError("; ".join(problems) + help_line)
     return recipe
+
+
+def unknown_fields(kind: type[Recipe | Augment], values: Mapping[str, Any]) -> list[str]:
+    """A message for each key that is not a field of `kind`, with the nearest that is."""
+    known = [f.name for f in fields(kind)]
+    unknown = [key for key in values if key not in known]
+    return [f"unknown field {key!r}: {nearest(key, known)}" for key in unknown]

@@ -12,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from resnets.config import recipe as room
-from resnets.config.recipe import Augment, Recipe
+from resnets.config.recipe import Augment, Recipe, parse, rename_old_fields, to_dict
 from resnets.errors import UsageError, nearest
 
 PAD = Augment(crop="pad", pad=4, flip=True)
@@ -24,10 +23,10 @@ def paper_cifar10() -> Recipe:
     """Deep Residual Learning, section 4.2: 64,000 iterations of 128 images, rate / 10 at 32k, 48k.
 
     Test error in % over depth 20, 32, 44, 56: 8.75, 7.51, 7.17, 6.97 (Table 6). Biases and
-    normalisation are not decayed, as in the authors' code; --set micro=64 is their two GPUs.
+    normalisation are not decayed, as in the authors' code; --set micro_batch=64 is their two GPUs.
     """
-    data = Recipe(model="resnet20", data="cifar10", normalize="pixel", augment=PAD, watch="test")
-    steps = replace(data, steps=64_000, batch=128, schedule="step", drops=(0.5, 0.75))
+    data = Recipe(model="resnet20", data="cifar10", normalize="pixel", augment=PAD, monitor="test")
+    steps = replace(data, steps=64_000, batch=128, schedule="step", milestones=(0.5, 0.75))
     rate = replace(steps, lr=0.1, lr_batch=128, warmup_lr=0.01, warmup_shape="constant")
     return replace(rate, decay_all=False)
 
@@ -44,7 +43,7 @@ def preact_cifar10() -> Recipe:
 
 def fb_cifar10() -> Recipe:
     """fb.resnet.torch on CIFAR-10: Nesterov, all is decayed. Errors about as in the paper."""
-    epochs = replace(paper_cifar10(), steps=0, epochs=164, drops=(80 / 164, 121 / 164))
+    epochs = replace(paper_cifar10(), steps=0, epochs=164, milestones=(80 / 164, 121 / 164))
     return replace(epochs, normalize="data", nesterov=True, decay_all=True)
 
 
@@ -54,33 +53,33 @@ def resnet_1k_layers() -> Recipe:
     The rate 0.1 is for 64 images; it falls at the beginning of epochs 81 and 122. preresnet1001:
     4.62 %, on average 4.69 % (Identity Mappings, Table 4).
     """
-    steps = replace(fb_cifar10(), steps=156_250, drops=(80 / 200, 121 / 200))
+    steps = replace(fb_cifar10(), steps=156_250, milestones=(80 / 200, 121 / 200))
     return replace(steps, model="preresnet1001", batch=64, lr_batch=64)
 
 
 def wide_cifar10() -> Recipe:
     """Wide Residual Networks (1605.07146), section 3: WRN-28-10, 200 epochs. Test error 4.00 %."""
-    epochs = replace(fb_cifar10(), epochs=200, drops=(0.3, 0.6, 0.8), drop_factor=0.2)
+    epochs = replace(fb_cifar10(), epochs=200, milestones=(0.3, 0.6, 0.8), gamma=0.2)
     augment = replace(PAD, reflect=True)
     return replace(epochs, model="wrn_28_10", augment=augment, weight_decay=5e-4)
 
 
 def dense_cifar10() -> Recipe:
     """DenseNet (1608.06993), section 4.2: 300 epochs of batch 64. DenseNet-BC-100-12: 4.51 %."""
-    epochs = replace(fb_cifar10(), epochs=300, drops=(0.5, 0.75))
+    epochs = replace(fb_cifar10(), epochs=300, milestones=(0.5, 0.75))
     return replace(epochs, model="densenet_bc100_12", batch=64, lr_batch=64)
 
 
 def stochastic_depth_cifar10() -> Recipe:
     """Stochastic Depth (1603.09382), section 4: 5.25 %, at the best epoch on 5,000 held out."""
-    epochs = replace(fb_cifar10(), epochs=500, drops=(0.5, 0.75))
-    held = replace(epochs, holdout=5000, watch="val", keep="best")
+    epochs = replace(fb_cifar10(), epochs=500, milestones=(0.5, 0.75))
+    held = replace(epochs, val_fraction=5000, monitor="val", select="best")
     return replace(held, model="resnet110", arch={"drop_path": 0.5})
 
 
 def quick_cifar10() -> Recipe:
     """A short schedule for CIFAR-10 on two CPU cores, ours; its measured error is in the README."""
-    data = Recipe(model="resnet20", data="cifar10", augment=PAD, watch="test", eval_every=2)
+    data = Recipe(model="resnet20", data="cifar10", augment=PAD, monitor="test", eval_every=2)
     rate = replace(data, epochs=30, batch=128, lr=0.2, schedule="linear", warmup=0.15)
     return replace(rate, nesterov=True, weight_decay=5e-4, decay_all=False, ema=0.998)
 
@@ -106,7 +105,7 @@ def paper_imagenet() -> Recipe:
     """
     augment = Augment(crop="scale", scale=(256, 480), flip=True, colour="pca")
     data = Recipe(model="resnet50_v1", data="imagenet", size=224, augment=augment)
-    steps = replace(data, steps=600_000, batch=256, micro=32)
+    steps = replace(data, steps=600_000, batch=256, micro_batch=32)
     return replace(steps, lr=0.1, lr_batch=256, schedule="plateau", decay_all=False)
 
 
@@ -116,19 +115,21 @@ def preact_imagenet() -> Recipe:
     So is the mean of a channel, as in `paper_imagenet`.
     Top-1 error in % of one 320 x 320 crop (Table 5): ResNet-152 21.1, ResNet-200 20.7.
     """
-    epochs = replace(paper_imagenet(), steps=0, epochs=90, schedule="step", drops=(1 / 3, 2 / 3))
+    epochs = replace(
+        paper_imagenet(), steps=0, epochs=90, schedule="step", milestones=(1 / 3, 2 / 3)
+    )
     return replace(epochs, model="preresnet200_v1")
 
 
 def fb_resnet() -> Recipe:
     """fb.resnet.torch on ImageNet, 4 GPUs: areas and aspect ratios, Nesterov, all decayed.
 
-    1-crop top-1 error in % over depth 18, 34, 50, 101, 152 (there 8 GPUs, micro=32): 30.43, 26.73,
-    24.01, 22.44, 22.16.
+    1-crop top-1 error in % over depth 18, 34, 50, 101, 152 (the last on 8 GPUs,
+    micro_batch=32): 30.43, 26.73, 24.01, 22.44, 22.16.
     """
     augment = replace(AREA, colour="jitter+pca")
     data = replace(preact_imagenet(), model="resnet50", normalize="imagenet", augment=augment)
-    return replace(data, micro=64, nesterov=True, decay_all=True)
+    return replace(data, micro_batch=64, nesterov=True, decay_all=True)
 
 
 def goyal_8k() -> Recipe:
@@ -136,8 +137,10 @@ def goyal_8k() -> Recipe:
 
     0.1 for 256 images is 3.2 here, reached over 5 epochs. ResNet-50: 23.74 +- 0.09 % top-1 error.
     """
-    drops = (30 / 90, 60 / 90, 80 / 90)
-    rate = replace(fb_resnet(), batch=8192, micro=32, drops=drops, warmup=5 / 90, warmup_lr=0.1)
+    milestones = (30 / 90, 60 / 90, 80 / 90)
+    rate = replace(
+        fb_resnet(), batch=8192, micro_batch=32, milestones=milestones, warmup=5 / 90, warmup_lr=0.1
+    )
     return replace(rate, arch={"zero_gamma": True}, augment=AREA, decay_all=False)
 
 
@@ -146,7 +149,7 @@ def torchvision_v1() -> Recipe:
 
     Top-1 accuracy in % over depth 18, 34, 50, 101, 152: 69.76, 73.31, 76.13, 77.37, 78.31.
     """
-    return replace(fb_resnet(), augment=AREA, micro=32, nesterov=False)
+    return replace(fb_resnet(), augment=AREA, micro_batch=32, nesterov=False)
 
 
 def torchvision_v2() -> Recipe:
@@ -154,9 +157,13 @@ def torchvision_v2() -> Recipe:
 
     Top-1 accuracy in % of ResNet-50, 101, 152: 80.86, 81.89, 82.28.
     """
-    augment = replace(AREA, policy="trivial", erase=0.1, repeats=4, mixup=0.2, cutmix=1.0)
-    data = replace(torchvision_v1(), train_size=176, crop_ratio=224 / 232, augment=augment)
-    epochs = replace(data, epochs=600, batch=1024, micro=128, schedule="cosine", drops=())
+    augment = replace(
+        AREA, policy="trivialaugment", random_erasing=0.1, repeated_aug=4, mixup=0.2, cutmix=1.0
+    )
+    data = replace(torchvision_v1(), train_size=176, crop_pct=224 / 232, augment=augment)
+    epochs = replace(
+        data, epochs=600, batch=1024, micro_batch=128, schedule="cosine", milestones=()
+    )
     rate = replace(epochs, lr=0.5, lr_batch=1024, warmup=5 / 600, warmup_lr=0.005)
     soft = replace(rate, weight_decay=2e-5, decay_all=False, label_smoothing=0.1)
     # One average in 32 steps: torchvision's decay times images between two averages / epochs.
@@ -166,10 +173,10 @@ def torchvision_v2() -> Recipe:
 def rsb_a2() -> Recipe:
     """ResNet Strikes Back (2110.00476), A2: 300 epochs on 4 GPUs. ResNet-50: 79.8 % top-1."""
     arch = {"drop_path": 0.05, "zero_gamma": True}
-    augment = replace(AREA, policy="rand", repeats=3, mixup=0.1, cutmix=1.0)
+    augment = replace(AREA, policy="randaugment", repeated_aug=3, mixup=0.1, cutmix=1.0)
     data = Recipe(model="resnet50", arch=arch, data="imagenet", size=224, augment=augment)
-    view = replace(data, crop_ratio=0.95, normalize="imagenet")
-    rate = replace(view, epochs=300, batch=2048, micro=512, lr=5e-3, warmup=5 / 300)
+    view = replace(data, crop_pct=0.95, normalize="imagenet")
+    rate = replace(view, epochs=300, batch=2048, micro_batch=512, lr=5e-3, warmup=5 / 300)
     lamb = replace(rate, optimizer="lamb", weight_decay=0.02, decay_all=False, clip=1.0)
     return replace(lamb, loss="bce")
 
@@ -184,7 +191,7 @@ def rsb_a1() -> Recipe:
 def rsb_a3() -> Recipe:
     """ResNet Strikes Back, A3: 100 epochs at 160 pixels. ResNet-50: 78.1 % top-1 at 224."""
     a2 = rsb_a2()
-    augment = replace(a2.augment, rand=(6, 0.5), repeats=1)
+    augment = replace(a2.augment, randaugment=(6, 0.5), repeated_aug=1)
     data = replace(a2, arch={"zero_gamma": True}, train_size=160, augment=augment)
     return replace(data, epochs=100, lr=8e-3, warmup=5 / 100)
 
@@ -197,7 +204,9 @@ def fine_tune() -> Recipe:
     augment = replace(AREA, area=(0.35, 1.0))
     data = Recipe(model="resnet50", size=224, normalize="imagenet", augment=augment)
     rate = replace(data, epochs=10, batch=64, lr=0.02, lr_batch=64, warmup=0.1, nesterov=True)
-    return replace(rate, decay_all=False, label_smoothing=0.1, frozen=1, layer_decay=0.7)
+    return replace(
+        rate, decay_all=False, label_smoothing=0.1, freeze_backbone_epochs=1, layer_decay=0.7
+    )
 
 
 def paper_voc() -> Recipe:
@@ -207,7 +216,7 @@ def paper_voc() -> Recipe:
     """
     augment = Augment(flip=True)
     data = Recipe(model="fasterrcnn_resnet101_c4", size=600, normalize="imagenet", augment=augment)
-    steps = replace(data, steps=80_000, batch=1, schedule="step", drops=(0.75,), norm="frozen")
+    steps = replace(data, steps=80_000, batch=1, schedule="step", milestones=(0.75,), norm="frozen")
     return replace(steps, lr=1e-3, lr_batch=1, weight_decay=5e-4, trainval=True)
 
 
@@ -228,7 +237,7 @@ def paper_localize() -> Recipe:
     """
     augment = Augment(crop="scale", scale=(256, 480), flip=True)
     data = Recipe(model="localizer_resnet101", size=224, normalize="imagenet", augment=augment)
-    rate = replace(data, lr=1e-2, lr_batch=256, schedule="step", drops=(2 / 3,), norm="frozen")
+    rate = replace(data, lr=1e-2, lr_batch=256, schedule="step", milestones=(2 / 3,), norm="frozen")
     return replace(rate, batch=256, steps=150_000)
 
 
@@ -239,7 +248,7 @@ def torchvision_coco() -> Recipe:
     37.9 (masks 34.6), 36.4.
     """
     data = replace(paper_coco(), model="fasterrcnn_resnet50_fpn", steps=0, epochs=26, batch=16)
-    rate = replace(data, lr=0.02, lr_batch=16, drops=(16 / 26, 22 / 26))
+    rate = replace(data, lr=0.02, lr_batch=16, milestones=(16 / 26, 22 / 26))
     return replace(rate, warmup=1000, warmup_lr=2e-5)
 
 
@@ -263,7 +272,7 @@ def detect() -> Recipe:
     augment = Augment(crop="resize", scale=(256, 384), flip=True)
     data = Recipe(model="fasterrcnn_tiny_fpn", size=320, augment=augment, batch=8, epochs=40)
     rate = replace(data, optimizer="adamw", lr=1e-3, warmup=0.05, weight_decay=0.05, clip=1.0)
-    return replace(rate, decay_all=False, ema=0.99, eval_every=4, keep="last")
+    return replace(rate, decay_all=False, ema=0.99, eval_every=4, select="last")
 
 
 def segment() -> Recipe:
@@ -283,7 +292,7 @@ def digits() -> Recipe:
     augment = Augment(crop="pad", pad=2)
     data = replace(quick_cifar10(), data="digits", size=16, augment=augment)
     rate = replace(data, epochs=60, batch=64, lr=0.1, ema=0.99)
-    return replace(rate, watch="val", eval_every=5)
+    return replace(rate, monitor="val", eval_every=5)
 
 
 PAPERS = (paper_cifar10, paper_cifar10_110, paper_imagenet, preact_cifar10, preact_imagenet)
@@ -306,21 +315,21 @@ def recipe(name: str) -> Recipe:
 
 def merged(base: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with some fields replaced, `augment.flip` too, everything validated at once."""
-    values = room.to_dict(base)
+    values, changes = to_dict(base), rename_old_fields(changes)
     lengths = [name for name in ("epochs", "steps", "budget") if changes.get(name)]
     if len(lengths) > 1:
         raise UsageError(f"{' and '.join(lengths)} are each a length of the run: give one")
     if lengths:
         values |= {"steps": 0, "budget": 0.0}  # one length replaces another
     if changes.get("schedule", "step") != "step":
-        values["drops"] = ()  # they are of the schedule that is replaced
+        values["milestones"] = ()  # they are of the schedule that is replaced
     for name, value in changes.items():
         key, _, inner = name.partition(".")
         new, old = {inner: value} if inner else value, values.get(key)
         if isinstance(new, dict) and isinstance(old, dict):
             new = old | new
         values[key] = new
-    return room.parse(values)
+    return parse(values)
 
 
 def read(name: str | Path | Recipe) -> Recipe:
@@ -338,6 +347,6 @@ def read(name: str | Path | Recipe) -> Recipe:
         raise UsageError(f"cannot read the recipe {path}: {error}") from None
     base = recipe(values.pop("recipe")) if "recipe" in values else None
     try:
-        return merged(base, values) if base else room.parse(values)
+        return merged(base, values) if base else parse(values)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None

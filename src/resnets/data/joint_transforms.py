@@ -50,7 +50,7 @@ def check(preprocess: Preprocess, augment: Augment) -> None:
     if augment.crop in ("scale", "resize") and not 0 < augment.scale[0] <= augment.scale[1]:
         raise UsageError(f"augment.scale={augment.scale} has to be two sides, the shorter first")
     plain = Augment(crop="none" if augment.crop == "pad" else augment.crop)
-    for name in ("crop", "cutout", "policy", "erase", "mixup", "cutmix"):
+    for name in ("crop", "cutout", "policy", "random_erasing", "mixup", "cutmix"):
         if (value := getattr(augment, name)) != getattr(plain, name):
             raise UsageError(f"augment.{name}={value} is for classes only, not for boxes and masks")
 

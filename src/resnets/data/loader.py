@@ -95,7 +95,7 @@ def train_batches(
     check(preprocess, augment, batch, ranks, side(start))
     (joint_transforms if split.scene else transforms).check(preprocess, augment)
     mean, std = transforms.statistics(preprocess, device)
-    rows = stream(seed, len(split), batch, start, stop, augment.repeats, rank, ranks)
+    rows = stream(seed, len(split), batch, start, stop, augment.repeated_aug, rank, ranks)
     steps = (
         (indices, uniform(seed, views, indices, DRAWS), side(step))
         for step, (indices, views) in enumerate(rows, start)

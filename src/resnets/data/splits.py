@@ -184,17 +184,19 @@ def hold_out(source: Source, part: float, seed: int) -> Source:
     """
     if source.train is None or source.val is not None:
         has = "no training images" if source.train is None else "a validation split already"
-        raise UsageError(f"holdout={part:g}: {source.name} has {has}; set holdout=0")
+        raise UsageError(f"val_fraction={part:g}: {source.name} has {has}; set val_fraction=0")
     n = len(source.train)
     count = round(part if part >= 1 else part * n)
     if not 0 < count < n:
-        raise UsageError(f"holdout={part:g} would keep {count} of {n} images for validation")
+        raise UsageError(f"val_fraction={part:g} would keep {count} of {n} images for validation")
     val, train = source.train.divided(seed, count)
     lost = describe_missing_classes("train", train, source.train, source.classes)
     if lost and source.task == "classify":
-        raise UsageError(f"holdout={part:g} {lost}: add images, hold out fewer, or set holdout=0")
+        raise UsageError(
+            f"val_fraction={part:g} {lost}: add images, hold out fewer, or set val_fraction=0"
+        )
     bare = filter(None, (lost, describe_missing_classes("val", val, source.train, source.classes)))
-    notes = (*source.notes, *(f"holdout={part:g} {text}" for text in bare))
+    notes = (*source.notes, *(f"val_fraction={part:g} {text}" for text in bare))
     known = source.mean, source.std
     mean, std = channel_statistics(train.images) if isinstance(train.images, Tensor) else known
     return replace(source, train=train, val=val, mean=mean, std=std, notes=notes)

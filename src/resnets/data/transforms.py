@@ -120,10 +120,10 @@ def views(
     rows = []
     for image, row in zip(torch.split(images, 1), draws.tolist(), strict=True):
         x = crop_resize(image, geometry(height, width, preprocess, augment, row), side)
-        if augment.policy == "trivial":
+        if augment.policy == "trivialaugment":
             x = auto_augment.trivial_augment(x, row[_POLICY])
-        if augment.policy == "rand":
-            x = auto_augment.rand_augment(x, *augment.rand, row[_POLICY])
+        if augment.policy == "randaugment":
+            x = auto_augment.rand_augment(x, *augment.randaugment, row[_POLICY])
         rows.append(x)
     return torch.cat(rows)
 
@@ -235,8 +235,8 @@ def augment(images: Tensor, choice: Augment, mean: Tensor, std: Tensor, draws: T
         x = torch.where(draws[:, FLIP].view(-1, 1, 1, 1) < 0.5, x.flip(3), x)
     if choice.cutout:
         x = cutout(x, choice.cutout, draws[:, _CUTOUT])
-    if choice.erase:
-        x = random_erasing(x, choice.erase, draws[:, _ERASE])
+    if choice.random_erasing:
+        x = random_erasing(x, choice.random_erasing, draws[:, _ERASE])
     return x
 
 

@@ -191,20 +191,20 @@ def scaled(
         train_size=0,
         steps=steps,
         normalize="data",
-        augment=replace(recipe.augment, crop="pad", pad=side // 8, repeats=1),
+        augment=replace(recipe.augment, crop="pad", pad=side // 8, repeated_aug=1),
         warmup=min(0.1, recipe.warmup) if recipe.warmup < 1 else min(0.1, 50 / steps),
-        drops=recipe.drops if recipe.schedule == "step" else (),
-        holdout=0.0,
-        watch="test",
-        keep="last",
+        milestones=recipe.milestones if recipe.schedule == "step" else (),
+        val_fraction=0.0,
+        monitor="test",
+        select="last",
     )
     if recipe.schedule == "plateau":  # which a test set must not choose
-        short = replace(short, schedule="step", drops=(0.5, 0.75))
+        short = replace(short, schedule="step", milestones=(0.5, 0.75))
     if budget == "smoke":
         grey = replace(short.augment, colour="none", policy="none")
         usual = recipe.lr_batch or recipe.batch
         # Watched is a split that there is not: the test is at the end.
-        short = replace(short, batch=128, lr_batch=usual, augment=grey, watch="val")
+        short = replace(short, batch=128, lr_batch=usual, augment=grey, monitor="val")
     elif one.units and budget == "cpu":
         short = replace(short, arch={**recipe.arch, "blocks": [one.units] * 3})
     parts = 1 if budget == "smoke" else 6  # of the run, with an evaluation after each
@@ -236,6 +236,6 @@ def scene(job: Job, recipe: Recipe) -> Recipe:
         normalize="data",
         augment=replace(recipe.augment, crop="none"),
         trainval=False,
-        watch="test",
+        monitor="test",
         eval_every=1e6,  # at the end
     )

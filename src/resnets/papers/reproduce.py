@@ -73,7 +73,7 @@ def trained(job: Job, recipe: Recipe, root: Path, device: str, workers: int, wat
     from resnets.config.recipe import parse
     from resnets.training.run import Run
 
-    here = ("data", "weights", "precision", "micro")  # what places and machines decide
+    here = ("data", "weights", "precision", "micro_batch")  # what places and machines decide
     own = {name: getattr(recipe, name) for name in here}
     if job.precision != "auto":
         del own["precision"]

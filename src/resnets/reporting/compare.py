@@ -102,7 +102,7 @@ def over_seeds(errors: Sequence[float]) -> dict[str, Any]:
 
 def images(facts: RunFacts) -> tuple[object, ...]:
     """What decides which images the scores are of."""
-    drawn = (facts.recipe.holdout, facts.recipe.seed) if facts.split == "validation" else ()
+    drawn = (facts.recipe.val_fraction, facts.recipe.seed) if facts.split == "validation" else ()
     return facts.source["digest"], facts.split, *drawn
 
 

@@ -176,12 +176,12 @@ def about_test(facts: RunFacts) -> Iterator[str]:
     """What the figures were measured on; only the first look at a test split is fully honest."""
     if facts.split == "validation":
         chose = ", which also chose the best state, so they are optimistic"
-        best = chose if facts.recipe.keep == "best" else ""
+        best = chose if facts.recipe.select == "best" else ""
         trial = (facts.run.path / "trial.json").exists()
         why = "Test images are kept away from trials" if trial else "There is no test split"
         yield f"{why}: the figures are of the validation images{best}."
     if watched := sum("test_error" in row for row in facts.rows):
-        looked = f"The test split was looked at {times(watched)} during training (watch=test)"
+        looked = f"The test split was looked at {times(watched)} during training (monitor=test)"
         yield f"{looked}; no choice was made by it."
     if opened := len(facts.run.rows("opened.jsonl")):
         later = "; each look after the first makes it less honest" if opened > 1 else ""

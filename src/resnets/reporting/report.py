@@ -140,7 +140,11 @@ def reread(facts: RunFacts) -> Source:
     if source.digest != facts.source["digest"]:
         raise DataError(f"{facts.data} is no longer the data that the run was trained on.")
     source = dataset.merge_val_into_train(source) if recipe.trainval else source
-    return dataset.hold_out(source, recipe.holdout, recipe.seed) if recipe.holdout else source
+    return (
+        dataset.hold_out(source, recipe.val_fraction, recipe.seed)
+        if recipe.val_fraction
+        else source
+    )
 
 
 def short(split: Split | None, index: int) -> str:

@@ -47,7 +47,7 @@ def show(
     facts: RunFacts, splits: Mapping[str, Split], tested: Split | None, name: Name
 ) -> dict[str, Any]:
     """The parts of the page, as those of `report.answers`."""
-    ended, kinds, rows, watch = facts.ended, len(facts.classes), facts.rows, facts.recipe.watch
+    ended, kinds, rows, watch = facts.ended, len(facts.classes), facts.rows, facts.recipe.monitor
     said, chart, pictures = list[str](), None, list[Gallery]()
     if tested and ended["images"]:
         make = {"detect": detected, "localize": located, "segment": segmented}[facts.task]

@@ -134,7 +134,7 @@ def missing_best(run: Run, plan: Plan, course: TrainProgress) -> list[str]:
 
     Raises CheckpointError where it was changed.
     """
-    if plan.recipe.keep != "best" or course.best is None or read_best(run):
+    if plan.recipe.select != "best" or course.best is None or read_best(run):
         return []
     course.best = None
     return [f"{run.best.name} is gone: the best state after this one is the result, or the last"]
@@ -274,7 +274,9 @@ def estimate(plan: Plan, seconds: float = 2.0) -> float:
     # Each rank makes its own number of steps, so none may wait for another.
     norm = "batch" if recipe.norm == "sync" else recipe.norm
     # A frozen start and a small input are the cheap steps.
-    recipe = replace(recipe, batch=plan.local_batch, norm=norm, frozen=0.0, grow_from=0)
+    recipe = replace(
+        recipe, batch=plan.local_batch, norm=norm, freeze_backbone_epochs=0.0, progressive_from=0
+    )
     own = replace(plan, world=SINGLE_PROCESS, workers=0, recipe=recipe)
     step = Step(own, state := own.start())
     ticks = [time.perf_counter()]  # before and after reading a batch, and after its step
@@ -325,7 +327,7 @@ def evaluate_and_log(
         average.train()
         if world.all_reduce_max([stop.signal])[0]:
             return replace(progress, loss=None)
-        row |= {f"{recipe.watch}_{name}": value for name, value in found.items()}
+        row |= {f"{recipe.monitor}_{name}": value for name, value in found.items()}
         more = tuple((k, v) for k, v in found.items() if k not in ("error", "loss"))
         progress = replace(progress, watched_error=found["error"], watched=more)
         update_best(run, plan, course, average, found["error"])
@@ -346,14 +348,14 @@ def update_best(
     recipe = plan.recipe
     if course.best is None or error < course.best:
         course.best, course.waited, course.waited_drop = error, 0, 0
-        if recipe.keep == "best" and plan.world.is_main:
+        if recipe.select == "best" and plan.world.is_main:
             save(run.best, average, plan.card)
         return
     course.waited += 1
     course.waited_drop += 1
     if recipe.schedule == "plateau" and course.waited_drop >= recipe.patience:
         course.drops, course.waited_drop = course.drops + 1, 0
-    if recipe.stop_after and course.waited >= recipe.stop_after:
+    if recipe.early_stop_patience and course.waited >= recipe.early_stop_patience:
         course.steps = course.step
 
 

@@ -27,8 +27,10 @@ def lr_range_test(
     """
     if not 0 < low < high or steps < 2:
         raise UsageError(f"no range of rates: {steps} steps from {low:g} to {high:g}")
-    whole = replace(plan.recipe, steps=steps, budget=0.0, frozen=0.0, grow_from=0)
-    constant = replace(whole, lr=1.0, lr_batch=0, schedule="step", drops=(), warmup=0.0)
+    whole = replace(
+        plan.recipe, steps=steps, budget=0.0, freeze_backbone_epochs=0.0, progressive_from=0
+    )
+    constant = replace(whole, lr=1.0, lr_batch=0, schedule="step", milestones=(), warmup=0.0)
     plan = replace(plan, recipe=constant)
     step, average = Step(plan, state := plan.start()), 0.0
     rates, losses = list[float](), list[float]()

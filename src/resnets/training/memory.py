@@ -111,7 +111,7 @@ def fitted(plan: Plan) -> Plan:
     activation checkpointing saves is not counted, so such a recipe stays as it is.
     """
     free = available()
-    chosen = plan.recipe.micro or plan.recipe.checkpoint_blocks
+    chosen = plan.recipe.micro_batch or plan.recipe.activation_checkpointing
     if free is None or chosen or plan.device.type != "cpu":
         return plan
     fixed, image = need(plan)
@@ -123,4 +123,4 @@ def fitted(plan: Plan) -> Plan:
         return plan
     wanted = (fixed + plan.local_batch * image) / 2**30
     why = f"; {plan.local_batch} would need {wanted:.1f} GiB of {free / 2**30:.1f}"
-    return replace(plan, recipe=replace(plan.recipe, micro=micro), memory_note=why)
+    return replace(plan, recipe=replace(plan.recipe, micro_batch=micro), memory_note=why)

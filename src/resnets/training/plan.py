@@ -67,17 +67,17 @@ class Plan:
     @property
     def micro(self) -> int:
         """Images of one forward pass."""
-        return min(self.recipe.micro or self.local_batch, self.local_batch)
+        return min(self.recipe.micro_batch or self.local_batch, self.local_batch)
 
     @property
     def frozen_steps(self) -> int:
         """Steps at the start in which the classifier alone learns."""
-        return round(self.recipe.frozen * len(self.train) / self.recipe.batch)
+        return round(self.recipe.freeze_backbone_epochs * len(self.train) / self.recipe.batch)
 
     @property
     def monitor_split(self) -> Split | None:
         """The images of the error curve."""
-        return self.source.test if self.recipe.watch == "test" else self.source.val
+        return self.source.test if self.recipe.monitor == "test" else self.source.val
 
     @property
     def result_split(self) -> Split | None:
@@ -110,7 +110,7 @@ class Plan:
         if augment.crop == "resize":
             low, high = augment.scale
             return low + int(draw_for_step(self.recipe.seed, step) * (high - low + 1))
-        start, stride = self.recipe.grow_from or size, 32 if size >= 128 else 4
+        start, stride = self.recipe.progressive_from or size, 32 if size >= 128 else 4
         grown = start + (size - start) * min(1.0, step / (0.75 * steps))
         return min(size, max(start, round(grown / stride) * stride))
 
@@ -187,8 +187,8 @@ def default_recipe(source: Source, train: Split, device: torch.device) -> Recipe
             data=source.name,
             model="resnet56" if gpu else "resnet20",
             size=0 if in_memory else 32,
-            holdout=0.0 if source.val is not None else 0.1,
-            watch="val",
+            val_fraction=0.0 if source.val is not None else 0.1,
+            monitor="val",
             batch=min(batch, 128),
             lr=0.2 * min(batch, 128) / 128,
             loss=loss,
@@ -281,14 +281,14 @@ def contradictions(plan: Plan) -> Iterator[str]:
         for name in ("loss", "class_weights", "label_smoothing", "teacher", "precise_bn"):
             if getattr(recipe, name) != getattr(usual, name):
                 yield f"{name} is for classification: --set {name}={getattr(usual, name)}"
-    chooses = recipe.keep == "best" or recipe.stop_after or recipe.schedule == "plateau"
-    if chooses and (recipe.watch == "test" or source.val is None):
+    chooses = recipe.select == "best" or recipe.early_stop_patience or recipe.schedule == "plateau"
+    if chooses and (recipe.monitor == "test" or source.val is None):
         yield (
-            "keep=best, stop_after and schedule=plateau choose by validation images, never by the "
-            "test: --set watch=val, with --set holdout=0.1 where there are none"
+            "select=best, early_stop_patience and schedule=plateau go by validation images, never "
+            "by the test: --set monitor=val, and --set val_fraction=0.1 where there are none"
         )
-    if recipe.shard and (recipe.frozen or recipe.optimizer not in ("sgd", "adamw")):
-        yield "shard=true is for optimizer sgd or adamw, and not with frozen epochs"
+    if recipe.fsdp and (recipe.freeze_backbone_epochs or recipe.optimizer not in ("sgd", "adamw")):
+        yield "fsdp=true is for optimizer sgd or adamw, and not with freeze_backbone_epochs"
     if recipe.batch % plan.world.size:
         yield f"batch={recipe.batch} cannot be shared by {plan.world.size} processes evenly"
     if base and (takes := base.card.arch.channels) != source.channels:
@@ -305,10 +305,11 @@ def contradictions(plan: Plan) -> Iterator[str]:
     if recipe.warmup > plan.steps and not recipe.budget:
         steps = f"{plan.steps} steps of the run"
         yield f"warmup={recipe.warmup:g} is longer than the {steps}; 0.1 is a tenth of them"
-    if recipe.drops and recipe.schedule != "step":
-        yield f"drops are for --set schedule=step, not for {recipe.schedule}"
-    if recipe.grow_from > side:
-        yield f"grow_from={recipe.grow_from} is larger than the input, which grows to {side}"
+    if recipe.milestones and recipe.schedule != "step":
+        yield f"milestones are for --set schedule=step, not for {recipe.schedule}"
+    if recipe.progressive_from > side:
+        start = f"progressive_from={recipe.progressive_from}"
+        yield f"{start} is larger than the input, which grows to {side}"
 
 
 def same_normalization(one: Preprocess, other: Preprocess) -> bool:
@@ -329,11 +330,11 @@ def preprocessing(recipe: Recipe, source: Source) -> Preprocess:
     files = not isinstance(images, torch.Tensor)
     size = recipe.size or (224 if files else source.size)
     # ImageNet's protocol: centre 224 of the shorter side 256 (fb.resnet.torch; 224 / 256 = 0.875).
-    resize = round(size / recipe.crop_ratio) if files and size >= 64 else size
+    resize = round(size / recipe.crop_pct) if files and size >= 64 else size
     if source.task != "classify":
         resize = 0  # a scene is seen whole
     if resize > 2**13:
-        raise UsageError(f"size={size} of a crop_ratio={recipe.crop_ratio} is over 8,192 pixels")
+        raise UsageError(f"size={size} of a crop_pct={recipe.crop_pct} is over 8,192 pixels")
     see = Preprocess(size=size, resize=resize, channels=source.channels, white=source.white)
     if recipe.normalize != "pixel":
         mean, std = normalization(recipe.normalize, source, source.channels)

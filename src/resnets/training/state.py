@@ -69,17 +69,17 @@ class State:
     ) -> State:
         """A fresh state: initial weights are a function of the recipe's seed."""
         torch.manual_seed(recipe.seed)
-        network = models.build(arch, checkpoint=recipe.checkpoint_blocks)
+        network = models.build(arch, checkpoint=recipe.activation_checkpointing)
         if recipe.norm == "sync":
             network = convert_sync_batch_norm(network)
         # Initialised in float32 NCHW on the CPU, so every device starts from the same weights.
         network = network.to(device)
-        if getattr(arch, "dims", 2) == 2 and not recipe.shard:  # FSDP2 takes plain layouts only
+        if getattr(arch, "dims", 2) == 2 and not recipe.fsdp:  # FSDP2 takes plain layouts only
             network = network.to(memory_format=torch.channels_last)
         totals = torch.zeros(3, dtype=torch.float64, device=device)
         average = copy.deepcopy(network).requires_grad_(False)
         accelerate(network)
-        if recipe.shard:
+        if recipe.fsdp:
             world.shard(network)
             world.shard(average)
         return cls(network, average, optim.build(network, recipe), totals)

@@ -81,19 +81,19 @@ class Step:
     def finite(self, tensors: list[Tensor]) -> bool:
         """Whether all are finite, of all ranks: without sharding they have the same."""
         bad = not all_finite(tensors)
-        return not (self.plan.world.all_reduce_max([bad])[0] if self.plan.recipe.shard else bad)
+        return not (self.plan.world.all_reduce_max([bad])[0] if self.plan.recipe.fsdp else bad)
 
     def backward(self, batch: Batch, before: list[Tensor]) -> Tensor:
         """Gradients of the batch, in micro-batches; half as large ones where memory runs out.
 
         All ranks halve together. One whose pass failed sends zeros for what the others still wait
-        for, and all throw the gradients away. Within a pass of `shard` and `norm=sync` other
+        for, and all throw the gradients away. Within a pass of `fsdp` and `norm=sync` other
         messages are waited for, so they raise MemoryExhausted, as a single image does.
 
         Returns float64 (3,), over all ranks: sum of the losses, wrong answers, images.
         """
         plan, course = self.plan, self.state.course
-        tied = plan.world.size > 1 and (plan.recipe.shard or plan.recipe.norm == "sync")
+        tied = plan.world.size > 1 and (plan.recipe.fsdp or plan.recipe.norm == "sync")
         while True:
             try:
                 sums = self.accumulate(batch)
@@ -103,7 +103,8 @@ class Step:
                 raise UsageError(
                     f"a forward pass of one image of {batch.images.shape[-1]} pixels leaves batch "
                     "normalisation a single value:\ntrain on two images or more at once, as --set "
-                    "batch=2 (on each process, and --set micro=2 or more), or with a larger size"
+                    "batch=2 (on each process, and --set micro_batch=2 or more), or at a larger "
+                    "size"
                 ) from None
             except RuntimeError as error:
                 host = "can't allocate memory" in str(error)
@@ -112,7 +113,7 @@ class Step:
                 if course.micro <= 1 or tied:
                     raise MemoryExhausted(
                         f"out of memory with {course.micro} images in a forward pass; "
-                        "try --set micro=N with fewer, or --set checkpoint_blocks=4"
+                        "try --set micro_batch=N with fewer, or --set activation_checkpointing=4"
                     ) from None
                 sums = torch.full_like(self.state.totals, math.nan)
             # Outside of `except`, which would keep the failed pass alive.
@@ -157,7 +158,7 @@ class Step:
         self.state.optimizer.zero_grad()
         self.replica: nn.Module = network
         gc.collect()  # what joined them before goes, with its hooks on the same weights
-        if not self.plan.recipe.shard:
+        if not self.plan.recipe.fsdp:
             inputs = self.task.inputs(self.plan, 2, self.plan.preprocess.size)
             self.replica = self.plan.world.replicate(network, inputs, self.sent)
         self.messages = list(self.sent)  # of a whole backward pass

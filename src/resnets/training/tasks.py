@@ -103,7 +103,7 @@ def recipe_loss(plan: Plan) -> LossFunction:
         if teacher is not None:
             answers = classification.predict_batch(teacher, images, bfloat16=bfloat16)
             taught = distillation_loss(logits, answers, recipe.temperature)
-            mean = (1 - recipe.distill) * mean + recipe.distill * taught
+            mean = (1 - recipe.distill_weight) * mean + recipe.distill_weight * taught
         return mean, count_errors(logits, targets, several=labels.ndim == 2)
 
     return loss

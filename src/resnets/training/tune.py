@@ -23,7 +23,7 @@ import pydantic
 
 from resnets.config import recipe as room
 from resnets.config import recipes
-from resnets.config.recipe import Recipe
+from resnets.config.recipe import Recipe, rename_old_fields
 from resnets.data.splits import hold_out
 from resnets.errors import CheckpointError, Diverged, MemoryExhausted, MissingPackage, UsageError
 from resnets.training.loop import Progress, fit
@@ -65,11 +65,12 @@ def choices(recipe: Recipe, asked: Sequence[str]) -> dict[str, str]:
         "warmup": "0:0.3",
         "label_smoothing": "0:0.2",
         "ema": "0,0.99,0.998",
-        "augment.policy": "none,trivial",
+        "augment.policy": "none,trivialaugment",
         "augment.mixup": "0:0.4",
     }
     pairs = [item.partition("=") for item in asked]
-    return {key: text or table.get(key, "") for key, _, text in pairs} or table
+    ranges = rename_old_fields({key: text for key, _, text in pairs})
+    return {key: text or table.get(key, "") for key, text in ranges.items()} or table
 
 
 def distribution(recipe: Recipe, key: str, text: str) -> distributions.BaseDistribution:
@@ -113,14 +114,14 @@ def search(
     length = {"budget": budget / trials} if budget else {}
     asked_for = json.loads(json.dumps(room.to_dict(plan.recipe)))
     study = {"recipe": asked_for, "digest": plan.source.digest, "space": texts, "length": length}
-    source, recipe = plan.source, replace(plan.recipe, watch="val")
+    source, recipe = plan.source, replace(plan.recipe, monitor="val")
     if source.val is None:
-        recipe = replace(recipe, holdout=HOLDOUT)
+        recipe = replace(recipe, val_fraction=HOLDOUT)
         source = hold_out(source, HOLDOUT, recipe.seed)
     source = replace(source, test=None)  # nobody looks at it before the search is over
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.locked(), SignalFlags() as stop, stop.ending("the same command"):
-        before = folder.read_json("study.json") if (folder.path / "study.json").exists() else study
+        before = earlier_study(folder) if (folder.path / "study.json").exists() else study
         if other := [key for key in study if before[key] != study[key]]:
             raise UsageError(
                 f"{folder.path} is a study with other {', '.join(other)}: repeat its command, in "
@@ -150,6 +151,15 @@ def search(
             yield done
 
 
+def earlier_study(folder: Run) -> dict[str, Any]:
+    """The study that is in the folder, under today's names of the fields."""
+    study = folder.read_json("study.json")
+    for key in ("recipe", "space"):
+        if isinstance(study[key], dict):
+            study[key] = rename_old_fields(study[key], note=False)
+    return study
+
+
 def recorded(folder: Run) -> tuple[list[Trial], list[Trial]]:
     """The trials that have ended, by number, and one that has not."""
     paths = sorted(folder.path.glob("trial-*/trial.json"))
@@ -158,7 +168,7 @@ def recorded(folder: Run) -> tuple[list[Trial], list[Trial]]:
         try:
             trial = Trial(**Run(path.parent).read_json("trial.json"))
             pydantic.TypeAdapter(Trial).validate_python(asdict(trial))
-            trials.append(trial)
+            trials.append(replace(trial, fields=rename_old_fields(trial.fields, note=False)))
         except pydantic.ValidationError as error:
             raise broken(path, error) from None
         except TypeError:

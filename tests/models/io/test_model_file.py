@@ -467,7 +467,7 @@ def class_folders(root):
 
 
 @pytest.mark.parametrize(
-    "recipe", ["[" * 10**5, "9" * 5000, "7", '{"seed": "x"}', '{"holdout": -1}']
+    "recipe", ["[" * 10**5, "9" * 5000, "7", '{"seed": "x"}', '{"val_fraction": -1}']
 )
 def test_a_recipe_in_a_card_that_makes_no_sense_is_refused(recipe, path, network, tmp_path, cli):
     class_folders(tmp_path / "data")

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 RECIPE = {
-    "model": "resnet8", "size": 8, "steps": 24, "batch": 32, "holdout": 100, "ema": 0.99,
+    "model": "resnet8", "size": 8, "steps": 24, "batch": 32, "val_fraction": 100, "ema": 0.99,
     "eval_every": 0.2, "precision": "float32", "lr": 0.1, "augment": {"crop": "pad", "pad": 1},
 }  # fmt: skip
 STUCK = 120  # seconds after which a run counts as hung

@@ -12,7 +12,7 @@ from resnets.training.run import Run
 from tests.training.faults.driver import Fault, fired
 from tests.training.faults.kills import differences, loads
 
-SHORT = {"steps": 4, "eval_every": 0.08, "keep": "best"}
+SHORT = {"steps": 4, "eval_every": 0.08, "select": "best"}
 ERRORS = ("ENOSPC", "EIO", "EROFS", "EMFILE")
 
 

@@ -25,7 +25,7 @@ STEPS = 12
 
 def small_plan():
     recipe = replace(digits(), model="resnet8", size=8, steps=STEPS, batch=32, eval_every=0.2)
-    recipe = replace(recipe, precision="float32", keep="best")
+    recipe = replace(recipe, precision="float32", select="best")
     source = dataset.hold_out(dataset.load("digits"), 100, 0)
     return plans.resolve(recipe, source, torch.device("cpu"), 0)
 

@@ -58,8 +58,8 @@ def test_others_change_nothing(driver, whole, tmp_path, at, name):
 
 
 WITHOUT_END = {
-    "early stop": {"stop_after": 1, "keep": "best", "lr": 0.6, "steps": 48},
-    "plateau": {"schedule": "plateau", "patience": 1, "lr": 0.6, "keep": "best"},
+    "early stop": {"early_stop_patience": 1, "select": "best", "lr": 0.6, "steps": 48},
+    "plateau": {"schedule": "plateau", "patience": 1, "lr": 0.6, "select": "best"},
 }
 
 

@@ -95,7 +95,7 @@ def floating(tensors):
 
 @pytest.mark.slow
 def test_weights_do_not_depend_on_the_number_of_ranks(tmp_path):
-    one, two, four = (trained(n, tmp_path / str(n), micro=8) for n in (1, 2, 4))
+    one, two, four = (trained(n, tmp_path / str(n), micro_batch=8) for n in (1, 2, 4))
     for other in (two, four):
         assert distance(other, one, learned(one)) < 1e-5
         # One rank has seen four forward passes a step, the mean of four ranks is as old as one.
@@ -120,15 +120,15 @@ def test_micro_batches_are_the_batch_where_nothing_normalises_over_it(tmp_path, 
     same = {"arch": {"norm": "group"}, "ema": 0.5}
     whole = trained(1, tmp_path / "whole", **same)
     for ranks, micro in shares:
-        parts = trained(ranks, tmp_path / f"{ranks}-{micro}", **same, micro=micro)
+        parts = trained(ranks, tmp_path / f"{ranks}-{micro}", **same, micro_batch=micro)
         assert distance(parts, whole, floating(whole)) < 1e-5
 
 
 CHANCE = {
     "arch": {"drop_path": 0.5},
     "augment": Augment(crop="pad", pad=1, mixup=0.2, cutmix=1.0),
-    "frozen": 0.3,
-    "micro": 8,
+    "freeze_backbone_epochs": 0.3,
+    "micro_batch": 8,
 }
 
 
@@ -148,15 +148,15 @@ def test_chance_and_a_frozen_start_do_not_depend_on_the_number_of_ranks(tmp_path
 @pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.slow
 def test_a_run_of_two_ranks_goes_on_with_others(ranks, tmp_path):
-    whole = trained(2, tmp_path / "whole", micro=8)
-    together(2, train, tmp_path / "halves", {"micro": 8}, 8)
+    whole = trained(2, tmp_path / "whole", micro_batch=8)
+    together(2, train, tmp_path / "halves", {"micro_batch": 8}, 8)
     assert 0 < checkpoint.newest(tmp_path / "halves" / "checkpoints").course.step < 20
-    halves = trained(ranks, tmp_path / "halves", micro=8)
+    halves = trained(ranks, tmp_path / "halves", micro_batch=8)
     assert distance(halves, whole, learned(whole)) < 1e-5
 
 
 def count_messages(world, folder):
-    plan = small_plan(world, {"steps": 4, "micro": 4})
+    plan = small_plan(world, {"steps": 4, "micro_batch": 4})
     state = State.start(plan.recipe, plan.arch, CPU)
     state.course = TrainProgress(steps=4, micro=plan.local_batch)
     step, counts = Step(plan, state), []
@@ -201,7 +201,7 @@ def short_of_memory(world, folder, where):
     assert taken == [16, 16, 16, 8, 8, 8, 8]
 
 
-GROUP = {"arch": {"norm": "group"}, "frozen": 0.05, "steps": 6}
+GROUP = {"arch": {"norm": "group"}, "freeze_backbone_epochs": 0.05, "steps": 6}
 
 
 def no_memory(*_):
@@ -309,10 +309,10 @@ def test_split_states_learn_what_whole_ones_do(tmp_path, optimizer, limit):
 
     Adam divides by the root of moments that are close to 0, so last bits grow.
     """
-    changes = {"optimizer": optimizer, "clip": 1.0, "micro": 8, "keep": "best", "ema": 0.9}
+    changes = {"optimizer": optimizer, "clip": 1.0, "micro_batch": 8, "select": "best", "ema": 0.9}
     whole = trained(2, tmp_path / "whole", **changes)
-    together(2, train, tmp_path / "split", changes | {"shard": True}, 8)
-    split = trained(2, tmp_path / "split", **changes, shard=True)
+    together(2, train, tmp_path / "split", changes | {"fsdp": True}, 8)
+    split = trained(2, tmp_path / "split", **changes, fsdp=True)
     assert split.keys() == whole.keys()
     assert distance(split, whole, floating(whole)) < limit
     best = [load(tmp_path / name / "best.safetensors").network for name in ("whole", "split")]

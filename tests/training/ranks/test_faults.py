@@ -24,7 +24,7 @@ FIELDS = (
     "size=8",
     "batch=32",
     "precision=float32",
-    "holdout=0.2",
+    "val_fraction=0.2",
     "steps=200",
     "eval_every=1",
 )

@@ -14,7 +14,7 @@ from resnets.training.signals import SignalFlags
 
 from ._helpers import together
 
-FIELDS = {"size": 64, "batch": 8, "micro": 4, "steps": 3, "precision": "float32", "lr": 1e-4}
+FIELDS = {"size": 64, "batch": 8, "micro_batch": 4, "steps": 3, "precision": "float32", "lr": 1e-4}
 GROUP = replace(TINY, norm="group")
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from resnets.config import arch as architectures
 from resnets.config.arch import Arch
 from resnets.config.families import label
-from resnets.config.recipe import PositiveFloat, Preprocess
+from resnets.config.recipe import FINITE, Preprocess
 from resnets.errors import Assumption, CheckpointError, ResnetsError, UsageError
 from resnets.models import Network
 from resnets.models.io import pretrained
@@ -39,12 +39,14 @@ UNITS = 2000  # of a network; the deepest of the papers, of 1202 layers, has 600
 class ModelMetadata:
     """What a network is and how to use it. `classes` has one name for each logit."""
 
+    __pydantic_config__ = FINITE
+
     arch: Arch
     classes: tuple[str, ...]
     preprocess: Preprocess
     # Data, its digest, the recipe, versions, a licence: text for people.
     provenance: dict[str, str] = field(default_factory=dict)
-    temperature: PositiveFloat | None = None  # logits are divided by it before the softmax
+    temperature: pydantic.PositiveFloat | None = None  # logits are divided by it before the softmax
 
 
 def save(path: str | Path, network: Network, card: ModelMetadata) -> None:

@@ -1,0 +1,60 @@
+"""Runs that 0.1.0 began, whose recipe.json has the old names of the fields, go on."""
+
+import json
+
+import pytest
+
+import resnets
+from resnets import lifecycle
+from resnets.assessment import TrainingData
+from resnets.config.recipe import OLD_FIELDS
+from resnets.models.io.model_file import digest
+from resnets.training import checkpoint
+from tests.training._helpers import run_to
+
+FIELDS = {
+    "model": "resnet8", "size": 8, "steps": 4, "batch": 16, "val_fraction": 100, "ema": 0.9,
+    "micro_batch": 8, "select": "best", "early_stop_patience": 9, "progressive_from": 4,
+    "schedule": "step", "milestones": [0.5], "gamma": 0.5, "eval_every": 0.025,
+    "precision": "float32",
+    "augment": {"policy": "randaugment", "random_erasing": 0.5, "repeated_aug": 2},
+}  # fmt: skip
+
+
+def old_names(recipe):
+    """A recipe.json as 0.1.0 wrote it."""
+    old = {new: old for old, new in OLD_FIELDS.items()}
+    augment = recipe["augment"].items()
+    nested = {old.get(f"augment.{k}", k).removeprefix("augment."): v for k, v in augment}
+    return {old.get(k, k): v for k, v in recipe.items()} | {
+        "augment": nested | {"policy": {"randaugment": "rand"}[nested["policy"]]}
+    }
+
+
+def tensors(run):
+    found = checkpoint.newest(run.path / "checkpoints")
+    return found.course.step, {name: digest(value) for name, value in found.tensors.items()}
+
+
+@pytest.mark.slow
+def test_a_run_of_0_1_0_is_resumed_and_ends_as_the_unbroken_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("resnets.lifecycle.report", lambda *_: None)
+    plan = resnets.plan("digits", overrides=FIELDS)
+    whole, halves = (lifecycle.create_run(plan, tmp_path / name) for name in ("whole", "halves"))
+    run_to(whole.path, plan)
+    written = json.dumps(old_names(halves.read_json("recipe.json")))
+    (halves.path / "recipe.json").write_text(written)
+    run_to(halves.path, plan, stop_after=2)
+    assert 2 <= tensors(halves)[0] < 4
+    with pytest.warns(FutureWarning, match="micro is now micro_batch"):
+        resnets.resume(halves.path)
+    assert tensors(halves) == tensors(whole)
+    assert (halves.path / "recipe.json").read_text() == written  # the identity of checkpoints
+    logs = [(run.path / "metrics.jsonl").read_text() for run in (whole, halves)]
+    assert logs[0] == logs[1]
+    assert halves.finished
+
+
+def test_a_model_file_of_0_1_0_is_tested_on_the_images_that_were_held_out():
+    text = json.dumps(old_names({"holdout": 100, "seed": 3, "augment": {"policy": "randaugment"}}))
+    assert TrainingData.model_validate_json(text) == TrainingData(val_fraction=100, seed=3)
