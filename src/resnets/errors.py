@@ -47,6 +47,11 @@ class CheckpointError(ResnetsError, exit_code=4):
     """A checkpoint or weights file that is refused."""
 
 
+def refuse_file(path: Path, what: str, remedy: str) -> CheckpointError:
+    """The refusal of a weights file: what is wrong with it, and what to do."""
+    return CheckpointError(f"{path}: {what}.\n{remedy}")
+
+
 class NotFinite(CheckpointError, exit_code=4):
     """A network answers NaN or infinity: its numbers are damaged, or training had diverged."""
 

@@ -50,3 +50,9 @@ def markdown(text: str) -> str:
     """Text whose signs mean nothing in Markdown: no markup, list, link, mention or formula."""
     signs = r"[\\`*_\[\]<>|&#~$@]|:(?=[^\s\d])|(?<=\b[wW]{3})\.|^[-+=]|(?<=^\d)[.)]"
     return re.sub(signs, lambda sign: f"&#{ord(sign[0])};", visible(text))
+
+
+def clip(text: object, length: int = 120) -> str:
+    """Text from a file, for an error message: its first line, printable, at most `length` long."""
+    line = "".join(c if c.isprintable() else "?" for c in str(text).split("\n")[0])
+    return line if len(line) <= length else line[:length] + "..."

@@ -17,9 +17,9 @@ from resnets.config.arch import DetectorArch, SegmenterArch
 from resnets.config.families import DENSE_TASK_MODELS, FAMILY, TINY, dilated, retina
 from resnets.errors import CheckpointError
 from resnets.models import build
-from resnets.models.io.infer_arch import meta_model
+from resnets.models.io.infer_arch import infer_arch, meta_model
 from resnets.models.io.model_file import open_model
-from resnets.models.io.pretrained import infer_arch, to_torchvision
+from resnets.models.io.tensor_names import to_torchvision
 
 
 def taken_over(theirs: nn.Module, name: str, **fields: object) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from resnets.errors import CheckpointError
-from resnets.models.io import pretrained
+from resnets.models.io import pickle_scan, pretrained
 from resnets.models.io.model_file import load, open_model
 from resnets.models.io.pretrained import read
 
@@ -163,7 +163,7 @@ def test_the_calls_would_work() -> None:
 
 
 def test_torch_alone_is_the_second_wall(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "_inspect", lambda *_: None)
+    monkeypatch.setattr(pickle_scan, "scan_pickle", lambda *_: None)
     for name in ("os.system", "builtins.eval", "STACK_GLOBAL", "torch.utils.collect_env.run"):
         Path("w.pth").write_bytes(zipped(CALLS[name]))
         with pytest.raises(CheckpointError, match="broken"):
@@ -188,7 +188,7 @@ def test_there_is_no_second_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_environment_cannot_switch_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    monkeypatch.setattr(pretrained, "_inspect", lambda *_: None)
+    monkeypatch.setattr(pickle_scan, "scan_pickle", lambda *_: None)
     Path("w.pth").write_bytes(zipped(CALLS["os.system"]))
     refuse(Path("w.pth"))
 
@@ -353,7 +353,7 @@ def test_a_tuple_in_a_tuple_in_a_tuple() -> None:
 
 
 def test_more_instructions_than_a_checkpoint_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "INSTRUCTION_LIMIT", 1000)
+    monkeypatch.setattr(pickle_scan, "INSTRUCTION_LIMIT", 1000)
     Path("w.pth").write_bytes(zipped(b"\x80\x02" + b"N0" * 1000 + b"}."))
     refuse(Path("w.pth"), "too much besides tensors")
 

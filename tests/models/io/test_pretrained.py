@@ -24,9 +24,10 @@ from resnets.config.arch import MlpArch, ResNetArch, VitArch
 from resnets.config.families import FAMILY, cifar, densenet_bc, dilated, label, plain, pre
 from resnets.errors import Assumption, CheckpointError, UsageError
 from resnets.models import build
-from resnets.models.io.infer_arch import meta_model
+from resnets.models.io.infer_arch import infer_arch, meta_model
 from resnets.models.io.model_file import open_model
-from resnets.models.io.pretrained import infer_arch, read, to_torchvision
+from resnets.models.io.pretrained import read
+from resnets.models.io.tensor_names import to_torchvision
 
 
 def randomised(network: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Which networks may have tensors of these names and shapes."""
+"""The network that has tensors of these names and shapes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from resnets.config.arch import (
     VitArch,
 )
 from resnets.config.families import FAMILY, dilated, label, retina
+from resnets.errors import CheckpointError, ResnetsError
+from resnets.escape import clip
 from resnets.models import Network, build
+from resnets.models.io.tensor_names import from_foreign, move_zeros_last
 
 Shape = tuple[int, ...]
 COUNTER = "num_batches_tracked"  # absent before PyTorch 0.4.1, and no part of what is computed
@@ -47,6 +50,62 @@ def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> st
     return "; ".join(parts) + (f"; and {more} more" if more else "")
 
 
+def infer_arch(
+    tensors: Mapping[str, Tensor], arch: Arch | None = None, name: str = ""
+) -> tuple[Arch, dict[str, Tensor]]:
+    """The network that has these tensors, and the tensors under our names, in float32.
+
+    Known are our own names, torchvision's (its ResNets, DenseNets and ViTs; detectors on a pyramid
+    and segmenters on a ResNet, and their names of 2019), timm's ResNets, and the CIFAR ResNets of
+    akamaster/pytorch_resnet_cifar10 (`linear`, and option A with zeros half before and half after:
+    channels are moved so that our zeros, all after, compute the same).
+
+    Names and shapes do not show everything (`assumed_fields`). Where several networks of
+    `FAMILY` have them, the one called `name` is given, else the first: the stride of a bottleneck
+    on its 3x3 convolution ("v1.5"), option A and not a plain network where nothing projects, ReLU
+    after the addition, ViT heads 64 wide, an output stride of 8 below FCN and DeepLabv3. With
+    `arch` the tensors are taken for that network.
+
+    Raises CheckpointError: no network has them (the message describes them); `arch` has not (it
+    names differences); `name` is that of a network with layers without tensors, not known here.
+    """
+    if ANTIALIASED.search(name):
+        raise CheckpointError(
+            f"{clip(name, 60)} has blur or average pools without tensors: not known here.\n"
+            "Take another network, or name the true one in a config.json beside the file: "
+            '{"architecture": "NAME"}'
+        )
+    renamed = from_foreign(tensors)
+    shapes = {name: tuple(tensor.shape) for name, tensor in renamed.items()}
+    for candidate in [arch] if arch else candidates(shapes, name):
+        try:
+            wanted = meta_model(candidate).state_dict()
+        except (ResnetsError, ValueError, ArithmeticError, RuntimeError):
+            if arch:
+                raise
+            continue
+        problems = differences(wanted, renamed)
+        if arch and problems:
+            raise CheckpointError(f"the tensors are not those of the given network: {problems}")
+        if not problems:
+            return candidate, fit_tensors(renamed, wanted, candidate, "linear.weight" in tensors)
+    raise CheckpointError(
+        f"not a network that is known here: {describe_shapes(shapes)}.\n"
+        "Give its description (`arch`), or rename its tensors as torchvision does."
+    )
+
+
+def fit_tensors(
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], arch: Arch, zeros_around: bool
+) -> dict[str, Tensor]:
+    """Tensors in the order and of the types of those `wanted`; channels in ours of option A."""
+    zero = torch.zeros(())  # of the counters that a file may lack
+    fitted = {name: tensors.get(name, zero).to(like.dtype) for name, like in wanted.items()}
+    if zeros_around and isinstance(arch, ResNetArch):
+        return move_zeros_last(fitted, arch)
+    return fitted
+
+
 VISIBLE_FIELDS = (
     *("blocks", "widths", "unit", "stem", "groups", "dims", "growth", "width", "patch"),
     "backbone",
@@ -56,7 +115,7 @@ VISIBLE_FIELDS = (
 def candidates(shapes: Mapping[str, Shape], name: str = "") -> Iterator[Arch]:
     """Networks that may have these tensors: `name`, the family, then what the shapes say."""
     try:
-        guess = _guess(shapes)
+        guess = guess_arch(shapes)
     except (KeyError, IndexError, ValueError, ArithmeticError):
         return
     for known in sorted(FAMILY.values(), key=lambda arch: arch is not FAMILY.get(name)):
@@ -70,10 +129,11 @@ def candidates(shapes: Mapping[str, Shape], name: str = "") -> Iterator[Arch]:
         yield replace(guess, shortcut="none" if guess.shortcut == "A" else "C")
 
 
+ANTIALIASED = re.compile(r"(?i)(resne(t|xt)|densenet)(aa|blur)")  # timm's
 TIMM = re.compile(r"(timm/|tv_|gluon_|ssl_|swsl_|ig_|wide_|se)*(res(net|next)|densenet|vit_)")
 
 
-def settling_hint(name: str, arch: Arch) -> bool:
+def name_settles(name: str, arch: Arch) -> bool:
     """Whether a network's name, as torchvision, timm or we write it, says what shapes do not."""
     if name in FAMILY and label(arch) == name:
         return True
@@ -81,7 +141,7 @@ def settling_hint(name: str, arch: Arch) -> bool:
     return bool(TIMM.match(name)) and not odd and str(arch.depth) in re.findall(r"\d+", name)
 
 
-def assumed(arch: Arch) -> tuple[dict[str, str], list[str]]:
+def assumed_fields(arch: Arch) -> tuple[dict[str, str], list[str]]:
     """What tensors do not show of a network and was assumed.
 
     First the fields, with their value and what else there is; then what is no field.
@@ -104,43 +164,24 @@ def assumed(arch: Arch) -> tuple[dict[str, str], list[str]]:
     return fields | {"order": trunk.order, "output_stride": str(trunk.output_stride)}, fixed
 
 
-def _guess(shapes: Mapping[str, Shape]) -> Arch:
+def guess_arch(shapes: Mapping[str, Shape]) -> Arch:
+    """What the shapes say of the network, by the first tensor of its kind.
+
+    Raises KeyError, IndexError, ValueError or ArithmeticError where they are of none.
+    """
     if "layer1.0.conv1.weight" in shapes:
-        return _resnet(shapes)
+        return guess_resnet(shapes)
     if "backbone.body.layer1.0.conv1.weight" in shapes:
-        return _detector(shapes)
+        return guess_detector(shapes)
     if "backbone.layer1.0.conv1.weight" in shapes:
-        return _segmenter(shapes)
+        return guess_segmenter(shapes)
     if "features.conv0.weight" in shapes:
-        first = "features.denseblock1.denselayer1"
-        growth = shapes[f"{first}.conv2.weight"][0]
-        transition = shapes.get("features.transition1.conv.weight", (1, 2))
-        return DenseNetArch(
-            blocks=_counts(shapes, r"features\.denseblock(\d+)\.denselayer(\d+)\."),
-            growth=growth,
-            stem_width=shapes["features.conv0.weight"][0],
-            stem="imagenet" if "features.norm0.weight" in shapes else "cifar",
-            bottleneck=shapes[f"{first}.conv1.weight"][0] // growth,
-            compression=transition[0] / transition[1],
-            channels=shapes["features.conv0.weight"][1],
-            classes=shapes["classifier.weight"][0],
-            size=224 if "features.norm0.weight" in shapes else 32,
-        )
+        return guess_densenet(shapes)
     if "class_token" in shapes:
-        width, channels, patch, _ = shapes["patches.weight"]
-        return VitArch(
-            blocks=_counts(shapes, r"(blocks)\.(\d+)\.")[0],
-            width=width,
-            heads=max(1, width // 64),
-            hidden=shapes["blocks.0.mlp.linear1.weight"][0],
-            patch=patch,
-            channels=channels,
-            classes=shapes["fc.weight"][0],
-            size=patch * math.isqrt(shapes["positions"][1] - 1),
-        )
+        return guess_vit(shapes)
     width, channels = shapes["first.weight"]
     return MlpArch(
-        blocks=_counts(shapes, r"(units)\.(\d+)\.")[0],
+        blocks=count_units(shapes, r"(units)\.(\d+)\.")[0],
         width=width,
         hidden=shapes["units.0.linear1.weight"][0],
         channels=channels,
@@ -148,8 +189,42 @@ def _guess(shapes: Mapping[str, Shape]) -> Arch:
     )
 
 
-def _detector(shapes: Mapping[str, Shape]) -> DetectorArch:
-    trunk, channels = _trunk(shapes, "backbone.body.")
+def guess_densenet(shapes: Mapping[str, Shape]) -> DenseNetArch:
+    """A DenseNet with torchvision's names."""
+    first = "features.denseblock1.denselayer1"
+    growth = shapes[f"{first}.conv2.weight"][0]
+    transition = shapes.get("features.transition1.conv.weight", (1, 2))
+    return DenseNetArch(
+        blocks=count_units(shapes, r"features\.denseblock(\d+)\.denselayer(\d+)\."),
+        growth=growth,
+        stem_width=shapes["features.conv0.weight"][0],
+        stem="imagenet" if "features.norm0.weight" in shapes else "cifar",
+        bottleneck=shapes[f"{first}.conv1.weight"][0] // growth,
+        compression=transition[0] / transition[1],
+        channels=shapes["features.conv0.weight"][1],
+        classes=shapes["classifier.weight"][0],
+        size=224 if "features.norm0.weight" in shapes else 32,
+    )
+
+
+def guess_vit(shapes: Mapping[str, Shape]) -> VitArch:
+    """A transformer; the tensors do not show the number of heads, taken as 64 wide."""
+    width, channels, patch, _ = shapes["patches.weight"]
+    return VitArch(
+        blocks=count_units(shapes, r"(blocks)\.(\d+)\.")[0],
+        width=width,
+        heads=max(1, width // 64),
+        hidden=shapes["blocks.0.mlp.linear1.weight"][0],
+        patch=patch,
+        channels=channels,
+        classes=shapes["fc.weight"][0],
+        size=patch * math.isqrt(shapes["positions"][1] - 1),
+    )
+
+
+def guess_detector(shapes: Mapping[str, Shape]) -> DetectorArch:
+    """RetinaNet, or Faster and Mask R-CNN on a pyramid."""
+    trunk, channels = guess_backbone(shapes, "backbone.body.")
     logits = "head.classification_head.cls_logits.weight"
     if logits in shapes:
         guess = retina(trunk)
@@ -168,8 +243,9 @@ def _detector(shapes: Mapping[str, Shape]) -> DetectorArch:
     )
 
 
-def _segmenter(shapes: Mapping[str, Shape]) -> SegmenterArch:
-    trunk, channels = _trunk(shapes, "backbone.")
+def guess_segmenter(shapes: Mapping[str, Shape]) -> SegmenterArch:
+    """A network for semantic segmentation, with torchvision's names or a pyramid's."""
+    trunk, channels = guess_backbone(shapes, "backbone.")
     pyramid, aspp = "fpn.inner_blocks.0.0.weight", "classifier.0.project.0.weight"
     summed = pyramid in shapes
     return SegmenterArch(
@@ -182,15 +258,16 @@ def _segmenter(shapes: Mapping[str, Shape]) -> SegmenterArch:
     )
 
 
-def _trunk(shapes: Mapping[str, Shape], prefix: str) -> tuple[ResNetArch, int]:
+def guess_backbone(shapes: Mapping[str, Shape], prefix: str) -> tuple[ResNetArch, int]:
     """The backbone of a detector or segmenter, and how many channels its images have."""
     own = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
-    trunk = _resnet(own)
+    trunk = guess_resnet(own)
     return replace(trunk, channels=3), trunk.channels
 
 
-def _resnet(shapes: Mapping[str, Shape]) -> ResNetArch:
-    blocks = _counts(shapes, r"layer(\d+)\.(\d+)\.")
+def guess_resnet(shapes: Mapping[str, Shape]) -> ResNetArch:
+    """A residual network with torchvision's names; a plain one has those of option A."""
+    blocks = count_units(shapes, r"layer(\d+)\.(\d+)\.")
     convs = max(i for i in (1, 2, 3) if f"layer1.0.conv{i}.weight" in shapes)
     widths = tuple(shapes[f"layer{i + 1}.0.conv{convs}.weight"][0] for i in range(len(blocks)))
     inner = shapes["layer1.0.conv1.weight"][0]
@@ -222,7 +299,7 @@ def _resnet(shapes: Mapping[str, Shape]) -> ResNetArch:
     )
 
 
-def _counts(shapes: Mapping[str, Shape], pattern: str) -> tuple[int, ...]:
+def count_units(shapes: Mapping[str, Shape], pattern: str) -> tuple[int, ...]:
     """How many units each stage has. Names are counted, so a number in a name allocates nothing."""
     units: dict[str, set[str]] = {}
     for name in shapes:
@@ -231,17 +308,11 @@ def _counts(shapes: Mapping[str, Shape], pattern: str) -> tuple[int, ...]:
     return tuple(len(units[stage]) for stage in sorted(units, key=lambda s: (len(s), s)))
 
 
-def seen(shapes: Mapping[str, Shape]) -> str:
-    """What was found, for a message: how many layers, in which stages, from where to where."""
+def describe_shapes(shapes: Mapping[str, Shape]) -> str:
+    """For a message: how many layers, in which stages, from where to where."""
     weights = {name: shape for name, shape in shapes.items() if len(shape) > 1}
     if not weights:
         return f"{len(shapes)} tensors, no layer among them"
-    stages = "-".join(str(n) for n in _counts(shapes, r"layer(\d+)\.(\d+)\."))
+    stages = "-".join(str(n) for n in count_units(shapes, r"layer(\d+)\.(\d+)\."))
     ends = [f"{clip(name, 50)} {clip(weights[name], 30)}" for name in weights]
     return f"{len(weights)} layers, stages {stages or 'none'}, from {ends[0]} to {ends[-1]}"
-
-
-def clip(text: object, length: int = 120) -> str:
-    """Text that a file decides, for a message: one line, printable, not long."""
-    line = "".join(c if c.isprintable() else "?" for c in str(text).split("\n")[0])
-    return line if len(line) <= length else line[:length] + "..."

@@ -1,7 +1,8 @@
-"""A trained network in one safetensors file: its tensors, and a card that says how to use them.
+"""A trained network in one safetensors file: its tensors, and metadata that says how to use them.
 
-The metadata has one entry, `resnets`, a JSON object: the format's version, the card, a SHA-256 of
-each tensor's bytes, and last a SHA-256 of all that. safetensors itself checks no values.
+The file's header has one entry, `resnets`, a JSON object: the format's version, the metadata
+(as "card"), a SHA-256 of each tensor's bytes, and last a SHA-256 of all that. safetensors itself
+checks no values.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -23,11 +24,17 @@ from resnets.config import arch as architectures
 from resnets.config.arch import Arch
 from resnets.config.families import label
 from resnets.config.recipe import FINITE, Preprocess
-from resnets.errors import Assumption, CheckpointError, ResnetsError, UsageError
+from resnets.errors import Assumption, CheckpointError, ResnetsError, UsageError, refuse_file
+from resnets.escape import clip
 from resnets.models import Network
 from resnets.models.io import pretrained
-from resnets.models.io.infer_arch import assumed, clip, differences, meta_model, settling_hint
-from resnets.models.io.pretrained import refuse
+from resnets.models.io.infer_arch import (
+    assumed_fields,
+    differences,
+    infer_arch,
+    meta_model,
+    name_settles,
+)
 from resnets.tensor_files import check_digest, check_tensors, save_tensors
 
 FORMAT = 1
@@ -49,10 +56,10 @@ class ModelMetadata:
     temperature: pydantic.PositiveFloat | None = None  # logits are divided by it before the softmax
 
 
-def save(path: str | Path, network: Network, card: ModelMetadata) -> None:
+def save(path: str | Path, network: Network, metadata: ModelMetadata) -> None:
     """Write the file in one step: at every moment `path` is the old file or the new one.
 
-    Raises UsageError for a card that cannot be read back, or of another network; CheckpointError
+    Raises UsageError for metadata that cannot be read back, or of another network; CheckpointError
     for a value that is not finite, with nothing written; DiskError.
     """
     path = Path(path)
@@ -62,35 +69,37 @@ def save(path: str | Path, network: Network, card: ModelMetadata) -> None:
         )
         for name, tensor in network.state_dict().items()
     }
-    metadata = {"format": FORMAT, "card": to_dict(card)}
+    entry = {"format": FORMAT, "card": to_dict(metadata)}
     try:
-        if from_dict(json.loads(json.dumps(metadata["card"], allow_nan=False))) != card:
+        if from_dict(json.loads(json.dumps(entry["card"], allow_nan=False))) != metadata:
             raise ValueError("what is read back differs")
     except (ValueError, TypeError) as error:
-        raise UsageError(f"this card cannot be saved: {error}") from None
-    if problems := differences(meta_model(card.arch).state_dict(), tensors):
-        raise UsageError(f"the card describes another network: {problems}")
+        raise UsageError(f"this metadata cannot be saved: {error}") from None
+    if problems := differences(meta_model(metadata.arch).state_dict(), tensors):
+        raise UsageError(f"the metadata describes another network: {problems}")
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise refuse(path, f"not written, {name} is not finite", "Train with a lower rate.")
-    save_tensors(path, tensors, KEY, metadata)
+            raise refuse_file(
+                path, f"not written, {name} is not finite", "Train with a lower rate."
+            )
+    save_tensors(path, tensors, KEY, entry)
 
 
 def load(path: str | Path) -> tuple[Network, ModelMetadata]:
-    """The network, in evaluation mode on the CPU, and its card.
+    """The network, in evaluation mode on the CPU, and its metadata.
 
     Raises CheckpointError: the file is missing, broken, of another version, not one of ours; a
     digest, name, shape or type is wrong (the tensor is named), or a value is not finite.
     """
     path = Path(path)
-    file = pretrained.read_contents(path, KEY)
-    return _ours(path, file.tensors, file.metadata)
+    file = pretrained.read_file(path, KEY)
+    return load_own(path, file.tensors, file.metadata)
 
 
 def open_model(
     path: str | Path, chosen: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[Network, ModelMetadata | None]:
-    """One of our model files with its card, or a foreign weights file without; by content.
+    """One of our model files with its metadata, or a foreign weights file without; by content.
 
     Of a foreign file an `Assumption` warns: what was taken and left, and what was assumed where
     neither its tensors nor a name settle it. Such a name is the checkpoint's own ("arch"), timm's
@@ -101,34 +110,28 @@ def open_model(
     a network with those fields; UsageError where one of them is not open.
     """
     path = Path(path)
-    file = pretrained.read_contents(path, KEY)
+    file = pretrained.read_file(path, KEY)
     # One wrong letter in the key does not make a foreign file of ours.
     if KEY in file.metadata or any(', "sha256": "' in text for text in file.metadata.values()):
         if chosen:
             raise UsageError(f"arch.{min(chosen)}: {path} says what its network is, leave it out")
-        return _ours(path, file.tensors, file.metadata)
+        return load_own(path, file.tensors, file.metadata)
     name = file.model or "/".join(path.parts[-4:])
     try:
-        arch, tensors = pretrained.infer_arch(file.tensors, name=name)
-        unseen, fixed = assumed(arch)
+        arch, tensors = infer_arch(file.tensors, name=name)
+        unseen, fixed = assumed_fields(arch)
         if known := [name for name in chosen if name not in unseen]:
             open_ones = ", ".join(f"arch.{name}" for name in unseen) or "nothing"
             raise UsageError(f"arch.{known[0]}: {path} leaves open {open_ones}")
         if chosen:
             changed = architectures.with_fields(arch, chosen)
-            arch, tensors = pretrained.infer_arch(file.tensors, changed)
+            arch, tensors = infer_arch(file.tensors, changed)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     notes = list(file.notes)
-    if not settling_hint(file.model, arch):
+    if not name_settles(file.model, arch):
         left = {field: value for field, value in unseen.items() if field not in chosen}
-        shown = ", ".join([*(f"{field} {value}" for field, value in left.items()), *fixed])
-        way = f"--set arch.{next(iter(left))}=VALUE (and so on), or " if left else ""
-        notes.append(
-            f"taken for {label(arch)}, by its tensors; they do not show {shown}.\n"
-            f"To settle that: {way}the network's name as "
-            '{"architecture": "NAME"} in a config.json beside the file'
-        )
+        notes.append(describe_assumptions(arch, left, fixed))
     if notes:
         warnings.warn("\n".join(f"{path}: {note}" for note in notes), Assumption, stacklevel=2)
     network = meta_model(arch)
@@ -136,42 +139,59 @@ def open_model(
     return network.eval(), None
 
 
-def _ours(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+def describe_assumptions(arch: Arch, fields: Mapping[str, str], fixed: Sequence[str]) -> str:
+    """What the tensors of a foreign file do not show, and how to settle it.
+
+    `fields` are those of the network that can be set, with the values assumed; `fixed` the rest.
+    """
+    assumed = ", ".join([*(f"{field} {value}" for field, value in fields.items()), *fixed])
+    setting = f"--set arch.{next(iter(fields))}=VALUE (and so on), or " if fields else ""
+    return (
+        f"taken for {label(arch)}, by its tensors; they do not show {assumed}.\n"
+        f"To settle that: {setting}the network's name as "
+        '{"architecture": "NAME"} in a config.json beside the file'
+    )
+
+
+def load_own(
+    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]
 ) -> tuple[Network, ModelMetadata]:
-    card, digests = _metadata(path, metadata.get(KEY, ""))
-    network = _skeleton(path, card.arch, len(tensors))
+    """The network of one of our files, whose tensors are those of its metadata, bit for bit."""
+    metadata, digests = parse_metadata(path, header.get(KEY, ""))
+    network = meta_network(path, metadata.arch, len(tensors))
     wanted = network.state_dict()
     kinds = [{name: (t.dtype, t.shape) for name, t in d.items()} for d in (tensors, wanted)]
     if kinds[0] != kinds[1] or digests.keys() != wanted.keys():
         problems = differences(wanted, tensors) or "types or digests"
-        raise refuse(path, f"its tensors are not its card's ({problems})", "Get the file again.")
+        raise refuse_file(
+            path, f"its tensors are not those of its metadata ({problems})", "Get the file again."
+        )
     try:
         check_tensors(tensors, digests)
     except ValueError as error:
-        raise refuse(path, str(error), "Get the file again.") from None
+        raise refuse_file(path, str(error), "Get the file again.") from None
     network.load_state_dict(tensors, assign=True)
-    return network.eval(), card
+    return network.eval(), metadata
 
 
-def to_dict(card: ModelMetadata) -> dict[str, Any]:
+def to_dict(metadata: ModelMetadata) -> dict[str, Any]:
     """JSON-ready; `from_dict` is the inverse."""
-    return {**asdict(card), "arch": architectures.to_dict(card.arch)}
+    return {**asdict(metadata), "arch": architectures.to_dict(metadata.arch)}
 
 
 def from_dict(data: Mapping[str, Any]) -> ModelMetadata:
-    """A Card from JSON. Raises ValueError for values of wrong types or beyond what can be meant."""
+    """Metadata from JSON. Raises ValueError for values of wrong types or out of any use."""
     known = {f.name for f in fields(ModelMetadata)}
     if set(data) != known or not isinstance(data["arch"], dict):
-        raise ValueError(f"a card has {', '.join(sorted(known))}")
+        raise ValueError(f"metadata has {', '.join(sorted(known))}")
     arch = architectures.from_dict(data["arch"])
-    card = pydantic.TypeAdapter(ModelMetadata).validate_python({**data, "arch": arch})
-    see = card.preprocess
+    metadata = pydantic.TypeAdapter(ModelMetadata).validate_python({**data, "arch": arch})
+    see = metadata.preprocess
     lengths = (see.channels, see.channels * see.size**2)
     checks = {
-        "classes": len(card.classes) == arch.classes,
+        "classes": len(metadata.classes) == arch.classes,
         "channels": see.channels == arch.channels,
-        "arch": max(_numbers(asdict(arch)), default=0) <= 1e6,
+        "arch": max(magnitudes(asdict(arch)), default=0) <= 1e6,
         "arch.size": arch.size <= 2**12
         and (see.size == arch.size or not isinstance(arch, architectures.VitArch)),
         "arch.crop": getattr(arch, "crop", 0) <= 2**10,
@@ -180,45 +200,47 @@ def from_dict(data: Mapping[str, Any]) -> ModelMetadata:
         # Of pixels in 0..1: what is far from them makes NaN of every answer.
         "mean": len(see.mean) in lengths and max(map(abs, see.mean)) <= 1000,
         "std": len(see.std) in lengths and 1e-6 <= min(see.std) <= max(see.std) <= 1000,
-        "temperature": 1e-6 <= (card.temperature or 1) <= 1e6,
+        "temperature": 1e-6 <= (metadata.temperature or 1) <= 1e6,
     }
     if wrong := [name for name, good in checks.items() if not good]:
         raise ValueError(f"wrong {', '.join(wrong)} in a card")
-    return card
+    return metadata
 
 
-def _numbers(value: object) -> Iterator[float]:
+def magnitudes(value: object) -> Iterator[float]:
     """The magnitudes of all numbers in nested dictionaries and tuples; of NaN infinity."""
     if isinstance(value, dict | tuple):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _numbers(inner)
+            yield from magnitudes(inner)
     elif isinstance(value, int | float):
         yield math.inf if value != value else abs(value)
 
 
-def _metadata(path: Path, text: str) -> tuple[ModelMetadata, dict[str, str]]:
+def parse_metadata(path: Path, text: str) -> tuple[ModelMetadata, dict[str, str]]:
     """The metadata of a model file, and the digests of its tensors."""
     if not text:
-        raise refuse(path, "no card: not a model file of resnets", "Open it as foreign weights.")
+        raise refuse_file(
+            path, "not a model file of resnets, no metadata", "Open it as foreign weights."
+        )
     try:
         data = check_digest(text)
     except ValueError as error:
-        raise refuse(path, str(error), "Get the file again.") from None
+        raise refuse_file(path, str(error), "Get the file again.") from None
     try:
         version = data["format"]
         if version != FORMAT:
-            raise refuse(path, f"format {clip(version)}, not {FORMAT}", "Upgrade resnets.")
+            raise refuse_file(path, f"format {clip(version)}, not {FORMAT}", "Upgrade resnets.")
         return from_dict(data["card"]), dict(data["tensors"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason: object = error
         if isinstance(error, pydantic.ValidationError):
             reason = architectures.field_problem(error)[0]
-        what = f"a card that makes no sense ({clip(reason)})"
-        raise refuse(path, what, "Get it again.") from None
+        what = f"metadata that makes no sense ({clip(reason)})"
+        raise refuse_file(path, what, "Get it again.") from None
 
 
-def _skeleton(path: Path, arch: Arch, tensors: int) -> Network:
-    """The card's network without memory; each unit has tensors, so the file bounds their number."""
+def meta_network(path: Path, arch: Arch, tensors: int) -> Network:
+    """A network without memory; each unit has tensors, so the file bounds their number."""
     counted = arch.backbone if isinstance(arch, architectures.DenseTaskArch) else arch
     blocks = counted.blocks if isinstance(counted.blocks, tuple) else (counted.blocks,)
     try:
@@ -229,4 +251,4 @@ def _skeleton(path: Path, arch: Arch, tensors: int) -> Network:
             )
         return meta_model(arch)
     except (ResnetsError, ValueError, ArithmeticError, RuntimeError, TypeError) as error:
-        raise refuse(path, f"an impossible network ({clip(error)})", "Get it again.") from None
+        raise refuse_file(path, f"an impossible network ({clip(error)})", "Get it again.") from None

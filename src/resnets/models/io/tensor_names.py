@@ -1,0 +1,178 @@
+"""Names of tensors as other programs write them, and our names for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from resnets.config.arch import LAYERS, Arch, ResNetArch, VitArch
+from resnets.errors import CheckpointError, refuse_file
+from resnets.escape import clip
+from resnets.models.transformer import NAMES, renamed
+
+PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.|model\.)+")  # data parallel, compiled, Lightning
+# One tensor of each kind of network, behind the prefix of what wraps it.
+FIRST_TENSOR = re.compile(
+    r"((?:.*\.)?)(?:layer1\.0\.conv1\.weight|features\.conv0\.weight|class_token"
+    r"|encoder\.pos_embedding|units\.0\.linear1\.weight)"
+)
+# Copies that follow another network: of MoCo, BYOL, DINO, mean teachers.
+MOMENTUM_COPIES = re.compile(r"(^|[._])(encoder_k|key|momentum|target|teacher|ema|shadow)([._]|$)")
+LOSSES_AND_METRICS = re.compile(  # what a LightningModule keeps beside its layers
+    r"(\w*_)?(criterion|loss(es)?(_fn|_func)?|metrics?|acc(uracy)?|auroc|auc|f1(_score)?|precision"
+    r"|recall|confusion_matrix|confmat)(_\w*|\d*)\."
+)
+HEAD = re.compile(
+    r"(?:.*\.)?(?:head|fc|classifier|linear|logits|last_linear|cls_head)(?:\.fc|\.\d+)?"
+    r"\.(weight|bias)"
+)
+# Names of other programs, as patterns, and ours.
+FOREIGN_NAMES: dict[str, str | Callable[[re.Match[str]], str]] = {
+    r"^linear\.": "fc.",
+    r"^(layer\d+\.\d+)\.shortcut\.": r"\1.downsample.",
+    # torchvision's DenseNet files of 2017: norm.1 for norm1.
+    r"(denselayer\d+\.(?:norm|conv))\.([12])\.": r"\1\2.",
+    # Its detectors' files of 2019: convolutions that are not in blocks.
+    r"(\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$": r"\1.0.\2",
+    r"^rpn\.head\.conv\.(weight|bias)$": r"rpn.head.conv.0.0.\1",
+    r"\.mask_fcn([1-4])\.": lambda match: f".{int(match[1]) - 1}.0.",
+    r"(_head\.conv)\.([0246])\.(weight|bias)$": (
+        lambda match: f"{match[1]}.{int(match[2]) // 2}.0.{match[3]}"
+    ),
+}
+
+
+def network_tensors(path: Path, state: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    """The tensors of the one network in `state`, without the prefix of what wraps it.
+
+    What stands beside it is left out, and a classifier under another name becomes `fc` or
+    `classifier`; both are noted. Raises CheckpointError for several networks, or for a second
+    classifier beside the network's own.
+    """
+    prefixes = network_prefixes(state)
+    if not prefixes:
+        return rename_tensors(path, state, lambda name: PREFIXES.sub("", name))
+    leaders = [prefix for prefix in prefixes if not MOMENTUM_COPIES.search(prefix)]
+    if len(leaders) != 1:
+        names = ", ".join(clip(x or "the names without prefix", 40) for x in prefixes[:4])
+        raise refuse_file(path, f"several networks in it: {names}", "Save the state dict of one.")
+    (prefix,) = leaders
+    if len(prefixes) > 1:
+        notes.append(f"of {len(prefixes)} networks `{clip(prefix, 40)}` was taken")
+    body = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    beside = {n: t for n, t in state.items() if not n.startswith(prefix)}
+    for name in filter(LOSSES_AND_METRICS.match, list(body)):
+        beside[name] = body.pop(name)
+    adopt_head(path, body, beside, notes)
+    if beside:
+        notes.append(f"{describe_tensors(beside)} left out: not of the network")
+    return body
+
+
+def network_prefixes(state: Mapping[str, Tensor]) -> list[str]:
+    """The prefix of each network in a state dict; a detector's ends before its backbone."""
+    prefixes = dict[str, None]()
+    for match in map(FIRST_TENSOR.fullmatch, state):
+        if match is None:
+            continue
+        prefix = match[1]
+        if prefix.endswith("backbone.body."):
+            prefix = prefix.removesuffix("backbone.body.")
+        elif prefix.endswith("backbone."):
+            outer = prefix.removesuffix("backbone.")
+            heads = (f"{outer}classifier.4.", f"{outer}classifier.0.", f"{outer}fpn.inner_blocks")
+            if any(name.startswith(heads) for name in state):
+                prefix = outer
+        prefixes[prefix] = None
+    return list(prefixes)
+
+
+def adopt_head(
+    path: Path, body: dict[str, Tensor], beside: dict[str, Tensor], notes: list[str]
+) -> None:
+    """Move a classifier that has another name, inside or beside the network, to the network's.
+
+    Raises CheckpointError where there is one more than the network's own.
+    """
+    head = "classifier" if "features.conv0.weight" in body else "fc"
+    if "linear.weight" in body or not ("layer1.0.conv1.weight" in body or head == "classifier"):
+        return
+    matches = [HEAD.fullmatch(name) for name in [*beside, *body]]
+    heads = {m[0]: m[1] for m in matches if m and not MOMENTUM_COPIES.search(m[0])}
+    weights = [name for name, kind in heads.items() if kind == "weight"]
+    if {f"{head}.weight", f"{head}.bias"} & body.keys():
+        if len(weights) > 1:
+            what = f"{clip(weights[0], 60)} beside {head}.weight"
+            raise refuse_file(path, what, "Save one network with one classifier.")
+    elif len(weights) == 1:
+        for name, kind in heads.items():
+            body[f"{head}.{kind}"] = (beside if name in beside else body).pop(name)
+        notes.append(f"`{clip(weights[0].removesuffix('.weight'), 60)}` is taken for `{head}`")
+
+
+def rename_tensors(
+    path: Path, state: Mapping[str, Tensor], rename: Callable[[str], str]
+) -> dict[str, Tensor]:
+    """The tensors under other names. Raises CheckpointError where two get the same."""
+    renamed_state = dict[str, Tensor]()
+    for name, tensor in state.items():
+        new = rename(name)
+        if new in renamed_state:
+            raise refuse_file(path, f"two tensors for {clip(new, 80)}", "Keep one of them.")
+        renamed_state[new] = tensor
+    return renamed_state
+
+
+def describe_tensors(names: Mapping[str, object]) -> str:
+    """How many tensors there are, with the first as an example."""
+    first, plural = clip(next(iter(names)), 60), len(names) > 1
+    return f"{len(names):,} tensor{'s' * plural} ({first}{', ...' * plural})"
+
+
+def from_foreign(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under our names. Raises CheckpointError for a ViT with an unknown one."""
+    if "encoder.pos_embedding" in tensors:
+        try:
+            return renamed(tensors, {theirs: ours for ours, theirs in NAMES.items()})
+        except KeyError as error:
+            raise CheckpointError(f"a ViT with a tensor that is not known: {error}") from None
+    changed = {}
+    for key, tensor in tensors.items():
+        name = key
+        for theirs, ours in FOREIGN_NAMES.items():
+            name = re.sub(theirs, ours, name)
+        changed[name] = tensor
+    return changed if len(changed) == len(tensors) else dict(tensors)
+
+
+def to_torchvision(tensors: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
+    """Our tensors under torchvision's names: a ViT has others, the rest of the family the same."""
+    return renamed(tensors, NAMES) if isinstance(arch, VitArch) else dict(tensors)
+
+
+def move_zeros_last(tensors: dict[str, Tensor], arch: ResNetArch) -> dict[str, Tensor]:
+    """Move channels from "zeros half before, half after" to ours, where all zeros come last.
+
+    `order[i]` is the channel of the other network that is our channel i. The new channels of a
+    stage are written by its last convolutions and normalisations, and read by the next first ones.
+    """
+    if arch.shortcut != "A":
+        return tensors
+    last, moved = LAYERS[arch.unit], dict(tensors)
+    order = list(range(arch.stem_width))
+    for stage, (count, width) in enumerate(zip(arch.blocks, arch.widths, strict=True), 1):
+        before, kept = order, len(order)
+        half = (width - kept) // 2
+        order = [i + half for i in before] + [*range(half), *range(half + kept, width)]
+        for unit in range(count):
+            prefix = f"layer{stage}.{unit}."
+            reads = f"{prefix}conv1.weight"
+            moved[reads] = moved[reads][:, before if unit == 0 else order]
+            for name in tensors:
+                if name.startswith((f"{prefix}conv{last}.", f"{prefix}bn{last}.")):
+                    moved[name] = moved[name][order] if moved[name].ndim else moved[name]
+    moved["fc.weight"] = moved["fc.weight"][:, order]
+    return moved
