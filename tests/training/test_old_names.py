@@ -8,7 +8,7 @@ import resnets
 from resnets import lifecycle
 from resnets.assessment import TrainingData
 from resnets.config.recipe import OLD_FIELDS
-from resnets.models.io.model_file import digest
+from resnets.tensor_files import digest
 from resnets.training import checkpoint
 from tests.training._helpers import run_to
 
