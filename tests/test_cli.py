@@ -558,7 +558,7 @@ def test_what_python_sets_is_what_the_command_line_sets():
             {"schedule": "step", "augment.flip": True, "milestones": [0.5, 0.75]}]  # fmt: skip
     one, other = (resnets.plan("digits", model="resnet8", overrides=x).recipe for x in said)
     assert one == other
-    assert (one.schedule, one.augment.flip, one.drops) == ("step", True, (0.5, 0.75))
+    assert (one.schedule, one.augment.flip, one.milestones) == ("step", True, (0.5, 0.75))
 
 
 def test_python_has_the_same_verbs(digits_run):
