@@ -47,7 +47,7 @@ def main() -> None:
     plain = None
     for name, (models, asked) in rows.items():
         network = assessment.refinement(models, asked)
-        found = detection.detect(network, split, bfloat16=half, **assessment.reading(model, how))
+        found = detection.detect(network, split, assessment.reading(model, how), bfloat16=half)
         figures = detection.evaluate_predictions(found, split, source.classes)
         plain = plain or found
         change = detection.compare(plain, found, split, len(source.classes))

@@ -34,7 +34,7 @@ from resnets.training.run import Run
 
 if TYPE_CHECKING:
     from resnets.evaluation.detection import Detect, DetectionMetrics
-    from resnets.evaluation.scenes import LoaderOptions
+    from resnets.evaluation.loading import LoaderOptions
     from resnets.training.tasks import Tested
 
 
@@ -226,7 +226,7 @@ def classification(
 
 def reading(model: Model, how: InferenceOptions) -> LoaderOptions:
     """How the images of a detector, localiser or segmenter are read."""
-    from resnets.evaluation.scenes import LoaderOptions
+    from resnets.evaluation.loading import LoaderOptions
 
     batch, workers = model.together(how.images_per_batch(4)), how.workers
     preprocess, device = model.card.preprocess, model.device
@@ -295,19 +295,19 @@ def _objects(
         result = localization.evaluate(
             network,
             split,
+            reading(first, how),
             predicted=given,
             name=name,
             bfloat16=first.bfloat16,
-            **reading(first, how),
         )
     else:
         result = segmentation.evaluate_split(
             first.network,
             split,
             first.card.classes,
+            reading(first, how),
             name=name,
             bfloat16=first.bfloat16,
-            **reading(first, how),
         )
     check_read(result.unreadable, len(split), how.max_unreadable, f"{name} split of {data}")
     for path in paths:  # of one among several there is no error by itself
@@ -370,9 +370,7 @@ def detection(
     if any(model.card.classes != first.card.classes for model in models):
         raise CheckpointError("the models know different classes, or in another order")
     detections = [
-        detection.detect(
-            refinement(some, how), split, bfloat16=first.bfloat16, **reading(first, how)
-        )
+        detection.detect(refinement(some, how), split, reading(first, how), bfloat16=first.bfloat16)
         for some in ([[model] for model in models] if compare else [models])
     ]
     figures = detection.evaluate_predictions(detections[-1], split, first.card.classes, name)
@@ -430,11 +428,11 @@ def draw_predictions(
     warn_clipped(values, model.card.preprocess.white)
     with name_model_in_errors(path):
         if task == "segment":
-            rows = drawing.draw_segmentation(model, split, out, **reading(model, how))
+            rows = drawing.draw_segmentation(model, split, out, reading(model, how))
         else:
             network = refinement([model], how)
             rows = drawing.draw_detections(
-                network, model, split, out, score, ids, **reading(model, how)
+                network, model, split, out, score, ids, reading(model, how)
             )
     return [drawing.csv_row(file, problem=why) for file, why in bad] + rows
 

@@ -28,6 +28,7 @@ from resnets.evaluation.detection import (
     save,
 )
 from resnets.evaluation.diagnosis import diagnose
+from resnets.evaluation.loading import LoaderOptions
 from resnets.models.detection.faster_rcnn import Detections
 
 pytest.importorskip("faster_coco_eval", reason="detection figures need resnets[detect]")
@@ -497,8 +498,8 @@ SIZES = [(40, 90), (120, 61), (64, 64), (500, 300), (33, 32)]
 @pytest.mark.parametrize("workers", [0, 2])
 def test_boxes_come_back_in_pixels_of_the_image(tmp_path, workers):
     split = split_on_disk(tmp_path, SIZES)
-    reading = {"preprocess": SEE, "device": "cpu", "batch": 2, "workers": workers}
-    found = detect(Told(), split, **reading)
+    loader = LoaderOptions(preprocess=SEE, device="cpu", batch=2, workers=workers)
+    found = detect(Told(), split, loader)
     assert found.images.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert found.indices.tolist() == [0, 1, 2, 3, 4]
     assert found.classes.tolist() == [1, 0] * 5
@@ -521,11 +522,13 @@ def test_ranks_find_together_what_one_finds(tmp_path):
     split = split_on_disk(tmp_path, SIZES)
     broken = tmp_path / "1.png"
     broken.write_bytes(b"")
-    reading = {"preprocess": SEE, "device": "cpu", "batch": 2}
-    alone = detect(Told(masks=True), split, **reading)
+    loader = LoaderOptions(preprocess=SEE, device="cpu", batch=2)
+    alone = detect(Told(masks=True), split, loader)
     assert alone.indices.tolist() == [0, 2, 3, 4]
     assert [(path, bool(why)) for path, why in alone.unreadable] == [(broken, True)]
-    parts = [detect(Told(masks=True), split, **reading, rank=rank, ranks=2) for rank in (1, 0)]
+    parts = [
+        detect(Told(masks=True), split, replace(loader, rank=rank, ranks=2)) for rank in (1, 0)
+    ]
     both = concatenate(parts)
     for name in ("images", "classes", "scores", "boxes", "indices"):
         assert torch.equal(getattr(both, name), getattr(alone, name)), name
@@ -533,9 +536,9 @@ def test_ranks_find_together_what_one_finds(tmp_path):
 
 
 def test_it_breaks_off(tmp_path):
-    network, reading = Told(), {"preprocess": SEE, "device": "cpu", "batch": 2}
+    network, loader = Told(), LoaderOptions(preprocess=SEE, device="cpu", batch=2)
     said = iter([False, True])
-    found = detect(network, split_on_disk(tmp_path, SIZES), stopped=lambda: next(said), **reading)
+    found = detect(network, split_on_disk(tmp_path, SIZES), loader, stopped=lambda: next(said))
     assert found.indices.tolist() == [0, 1]
     assert len(network.shapes) == 1
 

@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 from resnets.config.recipe import Preprocess
 from resnets.data.splits import Split
+from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.localization import evaluate
 from resnets.models.detection.faster_rcnn import Detections
 
-READING = {"preprocess": Preprocess(size=64), "device": "cpu", "batch": 2}
+LOADER = LoaderOptions(preprocess=Preprocess(size=64), device="cpu", batch=2)
 K = 8
 
 
@@ -52,7 +53,7 @@ def split(tmp_path):
 
 
 def test_errors_by_hand(split):
-    result = evaluate(Told(), split, **READING)
+    result = evaluate(Told(), split, LOADER)
     assert result.images == 6
     assert result.error == pytest.approx(2 / 6)
     assert result.top5_error == pytest.approx(3 / 6)
@@ -62,13 +63,13 @@ def test_errors_by_hand(split):
 
 def test_a_classifier_says_the_classes(split):
     predicted = torch.tensor([[6, 1, 2, 3, 5]] * 7)
-    result = evaluate(Told(), split, predicted=predicted, **READING)
+    result = evaluate(Told(), split, LOADER, predicted=predicted)
     assert result.error == pytest.approx(2 / 6)
     assert result.top5_error == pytest.approx(4 / 6)  # only of images 2 and 3
 
 
 def test_nothing_to_locate(split):
-    result = evaluate(Told(), split.take(torch.tensor([6])), **READING)
+    result = evaluate(Told(), split.take(torch.tensor([6])), LOADER)
     assert (result.images, result.error, result.error_interval) == (0, 1.0, (0.0, 1.0))
 
 
@@ -76,5 +77,5 @@ def test_the_network_is_a_localiser(split):
     from resnets.models import create
 
     network = create("localizer_tiny", classes=K).eval()
-    result = evaluate(network, split, bfloat16=True, **READING)
+    result = evaluate(network, split, LOADER, bfloat16=True)
     assert result.images == 6

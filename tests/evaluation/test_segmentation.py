@@ -1,6 +1,7 @@
 """Figures of class maps: equal to scikit-learn's, at the size of the view and of the file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnets.config.recipe import Preprocess
-from resnets.data.loader import test_batches as batches
 from resnets.data.splits import Split
+from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.segmentation import (
     SegmentationMetrics,
     class_maps,
@@ -24,7 +25,7 @@ from resnets.evaluation.segmentation import (
 
 CLASSES = ("sky", "sea", "sand", "ship")
 SEE = Preprocess(size=64, mean=(0.0,) * 3, std=(1.0,) * 3)
-READING = {"preprocess": SEE, "device": "cpu", "batch": 2}
+LOADER = LoaderOptions(preprocess=SEE, device="cpu", batch=2)
 SIZES = [(40, 90), (120, 61), (64, 64), (150, 100), (33, 32)]
 
 
@@ -95,7 +96,7 @@ def test_no_pixel_has_a_class():
 
 
 def test_at_the_size_of_the_view(split):
-    seen = list(batches(split, **READING))
+    seen = list(LOADER.batches(split))
     result = evaluate(Red(), seen, CLASSES)
     truth = torch.cat([batch.labels.flatten() for batch in seen])
     given = torch.cat([Red()(batch.images).argmax(1).flatten() for batch in seen])
@@ -108,19 +109,19 @@ def test_at_the_size_of_the_view(split):
 
 
 def test_at_the_size_of_the_file(split):
-    result = evaluate_split(Red(), split, CLASSES, **READING)
+    result = evaluate_split(Red(), split, CLASSES, LOADER)
     truth = np.concatenate([np.asarray(Image.open(path)).ravel() for path in split.masks])
     assert sum(map(sum, result.confusion)) == (truth != 255).sum()
     assert (result.images, result.split) == (5, "test")
     assert 0.8 < result.mean_iou < 1
-    sharp = evaluate_split(Red(), split, CLASSES, preprocess=Preprocess(
-        size=256, mean=SEE.mean, std=SEE.std), device="cpu", batch=1)  # fmt: skip
+    large = replace(LOADER, preprocess=replace(SEE, size=256), batch=1)
+    sharp = evaluate_split(Red(), split, CLASSES, large)
     assert sharp.mean_iou > result.mean_iou
 
 
 def test_maps_are_the_logits_enlarged_and_cut(split):
-    (only,) = (maps for batch, maps in class_maps(Red(), split.take(torch.tensor([0])), **READING))
-    (batch,) = batches(split.take(torch.tensor([0])), **READING)
+    (only,) = (maps for batch, maps in class_maps(Red(), split.take(torch.tensor([0])), LOADER))
+    (batch,) = LOADER.batches(split.take(torch.tensor([0])))
     assert batch.images.shape == (1, 3, 64, 128)
     # 40 x 90 is seen as 47 x 106: the longer side is at most 5/3 of 64
     logits = Red()(batch.images)[:, :, :47, :106]
@@ -129,32 +130,24 @@ def test_maps_are_the_logits_enlarged_and_cut(split):
 
 
 def test_ranks_add_up(split):
-    whole = evaluate_split(Red(), split, CLASSES, **READING)
+    whole = evaluate_split(Red(), split, CLASSES, LOADER)
     sums = []
     for rank in range(2):
-        evaluate_split(
-            Red(),
-            split,
-            CLASSES,
-            rank=rank,
-            ranks=2,
-            total=lambda x: sums.append(x) or x,
-            **READING,
-        )
-    both = evaluate_split(
-        Red(), split, CLASSES, total=lambda _: sum(sums), rank=0, ranks=2, **READING
-    )
+        part = replace(LOADER, rank=rank, ranks=2)
+        evaluate_split(Red(), split, CLASSES, part, total=lambda x: sums.append(x) or x)
+    part = replace(LOADER, rank=0, ranks=2)
+    both = evaluate_split(Red(), split, CLASSES, part, total=lambda _: sum(sums))
     assert both == whole
     sums = []
     for rank in range(2):
-        part = batches(split, rank=rank, ranks=2, **READING)
+        part = replace(LOADER, rank=rank, ranks=2).batches(split)
         evaluate(Red(), part, CLASSES, total=lambda x: sums.append(x) or x)
     both = evaluate(Red(), [], CLASSES, total=lambda _: sum(sums))
-    assert both == evaluate(Red(), batches(split, **READING), CLASSES)
+    assert both == evaluate(Red(), LOADER.batches(split), CLASSES)
 
 
 def test_a_broken_mask_is_named(split, tmp_path):
     Path(split.masks[2]).write_bytes(b"")
-    result = evaluate_split(Red(), split, CLASSES, **READING)
+    result = evaluate_split(Red(), split, CLASSES, LOADER)
     assert result.images == 4
     assert [path.name for path, _ in result.unreadable] == ["2_mask.png"]

@@ -6,7 +6,7 @@ import colorsys
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from matplotlib import font_manager
@@ -21,8 +21,8 @@ from resnets.data.splits import Split
 from resnets.escape import visible
 from resnets.evaluation import detection, segmentation
 from resnets.evaluation.detection import Detect, DetectionPredictions
+from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.predictor import Model
-from resnets.evaluation.scenes import LoaderOptions
 from resnets.files import write_whole
 
 FONT = font_manager.findfont("DejaVu Sans")  # matplotlib brings it
@@ -98,7 +98,7 @@ def draw_detections(
     folder: Path,
     score: float,
     ids: UniqueIds,
-    **reading: Unpack[LoaderOptions],
+    loader: LoaderOptions,
 ) -> list[dict[str, str]]:
     """Pictures and detections.json in a folder; of each image its name and what is on it.
 
@@ -107,7 +107,7 @@ def draw_detections(
     Raises DiskError, and MissingPackage for masks.
     """
     assert not isinstance(split.images, Tensor)
-    found = detection.detect(network, split, bfloat16=model.bfloat16, **reading)
+    found = detection.detect(network, split, loader, bfloat16=model.bfloat16)
     names = model.card.classes
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
@@ -143,7 +143,7 @@ def draw_detections(
 
 
 def draw_segmentation(
-    model: Model, split: Split, folder: Path, **reading: Unpack[LoaderOptions]
+    model: Model, split: Split, folder: Path, loader: LoaderOptions
 ) -> list[dict[str, str]]:
     """For each image a PNG of class indices and an overlay in a folder; its name and its classes.
 
@@ -153,7 +153,7 @@ def draw_segmentation(
     names, rows = model.card.classes, list[dict[str, str]]()
     folder.mkdir(parents=True, exist_ok=True)
     for batch, maps in segmentation.class_maps(
-        model.network, split, bfloat16=model.bfloat16, **reading
+        model.network, split, loader, bfloat16=model.bfloat16
     ):
         rows += [csv_row(path, problem=why) for path, why in batch.unreadable]
         for index, classes in zip(batch.indices.tolist(), maps, strict=True):

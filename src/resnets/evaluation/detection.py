@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from resnets.data.splits import Shape, Split
 from resnets.errors import MissingPackage, UsageError
 from resnets.evaluation import voc
 from resnets.evaluation.diagnosis import diagnose
-from resnets.evaluation.scenes import LoaderOptions, iter_batches, never
+from resnets.evaluation.loading import LoaderOptions, never, sized_batches
 from resnets.evaluation.scores import advice, shape, unreadable, within
 from resnets.models.detection.boxes import clip
 from resnets.tensor_files import load_tensors, save_tensors
@@ -57,17 +57,17 @@ NOTHING = DetectionPredictions(_NONE, _NONE, torch.empty(0), torch.empty(0, 4), 
 def detect(
     network: Detect,
     split: Split,
+    loader: LoaderOptions,
     *,
     bfloat16: bool = False,
     stopped: Callable[[], bool] = never,
-    **reading: Unpack[LoaderOptions],
 ) -> DetectionPredictions:
     """What a network in evaluation mode finds; of several ranks each has a part, see `join`.
 
     Raises as `test_batches`, and MissingPackage for masks.
     """
     began, parts = time.monotonic(), [NOTHING]
-    for batch, sizes, own in iter_batches(split, stopped, **reading):
+    for batch, sizes, own in sized_batches(split, loader, stopped):
         parts.append(replace(NOTHING, indices=batch.indices, unreadable=batch.unreadable))
         if not len(own):
             continue

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from resnets.data.splits import Split
+from resnets.evaluation.loading import LoaderOptions, never, sized_batches
 from resnets.evaluation.metrics import interval
-from resnets.evaluation.scenes import LoaderOptions, iter_batches, never
 from resnets.models.detection.boxes import iou
 
 if TYPE_CHECKING:  # torchvision takes 1.7 s to import
@@ -81,12 +81,12 @@ class LocalizationMetrics:
 def evaluate(
     network: Locate,
     split: Split,
+    loader: LoaderOptions,
     *,
     predicted: Tensor | None = None,
     name: str = "test",
     bfloat16: bool = False,
     stopped: Callable[[], bool] = never,
-    **reading: Unpack[LoaderOptions],
 ) -> LocalizationMetrics:
     """Both errors (1512.03385, Table 13) of a network in evaluation mode.
 
@@ -95,7 +95,7 @@ def evaluate(
     it the network's own are taken. Raises as `test_batches`.
     """
     hits, bad = [torch.empty(0, 2, dtype=torch.bool)], list[tuple[Path, str]]()
-    for batch, sizes, own in iter_batches(split, stopped, **reading):
+    for batch, sizes, own in sized_batches(split, loader, stopped):
         bad += batch.unreadable
         if not len(own) or not batch.labels.shape[1]:
             continue

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from resnets.data.joint_transforms import class_map
 from resnets.data.loader import Batch
 from resnets.data.splits import Split
 from resnets.evaluation.classification import predict_batch
-from resnets.evaluation.scenes import LoaderOptions, iter_batches, never
+from resnets.evaluation.loading import LoaderOptions, sized_batches
 from resnets.models.layers import finite
 
 
@@ -110,15 +110,15 @@ def evaluate_split(
     network: nn.Module,
     split: Split,
     classes: tuple[str, ...],
+    loader: LoaderOptions,
     *,
     name: str = "test",
     bfloat16: bool = False,
     total: Callable[[Tensor], Tensor] = lambda sums: sums,
-    **reading: Unpack[LoaderOptions],
 ) -> SegmentationMetrics:
     """Figures at the size of the mask files, of a network in evaluation mode; as `evaluate`."""
     sums, bad = empty_mask(network, classes), list[tuple[Path, str]]()
-    for batch, maps in class_maps(network, split, bfloat16=bfloat16, **reading):
+    for batch, maps in class_maps(network, split, loader, bfloat16=bfloat16):
         bad += batch.unreadable
         for index, given in zip(batch.indices.tolist(), maps, strict=True):
             file = split.masks[index]
@@ -131,14 +131,14 @@ def evaluate_split(
 
 @torch.inference_mode()
 def class_maps(
-    network: nn.Module, split: Split, *, bfloat16: bool = False, **reading: Unpack[LoaderOptions]
+    network: nn.Module, split: Split, loader: LoaderOptions, *, bfloat16: bool = False
 ) -> Iterator[tuple[Batch, list[Tensor]]]:
     """Each batch, and the class of each pixel of its images at their own size: int64 (H, W).
 
     It is the logits that are enlarged. The network must be in evaluation mode. Raises as
     `test_batches`.
     """
-    for batch, sizes, own in iter_batches(split, never, **reading):
+    for batch, sizes, own in sized_batches(split, loader):
         maps = []
         logits = predict_batch(network, batch.images, bfloat16=bfloat16) if len(own) else ()
         for row, (h, w), size in zip(

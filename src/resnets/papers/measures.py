@@ -108,7 +108,7 @@ def detected(
     how = InferenceOptions(refine=refine, scales=tuple(scales) or (1.0,))
     first = models[0]
     found = detection.detect(
-        assessment.refinement(models, how), split, **assessment.reading(first, how)
+        assessment.refinement(models, how), split, assessment.reading(first, how)
     )
     figures = detection.evaluate_predictions(found, split, first.card.classes)
     said = {"map50": figures.map50, "map": figures.map, "voc07": figures.voc07}
@@ -126,7 +126,7 @@ def located(
         return {}
     how = InferenceOptions(scales=tuple(scales) or (1.0,))
     network: Any = assessment.refinement(models, how)
-    found = evaluate(network, split, **assessment.reading(models[0], how))
+    found = evaluate(network, split, assessment.reading(models[0], how))
     return {"given_error": 100 * found.error, "five_error": 100 * found.top5_error}
 
 

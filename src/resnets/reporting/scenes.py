@@ -20,8 +20,8 @@ from resnets.data.splits import Shape, Split
 from resnets.errors import CheckpointError
 from resnets.evaluation import detection, segmentation
 from resnets.evaluation.detection import DetectionPredictions
+from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.predictor import Model, load
-from resnets.evaluation.scenes import LoaderOptions
 from resnets.models.detection.boxes import area, intersection_area, iou
 from resnets.reporting import facts as room
 from resnets.reporting import plots
@@ -125,7 +125,7 @@ def located(facts: RunFacts, split: Split, name: Name) -> Parts:
     """Some images, and the surest box of each."""
     model, chosen = load(facts.run.path, task="localize"), some(torch.arange(len(split)), SHOWN)
     few = split.take(chosen)
-    found = detection.detect(cast(Any, model.network), few, **reading(model))
+    found = detection.detect(cast(Any, model.network), few, reading(model))
     many = torch.bincount(found.images)
     best = take(found, (many.cumsum(0) - many)[many > 0])  # the surest come first
     shown = gallery(best, few, facts.classes, lambda index: name(int(chosen[index])))
@@ -136,7 +136,7 @@ def segmented(facts: RunFacts, split: Split, name: Name) -> Parts:
     """Some images with the classes of their pixels, the worst first."""
     model, chosen = load(facts.run.path, task="segment"), some(torch.arange(len(split)), LOOKED)
     names, few, shown = facts.classes, split.take(chosen), list[tuple[float, Picture]]()
-    for batch, maps in segmentation.class_maps(model.network, few, **reading(model)):
+    for batch, maps in segmentation.class_maps(model.network, few, reading(model)):
         for index, own in zip(batch.indices.tolist(), maps, strict=True):
             given, file = own.cpu(), cast(Path, few.masks[index])
             true = torch.from_numpy(class_map(file, *given.shape)).long()

@@ -12,16 +12,15 @@ from torch import Tensor, nn
 
 from resnets.config import arch as archs
 from resnets.data.joint_transforms import MASK_SIZE
-from resnets.data.loader import test_batches
 from resnets.data.mixup import mix_batch
 from resnets.data.splits import Split
 from resnets.evaluation import classification, detection, localization, metrics, segmentation
 from resnets.evaluation import scores as scores_room
 from resnets.evaluation.detection import DetectionMetrics
+from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.localization import LocalizationMetrics
 from resnets.evaluation.metrics import ClassificationMetrics
 from resnets.evaluation.predictor import Model
-from resnets.evaluation.scenes import LoaderOptions
 from resnets.evaluation.segmentation import SegmentationMetrics
 from resnets.models import Network
 from resnets.training.distributed import SINGLE_PROCESS, World
@@ -111,7 +110,7 @@ def recipe_loss(plan: Plan) -> LossFunction:
 
 def watch_classes(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
     """Error and loss."""
-    batches = takewhile(lambda _: not stopped(), test_batches(split, **reading(plan, plan.world)))
+    batches = takewhile(lambda _: not stopped(), reading(plan, plan.world).batches(split))
     names, total = plan.source.classes, plan.world.all_reduce_sum
     means = classification.evaluate(network, batches, names, bfloat16=plan.bfloat16, total=total)
     return {"error": means.error, "loss": means.loss}
@@ -162,7 +161,7 @@ def pixels(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
 def watch_objects(plan: Plan, network: Any, split: Split, stopped: Stopped) -> dict[str, float]:
     """COCO's averages of what all ranks find; one that has no meaning is left out."""
     here = reading(plan, plan.world)
-    part = detection.detect(network, split, bfloat16=plan.bfloat16, stopped=stopped, **here)
+    part = detection.detect(network, split, here, bfloat16=plan.bfloat16, stopped=stopped)
     found = detection.concatenate(plan.world.gather(part))
     if stopped():
         return {"error": 1.0}
@@ -176,7 +175,7 @@ def watch_objects(plan: Plan, network: Any, split: Split, stopped: Stopped) -> d
 
 def test_objects(run: Run, plan: Plan, model: Model, split: Split, name: str) -> DetectionMetrics:
     """COCO's figures and VOC's of what is found, which is kept."""
-    found = detection.detect(cast(Any, model.network), split, **reading(plan, SINGLE_PROCESS))
+    found = detection.detect(cast(Any, model.network), split, reading(plan, SINGLE_PROCESS))
     detection.save(run.path / DETECTIONS, found)
     return detection.evaluate_predictions(found, split, plan.source.classes, name)
 
@@ -184,7 +183,7 @@ def test_objects(run: Run, plan: Plan, model: Model, split: Split, name: str) ->
 def watch_places(plan: Plan, network: Any, split: Split, stopped: Stopped) -> dict[str, float]:
     """The errors of this rank's images, weighted by their number."""
     here = reading(plan, plan.world)
-    part = localization.evaluate(network, split, bfloat16=plan.bfloat16, stopped=stopped, **here)
+    part = localization.evaluate(network, split, here, bfloat16=plan.bfloat16, stopped=stopped)
     sums = torch.tensor([part.images, part.error * part.images, part.top5_error * part.images])
     images, given, five = plan.world.all_reduce_sum(sums.double().to(plan.world.device)).tolist()
     return {"error": given / max(1, images), "top5_error": five / max(1, images)}
@@ -193,13 +192,13 @@ def watch_places(plan: Plan, network: Any, split: Split, stopped: Stopped) -> di
 def test_places(run: Run, plan: Plan, model: Model, split: Split, name: str) -> LocalizationMetrics:
     """Both errors."""
     return localization.evaluate(
-        cast(Any, model.network), split, name=name, **reading(plan, SINGLE_PROCESS)
+        cast(Any, model.network), split, reading(plan, SINGLE_PROCESS), name=name
     )
 
 
 def watch_pixels(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
     """Mean IoU at the size of the views."""
-    batches = takewhile(lambda _: not stopped(), test_batches(split, **reading(plan, plan.world)))
+    batches = takewhile(lambda _: not stopped(), reading(plan, plan.world).batches(split))
     names, total = plan.source.classes, plan.world.all_reduce_sum
     figures = segmentation.evaluate(network, batches, names, bfloat16=plan.bfloat16, total=total)
     return {"error": figures.error, "mean_iou": figures.mean_iou}
@@ -208,7 +207,7 @@ def watch_pixels(plan: Plan, network: Network, split: Split, stopped: Stopped) -
 def test_pixels(run: Run, plan: Plan, model: Model, split: Split, name: str) -> SegmentationMetrics:
     """Mean IoU at the size of the masks."""
     return segmentation.evaluate_split(
-        model.network, split, plan.source.classes, name=name, **reading(plan, SINGLE_PROCESS)
+        model.network, split, plan.source.classes, reading(plan, SINGLE_PROCESS), name=name
     )
 
 

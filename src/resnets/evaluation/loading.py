@@ -1,0 +1,63 @@
+"""How the images of a split are read for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+
+from resnets.config.recipe import Preprocess
+from resnets.data.joint_transforms import fit_side
+from resnets.data.loader import Batch, test_batches
+from resnets.data.splits import Split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderOptions:
+    """How a split is read, by which rank, and where its images go; as of `test_batches`."""
+
+    preprocess: Preprocess
+    device: torch.device | str
+    batch: int  # images
+    workers: int = 0
+    rank: int = 0
+    ranks: int = 1
+
+    def batches(self, split: Split) -> Iterator[Batch]:
+        """This rank's images of a split, each once. Raises as `test_batches`."""
+        return test_batches(
+            split,
+            preprocess=self.preprocess,
+            batch=self.batch,
+            device=self.device,
+            workers=self.workers,
+            rank=self.rank,
+            ranks=self.ranks,
+        )
+
+
+def never() -> bool:
+    """No signal asks to stop."""
+    return False
+
+
+def sized_batches(
+    split: Split, loader: LoaderOptions, stopped: Callable[[], bool] = never
+) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+    """Batches, and the sizes of their images inside the views and as files: int64 (B, 2) each.
+
+    A smaller image stands at the top left of its view. It ends once `stopped` is true. Raises as
+    `test_batches`.
+    """
+    assert split.sizes is not None
+    for batch in takewhile(lambda _: not stopped(), loader.batches(split)):
+        file_sizes = split.sizes[batch.indices]
+        view_sizes = [
+            fit_side(height, width, loader.preprocess.size) for height, width in file_sizes.tolist()
+        ]
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        sizes = torch.tensor(view_sizes, dtype=torch.int64, device=images.device).view(-1, 2)
+        yield replace(batch, images=images), sizes, file_sizes
