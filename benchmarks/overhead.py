@@ -21,7 +21,7 @@ import torch
 from resnets.config.recipes import quick_cifar10
 from resnets.data.dataset import Source, Split
 from resnets.training import checkpoint, loop
-from resnets.training.plan import resolve
+from resnets.training.resolve import resolve
 from resnets.training.run import Run
 from resnets.training.state import State, TrainProgress, all_finite, ema_update, flat_view, floating
 from resnets.training.step import Step

@@ -118,19 +118,17 @@ def plan(
 
     from resnets.data import dataset
     from resnets.device import pick_device
-    from resnets.evaluation import detection
-    from resnets.training import distributed, memory, plan
+    from resnets.training import distributed, memory
+    from resnets.training.resolve import resolve, training_images
+    from resnets.training.tasks import find_task
 
     ranks = distributed.join(device) if distributed.launched() else distributed.World(size=devices)
     place = ranks.device if distributed.launched() else pick_device(device)
-    if network_task == "detect":
-        detection.coco()  # is missed now, not after the training
+    chosen_task = find_task(network_task)
+    chosen_task.require()
     source = dataset.load(str(data), max_unreadable=check.max_unreadable, task=network_task)
-    train = plan.training_images(source)
-    if base is None and network_task == "classify":
-        base = plan.default_recipe(source, train, place)
-    elif base is None:
-        base = plan.default_dense_recipe(source, train, place, network_task)
+    train = training_images(source)
+    base = base or chosen_task.default_recipe(source, train, place)
     resolved = recipes.merged(base, changes)
     # A run is resumed from anywhere, so places are kept whole; a name stays a name.
     resolved = replace(
@@ -143,7 +141,7 @@ def plan(
         source = dataset.merge_val_into_train(source)
     if resolved.val_fraction:
         source = dataset.hold_out(source, resolved.val_fraction, resolved.seed)
-    result = plan.resolve(resolved, source, place, workers, ranks)
+    result = resolve(resolved, source, place, workers, ranks, chosen_task)
     if model is not None and result.recipe.model != model:
         raise UsageError(
             f"--model {model}: {resolved.weights} is {result.recipe.model}; leave it out"
@@ -225,11 +223,11 @@ def train_seeds(
     Raises UsageError as `lifecycle.seed_runs`, before anything is trained.
     """
     from resnets import lifecycle
-    from resnets.config import arch, recipes
+    from resnets.config import recipes
 
     for seed, folder in lifecycle.seed_runs(first, run, seeds).items():
         if not lifecycle.missing_results(folder):
-            yield lifecycle.TrainResult(folder.path, None, 0.0, arch.task(first.arch))
+            yield lifecycle.TrainResult(folder.path, None, 0.0, first.task.name)
             continue
         chosen, begun = first, (folder.path / "recipe.json").exists()
         if begun or seed != first.recipe.seed:

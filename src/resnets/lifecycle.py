@@ -23,8 +23,8 @@ from resnets.evaluation import scores as scores_room
 from resnets.evaluation.predictor import Model, load
 from resnets.models import Network
 from resnets.models.io.model_file import save
-from resnets.options import Task, check_outside, command_group
-from resnets.training import checkpoint, tasks
+from resnets.options import check_outside
+from resnets.training import checkpoint
 from resnets.training.distributed import launched
 from resnets.training.loop import Progress, batches, fit, read_best
 from resnets.training.memory import peak
@@ -33,7 +33,7 @@ from resnets.training.precise_bn import precise_bn
 from resnets.training.run import Run
 from resnets.training.signals import SignalFlags
 from resnets.training.state import State, TrainProgress
-from resnets.training.tasks import Tested
+from resnets.training.tasks import TaskMetrics, task_of_run
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class TrainResult:
     """A finished run."""
 
     run: Path
-    result: Tested | None  # on the test split, else on the validation split, if there is one
+    result: TaskMetrics | None  # on the test split, else on the validation split, if there is one
     seconds: float
-    task: Task
+    task: str
     compared: dict[str, Any] | None = None  # of several seeds: `runs_compare` of their runs
 
 
@@ -104,7 +104,7 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
         if path is None:
             raise UsageError("under torchrun give a folder that all its restarts share: --run DIR")
         if world.broadcast(run.finished and not missing_results(run)):
-            verb = f"resnets {command_group(archs.task(plan.arch))}evaluate"
+            verb = f"resnets {plan.task.text.command}evaluate"
             raise UsageError(f"{path} is finished; `{verb} {path} DATA` uses it")
         if world.broadcast((run.path / "recipe.json").exists()):
             return run
@@ -118,6 +118,7 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
     with run.locked():
         run.check_free()
         source = {
+            "task": plan.task.name,
             "data": plan.recipe.data,
             "digest": plan.source.digest,
             "classes": plan.source.classes,
@@ -140,7 +141,7 @@ def missing_results(run: Run) -> list[str]:
     if not run.finished:
         return ["result.json"]
     ended, source = run.read_json("result.json"), run.read_json("source.json")
-    kept = tasks.TASKS[archs.task(archs.from_dict(source["arch"]))].kept
+    kept = task_of_run(source).details
     names = ["model.safetensors", *[kept] * bool(kept and ended["images"]), "cost.json"]
     missing = [n for n in (*names, "README.md", "report.html") if not (run.path / n).exists()]
     errors = [row.get("error") for row in run.rows("opened.jsonl")]
@@ -166,7 +167,7 @@ def train_and_finish(
         with stop.ending(again):
             seconds = time.monotonic() - plan.began
             if not world.is_main:
-                return TrainResult(run.path, None, seconds, archs.task(plan.arch))
+                return TrainResult(run.path, None, seconds, plan.task.name)
             outcome = finish(run, plan, seconds)
             if {"README.md", "report.html"} & set(missing_results(run)):
                 report(run, plan.source)
@@ -192,7 +193,7 @@ def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:
 
     Where the result is there already only what is missing beside it is written.
     """
-    task, missing = tasks.task_of_plan(plan), missing_results(run)
+    task, missing = plan.task, missing_results(run)
     no_model = not run.finished or "model.safetensors" in missing
     no_cost = not (run.path / "cost.json").exists()
     if no_model or no_cost:
@@ -204,9 +205,9 @@ def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:
             "cost.json", {"seconds": round(course.seconds, 1), "peak_memory": peak(plan.device)}
         )
     result = None
-    if plan.result_split is not None and not {"result.json", task.kept}.isdisjoint(missing):
+    if plan.result_split is not None and not {"result.json", task.details}.isdisjoint(missing):
         model, split = load(run.model, device=plan.device), "test" if plan.source.test else "val"
-        result = task.test(run, plan, model, plan.result_split, split)
+        result = task.test(run.path, plan, model, plan.result_split, split)
     if not run.finished:
         for name in ("README.md", "report.html"):  # of the unfinished run: they say less
             (run.path / name).unlink(missing_ok=True)
@@ -214,7 +215,7 @@ def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:
     ended = run.read_json("result.json")
     if "opened.jsonl" in missing_results(run):
         log_test_access(run.path, plan.source, ended["split"], ended["error"])
-    return TrainResult(run.path, result, seconds, archs.task(plan.arch))
+    return TrainResult(run.path, result, seconds, plan.task.name)
 
 
 def licence(root: Path | None) -> str:
@@ -246,9 +247,7 @@ def write_model(run: Run, plan: Plan, network: Network, course: TrainProgress) -
         precise_bn(network, (batch.images for batch in stream))
     steps = {"steps": str(course.step)}
     card = replace(plan.card, provenance=plan.card.provenance | steps)
-    temperature = tasks.task_of_plan(plan).temperature(
-        plan, Model(network.eval(), card, plan.device)
-    )
+    temperature = plan.task.temperature(plan, Model(network.eval(), card, plan.device))
     save(run.model, network, replace(card, temperature=temperature))
 
 

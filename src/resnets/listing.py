@@ -48,7 +48,7 @@ def data_info(data: str, task: Task | None) -> dict[str, Any]:
         "problems": source.problems,
         "notes": source.notes,
     }
-    if source.task == "detect":
+    if any(split.labels.ndim == 3 for split in source.splits.values()):
         rows = {name: split.labels.flatten(0, 1) for name, split in source.splits.items()}
         which = {name: row[row[:, 5] == 1, 4].long() for name, row in rows.items()}
         facts["objects"] = {k: v.bincount(minlength=len(kinds)).tolist() for k, v in which.items()}
@@ -81,7 +81,7 @@ def runs(root: Path) -> list[dict[str, Any]]:
     """`api.runs`."""
     from resnets.config.arch import task
     from resnets.config.families import FAMILY
-    from resnets.reporting.words import TASK_TEXT
+    from resnets.config.tasks import TASK_TEXTS
     from resnets.training.run import Run
 
     rows = []
@@ -98,6 +98,6 @@ def runs(root: Path) -> list[dict[str, Any]]:
         errors = {"val": last.get("val_error")} | errors  # of held-out images beside a test split
         row |= {f"{split}_error": errors.get(split) for split in ("val", "test")}
         arch = FAMILY.get(recipe["model"])
-        row |= {"error_is": TASK_TEXT[task(arch)].error if arch else "?"}
+        row |= {"error_is": TASK_TEXTS[task(arch)].error if arch else "?"}
         rows.append(row | {"finished": run.finished})
     return rows

@@ -54,7 +54,7 @@ def training_rate(precision: str) -> float:
     from resnets.data import dataset
     from resnets.device import pick_device
     from resnets.training.loop import estimate
-    from resnets.training.plan import resolve
+    from resnets.training.resolve import resolve
 
     wanted = {"model": "resnet20", "size": 32, "batch": 128, "steps": 100, "precision": precision}
     recipe = recipes.merged(recipes.digits(), wanted)

@@ -14,7 +14,7 @@ from resnets.data import load, loader
 from resnets.data.dataset import expand_inputs, hold_out
 from resnets.data.splits import Split, in_memory
 from resnets.errors import DataError, DataErrors, UsageError
-from resnets.training import plan
+from resnets.training.tasks import classification
 
 from ._helpers import classes, picture
 
@@ -485,11 +485,15 @@ def test_a_folder_is_taken_before_a_data_set_of_its_name(tmp_path, monkeypatch):
         assert f"{name} is what lies here" in source.notes[0]
         (tmp_path / name).rename(tmp_path / "digits")
     assert (
-        plan.default_recipe(load("digits"), load("digits").train, torch.device("cpu")).data
+        classification.default_recipe(
+            load("digits"), load("digits").train, torch.device("cpu")
+        ).data
         == "digits"
     )
     assert (
-        plan.default_recipe(load("digits"), load("digits").train, torch.device("cpu")).model
+        classification.default_recipe(
+            load("digits"), load("digits").train, torch.device("cpu")
+        ).model
         != "resnet8"
     )
     (tmp_path / "digits").rename(tmp_path / "other")
@@ -558,7 +562,8 @@ def test_a_class_that_a_split_by_chance_leaves_out_is_told(tmp_path):
     lost = "val_fraction=0.6 leaves train without 1 of 2 classes, first 'b'"
     with pytest.raises(UsageError, match=lost):
         hold_out(whole, 0.6, 0)
-    assert hold_out(replace(whole, task="detect"), 0.6, 0).notes == (lost,)
+    masks = replace(whole.train, masks=whole.train.images)  # labels of places in the images
+    assert hold_out(replace(whole, train=masks), 0.6, 0).notes == (lost,)
 
 
 def test_a_split_by_chance_needs_images_of_each_class(tmp_path):

@@ -49,7 +49,7 @@ def test_the_page_has_the_figures_the_classes_and_the_pictures(runs, task):
     pictures = found.all("img")
     assert all(picture["alt"] for picture in pictures)
     assert all(picture["src"].startswith("data:image/webp;base64,") for picture in pictures)
-    for name in read_facts(Run(runs / task)).words.figures:
+    for name in read_facts(Run(runs / task)).text.figures:
         if ended.get(name) is not None:
             assert percent(ended[name]).replace("\u00a0", " ") in found.text
     names = [" red ", " dark "] if task != "segment" else [" 0 ", " 1 ", " 2 "]

@@ -17,9 +17,10 @@ from resnets.evaluation import metrics
 from resnets.evaluation.predictor import load
 from resnets.training import loop
 from resnets.training.distributed import World
-from resnets.training.plan import default_recipe, resolve
+from resnets.training.resolve import resolve
 from resnets.training.state import State, TrainProgress, load_pretrained
 from resnets.training.step import Step
+from resnets.training.tasks.classification import default_recipe
 
 from ._helpers import run_to
 from .test_loop import CPU, newest, small_plan

@@ -14,7 +14,7 @@ from resnets.data import dataset
 from resnets.errors import CheckpointError, DiskError, Diverged, UsageError
 from resnets.tensor_files import digest
 from resnets.training import checkpoint
-from resnets.training import plan as plans
+from resnets.training import resolve as plans
 from resnets.training.loop import evaluation_interval, fit, read_best
 from resnets.training.run import Run
 from resnets.training.signals import SignalFlags

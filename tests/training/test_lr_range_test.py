@@ -6,7 +6,7 @@ import torch
 from resnets.config.recipes import digits
 from resnets.data import dataset
 from resnets.errors import UsageError
-from resnets.training import plan as plans
+from resnets.training import resolve as plans
 from resnets.training.loop import batches
 from resnets.training.lr_range_test import lr_range_test
 from resnets.training.state import State, TrainProgress

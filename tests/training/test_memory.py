@@ -7,7 +7,7 @@ from torch import nn
 from resnets.config.recipes import digits
 from resnets.data import dataset
 from resnets.training import memory
-from resnets.training import plan as plans
+from resnets.training import resolve as plans
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from resnets.cli import screen
 from resnets.cli.screen import dump, note, out, percent, seconds, table
+from resnets.config.tasks import TASK_TEXTS
 from resnets.errors import DataError
-from resnets.options import command_group
 from resnets.training.run import Run
 
 if TYPE_CHECKING:
@@ -74,33 +74,15 @@ def outcome(finished: TrainResult) -> None:
     figures = {"error": result.error, "images": result.images} if result else {}
     dump({"run": str(folder), "seconds": round(finished.seconds, 1), **figures})
     if result is not None:
-        headline(result)
+        out.print(result.headline())
     out.print(f"trained in {seconds(finished.seconds)}; everything is in {folder}")
-    command, place = f"resnets {command_group(finished.task)}", shlex.quote(str(folder))
+    command, place = f"resnets {TASK_TEXTS[finished.task].command}", shlex.quote(str(folder))
     after = f"next: {command}predict {place} IMAGE"
     if result is not None:
         data = shlex.quote(Run(folder).read_json("recipe.json")["data"])
         split = "" if result.split == "test" else f" --split {result.split}"
         after += f"    {command}evaluate {place} {data}{split}"
     note(after)
-
-
-def headline(result: Tested) -> None:
-    """The figures of one split in one line."""
-    from resnets.evaluation.metrics import ClassificationMetrics
-
-    if not isinstance(result, ClassificationMetrics):
-        out.print(result.headline())
-        return
-    low, high = (percent(1 - x).removesuffix(" %") for x in reversed(result.interval))
-    more = f", top-5 error {percent(1 - result.top5)}" if len(result.classes) > 5 else ""
-    if result.mean_average_precision is not None:
-        more = f", mean average precision {percent(result.mean_average_precision)}"
-    out.print(
-        f"{result.split} error {percent(result.error)} ({low} to {high} at 95 % by Wilson){more}, "
-        f"loss {result.loss:.4f}, calibration error {percent(result.ece)}, "
-        f"{result.images:,} images"
-    )
 
 
 def result(figures: Tested) -> None:
@@ -110,7 +92,7 @@ def result(figures: Tested) -> None:
     for path, reason in figures.unreadable:
         note(f"left out {path}: {reason}", always=True)
     dump(figures.summary())
-    headline(figures)
+    out.print(figures.headline())
     if isinstance(figures, ClassificationMetrics):
         extras(figures)
     if not screen.quiet and (rows := figures.per_class()):

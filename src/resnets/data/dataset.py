@@ -39,7 +39,7 @@ def load(
     *,
     seed: int = 0,
     max_unreadable: float = 0.01,
-    task: Task = "classify",
+    task: str = "classify",
     training: bool = True,
 ) -> Source:
     """A data set by its name or place; a file or folder that exists comes before a name.
@@ -70,26 +70,48 @@ def load(
         except DataError as fault:
             raise DataError(f"{fault}\n{told}") from None
         return replace(made, notes=(told, *made.notes))
+    if task not in READERS:
+        raise DataError(f"nothing here reads data for {task!r}: give a Source")
+    read = READERS[task]
     if named:
-        if task != "classify":
+        if read is not read_classes:
             raise DataError(f"{data} has one class an image, neither boxes nor masks")
         return digits() if data == "digits" else download.read(str(data))
-    if path.exists() and task == "segment":
-        return read_masks(path, seed=seed, max_unreadable=max_unreadable)
-    if path.exists() and task != "classify":
-        read = find_reader(path)
-        if read is None:
-            raise DataError(f"{data} has no boxes in a known form. Looked for:\n{FORMS}")
-        root = path if path.is_dir() else path.parent
-        return make_source(path, root, read(), seed=seed, max_unreadable=max_unreadable)
+    if not path.exists():
+        near = nearest(str(data), ["digits", *download.ARCHIVES])
+        raise DataError(f"no data {str(data)!r}, neither a folder nor a known name: {near}")
+    return read(path, seed, max_unreadable, training)
+
+
+def read_classes(path: Path, seed: int, max_unreadable: float, training: bool) -> Source:
+    """Images with a class each, or several. Raises as `load`."""
     if path.is_dir():
         return read_folder(path, seed=seed, max_unreadable=max_unreadable, training=training)
     if path.suffix.lower() in tables.SUFFIXES and path.is_file():
         return read_csv(path, seed=seed, max_unreadable=max_unreadable, training=training)
-    if path.exists():
-        raise DataError(f"{data} is no folder and no CSV file; an archive has to be unpacked first")
-    near = nearest(str(data), ["digits", *download.ARCHIVES])
-    raise DataError(f"no data {str(data)!r}, neither a folder nor a known name: {near}")
+    raise DataError(f"{path} is no folder and no CSV file; an archive has to be unpacked first")
+
+
+def read_boxes(path: Path, seed: int, max_unreadable: float, training: bool) -> Source:
+    """Images with boxes, and masks where there are some. Raises as `load`."""
+    read = find_reader(path)
+    if read is None:
+        raise DataError(f"{path} has no boxes in a known form. Looked for:\n{FORMS}")
+    root = path if path.is_dir() else path.parent
+    return make_source(path, root, read(), seed=seed, max_unreadable=max_unreadable)
+
+
+def read_pixels(path: Path, seed: int, max_unreadable: float, training: bool) -> Source:
+    """Images with a class for each pixel. Raises as `load`."""
+    return read_masks(path, seed=seed, max_unreadable=max_unreadable)
+
+
+READERS = {  # of data in files, by the name of the task
+    "classify": read_classes,
+    "detect": read_boxes,
+    "localize": read_boxes,
+    "segment": read_pixels,
+}
 
 
 def task_of(data: str | Path) -> Task:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -131,7 +130,7 @@ class Source:
     notes: tuple[str, ...] = ()
     root: Path | None = None  # the folder that `split_table` counts paths from; None in memory
     automatic: bool = False  # the data says no splits, so they were drawn
-    task: Literal["classify", "detect", "segment"] = "classify"  # what the labels are for
+    task: str = "classify"  # what the labels are for: as `dataset.task_of`
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -191,7 +190,7 @@ def hold_out(source: Source, part: float, seed: int) -> Source:
         raise UsageError(f"val_fraction={part:g} would keep {count} of {n} images for validation")
     val, train = source.train.divided(seed, count)
     lost = describe_missing_classes("train", train, source.train, source.classes)
-    if lost and source.task == "classify":
+    if lost and not train.scene:
         raise UsageError(
             f"val_fraction={part:g} {lost}: add images, hold out fewer, or set val_fraction=0"
         )

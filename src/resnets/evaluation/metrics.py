@@ -99,6 +99,18 @@ class ClassificationMetrics:
             rows.append(row | dict(zip(names, ratios if images else [None] * 3, strict=True)))
         return rows
 
+    def headline(self) -> str:
+        """The figures in one line."""
+        low, high = (f"{100 * (1 - x):.2f}" for x in reversed(self.interval))
+        more = f", top-5 error {100 * (1 - self.top5):.2f} %" if len(self.classes) > 5 else ""
+        if self.mean_average_precision is not None:
+            more = f", mean average precision {100 * self.mean_average_precision:.2f} %"
+        return (
+            f"{self.split} error {100 * self.error:.2f} % ({low} to {high} at 95 % by Wilson)"
+            f"{more}, loss {self.loss:.4f}, calibration error {100 * self.ece:.2f} %, "
+            f"{self.images:,} images"
+        )
+
     def summary(self) -> dict[str, Any]:
         """The stable JSON form; what was not asked for, or does not apply, is left out."""
         names = ["error", "top1", "top5", "loss", "balanced_accuracy", "macro_f1", "ece"]

@@ -18,7 +18,7 @@ def write(facts: RunFacts) -> Path:
     """Write README.md into the folder of a run. Raises CheckpointError, DiskError."""
     page = PAGES.get_template("card.md").render(
         facts=facts,
-        words=facts.words,
+        text=facts.text,
         figures=figures(facts),
         sentences=sentences(facts, [], partial(image_name, None)),
     )

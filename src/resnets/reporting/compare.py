@@ -50,12 +50,12 @@ def figures(facts: RunFacts) -> dict[str, Any]:
     last = facts.rows[-1] if facts.rows else {}
     cost = facts.run.path / "cost.json"
     return {
-        "task": facts.task,
+        "task": facts.task.name,
         "split": ended.get("split"),
         "images": ended.get("images"),
         "error": result.error if result else ended.get("error"),
         "error_interval_95": [1 - x for x in reversed(result.interval)] if result else None,
-        "error_is": facts.words.error,
+        "error_is": facts.text.error,
         "epochs": last.get("epoch"),
         "steps": last.get("step"),
         "seconds": facts.run.read_json("cost.json")["seconds"] if cost.exists() else None,
@@ -153,8 +153,7 @@ def error(row: Mapping[str, Any]) -> str:
         return "not finished"
     split = "validation" if row["split"] == "val" else "test"
     if row["error_interval_95"] is None:
-        label = "" if row["task"] == "classify" else f" ({row['error_is']}), {split}"
-        return percent(row["error"]) + label
+        return f"{percent(row['error'])} ({row['error_is']}), {split}"
     low, high = map(percent, row["error_interval_95"])
     return f"{percent(row['error'])} ({low} to {high}, Wilson), {split}"
 

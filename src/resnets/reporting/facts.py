@@ -13,13 +13,13 @@ from resnets.analysis import findings
 from resnets.config import arch as archs
 from resnets.config import recipe as recipes
 from resnets.config.recipe import Recipe
+from resnets.config.tasks import TaskText
 from resnets.evaluation import metrics, scores
 from resnets.evaluation.metrics import ClassificationMetrics
 from resnets.evaluation.scores import Scores
 from resnets.models.cost import cost as network_cost
-from resnets.options import Task, command_group
-from resnets.reporting.words import TASK_TEXT, TaskText
 from resnets.training.run import Run
+from resnets.training.tasks import Task, task_of_run
 
 DOUBTFUL = 0.05  # part of the labels from which on it is the network that is in doubt
 FALLING, RISING = 0.97, 1.1  # of the lowest error before: what counts as better, as worse
@@ -60,24 +60,18 @@ class RunFacts:
     @property
     def task(self) -> Task:
         """What the network is for."""
-        return archs.task(archs.from_dict(self.source["arch"]))
+        return task_of_run(self.source)
 
     @property
-    def group(self) -> str:
-        """What its commands begin with."""
-        return command_group(self.task)
-
-    @property
-    def words(self) -> TaskText:
-        """How that is spoken of."""
-        return TASK_TEXT[self.task]
+    def text(self) -> TaskText:
+        """What the task and its figures are called."""
+        return self.task.text
 
     def figure(self, name: str) -> float | None:
         """A figure of the result; None without it."""
         if name == "top5" and len(self.source.get("classes", ())) <= 5:
             return None  # any answer would be right
-        of_result = getattr(self.result, name, None)
-        return of_result if self.task == "classify" else self.ended.get(name)
+        return getattr(self.result, name, None) if self.result else self.ended.get(name)
 
 
 def read_facts(run: Run) -> RunFacts:
@@ -107,33 +101,23 @@ def headline(facts: RunFacts) -> tuple[str, str]:
         return f"{model} on {data} is not trained to the end.", stands
     if not ended["images"]:
         return f"{model} was trained on {data}.", "There were no images to test it on."
-    if facts.task != "classify":
-        return dense_task_headline(facts)
-    result = facts.result  # of a run without scores the rounded figures have to do
-    right = result.top1 if result else ended["top1"]
-    low, high = map(percent, result.interval if result else ended["top1_interval_95"])
-    return (
-        f"{model} answers {percent(right)} of the {facts.split} images of {data} right.",
-        f"{ended['images']:,} images say so; with 95 % confidence (Wilson) it is {low} to {high}.",
-    )
-
-
-def dense_task_headline(facts: RunFacts) -> tuple[str, str]:
-    """The words of the task with the result's figures."""
-    ended, words = facts.ended, facts.words
-    where = {"model": facts.recipe.model, "where": f"the {facts.split} images of {facts.data}"}
+    where = {"model": model, "where": f"the {facts.split} images of {data}"}
     if not ended.get("objects", True):
         return "{model} was trained, but there are no objects on {where}.".format(**where), ""
-    parts = {k: percent(v) for k, v in ended.items() if isinstance(v, float)}
-    counts = {k: f"{v:,}" for k, v in ended.items() if isinstance(v, int)}
-    bounds = {k: " to ".join(map(percent, v)) for k, v in ended.items() if k.endswith("_95")}
-    said = words.sure.format(**parts, **counts, **bounds)
-    return words.head.format(**parts, **where), " ".join(filter(None, [said, ended.get("why")]))
+    if facts.result:  # not rounded
+        low, high = facts.result.interval
+        ended = ended | {"top1": facts.result.top1, "top1_interval_95": (low, high)}
+    values = {k: percent(v) for k, v in ended.items() if isinstance(v, float)}
+    values |= {k: f"{v:,}" for k, v in ended.items() if isinstance(v, int)}
+    values |= {k: " to ".join(map(percent, v)) for k, v in ended.items() if k.endswith("_95")}
+    text = facts.text
+    detail = " ".join(filter(None, [text.detail.format(**values), ended.get("why")]))
+    return text.headline.format(**values, **where), detail
 
 
 def figures(facts: RunFacts) -> list[tuple[str, str, str]]:
     """The figures that there are: name, meaning and value."""
-    every = ((*said, facts.figure(name)) for name, said in facts.words.figures.items())
+    every = ((*said, facts.figure(name)) for name, said in facts.text.figures.items())
     return [(what, how, percent(value)) for what, how, value in every if value is not None]
 
 
@@ -246,8 +230,7 @@ def about_training(facts: RunFacts, counts: Sequence[int]) -> Iterator[str]:
     if counts and max(counts) >= 3 * min(counts):
         named = dict(zip(counts, facts.classes, strict=True))
         few, many = (f"{count:,} of “{named[count]}”" for count in (min(counts), max(counts)))
-        tip = "class_weights=balanced" if facts.task == "classify" else "more of the latter"
-        yield f"Training has {many} and {few}: {tip} may help."
+        yield f"Training has {many} and {few}: {facts.text.balance} may help."
     for row in facts.rows[-1:]:
         kinds = {"val_error": "validation", "test_error": "test", "train_error": "training"}
         key, kind = next(pair for pair in kinds.items() if pair[0] in row)

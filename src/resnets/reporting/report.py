@@ -73,7 +73,7 @@ def write(facts: RunFacts, source: Source | None = None) -> Path:
     known = facts.scores.indices.tolist() if facts.scores else []
     if tested and max(known, default=-1) >= len(tested):
         raise CheckpointError(f"{run.path} has scores of images that are not in its split")
-    show = answers if facts.task == "classify" else scenes.show
+    show = answers if facts.task.name == "classify" else scenes.show
     page = PAGES.get_template("report.html").render(
         facts=facts,
         missing=missing,
@@ -136,7 +136,7 @@ def answers(
 def reread(facts: RunFacts) -> Source:
     """The run's data, split as for the run. Raises DataError where it is gone or another."""
     recipe = facts.recipe
-    source = dataset.load(recipe.data, max_unreadable=recipe.max_unreadable, task=facts.task)
+    source = dataset.load(recipe.data, max_unreadable=recipe.max_unreadable, task=facts.task.name)
     if source.digest != facts.source["digest"]:
         raise DataError(f"{facts.data} is no longer the data that the run was trained on.")
     source = dataset.merge_val_into_train(source) if recipe.trainval else source

@@ -50,7 +50,7 @@ def show(
     ended, kinds, rows, watch = facts.ended, len(facts.classes), facts.rows, facts.recipe.monitor
     said, chart, pictures = list[str](), None, list[Gallery]()
     if tested and ended["images"]:
-        make = {"detect": detected, "localize": located, "segment": segmented}[facts.task]
+        make = {"detect": detected, "localize": located, "segment": segmented}[facts.task.name]
         said, chart, pictures = make(facts, tested, name)
     columns, counts = dict[str, list[Any]](), list[int]()
     if train := splits.get("train"):
@@ -70,8 +70,8 @@ def show(
     confusion = ended.get("confusion", ()) if kinds <= MATRIX else ()
     loss = plots.history(rows, {"loss": "training"}, "loss", 1)
     curves = [("curves", plots.svg(loss, "curves"), "Training loss by epoch.")]
-    words = facts.words
-    lines = {f"{watch}_{key}": words.figures[key][0] for key in words.metrics.values()}
+    text = facts.text
+    lines = {f"{watch}_{key}": text.figures[key][0] for key in text.metrics.values()}
     if rows and lines.keys() & rows[-1].keys():
         drawn = plots.svg(plots.history(rows, lines, "%"), "watched")
         curves.append(("watched", drawn, f"Figures of {watch} images by epoch."))

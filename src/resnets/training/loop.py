@@ -17,7 +17,7 @@ from resnets.data.loader import Batch, train_batches
 from resnets.errors import CheckpointError, DataError, Diverged
 from resnets.models import Network
 from resnets.models.io.model_file import load, save
-from resnets.training import checkpoint, tasks
+from resnets.training import checkpoint
 from resnets.training.checkpoint import Writer
 from resnets.training.distributed import SINGLE_PROCESS
 from resnets.training.plan import Plan
@@ -294,7 +294,7 @@ def estimate(plan: Plan, seconds: float = 2.0) -> float:
 
 def seconds_per_test_image(plan: Plan, network: Network) -> float:
     """Seconds that an image takes in float32: the second of two batches counts."""
-    images, taken = tasks.task_of_plan(plan).inputs(plan, plan.micro, plan.preprocess.size)[0], 0.0
+    images, taken = plan.task.example_inputs(plan, plan.micro, plan.preprocess.size)[0], 0.0
     network.eval()
     for _ in range(2):
         began = time.monotonic()
@@ -321,9 +321,7 @@ def evaluate_and_log(
     row |= {"loss": loss, "train_error": wrong}
     if plan.monitor_split is not None:
         average = state.whole_average(plan.arch).eval()
-        found = tasks.task_of_plan(plan).watch(
-            plan, average, plan.monitor_split, lambda: bool(stop.signal)
-        )
+        found = plan.task.validate(plan, average, plan.monitor_split, lambda: bool(stop.signal))
         average.train()
         if world.all_reduce_max([stop.signal])[0]:
             return replace(progress, loss=None)

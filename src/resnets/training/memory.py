@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from resnets import models
-from resnets.training import tasks
 from resnets.training.distributed import launched
 from resnets.training.plan import Plan
 
@@ -36,7 +35,7 @@ def need(plan: Plan) -> tuple[int, int]:
         tensor.data.zero_()
     shapes = {p.shape for p in weights}
     side = plan.recipe.train_size or plan.preprocess.size
-    kept = saved(network, tasks.task_of_plan(plan).inputs(plan, 2, side), plan.bfloat16)
+    kept = saved(network, plan.task.example_inputs(plan, 2, side), plan.bfloat16)
     sizes = [(x.untyped_storage().nbytes(), x.shape in shapes) for x in kept]
     copies = 3 * (2 + MOMENTS[plan.recipe.optimizer]) + 2
     fixed = copies * sum(p.numel() * p.element_size() for p in weights)

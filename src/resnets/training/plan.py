@@ -5,36 +5,119 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
-from resnets.config import arch as archs
 from resnets.config import families
 from resnets.config.arch import Arch
 from resnets.config.recipe import Augment, Preprocess, Recipe, to_dict
-from resnets.config.recipes import RECIPES
-from resnets.data.dataset import Source, Split, normalization
+from resnets.config.tasks import TaskText
+from resnets.data.dataset import Source, Split
 from resnets.data.rng import draw_for_step
-from resnets.device import use_bfloat16
-from resnets.errors import DataError, UsageError
-from resnets.evaluation.predictor import Model, is_2d, load
+from resnets.evaluation.predictor import Model
+from resnets.evaluation.loading import LoaderOptions
+from resnets.models import Network
 from resnets.models.cost import cost
 from resnets.models.io.model_file import ModelMetadata
-from resnets.options import Task
 from resnets.training.distributed import SINGLE_PROCESS, World
 from resnets.training.state import State, TrainProgress, load_pretrained
 
 WRITING = 3.5  # seconds for the files of a result, its pictures and its report, on two cores
 
 
-@dataclass(frozen=True)
+# Network, images and labels of a micro-batch -> mean loss, and number of wrong images: () each.
+LossFunction = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+Stopped = Callable[[], bool]  # whether a signal asks to break off
+
+
+class TaskMetrics(Protocol):
+    """The figures of a result, as every task has them."""
+
+    @property
+    def error(self) -> float:
+        """From 0 to 1 where it is a share; the best state is the one with the least."""
+
+    @property
+    def images(self) -> int:
+        """How many images were counted."""
+
+    @property
+    def split(self) -> str:
+        """Which split they are of."""
+
+    def headline(self) -> str:
+        """The figures in one line."""
+
+    def summary(self) -> dict[str, Any]:
+        """The content of result.json: `error`, `images`, `split` and all further figures."""
+
+
+def example_images(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
+    """Images alone, all zeros: (count, C, side, side)."""
+    zeros = torch.zeros(count, plan.preprocess.channels, side, side, device=plan.device)
+    return (zeros.contiguous(memory_format=torch.channels_last),)
+
+
+def never(labels: Tensor) -> bool:
+    """Labels that are not sets of classes."""
+    return False
+
+
+def nothing_required() -> None:
+    """No optional package is needed."""
+
+
+def no_contradictions(plan: Plan) -> Iterator[str]:
+    """Everything that a recipe can hold has a meaning."""
+    return iter(())
+
+
+def no_temperature(plan: Plan, model: Model) -> None:
+    """The network's outputs stay as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What differs between tasks: labels, recipe, loss, figures. docs/extending.md writes one."""
+
+    text: TaskText  # what it and its figures are called
+    # A recipe for a data set, its training images and a device, where nobody named one.
+    default_recipe: Callable[[Source, Split, torch.device], Recipe]
+    # What training lowers; made once a run.
+    make_loss: Callable[[Plan], LossFunction]
+    # Figures of a split that all ranks evaluate together, "error" among them; they do not matter
+    # once a signal has stopped it.
+    validate: Callable[[Plan, Network, Split, Stopped], dict[str, float]]
+    # The figures of a result on a split of that name; details may be kept in the run's folder.
+    test: Callable[[Path, Plan, Model, Split, str], TaskMetrics]
+    # What a training step calls the network with: so many images of that side, all zeros.
+    example_inputs: Callable[[Plan, int, int], tuple[Tensor, ...]] = example_images
+    # The temperature of a result (1706.04599), from the validation images.
+    temperature: Callable[[Plan, Model], float | None] = no_temperature
+    # What cannot be meant with this task, each with its remedy.
+    contradictions: Callable[[Plan], Iterator[str]] = no_contradictions
+    is_multi_label: Callable[[Tensor], bool] = never  # whether images may have several classes
+    whole_images: bool = False  # scaled to the network's size at test time, not cropped
+    details: str = ""  # the file of details that `test` leaves
+    require: Callable[[], None] = nothing_required  # raises where an optional package is missing
+
+    @property
+    def name(self) -> str:
+        """How commands and files call it."""
+        return self.text.name
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A resolved run: nothing in it is left to be chosen."""
 
+    task: Task
     recipe: Recipe
     arch: Arch
     source: Source
@@ -57,7 +140,7 @@ class Plan:
     @property
     def multi_label(self) -> bool:
         """Whether an image may have several classes, or none."""
-        return self.source.task == "classify" and self.train.labels.ndim == 2
+        return self.task.is_multi_label(self.train.labels)
 
     @property
     def local_batch(self) -> int:
@@ -98,7 +181,19 @@ class Plan:
                 "resnets": version("resnets"),
                 "torch": torch.__version__,
                 "labels": "several" if self.multi_label else "one",
+                "task": self.task.name,
             },
+        )
+
+    def loader_options(self, world: World) -> LoaderOptions:
+        """How a rank reads its part of a split to test on."""
+        return LoaderOptions(
+            preprocess=self.preprocess,
+            device=self.device,
+            batch=self.micro,
+            workers=self.workers,
+            rank=world.rank,
+            ranks=world.size,
         )
 
     def side(self, step: int, steps: int) -> int:
@@ -170,180 +265,3 @@ def describe(augment: Augment) -> str:
     words += ["flip"] * augment.flip + ([] if augment.colour == "none" else [augment.colour])
     words += [f"cutout {augment.cutout}"] * bool(augment.cutout)
     return " + ".join(words) or "no augmentation"
-
-
-def default_recipe(source: Source, train: Split, device: torch.device) -> Recipe:
-    """A recipe for data that nobody named one for, by number and size of the images and device."""
-    gpu = device.type == "cuda"
-    if source.name == "digits" and source.root is None:
-        return RECIPES["digits"]()
-    images = len(train)
-    loss: Literal["bce", "cross-entropy"] = "bce" if train.labels.ndim == 2 else "cross-entropy"
-    batch = 2 ** max(3, (images // 8).bit_length() - 1)  # at least eight steps an epoch
-    if source.size < 64:  # the CIFAR networks are for small images
-        in_memory = isinstance(train.images, torch.Tensor)
-        return replace(
-            RECIPES["quick-cifar10"](),
-            data=source.name,
-            model="resnet56" if gpu else "resnet20",
-            size=0 if in_memory else 32,
-            val_fraction=0.0 if source.val is not None else 0.1,
-            monitor="val",
-            batch=min(batch, 128),
-            lr=0.2 * min(batch, 128) / 128,
-            loss=loss,
-            epochs=min(300.0, max(30.0, 100_000 / images)),
-        )
-    batch = min(batch, 64)
-    return Recipe(
-        model="resnet50" if gpu and images > 20_000 else "resnet18",
-        data=source.name,
-        size=224 if gpu else 128,
-        augment=Augment(crop="area", area=(0.35, 1.0), flip=True),
-        epochs=min(90.0, max(20.0, 200_000 / images)),
-        batch=batch,
-        lr=0.05 * batch / 64,
-        loss=loss,
-        warmup=0.1,
-        nesterov=True,
-        weight_decay=5e-4,
-        decay_all=False,
-        label_smoothing=0.1,
-    )
-
-
-def default_dense_recipe(source: Source, train: Split, device: torch.device, task: Task) -> Recipe:
-    """A recipe for scenes that nobody named one for, by their number and the device."""
-    recipe = replace(RECIPES[task](), data=source.name)
-    if device.type == "cuda":
-        models = {"detect": "fasterrcnn_resnet50_fpn", "segment": "deeplabv3_resnet50"}
-        recipe = replace(recipe, model=models.get(task, "localizer_resnet50"), size=0)
-    epochs = min(100.0, max(12.0, 30_000 / len(train)))
-    # Two for segmentation, whose networks may normalise an image that is pooled to one value.
-    least = 2 if task == "segment" else 1
-    batch = min(recipe.batch, max(least, 2 ** max(0, (len(train) // 4).bit_length() - 1)))
-    return replace(recipe, epochs=epochs, batch=batch)
-
-
-def training_images(source: Source) -> Split:
-    """The training split. Raises DataError when there is none."""
-    if source.train is None:
-        raise DataError(f"{source.name} has no training images; it needs a train/ folder or split")
-    return source.train
-
-
-def resolve(
-    recipe: Recipe,
-    source: Source,
-    device: torch.device,
-    workers: int,
-    world: World = SINGLE_PROCESS,
-) -> Plan:
-    """All that follows from recipe, data and machine. Raises UsageError of all contradictions."""
-    base = load(recipe.weights) if recipe.weights else None
-    asked = families.arch(recipe.model)
-    same = base is not None and archs.task(base.card.arch) == archs.task(asked)
-    network = archs.with_fields(base.card.arch if base and same else asked, recipe.arch)
-    if not is_2d(network):
-        raise UsageError(f"{recipe.model} takes no 2-D images; `resnets models` lists others")
-    if source.task != "classify":
-        recipe = replace(recipe, size=recipe.size or network.size)
-    preprocess = preprocessing(recipe, source)
-    card = base.card.preprocess if base else preprocess
-    if len(card.mean) == card.channels == preprocess.channels:
-        # The weights know the moments that they were trained with.
-        preprocess = replace(preprocess, mean=card.mean, std=card.std)
-    network = replace(
-        network, channels=preprocess.channels, classes=len(source.classes), size=preprocess.size
-    )
-    train = training_images(source)
-    if isinstance(train.images, torch.Tensor):
-        workers = 0
-    bfloat16 = use_bfloat16(recipe.precision, device)
-    # With the precision said, the recipe repeats the run on another machine too.
-    recipe = replace(recipe, precision="bfloat16" if bfloat16 else "float32")
-    if base and same and (model := model_name(base.card.arch)):
-        recipe = replace(recipe, model=model)
-    teacher = load(recipe.teacher, classes=source.classes) if recipe.teacher else None
-    machine = (device, bfloat16, workers, world)
-    plan = Plan(recipe, network, source, train, preprocess, *machine, base, teacher)
-    if told := list(contradictions(plan)):
-        raise UsageError("\n".join(told))
-    return plan
-
-
-def contradictions(plan: Plan) -> Iterator[str]:
-    """What cannot be meant, each with its remedy."""
-    recipe, source, base, teacher = plan.recipe, plan.source, plan.base, plan.teacher
-    side = recipe.train_size or plan.preprocess.size
-    if source.task != "classify":
-        usual = Recipe(model=recipe.model)
-        for name in ("loss", "class_weights", "label_smoothing", "teacher", "precise_bn"):
-            if getattr(recipe, name) != getattr(usual, name):
-                yield f"{name} is for classification: --set {name}={getattr(usual, name)}"
-    chooses = recipe.select == "best" or recipe.early_stop_patience or recipe.schedule == "plateau"
-    if chooses and (recipe.monitor == "test" or source.val is None):
-        yield (
-            "select=best, early_stop_patience and schedule=plateau go by validation images, never "
-            "by the test: --set monitor=val, and --set val_fraction=0.1 where there are none"
-        )
-    if recipe.fsdp and (recipe.freeze_backbone_epochs or recipe.optimizer not in ("sgd", "adamw")):
-        yield "fsdp=true is for optimizer sgd or adamw, and not with freeze_backbone_epochs"
-    if recipe.batch % plan.world.size:
-        yield f"batch={recipe.batch} cannot be shared by {plan.world.size} processes evenly"
-    if base and (takes := base.card.arch.channels) != source.channels:
-        has = f"{source.name} has {source.channels}"
-        yield f"{recipe.weights} takes images of {takes} channels, {has}"
-    if teacher and teacher.card.classes != source.classes:
-        yield f"the teacher {recipe.teacher} knows other classes than {source.name}"
-    if teacher and not same_normalization(teacher.card.preprocess, plan.preprocess):
-        yield f"the teacher {recipe.teacher} normalises otherwise: --set normalize=..."
-    if plan.multi_label and recipe.loss != "bce":
-        yield f"images of {source.name} have several labels each: --set loss=bce"
-    if plan.multi_label and teacher:
-        yield "a teacher is for images with one label each: leave teacher out"
-    if recipe.warmup > plan.steps and not recipe.budget:
-        steps = f"{plan.steps} steps of the run"
-        yield f"warmup={recipe.warmup:g} is longer than the {steps}; 0.1 is a tenth of them"
-    if recipe.milestones and recipe.schedule != "step":
-        yield f"milestones are for --set schedule=step, not for {recipe.schedule}"
-    if recipe.progressive_from > side:
-        start = f"progressive_from={recipe.progressive_from}"
-        yield f"{start} is larger than the input, which grows to {side}"
-
-
-def same_normalization(one: Preprocess, other: Preprocess) -> bool:
-    """Whether what one network sees suits another: the same moments but for another sample."""
-    pairs = zip((*one.mean, *one.std), (*other.mean, *other.std), strict=False)
-    return len(one.mean) == len(other.mean) and all(abs(a - b) < 0.05 for a, b in pairs)
-
-
-def model_name(arch: Arch) -> str | None:
-    """The model of that architecture, whatever its input and classes."""
-    own: dict[str, Any] = {k: getattr(arch, k) for k in ("channels", "classes", "size")}
-    return next((name for name, k in families.FAMILY.items() if replace(k, **own) == arch), None)
-
-
-def preprocessing(recipe: Recipe, source: Source) -> Preprocess:
-    """How this run turns an image into the network's input, at test time."""
-    images = training_images(source).images
-    files = not isinstance(images, torch.Tensor)
-    size = recipe.size or (224 if files else source.size)
-    # ImageNet's protocol: centre 224 of the shorter side 256 (fb.resnet.torch; 224 / 256 = 0.875).
-    resize = round(size / recipe.crop_pct) if files and size >= 64 else size
-    if source.task != "classify":
-        resize = 0  # a scene is seen whole
-    if resize > 2**13:
-        raise UsageError(f"size={size} of a crop_pct={recipe.crop_pct} is over 8,192 pixels")
-    see = Preprocess(size=size, resize=resize, channels=source.channels, white=source.white)
-    if recipe.normalize != "pixel":
-        mean, std = normalization(recipe.normalize, source, source.channels)
-        return replace(see, mean=mean, std=std)
-    if not isinstance(images, torch.Tensor) or images.shape[-1] != size:
-        raise UsageError(
-            "normalize=pixel needs a data set in memory (digits, cifar10, cifar100) at its own "
-            "size; use --set normalize=data"
-        )
-    mean_image = images.double().mean(0) / 255  # (C, H, W): 1512.03385, section 4.2
-    mean = tuple(round(value, 7) for value in mean_image.flatten().tolist())
-    return replace(see, mean=mean, std=(1.0,) * source.channels)

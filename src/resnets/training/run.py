@@ -48,6 +48,7 @@ class Source(pydantic.BaseModel):
     """source.json, where it matters."""
 
     data: str = ""
+    task: str = ""
     digest: str = ""
     classes: list[str] = []
     arch: Annotated[dict[str, Any], pydantic.AfterValidator(archs.from_dict)] = {}

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from resnets.data.loader import Batch
 from resnets.errors import MemoryExhausted, UsageError
-from resnets.training import tasks
 from resnets.training.distributed import Message, accumulating
 from resnets.training.optim import set_mode
 from resnets.training.plan import Plan
@@ -24,8 +23,8 @@ class Step:
     """Moves the state of a run on, batch by batch."""
 
     def __init__(self, plan: Plan, state: State) -> None:
-        self.plan, self.state, self.task = plan, state, tasks.task_of_plan(plan)
-        self.loss = self.task.loss(plan)
+        self.plan, self.state = plan, state
+        self.loss = plan.task.make_loss(plan)
         # Looked up once: walking over the modules of a deep network takes milliseconds.
         network, average = state.network, state.average
         self.parameters = list(network.parameters())
@@ -159,6 +158,6 @@ class Step:
         self.replica: nn.Module = network
         gc.collect()  # what joined them before goes, with its hooks on the same weights
         if not self.plan.recipe.fsdp:
-            inputs = self.task.inputs(self.plan, 2, self.plan.preprocess.size)
+            inputs = self.plan.task.example_inputs(self.plan, 2, self.plan.preprocess.size)
             self.replica = self.plan.world.replicate(network, inputs, self.sent)
         self.messages = list(self.sent)  # of a whole backward pass

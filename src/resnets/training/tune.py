@@ -28,7 +28,8 @@ from resnets.data.splits import hold_out
 from resnets.errors import CheckpointError, Diverged, MemoryExhausted, MissingPackage, UsageError
 from resnets.training.loop import Progress, fit
 from resnets.training.memory import fitted
-from resnets.training.plan import Plan, resolve
+from resnets.training.plan import Plan
+from resnets.training.resolve import resolve
 from resnets.training.run import Run, broken
 from resnets.training.signals import SignalFlags
 
@@ -133,7 +134,7 @@ def search(
         while len(done) < trials:
             proposed = propose(space, recipe.seed, done, running)
             chosen = recipes.merged(recipe, proposed.params | length)
-            own = fitted(resolve(chosen, source, plan.device, plan.workers))
+            own = fitted(resolve(chosen, source, plan.device, plan.workers, task=plan.task))
             trial = Trial(len(done) + 1, proposed.params)
             run = Run(folder.path / f"trial-{trial.number:04d}")
             run.path.mkdir(exist_ok=True)

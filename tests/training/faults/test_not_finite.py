@@ -15,7 +15,7 @@ from resnets.evaluation import metrics
 from resnets.evaluation import predictor as evaluation
 from resnets.models.io.model_file import load
 from resnets.training import checkpoint, loop, step
-from resnets.training import plan as plans
+from resnets.training import resolve as plans
 from resnets.training.run import Run
 from resnets.training.signals import SignalFlags
 

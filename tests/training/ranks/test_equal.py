@@ -22,7 +22,7 @@ from resnets.data.loader import train_batches
 from resnets.evaluation.classification import evaluate
 from resnets.evaluation.predictor import load
 from resnets.training import checkpoint
-from resnets.training import plan as plans
+from resnets.training import resolve as plans
 from resnets.training.distributed import SINGLE_PROCESS
 from resnets.training.loop import batches, fit
 from resnets.training.run import Run

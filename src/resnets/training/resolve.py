@@ -1,0 +1,153 @@
+"""From a recipe, data and a machine to a plan; what contradicts itself is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from resnets.config import arch as archs
+from resnets.config import families
+from resnets.config.arch import Arch
+from resnets.config.recipe import Preprocess, Recipe
+from resnets.data.dataset import Source, Split, normalization
+from resnets.device import use_bfloat16
+from resnets.errors import DataError, UsageError
+from resnets.evaluation.predictor import is_2d, load
+from resnets.training.distributed import SINGLE_PROCESS, World
+from resnets.training.plan import Plan, Task
+from resnets.training.tasks import TASKS
+
+
+def training_images(source: Source) -> Split:
+    """The training split. Raises DataError when there is none."""
+    if source.train is None:
+        raise DataError(f"{source.name} has no training images; it needs a train/ folder or split")
+    return source.train
+
+
+def resolve(
+    recipe: Recipe,
+    source: Source,
+    device: torch.device,
+    workers: int,
+    world: World = SINGLE_PROCESS,
+    task: Task | None = None,
+) -> Plan:
+    """All that follows from recipe, data and machine; the task is that of the network if left out.
+
+    Raises UsageError that names all contradictions.
+    """
+    base = load(recipe.weights) if recipe.weights else None
+    asked = families.arch(recipe.model)
+    task = task or TASKS[archs.task(asked)]
+    same = base is not None and archs.task(base.card.arch) == archs.task(asked)
+    network = archs.with_fields(base.card.arch if base and same else asked, recipe.arch)
+    if not is_2d(network):
+        raise UsageError(f"{recipe.model} takes no 2-D images; `resnets models` lists others")
+    if task.whole_images:
+        recipe = replace(recipe, size=recipe.size or network.size)
+    preprocess = preprocessing(recipe, source, task)
+    card = base.card.preprocess if base else preprocess
+    if len(card.mean) == card.channels == preprocess.channels:
+        # The weights know the moments that they were trained with.
+        preprocess = replace(preprocess, mean=card.mean, std=card.std)
+    network = replace(
+        network, channels=preprocess.channels, classes=len(source.classes), size=preprocess.size
+    )
+    train = training_images(source)
+    if isinstance(train.images, torch.Tensor):
+        workers = 0
+    bfloat16 = use_bfloat16(recipe.precision, device)
+    # With the precision said, the recipe repeats the run on another machine too.
+    recipe = replace(recipe, precision="bfloat16" if bfloat16 else "float32")
+    if base and same and (model := model_name(base.card.arch)):
+        recipe = replace(recipe, model=model)
+    teacher = load(recipe.teacher, classes=source.classes) if recipe.teacher else None
+    plan = Plan(
+        task=task,
+        recipe=recipe,
+        arch=network,
+        source=source,
+        train=train,
+        preprocess=preprocess,
+        device=device,
+        bfloat16=bfloat16,
+        workers=workers,
+        world=world,
+        base=base,
+        teacher=teacher,
+    )
+    if problems := [*task.contradictions(plan), *contradictions(plan)]:
+        raise UsageError("\n".join(problems))
+    return plan
+
+
+def contradictions(plan: Plan) -> Iterator[str]:
+    """What cannot be meant with any task, each with its remedy."""
+    recipe, source, base, teacher = plan.recipe, plan.source, plan.base, plan.teacher
+    side = recipe.train_size or plan.preprocess.size
+    chooses = recipe.select == "best" or recipe.early_stop_patience or recipe.schedule == "plateau"
+    if chooses and (recipe.monitor == "test" or source.val is None):
+        yield (
+            "select=best, early_stop_patience and schedule=plateau go by validation images, never "
+            "by the test: --set monitor=val, and --set val_fraction=0.1 where there are none"
+        )
+    if recipe.fsdp and (recipe.freeze_backbone_epochs or recipe.optimizer not in ("sgd", "adamw")):
+        yield "fsdp=true is for optimizer sgd or adamw, and not with freeze_backbone_epochs"
+    if recipe.batch % plan.world.size:
+        yield f"batch={recipe.batch} cannot be shared by {plan.world.size} processes evenly"
+    if base and (takes := base.card.arch.channels) != source.channels:
+        has = f"{source.name} has {source.channels}"
+        yield f"{recipe.weights} takes images of {takes} channels, {has}"
+    if teacher and teacher.card.classes != source.classes:
+        yield f"the teacher {recipe.teacher} knows other classes than {source.name}"
+    if teacher and not same_normalization(teacher.card.preprocess, plan.preprocess):
+        yield f"the teacher {recipe.teacher} normalises otherwise: --set normalize=..."
+    if recipe.warmup > plan.steps and not recipe.budget:
+        steps = f"{plan.steps} steps of the run"
+        yield f"warmup={recipe.warmup:g} is longer than the {steps}; 0.1 is a tenth of them"
+    if recipe.milestones and recipe.schedule != "step":
+        yield f"milestones are for --set schedule=step, not for {recipe.schedule}"
+    if recipe.progressive_from > side:
+        start = f"progressive_from={recipe.progressive_from}"
+        yield f"{start} is larger than the input, which grows to {side}"
+
+
+def same_normalization(one: Preprocess, other: Preprocess) -> bool:
+    """Whether what one network sees suits another: the same moments but for another sample."""
+    pairs = zip((*one.mean, *one.std), (*other.mean, *other.std), strict=False)
+    return len(one.mean) == len(other.mean) and all(abs(a - b) < 0.05 for a, b in pairs)
+
+
+def model_name(arch: Arch) -> str | None:
+    """The model of that architecture, whatever its input and classes."""
+    own: dict[str, Any] = {k: getattr(arch, k) for k in ("channels", "classes", "size")}
+    return next((name for name, k in families.FAMILY.items() if replace(k, **own) == arch), None)
+
+
+def preprocessing(recipe: Recipe, source: Source, task: Task) -> Preprocess:
+    """How this run turns an image into the network's input, at test time."""
+    images = training_images(source).images
+    files = not isinstance(images, torch.Tensor)
+    size = recipe.size or (224 if files else source.size)
+    # ImageNet's protocol: centre 224 of the shorter side 256 (fb.resnet.torch; 224 / 256 = 0.875).
+    resize = round(size / recipe.crop_pct) if files and size >= 64 else size
+    if task.whole_images:
+        resize = 0
+    if resize > 2**13:
+        raise UsageError(f"size={size} of a crop_pct={recipe.crop_pct} is over 8,192 pixels")
+    see = Preprocess(size=size, resize=resize, channels=source.channels, white=source.white)
+    if recipe.normalize != "pixel":
+        mean, std = normalization(recipe.normalize, source, source.channels)
+        return replace(see, mean=mean, std=std)
+    if not isinstance(images, torch.Tensor) or images.shape[-1] != size:
+        raise UsageError(
+            "normalize=pixel needs a data set in memory (digits, cifar10, cifar100) at its own "
+            "size; use --set normalize=data"
+        )
+    mean_image = images.double().mean(0) / 255  # (C, H, W): 1512.03385, section 4.2
+    mean = tuple(round(value, 7) for value in mean_image.flatten().tolist())
+    return replace(see, mean=mean, std=(1.0,) * source.channels)

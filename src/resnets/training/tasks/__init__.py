@@ -1,0 +1,55 @@
+"""The tasks: each file holds everything that differs for one, and ends in its `Task`.
+
+A plan carries its task, so neither the loop nor a step asks which one it is. `TASKS` finds the task
+of a run or a model file by its name; docs/extending.md shows how one is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from resnets.config import arch as archs
+from resnets.config.arch import Arch
+from resnets.errors import UsageError, nearest
+from resnets.evaluation.detection import DetectionMetrics
+from resnets.evaluation.localization import LocalizationMetrics
+from resnets.evaluation.metrics import ClassificationMetrics
+from resnets.evaluation.segmentation import SegmentationMetrics
+from resnets.training.plan import Task, TaskMetrics
+from resnets.training.tasks.classification import CLASSIFICATION
+from resnets.training.tasks.detection import DETECTION
+from resnets.training.tasks.localization import LOCALIZATION
+from resnets.training.tasks.segmentation import SEGMENTATION
+
+__all__ = ["TASKS", "Task", "TaskMetrics", "Tested", "find_task", "task_of_network", "task_of_run"]
+
+Tested: TypeAlias = (
+    ClassificationMetrics | DetectionMetrics | LocalizationMetrics | SegmentationMetrics
+)
+
+TASKS: dict[str, Task] = {
+    task.name: task for task in (CLASSIFICATION, DETECTION, LOCALIZATION, SEGMENTATION)
+}
+
+
+def find_task(name: str) -> Task:
+    """The task of that name. Raises UsageError."""
+    if name not in TASKS:
+        raise UsageError(
+            f"no task {name!r}: {nearest(name, TASKS)}. A task of your own has to be in "
+            "resnets.training.tasks.TASKS first"
+        )
+    return TASKS[name]
+
+
+def task_of_network(arch: Arch) -> Task:
+    """What a network is for, as far as its kind tells."""
+    return TASKS[archs.task(arch)]
+
+
+def task_of_run(source: Mapping[str, Any]) -> Task:
+    """The task of a run, given its source.json. Raises UsageError for one that is not in TASKS."""
+    if name := source.get("task"):
+        return find_task(name)
+    return task_of_network(archs.from_dict(source["arch"]))  # of an older version

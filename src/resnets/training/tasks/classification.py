@@ -1,0 +1,151 @@
+"""Classification: one class for an image, or several where its labels are (N, K)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from resnets.config.recipe import Augment, Recipe
+from resnets.config.recipes import RECIPES
+from resnets.config.tasks import CLASSIFY
+from resnets.data.dataset import Source, Split
+from resnets.data.mixup import mix_batch
+from resnets.evaluation import classification, metrics, scores
+from resnets.evaluation.metrics import ClassificationMetrics
+from resnets.evaluation.predictor import Model
+from resnets.models import Network
+from resnets.training.losses import (
+    class_weights,
+    classification_loss,
+    count_errors,
+    distillation_loss,
+    to_one_hot,
+)
+from resnets.training.plan import LossFunction, Plan, Stopped, Task
+
+SCORES = "scores.safetensors"
+
+
+def default_recipe(source: Source, train: Split, device: torch.device) -> Recipe:
+    """By number and size of the images, and by the device."""
+    gpu = device.type == "cuda"
+    if source.name == "digits" and source.root is None:
+        return RECIPES["digits"]()
+    images = len(train)
+    loss: Literal["bce", "cross-entropy"] = "bce" if train.labels.ndim == 2 else "cross-entropy"
+    batch = 2 ** max(3, (images // 8).bit_length() - 1)  # at least eight steps an epoch
+    if source.size < 64:  # the CIFAR networks are for small images
+        in_memory = isinstance(train.images, torch.Tensor)
+        return replace(
+            RECIPES["quick-cifar10"](),
+            data=source.name,
+            model="resnet56" if gpu else "resnet20",
+            size=0 if in_memory else 32,
+            val_fraction=0.0 if source.val is not None else 0.1,
+            monitor="val",
+            batch=min(batch, 128),
+            lr=0.2 * min(batch, 128) / 128,
+            loss=loss,
+            epochs=min(300.0, max(30.0, 100_000 / images)),
+        )
+    batch = min(batch, 64)
+    return Recipe(
+        model="resnet50" if gpu and images > 20_000 else "resnet18",
+        data=source.name,
+        size=224 if gpu else 128,
+        augment=Augment(crop="area", area=(0.35, 1.0), flip=True),
+        epochs=min(90.0, max(20.0, 200_000 / images)),
+        batch=batch,
+        lr=0.05 * batch / 64,
+        loss=loss,
+        warmup=0.1,
+        nesterov=True,
+        weight_decay=5e-4,
+        decay_all=False,
+        label_smoothing=0.1,
+    )
+
+
+def is_multi_label(labels: Tensor) -> bool:
+    """Whether the labels are float (N, K), 1 for each class of an image, not int64 (N,)."""
+    return labels.ndim == 2
+
+
+def contradictions(plan: Plan) -> Iterator[str]:
+    """Losses and teachers that images with several labels cannot have."""
+    if plan.multi_label and plan.recipe.loss != "bce":
+        yield f"images of {plan.source.name} have several labels each: --set loss=bce"
+    if plan.multi_label and plan.teacher:
+        yield "a teacher is for images with one label each: leave teacher out"
+
+
+def make_loss(plan: Plan) -> LossFunction:
+    """The recipe's loss of mixed images, with the teacher's share if there is one."""
+    recipe, arch, bfloat16 = plan.recipe, plan.arch, plan.bfloat16
+    teacher = plan.teacher.network.to(plan.device).eval() if plan.teacher else None
+    weights: Tensor | None = None
+    if recipe.class_weights == "balanced":
+        weights = class_weights(plan.train.labels, arch.classes).to(plan.device)
+
+    def loss(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        images, targets = mix_batch(images, to_one_hot(labels, arch.classes), recipe.augment)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+            logits = network(images).float()
+        mean = classification_loss(
+            logits, targets, kind=recipe.loss, smoothing=recipe.label_smoothing, weights=weights
+        )
+        if teacher is not None:
+            answers = classification.predict_batch(teacher, images, bfloat16=bfloat16)
+            distilled = distillation_loss(logits, answers, recipe.temperature)
+            mean = (1 - recipe.distill_weight) * mean + recipe.distill_weight * distilled
+        return mean, count_errors(logits, targets, several=labels.ndim == 2)
+
+    return loss
+
+
+def validate(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
+    """Error and loss."""
+    batches = plan.loader_options(plan.world).batches(split)
+    means = classification.evaluate(
+        network,
+        takewhile(lambda _: not stopped(), batches),
+        plan.source.classes,
+        bfloat16=plan.bfloat16,
+        total=plan.world.all_reduce_sum,
+    )
+    return {"error": means.error, "loss": means.loss}
+
+
+def fit_temperature(plan: Plan, model: Model) -> float | None:
+    """The temperature by which the probabilities are true of the validation images."""
+    if plan.source.val is None:
+        return None
+    return metrics.fit_temperature(
+        model.scores(plan.source.val, batch=plan.micro, workers=plan.workers)
+    )
+
+
+def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> ClassificationMetrics:
+    """Every figure of the scores, which are kept in the folder."""
+    answers = model.scores(split, batch=plan.micro, workers=plan.workers)
+    scores.save(folder / SCORES, answers)
+    return metrics.classification_metrics(answers, name)
+
+
+CLASSIFICATION = Task(
+    text=CLASSIFY,
+    default_recipe=default_recipe,
+    is_multi_label=is_multi_label,
+    contradictions=contradictions,
+    make_loss=make_loss,
+    validate=validate,
+    temperature=fit_temperature,
+    test=test,
+    details=SCORES,
+)

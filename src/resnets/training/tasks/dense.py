@@ -1,0 +1,48 @@
+"""What detection, localisation and segmentation share: networks that compute their own losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from resnets.config.recipe import Recipe
+from resnets.data.dataset import Source, Split
+from resnets.data.joint_transforms import MASK_SIZE
+from resnets.training.plan import LossFunction, Plan, example_images
+
+
+def fit_length(recipe: Recipe, source: Source, train: Split, least_batch: int = 1) -> Recipe:
+    """The recipe with as many epochs, and as large a batch, as suit the number of images."""
+    epochs = min(100.0, max(12.0, 30_000 / len(train)))
+    batch = max(least_batch, 2 ** max(0, (len(train) // 4).bit_length() - 1))
+    return replace(recipe, data=source.name, epochs=epochs, batch=min(recipe.batch, batch))
+
+
+def contradictions(plan: Plan) -> Iterator[str]:
+    """Fields of a recipe that only classification has."""
+    usual = Recipe(model=plan.recipe.model)
+    for name in ("loss", "class_weights", "label_smoothing", "teacher", "precise_bn"):
+        if getattr(plan.recipe, name) != getattr(usual, name):
+            yield f"{name} is for classification: --set {name}={getattr(usual, name)}"
+
+
+def make_loss(plan: Plan) -> LossFunction:
+    """The sum of the losses that a network computes itself, and its share of wrong decisions."""
+
+    def loss(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=plan.bfloat16):
+            losses = network(images, labels)  # (k,): the losses, and the share of wrong decisions
+        return losses[:-1].sum(), losses[-1].detach() * len(images)
+
+    return loss
+
+
+def example_objects(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
+    """Images with an object each, and its mask where there are masks: (count, 1, 6 or more)."""
+    cells = MASK_SIZE**2 if plan.train.masks else 0
+    rows = torch.zeros(count, 1, 6 + cells, device=plan.device)
+    rows[..., 2:4], rows[..., 5] = side / 2, 1
+    return (*example_images(plan, count, side), rows)

@@ -1,0 +1,78 @@
+"""Detection: boxes of objects and their classes, with masks where the data has them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from resnets.config.recipe import Recipe
+from resnets.config.recipes import RECIPES
+from resnets.config.tasks import DETECT
+from resnets.data.dataset import Source, Split
+from resnets.evaluation import detection
+from resnets.evaluation.detection import DetectionMetrics
+from resnets.evaluation.predictor import Model
+from resnets.models import Network
+from resnets.training.distributed import SINGLE_PROCESS
+from resnets.training.plan import Plan, Stopped, Task
+from resnets.training.tasks import dense
+
+DETECTIONS = "detections.safetensors"
+
+
+def default_recipe(source: Source, train: Split, device: torch.device) -> Recipe:
+    """By the number of the images; on a GPU the network of the papers."""
+    recipe = RECIPES["detect"]()
+    if device.type == "cuda":
+        recipe = replace(recipe, model="fasterrcnn_resnet50_fpn", size=0)
+    return dense.fit_length(recipe, source, train)
+
+
+def validate(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
+    """COCO's averages over what all ranks find; one that is undefined is left out."""
+    mine = detection.detect(
+        cast(Any, network),
+        split,
+        plan.loader_options(plan.world),
+        bfloat16=plan.bfloat16,
+        stopped=stopped,
+    )
+    predictions = detection.concatenate(plan.world.gather(mine))
+    if stopped():
+        return {"error": 1.0}
+    figures = detection.evaluate_predictions(predictions, split, plan.source.classes)
+    averages = {"map": figures.map, "map50": figures.map50}
+    if figures.masks:
+        averages["mask_map"] = figures.masks.map
+    defined = {name: value for name, value in averages.items() if value is not None}
+    return {"error": figures.error, **defined}
+
+
+def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> DetectionMetrics:
+    """COCO's figures and VOC's of the predictions, which are kept in the folder."""
+    options = plan.loader_options(SINGLE_PROCESS)
+    predictions = detection.detect(cast(Any, model.network), split, options)
+    detection.save(folder / DETECTIONS, predictions)
+    return detection.evaluate_predictions(predictions, split, plan.source.classes, name)
+
+
+def require_coco() -> None:
+    """Raise MissingPackage before the training where COCO's figures could not be computed."""
+    detection.coco()
+
+
+DETECTION = Task(
+    text=DETECT,
+    default_recipe=default_recipe,
+    contradictions=dense.contradictions,
+    whole_images=True,
+    make_loss=dense.make_loss,
+    example_inputs=dense.example_objects,
+    validate=validate,
+    test=test,
+    details=DETECTIONS,
+    require=require_coco,
+)

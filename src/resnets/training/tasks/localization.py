@@ -1,0 +1,62 @@
+"""Localisation: the box of the one object of an image, its class given or predicted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from resnets.config.recipe import Recipe
+from resnets.config.recipes import RECIPES
+from resnets.config.tasks import LOCALIZE
+from resnets.data.dataset import Source, Split
+from resnets.evaluation import localization
+from resnets.evaluation.localization import LocalizationMetrics
+from resnets.evaluation.predictor import Model
+from resnets.models import Network
+from resnets.training.distributed import SINGLE_PROCESS
+from resnets.training.plan import Plan, Stopped, Task
+from resnets.training.tasks import dense
+
+
+def default_recipe(source: Source, train: Split, device: torch.device) -> Recipe:
+    """By the number of the images; on a GPU the network of the papers."""
+    recipe = RECIPES["localize"]()
+    if device.type == "cuda":
+        recipe = replace(recipe, model="localizer_resnet50", size=0)
+    return dense.fit_length(recipe, source, train)
+
+
+def validate(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
+    """Both errors: those of each rank's images, weighted by their number."""
+    mine = localization.evaluate(
+        cast(Any, network),
+        split,
+        plan.loader_options(plan.world),
+        bfloat16=plan.bfloat16,
+        stopped=stopped,
+    )
+    counts = [mine.images, mine.error * mine.images, mine.top5_error * mine.images]
+    sums = torch.tensor(counts, dtype=torch.float64, device=plan.world.device)
+    images, wrong, wrong_top5 = plan.world.all_reduce_sum(sums).tolist()
+    return {"error": wrong / max(1, images), "top5_error": wrong_top5 / max(1, images)}
+
+
+def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> LocalizationMetrics:
+    """Both errors."""
+    options = plan.loader_options(SINGLE_PROCESS)
+    return localization.evaluate(cast(Any, model.network), split, options, name=name)
+
+
+LOCALIZATION = Task(
+    text=LOCALIZE,
+    default_recipe=default_recipe,
+    contradictions=dense.contradictions,
+    whole_images=True,
+    make_loss=dense.make_loss,
+    example_inputs=dense.example_objects,
+    validate=validate,
+    test=test,
+)

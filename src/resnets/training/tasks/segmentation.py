@@ -1,0 +1,70 @@
+"""Semantic segmentation: a class for each pixel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from resnets.config.recipe import Recipe
+from resnets.config.recipes import RECIPES
+from resnets.config.tasks import SEGMENT
+from resnets.data.dataset import Source, Split
+from resnets.evaluation import segmentation
+from resnets.evaluation.predictor import Model
+from resnets.evaluation.segmentation import SegmentationMetrics
+from resnets.models import Network
+from resnets.training.distributed import SINGLE_PROCESS
+from resnets.training.plan import Plan, Stopped, Task, example_images
+from resnets.training.tasks import dense
+
+
+def default_recipe(source: Source, train: Split, device: torch.device) -> Recipe:
+    """By the number of the images; on a GPU a network for real photographs."""
+    recipe = RECIPES["segment"]()
+    if device.type == "cuda":
+        recipe = replace(recipe, model="deeplabv3_resnet50", size=0)
+    # The networks may normalise an image that is pooled to one value, so it takes two of them.
+    return dense.fit_length(recipe, source, train, least_batch=2)
+
+
+def example_pixels(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
+    """Images with a class for each pixel: uint8 (count, side, side)."""
+    classes = torch.zeros(count, side, side, dtype=torch.uint8, device=plan.device)
+    return (*example_images(plan, count, side), classes)
+
+
+def validate(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
+    """Mean IoU at the size of the views."""
+    batches = plan.loader_options(plan.world).batches(split)
+    figures = segmentation.evaluate(
+        network,
+        takewhile(lambda _: not stopped(), batches),
+        plan.source.classes,
+        bfloat16=plan.bfloat16,
+        total=plan.world.all_reduce_sum,
+    )
+    return {"error": figures.error, "mean_iou": figures.mean_iou}
+
+
+def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> SegmentationMetrics:
+    """Mean IoU at the size of the masks."""
+    options = plan.loader_options(SINGLE_PROCESS)
+    return segmentation.evaluate_split(
+        model.network, split, plan.source.classes, options, name=name
+    )
+
+
+SEGMENTATION = Task(
+    text=SEGMENT,
+    default_recipe=default_recipe,
+    contradictions=dense.contradictions,
+    whole_images=True,
+    make_loss=dense.make_loss,
+    example_inputs=example_pixels,
+    validate=validate,
+    test=test,
+)
