@@ -20,8 +20,8 @@ from resnets.config.recipe import Augment, Preprocess, Recipe, to_dict
 from resnets.config.tasks import TaskText
 from resnets.data.dataset import Source, Split
 from resnets.data.rng import draw_for_step
-from resnets.evaluation.predictor import Model
 from resnets.evaluation.loading import LoaderOptions
+from resnets.evaluation.predictor import Model
 from resnets.models import Network
 from resnets.models.cost import cost
 from resnets.models.io.model_file import ModelMetadata
