@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 
-from resnets import assessment
+from resnets.config.types import InferenceOptions
 from resnets.data import dataset
 from resnets.device import pick_device, use_bfloat16
-from resnets.evaluation import detection
-from resnets.options import InferenceOptions
+from resnets.evaluation import detection, targets
 
 
 def main() -> None:
@@ -30,8 +29,8 @@ def main() -> None:
     source = dataset.load(args.data, task="detect")
     half = use_bfloat16("auto", pick_device())
     how = InferenceOptions(precision="bfloat16" if half else "float32", batch=8, workers=0)
-    model = assessment.faster(assessment.load_model(args.run, source, how, "detect"))
-    split = assessment.held_out_split(args.run, model, source, args.split)
+    model = targets.faster(targets.load_model(args.run, source, how, "detect"))
+    split = targets.held_out_split(args.run, model, source, args.split)
     scales = (0.75, 1.0, 1.5)
     rows = {
         "plain": ([model], how),
@@ -40,14 +39,14 @@ def main() -> None:
         "both": ([model], InferenceOptions(refine=True, scales=scales)),
     }
     if args.context:
-        other = assessment.faster(assessment.load_model(args.context, source, how, "detect"))
+        other = targets.faster(targets.load_model(args.context, source, how, "detect"))
         rows["global context"] = ([other], how)
         rows["all three"] = ([other], InferenceOptions(refine=True, scales=scales))
         rows["ensemble of the two"] = ([model, other], how)
     plain = None
     for name, (models, asked) in rows.items():
-        network = assessment.refinement(models, asked)
-        found = detection.detect(network, split, assessment.reading(model, how), bfloat16=half)
+        network = targets.refinement(models, asked)
+        found = detection.detect(network, split, targets.reading(model, how), bfloat16=half)
         figures = detection.evaluate_predictions(found, split, source.classes)
         plain = plain or found
         change = detection.compare(plain, found, split, len(source.classes))

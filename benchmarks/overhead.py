@@ -46,7 +46,7 @@ def median(function):
 def main():
     torch.manual_seed(0)
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import resnets.lifecycle"], check=True)
+    subprocess.run([sys.executable, "-c", "import resnets.training.runner"], check=True)
     importing = time.perf_counter() - began
 
     train = Split(

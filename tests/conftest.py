@@ -9,7 +9,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from resnets.cli import main
+from resnets.cli.main import main
 from resnets.data.download import cache
 
 # The same examples on every machine: a change is judged by itself, not by chance.

@@ -11,8 +11,9 @@ from itertools import pairwise
 import pytest
 
 import resnets
-from resnets.cli import app, main, screen
-from resnets.cli.build import HABITS
+from resnets.cli import terminal
+from resnets.cli.main import app, main
+from resnets.cli.options import HABITS
 from resnets.errors import DataError, UsageError
 
 PLACE = {
@@ -86,7 +87,7 @@ WRONG = [
 def test_a_typing_error_is_answered_before_torch_is_there(tmp_path):
     code = f"""
 import sys, time
-from resnets.cli import main
+from resnets.cli.main import main
 for line, code in {WRONG!r}:
     began = time.process_time()
     try: main(line.split())
@@ -223,12 +224,12 @@ def test_streams_that_are_closed_or_full(tmp_path, line, code):
 
 
 def test_a_line_that_nobody_reads_does_not_end_a_training(monkeypatch):
-    class Gone(screen.Console):
+    class Gone(terminal.Console):
         def print(self, *_, **__):
             raise BrokenPipeError
 
-    monkeypatch.setattr(screen, "err", Gone())
-    screen.note("3.0  0.5", always=True)
+    monkeypatch.setattr(terminal, "err", Gone())
+    terminal.note("3.0  0.5", always=True)
 
 
 def test_importing_the_package_costs_nothing():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import resnets
-from resnets.cli import main
+from resnets.cli.main import main
 from resnets.data import dataset
 from resnets.evaluation import scores as room
 from resnets.models.io import model_file

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from resnets import api, lifecycle
-from resnets.cli import main
+from resnets import api
+from resnets.cli.main import main
+from resnets.training import runner
 from resnets.training.loop import fit
 from resnets.training.signals import SignalFlags
 
@@ -34,7 +35,7 @@ def test_the_papers_recipe_through_its_first_thousand_iterations(tmp_path):
     plan = api.plan("cifar10", recipe="paper-cifar10", overrides={"eval_every": 0.64})
     assert (plan.steps, plan.recipe.batch, len(plan.train)) == (64_000, 128, 50_000)
     assert len(plan.preprocess.mean) == 3 * 32 * 32
-    run = lifecycle.create_run(plan, tmp_path / "run")
+    run = runner.create_run(plan, tmp_path / "run")
     stop = SignalFlags()
     for progress in fit(run, plan, stop):
         if progress.step >= 1000:

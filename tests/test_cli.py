@@ -22,7 +22,8 @@ from rich.console import Console
 
 import resnets
 from resnets import __version__
-from resnets.cli import main, screen
+from resnets.cli import terminal
+from resnets.cli.main import main
 from resnets.data import dataset
 from resnets.errors import Interrupted
 from resnets.models.io import model_file
@@ -69,7 +70,7 @@ def pictures(root, per_class=10, classes=("bird", "cat"), broken=0):
 
 
 def test_help_needs_no_torch():
-    code = "import sys, resnets.cli; assert not {'torch', 'numpy'} & set(sys.modules)"
+    code = "import sys, resnets.cli.main; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -117,7 +118,7 @@ def test_seeds_are_trained_where_they_stand_and_compared(cli, tmp_path, monkeypa
         for name in ("README.md", "report.html"):
             (run.path / name).touch()
 
-    monkeypatch.setattr("resnets.lifecycle.report", pages)
+    monkeypatch.setattr("resnets.api.training.write_report", pages)
     monkeypatch.setattr("resnets.training.loop.estimate", lambda plan: 1.0)
     seeds = ["--seed", "4", "--seeds", "2", "--run", "r", "--json"]
     line = ["train", "digits", *FEW, *seeds]
@@ -426,11 +427,11 @@ def test_a_run_resumes_from_another_folder_and_not_on_other_data(cli, tmp_path, 
 
 def test_the_bar_on_a_terminal(monkeypatch):
     text = io.StringIO()
-    monkeypatch.setattr(screen, "quiet", False)
+    monkeypatch.setattr(terminal, "quiet", False)
     monkeypatch.setattr(
-        screen, "err", Console(file=text, force_terminal=True, width=120, highlight=False)
+        terminal, "err", Console(file=text, force_terminal=True, width=120, highlight=False)
     )
-    with screen.bar() as update:
+    with terminal.bar() as update:
         standing = Progress(
             step=3, steps=9, epoch=0.5, images_per_second=812.0, seconds_left=61.0, rate=0.1
         )

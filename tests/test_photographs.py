@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from resnets.cli import main
+from resnets.cli.main import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 BROKEN = {

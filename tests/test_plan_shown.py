@@ -3,7 +3,7 @@
 import pytest
 
 import resnets
-from resnets.cli import screen, show
+from resnets.cli import format, terminal
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from resnets.cli import screen, show
 )
 def test_a_plan_says_how_far_a_budget_reaches(monkeypatch, capsys, measured, words):
     """Of 60 epochs that take `measured` seconds a budget of 60 seconds is that part."""
-    monkeypatch.setattr(screen.out, "quiet", True)
+    monkeypatch.setattr(terminal.out, "quiet", True)
     chosen = resnets.plan("digits", budget=60)
-    show.plan(chosen, measured, asked_for=True)
+    format.plan(chosen, measured, asked_for=True)
     assert f': {words}"' in capsys.readouterr().out

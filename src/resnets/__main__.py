@@ -1,5 +1,5 @@
 """`python -m resnets`."""
 
-from resnets.cli import main
+from resnets.cli.main import main
 
 main()

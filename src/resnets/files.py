@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-from resnets.errors import DiskError
+from resnets.errors import DiskError, UsageError
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -58,3 +58,27 @@ def glob_paths(pattern: str | Path) -> list[str]:
         folder = folder.parent
     rest = os.path.relpath(pattern, folder) if folder.parts else str(pattern)
     return sorted(glob.glob(os.path.join(glob.escape(str(folder)), rest), recursive=True))
+
+
+def find_model_file(path: str | Path, option: str = "") -> Path:
+    """The file of a model, or of a run folder. Raises UsageError where there is none."""
+    file = Path(path)
+    if file.is_dir():
+        file = file / "model.safetensors"
+        if not file.exists():
+            raise UsageError(
+                f"{path} has no model.safetensors: the run is not finished.\n"
+                f"Go on with `resnets resume {path}`."
+                if (Path(path) / "recipe.json").exists()
+                else f"{path} is not a run folder: it has no model.safetensors"
+            )
+    if not file.exists():
+        raise UsageError(f"{option}no such file or run folder: {path}")
+    return file
+
+
+def check_outside(path: Path, data: object) -> None:
+    """Raise UsageError for a folder among the data's; a CSV may lie beside what is made of it."""
+    root = Path(data) if isinstance(data, str | Path) else None
+    if root and root.is_dir() and path.resolve().is_relative_to(root.resolve()):
+        raise UsageError(f"{path} would lie in the data {data}: give another, --run or --out")

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import resnets
-from resnets import instruments
-from resnets.cli import main
+from resnets.analysis import run
+from resnets.cli.main import main
 from resnets.models.io.model_file import load
 
-KINDS = instruments.PLOTS
+KINDS = run.PLOTS
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from resnets.cli import main
+from resnets.cli.main import main
 from resnets.config.recipe import Recipe
 from resnets.errors import DataError, Interrupted, UsageError
 from resnets.papers import ledger, measures, reproduce, results

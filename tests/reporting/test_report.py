@@ -176,7 +176,7 @@ def test_a_run_is_called_by_its_folder_however_its_path_is_said(tmp_path, monkey
 
 
 def test_the_licence_of_the_data(tmp_path):
-    from resnets.lifecycle import licence
+    from resnets.training.runner import licence
 
     assert licence(None) == licence(tmp_path) == ""
     (tmp_path / "annotations").mkdir()

@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 
 import resnets
-from resnets import lifecycle
+from resnets.api.info import write_report
 from resnets.data.splits import Split
 from resnets.evaluation import detection
 from resnets.evaluation.detection import DetectionPredictions
 from resnets.reporting import compare, plots, scenes
 from resnets.reporting.facts import percent, read_facts
+from resnets.training import runner
 from resnets.training.run import Run
 
 from .test_report import Page
@@ -106,10 +107,10 @@ def test_errors_are_called_what_they_are(runs):
 def test_an_unfinished_run_has_a_page_too(drawn, tmp_path):
     fields = SHORT | {"model": "fasterrcnn_tiny_fpn"}
     plan = resnets.plan(str(drawn["detect"]), task="detect", overrides=fields, workers=0)
-    run = lifecycle.create_run(plan, tmp_path / "run")
+    run = runner.create_run(plan, tmp_path / "run")
     row = {"step": 3, "epoch": 1.0, "loss": 1.5, "train_error": 0.25}
     run.append("metrics.jsonl", row | {"val_error": 0.6, "val_map": 0.1, "val_map50": 0.4})
-    lifecycle.report(run)
+    write_report(run)
     found = page(run.path)
     assert "not trained to the end" in found.text
     assert "Figures of val images by epoch." in found.text

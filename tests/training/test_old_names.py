@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from resnets.assessment import TrainingData
 
 import resnets
 from resnets import lifecycle
-from resnets.assessment import TrainingData
 from resnets.config.recipe import OLD_FIELDS
 from resnets.tensor_files import digest
 from resnets.training import checkpoint

@@ -15,7 +15,7 @@ from optuna.distributions import (
 )
 
 import resnets
-from resnets.cli import main
+from resnets.cli.main import main
 from resnets.config import recipes
 from resnets.errors import CheckpointError, Interrupted, MissingPackage, UsageError
 from resnets.training import tune

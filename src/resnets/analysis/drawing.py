@@ -15,11 +15,13 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from resnets.data.decode import decode
+from resnets.config.types import InferenceOptions, Task
+from resnets.data import dataset
+from resnets.data.decode import decode, largest_value_of_file, warn_clipped
 from resnets.data.detection.coco import UniqueIds, unused_id
 from resnets.data.splits import Split
 from resnets.escape import visible
-from resnets.evaluation import detection, segmentation
+from resnets.evaluation import detection, segmentation, targets
 from resnets.evaluation.detection import Detect, DetectionPredictions
 from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.predictor import Model
@@ -175,3 +177,31 @@ def draw_mask(image: Tensor, classes: Tensor, kinds: int) -> Tensor:
     planes = classes == torch.tensor(present)[:, None, None]
     drawn: Tensor = draw_segmentation_masks(image, planes, 0.5, [colour(k) for k in present])
     return drawn
+
+
+def draw_predictions(
+    task: Task,
+    path: str | Path,
+    inputs: Sequence[str | Path | bytes],
+    out: Path,
+    score: float,
+    how: InferenceOptions,
+) -> list[dict[str, str]]:
+    """Draw what a detector, localiser or segmenter finds on images; a row says what, or why not."""
+    model = targets.faster(targets.load_model(path, None, how, task))
+    files, ids = list[str | Path | bytes](), UniqueIds()
+    rest = [x for x in inputs if isinstance(x, bytes) or not ids.add(Path(x))]
+    files += dataset.expand_inputs(rest)
+    split, bad = dataset.unlabelled_split([*files, *ids.images])
+    assert isinstance(split.images, tuple)
+    values = {path: largest_value_of_file(path) for path in split.images}
+    warn_clipped(values, model.card.preprocess.white)
+    with targets.name_model_in_errors(path):
+        if task == "segment":
+            rows = draw_segmentation(model, split, out, targets.reading(model, how))
+        else:
+            network = targets.refinement([model], how)
+            rows = draw_detections(
+                network, model, split, out, score, ids, targets.reading(model, how)
+            )
+    return [csv_row(file, problem=why) for file, why in bad] + rows

@@ -26,7 +26,7 @@ Order = Literal["post", "bn_after_add", "relu_before_add", "relu_only_pre", "pre
 LAYERS = {"single": 1, "basic": 2, "bottleneck": 3}  # of a residual unit
 
 if TYPE_CHECKING:
-    from resnets.options import Task
+    from resnets.config.types import Task
 
 HE2015 = "He et al. 2015, arXiv 1512.03385"
 HE2016 = "He et al. 2016, arXiv 1603.05027"

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from resnets.config.recipe import Preprocess
+from resnets.config.types import Task
 from resnets.data import download, tables
 from resnets.data.classification import is_image_file, read_csv, read_folder, visible
 from resnets.data.decode import Unreadable, open_image, oriented_size
@@ -20,7 +21,6 @@ from resnets.data.segmentation import layout, read_masks
 from resnets.data.splits import Source, Split, hold_out, in_memory, merge_val_into_train
 from resnets.errors import Assumption, DataError, DataErrors, UsageError, nearest
 from resnets.files import glob_paths
-from resnets.options import Task
 
 __all__ = [
     "Source",

@@ -14,6 +14,7 @@ import torch
 from resnets.config.arch import Arch, MlpArch, SegmenterArch
 from resnets.config.arch import task as task_of
 from resnets.config.recipe import Preprocess
+from resnets.config.types import Task, View, command_group
 from resnets.data.dataset import Split
 from resnets.data.decode import decode, largest_value_of_file, warn_clipped
 from resnets.data.loader import ImageOp, test_batches
@@ -23,9 +24,9 @@ from resnets.evaluation import classification
 from resnets.evaluation.classification import predict_batch
 from resnets.evaluation.scores import Scores, ensemble
 from resnets.evaluation.tta import forward, passes
+from resnets.files import find_model_file
 from resnets.models import CLASSIFIERS, Classifier, Network
 from resnets.models.io.model_file import ModelMetadata, open_model
-from resnets.options import Task, View, check_model, command_group
 
 LARGEST = 4 * 2**30  # bytes that an image, or a batch, may take
 IMAGENET = Preprocess(size=224, resize=256)
@@ -190,7 +191,7 @@ def load(
     the `task`, or one of the `fields` is not open; CheckpointError where the file is refused or not
     recognised, or its network takes no 2-D images.
     """
-    path = check_model(path)
+    path = find_model_file(path)
     network, card = open_model(path, fields)
     if not is_2d(network.arch):
         raise CheckpointError(

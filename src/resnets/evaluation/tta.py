@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnets.config.recipe import Preprocess
+from resnets.config.types import View
 from resnets.errors import UsageError
 from resnets.evaluation.classification import Forward
 from resnets.models import Classifier
 from resnets.models.densenet import DenseNet
 from resnets.models.resnet import ResNet
-from resnets.options import View
 
 SIDES = (224, 256, 384, 480, 640)  # of the shorter side, for a network of 224
 

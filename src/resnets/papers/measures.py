@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from resnets.options import InferenceOptions
+from resnets.config.types import InferenceOptions
 
 if TYPE_CHECKING:
+    from resnets.config.types import View
     from resnets.data.dataset import Split
     from resnets.evaluation.predictor import Model
     from resnets.models import Network
-    from resnets.options import View
 
 # Trained models, the first of which is the arm's own, and test images; to figures by name.
 Measure = Callable[[Sequence["Model"], "Split | None"], dict[str, Any]]
@@ -100,16 +100,13 @@ def detected(
     refine: bool, scales: Sequence[float], models: Sequence[Model], split: Split | None
 ) -> dict[str, Any]:
     """Averages in % of the models as one, with the improvements of 1512.03385, appendix B."""
-    from resnets import assessment
-    from resnets.evaluation import detection
+    from resnets.evaluation import detection, targets
 
     if split is None:
         return {}
     how = InferenceOptions(refine=refine, scales=tuple(scales) or (1.0,))
     first = models[0]
-    found = detection.detect(
-        assessment.refinement(models, how), split, assessment.reading(first, how)
-    )
+    found = detection.detect(targets.refinement(models, how), split, targets.reading(first, how))
     figures = detection.evaluate_predictions(found, split, first.card.classes)
     said = {"map50": figures.map50, "map": figures.map, "voc07": figures.voc07}
     return {name: 100 * value for name, value in said.items() if value is not None}
@@ -119,14 +116,14 @@ def located(
     scales: Sequence[float], models: Sequence[Model], split: Split | None
 ) -> dict[str, Any]:
     """Errors in % given the class, and of the network's own five classes."""
-    from resnets import assessment
+    from resnets.evaluation import targets
     from resnets.evaluation.localization import evaluate
 
     if split is None:
         return {}
     how = InferenceOptions(scales=tuple(scales) or (1.0,))
-    network: Any = assessment.refinement(models, how)
-    found = evaluate(network, split, assessment.reading(models[0], how))
+    network: Any = targets.refinement(models, how)
+    found = evaluate(network, split, targets.reading(models[0], how))
     return {"given_error": 100 * found.error, "five_error": 100 * found.top5_error}
 
 

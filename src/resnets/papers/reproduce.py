@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, get_args
 from resnets.config import arch as archs
 from resnets.config.families import arch
 from resnets.config.recipe import Augment, Recipe
+from resnets.config.types import Task
 from resnets.device import processor
 from resnets.errors import Diverged, Interrupted, ResnetsError, UsageError
 from resnets.files import write_whole
-from resnets.options import Task
 from resnets.papers import ledger
 from resnets.papers.budgets import IMAGES, TESTED, Budget, Job, jobs, lacks
 from resnets.papers.experiment import PLACES
@@ -69,8 +69,10 @@ def scenes_of_digits(root: Path) -> Path:
 
 def trained(job: Job, recipe: Recipe, root: Path, device: str, workers: int, watch: Watch) -> Run:
     """The finished run folder of a job, which goes on where it stood. Raises as `api.train`."""
-    from resnets import api, lifecycle
+    from resnets import api
+    from resnets.api import training
     from resnets.config.recipe import parse
+    from resnets.training import runner
     from resnets.training.run import Run
 
     here = ("data", "weights", "precision", "micro_batch")  # what places and machines decide
@@ -94,9 +96,9 @@ def trained(job: Job, recipe: Recipe, root: Path, device: str, workers: int, wat
             api.resume(folder.path, device=device, workers=workers, watch=watch)
         else:
             plan = api.plan(recipe.data, recipe=recipe, device=device, workers=workers)
-            lifecycle.create_run(plan, folder.path)
+            runner.create_run(plan, folder.path)
             started(folder, device)
-            lifecycle.train_and_finish(folder, plan, watch)
+            training.train_and_report(folder, plan, watch)
         shutil.rmtree(folder.path / "checkpoints")  # the model file stays
     return folder
 

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from resnets.analysis.run import Plot
 from resnets.escape import visible
 
 INK, BLUE, ORANGE = "#1b1f24", "#1f6feb", "#d9730d"
@@ -54,6 +55,28 @@ def history(
     if rows:
         axes.legend(frameon=False, labelcolor=INK)
     return figure
+
+
+def columns(rows: Sequence[Mapping[str, Any]], plot: Plot) -> bytes:
+    """Columns of an instrument's rows over one of them, as SVG."""
+    file, (figure, axes) = io.BytesIO(), new_figure()
+    xs = [row[plot.x] for row in rows]
+    percent = plot.ylabel.endswith("(%)")
+    for column, style in zip(plot.ys, (plot.style, "--"), strict=False):
+        ys = [row[column] * (100 if percent else 1) for row in rows]
+        if not style:
+            axes.bar(xs, ys, 0.4, color="white", edgecolor=INK, hatch="//")
+        else:
+            axes.plot(xs, ys, style, color=INK, ms=3, label=column.replace("_", " "))
+            axes.locator_params("x", integer=isinstance(xs[0], int))
+    scale = plot.scale if any(row[plot.ys[0]] for row in rows) else "linear"
+    axes.set(xlabel=plot.xlabel, ylabel=plot.ylabel, yscale=scale)
+    if percent:
+        axes.set_ylim(0, None)
+    if len(plot.ys) > 1:
+        axes.legend(frameon=False)
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
 
 
 def precision(curves: Mapping[str, Sequence[float]]) -> Figure:

@@ -27,8 +27,9 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -297,3 +298,17 @@ class Run:
                 for half in self.path.glob(f".*.{'?' * 8}.tmp"):
                     half.unlink(missing_ok=True)
             yield
+
+
+def log_test_access(model: str | Path, digest: str, split: str, error: float | None) -> None:
+    """Record in a run's folder that its model was tested on its own test images once more.
+
+    They are its own where their data has the `digest` of the training's.
+    """
+    run = Run(Path(model) if Path(model).is_dir() else Path(model).parent)
+    if split not in ("test", "all") or not (run.path / "source.json").exists():
+        return
+    if run.read_json("source.json")["digest"] == digest:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with suppress(DiskError):  # a folder that cannot be written can still be used
+            run.append("opened.jsonl", {"time": now, "split": split, "error": error})

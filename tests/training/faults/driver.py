@@ -84,13 +84,13 @@ class Driver:
 
 def calls() -> dict[str, tuple[object, str]]:
     """Functions of the product that are points of a fault: the namespace and the name."""
-    from resnets import lifecycle
+    from resnets.api import training
     from resnets.evaluation import classification
-    from resnets.training import loop, step
+    from resnets.training import loop, runner, step
 
     return {
-        "created": (lifecycle, "run_folder"),
-        "report": (lifecycle, "report"),
+        "created": (runner, "run_folder"),
+        "report": (training, "write_report"),
         "begin": (loop, "load_or_init"),
         "evaluated batch": (classification, "predict_batch"),
         "step": (step.Step, "update"),
@@ -208,14 +208,14 @@ def main() -> None:
     """Answer each job of standard input in a fork."""
     import torch
 
-    from resnets import lifecycle  # all that a run needs
+    from resnets.api import training  # all that a run needs
     from resnets.data import dataset
 
     # A shell lets what it starts in the background ignore SIGINT, and that is inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     dataset.load("digits")
-    assert lifecycle
+    assert training
     out = os.dup(1)
     for line in sys.stdin:
         job = json.loads(line)

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 import resnets
-from resnets import lifecycle
 from resnets.errors import UsageError
+from resnets.training import runner
 from resnets.training.run import Run
 from tests.training.faults.driver import Fault
 from tests.training.faults.kills import differences
@@ -24,7 +24,7 @@ def copied(whole, run, *without):
 
 
 def ends_as(whole, run):
-    assert lifecycle.missing_results(Run(run)) == []
+    assert runner.missing_results(Run(run)) == []
     assert differences(run, whole) == []
     assert len(Run(run).rows("opened.jsonl")) == 1
     assert list(run.rglob("*.tmp")) == []
@@ -37,7 +37,7 @@ def ends_as(whole, run):
 def test_what_is_missing_is_written(driver, whole, tmp_path, gone):
     run = tmp_path / "run"
     copied(whole, run, *gone)
-    assert set(gone) & set(lifecycle.missing_results(Run(run)))
+    assert set(gone) & set(runner.missing_results(Run(run)))
     assert driver.train(run) == (0, "")
     ends_as(whole, run)
     code, told = driver.train(run)
@@ -98,7 +98,7 @@ FORKS = multiprocessing.get_context("fork")
 def create(plan, path, start, answers):
     start.wait()
     try:
-        answers.put((plan.recipe.seed, str(lifecycle.create_run(plan, path).path)))
+        answers.put((plan.recipe.seed, str(runner.create_run(plan, path).path)))
     except UsageError as error:
         answers.put((plan.recipe.seed, error))
 

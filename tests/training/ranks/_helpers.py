@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from resnets.cli import main
+from resnets.cli.main import main
 from resnets.training import distributed
 from resnets.training.distributed import SINGLE_PROCESS
 

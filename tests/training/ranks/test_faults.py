@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from resnets.cli import main
+from resnets.cli.main import main
 from resnets.errors import DiskError, ResnetsError, UsageError
 from resnets.tensor_files import digest
 from resnets.training import checkpoint

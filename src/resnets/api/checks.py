@@ -1,4 +1,4 @@
-"""The options that several functions share, as plain types and checks; no torch."""
+"""Checks of arguments, names, paths and numbers before anything is read; no torch."""
 
 from __future__ import annotations
 
@@ -8,24 +8,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin, get_type_hints
 
+from resnets.config.types import METRICS, Task, View
 from resnets.errors import DataError, ResnetsError, UsageError, nearest
 
-Task = Literal["classify", "detect", "localize", "segment"]  # what a network is for
-View = Literal["center", "flip", "ten-crop", "multi-scale"]  # of an image
-SplitName = Literal["test", "val", "train", "all"]  # of a split
-Normalize = Literal["data", "imagenet", "none"]
-Precision = Literal["float32", "bfloat16"]
-METRICS: dict[Task, tuple[str, ...]] = {  # of a test: those that are better the larger they are
-    "classify": ("top1", "top5", "balanced_accuracy", "macro_f1", "mean_average_precision"),
-    "detect": ("map", "map50", "map75", "voc", "voc07", "recall_100"),
-    "localize": ("accuracy", "top5_accuracy"),
-    "segment": ("mean_iou", "pixel_accuracy"),
-}
 DATA = ("digits", "cifar10", "cifar100")  # known by name
 MINIMUM = {
     "batch": 1,
@@ -39,27 +28,6 @@ MINIMUM = {
 UNIT_INTERVAL = ("score", "max_unreadable", "at_precision")  # between 0 and 1
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferenceOptions:
-    """Which images of a data set a model is given, and how it computes."""
-
-    split: SplitName | None = None  # None: the test split, where that is fair
-    max_unreadable: float = 0.01
-    normalize: Normalize | None = None  # None: as the model file says
-    size: int = 0  # 0: the model's own
-    precision: Precision = "float32"
-    refine: bool = False
-    scales: tuple[float, ...] = (1.0,)
-    fields: Mapping[str, Any] = field(default_factory=dict)  # of the network in a foreign file
-    batch: int | None = None
-    device: str = "auto"
-    workers: int = 2
-
-    def images_per_batch(self, usual: int = 128) -> int:
-        """The batch that was asked for, or the usual one."""
-        return self.batch or usual
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:
@@ -132,34 +100,10 @@ def check_data(data: object) -> None:
         )
 
 
-def check_outside(path: Path, data: object) -> None:
-    """Raise UsageError for a folder among the data's; a CSV may lie beside what is made of it."""
-    root = Path(data) if isinstance(data, str | Path) else None
-    if root and root.is_dir() and path.resolve().is_relative_to(root.resolve()):
-        raise UsageError(f"{path} would lie in the data {data}: give another, --run or --out")
-
-
 def check_empty(path: Path) -> None:
     """Raise UsageError for a path that is a file, or a folder with files."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"{path} has files, which nothing here overwrites: choose a new --out")
-
-
-def check_model(path: str | Path, option: str = "") -> Path:
-    """The file of a model, or of a run folder. Raises UsageError where there is none."""
-    file = Path(path)
-    if file.is_dir():
-        file = file / "model.safetensors"
-        if not file.exists():
-            raise UsageError(
-                f"{path} has no model.safetensors: the run is not finished.\n"
-                f"Go on with `resnets resume {path}`."
-                if (Path(path) / "recipe.json").exists()
-                else f"{path} is not a run folder: it has no model.safetensors"
-            )
-    if not file.exists():
-        raise UsageError(f"{option}no such file or run folder: {path}")
-    return file
 
 
 def seconds(text: float | str) -> float:
@@ -193,11 +137,6 @@ def views(value: str | Sequence[str], models: int) -> tuple[View, ...]:
     if len(names) != models:
         raise UsageError(f"{len(names)} views for {models} models: one for all, or one each")
     return cast("tuple[View, ...]", tuple(names))
-
-
-def command_group(task: Task) -> str:
-    """What a command of a task begins with after `resnets`: "" or its group and a blank."""
-    return "" if task == "classify" else f"{task} "
 
 
 def arch_overrides(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
@@ -246,3 +185,12 @@ def assignments(
             raise UsageError(f"{item}: write FIELD=VALUE, for instance {like}")
         values[key.strip()] = text.split(",") if "," in text else text
     return values
+
+
+def refuse_others(task: Task, only: Mapping[str, Mapping[str, bool]]) -> None:
+    """Raise UsageError for an option that is given, and is `only` for other tasks."""
+    for tasks, given in only.items():
+        names = [name for name, is_given in given.items() if is_given]
+        if names and task not in tasks.split():
+            known = " and ".join(tasks.split())
+            raise UsageError(f"{names[0]} is to {known}, this model to {task}")

@@ -5,35 +5,35 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from resnets.config import arch as archs
 from resnets.config import recipe as room
-from resnets.data.dataset import Source
 from resnets.device import environment
-from resnets.errors import CheckpointError, DiskError, UsageError
+from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation import metrics
 from resnets.evaluation import scores as scores_room
 from resnets.evaluation.predictor import Model, load
+from resnets.files import check_outside
 from resnets.models import Network
 from resnets.models.io.model_file import save
-from resnets.options import check_outside
 from resnets.training import checkpoint
 from resnets.training.distributed import launched
 from resnets.training.loop import Progress, batches, fit, read_best
 from resnets.training.memory import peak
 from resnets.training.plan import Plan
 from resnets.training.precise_bn import precise_bn
-from resnets.training.run import Run
+from resnets.training.run import Run, log_test_access
 from resnets.training.signals import SignalFlags
 from resnets.training.state import State, TrainProgress
 from resnets.training.tasks import TaskMetrics, task_of_run
+
+PAGES = ("README.md", "report.html")  # what is written of a run after its result
 
 
 @dataclass(frozen=True)
@@ -143,49 +143,38 @@ def missing_results(run: Run) -> list[str]:
     ended, source = run.read_json("result.json"), run.read_json("source.json")
     kept = task_of_run(source).details
     names = ["model.safetensors", *[kept] * bool(kept and ended["images"]), "cost.json"]
-    missing = [n for n in (*names, "README.md", "report.html") if not (run.path / n).exists()]
+    missing = [n for n in (*names, *PAGES) if not (run.path / n).exists()]
     errors = [row.get("error") for row in run.rows("opened.jsonl")]
     if ended.get("split") == "test" and ended["error"] not in errors:
         missing.append("opened.jsonl")
     return missing
 
 
-def train_and_finish(
-    run: Run, plan: Plan, watch: Callable[[Progress], None], more: str = ""
+@contextmanager
+def hold(run: Run, plan: Plan) -> Iterator[SignalFlags]:
+    """Hold a run's folder, where this process writes it, and turn signals into flags."""
+    with run.locked() if plan.world.is_main else nullcontext(), SignalFlags() as stop:
+        yield stop
+
+
+def train_and_test(
+    run: Run, plan: Plan, stop: SignalFlags, watch: Callable[[Progress], None], again: str
 ) -> TrainResult:
     """Train from where the run stands, then test and write the result, or what it lacks.
 
-    `more` is said after the command that goes on, where a signal stops it.
+    The caller holds the run and writes its report. `again` is what resumes it after a signal.
     """
-    world, again = plan.world, f"`resnets resume {run.path}`{more}"
-    with run.locked() if world.is_main else nullcontext(), SignalFlags() as stop:
-        if not world.broadcast(run.finished):
-            with world.report_dead_ranks():
-                for progress in fit(run, plan, stop):
-                    watch(progress)
-                world.leave()
-        with stop.ending(again):
-            seconds = time.monotonic() - plan.began
-            if not world.is_main:
-                return TrainResult(run.path, None, seconds, plan.task.name)
-            outcome = finish(run, plan, seconds)
-            if {"README.md", "report.html"} & set(missing_results(run)):
-                report(run, plan.source)
-    return outcome
-
-
-def report(run: Run, source: Source | None = None, data: str | None = None) -> Path:
-    """Write the model card README.md and report.html of a run; returns the latter.
-
-    The images are of `source`, of the place `data`, or of where the recipe says.
-    """
-    from resnets.reporting import card, facts, report  # here, since matplotlib delays every start
-
-    found = facts.read_facts(run)
-    if data is not None:
-        found = replace(found, recipe=replace(found.recipe, data=data))
-    card.write(found)
-    return report.write(found, source)
+    world = plan.world
+    if not world.broadcast(run.finished):
+        with world.report_dead_ranks():
+            for progress in fit(run, plan, stop):
+                watch(progress)
+            world.leave()
+    with stop.ending(again):
+        seconds = time.monotonic() - plan.began
+        if not world.is_main:
+            return TrainResult(run.path, None, seconds, plan.task.name)
+        return finish(run, plan, seconds)
 
 
 def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:
@@ -209,12 +198,12 @@ def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:
         model, split = load(run.model, device=plan.device), "test" if plan.source.test else "val"
         result = task.test(run.path, plan, model, plan.result_split, split)
     if not run.finished:
-        for name in ("README.md", "report.html"):  # of the unfinished run: they say less
+        for name in PAGES:  # of the unfinished run: they say less
             (run.path / name).unlink(missing_ok=True)
         run.write_json("result.json", result.summary() if result else {"images": 0})
     ended = run.read_json("result.json")
     if "opened.jsonl" in missing_results(run):
-        log_test_access(run.path, plan.source, ended["split"], ended["error"])
+        log_test_access(run.path, plan.source.digest, ended["split"], ended["error"])
     return TrainResult(run.path, result, seconds, plan.task.name)
 
 
@@ -263,19 +252,8 @@ def last_state(run: Run, plan: Plan) -> tuple[State, TrainProgress]:
     return state, found.course
 
 
-def log_test_access(model: str | Path, source: Source, split: str, error: float | None) -> None:
-    """Record in a run's folder that its model was tested on its own test images once more."""
-    run = Run(Path(model) if Path(model).is_dir() else Path(model).parent)
-    if split not in ("test", "all") or not (run.path / "source.json").exists():
-        return
-    if run.read_json("source.json")["digest"] == source.digest:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        with suppress(DiskError):  # a folder that cannot be written can still be used
-            run.append("opened.jsonl", {"time": now, "split": split, "error": error})
-
-
 def rescale(run: Run, factor: float) -> None:
-    """Divide the logits of a run's scores by a factor of its temperature, and draw its figures."""
+    """Divide the logits of a run's scores by a factor of its temperature, and renew its figures."""
     path = run.path / "scores.safetensors"
     if path.exists():
         said = scores_room.load(path)
@@ -283,4 +261,3 @@ def rescale(run: Run, factor: float) -> None:
         scores_room.save(path, said)
         split = run.read_json("result.json")["split"]
         run.write_json("result.json", metrics.classification_metrics(said, split).summary())
-    report(run)

@@ -86,7 +86,7 @@ def dump(data: Any) -> None:
 
 
 def json_text(data: Any, indent: int | None = None) -> str:
-    """JSON of ASCII alone, in which all signs show."""
+    """JSON of ASCII alone, in which all signs format."""
     return json.dumps(data, indent=indent).replace("\x7f", "\\u007f")
 
 

@@ -5,7 +5,6 @@ torch is imported inside the functions only.
 
 from __future__ import annotations
 
-import io
 import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,8 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from resnets.config.types import ERRORS_MEASURED, InferenceOptions, Instrument
 from resnets.errors import DataError, UsageError
-from resnets.options import InferenceOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,12 +25,7 @@ if TYPE_CHECKING:
     from resnets.data.loader import Batch
     from resnets.evaluation.predictor import Model
 
-Kind = Literal[
-    "responses", "signal", "gradients", "equations", "lesions", "swaps", "paths", "landscape",
-    "precise",
-]  # fmt: skip
 Rows = list[dict[str, Any]]
-ERRORS = ("lesions", "swaps", "precise")  # these measure errors on a whole split
 IMAGES, CALIBRATING = 32, 10_000  # that the others look at; that precise statistics are taken from
 
 
@@ -43,6 +37,7 @@ class Plot(NamedTuple):
     xlabel: str
     ylabel: str
     scale: str = "linear"
+    style: str = "o-"  # of the first column; bars where it is empty
 
 
 PLOTS = {
@@ -51,10 +46,12 @@ PLOTS = {
     "gradients": Plot("layer", ("weight",), "layer", "norm of the weights' gradient", "log"),
     "equations": Plot("unit", ("product",), "first unit", "product of shortcuts' scales", "log"),
     "lesions": Plot("unit", ("error", "whole_error"), "unit left out", "error (%)"),
-    "swaps": Plot("distance", ("error", "whole_error"), "distance of the units", "error (%)"),
+    "swaps": Plot(
+        "distance", ("error", "whole_error"), "distance of the units", "error (%)", style="o"
+    ),
     "paths": Plot("length", ("gradient", "paths"), "branches on a path", "part of the sum (%)"),
     "landscape": Plot("alpha", ("loss",), "step along a random direction", "loss (nats)"),
-    "precise": Plot("statistics", ("error",), "statistics of normalisation", "error (%)"),
+    "precise": Plot("statistics", ("error",), "statistics of normalisation", "error (%)", style=""),
 }
 
 
@@ -64,7 +61,7 @@ class Analysis:
 
     rows: Rows
     verdict: str
-    folder: Path
+    folder: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -97,44 +94,39 @@ class AnalysisTarget:
 
     def whole(self) -> float:
         """The error of the whole network, which leaves a trace in the folder of a run."""
-        from resnets.lifecycle import log_test_access
+        from resnets.training.run import log_test_access
 
         error = self.error()
         if self.source and Path(self.place).exists():
-            log_test_access(self.place, self.source, self.name, error)
+            log_test_access(self.place, self.source.digest, self.name, error)
         return error
 
 
 def analyze(
-    kind: Kind,
+    kind: Instrument,
     model: str,
-    data: str | None,
-    folder: Path,
+    source: Source | None,
     shape: tuple[int, ...],
     seed: int,
     how: InferenceOptions,
 ) -> Analysis:
-    """`api.analyze`."""
+    """What an instrument shows of a model on the images of `source`, or on noise."""
     import torch
 
-    from resnets.data import dataset
-
-    source = (
-        None
-        if data is None
-        else dataset.load(data, max_unreadable=how.max_unreadable, training=False)
-    )
     torch.manual_seed(seed)
     one = load_target(kind, model, source, shape, how)
     rows, verdict = run_instrument(kind, one, *input_images(one, shape, seed), seed)
     if source is None:
         verdict += " The inputs were noise, the labels random."
-    write(folder, kind, rows)
-    return Analysis(rows, verdict, folder)
+    return Analysis(rows, verdict)
 
 
 def load_target(
-    kind: Kind, model: str, source: Source | None, shape: tuple[int, ...], how: InferenceOptions
+    kind: Instrument,
+    model: str,
+    source: Source | None,
+    shape: tuple[int, ...],
+    how: InferenceOptions,
 ) -> AnalysisTarget:
     """The network of that name or place, with a split of the data.
 
@@ -142,26 +134,26 @@ def load_target(
     """
     from torch import Tensor
 
-    from resnets import assessment
     from resnets.config.recipe import Preprocess
     from resnets.device import pick_device
+    from resnets.evaluation import targets
     from resnets.evaluation.predictor import Model, load
     from resnets.models import create
     from resnets.models.io.model_file import ModelMetadata
 
     device, said = pick_device(how.device), how.split
-    suits: Literal["train", "val", "test"] = "val" if kind in ERRORS else "train"
+    suits: Literal["train", "val", "test"] = "val" if kind in ERRORS_MEASURED else "train"
     if Path(model).exists() or Path(model).name != model:
         if source is None:
             return AnalysisTarget(model, load(model, device=device, fields=how.fields), how)
-        if said is None and source.automatic and kind in ERRORS:
-            assessment.load_target(model, source, how)  # refuses images that it may have learned
+        if said is None and source.automatic and kind in ERRORS_MEASURED:
+            targets.load_target(model, source, how)  # refuses images that it may have learned
         try:
-            one = assessment.load_target(model, source, replace(how, split=said or suits))
+            one = targets.load_target(model, source, replace(how, split=said or suits))
         except DataError:
             if said is not None:
                 raise
-            suits, one = "test", assessment.load_target(model, source, how)
+            suits, one = "test", targets.load_target(model, source, how)
         return AnalysisTarget(model, one.model, how, source, one.split, said or suits)
     classes, channels = (len(source.classes), source.channels) if source else (None, None)
     mine = ":" in model
@@ -169,7 +161,7 @@ def load_target(
     split, name, see = None, "", Preprocess(size=1)  # noise is not preprocessed
     if source:
         name = said or (suits if suits in source.splits else "test")
-        split = assessment.pick_split(source, name)
+        split = targets.pick_split(source, name)
         own = source.size if isinstance(split.images, Tensor) else 224
         side = shape[-1] if shape else own
         see = Preprocess(size=side, channels=source.channels, mean=source.mean, std=source.std)
@@ -234,7 +226,7 @@ def input_images(
 
 
 def run_instrument(
-    kind: Kind, one: AnalysisTarget, images: Tensor, labels: Tensor | None, seed: int
+    kind: Instrument, one: AnalysisTarget, images: Tensor, labels: Tensor | None, seed: int
 ) -> tuple[Rows, str]:
     """Rows and verdict, of one batch or of errors on the split. Raises UsageError, DataError."""
     import torch
@@ -332,35 +324,6 @@ def run_instrument(
     return rows, said
 
 
-def write(folder: Path, kind: Kind, rows: Rows) -> None:
-    """KIND.csv and KIND.svg in a folder. Raises DiskError."""
-    from resnets.files import write_whole
-    from resnets.reporting import plots
-    from resnets.training.run import Run
-
-    folder.mkdir(parents=True, exist_ok=True)
-    Run(folder).write_csv(f"{kind}.csv", rows[0], (row.values() for row in rows))
-    drawing, file = PLOTS[kind], io.BytesIO()
-    figure, axes = plots.new_figure()
-    xs = [row[drawing.x] for row in rows]
-    parts = drawing.ylabel.endswith("(%)")
-    for column, style in zip(drawing.ys, ("o" if kind == "swaps" else "o-", "--"), strict=False):
-        ys = [row[column] * (100 if parts else 1) for row in rows]
-        if kind == "precise":
-            axes.bar(xs, ys, 0.4, color="white", edgecolor=plots.INK, hatch="//")
-        else:
-            axes.plot(xs, ys, style, color=plots.INK, ms=3, label=column.replace("_", " "))
-            axes.locator_params("x", integer=isinstance(xs[0], int))
-    scale = drawing.scale if any(row[drawing.ys[0]] for row in rows) else "linear"
-    axes.set(xlabel=drawing.xlabel, ylabel=drawing.ylabel, yscale=scale)
-    if parts:
-        axes.set_ylim(0, None)
-    if len(drawing.ys) > 1:
-        axes.legend(frameon=False)
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    write_whole(folder / f"{kind}.svg", file.getvalue())
-
-
 def explained(
     model: str | Path,
     inputs: Sequence[str | Path | bytes],
@@ -372,27 +335,28 @@ def explained(
     how: InferenceOptions,
 ) -> Iterator[Explained | RandomizationCheck | dict[str, int]]:
     """`api.explain`."""
-    from resnets import assessment
     from resnets.analysis import explain as drawing
     from resnets.data import dataset
-    from resnets.evaluation import metrics
-    from resnets.lifecycle import log_test_access
+    from resnets.evaluation import metrics, targets
+    from resnets.training.run import log_test_access
 
     source = dataset.load(data, max_unreadable=how.max_unreadable, training=False) if data else None
     reading, known = {"batch": how.images_per_batch(), "workers": how.workers}, None
     if inputs:
         if source:
-            one = assessment.load_target(model, source, replace(how, split=how.split or "train"))
+            one = targets.load_target(model, source, replace(how, split=how.split or "train"))
             loaded, known = one.model, one.split
         else:
-            loaded = assessment.load_model(model, None, how, "classify")
+            loaded = targets.load_model(model, None, how, "classify")
         files = list(dataset.expand_inputs(inputs))
         yield from drawing.explain(
             loaded, files, out, level=level, method=method, top=top, known=known, **reading
         )
     elif source:
-        one, name = assessment.load_target(model, source, how), how.split or "test"
+        one, name = targets.load_target(model, source, how), how.split or "test"
         scores = one.scores()
-        log_test_access(model, source, name, 1 - float(metrics.is_correct(scores).double().mean()))
+        log_test_access(
+            model, source.digest, name, 1 - float(metrics.is_correct(scores).double().mean())
+        )
         train = None if name in ("train", "all") else source.train
         yield drawing.explore(one.model, one.split, scores, out, train=train, **reading)

@@ -8,19 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnets.cli import screen
-from resnets.cli.screen import dump, note, out, percent, seconds, table
+from resnets.cli import terminal
+from resnets.cli.terminal import dump, note, out, percent, seconds, table
 from resnets.config.tasks import TASK_TEXTS
 from resnets.errors import DataError
 from resnets.training.run import Run
 
 if TYPE_CHECKING:
-    from resnets.assessment import Calibration
+    from resnets.analysis.run import Analysis
     from resnets.evaluation.metrics import ClassificationMetrics
     from resnets.evaluation.predictor import Prediction
-    from resnets.instruments import Analysis
-    from resnets.lifecycle import TrainResult
+    from resnets.evaluation.targets import Calibration
     from resnets.training.plan import Plan
+    from resnets.training.runner import TrainResult
     from resnets.training.tasks import Tested
     from resnets.training.tune import Trial
 
@@ -68,7 +68,7 @@ def plan(
 
 def outcome(finished: TrainResult) -> None:
     """The end of a run: its test figures, and what to type next."""
-    if not screen.chief:
+    if not terminal.chief:
         return
     result, folder = finished.result, finished.run
     figures = {"error": result.error, "images": result.images} if result else {}
@@ -95,7 +95,7 @@ def result(figures: Tested) -> None:
     out.print(figures.headline())
     if isinstance(figures, ClassificationMetrics):
         extras(figures)
-    if not screen.quiet and (rows := figures.per_class()):
+    if not terminal.quiet and (rows := figures.per_class()):
         table(rows)
 
 
@@ -151,7 +151,7 @@ def calibration(found: Calibration) -> None:
 def analysis(found: Analysis) -> None:
     """The rows of an instrument, and what they say."""
     dump({"verdict": found.verdict, "folder": str(found.folder), "rows": found.rows})
-    if not screen.quiet:
+    if not terminal.quiet:
         table(found.rows)
     out.print(found.verdict)
     note(f"the table and the picture are in {found.folder}")
@@ -251,7 +251,7 @@ def study(done: Sequence[Trial], folder: Path) -> None:
 def reached(row: Mapping[str, Any]) -> None:
     """What came out of an arm of an experiment, in a line."""
     if out.quiet:
-        print(screen.json_text(row))
+        print(terminal.json_text(row))
         return
     from resnets.papers.ledger import large
     from resnets.papers.results import EXACT, SCENES

@@ -14,12 +14,12 @@ import pydantic
 import torch
 from torch import Tensor
 
-from resnets import options
 from resnets.config import arch
 from resnets.config.recipe import FINITE, rename_old_fields
+from resnets.config.types import InferenceOptions, Task, View
 from resnets.data import dataset
 from resnets.data.dataset import Source, Split, normalization
-from resnets.data.decode import largest_value_of_file, warn_clipped
+from resnets.data.decode import warn_clipped
 from resnets.data.loader import ImageOp
 from resnets.device import pick_device
 from resnets.errors import CheckpointError, DataError, NotFinite, UsageError
@@ -27,15 +27,16 @@ from resnets.evaluation import metrics
 from resnets.evaluation.metrics import ClassificationMetrics
 from resnets.evaluation.predictor import Model, load, match_classes
 from resnets.evaluation.scores import Scores, ensemble
-from resnets.lifecycle import log_test_access, rescale
-from resnets.models.io.model_file import save
-from resnets.options import InferenceOptions, Task, View
-from resnets.training.run import Run
 
 if TYPE_CHECKING:
     from resnets.evaluation.detection import Detect, DetectionMetrics
     from resnets.evaluation.loading import LoaderOptions
-    from resnets.training.tasks import Tested
+    from resnets.evaluation.localization import LocalizationMetrics
+    from resnets.evaluation.segmentation import SegmentationMetrics
+
+
+# Called for a tested model with the data's digest, the split, and the error if it is its alone.
+LogAccess = Callable[[str | Path, str, str, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,7 @@ def classification(
     at_precision: float | None,
     ood: str | None,
     corruptions: bool,
+    log: LogAccess,
 ) -> ClassificationMetrics:
     """`api.evaluate` for classifiers."""
     source, name = (
@@ -198,7 +200,7 @@ def classification(
     images = result.images + len(bad)
     check_read(bad, images, how.max_unreadable, f"{name} split of {data}")
     for path, each in dict(zip(map(str, models), scored, strict=True)).items():
-        log_test_access(path, source, name, 1 - float(metrics.is_correct(each).double().mean()))
+        log(path, source.digest, name, 1 - float(metrics.is_correct(each).double().mean()))
     result = replace(result, unreadable=(*source.unreadable, *bad))
     if compare:
         comparison, files = metrics.compare(*scored), subjects[0].split.images
@@ -248,10 +250,11 @@ def objects(
     *,
     compare: bool,
     classifier: str | Path | None,
-) -> Tested:
+    log: LogAccess,
+) -> DetectionMetrics | LocalizationMetrics | SegmentationMetrics:
     """`api.evaluate` for detectors, localisers and segmenters."""
     with name_model_in_errors(*paths):
-        return _objects(task, paths, data, how, compare=compare, classifier=classifier)
+        return _objects(task, paths, data, how, compare=compare, classifier=classifier, log=log)
 
 
 @contextmanager
@@ -271,7 +274,8 @@ def _objects(
     *,
     compare: bool,
     classifier: str | Path | None,
-) -> Tested:
+    log: LogAccess,
+) -> DetectionMetrics | LocalizationMetrics | SegmentationMetrics:
     from resnets.evaluation import localization, segmentation
 
     source = dataset.load(data, max_unreadable=how.max_unreadable, task=task)
@@ -282,7 +286,7 @@ def _objects(
     ]
     check_same(splits)
     split, first, name = splits[0], models[0], how.split or "test"
-    result: Tested
+    result: DetectionMetrics | LocalizationMetrics | SegmentationMetrics
     if task == "detect":
         result = detection(models, split, name, compare, how)
     elif len(models) > 1:
@@ -311,7 +315,7 @@ def _objects(
         )
     check_read(result.unreadable, len(split), how.max_unreadable, f"{name} split of {data}")
     for path in paths:  # of one among several there is no error by itself
-        log_test_access(path, source, name, result.error if len(paths) == 1 else None)
+        log(path, source.digest, name, result.error if len(paths) == 1 else None)
     return result
 
 
@@ -380,61 +384,6 @@ def detection(
         figures,
         comparison=detection.compare(detections[0], detections[1], split, len(first.card.classes)),
     )
-
-
-def calibration(model: str | Path, data: str, how: InferenceOptions) -> Calibration:
-    """`api.calibrate`."""
-    path = options.check_model(model)
-    source = dataset.load(data, training=False)
-    one = load_target(model, source, how)
-    card, split = one.model.card, how.split or "val"
-    if not card.provenance:
-        raise CheckpointError(
-            f"{model} is a foreign file, which has no place for a temperature: calibrate a run or "
-            "a model file of resnets"
-        )
-    if split == "all" and card.provenance.get("digest") == source.digest:
-        raise UsageError(f"{model} was trained on images of {data}: --split val, or other images")
-    scores = one.scores()
-    factor = metrics.fit_temperature(scores)
-    temperature = (card.temperature or 1.0) * factor
-    save(path, one.model.network, replace(card, temperature=temperature))
-    if (path.parent / "result.json").exists():
-        rescale(Run(path.parent), factor)
-    after = replace(scores, logits=scores.logits / factor)
-    before, after_all = (metrics.classification_metrics(x, split) for x in (scores, after))
-    return Calibration(temperature, before, after_all)
-
-
-def draw_predictions(
-    task: Task,
-    path: str | Path,
-    inputs: Sequence[str | Path | bytes],
-    out: Path,
-    score: float,
-    how: InferenceOptions,
-) -> list[dict[str, str]]:
-    """`api.predict` for detectors, localisers and segmenters."""
-    from resnets.analysis import drawing
-    from resnets.data.detection.coco import UniqueIds
-
-    model = faster(load_model(path, None, how, task))
-    files, ids = list[str | Path | bytes](), UniqueIds()
-    rest = [x for x in inputs if isinstance(x, bytes) or not ids.add(Path(x))]
-    files += dataset.expand_inputs(rest)
-    split, bad = dataset.unlabelled_split([*files, *ids.images])
-    assert isinstance(split.images, tuple)
-    values = {path: largest_value_of_file(path) for path in split.images}
-    warn_clipped(values, model.card.preprocess.white)
-    with name_model_in_errors(path):
-        if task == "segment":
-            rows = drawing.draw_segmentation(model, split, out, reading(model, how))
-        else:
-            network = refinement([model], how)
-            rows = drawing.draw_detections(
-                network, model, split, out, score, ids, reading(model, how)
-            )
-    return [drawing.csv_row(file, problem=why) for file, why in bad] + rows
 
 
 def task_of(path: str | Path, fields: Mapping[str, Any]) -> Task:

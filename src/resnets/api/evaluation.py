@@ -1,0 +1,228 @@
+"""Figures of trained networks as functions: `evaluate`, `calibrate` and `analyze`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from resnets.api import checks
+from resnets.api.checks import public
+from resnets.api.info import write_report
+from resnets.config.types import ERRORS_MEASURED, InferenceOptions, Instrument, Task, command_group
+from resnets.errors import CheckpointError, UsageError
+from resnets.files import check_outside, find_model_file, write_whole
+
+if TYPE_CHECKING:
+    from resnets.analysis.run import Analysis
+    from resnets.evaluation.targets import Calibration
+    from resnets.training.tasks import Tested
+else:  # so that the annotations can be read without torch
+    Calibration = Analysis = Tested = Any
+
+
+@public
+def evaluate(
+    *places: str | Path, task: Task | None = None,
+    split: Literal["test", "val", "train", "all"] | None = None,
+    view: str | Sequence[str] = "center", compare: bool = False,
+    at_precision: float | None = None, ood: str | Path | None = None, corruptions: bool = False,
+    classifier: str | Path | None = None, refine: bool = False,
+    scales: str | Sequence[float] = "1", size: int | None = None,
+    normalize: Literal["data", "imagenet", "none"] | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32", max_unreadable: float = 0.01,
+    batch: int | None = None, device: str = "auto", workers: int = 2,
+) -> Tested:  # fmt: skip
+    """Test MODEL... on one split of DATA: several models are an ensemble.
+
+    In Python what is asked for beside the figures stands in fields of the result.
+
+    Raises UsageError for no `split`, where the data has none of its own and is not that of the
+    training, models whose number does not suit, or an option of another task; CheckpointError for a
+    file that is refused, or models that do not know the data's classes or have different ones;
+    DataError where too many images are unreadable, or there is no such split.
+
+    Args:
+        places: Run folders, model files, or foreign .pth or .safetensors files; and last the data.
+        task: What the models are for, when they should be refused otherwise.
+        split: The test split when left out; `all` for a folder whose images are all new to the
+            model.
+        view: center, flip (and its mirror image), ten-crop or multi-scale; or one for each model,
+            as ten-crop,flip.
+        compare: The second of two models against the first: which images changed, and whether that
+            is more than chance.
+        at_precision: From which probability on this part of the answers is right, and how many
+            answers that leaves.
+        ood: Other data, on which the model ought to be unsure.
+        corruptions: Also the errors on noisy, blurred and otherwise worsened images.
+        classifier: A model that says the five classes that a localiser looks for.
+        refine: Judge the boxes once more and vote (1512.03385, appendix B); of detectors in two
+            stages.
+        scales: Sizes of the image as parts of the model's, as 0.5,1,1.5. Each region takes the two
+            that suit it (appendix B); a localiser the best box of all (appendix C).
+        size: Side of the input in pixels; the model's own when left out.
+        normalize: Mean and deviation for a foreign file that does not say its own.
+        overrides: arch.FIELD=VALUE, where a foreign file leaves that open, as
+            arch.stride_on=1x1; may be repeated.
+        precision: Of the numbers that the network computes with.
+        max_unreadable: Part of the images that may be unreadable and left out.
+        batch: Images of a forward pass; 128, of detection, localisation and segmentation 4.
+        device: auto, cpu, cuda or cuda:N.
+        workers: Processes that decode image files.
+    """
+    *models, data = places or ("",)
+    if not models:
+        raise UsageError(
+            "name a model and the data: "
+            f"resnets {command_group(task or 'classify')}evaluate MODEL... DATA"
+        )
+    for path in models:
+        find_model_file(path)
+    checks.check_data(data)
+    if (compare and len(models) != 2) or (corruptions and len(models) != 1):
+        raise UsageError(f"--compare takes two models, --corruptions one; here are {len(models)}")
+    views = checks.views(view, len(models))
+    how = InferenceOptions(
+        split=split, max_unreadable=max_unreadable, normalize=normalize, size=size or 0,
+        precision=precision, refine=refine, scales=checks.numbers(scales), batch=batch,
+        fields=checks.arch_overrides(overrides), device=device, workers=workers,
+    )  # fmt: skip
+    if ood is not None:
+        checks.check_data(ood)
+    if classifier is not None:
+        find_model_file(classifier)
+    from resnets.evaluation import targets
+    from resnets.training.run import log_test_access
+
+    purpose = task or targets.task_of(models[0], how.fields)
+    only = {
+        "localize": {"--classifier": classifier is not None},
+        "detect localize": {"--refine": refine, "--scales": how.scales != (1.0,)},
+        "classify detect": {"--compare": compare},
+        "classify": {
+            "--view": set(views) != {"center"}, "--at-precision": at_precision is not None,
+            "--ood": ood is not None, "--corruptions": corruptions, "--size": size is not None,
+        },
+    }  # fmt: skip
+    checks.refuse_others(purpose, only)
+    if purpose == "classify":
+        return targets.classification(
+            models, str(data), how, views=views, compare=compare, at_precision=at_precision,
+            ood=None if ood is None else str(ood), corruptions=corruptions,
+            log=log_test_access,
+        )  # fmt: skip
+    return targets.objects(
+        purpose, models, str(data), how, compare=compare, classifier=classifier, log=log_test_access
+    )
+
+
+@public
+def calibrate(
+    model: str | Path, data: str | Path, /, *, split: Literal["val", "all"] = "val",
+    device: str = "auto", workers: int = 2,
+) -> Calibration:  # fmt: skip
+    """Fit the temperature of MODEL on images that it was not trained on, and keep it in its file.
+
+    The answers stay the same; their probabilities become what they say (1706.04599). Figures and
+    report of a run follow.
+
+    Args:
+        split: val, the validation images (`--set val_fraction` holds some out), or all, for a data
+            set of which the model has seen no image.
+    """
+    path = find_model_file(model)
+    checks.check_data(data)
+    from resnets.data import dataset
+    from resnets.evaluation import metrics, targets
+    from resnets.models.io.model_file import save
+    from resnets.training import runner
+    from resnets.training.run import Run
+
+    how = InferenceOptions(split=split, device=device, workers=workers)
+    source = dataset.load(str(data), training=False)
+    target = targets.load_target(model, source, how)
+    card = target.model.card
+    if not card.provenance:
+        raise CheckpointError(
+            f"{model} is a foreign file, which has no place for a temperature: calibrate a run or "
+            "a model file of resnets"
+        )
+    if split == "all" and card.provenance.get("digest") == source.digest:
+        raise UsageError(f"{model} was trained on images of {data}: --split val, or other images")
+    scores = target.scores()
+    factor = metrics.fit_temperature(scores)
+    temperature = (card.temperature or 1.0) * factor
+    save(path, target.model.network, replace(card, temperature=temperature))
+    if (path.parent / "result.json").exists():
+        runner.rescale(Run(path.parent), factor)
+        write_report(Run(path.parent))
+    after = replace(scores, logits=scores.logits / factor)
+    before, after_all = (metrics.classification_metrics(x, split) for x in (scores, after))
+    return targets.Calibration(temperature, before, after_all)
+
+
+@public
+def analyze(
+    kind: Instrument, model: str | Path, data: str | Path | None = None, /, *,
+    out: str | Path | None = None, input: str = "", seed: int = 0,
+    split: Literal["test", "val", "train", "all"] | None = None, max_unreadable: float = 0.01,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None,
+    normalize: Literal["data", "imagenet", "none"] | None = None, batch: int | None = None,
+    device: str = "auto", workers: int = 2,
+) -> Analysis:  # fmt: skip
+    """Look inside MODEL: a table, a CSV file, a picture, and what they say in a sentence.
+
+    Without DATA the network sees normal noise with random labels. With it, training images; where
+    errors are measured (lesions, swaps, precise) the validation images, else the test images.
+
+    Args:
+        kind: Responses, signal or gradients by layer; equations of identity shortcuts; lesions or
+            swaps of units; paths by length; the loss landscape; precise statistics.
+        model: A run folder, a model file, foreign weights, a name from `resnets models` (fresh
+            weights), or my_module:build, a function found here that returns a torch module.
+        out: A new folder; analysis/KIND-MODEL when left out.
+        input: Shape of one input, as 3x32x32, where neither network nor DATA says it.
+        seed: Of fresh weights, of noise, and of all that is drawn.
+        batch: Images of a forward pass.
+    """
+    from resnets.config import families
+
+    name = str(model)
+    folder = Path(out or Path("analysis", f"{kind}-{Path(name.replace(':', '-')).name}"))
+    checks.check_empty(folder)
+    if not re.fullmatch(r"([1-9]\d*(x[1-9]\d*)*)?", input):
+        raise UsageError(f"--input {input}: write the shape of one input, as 3x32x32")
+    if data is None and kind in ERRORS_MEASURED:
+        raise UsageError(f"{kind} measures errors on images: resnets analyze {kind} MODEL DATA")
+    if Path(name).exists() or Path(name).name != name:
+        find_model_file(name)
+    elif overrides:
+        raise UsageError(f"--set is for a foreign file, {name} is none")
+    elif ":" not in name:
+        families.arch(name)
+    if data is not None:
+        checks.check_data(data)
+        check_outside(folder, data)
+    how = InferenceOptions(
+        split=split, max_unreadable=max_unreadable, normalize=normalize, batch=batch,
+        fields=checks.arch_overrides(overrides), device=device, workers=workers,
+    )  # fmt: skip
+    shape = tuple(map(int, input.split("x"))) if input else ()
+    from resnets.analysis import run
+    from resnets.data import dataset
+    from resnets.reporting import plots
+    from resnets.training.run import Run
+
+    source = (
+        None
+        if data is None
+        else dataset.load(str(data), max_unreadable=max_unreadable, training=False)
+    )
+    found = run.analyze(kind, name, source, shape, seed, how)
+    folder.mkdir(parents=True, exist_ok=True)
+    Run(folder).write_csv(f"{kind}.csv", found.rows[0], (row.values() for row in found.rows))
+    write_whole(folder / f"{kind}.svg", plots.columns(found.rows, run.PLOTS[kind]))
+    return replace(found, folder=folder)

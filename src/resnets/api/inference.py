@@ -1,0 +1,169 @@
+"""Networks in use as functions: `load`, `create`, `predict` and `explain`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from resnets.api import checks
+from resnets.api.checks import public
+from resnets.config.types import InferenceOptions, Task
+from resnets.errors import DataError, UsageError
+from resnets.files import check_outside, find_model_file, glob_paths
+
+if TYPE_CHECKING:
+    from resnets.analysis.cam import RandomizationCheck
+    from resnets.analysis.explain import Explained
+    from resnets.config.arch import Arch
+    from resnets.evaluation.predictor import Model, Prediction
+    from resnets.models import Network
+else:  # so that the annotations can be read without torch
+    RandomizationCheck = Explained = Arch = Model = Prediction = Network = Any
+
+
+@public
+def load(
+    path: str | Path, *, task: Task | None = None, classes: Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32", device: str = "cpu",
+) -> Model:  # fmt: skip
+    """A model from a run folder, one of our model files, or a foreign weights file.
+
+    See `evaluation.model.load`, also for the errors; `overrides` are arch.FIELD=VALUE.
+    """
+    find_model_file(path)
+    from resnets.device import pick_device
+    from resnets.evaluation import predictor
+
+    place, bfloat16, fields = (
+        pick_device(device),
+        precision == "bfloat16",
+        checks.arch_overrides(overrides),
+    )
+    return predictor.load(
+        path, device=place, bfloat16=bfloat16, classes=classes, task=task, fields=fields
+    )
+
+
+@public
+def create(
+    model: str | Arch, *, classes: int | None = None, channels: int | None = None,
+    checkpoint: int = 0,
+) -> Network:  # fmt: skip
+    """A network by name or description, with other numbers of classes or input channels.
+
+    With `checkpoint` its training keeps the input of each segment of that many residual units and
+    recomputes the rest. Raises UsageError with the nearest known names.
+    """
+    from resnets.config import families
+
+    if isinstance(model, str):
+        families.arch(model)
+    from resnets import models
+
+    return models.create(model, classes=classes, channels=channels, checkpoint=checkpoint)
+
+
+@public
+def predict(
+    model: str | Path, inputs: str | Path | bytes | Sequence[str | Path | bytes], *,
+    task: Task | None = None, top: int = 5, out: str | Path = "predictions", score: float = 0.5,
+    refine: bool = False, scales: str | Sequence[float] = "1",
+    normalize: Literal["data", "imagenet", "none"] | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32", batch: int | None = None,
+    device: str = "auto", workers: int = 2,
+) -> Iterator[Prediction] | list[dict[str, str]]:  # fmt: skip
+    """Say what is on images: a classifier names them, other models draw what they find.
+
+    Of objects, pictures are written into the new folder `out` and detections.json, in COCO's form
+    of results with the file's name; of pixels a PNG of class indices for each image. A row says
+    what was found on an image, or its problem. Of COCO data, a folder or a file, images and
+    categories keep their ids; others are numbered from 0, or after those.
+
+    In Python an input may be the bytes of an image too.
+
+    Raises UsageError for no inputs, or where `out` is not empty; DataError where none is found.
+
+    Args:
+        inputs: Image files, folders or patterns.
+        task: What the model is for, when it should be refused otherwise.
+        top: How many classes to name.
+        out: A new folder for the pictures and the file.
+        score: From which score on an object is drawn; all are written.
+    """
+    find_model_file(model)
+    items = [inputs] if isinstance(inputs, str | Path | bytes) else list(inputs)
+    check_inputs(items)
+    if task not in (None, "classify"):
+        checks.check_empty(Path(out))
+    how = InferenceOptions(
+        normalize=normalize, precision=precision, refine=refine, scales=checks.numbers(scales),
+        batch=batch, fields=checks.arch_overrides(overrides), device=device, workers=workers,
+    )  # fmt: skip
+    from resnets.analysis.drawing import draw_predictions
+    from resnets.data.dataset import expand_inputs
+    from resnets.evaluation import targets
+
+    purpose = task or targets.task_of(model, how.fields)
+    improved = {"--refine": refine, "--scales": how.scales != (1.0,)}
+    checks.refuse_others(purpose, {"detect localize": improved, "classify": {"--top": top != 5}})
+    if purpose == "classify":
+        loaded = targets.load_model(model, None, how, purpose)
+        return loaded.predict(list(expand_inputs(items)), top=top, batch=how.images_per_batch(32))
+    checks.check_empty(Path(out))
+    return draw_predictions(purpose, model, items, Path(out), score, how)
+
+
+def check_inputs(inputs: Sequence[str | Path | bytes]) -> None:
+    """Raise UsageError for no inputs, DataError where none of them is there."""
+    if not inputs:
+        raise UsageError("no input: give image files, folders or patterns")
+    if not any(isinstance(item, bytes) or glob_paths(item) for item in inputs):
+        raise DataError(f"no such file, folder or pattern: {inputs[0]!s}")
+
+
+@public
+def explain(
+    model: str | Path, /, *inputs: str | Path | bytes, out: str | Path,
+    data: str | Path | None = None, level: str | None = None,
+    method: Literal["grad-cam", "occlusion"] = "grad-cam", top: int = 1,
+    split: Literal["test", "val", "train", "all"] | None = None, max_unreadable: float = 0.01,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None,
+    normalize: Literal["data", "imagenet", "none"] | None = None, batch: int | None = None,
+    device: str = "auto", workers: int = 2,
+) -> Iterator[Explained | RandomizationCheck | dict[str, int]]:  # fmt: skip
+    """Draw why MODEL answers what it answers: for images, or for a whole data set.
+
+    In Python: the answer to each image, or how many there are of each finding; errors as
+    `evaluate`.
+
+    Args:
+        inputs: Image files, folders or patterns: what speaks for the answer to each.
+        out: A new folder for the pictures.
+        data: Beside images: their nearest training images. Alone: the most wrong, most unsure and
+            likely mislabelled images of a split, duplicates of training images, and a map.
+        level: Which level's map Grad-CAM takes, as layer3; the last when left out.
+        method: Occlusion needs no gradient and is slower.
+        top: How many answers are explained.
+    """
+    from resnets.analysis import run
+
+    find_model_file(model)
+    if data is None and not inputs:
+        raise UsageError("give images, a data set or both: resnets explain MODEL IMAGE --data DATA")
+    if not inputs and (level or method != "grad-cam" or top != 1):
+        raise UsageError("--level, --method and --top are for images: name some")
+    if inputs:
+        check_inputs(inputs)
+    checks.check_empty(Path(out))
+    if data is not None:
+        checks.check_data(data)
+        check_outside(Path(out), data)
+    how = InferenceOptions(
+        split=split, max_unreadable=max_unreadable, normalize=normalize, batch=batch,
+        fields=checks.arch_overrides(overrides), device=device, workers=workers,
+    )  # fmt: skip
+    place = None if data is None else str(data)
+    return run.explained(model, inputs, Path(out), place, level, method, top, how)

@@ -1,0 +1,220 @@
+"""What there is, as functions: networks, data, runs, reports, this machine."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.util
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from resnets.api import checks
+from resnets.api.checks import public
+from resnets.config.types import Task
+from resnets.errors import ResnetsError
+
+if TYPE_CHECKING:
+    from resnets.data.dataset import Source
+    from resnets.training.run import Run
+
+
+@public
+def list_models(pattern: str = "*", /) -> Iterator[dict[str, Any]]:
+    """List the networks: name, depth, parameters, multiply-adds, input, source."""
+    from resnets.config.families import FAMILY
+    from resnets.models.cost import cost
+
+    if not any(sign in pattern for sign in "*?["):
+        pattern = f"*{pattern}*"
+    for name in sorted(fnmatch.filter(FAMILY, pattern), key=natural):
+        arch = FAMILY[name]
+        price = cost(arch)
+        row = {"name": name, "depth": arch.depth, "parameters": price.parameters}
+        row |= {"multiply_adds": price.macs, "channels": arch.channels, "size": arch.size}
+        yield row | {"source": arch.source}
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A sort key by which resnet18 comes before resnet110."""
+    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
+
+
+@public
+def data_get(
+    name: Literal["cifar10", "cifar100"], /, *,
+    watch: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:  # fmt: skip
+    """Fetch a data set into the cache (RESNETS_DATA, else the user's cache folder).
+
+    Args:
+        watch: Called with the bytes that have come, and their number or 0.
+    """
+    from resnets.data import download
+
+    return download.get(name, watch)
+
+
+@public
+def data_info(data: str | Path, /, *, task: Task | None = None) -> dict[str, Any]:
+    """Show what DATA holds: splits, classes, sizes, digest, unreadable files, problems.
+
+    Args:
+        task: What the labels are for; guessed from the files when left out.
+    """
+    checks.check_data(data)
+    from resnets.data.info import describe
+
+    return describe(str(data), task)
+
+
+@public
+def data_check(data: str | Path, /, *, task: Task | None = None) -> list[dict[str, Any]]:
+    """List everything that is wrong with DATA, with its place; exit code 3 if training refuses it.
+
+    Args:
+        task: What the labels are for; guessed from the files when left out.
+    """
+    checks.check_data(data)
+    from resnets.config.recipe import Recipe
+    from resnets.data.info import list_problems
+
+    return list_problems(str(data), task, Recipe(model="resnet18").max_unreadable)
+
+
+@public
+def runs(root: str | Path = "runs", /) -> list[dict[str, Any]]:
+    """List the runs below a folder: path, model, data, progress, error on which images."""
+    from resnets.config.arch import task
+    from resnets.config.families import FAMILY
+    from resnets.config.tasks import TASK_TEXTS
+    from resnets.training.run import Run
+
+    rows = []
+    for run in (Run(path.parent) for path in sorted(Path(root).glob("*/recipe.json"))):
+        try:
+            recipe = run.read_json("recipe.json")
+        except ResnetsError:
+            recipe = {"data": "unreadable recipe.json", "model": "?"}
+        last = (run.rows("metrics.jsonl") or [{"epoch": 0.0, "train_error": None}])[-1]
+        result = run.read_json("result.json") if run.finished else {}
+        errors = {result.get("split", "test"): result.get("error")}
+        row = {"run": str(run.path), "data": recipe["data"], "model": recipe["model"]}
+        row |= {"epoch": last["epoch"], "train_error": last["train_error"]}
+        errors = {"val": last.get("val_error")} | errors  # of held-out images beside a test split
+        row |= {f"{split}_error": errors.get(split) for split in ("val", "test")}
+        arch = FAMILY.get(recipe["model"])
+        row |= {"error_is": TASK_TEXTS[task(arch)].error if arch else "?"}
+        rows.append(row | {"finished": run.finished})
+    return rows
+
+
+@public
+def runs_compare(*runs: str | Path) -> dict[str, Any]:
+    """Put runs side by side: their figures, and what differs in recipe, data, code and machine.
+
+    Runs that differ in seed only are one group: mean, deviation and interval of their errors.
+    """
+    from resnets.training.run import Run
+
+    folders = [Run(Path(run)) for run in runs]
+    for folder in folders:
+        folder.read_json("recipe.json")
+    from resnets.reporting.compare import compare
+
+    return compare(folders)
+
+
+@public
+def report(run: str | Path, /, *, data: str | Path | None = None) -> Path:
+    """Write report.html and the model card README.md of RUN anew.
+
+    In Python the path of the report is returned.
+
+    Args:
+        data: Where the data is now, if it was moved.
+    """
+    from resnets.training.run import Run
+
+    folder = Run(Path(run))
+    folder.read_json("source.json")
+    if data is not None:
+        checks.check_data(data)
+    return write_report(folder, data=None if data is None else str(data))
+
+
+def write_report(run: Run, source: Source | None = None, data: str | None = None) -> Path:
+    """Write the model card README.md and report.html of a run; returns the latter.
+
+    The images are of `source`, of the place `data`, or of where the recipe says.
+    """
+    from resnets.reporting import card, facts, report  # here, since matplotlib delays every start
+
+    found = facts.read_facts(run)
+    if data is not None:
+        found = replace(found, recipe=replace(found.recipe, data=data))
+    card.write(found)
+    return report.write(found, source)
+
+
+@public
+def doctor(*, quick: bool = False) -> dict[str, str]:
+    """Look at this machine: versions, processor, GPU, memory, disk, and a ten-second speed check.
+
+    Args:
+        quick: Leave out the speed check.
+    """
+    from resnets.device import environment, pick_device, processor_flags, use_bfloat16
+    from resnets.ops import cpu_fused
+    from resnets.training.memory import available
+
+    flags = processor_flags()
+    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
+    facts = {name: value for name, value in environment().items() if name != "gpu"}
+    facts["processor"] += f", {os.cpu_count()} cores"
+    facts["features"] = ", ".join(f for f in wanted if f in flags) or "none known"
+    facts["gpu"] = describe_gpu()
+    facts["memory"] = "unknown"
+    if free := available():
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        facts["memory"] = f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+    facts["disk"] = f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here"
+    there = importlib.util.find_spec("tensorboard") is not None
+    facts["tensorboard"] = "installed" if there else "missing: pip install 'resnets[track]'"
+    facts["precision"] = "bfloat16" if use_bfloat16("auto", pick_device()) else "float32"
+    if cpu_fused.library() is None and cpu_fused.problems:
+        facts["fused kernels"] = f"not used: {cpu_fused.problems[0]}"
+    for precision in () if quick else ("float32", "bfloat16"):
+        rate = training_rate(precision)
+        facts[f"ResNet-20 {precision}"] = f"{rate:,.0f} images/s in training, 32 px, batch 128"
+    return facts
+
+
+def describe_gpu() -> str:
+    """The GPU and its memory; why there is none that can be used."""
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        name = torch.cuda.get_device_name()
+        return f"{name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+    if torch.version.cuda is None:
+        return "none: this PyTorch is a CPU-only build"
+    return f"none found by PyTorch (built for CUDA {torch.version.cuda}); is the driver installed?"
+
+
+def training_rate(precision: str) -> float:
+    """Images a second of training ResNet-20 at batch 128 on 32 pixels: enlarged digits."""
+    from resnets.config import recipes
+    from resnets.data import dataset
+    from resnets.device import pick_device
+    from resnets.training.loop import estimate
+    from resnets.training.resolve import resolve
+
+    wanted = {"model": "resnet20", "size": 32, "batch": 128, "steps": 100, "precision": precision}
+    recipe = recipes.merged(recipes.digits(), wanted)
+    run = resolve(recipe, dataset.load("digits"), pick_device(), 0)
+    return run.steps * run.recipe.batch / estimate(run, seconds=4)

@@ -1,0 +1,368 @@
+"""Training as functions: `plan`, `train`, `resume`, `tune` and `find_rate`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnets.api import checks
+from resnets.api.checks import public
+from resnets.api.info import runs_compare, write_report
+from resnets.config.types import Task, command_group
+from resnets.errors import DataError, ResnetsError, UsageError
+from resnets.files import check_outside, find_model_file
+
+if TYPE_CHECKING:
+    from resnets.config.recipe import Recipe
+    from resnets.training.loop import Progress
+    from resnets.training.plan import Plan
+    from resnets.training.run import Run
+    from resnets.training.runner import TrainResult
+    from resnets.training.tune import Trial
+else:  # so that the annotations can be read without torch
+    Recipe = TrainResult = Progress = Plan = Trial = Any
+
+
+DOWNLOADS = ("imagenet", "default", "true", "pretrained")  # what others' weights are called
+PLANNED = (  # arguments of `plan` that `train` and `tune` pass on
+    "task", "model", "recipe", "weights", "epochs", "budget", "lr", "batch", "size", "seed",
+    "overrides", "device", "workers",
+)  # fmt: skip
+
+
+@public
+def plan(
+    data: str | Path, *, task: Task | None = None, model: str | None = None,
+    recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
+    epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
+    batch: int | None = None, size: int | None = None, seed: int | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None, devices: int = 1,
+    device: str = "auto", workers: int = 2,
+) -> Plan:  # fmt: skip
+    """Everything a training run will do, chosen from the data where nothing is given.
+
+    Raises UsageError for an unknown model, recipe or field, a value of the wrong type, or a model
+    of another task; DataError where the data is missing, empty, broken or has one class.
+
+    Args:
+        data: digits, cifar10, cifar100, a folder of class folders, or a CSV of path,label.
+        task: What the network is for; the model's task when left out, else classification.
+        model: A name from `resnets models`; chosen from the data when left out.
+        recipe: A published recipe (paper-cifar10, quick-cifar10, ...), a TOML file, or a run's
+            recipe.json.
+        weights: A run folder or a file to start from, ours, torchvision's or timm's; without it
+            training starts from random weights.
+        epochs: Passes over the training images.
+        budget: A time instead of epochs, as 90s, 30m or 1.5h: as many steps as fit.
+        lr: The learning rate at its peak.
+        batch: Images of an optimiser step, over all devices.
+        size: Side of the input in pixels.
+        seed: Of the initial weights, the order of the images and their augmentation.
+        overrides: FIELD=VALUE of the recipe; may be repeated.
+        devices: Processes (GPUs, where there are some) that share each batch.
+        device: auto, cpu, cuda or cuda:N.
+        workers: Processes that decode image files.
+    """
+    from resnets.config import arch, families, recipes
+    from resnets.config.recipe import Recipe, rename_old_fields
+
+    # The command line and a launcher of ranks say since when a budget counts.
+    began = time.monotonic() - (now := time.time()) + float(os.environ.pop("RESNETS_BEGAN", now))
+    checks.check_data(data)
+    if model is not None:
+        families.arch(model)
+    named = {
+        "model": model, "weights": weights and str(weights), "epochs": epochs, "lr": lr,
+        "budget": budget if budget is None else checks.seconds(budget),
+        "batch": batch, "size": size, "seed": seed,
+    }  # fmt: skip
+    changes = {name: value for name, value in named.items() if value is not None}
+    fields = checks.assignments(overrides or {})
+    if twice := changes.keys() & fields:
+        raise UsageError(f"{min(twice)} is given twice, by its own option and by --set")
+    changes |= rename_old_fields(fields)
+    base = recipes.read(recipe) if recipe is not None else None
+    shortened = base is None or not {"epochs", "steps", "budget"}.isdisjoint(changes)
+    if shortened and {"eval_every", "early_stop_patience", "patience"}.isdisjoint(changes):
+        changes.setdefault("evaluations", 5)  # a short run has a curve too
+    check = recipes.merged(base or Recipe(model="resnet18"), changes)
+    for field in ("weights", "teacher"):
+        check_weights(field, getattr(check, field))
+    chosen = base is not None or "model" in changes
+    network_task = arch.task(families.arch(check.model)) if chosen else task or "classify"
+    if network_task != (task or network_task):
+        raise UsageError(f"{check.model} is not for `resnets {task}`, but to {network_task}")
+    if not check.weights and (check.freeze_backbone_epochs or check.norm == "frozen"):
+        raise UsageError(
+            "freeze_backbone_epochs=N and norm=frozen need weights to start from: "
+            "--weights FILE|RUN"
+        )
+
+    from resnets.data import dataset
+    from resnets.device import pick_device
+    from resnets.training import distributed, memory
+    from resnets.training.resolve import resolve, training_images
+    from resnets.training.tasks import find_task
+
+    ranks = distributed.join(device) if distributed.launched() else distributed.World(size=devices)
+    place = ranks.device if distributed.launched() else pick_device(device)
+    chosen_task = find_task(network_task)
+    chosen_task.require()
+    source = dataset.load(str(data), max_unreadable=check.max_unreadable, task=network_task)
+    train = training_images(source)
+    base = base or chosen_task.default_recipe(source, train, place)
+    resolved = recipes.merged(base, changes)
+    # A run is resumed from anywhere, so places are kept whole; a name stays a name.
+    resolved = replace(
+        resolved,
+        data=str(data) if source.root is None else str(Path(data).resolve()),
+        weights=resolved.weights and str(Path(resolved.weights).resolve()),
+        teacher=resolved.teacher and str(Path(resolved.teacher).resolve()),
+    )
+    if resolved.trainval:
+        source = dataset.merge_val_into_train(source)
+    if resolved.val_fraction:
+        source = dataset.hold_out(source, resolved.val_fraction, resolved.seed)
+    result = resolve(resolved, source, place, workers, ranks, chosen_task)
+    if model is not None and result.recipe.model != model:
+        raise UsageError(
+            f"--model {model}: {resolved.weights} is {result.recipe.model}; leave it out"
+        )
+    return replace(memory.fitted(result), began=began)
+
+
+def check_weights(field: str, path: str) -> None:
+    """Raise UsageError where `path` is neither a file nor a run; "" is none."""
+    if path and (path.lower() in DOWNLOADS or "imagenet1k" in path.lower()):
+        raise UsageError(
+            f"--weights {path}: there are no weights to download yet. --weights FILE|RUN starts "
+            "from a\nfile that you have (torchvision's and timm's .pth and .safetensors load as "
+            "they are) or from a run."
+        )
+    if path:
+        find_model_file(path, option=f"--{field} {path}: ")
+
+
+def check_run(run: str | Path | None, data: object) -> None:
+    """Raise UsageError where a new run cannot be in that folder; a rank of torchrun goes on."""
+    from resnets.training.run import Run
+
+    if run is not None and "TORCHELASTIC_RUN_ID" not in os.environ:
+        check_outside(Path(run), data)
+        Run(Path(run)).check_free()
+
+
+def planned(data: str | Path | Plan, values: Mapping[str, Any]) -> Plan:
+    """The plan itself, or that of data and of the `values` among which are its arguments."""
+    given = {name: values[name] for name in PLANNED}
+    if isinstance(data, str | Path):
+        return plan(data, **given)
+    usual = {**dict.fromkeys(PLANNED), "device": "auto", "workers": 2}
+    if changed := [name for name in PLANNED if given[name] != usual[name]]:
+        raise UsageError(f"{changed[0]} is an argument of `plan`: this plan is made already")
+    return data
+
+
+@public
+def train(
+    data: str | Path | Plan, *, task: Task | None = None, model: str | None = None,
+    recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
+    epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
+    batch: int | None = None, size: int | None = None, seed: int | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None, run: str | Path | None = None,
+    seeds: int = 1, device: str = "auto", workers: int = 2,
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> TrainResult:  # fmt: skip
+    """Train a network on DATA, test it, and leave a run folder.
+
+    In Python `data` may be a plan. The arguments without a word here, and the errors, are those of
+    `plan`. Raises Interrupted when a signal stopped it: `resume` goes on. The outcome of several
+    seeds is that of the first, without a result where it was finished before, with `compared`.
+
+    Args:
+        run: The run folder; runs/DATA-MODEL when left out.
+        seeds: Runs with the seeds from `seed` on, in RUN-seed0, RUN-seed1, ..., which are compared;
+            the same command again goes on where they stand.
+        watch: Called with the progress after each step.
+    """
+    given = dict(locals())
+    if seeds == 1:
+        check_run(run, data)
+    chosen = planned(data, given)
+    from resnets.training import runner
+
+    if seeds == 1:
+        return train_and_report(runner.create_run(chosen, run), chosen, watch)
+    done = list(train_seeds(chosen, run, seeds, watch))
+    return replace(done[0], compared=runs_compare(*(one.run for one in done)))
+
+
+def train_and_report(
+    run: Run, plan: Plan, watch: Callable[[Progress], None], more: str = ""
+) -> TrainResult:
+    """Train from where a run stands to its end, test it, and write its result and its report.
+
+    What is there already stays. `more` follows the command that resumes it after a signal.
+    """
+    from resnets.training import runner
+
+    again = f"`resnets resume {run.path}`{more}"
+    with runner.hold(run, plan) as stop:
+        result = runner.train_and_test(run, plan, stop, watch, again)
+        with stop.ending(again):
+            if plan.world.is_main and not set(runner.PAGES).isdisjoint(runner.missing_results(run)):
+                write_report(run, plan.source)
+    return result
+
+
+def train_seeds(
+    first: Plan, run: str | Path | None, seeds: int, watch: Callable[[Progress], None]
+) -> Iterator[TrainResult]:
+    """Train a plan with its seed and those that follow, each where it stands, one after another.
+
+    Raises UsageError as `runner.seed_runs`, before anything is trained.
+    """
+    from resnets.config import recipes
+    from resnets.training import runner
+
+    for seed, folder in runner.seed_runs(first, run, seeds).items():
+        if not runner.missing_results(folder):
+            yield runner.TrainResult(folder.path, None, 0.0, first.task.name)
+            continue
+        chosen, begun = first, (folder.path / "recipe.json").exists()
+        if begun or seed != first.recipe.seed:
+            own = recipes.read(folder.path / "recipe.json") if begun else first.recipe
+            own = replace(own, seed=seed)
+            chosen = plan(own.data, recipe=own, device=str(first.device), workers=first.workers)
+        folder = folder if begun else runner.create_run(chosen, folder.path)
+        more = ", with all seeds by the same command"
+        yield train_and_report(folder, chosen, watch, more)
+
+
+@public
+def resume(
+    run: str | Path | None = None, *, data: str | Path | None = None, device: str = "auto",
+    workers: int = 2, watch: Callable[[Progress], None] = lambda progress: None,
+) -> TrainResult:  # fmt: skip
+    """Go on with an interrupted run; without RUN with the newest unfinished one.
+
+    Raises UsageError where there is nothing to resume, the newest one is older than a day, or it is
+    a trial of a study; DataError where the data is not what the run was started on; CheckpointError
+    where no checkpoint of the run is whole.
+
+    Args:
+        run: The run folder.
+        data: Where the data is now, if it was moved.
+        watch: Called with the progress after each step.
+    """
+    from resnets.config import arch
+    from resnets.config.recipe import parse
+    from resnets.training.run import Run
+
+    if run is None:
+        run, written = newest_unfinished()
+        if time.time() - written > 86_400:
+            raise UsageError(f"the newest unfinished run, {run}, is older than a day: name it")
+    folder = Run(Path(run))
+    recipe = parse(folder.read_json("recipe.json"))
+    if folder.finished:
+        from resnets.training.runner import missing_results
+
+        if not missing_results(folder):
+            own = arch.task(arch.from_dict(folder.read_json("source.json")["arch"]))
+            command = f"resnets {command_group(own)}evaluate"
+            raise UsageError(f"{run} is finished; `{command} {run} DATA` uses it")
+    if (folder.path / "trial.json").exists():  # it would be tested on the test images
+        raise UsageError(
+            f"{run} is a trial of a study, which goes on by its own command:\n"
+            f"`resnets tune {recipe.data} --run {folder.path.parent}` with the options it had"
+        )
+    resumed = plan(data or recipe.data, recipe=recipe, device=device, workers=workers)
+    started = folder.read_json("source.json")
+    if resumed.source.digest != started["digest"]:
+        raise DataError(
+            f"{resumed.source.name} has changed since {run} was started: digest "
+            f"{resumed.source.digest[:12]}, was {started['digest'][:12]}.\n"
+            "Restore the data, or start a new run."
+        )
+
+    return train_and_report(folder, resumed, watch)
+
+
+def newest_unfinished(root: Path = Path("runs")) -> tuple[Path, float]:
+    """The unfinished run that was written to last, and when. Raises UsageError for none.
+
+    One that was broken off while its result or report was written is unfinished too.
+    """
+    times = dict[Path, float]()
+    for recipe in root.glob("*/recipe.json"):
+        log, result = recipe.with_name("metrics.jsonl"), recipe.with_name("result.json")
+        if not result.exists() or _lacks(recipe.parent):
+            times[recipe.parent] = (log if log.exists() else recipe).stat().st_mtime
+    if not times:
+        raise UsageError(f"there is no unfinished run in {root}/")
+    newest = max(times, key=times.__getitem__)
+    return newest, times[newest]
+
+
+def _lacks(path: Path) -> bool:
+    """Whether `resume` has something to write for a run with a result; not where that is unread."""
+    from resnets.training.run import Run
+    from resnets.training.runner import missing_results
+
+    try:
+        return bool(missing_results(Run(path)))
+    except (ResnetsError, KeyError):
+        return False
+
+
+@public
+def tune(
+    data: str | Path | Plan, *, run: str | Path | None = None, trials: int = 20,
+    search: Sequence[str] = (), task: Task | None = None, model: str | None = None,
+    recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
+    epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
+    batch: int | None = None, size: int | None = None, seed: int | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None, device: str = "auto",
+    workers: int = 2, watch: Callable[[Progress], None] = lambda progress: None,
+) -> Iterator[list[Trial]]:  # fmt: skip
+    """Search for better fields of a recipe by the error on validation images; again goes on.
+
+    In Python `data` may be a plan. The arguments without a word here are those of `plan`. Yields
+    the trials that have ended, after each. Raises MissingPackage without Optuna.
+
+    Args:
+        run: The folder of the study; runs/DATA-MODEL-tune when left out.
+        trials: How many choices are tried; those that fall behind are stopped early.
+        search: FIELD=LOW:HIGH, FIELD=LOW:HIGH:log, FIELD=A,B,C, or FIELD of those that are searched
+            when left out: lr, weight_decay, warmup, label_smoothing, ema, augment.policy,
+            augment.mixup.
+        budget: A time for all of them, as 30m or 8h, that they share evenly.
+        watch: Called with the progress after each step.
+    """
+    chosen = planned(data, {**locals(), "budget": None})
+    from resnets.training import runner, tune
+
+    total = 0.0 if budget is None else checks.seconds(budget)
+    folder = runner.run_folder(chosen, run or study_folder(chosen))
+    create, finish = runner.create_run, runner.finish
+    return tune.search(folder, chosen, search, trials, total, create, finish, watch)
+
+
+def study_folder(chosen: Plan) -> Path:
+    """Where a study of that plan is, when nothing is said."""
+    return Path(f"runs/{Path(chosen.recipe.data).stem}-{chosen.recipe.model}-tune")
+
+
+@public
+def find_rate(
+    plan: Plan, low: float = 1e-5, high: float = 10.0, steps: int = 100
+) -> tuple[list[float], list[float], float]:
+    """Learning rates, the loss at each, and a suggestion: see `training.rates.find_rate`."""
+    from resnets.training import lr_range_test
+
+    return lr_range_test.lr_range_test(plan, low, high, steps)

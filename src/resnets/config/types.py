@@ -1,0 +1,50 @@
+"""The plain types that several packages share: what a network is for, a view, a split; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Task = Literal["classify", "detect", "localize", "segment"]  # what a network is for
+View = Literal["center", "flip", "ten-crop", "multi-scale"]  # of an image
+SplitName = Literal["test", "val", "train", "all"]  # of a split
+Normalize = Literal["data", "imagenet", "none"]
+Precision = Literal["float32", "bfloat16"]
+Instrument = Literal[  # of `analyze`
+    "responses", "signal", "gradients", "equations", "lesions", "swaps", "paths", "landscape",
+    "precise",
+]  # fmt: skip
+ERRORS_MEASURED = ("lesions", "swaps", "precise")  # these measure errors on a whole split
+METRICS: dict[Task, tuple[str, ...]] = {  # of a test: those that are better the larger they are
+    "classify": ("top1", "top5", "balanced_accuracy", "macro_f1", "mean_average_precision"),
+    "detect": ("map", "map50", "map75", "voc", "voc07", "recall_100"),
+    "localize": ("accuracy", "top5_accuracy"),
+    "segment": ("mean_iou", "pixel_accuracy"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions:
+    """Which images of a data set a model is given, and how it computes."""
+
+    split: SplitName | None = None  # None: the test split, where that is fair
+    max_unreadable: float = 0.01
+    normalize: Normalize | None = None  # None: as the model file says
+    size: int = 0  # 0: the model's own
+    precision: Precision = "float32"
+    refine: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    fields: Mapping[str, Any] = field(default_factory=dict)  # of the network in a foreign file
+    batch: int | None = None
+    device: str = "auto"
+    workers: int = 2
+
+    def images_per_batch(self, usual: int = 128) -> int:
+        """The batch that was asked for, or the usual one."""
+        return self.batch or usual
+
+
+def command_group(task: Task) -> str:
+    """What a command of a task begins with after `resnets`: "" or its group and a blank."""
+    return "" if task == "classify" else f"{task} "

@@ -1,0 +1,51 @@
+"""What a data set holds, and what is wrong with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from resnets.config.types import Task
+from resnets.data import dataset
+from resnets.errors import DataErrors
+
+
+def describe(data: str, task: Task | None) -> dict[str, Any]:
+    """What a data set holds: splits, classes, sizes, digest, unreadable files, problems."""
+    source = dataset.load(data, max_unreadable=1.0, task=task or dataset.task_of(data))
+    names, kinds = ("name", "task", "digest", "channels", "size", "mean", "std"), source.classes
+    facts = {
+        **{name: getattr(source, name) for name in names},
+        "classes": list(kinds),
+        "images": {
+            name: split.counts(len(kinds)).tolist() for name, split in source.splits.items()
+        },
+        "unreadable": [(str(path), reason) for path, reason in source.unreadable],
+        "problems": source.problems,
+        "notes": source.notes,
+    }
+    if any(split.labels.ndim == 3 for split in source.splits.values()):
+        rows = {name: split.labels.flatten(0, 1) for name, split in source.splits.items()}
+        which = {name: row[row[:, 5] == 1, 4].long() for name, row in rows.items()}
+        facts["objects"] = {k: v.bincount(minlength=len(kinds)).tolist() for k, v in which.items()}
+    return facts
+
+
+def list_problems(data: str, task: Task | None, max_unreadable: float) -> list[dict[str, Any]]:
+    """Everything that is wrong with data, with its place, and whether training refuses it.
+
+    Training refuses more unreadable files than `max_unreadable` of all.
+    """
+    refused: list[tuple[str, str]] = []
+    try:
+        source = dataset.load(data, max_unreadable=1.0, task=task or dataset.task_of(data))
+        noted = [*((data, text) for text in source.notes), *source.problems]
+        unreadable = [(str(path), f"unreadable: {reason}") for path, reason in source.unreadable]
+        few = len(unreadable) <= max_unreadable * source.files
+        (noted if few else refused).extend(unreadable)
+    except DataErrors as fault:
+        refused, noted = fault.refused, fault.noted
+    return [
+        {"place": place, "problem": problem, "refused": told is refused}
+        for told in (refused, noted)
+        for place, problem in told
+    ]
