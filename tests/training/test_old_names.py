@@ -3,13 +3,12 @@
 import json
 
 import pytest
-from resnets.assessment import TrainingData
 
 import resnets
-from resnets import lifecycle
 from resnets.config.recipe import OLD_FIELDS
+from resnets.evaluation.targets import TrainingData
 from resnets.tensor_files import digest
-from resnets.training import checkpoint
+from resnets.training import checkpoint, runner
 from tests.training._helpers import run_to
 
 FIELDS = {
@@ -38,9 +37,9 @@ def tensors(run):
 
 @pytest.mark.slow
 def test_a_run_of_0_1_0_is_resumed_and_ends_as_the_unbroken_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("resnets.lifecycle.report", lambda *_: None)
+    monkeypatch.setattr("resnets.training.runner.report", lambda *_: None)
     plan = resnets.plan("digits", overrides=FIELDS)
-    whole, halves = (lifecycle.create_run(plan, tmp_path / name) for name in ("whole", "halves"))
+    whole, halves = (runner.create_run(plan, tmp_path / name) for name in ("whole", "halves"))
     run_to(whole.path, plan)
     written = json.dumps(old_names(halves.read_json("recipe.json")))
     (halves.path / "recipe.json").write_text(written)
