@@ -53,13 +53,14 @@ def plain(split: Split, classes: int, budget: float, batch: int, size: int) -> n
         chosen = torch.randint(len(images), (batch,)).tolist()
         inputs, targets = [], []
         for k in chosen:
-            rows = split.labels[k][split.labels[k, :, 5] == 1]
-            image, boxes = images[k] / 255, rows[:, :4].clone()
+            objects = split.objects[k]
+            objects = objects[objects.is_object]
+            image, boxes = images[k] / 255, objects.boxes.clone()
             if torch.rand(()) < 0.5:
                 image = image.flip(2)
                 boxes[:, [0, 2]] = image.shape[2] - boxes[:, [2, 0]]
             inputs.append(image)
-            targets.append({"boxes": boxes, "labels": rows[:, 4].long() + 1})
+            targets.append({"boxes": boxes, "labels": objects.classes + 1})
         with torch.autocast("cpu", torch.bfloat16, enabled=HALF):
             losses = network(inputs, targets)
         optimizer.zero_grad()

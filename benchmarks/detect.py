@@ -27,23 +27,22 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from resnets import models
 from resnets.config.families import FAMILY
+from resnets.data.detection.targets import DetectionTargets, Kind
 from resnets.device import use_bfloat16
 from resnets.models.fuse import fuse_conv_bn
 
 CLASSES, REGIONS = 20, 256
 
 
-def scene(batch: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def scene(batch: int, size: tuple[int, int]) -> tuple[Tensor, DetectionTargets]:
     """Images, and ten objects on each."""
     draw = torch.Generator().manual_seed(1)
     images = torch.randn(batch, 3, *size, generator=draw)
     corners = torch.rand(batch, 10, 2, generator=draw) * torch.tensor([size[1] - 80, size[0] - 80])
     sides = 24 + 56 * torch.rand(batch, 10, 2, generator=draw)
-    objects = torch.zeros(batch, 10, 6)
-    objects[..., :2], objects[..., 2:4] = corners, corners + sides
-    objects[..., 4] = torch.randint(CLASSES, (batch, 10), generator=draw)
-    objects[..., 5] = 1
-    return images, objects
+    boxes = torch.cat([corners, corners + sides], 2)
+    classes = torch.randint(CLASSES, (batch, 10), generator=draw)
+    return images, DetectionTargets(boxes, classes, torch.full_like(classes, Kind.OBJECT))
 
 
 def networks(backbone: str, size: tuple[int, int]) -> tuple[nn.Module, nn.Module]:
@@ -82,7 +81,7 @@ def main() -> None:
     size, device = (args.size[0], args.size[1]), torch.device(args.device)
     images, objects = (x.to(device) for x in scene(args.batch, size))
     theirs, ours = (network.to(device) for network in networks(args.backbone, size))
-    targets = [{"boxes": rows[:, :4], "labels": rows[:, 4].long() + 1} for rows in objects]
+    targets = [{"boxes": one.boxes, "labels": one.classes + 1} for one in objects]
     if args.check:
         theirs.eval(), ours.eval()
         with torch.inference_mode():

@@ -1,6 +1,29 @@
-"""Image files for tests."""
+"""Image files and objects for tests."""
 
+import torch
 from PIL import Image
+from torch import Tensor
+
+from resnets.data.detection.targets import DetectionTargets
+from resnets.data.splits import Split
+
+
+def targets_of(rows: Tensor, masks: Tensor | None = None) -> DetectionTargets:
+    """Rows (..., M, 6) of x1, y1, x2, y2, class and kind as targets."""
+    boxes, classes, kind = rows.float().split([4, 1, 1], -1)
+    return DetectionTargets(boxes, classes[..., 0].long(), kind[..., 0].byte(), masks)
+
+
+def rows_of(targets: DetectionTargets) -> Tensor:
+    """The same rows again, without masks: float32 (..., M, 6)."""
+    return torch.cat([targets.boxes, targets.classes[..., None], targets.kind[..., None]], -1)
+
+
+def split_of_rows(images, rows: Tensor, masks=(), sizes=None) -> Split:
+    """A split with the objects of rows (N, M, 6)."""
+    objects = targets_of(rows)
+    count = int(objects.classes.max()) + 1 if objects.classes.numel() else 0
+    return Split(images, objects.class_presence(count), masks, sizes, objects)
 
 
 def picture(path, shade=100, size=(12, 10)):

@@ -1,3 +1,4 @@
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -7,15 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.path import Path
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from resnets.config.recipe import Augment, Preprocess
 from resnets.data import joint_transforms, loader
+from resnets.data.detection.targets import MASK_SIZE, DetectionTargets
 from resnets.data.rng import uniform
 from resnets.data.splits import Split
 from resnets.data.transforms import DRAWS
 from resnets.errors import DataError, UsageError
+from tests.data._helpers import rows_of, split_of_rows
 
 INPUT = Preprocess(size=64, mean=(0.2, 0.1, 0.3), std=(0.5, 0.5, 0.5))
 FILL = torch.tensor([51, 26, 76], dtype=torch.uint8).view(3, 1, 1)
@@ -40,6 +44,13 @@ def objects(*rows, count=4):
     return F.pad(torch.tensor(rows, dtype=torch.float32).view(-1, 6), (0, 0, 0, count - len(rows)))
 
 
+def moved(image, rows, draw, side, preprocess, augment, masks=()):
+    """The view of an image with rows of objects, and what became of them."""
+    split = split_of_rows(image[None], rows[None], masks)
+    view = joint_transforms.augment_views(split, draw.view(1, -1), side, preprocess, augment)
+    return view.images, view.objects[0]
+
+
 def extent(bright):
     """x1, y1, x2, y2 of where a (H, W) is true."""
     ys, xs = bright.any(1).nonzero(), bright.any(0).nonzero()
@@ -50,14 +61,18 @@ def overlap(a, b):
     return ((a & b).sum() / (a | b).sum().clamp(min=1)).item()
 
 
-def pasted(row, shape):
-    """Whether the mask of an object's row is at a pixel of the view."""
-    x1, y1, x2, y2 = row[:4].tolist()
+def pasted(targets, shape):
+    """Whether the mask of the first object is at a pixel of the view."""
+    x1, y1, x2, y2 = targets.boxes[0].tolist()
     ys = (torch.arange(shape[0]) + 0.5 - y1) / (y2 - y1) * 2 - 1
     xs = (torch.arange(shape[1]) + 0.5 - x1) / (x2 - x1) * 2 - 1
     grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), 2)
-    mask = row[6:].view(1, 1, joint_transforms.MASK_SIZE, joint_transforms.MASK_SIZE)
-    return F.grid_sample(mask, grid[None], align_corners=False, padding_mode="zeros")[0, 0] > 0.5
+    return (
+        F.grid_sample(
+            targets.masks[None, :1], grid[None], align_corners=False, padding_mode="zeros"
+        )[0, 0]
+        > 0.5
+    )
 
 
 lengths = st.integers(10, 5000)
@@ -85,38 +100,33 @@ def test_boxes_follow_the_pixels(augment, height, width):
     label = objects((*box, 5, 1), count=2)
     gone = 0
     for draw in drawn(120):
-        views, found = joint_transforms.augment_views(
-            image[None], label[None], (), draw[None], 64, INPUT, augment
-        )
+        views, targets = moved(image, label, draw, 64, INPUT, augment)
+        found = rows_of(targets)
         bright = views[0].float().mean(0) > 150
         assert views.dtype == torch.uint8
         assert views.shape[2] % 32 == views.shape[3] % 32 == 0
-        assert found.shape == (1, 2, 6)
-        assert not found[0, 1].any()
-        if found[0, 0, 5] == 0:
+        assert found.shape == (2, 6)
+        assert targets.masks is None
+        assert not found[1].any()
+        if found[0, 5] == 0:
             gone += 1
             assert not found.any()
             continue
-        assert found[0, 0, 4:].tolist() == [5, 1]
-        assert (found[0, 0, :4] - extent(bright)).abs().max() <= 1
+        assert found[0, 4:].tolist() == [5, 1]
+        assert (found[0, :4] - extent(bright)).abs().max() <= 1
     assert gone < 120 // 2
     assert (gone > 0) == (augment.crop != "none" and max(height, width) > 64)
 
 
 def test_a_view_is_mirrored_for_half_of_the_draws():
     image, label = noise(64, 64), objects((0, 0, 20, 20, 0, 1))
-    found = [
-        joint_transforms.augment_views(
-            image[None], label[None], (), draw[None], 64, INPUT, Augment(flip=True)
-        )
-        for draw in drawn(400)
-    ]
-    left = torch.tensor([rows[0, 0, 0].item() == 0 for _, rows in found])
+    found = [moved(image, label, draw, 64, INPUT, Augment(flip=True)) for draw in drawn(400)]
+    left = torch.tensor([targets.boxes[0, 0].item() == 0 for _, targets in found])
     assert abs(left.float().mean() - 0.5) < 0.06
-    for mirrored, (view, rows) in zip(~left, found, strict=True):
+    for mirrored, (view, targets) in zip(~left, found, strict=True):
         assert torch.equal(view[0], image.flip(2) if mirrored else image)
         expected = [44, 0, 64, 20] if mirrored else [0, 0, 20, 20]
-        assert rows[0, 0, :4].tolist() == expected
+        assert targets.boxes[0].tolist() == expected
 
 
 def test_an_object_is_one_while_a_fifth_of_it_is_seen():
@@ -128,9 +138,7 @@ def test_an_object_is_one_while_a_fifth_of_it_is_seen():
     for top in range(0, 33, 2):
         for left in range(0, 33, 2):
             draws[0, :2] = (torch.tensor([top, left]) + 0.5) / 33
-            rows = joint_transforms.augment_views(
-                image[None], label[None], (), draws, 32, see, augment
-            )[1][0]
+            rows = rows_of(moved(image, label, draws, 32, see, augment)[1])
             expected = []
             for which, (x1, y1, x2, y2) in enumerate(boxes):
                 seen = [max(0, x1 - left), max(0, y1 - top), min(32, x2 - left), min(32, y2 - top)]
@@ -144,14 +152,11 @@ def test_an_object_is_one_while_a_fifth_of_it_is_seen():
 
 def test_what_is_outside_of_the_image_is_the_mean_colour():
     for augment in CROPS[:2]:
-        views, _ = joint_transforms.augment_views(
-            noise(20, 30)[None], objects()[None], (), drawn(1), 40, replace(INPUT, size=64), augment
-        )
+        see = replace(INPUT, size=64)
+        views, _ = moved(noise(20, 30), objects(), drawn(1), 40, see, augment)
         assert views.shape == (1, 3, 64, 64)
         assert torch.equal(views[0, :, 48:], FILL.expand(3, 16, 64))
-    ((view,), _) = joint_transforms.augment_views(
-        noise(30, 33)[None], objects()[None], (), drawn(1), 30, INPUT, Augment()
-    )
+    ((view,), _) = moved(noise(30, 33), objects(), drawn(1), 30, INPUT, Augment())
     assert torch.equal(view[:, 30:], FILL.expand(3, 2, 64))
     assert torch.equal(view[:, :, 33:], FILL.expand(3, 32, 31))
     assert torch.equal(view[:, :30, :33], noise(30, 33))
@@ -192,16 +197,15 @@ def test_masks_of_objects_follow_the_pixels(augment, kind):
     label = objects((*extent(pixels).tolist(), 3, 1), count=2)
     found = 0
     for draw in drawn(40):
-        views, rows = joint_transforms.augment_views(
-            image[None], label[None], shapes, draw[None], 128, replace(INPUT, size=128), augment
-        )
-        assert rows.shape == (1, 2, 6 + joint_transforms.MASK_SIZE**2)
-        assert not rows[0, 1].any()
-        row = rows[0, 0]
-        assert 0 <= row[6:].min() <= row[6:].max() <= 1
+        see = replace(INPUT, size=128)
+        views, targets = moved(image, label, draw, 128, see, augment, shapes)
+        assert targets.masks.shape == (2, MASK_SIZE, MASK_SIZE)
+        assert not rows_of(targets)[1].any()
+        assert not targets.masks[1].any()
+        assert 0 <= targets.masks.min() <= targets.masks.max() <= 1
         bright = views[0].float().mean(0) > 150
-        if row[5] == 1 and bright.sum() > 300:
-            assert overlap(pasted(row, bright.shape), bright) > 0.9
+        if targets.is_object[0] and bright.sum() > 300:
+            assert overlap(pasted(targets, bright.shape), bright) > 0.9
             found += 1
     assert found > 10
 
@@ -213,16 +217,15 @@ def test_a_mask_belongs_to_its_object_after_others_are_gone():
     full, upper = ((40.0, 40, 60, 40, 60, 60, 40, 60),), ((50.0, 40, 60, 40, 60, 50, 50, 50),)
     shapes = (((0.0, 0, 9, 0, 9, 9),), full, upper)
     see, augment = replace(INPUT, size=32), Augment(crop="scale", scale=(64, 64))
-    _, rows = joint_transforms.augment_views(
-        image[None], label[None], (shapes,), draws, 32, see, augment
-    )
-    masks = rows[0, :, 6:].view(4, joint_transforms.MASK_SIZE, joint_transforms.MASK_SIZE)
-    assert rows[0, :2, :6].tolist() == [[8, 8, 28, 28, 1, 2], [18, 8, 28, 28, 2, 1]]
+    _, targets = moved(image, label, draws, 32, see, augment, (shapes,))
+    masks, rows = targets.masks, rows_of(targets)
+    assert rows[:2].tolist() == [[8, 8, 28, 28, 1, 2], [18, 8, 28, 28, 2, 1]]
     assert (masks[0] == 1).all()
-    half = joint_transforms.MASK_SIZE // 2
+    half = MASK_SIZE // 2
     assert (masks[1, : half - 1] == 1).all()
     assert not masks[1, half + 1 :].any()
-    assert not rows[0, 2:].any()
+    assert not rows[2:].any()
+    assert not masks[2:].any()
 
 
 def test_polygons_and_run_lengths_are_the_same_cells():
@@ -240,7 +243,7 @@ def test_polygons_and_run_lengths_are_the_same_cells():
 
 @pytest.mark.parametrize("part", [0, 0.001, 0.3, 1])
 def test_run_lengths_are_read_exactly(part):
-    side = joint_transforms.MASK_SIZE * 4
+    side = MASK_SIZE * 4
     pixels = torch.rand(side, side, generator=torch.Generator().manual_seed(0)) < part
     pixels[40:150, 60:70] = part > 0  # long runs and short ones
     found = joint_transforms.rasterize_mask(runs(pixels), np.array([0, 0, side, side]))
@@ -264,15 +267,11 @@ def test_classes_of_pixels_follow_them(tmp_path, augment, mode):
     with Image.open(path) as picture:
         assert picture.mode == mode
     for draw in drawn(40):
-        views, found = joint_transforms.augment_views(
-            image[None],
-            torch.ones(1, 9),
-            (path,),
-            draw[None],
-            128,
-            replace(INPUT, size=128),
-            augment,
+        split = Split(image[None], torch.ones(1, 9), (path,))
+        views, found, none = joint_transforms.augment_views(
+            split, draw[None], 128, replace(INPUT, size=128), augment
         )
+        assert none is None
         assert found.dtype == torch.uint8
         assert found.shape == views.shape[:1] + views.shape[2:]
         assert set(found.unique().tolist()) <= {2, 7, 255}
@@ -298,7 +297,7 @@ def photographs(tmp_path):
         labels.append(objects(*([(*box, i, 1)] if i else []), count=3))
         shapes.append((((x1, y1, x2, y1, x2, y2, x1, y2),),) if i else ())
         sizes.append((height, width))
-    return Split(tuple(paths), torch.stack(labels), tuple(shapes), torch.tensor(sizes))
+    return split_of_rows(tuple(paths), torch.stack(labels), tuple(shapes), torch.tensor(sizes))
 
 
 def training(split, augment, *, batch=4, stop=6, preprocess=INPUT, **changes):
@@ -321,9 +320,18 @@ def shown(split, *, batch=4, **changes):
     return list(loader.test_batches(split, preprocess=INPUT, batch=batch, device="cpu", **changes))
 
 
+def same_targets(a, b):
+    """Whether labels or objects are equal."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    masks = [targets.masks for targets in (a, b) if targets.masks is not None]
+    return torch.equal(rows_of(a), rows_of(b)) and (not masks or torch.equal(*masks))
+
+
 def same(ours, theirs):
     return all(
         torch.equal(a.images, b.images)
+        and same_targets(a.targets, b.targets)
         and torch.equal(a.labels, b.labels)
         and torch.equal(a.indices, b.indices)
         for a, b in zip(ours, theirs, strict=True)
@@ -355,26 +363,26 @@ def test_batches_of_scenes_are_filled_up_and_have_their_objects(photographs):
         ]
         longest = torch.tensor(sides).amax(0)
         assert b.images.shape[2:] == tuple(((longest + 31) // 32 * 32).tolist())
-        for view, rows, (height, width), i in zip(
-            views, b.labels, sides, b.indices.tolist(), strict=True
+        for view, targets, (height, width), i in zip(
+            views, b.objects, sides, b.indices.tolist(), strict=True
         ):
             assert (view[:, height:] == FILL).all()
             assert (view[:, :, width:] == FILL).all()
             bright = view.mean(0) > 150
-            assert rows.shape == (3, 6 + joint_transforms.MASK_SIZE**2)
+            rows = rows_of(targets)
+            assert targets.masks.shape == (3, MASK_SIZE, MASK_SIZE)
             assert not rows[1:].any()
+            assert not targets.masks[1:].any()
             if i == 0:
                 assert not rows.any()
                 continue
-            assert rows[0, 4:6].tolist() == [i, 1]
+            assert rows[0, 4:].tolist() == [i, 1]
             assert (rows[0, :4] - extent(bright)).abs().max() <= 1
-            assert (rows[0, 6:] > 0.9).all()
+            assert (targets.masks[0] > 0.9).all()
     for crops in ("whole", "corners"):
         again = shown(photographs, crops=crops)
         assert torch.equal(torch.cat([b.indices for b in again]), torch.arange(11))
-        assert torch.equal(
-            torch.cat([b.labels for b in again]), torch.cat([b.labels for b in found])
-        )
+        assert same_targets(*(DetectionTargets.cat([b.objects for b in x]) for x in (again, found)))
 
 
 def test_boxes_and_images_of_training_are_mirrored_once(photographs):
@@ -383,10 +391,10 @@ def test_boxes_and_images_of_training_are_mirrored_once(photographs):
         augment = Augment(flip=True, colour=colour)
         sides = set()
         for b in training(plain, augment, stop=12):
-            for view, rows, i in zip(b.images, b.labels, b.indices.tolist(), strict=True):
+            for view, targets, i in zip(b.images, b.objects, b.indices.tolist(), strict=True):
                 if i:
                     level = view.mean(0)
-                    x1, y1, x2, y2 = rows[0, :4].round().int().tolist()
+                    x1, y1, x2, y2 = targets.boxes[0].round().int().tolist()
                     inside = level[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1]
                     left, right = level[y1:y2, : max(0, x1 - 2)], level[y1:y2, x2 + 2 :]
                     for outside in (left, right):
@@ -432,7 +440,7 @@ def test_scenes_in_memory_are_those_of_files(tmp_path):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
     labels = torch.stack([objects((i, 2, 40 + i, 33, i, 1)) for i in range(6)])
     shapes = tuple((((i, 2.0, 40, 2, 40, 30),),) for i in range(6))
-    memory, files = (Split(x, labels, shapes) for x in (images, paths))
+    memory, files = (split_of_rows(x, labels, shapes) for x in (images, paths))
     for augment in CROPS:
         assert same(training(memory, augment), training(files, augment))
     assert same(shown(memory), shown(files))
@@ -451,7 +459,7 @@ def test_a_scene_that_cannot_be_read_is_reported_and_its_row_dropped(photographs
             good = whole.indices != 5
             assert torch.equal(rest.indices, whole.indices[good])
             assert torch.equal(rest.images, whole.images[good])
-            assert torch.equal(rest.labels, whole.labels[good])
+            assert same_targets(rest.objects, whole.objects[good])
             assert [path for path, _ in rest.unreadable] == [bad] * int((~good).sum())
     nothing = replace(photographs, images=(bad,) * 11)
     assert [len(b.images) for b in shown(nothing)] == [0, 0, 0]
@@ -463,9 +471,9 @@ def test_five_hundred_objects_stay_in_order(photographs):
     corners = torch.arange(500.0) % 60
     rows = torch.stack([corners, corners / 2, corners + 9, corners / 2 + 7], 1)
     rows = torch.cat([rows, torch.arange(500.0)[:, None], torch.ones(500, 1)], 1)
-    split = Split(photographs.images[:1], rows[None].clone())
+    split = split_of_rows(photographs.images[:1], rows[None])
     (batch,) = training(split, Augment(crop="area", area=(0.3, 0.6)), batch=1, stop=1)
-    found = batch.labels[0]
+    found = rows_of(batch.objects[0])
     assert found.shape == (500, 6)
     kept = found[:, 5] > 0
     assert 20 < kept.sum() < 480
@@ -482,25 +490,27 @@ def test_boxes_are_of_the_upright_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter
     lying.save(tmp_path / "turned.png", exif=exif)
-    split = Split((tmp_path / "turned.png",), objects((50, 10, 80, 30, 0, 1))[None])
+    split = split_of_rows((tmp_path / "turned.png",), objects((50, 10, 80, 30, 0, 1))[None])
     (batch,) = shown(split)
     assert batch.images.shape == (1, 3, 64, 96)
-    assert (batch.labels[0, 0, :4] - extent(levels(batch)[0].mean(0) > 150)).abs().max() <= 1
+    assert (batch.objects.boxes[0, 0] - extent(levels(batch)[0].mean(0) > 150)).abs().max() <= 1
 
 
 def test_a_request_has_the_labels_of_its_images_alone(photographs, monkeypatch):
     asked, answer = [], loader.Decode.__getitem__
 
     def noted(self, request):
-        asked.append(request)
+        asked.append(pickle.loads(request))
         return answer(self, request)
 
     monkeypatch.setattr(loader.Decode, "__getitem__", noted)
     found = training(photographs, CROPS[0], stop=2)
-    for (indices, labels, masks, *_), batch in zip(asked, found, strict=True):
+    for (indices, split, *_), batch in zip(asked, found, strict=True):
         assert indices.tolist() == batch.indices.tolist()
-        assert labels.tolist() == photographs.labels[batch.indices].tolist()
-        assert masks == tuple(photographs.masks[i] for i in indices)
+        assert same_targets(split.objects, photographs.objects[batch.indices])
+        assert split.labels.tolist() == photographs.labels[batch.indices].tolist()
+        assert split.images == tuple(photographs.images[i] for i in indices)
+        assert split.masks == tuple(photographs.masks[i] for i in indices)
 
 
 @pytest.mark.parametrize(

@@ -332,7 +332,7 @@ def assert_no_children():
 @pytest.mark.parametrize("fault", ["died", pytest.param("hung", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("workers", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_file_that_ends_a_worker_is_named(files, monkeypatch, fault, workers):
-    decode, bad = loader.decode, str(files.images[23])
+    decode, bad = loader.decode, files.images[23]
 
     def faulty(path, channels, white):
         if path == bad:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from resnets.config.recipe import Preprocess
-from resnets.data.splits import Split
+from resnets.data.detection.targets import DetectionTargets
 from resnets.errors import CheckpointError, MissingPackage, UsageError
 from resnets.evaluation import detection, voc
 from resnets.evaluation.detection import (
@@ -30,6 +30,7 @@ from resnets.evaluation.detection import (
 from resnets.evaluation.diagnosis import diagnose
 from resnets.evaluation.loading import LoaderOptions
 from resnets.models.detection.faster_rcnn import Detections
+from tests.data._helpers import rows_of, split_of_rows
 
 pytest.importorskip("faster_coco_eval", reason="detection figures need resnets[detect]")
 SEE = Preprocess(size=64)
@@ -41,7 +42,7 @@ def split_of(labels, height=100, width=200, masks=()):
     rows = [F.pad(torch.tensor(r).float().view(-1, 6), (0, 0, 0, most - len(r))) for r in labels]
     files = tuple(Path(f"{k}.jpg") for k in range(len(labels)))
     sizes = torch.tensor([[height, width]] * len(labels))
-    return Split(files, torch.stack(rows), masks, sizes)
+    return split_of_rows(files, torch.stack(rows), masks, sizes)
 
 
 def found_of(rows, images=1, masks=None):
@@ -114,7 +115,9 @@ def oracle(split, found, kind, kinds):
     with contextlib.redirect_stdout(io.StringIO()):
         truth, rows = COCO(), []
         for image in found.indices.tolist():
-            for k, (x1, y1, x2, y2, which, state) in enumerate(split.labels[image].tolist()):
+            for k, (x1, y1, x2, y2, which, state) in enumerate(
+                rows_of(split.objects[image]).tolist()
+            ):
                 if not state:
                     continue
                 area = (x2 - x1) * (y2 - y1)
@@ -207,7 +210,7 @@ def test_only_images_that_were_looked_at_count():
     result = evaluate_predictions(part, split, tuple("abcdef"))
     stats, _ = oracle(split, part, "bbox", 6)
     assert np.allclose(numbers(result), stats, rtol=0, atol=1e-6)
-    assert (result.images, result.objects) == (20, int((split.labels[20:, :, 5] == 1).sum()))
+    assert (result.images, result.objects) == (20, int(split.objects[20:].is_object.sum()))
 
 
 def test_counts_and_json():
@@ -231,7 +234,7 @@ def test_counts_and_json():
 @pytest.mark.parametrize("images", [0, 3])
 def test_nothing_found_where_nothing_is(images):
     split = split_of([[]] * 3)
-    split = replace(split, labels=torch.zeros(3, 0, 6))
+    split = replace(split, objects=DetectionTargets.empty(3, 0))
     result = evaluate_predictions(found_of([], images), split, ("a", "b"))
     assert (result.map, result.map50, result.voc, result.objects) == (None, None, 0.0, 0)
     assert "no objects" in result.why
@@ -395,7 +398,7 @@ def scenes(images=20):
 def reason(change, classes=lambda k: k, score=0.9):
     """`why` of detections that are the objects, changed."""
     split = scenes()
-    boxes, kinds = split.labels[..., :4].reshape(-1, 4), split.labels[..., 4].reshape(-1)
+    boxes, kinds = split.objects.boxes.flatten(0, 1), split.objects.classes.flatten()
     images = torch.arange(20).repeat_interleave(3)
     scores = torch.full((60,), score)
     given = DetectionPredictions(
@@ -431,13 +434,13 @@ def test_boxes_in_another_format_are_named(change, said):
 
 def test_annotations_in_another_format_are_named():
     split = scenes()
-    boxes, labels = split.labels[..., :4].reshape(-1, 4), split.labels.clone()
-    labels[..., 2:4] -= labels[..., :2]
-    images, kinds = torch.arange(20).repeat_interleave(3), labels[..., 4].reshape(-1).long()
+    boxes, sides = split.objects.boxes.flatten(0, 1), split.objects.boxes.clone()
+    sides[..., 2:] -= sides[..., :2]
+    images, kinds = torch.arange(20).repeat_interleave(3), split.objects.classes.flatten()
     found = DetectionPredictions(
         images, kinds, torch.full((60,), 0.9), boxes, None, torch.arange(20)
     )
-    said = diagnose(found, replace(split, labels=labels), CLASSES)
+    said = diagnose(found, replace(split, objects=replace(split.objects, boxes=sides)), CLASSES)
     assert "boxes of the data" in said
     assert "x, y, width and height" in said
 
@@ -469,7 +472,7 @@ def photograph(path, height, width):
 
 def split_on_disk(folder, sizes):
     files = tuple(photograph(folder / f"{k}.png", *size) for k, size in enumerate(sizes))
-    return Split(files, torch.zeros(len(sizes), 1, 6), (), torch.tensor(sizes))
+    return split_of_rows(files, torch.zeros(len(sizes), 1, 6), (), torch.tensor(sizes))
 
 
 class Told:
@@ -635,4 +638,4 @@ def many(images=5000, objects=7, each=50, kinds=80):
     )
     files = tuple(Path(f"{k}.jpg") for k in range(images))
     sizes = torch.tensor([[480, 640]]).expand(images, 2)
-    return Split(files, torch.from_numpy(labels).float(), (), sizes), found
+    return split_of_rows(files, torch.from_numpy(labels), (), sizes), found

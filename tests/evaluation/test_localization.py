@@ -8,10 +8,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from resnets.config.recipe import Preprocess
-from resnets.data.splits import Split
 from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.localization import evaluate
 from resnets.models.detection.faster_rcnn import Detections
+from tests.data._helpers import split_of_rows
 
 LOADER = LoaderOptions(preprocess=Preprocess(size=64), device="cpu", batch=2)
 K = 8
@@ -49,7 +49,7 @@ def split(tmp_path):
     files = tuple(tmp_path / f"{k}.png" for k in range(len(rows)))
     for path in files:
         Image.new("RGB", (100, 60)).save(path)
-    return Split(files, labels, (), torch.tensor([[60, 100]] * len(rows)))
+    return split_of_rows(files, labels, (), torch.tensor([[60, 100]] * len(rows)))
 
 
 def test_errors_by_hand(split):

@@ -12,10 +12,12 @@ from torchvision.ops import roi_align
 
 from resnets.config.arch import LocalizerArch
 from resnets.config.families import FAMILY, TINY
+from resnets.data.detection.targets import MASK_SIZE, DetectionTargets
 from resnets.errors import UsageError
 from resnets.models import build
 from resnets.models.detection import boxes as box
 from resnets.models.localizer import Localizer, RegionFeatures, crop_regions
+from tests.data._helpers import targets_of
 
 NARROW = replace(TINY, blocks=(1, 1, 1, 1), widths=(8, 16, 24, 32), stem_width=8)
 SMALL = LocalizerArch(backbone=NARROW, anchors=(24, 48), ratios=(0.5, 1.0), classes=5, size=96)
@@ -38,9 +40,10 @@ def look(network: Localizer, images: Tensor) -> list[RegionFeatures]:
     return network.look(images, torch.tensor([images.shape[2:]]).expand(len(images), 2))
 
 
-def rows(*objects: tuple[float, ...], padding: int = 0) -> Tensor:
-    """One image's objects: (1, M, 6)."""
-    return F.pad(torch.tensor(objects).view(1, -1, 6), (0, 0, 0, padding))
+def targets(*rows: tuple[float, ...], images: int = 1, padding: int = 0) -> DetectionTargets:
+    """The same objects (x1, y1, x2, y2, class, kind) on each image: (images, M)."""
+    one = targets_of(torch.tensor(rows).view(1, -1, 6)).pad(len(rows) + padding)
+    return DetectionTargets.cat([one] * images)
 
 
 # --- Boxes ----------------------------------------------------------------------------------------
@@ -107,11 +110,11 @@ def test_at_first_classes_are_as_likely_as_in_the_sample() -> None:
 # --- Losses ---------------------------------------------------------------------------------------
 
 
-def by_hand(network: Localizer, images: Tensor, objects: Tensor) -> Tensor:
+def by_hand(network: Localizer, images: Tensor, rows: Tensor) -> Tensor:
     """Losses of `ALL` for images whose one true object matches exactly one anchor or none."""
     (seen,) = look(network, images)
     totals = []
-    for i, own in enumerate(objects):
+    for i, own in enumerate(rows):
         true = [o for o in own.tolist() if o[5] == 1]
         label, positive = (int(true[0][4]), {}) if true else (0, {})
         for o in true:
@@ -137,16 +140,16 @@ def by_hand(network: Localizer, images: Tensor, objects: Tensor) -> Tensor:
 def test_losses_by_hand() -> None:
     network = localizer(ALL).eval()
     images = torch.randn(3, 3, 64, 64)
-    objects = torch.zeros(3, 2, 6)
-    objects[0, 0] = torch.tensor([30.0, 0, 50, 17, 2, 1])  # nearest to the anchor at column 1
-    objects[1, 1] = torch.tensor([20.0, 20, 50, 44, 1, 1])  # after a row of padding
+    rows = torch.zeros(3, 2, 6)
+    rows[0, 0] = torch.tensor([30.0, 0, 50, 17, 2, 1])  # nearest to the anchor at column 1
+    rows[1, 1] = torch.tensor([20.0, 20, 50, 44, 1, 1])  # after a row of padding
     with torch.no_grad():
-        found = network(images, objects)
-        torch.testing.assert_close(found[:2], by_hand(network, images, objects))
+        found = network(images, targets_of(rows))
+        torch.testing.assert_close(found[:2], by_hand(network, images, rows))
         boxes, _ = network.best(images, torch.tensor([[2], [1], [0]]))
     missed = [
-        box.iou(boxes[0], objects[0, :1, :4]) < 0.5,
-        box.iou(boxes[1], objects[1, 1:, :4]) < 0.5,
+        box.iou(boxes[0], rows[0, :1, :4]) < 0.5,
+        box.iou(boxes[1], rows[1, 1:, :4]) < 0.5,
     ]
     assert network.parts == ("classification", "boxes")
     assert found[2] == pytest.approx(sum(map(float, missed)) / 3)
@@ -158,13 +161,14 @@ def test_a_box_that_is_found_is_not_wrong() -> None:
     with torch.no_grad():
         boxes, _ = network.best(images, torch.tensor([[0], [1]]))
         right = torch.cat([boxes, torch.tensor([[[0.0, 1]], [[1, 1]]])], 2)
-        assert network(images, right)[2] == 0
-        both = torch.cat([rows((0, 0, 3, 3, 0, 1)).expand(2, 1, 6), right], 1)
+        assert network(images, targets_of(right))[2] == 0
+        both = torch.cat([torch.tensor([0.0, 0, 3, 3, 0, 1]).expand(2, 1, 6), right], 1)
         both[1, 0, 4] = 1
-        assert network(images, both)[2] == 0  # any of the class's boxes
+        assert network(images, targets_of(both))[2] == 0  # any of the class's boxes
         both[:, 1, 4] = 2  # but not those of others
-        assert network(images, both)[2] == 1
-        assert network(images, torch.cat([both[..., :4] + 100, both[..., 4:]], 2))[2] == 1
+        assert network(images, targets_of(both))[2] == 1
+        both[..., :4] += 100
+        assert network(images, targets_of(both))[2] == 1
 
 
 def test_objects_of_other_classes_are_no_background() -> None:
@@ -173,8 +177,8 @@ def test_objects_of_other_classes_are_no_background() -> None:
     own, other = (24.0, 24, 40, 40, 1, 1), (-16.0, -16, 16, 16, 2, 1)  # the anchor at the corner
     with torch.no_grad():
         logits = look(network, images)[0].logits[0]
-        alone, beside = network(images, rows(own)), network(images, rows(own, other))
-        crowd = network(images, rows(own, (*other[:5], 2)))
+        alone, beside = network(images, targets(own)), network(images, targets(own, other))
+        crowd = network(images, targets(own, (*other[:5], 2)))
     assert torch.equal(beside, crowd)
     # Three anchors count and not four: the one that holds the other object is left out.
     left_out = F.softplus(logits[:, 0]).sum()
@@ -182,26 +186,27 @@ def test_objects_of_other_classes_are_no_background() -> None:
     torch.testing.assert_close(alone[1] * 4, beside[1] * 3)
 
 
-def many(count: int) -> Tensor:
+def many(count: int, masks: Tensor | None = None) -> DetectionTargets:
     corner = 90 * torch.rand(2, count, 2)
-    rest = torch.tensor([1.0, 1]).expand(2, count, 2)
-    return torch.cat([corner, corner + 20 * torch.rand(2, count, 2), rest], 2)
+    boxes = torch.cat([corner, corner + 20 * torch.rand(2, count, 2)], 2)
+    ones = torch.ones(2, count, dtype=torch.int64)
+    return DetectionTargets(boxes, ones, ones, masks)
 
 
 @pytest.mark.parametrize(
     "objects",
     [
-        lambda: torch.zeros(2, 0, 6),
-        lambda: torch.zeros(2, 3, 6),
-        lambda: rows((5, 5, 50, 50, 2, 2)).expand(2, 1, 6),
-        lambda: rows((5, 5, 5, 5, 2, 1), padding=1).expand(2, 2, 6),
-        lambda: rows((500, 500, 600, 600, 4, 1)).expand(2, 1, 6),
+        lambda: DetectionTargets.empty(2, 0),
+        lambda: DetectionTargets.empty(2, 3),
+        lambda: targets((5.0, 5, 50, 50, 2, 2), images=2),
+        lambda: targets((5.0, 5, 5, 5, 2, 1), images=2, padding=1),
+        lambda: targets((500.0, 500, 600, 600, 4, 1), images=2),
         lambda: many(500),
-        lambda: torch.cat([many(3), torch.ones(2, 3, 9)], 2),
+        lambda: many(3, torch.ones(2, 3, MASK_SIZE, MASK_SIZE)),
     ],
     ids=["none", "padding", "ignored", "a point", "outside", "500", "with masks"],
 )
-def test_losses_are_finite(objects: Callable[[], Tensor]) -> None:
+def test_losses_are_finite(objects: Callable[[], DetectionTargets]) -> None:
     network = localizer(SMALL)
     with torch.autocast("cpu", torch.bfloat16):
         losses = network(torch.randn(2, 3, 96, 96), objects())
@@ -213,10 +218,10 @@ def test_losses_are_finite(objects: Callable[[], Tensor]) -> None:
 
 def test_a_batch_in_parts_has_the_same_mean() -> None:
     network = localizer(ALL).eval()
-    images, objects = torch.randn(4, 3, 64, 64), 3 * torch.ones(4, 1, 6)
-    objects[..., :4] = torch.tensor([10.0, 10, 40, 45])
-    objects[..., 4], objects[..., 5] = torch.tensor([[0.0], [1], [2], [0]]), 1
-    objects[3, 0, 5] = 0
+    images = torch.randn(4, 3, 64, 64)
+    box = (10.0, 10, 40, 45)
+    rows = [(*box, 0, 1), (*box, 1, 1), (*box, 2, 1), (*box, 0, 0)]
+    objects = targets_of(torch.tensor(rows)[:, None])
     with torch.no_grad():
         parts = [network(images[i : i + 2], objects[i : i + 2]) for i in (0, 2)]
         torch.testing.assert_close(network(images, objects), torch.stack(parts).mean(0))
@@ -224,22 +229,22 @@ def test_a_batch_in_parts_has_the_same_mean() -> None:
 
 def test_where_squares_are_is_learnt() -> None:
     torch.manual_seed(0)
-    images, objects = 0.1 * torch.randn(8, 3, 96, 96), torch.zeros(8, 1, 6)
+    images, rows = 0.1 * torch.randn(8, 3, 96, 96), torch.zeros(8, 1, 6)
     for i in range(8):
         x, y, side = 8 * i, 60 - 7 * i, 24 + 4 * (i % 3)
         images[i, i % 2, y : y + side, x : x + side] += 1
-        objects[i, 0] = torch.tensor([x, y, x + side, y + side, i % 2, 1])
+        rows[i, 0] = torch.tensor([x, y, x + side, y + side, i % 2, 1])
     network = build(replace(SMALL, classes=2, ratios=(1.0,), anchors=(28,)))
     network = network.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), 1e-2)
     for _ in range(60):
-        losses = network(images, objects)
+        losses = network(images, targets_of(rows))
         optimiser.zero_grad()
         losses[:-1].sum().backward()
         optimiser.step()
     with torch.no_grad():
-        boxes, _ = network.eval().best(images, objects[:, :, 4].long())
-    assert (box.iou(boxes, objects[..., :4])[:, 0, 0] > 0.5).all()
+        boxes, _ = network.eval().best(images, rows[:, :, 4].long())
+    assert (box.iou(boxes, rows[..., :4])[:, 0, 0] > 0.5).all()
 
 
 # --- The R-CNN, and several scales ----------------------------------------------------------------
@@ -290,14 +295,14 @@ def test_the_rcnn_learns_of_true_boxes_too() -> None:
     network = localizer(JUDGED)
     assert network.rcnn is not None
     assert network.parts == ("classification", "boxes", "judgement", "movement")
-    images, objects = torch.randn(2, 3, 96, 96), rows((30, 30, 70, 80, 2, 1)).expand(2, 1, 6)
+    images, objects = torch.randn(2, 3, 96, 96), targets((30.0, 30, 70, 80, 2, 1), images=2)
     torch.manual_seed(0)
     losses = network(images, objects)
     assert losses.shape == (5,)
     assert (losses[:-1] > 0).all()
     losses[:-1].sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
-    nothing = network(images, torch.zeros(2, 0, 6))
+    nothing = network(images, DetectionTargets.empty(2, 0))
     assert nothing.isfinite().all()
     assert nothing[3] == 0  # no region is moved
     with pytest.raises(UsageError, match="regions"):

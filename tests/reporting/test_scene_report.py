@@ -9,13 +9,13 @@ from PIL import Image
 
 import resnets
 from resnets.api.info import write_report
-from resnets.data.splits import Split
 from resnets.evaluation import detection
 from resnets.evaluation.detection import DetectionPredictions
 from resnets.reporting import compare, plots, scenes
 from resnets.reporting.facts import percent, read_facts
 from resnets.training import runner
 from resnets.training.run import Run
+from tests.data._helpers import split_of_rows
 
 from .test_report import Page
 
@@ -138,7 +138,7 @@ def made(folder):
     ]
     shapes = [((x1, y1, x2, y1, x2, y2, x1, y2),) for x1, y1, x2, y2, *_ in objects]
     labels, size = torch.tensor([objects]).float(), torch.tensor([[120, 160]])
-    split = Split((folder / "a.png",), labels, (tuple(shapes),), size)
+    split = split_of_rows((folder / "a.png",), labels, (tuple(shapes),), size)
     classes, scores, boxes = zip(*given, strict=True)
     zeros = torch.zeros(len(given), dtype=torch.int64)
     columns = torch.tensor(classes), torch.tensor(scores), torch.tensor(boxes).float()
@@ -169,7 +169,7 @@ def test_without_detections_all_is_missed_and_without_objects_nothing(tmp_path):
     none = scenes.take(found, found.scores > 1)
     right, wrong = scenes.misses(none, split, ("cat", "dog"))
     assert (right, {miss.kind for miss in wrong}, len(wrong)) == (0, {scenes.MISSED}, 4)
-    empty = Split(split.images, torch.zeros(1, 1, 6), sizes=split.sizes)
+    empty = split_of_rows(split.images, torch.zeros(1, 1, 6), sizes=split.sizes)
     right, wrong = scenes.misses(found, empty, ("cat", "dog"))
     assert (right, {miss.kind for miss in wrong}, len(wrong)) == (0, {scenes.NOWHERE}, 6)
 

@@ -17,6 +17,7 @@ from resnets.data.classification import is_image_file, read_csv, read_folder, vi
 from resnets.data.decode import Unreadable, open_image, oriented_size
 from resnets.data.detection.dataset import make_source
 from resnets.data.detection.formats import FORMS, find_reader
+from resnets.data.detection.targets import DetectionTargets
 from resnets.data.segmentation import layout, read_masks
 from resnets.data.splits import Source, Split, hold_out, in_memory, merge_val_into_train
 from resnets.errors import Assumption, DataError, DataErrors, UsageError, nearest
@@ -190,5 +191,9 @@ def unlabelled_split(files: Sequence[str | Path | bytes]) -> tuple[Split, list[t
         else:
             good.append(Path(file))
             sizes.append((height, width))
-    objects = torch.zeros(len(good), 0, 6)
-    return Split(tuple(good), objects, sizes=torch.tensor(sizes).view(-1, 2)), bad
+    return Split(
+        tuple(good),
+        torch.zeros(len(good), 0),
+        sizes=torch.tensor(sizes).view(-1, 2),
+        objects=DetectionTargets.empty(len(good), 0),
+    ), bad

@@ -23,10 +23,13 @@ def describe(data: str, task: Task | None) -> dict[str, Any]:
         "problems": source.problems,
         "notes": source.notes,
     }
-    if any(split.labels.ndim == 3 for split in source.splits.values()):
-        rows = {name: split.labels.flatten(0, 1) for name, split in source.splits.items()}
-        which = {name: row[row[:, 5] == 1, 4].long() for name, row in rows.items()}
-        facts["objects"] = {k: v.bincount(minlength=len(kinds)).tolist() for k, v in which.items()}
+    objects = {
+        name: split.objects.count_classes(len(kinds)).tolist()
+        for name, split in source.splits.items()
+        if split.objects is not None
+    }
+    if objects:
+        facts["objects"] = objects
     return facts
 
 

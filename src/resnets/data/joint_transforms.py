@@ -1,7 +1,7 @@
-"""Scenes: images whose labels, boxes and masks, move with the pixels.
+"""Images whose boxes and masks move with the pixels.
 
 A view is an image or a part of it, filled up at the bottom and on the right with the mean colour,
-so that its sides are multiples of 32. What lies where is in pixels of the view.
+so that its sides are multiples of 32. Boxes are in pixels of the view.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn import functional as F
 
 from resnets.config.arch import IGNORE_INDEX, STRIDE
 from resnets.config.recipe import Augment, Preprocess
 from resnets.data import transforms
 from resnets.data.decode import Unreadable, open_image
-from resnets.data.splits import Masks, Shape
+from resnets.data.detection.targets import MASK_SIZE, DetectionTargets
+from resnets.data.splits import Shape, Split
 from resnets.data.transforms import Geometry
 from resnets.errors import UsageError
 
@@ -29,7 +31,6 @@ Shapes = tuple[Shape, ...]
 Move = Callable[[Tensor], Tensor]  # a tv_tensor of an image to one of a view
 
 MIN_VISIBLE = 1 / 5  # of its area: an object of which a view shows less is none any more
-MASK_SIZE = 56  # cells of an object's mask, across its box and down
 _SAMPLES = 4  # of a cell, across and down
 
 
@@ -43,8 +44,16 @@ def fit_side(height: int, width: int, size: int) -> tuple[int, int]:
     return max(1, int(height * scale)), max(1, int(width * scale))
 
 
+class View(NamedTuple):
+    """Decoded images as a network gets them, but for normalisation, and their labels."""
+
+    images: Tensor  # uint8 (B, C, h, w)
+    labels: Tensor  # as the split's; of files of classes uint8 (B, h, w)
+    objects: DetectionTargets | None = None  # in pixels of the views
+
+
 def check(preprocess: Preprocess, augment: Augment) -> None:
-    """Raise UsageError if scenes cannot be seen so."""
+    """Raise UsageError if images with boxes or masks cannot be augmented so."""
     if len(preprocess.mean) != preprocess.channels:
         raise UsageError("normalize=pixel is for images of one size: set normalize=data")
     if augment.crop in ("scale", "resize") and not 0 < augment.scale[0] <= augment.scale[1]:
@@ -56,23 +65,16 @@ def check(preprocess: Preprocess, augment: Augment) -> None:
 
 
 def augment_views(
-    images: Tensor,
-    labels: Tensor,
-    masks: Masks,
-    draws: Tensor,
-    side: int,
-    preprocess: Preprocess,
-    augment: Augment,
-) -> tuple[Tensor, Tensor]:
-    """What is seen of scenes of one size at an input side of `side` pixels, and what is where.
+    split: Split, draws: Tensor, side: int, preprocess: Preprocess, augment: Augment
+) -> View:
+    """What a network gets of decoded images of one size at an input side of `side` pixels.
 
     Crops "none" and "resize" are the whole image; "scale" is a random side x side of it with its
     shorter side at a random length; "area" a random part, made side x side. Mirroring is done here.
 
-    uint8 (B, C, H, W), their labels and masks in the split, (B, DRAWS) -> uint8
-    (B, channels, h, w) and, where masks are files, uint8 classes (B, h, w). Else float32 objects
-    (B, M, 6), those that are hardly visible turned to padding, and if they have masks, columns from
-    6 on are how much of each of MASK x MASK cells of the box they cover.
+    Images are uint8 (B, C, H, W), draws (B, DRAWS); views are uint8 (B, channels, h, w). Where
+    masks are files, the labels of the views are their classes, uint8 (B, h, w). Otherwise objects
+    that are hardly visible become padding, and have masks where the split has shapes.
 
     Raises Unreadable for a file of classes.
     """
@@ -81,9 +83,10 @@ def augment_views(
 
     fill = transforms.colour(preprocess).tolist()
     preprocess, augment = transforms.scale_to_side(preprocess, augment, side)
-    height, width = images.shape[2:]
-    seen, found = [], []
-    for i, image in enumerate(transforms.recolour(images, preprocess.channels)):
+    assert isinstance(split.images, Tensor)
+    height, width = split.images.shape[2:]
+    views, maps, targets = [], list[Tensor](), list[DetectionTargets]()
+    for i, image in enumerate(transforms.recolour(split.images, preprocess.channels)):
         where = Geometry((0, 0, height, width), fit_side(height, width, side), (0, 0))
         cut = where.sides
         if augment.crop not in ("none", "resize"):
@@ -91,16 +94,20 @@ def augment_views(
             cut = side, side
         mirrored = augment.flip and draws[i, transforms.FLIP].item() < 0.5
         move = partial(transform_view, where=where, cut=cut, mirrored=mirrored)
-        view, mask = move(tv_tensors.Image(image)), masks[i] if masks else None
+        view, mask = move(tv_tensors.Image(image)), split.masks[i] if split.masks else None
         bottom = -(-cut[0] // STRIDE) * STRIDE - view.shape[1]
-        room = [0, 0, -(-cut[1] // STRIDE) * STRIDE - view.shape[2], bottom]
-        seen.append(pad(view, room, fill=fill))
+        padding = [0, 0, -(-cut[1] // STRIDE) * STRIDE - view.shape[2], bottom]
+        views.append(pad(view, padding, fill=fill))
         if isinstance(mask, Path):
             classes = move(tv_tensors.Mask(torch.from_numpy(class_map(mask, height, width))))
-            found.append(pad(classes, room, fill=IGNORE_INDEX))
-        else:
-            found.append(_objects(labels[i], mask, (height, width), move, mirrored))
-    return torch.stack(seen), torch.stack(found)
+            maps.append(pad(classes, padding, fill=IGNORE_INDEX))
+        elif split.objects is not None:
+            targets.append(_objects(split.objects[i], mask, (height, width), move, mirrored))
+    return View(
+        torch.stack(views),
+        torch.stack(maps) if maps else split.labels,
+        DetectionTargets.stack(targets) if targets else None,
+    )
 
 
 def transform_view(x: Tensor, where: Geometry, cut: tuple[int, int], mirrored: bool) -> Tensor:
@@ -122,29 +129,43 @@ def transform_view(x: Tensor, where: Geometry, cut: tuple[int, int], mirrored: b
 
 
 def _objects(
-    labels: Tensor, shapes: Shapes | None, canvas: tuple[int, int], move: Move, mirrored: bool
-) -> Tensor:
-    """The objects of an image of height and width `canvas`, (M, 6), as they lie in a view."""
+    targets: DetectionTargets,
+    shapes: Shapes | None,
+    canvas: tuple[int, int],
+    move: Move,
+    mirrored: bool,
+) -> DetectionTargets:
+    """The M objects of an image of height and width `canvas`, as they lie in a view."""
     from torchvision.transforms.v2.functional import clamp_bounding_boxes
     from torchvision.tv_tensors import BoundingBoxes
 
-    rows = labels[labels[:, 5] > 0]
-    boxes = BoundingBoxes(rows[:, :4], format="XYXY", canvas_size=canvas, clamping_mode=None)
-    whole = move(boxes)
+    rows, objects = len(targets), targets[~targets.is_padding]
+    boxes = objects.boxes
+    whole = move(BoundingBoxes(boxes, format="XYXY", canvas_size=canvas, clamping_mode=None))
     part = clamp_bounding_boxes(whole, clamping_mode="hard").as_subclass(Tensor)
     whole = whole.as_subclass(Tensor)
     visible, area = ((b[:, 2:] - b[:, :2]).prod(1) for b in (part, whole))
     kept = ((visible > 0) & (visible >= MIN_VISIBLE * area)).nonzero()[:, 0]
-    found = labels.new_zeros(len(labels), 6 if shapes is None else 6 + MASK_SIZE**2)
-    found[: len(kept), :6] = torch.cat([part, rows[:, 4:]], 1)[kept]
-    if shapes:
+    masks = None if shapes is None else torch.zeros(len(kept), MASK_SIZE, MASK_SIZE)
+    if shapes and masks is not None:
         # The same part of the box in the image, from right to left where the view is mirrored.
-        boxes = rows[:, [2, 1, 0, 3]] if mirrored else rows[:, :4]
+        boxes = boxes[:, [2, 1, 0, 3]] if mirrored else boxes
         (a, b), (c, d) = (x.view(-1, 2, 2).chunk(2, 1) for x in (whole, boxes))
         windows = torch.lerp(c, d, (part.view(-1, 2, 2) - a) / (b - a)).flatten(1).numpy()
         for row, i in enumerate(kept.tolist()):
-            found[row, 6:] = rasterize_mask(shapes[i], windows[i]).flatten()
-    return found
+            masks[row] = rasterize_mask(shapes[i], windows[i])
+    found = DetectionTargets(part[kept], objects.classes[kept], objects.kind[kept], masks)
+    return found.pad(rows)
+
+
+def collate(views: list[View], fill: Tensor) -> View:
+    """Views of one image each as one batch; smaller ones are filled up with the colour `fill`."""
+    targets = [view.objects for view in views if view.objects is not None]
+    return View(
+        collate_padded([view.images for view in views], fill[:, None, None]),
+        collate_padded([view.labels for view in views], IGNORE_INDEX),
+        DetectionTargets.cat(targets) if targets else None,
+    )
 
 
 def collate_padded(parts: list[Tensor], fill: Tensor | int) -> Tensor:
@@ -179,7 +200,7 @@ def rasterize_mask(shape: Shape, window: NDArray[np.float32]) -> Tensor:
             points = (np.reshape(polygon, (-1, 2)) - corner) / sides * samples - 0.5
             ImageDraw.Draw(canvas).polygon(points.ravel().tolist(), fill=1)
         grid = np.array(canvas)
-    return avg_pool2d(torch.from_numpy(grid).float()[None], _SAMPLES)[0]
+    return F.avg_pool2d(torch.from_numpy(grid).float()[None], _SAMPLES)[0]
 
 
 def _ends(counts: bytes) -> NDArray[np.int64]:

@@ -5,27 +5,25 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from resnets.config.arch import IGNORE_INDEX
 from resnets.config.recipe import Augment, Preprocess
 from resnets.data import joint_transforms, transforms
 from resnets.data.dataset import Split
 from resnets.data.decode import Unreadable, decode
+from resnets.data.detection.targets import DetectionTargets
+from resnets.data.joint_transforms import View
 from resnets.data.rng import order, uniform
-from resnets.data.splits import Masks
 from resnets.data.transforms import DRAWS, Crops
 from resnets.errors import DataError, UsageError
 
@@ -40,10 +38,17 @@ _LOOK = 5  # seconds after which one looks whether they are alive
 class Batch:
     """What a step works on; files that could not be read have no row in the tensors."""
 
-    images: Tensor  # float32 (B, C, S, S), of scenes (B, C, H, W), normalised, on the device
-    labels: Tensor  # as the split's, of scenes as `scenes.views` gives them, on the device
+    # float32 (B, C, S, S), with objects or masks (B, C, H, W), normalised, on the device
+    images: Tensor
+    labels: Tensor  # as the split's; of a segmentation uint8 (B, H, W), on the device
     indices: Tensor  # int64 (B,), on the CPU: which images of the split these are
     unreadable: tuple[tuple[Path, str], ...] = ()  # files that belong here, each with the reason
+    objects: DetectionTargets | None = None  # in pixels of these images, on the device
+
+    @property
+    def targets(self) -> Tensor | DetectionTargets:
+        """What a network learns from: the objects if there are any in the data, else the labels."""
+        return self.labels if self.objects is None else self.objects
 
 
 def stream(
@@ -100,21 +105,25 @@ def train_batches(
         (indices, uniform(seed, views, indices, DRAWS), side(step))
         for step, (indices, views) in enumerate(rows, start)
     )
-    alone = functools.partial(transforms.views, preprocess=preprocess, augment=augment)
-    scene = functools.partial(
-        joint_transforms.augment_views, preprocess=preprocess, augment=augment
-    )
-    see = scene if split.scene else functools.partial(_labelled, alone)
+    view_fn: ViewFn
+    if split.scene:
+        view_fn = functools.partial(
+            joint_transforms.augment_views, preprocess=preprocess, augment=augment
+        )
+    else:
+        alone = functools.partial(transforms.views, preprocess=preprocess, augment=augment)
+        view_fn = functools.partial(_labelled, alone)
     augment = replace(augment, flip=augment.flip and not split.scene)  # boxes are mirrored with it
     fill = transforms.colour(preprocess)
-    for x, labels, indices, draws, bad in _read(
-        split, see, fill, preprocess.white, steps, device, workers
+    for view, indices, draws, bad in _read(
+        split, view_fn, fill, preprocess.white, steps, device, workers
     ):
         if not len(indices):
             raise DataError(f"not one image of a batch can be read: {bad[0][0]} ({bad[0][1]}), ...")
-        _, change = transforms.scale_to_side(preprocess, augment, x.shape[3])
-        x = transforms.augment(x, change, mean, std, draws.to(device, non_blocking=True))
-        yield Batch(x, labels, indices, bad)
+        _, change = transforms.scale_to_side(preprocess, augment, view.images.shape[3])
+        draws = draws.to(device, non_blocking=True)
+        images = transforms.augment(view.images, change, mean, std, draws)
+        yield Batch(images, view.labels, indices, bad, view.objects)
 
 
 def check(preprocess: Preprocess, augment: Augment, batch: int, ranks: int, side: int) -> None:
@@ -154,18 +163,20 @@ def test_batches(
     and DataError if a worker died or hung.
     """
     mean, std = transforms.statistics(preprocess, device)
-    alone = functools.partial(transforms.test_view, preprocess=preprocess, crops=crops)
-    scene = functools.partial(
-        joint_transforms.augment_views, preprocess=preprocess, augment=Augment()
-    )
-    see = scene if split.scene else functools.partial(_labelled, alone)
+    view_fn: ViewFn
+    if split.scene:
+        view_fn = functools.partial(
+            joint_transforms.augment_views, preprocess=preprocess, augment=Augment()
+        )
+    else:
+        alone = functools.partial(transforms.test_view, preprocess=preprocess, crops=crops)
+        view_fn = functools.partial(_labelled, alone)
     each = 1 if crops == "whole" and not isinstance(split.images, Tensor) else batch
     parts = filter(len, torch.split(torch.arange(len(split))[rank::ranks], each))
     steps = ((indices, torch.zeros(len(indices), 0), preprocess.size) for indices in parts)
     fill = transforms.colour(preprocess)
-    for x, labels, read, _, bad in _read(
-        split, see, fill, preprocess.white, steps, device, workers
-    ):
+    for view, read, _, bad in _read(split, view_fn, fill, preprocess.white, steps, device, workers):
+        x = view.images
         if mean.shape[1:] not in ((1, 1), x.shape[2:]):
             height, width = x.shape[2:]
             raise UsageError(
@@ -174,24 +185,22 @@ def test_batches(
             )
         indices = read.repeat_interleave(len(x) // max(1, len(read)))
         x = transforms.normalize(change(x, indices) if change else x, mean, std)
-        yield Batch(x, labels, indices, bad)
+        yield Batch(x, view.labels, indices, bad, view.objects)
 
 
-# Views and their labels, of uint8 (B, C, H, W) images, given their labels and masks in the split,
-# (B, DRAWS) and the input's side.
-ViewFn = Callable[[Tensor, Tensor, Masks, Tensor, int], tuple[Tensor, Tensor]]
-# Indices, labels, masks, draws, side, files; a tensor would take a file descriptor to each worker.
-Request = tuple[NDArray[np.int64], NDArray[Any], Masks, NDArray[np.float32], int, tuple[str, ...]]
-# Views, labels, indices and draws of what could be read; the files that could not be.
-Answer = tuple[Tensor, Tensor, Tensor, Tensor, tuple[tuple[Path, str], ...]]
+# Views of decoded images, uint8 (B, C, H, W), given (B, DRAWS) and the input's side.
+ViewFn = Callable[[Split, Tensor, int], View]
+# Pickled indices, split of these files, draws and side. Pickled here, since each tensor by itself
+# would take a file descriptor to the worker.
+Request = bytes
+# Views, indices and draws of what could be read; the files that could not be.
+Answer = tuple[View, Tensor, Tensor, tuple[tuple[Path, str], ...]]
 
 
-def _labelled(
-    see: Callable[..., Tensor], images: Tensor, labels: Tensor, _: Masks, draws: Tensor, side: int
-) -> tuple[Tensor, Tensor]:
+def _labelled(view: Callable[..., Tensor], split: Split, draws: Tensor, side: int) -> View:
     """Views whose labels are those of their images; of an image there may be several."""
-    views = see(images, draws, side)
-    return views, labels.repeat_interleave(len(views) // max(1, len(labels)), 0)
+    views = view(split.images, draws, side)
+    return View(views, split.labels.repeat_interleave(len(views) // max(1, len(split)), 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,66 +212,62 @@ class Decode(Dataset[Answer]):
     index of the file that it is reading, or -1 - that of the last that it read.
     """
 
-    see: ViewFn
+    view_fn: ViewFn
     fill: Tensor  # uint8 (C,), the colour around views that are smaller than others
     white: int  # of grey with 16 bits
     hands: Tensor
 
     def __getitem__(self, request: Request) -> Answer:
-        indices, labels, draws = (torch.from_numpy(request[i]) for i in (0, 1, 3))
-        masks, side, files = request[2], *request[4:]
+        split: Split
+        indices, split, draws, side = pickle.loads(request)
         hand = self.hands[worker.id if (worker := get_worker_info()) else 0]
-        views, found, rows, bad = [], [], [], []
-        for row, (index, path) in enumerate(zip(indices.tolist(), files, strict=True)):
+        views, rows, bad = [], [], []
+        for row, (index, path) in enumerate(zip(indices.tolist(), split.images, strict=True)):
             hand.copy_(torch.tensor([os.getpid(), index]))
             try:
                 pixels = decode(path, len(self.fill), self.white)
                 image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-                one = slice(row, row + 1)
-                view, label = self.see(image, labels[one], masks[one], draws[one], side)
+                decoded = replace(split.take(torch.tensor([row])), images=image)
+                view = self.view_fn(decoded, draws[row : row + 1], side)
             except Unreadable as fault:  # of the image or of its mask
                 bad.append((Path(fault.name), fault.reason))
             else:
                 views.append(view)
-                found.append(label)
                 rows.append(row)
             hand[1] = -1 - index
-        none = torch.empty(0, len(self.fill), side, side, dtype=torch.uint8)
-        seen = joint_transforms.collate_padded(views or [none], self.fill[:, None, None])
-        told = joint_transforms.collate_padded(found or [labels[:0]], IGNORE_INDEX)
-        return seen, told, indices[rows], draws[rows], tuple(bad)
+        if not views:
+            none = torch.empty(0, len(self.fill), side, side, dtype=torch.uint8)
+            nothing = split.take(torch.tensor(rows, dtype=torch.int64))
+            views.append(View(none, nothing.labels, nothing.objects))
+        return joint_transforms.collate(views, self.fill), indices[rows], draws[rows], tuple(bad)
 
 
 def _read(
     split: Split,
-    see: ViewFn,
+    view_fn: ViewFn,
     fill: Tensor,
     white: int,
     steps: Iterable[tuple[Tensor, Tensor, int]],
     device: torch.device | str,
     workers: int,
 ) -> Iterator[Answer]:
-    """What is seen, on the device, in each of the steps (indices, draws, side of the input)."""
+    """The views, on the device, of each of the steps (indices, draws, side of the input)."""
     if isinstance(split.images, Tensor):
-        images = split.images.to(device)
+        split = replace(split, images=split.images.to(device))
         for indices, draws, side in steps:
-            masks = tuple(split.masks[i] for i in indices.tolist()) if split.masks else ()
-            chosen = images.index_select(0, indices.to(device))
-            views, labels = see(chosen, split.labels[indices], masks, draws, side)
-            yield views, labels.to(device, non_blocking=True), indices, draws, ()
+            view = view_fn(split.take(indices), draws, side)
+            yield _to(view, device), indices, draws, ()
         return
     files = split.images
 
     def request(indices: Tensor, draws: Tensor, side: int) -> Request:
-        part = split.take(indices)
-        names = tuple(map(str, part.images))
-        return indices.numpy(), part.labels.numpy(), part.masks, draws.numpy(), side, names
+        return pickle.dumps((indices, split.take(indices), draws, side))
 
     hands = torch.full((max(1, workers), 2), -1)
     if workers:
         hands.share_memory_()  # type: ignore[no-untyped-call]
     loader = DataLoader(
-        Decode(see, fill, white, hands),
+        Decode(view_fn, fill, white, hands),
         batch_size=None,  # a request is a whole batch
         sampler=(request(*step) for step in steps),
         num_workers=workers,
@@ -274,7 +279,7 @@ def _read(
     waited = 0
     while True:
         try:
-            views, labels, indices, draws, bad = next(answers)
+            view, indices, draws, bad = next(answers)
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError) as error:
@@ -290,9 +295,17 @@ def _read(
                 "If memory or /dev/shm is short, use fewer workers, or none: --workers 0"
             ) from None
         waited = 0
-        views, labels = (x.to(device, non_blocking=True) for x in (views, labels))
         # what is pinned comes as lists
-        yield views, labels, indices, draws, tuple((path, why) for path, why in bad)
+        yield _to(view, device), indices, draws, tuple((path, why) for path, why in bad)
+
+
+def _to(view: View, device: torch.device | str) -> View:
+    """The same on a device, without waiting for it."""
+    return View(
+        view.images.to(device, non_blocking=True),
+        view.labels.to(device, non_blocking=True),
+        None if view.objects is None else view.objects.to(device, non_blocking=True),
+    )
 
 
 def _worker_status(files: tuple[Path, ...], hands: Tensor) -> str:

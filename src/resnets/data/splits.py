@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from resnets.data.detection.targets import DetectionTargets
 from resnets.data.rng import stratified_order
 from resnets.errors import UsageError
 
@@ -24,17 +25,19 @@ Masks = tuple[Path, ...] | tuple[tuple[Shape, ...], ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Images and their labels.
+    """Images and what is known of them.
 
-    A label is a class, int64 (N,); or several, float32 (N, K) of 0 and 1. Of scenes it is the
-    objects, float32 (N, M, 6) of x1, y1, x2, y2 in pixels, class, and kind: 1, 2 for one that is
-    ignored (a crowd, a difficult one), 0 for padding; or (N, K), the classes' shares of a mask.
+    A label is the class of an image, int64 (N,); or (N, K), what it has of each of K classes: 0 or
+    1, as float32 where an image has several labels, as bool whether there is such an object; or
+    float32, the share of a segmentation mask. Stratified samples are drawn by the labels.
     """
 
     images: Tensor | tuple[Path, ...]  # uint8 (N, C, H, W) in memory, or N files
     labels: Tensor
     masks: Masks = ()  # of each image a file of class indices, or the shapes of its objects
-    sizes: Tensor | None = None  # int64 (N, 2): height and width of scenes, upright
+    # int64 (N, 2): height and width, upright, of images with objects or masks
+    sizes: Tensor | None = None
+    objects: DetectionTargets | None = None  # in pixels of the upright image, without masks
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,18 +45,13 @@ class Split:
     @property
     def scene(self) -> bool:
         """Whether the labels are of places in the images, not of whole images."""
-        return self.labels.ndim == 3 or bool(self.masks)
+        return self.objects is not None or bool(self.masks)
 
     def present(self, classes: int) -> Tensor:
         """Whether a class is in an image, as its label or among its objects: bool (N, classes)."""
         if self.labels.ndim == 1:
             return F.one_hot(self.labels, classes).bool()
-        if self.labels.ndim == 2:
-            return self.labels > 0
-        # One more for padding, that is cut off again.
-        which = self.labels[..., 4].long().where(self.labels[..., 5] == 1, classes)
-        seen = torch.zeros(len(self), classes + 1, dtype=torch.bool)
-        return seen.scatter_(1, which, True)[:, :classes]
+        return self.labels > 0
 
     def counts(self, classes: int) -> Tensor:
         """How many images each class has: int64 (classes,)."""
@@ -61,29 +59,32 @@ class Split:
 
     def plus(self, other: Split) -> Split:
         """These images, then the other's."""
-        parts = [self.labels, other.labels]
-        if self.labels.ndim == 3:
-            most = max(part.shape[1] for part in parts)
-            parts = [F.pad(part, (0, 0, 0, most - part.shape[1])) for part in parts]
-        labels = torch.cat(parts)
+        labels = torch.cat([self.labels, other.labels])
         if isinstance(self.images, Tensor) and isinstance(other.images, Tensor):
             return Split(torch.cat([self.images, other.images]), labels)
         sizes = [part.sizes for part in (self, other) if part.sizes is not None]
+        objects = [part.objects for part in (self, other) if part.objects is not None]
         return Split(
             (*self.images, *other.images),
             labels,
             (*self.masks, *other.masks),
             torch.cat(sizes) if sizes else None,
+            DetectionTargets.cat(objects) if objects else None,
         )
 
     def take(self, indices: Tensor) -> Split:
         """The images at int64 `indices`, in their order."""
         images, rows = self.images, indices.tolist()
+        if isinstance(images, Tensor):
+            chosen: Tensor | tuple[Path, ...] = images.index_select(0, indices.to(images.device))
+        else:
+            chosen = tuple(images[i] for i in rows)
         return Split(
-            images[indices] if isinstance(images, Tensor) else tuple(images[i] for i in rows),
+            chosen,
             self.labels[indices],
             tuple(self.masks[i] for i in rows) if self.masks else (),
             None if self.sizes is None else self.sizes[indices],
+            None if self.objects is None else self.objects[indices],
         )
 
     def divided(self, seed: int, *ends: int) -> list[Split]:
@@ -94,8 +95,7 @@ class Split:
         """
         strata = self.labels
         if strata.ndim > 1:
-            kinds = strata.shape[1] if strata.ndim == 2 else int(strata[..., 4].max()) + 1
-            seen = self.present(kinds)
+            seen = strata > 0
             rarity = torch.where(seen, seen.sum(0), torch.inf)
             strata = F.pad(rarity, (0, 1), value=len(self) + 1).argmin(1)
         parts = stratified_order(strata, seed).tensor_split(ends)

@@ -324,20 +324,26 @@ def figures(
     """COCO's figures of boxes or of masks, those of pycocotools. Raises MissingPackage."""
     package = coco()
     assert split.sizes is not None
+    assert split.objects is not None
     sizes = dict(zip(found.indices.tolist(), split.sizes[found.indices].tolist(), strict=True))
     truths, given = list[dict[str, Any]](), list[dict[str, Any]]()
     for image, size in sizes.items():
         shapes = split.masks[image] if split.masks else ()
         assert not isinstance(shapes, Path)
-        rows = split.labels[image][split.labels[image, :, 5] > 0].tolist()
-        for k, (x1, y1, x2, y2, which, state) in enumerate(rows):
+        targets = split.objects[image]
+        targets = targets[~targets.is_padding]
+        rows = zip(
+            *(targets.boxes.tolist(), targets.classes.tolist(), targets.is_ignored.tolist()),
+            strict=True,
+        )
+        for k, ((x1, y1, x2, y2), which, crowd) in enumerate(rows):
             # A number of 0 would mean that a detection matches nothing.
-            row = {"id": len(truths) + 1, "image_id": image, "category_id": int(which)}
+            row = {"id": len(truths) + 1, "image_id": image, "category_id": which}
             row |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
             if shapes:
                 mask = rle(shapes[k], *size)
                 row |= {"segmentation": mask, "area": float(package.mask.area(mask))}
-            truths.append(row | {"iscrowd": int(state == 2)})
+            truths.append(row | {"iscrowd": int(crowd)})
     corners, ends = found.boxes.double().tensor_split(2, 1)
     boxes, columns = torch.cat([corners, ends - corners], 1), (found.images, found.classes)
     drawn = found.masks if found.masks and kind == "segm" else [None] * len(boxes)

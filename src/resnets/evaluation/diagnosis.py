@@ -33,10 +33,10 @@ READINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def diagnose(found: DetectionPredictions, split: Split, classes: tuple[str, ...]) -> str:
     """The first reason that the detections themselves show, as a sentence or two."""
-    labels = split.labels[found.indices]
-    there = labels[..., 5] == 1
-    objects, images = labels[there], found.indices[there.nonzero()[:, 0]]
-    truths = objects[:, :4]
+    assert split.objects is not None
+    targets = split.objects[found.indices]
+    objects, images = targets[targets.is_object], found.indices[targets.is_object.nonzero()[:, 0]]
+    truths = objects.boxes
     if not len(objects):
         return "These images have no objects, so there is nothing to find."
     if not len(found.scores):
@@ -59,7 +59,7 @@ def diagnose(found: DetectionPredictions, split: Split, classes: tuple[str, ...]
                 )
     surest = np.argsort(-found.scores.numpy()[i], kind="stable")
     first = surest[np.unique(j[surest], return_index=True)[1]]  # the surest pair of each object
-    given, true = found.classes.numpy()[i[first]], objects[:, 4].long().numpy()[j[first]]
+    given, true = found.classes.numpy()[i[first]], objects.classes.numpy()[j[first]]
     if hit > MANY and (given == true).mean() < 0.1:
         shifts, counts = np.unique(given - true, return_counts=True)
         shift = int(shifts[counts.argmax()])

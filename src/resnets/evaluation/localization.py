@@ -95,14 +95,13 @@ def evaluate(
     it the network's own are taken. Raises as `test_batches`.
     """
     hits, bad = [torch.empty(0, 2, dtype=torch.bool)], list[tuple[Path, str]]()
-    for batch, sizes, own in sized_batches(split, loader, stopped):
+    for batch, sizes, _ in sized_batches(split, loader, stopped):
         bad += batch.unreadable
-        if not len(own) or not batch.labels.shape[1]:
+        images, objects = batch.images, batch.objects
+        if objects is None or not objects.kind.numel():
             continue
-        images, objects = batch.images, batch.labels[..., :6]
-        real = objects[..., 5] == 1
-        first = real.byte().argmax(1, keepdim=True)
-        label = objects[..., 4].gather(1, first).long()
+        first = objects.is_object.byte().argmax(1, keepdim=True)
+        label = objects.classes.gather(1, first)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
             if predicted is None:
                 found = network(images, sizes=sizes)
@@ -112,10 +111,10 @@ def evaluate(
             else:
                 classes = predicted[batch.indices].to(images.device)
                 boxes, _ = network.best(images, torch.cat([label, classes], 1), sizes)
-        right = real & (objects[..., 4] == label)
-        near = (iou(boxes.float(), objects[..., :4]) * right[:, None]).amax(2) >= 0.5
+        right = objects.is_object & (objects.classes == label)
+        near = (iou(boxes.float(), objects.boxes) * right[:, None]).amax(2) >= 0.5
         among = (near[:, 1:] & (classes == label)).any(1)
-        hits.append(torch.stack([near[:, 0], among], 1)[real.any(1)].cpu())
+        hits.append(torch.stack([near[:, 0], among], 1)[objects.is_object.any(1)].cpu())
     given, five = torch.cat(hits).unbind(1)
     return LocalizationMetrics(
         len(given), *count_errors(given), *count_errors(five), tuple(bad), name

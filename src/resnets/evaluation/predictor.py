@@ -243,15 +243,14 @@ def match_classes(split: Split, classes: tuple[str, ...], model: Model) -> Split
     table = torch.tensor([known[name] for name in classes], device=split.labels.device)
     if split.labels.ndim == 1:
         return replace(split, labels=table[split.labels])
-    if split.labels.ndim == 3:
-        labels = split.labels.clone()
-        labels[..., 4] = table[labels[..., 4].long()]
-        return replace(split, labels=labels)
-    if split.masks and not torch.equal(table, torch.arange(len(table))):
+    if split.objects is None and split.masks and not torch.equal(table, torch.arange(len(table))):
         raise CheckpointError(
             f"the classes of the masks, {', '.join(classes[:8])}, stand in another order than the "
             f"model's, {', '.join(model.card.classes[:8])}: renumber the masks"
         )
     labels = split.labels.new_zeros(len(split), len(known))
     labels[:, table] = split.labels
-    return replace(split, labels=labels)
+    objects = split.objects
+    if objects is not None:
+        objects = replace(objects, classes=table[objects.classes])
+    return replace(split, labels=labels, objects=objects)

@@ -53,22 +53,22 @@ def overlaps(one: Tensor, boxes: Tensor, other: Tensor, others: Tensor) -> tuple
 
 def flags(found: DetectionPredictions, split: Split, kinds: int) -> Flags:
     """What is right of what was found on a split of `kinds` classes."""
-    labels = split.labels[found.indices]
-    there = labels[..., 5] > 0
-    at, objects = there.nonzero()[:, 0], labels[there]
-    kind = objects[:, 4].long()
+    assert split.objects is not None
+    targets = split.objects[found.indices]
+    at, objects = (~targets.is_padding).nonzero()[:, 0], targets[~targets.is_padding]
+    kind = objects.classes
     surest = found.scores.argsort(descending=True, stable=True)
     rows = torch.searchsorted(found.indices, found.images)[surest]
     given, boxes = found.classes[surest], found.boxes[surest]
     stride = max([kinds - 1, *given.tolist()]) + 1
-    i, j = overlaps(rows * stride + given, boxes, at * stride + kind, objects[:, :4])
+    i, j = overlaps(rows * stride + given, boxes, at * stride + kind, objects.boxes)
     claiming, best = np.unique(i, return_index=True)  # the first pair of each, which overlaps most
     claimed = j[best]
     right, counted = np.zeros(len(rows), bool), np.ones(len(rows), bool)
     right[claiming[np.unique(claimed, return_index=True)[1]]] = True
-    counted[claiming[(objects[:, 5] == 2).numpy()[claimed]]] = False
-    each = np.zeros((len(labels), kinds))
-    np.add.at(each, (at.numpy(), kind.numpy()), (objects[:, 5] == 1).numpy())
+    counted[claiming[objects.is_ignored.numpy()[claimed]]] = False
+    each = np.zeros((len(targets), kinds))
+    np.add.at(each, (at.numpy(), kind.numpy()), objects.is_object.numpy())
     return Flags(rows.numpy()[counted], given.numpy()[counted], right[counted], each)
 
 

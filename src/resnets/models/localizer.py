@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ from resnets.models.detection.rpn import (
 )
 from resnets.models.layers import finite, global_mean
 from resnets.models.resnet import ResNet
+
+if TYPE_CHECKING:  # `data` takes longer to import than the networks
+    from resnets.data.detection.targets import DetectionTargets
 
 SAMPLED, POSITIVE_SHARE = 8, 0.5  # anchors of an image that are learnt from: appendix C
 RIGHT = 0.5  # IoU from which on a region is an object
@@ -104,10 +107,10 @@ def crop_regions(images: Tensor, boxes: Tensor, side: int) -> Tensor:
 class Localizer(nn.Module):
     """Images (B, C, H, W), any H and W, to a box for each class.
 
-    With objects (B, M, 6 or more) it gives the losses `parts` and the share of images whose best
-    proposal of the true class has an IoU below 0.5: float32 (len(parts) + 1,). The class of an
-    image is that of its first object; other classes' objects are ignored. Raises UsageError for
-    numbers of regions that cannot be meant.
+    With targets (B, M) it gives the losses `parts` and the share of images whose best proposal of
+    the true class has an IoU below 0.5: float32 (len(parts) + 1,). The class of an image is that of
+    its first object; other classes' objects are ignored. Raises UsageError for numbers of regions
+    that cannot be meant.
     """
 
     def __init__(self, arch: LocalizerArch, *, checkpoint: int = 0) -> None:
@@ -130,12 +133,15 @@ class Localizer(nn.Module):
         self.scales: tuple[float, ...] = (1.0,)  # of the images at test: dense testing
 
     def forward(
-        self, images: Tensor, objects: Tensor | None = None, sizes: Tensor | None = None
+        self,
+        images: Tensor,
+        targets: DetectionTargets | None = None,
+        sizes: Tensor | None = None,
     ) -> Detections | Tensor:
         """Detections: the best box of each of the best `MOST` classes. Or the losses."""
         sizes = inside(images, sizes)
-        if objects is not None:
-            return self.losses(images, sizes, objects.float())
+        if targets is not None:
+            return self.losses(images, sizes, targets)
         seen = self.look(images, sizes)
         best = torch.stack([one.logits.amax(2) for one in seen]).amax(0)
         count = MOST if self.rcnn is None else JUDGED
@@ -219,36 +225,33 @@ class Localizer(nn.Module):
         bias = self.regression.bias.view(-1, 4)[which]  # type: ignore[union-attr]
         return (weight @ x[..., None])[..., 0].float() + bias
 
-    def losses(self, images: Tensor, sizes: Tensor, objects: Tensor) -> Tensor:
+    def losses(self, images: Tensor, sizes: Tensor, targets: DetectionTargets) -> Tensor:
         """The losses, each a mean over images, and the share of images located wrongly."""
         seen = self.seen(*scaled(images, 1), sizes)
-        objects = F.pad(objects[..., :6], (0, 0, 0, 1))  # one at least, if only of padding
-        true = objects[..., 5] == 1
-        first = true.byte().argmax(1, keepdim=True)
-        label = objects[..., 4].gather(1, first).long()  # (B, 1)
-        own = true & (objects[..., 4] == label)
-        kind = torch.where(true & ~own, 2, objects[..., 5])
-        objects = torch.cat([objects[..., :5], kind[..., None]], 2)
+        targets = targets.pad(targets.boxes.shape[1] + 1)  # one at least, if only of padding
+        first = targets.is_object.byte().argmax(1, keepdim=True)
+        label = targets.classes.gather(1, first)  # (B, 1)
+        targets = targets.ignore(targets.is_object & (targets.classes != label))
 
-        matched = box.match(seen.anchors[None], objects, LOW, HIGH, rescue=True)
+        matched = box.match(seen.anchors[None], targets, LOW, HIGH, rescue=True)
         index, chosen = box.sample(matched, SAMPLED, POSITIVE_SHARE)
         logits = seen.logits.gather(2, index[:, None].expand(-1, self.arch.classes, -1))
         deltas = self.deltas(seen, label, index[:, None])[:, 0]
         at = matched.gather(1, index)
-        lost = trained_levels(logits.mT, deltas, seen.anchors[index], label, objects, at, chosen)
+        lost = trained_levels(logits.mT, deltas, seen.anchors[index], label, targets, at, chosen)
         with torch.no_grad():
             proposed = self.candidates([seen], label, self.arch.regions[1] or 1)[0][:, 0]
-            overlap = (box.iou(proposed[:, :1], objects[..., :4])[:, 0] * own).amax(1)
-            wrong = (own.any(1) & (overlap < 0.5)).float()
+            overlap = (box.iou(proposed[:, :1], targets.boxes)[:, 0] * targets.is_object).amax(1)
+            wrong = (targets.is_object.any(1) & (overlap < 0.5)).float()
         if self.rcnn is not None:
             # The true boxes are among the regions, as nothing else may be right at first.
-            proposed = torch.cat([proposed, objects[..., :4]], 1)
-            matched = box.match(proposed, objects, RIGHT, RIGHT, rescue=False)
+            proposed = torch.cat([proposed, targets.boxes], 1)
+            matched = box.match(proposed, targets, RIGHT, RIGHT, rescue=False)
             index, chosen = box.sample(matched, self.arch.regions[0], POSITIVE_SHARE)
             regions, at = gather_rows(proposed, index), matched.gather(1, index)
             logits, moves = self.rcnn(images, regions)
             deltas = moves.take_along_dim(label[..., None, None], 2)[:, :, 0]
-            lost += trained_levels(logits, deltas, regions, label, objects, at, chosen)
+            lost += trained_levels(logits, deltas, regions, label, targets, at, chosen)
         return torch.stack([*lost, wrong.mean()])
 
 
@@ -257,7 +260,7 @@ def trained_levels(
     deltas: Tensor,
     boxes: Tensor,
     label: Tensor,
-    objects: Tensor,
+    targets: DetectionTargets,
     matched: Tensor,
     chosen: Tensor,
 ) -> list[Tensor]:
@@ -266,7 +269,7 @@ def trained_levels(
     wanted = torch.zeros_like(logits)
     wanted.scatter_(2, label[..., None].expand(-1, logits.shape[1], 1), positive[..., None].float())
     lost = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-    goals = box.encode(gather_rows(objects[..., :4], matched.clamp(min=0)), boxes)
+    goals = box.encode(gather_rows(targets.boxes, matched.clamp(min=0)), boxes)
     return [
         per_image_mean(lost.sum(2), chosen),
         per_image_mean(smooth_l1(deltas, goals) * positive, chosen),

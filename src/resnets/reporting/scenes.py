@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import resize, to_pil_image
 
 from resnets.analysis import drawing
+from resnets.data.detection.targets import DetectionTargets
 from resnets.data.joint_transforms import class_map
 from resnets.data.splits import Shape, Split
 from resnets.errors import CheckpointError
@@ -55,13 +56,13 @@ def show(
     columns, counts = dict[str, list[Any]](), list[int]()
     if train := splits.get("train"):
         columns["train images"] = train.counts(kinds).tolist()
-        if train.labels.ndim == 3:
-            known = train.labels[train.labels[..., 5] == 1]
-            counts = known[:, 4].long().bincount(minlength=kinds).tolist()
+        if train.objects is not None:
+            counts = train.objects.count_classes(kinds).tolist()
             columns["train objects"] = counts
-            small, large = (int(x.sum()) for x in (area(known) < 32**2, area(known) > 96**2))
+            sizes = area(train.objects.boxes[train.objects.is_object])
+            small, large = (int(x.sum()) for x in (sizes < 32**2, sizes > 96**2))
             said.append(
-                f"Of {len(known):,} training objects {small:,} are small, under 32 x 32 pixels, "
+                f"Of {len(sizes):,} training objects {small:,} are small, under 32 x 32 pixels, "
                 f"and {large:,} large, over 96 x 96."
             )
     each = ended.get("per_class") or [{}]
@@ -193,13 +194,14 @@ def misses(
     """
     right, every = 0, list[Miss]()
     for image in found.indices.tolist():
-        labels = F.pad(objects(split, image), (0, 0, 0, 1))  # one at least, if only of padding
-        mine, real = (found.images == image).nonzero()[:, 0], labels[:, 5] == 1
-        boxes, same = found.boxes[mine], found.classes[mine, None] == labels[:, 4]
-        share, both = iou(boxes, labels[:, :4]), intersection_area(boxes, labels[:, :4])
+        truth = objects(split, image)
+        truth = truth.pad(len(truth) + 1)  # one at least, if only of padding
+        mine, real = (found.images == image).nonzero()[:, 0], truth.is_object
+        boxes, same = found.boxes[mine], found.classes[mine, None] == truth.classes
+        share, both = iou(boxes, truth.boxes), intersection_area(boxes, truth.boxes)
         hits, claimed = (share * (same & real)).max(1)
         others, mixed = (share * (~same & real)).max(1)
-        ignored = (both * (labels[:, 5] == 2)).amax(1) > area(boxes) / 2
+        ignored = (both * truth.is_ignored).amax(1) > area(boxes) / 2
         free, explained = {*real.nonzero()[:, 0].tolist()}, set[int]()
         for k in found.scores[mine].argsort(descending=True, stable=True).tolist():
             row, own, other, end = int(mine[k]), int(claimed[k]), int(mixed[k]), ""
@@ -211,7 +213,7 @@ def misses(
             if hits[k] >= 0.5:
                 kind = TWICE
             elif others[k] >= 0.5:
-                kind, end = WRONG, f", marked as “{names[int(labels[other, 4])]}”"
+                kind, end = WRONG, f", marked as “{names[int(truth.classes[other])]}”"
                 explained.add(other)
             elif hits[k] >= 0.1:
                 kind = PLACED
@@ -222,7 +224,7 @@ def misses(
             said = f"“{names[int(found.classes[row])]}” with {score:.2f}{end}"
             every.append(Miss(kind, image, row, boxes[k], score, said))
         for row in sorted(free - explained):
-            box, which = labels[row, :4], names[int(labels[row, 4])]
+            box, which = truth.boxes[row], names[int(truth.classes[row])]
             width, height = (box[2:] - box[:2]).tolist()
             said = f"“{which}” of {width:.0f} x {height:.0f} pixels is not found"
             every.append(Miss(MISSED, image, row, box, width * height, said))
@@ -236,9 +238,11 @@ def worst(wrong: Sequence[Miss]) -> list[Miss]:
     return [*large, *(miss for miss in heavy if miss.kind in (WRONG, NOWHERE))][:WORST]
 
 
-def objects(split: Split, index: int) -> Tensor:
-    """Those of an image, ignored ones too: (n, 6)."""
-    return split.labels[index][split.labels[index, :, 5] > 0]
+def objects(split: Split, index: int) -> DetectionTargets:
+    """Those of an image, ignored ones too: (n,)."""
+    assert split.objects is not None
+    targets = split.objects[index]
+    return targets[~targets.is_padding]
 
 
 def take(found: DetectionPredictions, rows: Tensor) -> DetectionPredictions:
@@ -258,14 +262,12 @@ def true(split: Split, index: int, names: Sequence[str], only: slice = slice(Non
     """An image with its objects, or `only` some: uint8 (3, H, W)."""
     assert split.sizes is not None
     rows, (height, width) = objects(split, index)[only], split.sizes[index].tolist()
-    kinds = rows[:, 4].long().tolist()
+    kinds = rows.classes.tolist()
     shapes = cast(tuple[Shape, ...], split.masks[index] if split.masks else ())[only]
     runs = [detection.rle(shape, height, width)["counts"] for shape in shapes]
     masks = torch.stack([detection.decoded((height, width, x)) for x in runs]) if runs else None
     words = [names[k] for k in kinds]
-    return drawing.draw_box(
-        drawing.read_predictions(split, index), rows[:, :4], kinds, words, masks
-    )
+    return drawing.draw_box(drawing.read_predictions(split, index), rows.boxes, kinds, words, masks)
 
 
 def part(picture: Tensor, window: Sequence[int], side: int) -> str:
@@ -288,7 +290,7 @@ def gallery(
         pair = true(split, index, names), drawing.draw_prediction(split, index, found, names, 0)
         window = (0, 0, pair[0].shape[2], pair[0].shape[1])
         given = told(found.classes[found.images == index])
-        said = (f"True: {told(objects(split, index)[:, 4])}", f"Found: {given}")
+        said = (f"True: {told(objects(split, index).classes)}", f"Found: {given}")
         images = [(part(x, window, WIDE), text) for x, text in zip(pair, said, strict=True)]
         return {"name": name(index), "verdict": ". ".join(said), "images": images, "legend": ()}
 

@@ -93,7 +93,7 @@ class World:
         return values
 
     def replicate(
-        self, network: nn.Module, inputs: Sequence[Tensor], sent: list[Message]
+        self, network: nn.Module, inputs: Sequence[Any], sent: list[Message]
     ) -> nn.Module:
         """The network whose backward pass averages the gradients over the ranks.
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def need(plan: Plan) -> tuple[int, int]:
     return fixed, sum(size for size, of_weights in sizes if not of_weights) // 2
 
 
-def saved(network: nn.Module, inputs: Sequence[Tensor], bfloat16: bool) -> list[Tensor]:
+def saved(network: nn.Module, inputs: Sequence[Any], bfloat16: bool) -> list[Tensor]:
     """What a forward pass keeps for the backward pass, each storage once, without the network's."""
     own = {p.untyped_storage().data_ptr() for p in (*network.parameters(), *network.buffers())}
     found: dict[int, Tensor] = {}

@@ -19,6 +19,7 @@ from resnets.config.arch import Arch
 from resnets.config.recipe import Augment, Preprocess, Recipe, to_dict
 from resnets.config.tasks import TaskText
 from resnets.data.dataset import Source, Split
+from resnets.data.detection.targets import DetectionTargets
 from resnets.data.rng import draw_for_step
 from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.predictor import Model
@@ -31,8 +32,8 @@ from resnets.training.state import State, TrainProgress, load_pretrained
 WRITING = 3.5  # seconds for the files of a result, its pictures and its report, on two cores
 
 
-# Network, images and labels of a micro-batch -> mean loss, and number of wrong images: () each.
-LossFunction = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+# Network, images and `Batch.targets` of a micro-batch -> mean loss, wrong images: () each.
+LossFunction = Callable[[nn.Module, Tensor, Any], tuple[Tensor, Tensor]]
 Stopped = Callable[[], bool]  # whether a signal asks to break off
 
 
@@ -97,7 +98,9 @@ class Task:
     # The figures of a result on a split of that name; details may be kept in the run's folder.
     test: Callable[[Path, Plan, Model, Split, str], TaskMetrics]
     # What a training step calls the network with: so many images of that side, all zeros.
-    example_inputs: Callable[[Plan, int, int], tuple[Tensor, ...]] = example_images
+    example_inputs: Callable[[Plan, int, int], tuple[Tensor | DetectionTargets, ...]] = (
+        example_images
+    )
     # The temperature of a result (1706.04599), from the validation images.
     temperature: Callable[[Plan, Model], float | None] = no_temperature
     # What cannot be meant with this task, each with its remedy.

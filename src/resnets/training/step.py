@@ -136,14 +136,14 @@ class Step:
         self.sent.clear()
         # As many on each rank, also where an image could not be read: they exchange messages.
         count = math.ceil(plan.local_batch / course.micro)
-        parts = (torch.tensor_split(x, count) for x in (batch.images, batch.labels))
+        parts = batch.images.tensor_split(count), batch.targets.tensor_split(count)
         pieces = list(zip(*parts, strict=True))
         first = world.rank * count
-        for number, (images, labels) in enumerate(pieces, start=first):
+        for number, (images, targets) in enumerate(pieces, start=first):
             torch.manual_seed(((recipe.seed * 1_000_003 + course.step) * 4096 + number) % 2**63)
             more = number < first + len(pieces) - 1
             with accumulating(self.replica, more):
-                loss, wrong = self.loss(self.replica, images, labels)
+                loss, wrong = self.loss(self.replica, images, targets)
                 (loss * (len(images) * world.size / recipe.batch)).backward()  # type: ignore[no-untyped-call]
             seen = torch.full_like(loss, len(images), dtype=torch.float64)
             sums += torch.stack([loss.detach() * seen, wrong, seen])

@@ -9,8 +9,9 @@ from PIL import Image, ImageOps
 from resnets import cli
 from resnets.data import load
 from resnets.data.dataset import task_of
+from resnets.data.detection.targets import Kind
 from resnets.errors import DataError, DataErrors, MissingPackage
-from tests.data._helpers import picture
+from tests.data._helpers import picture, rows_of
 
 
 def some_scenes(told, count):
@@ -137,8 +138,10 @@ def test_four_layouts_of_the_same_photographs_have_the_same_targets(shared, tmp_
             assert [path.name for path in part.images] == [name for name, *_ in scenes]
             assert part.sizes.tolist() == [[height, width] for _, width, height, _ in scenes]
             assert part.sizes.dtype == torch.int64
-            assert part.labels.dtype == torch.float32
-            for rows, (*_, objects) in zip(part.labels, scenes, strict=True):
+            assert part.objects.boxes.dtype == torch.float32
+            assert part.objects.classes.dtype == torch.int64
+            assert part.objects.kind.dtype == torch.uint8
+            for rows, (*_, objects) in zip(rows_of(part.objects), scenes, strict=True):
                 wanted = [[*box, names.index(label), 1] for label, box, _ in objects]
                 wanted += [[0] * 6] * (len(rows) - len(wanted))
                 assert rows.numpy() == pytest.approx(np.array(wanted), abs=1e-3)
@@ -171,12 +174,12 @@ def test_coco128_is_refused_where_its_categories_are_others(shared, tmp_path):
     assert len(source.classes) == 80
     for split, objects in (("train", 746), ("val", 712)):
         part = source.splits[split]
-        assert (len(part), int(part.labels[..., 5].sum())) == (100, objects)
+        assert (len(part), int(part.objects.is_object.sum())) == (100, objects)
         told = tables[f"instances_{split}2017.json"]
         shapes = [[tuple(map(float, p)) for p in a["segmentation"]] for a in told["annotations"]]
         assert sorted(list(s) for image in part.masks for s in image) == sorted(shapes)
         # The YOLO labels of the same images have the same classes.
-        for path, rows in zip(part.images, part.labels, strict=True):
+        for path, rows in zip(part.images, rows_of(part.objects), strict=True):
             text = (coco128 / "labels" / f"{split}2017" / path.name).with_suffix(".txt")
             said = (
                 {int(x.split()[0]) for x in text.read_text().splitlines()} if rows.any() else set()
@@ -189,13 +192,13 @@ def test_bccd_has_two_boxes_without_width(shared):
     source = load(shared / "data" / "bccd", task="detect")
     assert source.classes == ("Platelets", "RBC", "WBC")
     assert [len(s) for s in source.splits.values()] == [205, 87, 72]
-    assert sum(int((s.labels[..., 5] == 1).sum()) for s in source.splits.values()) == 4888 - 2
+    assert sum(int(s.objects.is_object.sum()) for s in source.splits.values()) == 4888 - 2
     assert [place.rsplit("/", 1)[1] for place, _ in source.problems] == [
         "BloodImage_00338.xml, object 13",
         "BloodImage_00343.xml, object 4",
     ]
     assert all(reason.startswith("degenerate") for _, reason in source.problems)
-    assert (source.train.labels[..., :4] >= 0).all()
+    assert (source.train.objects.boxes >= 0).all()
 
 
 # One image of 40 x 30 pixels, p.png, and what each form says of it.
@@ -346,7 +349,7 @@ def test_every_problem_is_collected_and_some_are_only_noted(tmp_path, capsys):
     path = coco(tmp_path, said)
     source = load(path, task="detect")
     assert source.train is not None
-    rows = source.train.labels[0]
+    rows = rows_of(source.train.objects[0])
     assert rows[4, :4].tolist() == rows[5, :4].tolist() == [0, 0, 40, 30]
     assert rows[:, 4].tolist() == [0, 0, 1, 0, 0, 1]
     named = [(place.rsplit(" ", 1)[1], reason) for place, reason in source.problems]
@@ -395,7 +398,7 @@ def test_a_few_boxes_without_width_are_left_out_and_more_are_refused(tmp_path):
     flat = one((7, 7, 7, 9))
     many = [one((k % 30, 1, k % 30 + 2 + k / 30, 9)) for k in range(99)]
     source = load(coco(tmp_path, [*many, flat]), task="detect")
-    assert source.train.labels.shape == (1, 99, 6)
+    assert source.train.objects.kind.shape == (1, 99)
     assert [p for p in source.problems if "degenerate" in p[1]] == [
         (f"{tmp_path / 'table.json'}, annotation 199", "degenerate: box 7 7 7 9; left out")
     ]
@@ -412,7 +415,7 @@ def test_pascal_voc_counts_pixels_from_one_and_ignores_the_difficult(tmp_path):
     source = load(voc(tmp_path, text), task="detect")
     assert source.automatic
     assert source.classes == ("a", "b")
-    assert source.train.labels.tolist() == [[[0, 0, 40, 30, 1, 1], [0, 0, 2, 1.5, 0, 2]]]
+    assert rows_of(source.train.objects).tolist() == [[[0, 0, 40, 30, 1, 1], [0, 0, 2, 1.5, 0, 2]]]
     lists = tmp_path / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     (lists / "trainval.txt").write_text("p  1\n\n")
@@ -448,7 +451,7 @@ def test_run_lengths_are_those_of_pycocotools(tmp_path):
     said = [one(GOOD, segmentation=texts, iscrowd=1), one(GOOD, 9, segmentation=numbers)]
     source = load(coco(tmp_path, said), task="detect")
     assert source.train.masks == (((30, 40, packed["counts"]),) * 2,)
-    assert source.train.labels[0, :, 5].tolist() == [2, 1]
+    assert source.train.objects.kind[0].tolist() == [Kind.IGNORED, Kind.OBJECT]
     # Where an object has no mask, none is used, and that is said.
     source = load(coco(tmp_path, [*said, one((1, 2, 3, 4))]), task="detect")
     assert source.train.masks == ()
@@ -458,7 +461,7 @@ def test_run_lengths_are_those_of_pycocotools(tmp_path):
 def test_polygons_of_yolo_are_shapes_with_their_boxes(tmp_path):
     source = load(yolo(tmp_path, "1 .1 .1 .5 .2 .25 .9"), task="detect")
     assert source.classes == ("a", "b")
-    assert source.train.labels[0].tolist() == [pytest.approx([4, 3, 20, 27, 1, 1])]
+    assert rows_of(source.train.objects[0]).tolist() == [pytest.approx([4, 3, 20, 27, 1, 1])]
     (((polygon,),),) = source.train.masks
     assert polygon == pytest.approx((4, 3, 20, 6, 10, 27))
 
@@ -518,7 +521,7 @@ def test_boxes_stand_where_the_upright_image_has_the_object(tmp_path, frame):
     assert source.problems == ()
     for split in source.splits.values():
         assert split.sizes.tolist() == [[30, 40]] * len(split)
-        assert split.labels[:, 0, :4].tolist() == [[7, 4, 27, 11]] * len(split)
+        assert split.objects.boxes[:, 0].tolist() == [[7, 4, 27, 11]] * len(split)
         for ((polygon,),) in split.masks:
             points = np.reshape(polygon, (-1, 2))
             assert [*points.min(0), *points.max(0)] == [7, 4, 27, 11]
@@ -529,7 +532,7 @@ def test_of_an_image_upside_down_its_size_says_nothing(tmp_path):
     path = tmp_path / "table.json"
     path.write_text(json.dumps(told([turned(tmp_path, 3)], "upright")))
     source = load(path, task="detect")
-    assert source.train.labels[0, 0, :4].tolist() == [7, 4, 27, 11]
+    assert source.train.objects.boxes[0, 0].tolist() == [7, 4, 27, 11]
     ((place, reason),) = source.problems
     assert (place, reason[:13]) == (str(tmp_path / "p3.png"), "EXIF turns it")
     # Neither does a table that is of two minds.
@@ -540,7 +543,7 @@ def test_of_an_image_upside_down_its_size_says_nothing(tmp_path):
         both["annotations"].append(table["annotations"][0] | {"id": k, "image_id": k})
     path.write_text(json.dumps(both))
     source = load(path, task="detect")
-    assert source.train.labels[:, 0, :4].tolist() == [[7, 4, 27, 11]] * 3
+    assert source.train.objects.boxes[:, 0].tolist() == [[7, 4, 27, 11]] * 3
     assert source.problems == ((place, reason),)
 
 
@@ -564,7 +567,7 @@ def test_images_without_objects_stay_and_an_automatic_split_is_told(tmp_path):
     source = load(tmp_path, task="localize", seed=1)
     assert source.automatic
     assert [len(s) for s in (source.train, source.val, source.test)] == [32, 4, 4]
-    assert sum(int((s.labels[..., 5].sum(1) == 0).sum()) for s in source.splits.values()) == 10
+    assert sum(int(s.objects.is_padding.all(1).sum()) for s in source.splits.values()) == 10
     assert source.train.counts(2).tolist() == [12, 12]
     assert load(tmp_path, task="detect", seed=1).split_table() == source.split_table()
     other = load(tmp_path, task="detect", seed=2)

@@ -10,6 +10,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
+from resnets.data.detection.targets import DetectionTargets, Kind
 from resnets.models.detection import boxes
 from resnets.models.detection.boxes import (
     anchors,
@@ -37,10 +38,10 @@ def some(*shape: int, side: float = 100, room: float = 200) -> Tensor:
     return torch.cat([corner, corner + 1 + torch.rand(*shape, 2) * side], -1)
 
 
-def objects(corners: Tensor, kind: Tensor | float = 1.0) -> Tensor:
-    """Rows of class 3."""
+def objects(corners: Tensor, kind: Tensor | int = Kind.OBJECT) -> DetectionTargets:
+    """Of class 3."""
     kind = torch.as_tensor(kind).expand(corners.shape[:-1])
-    return torch.cat([corners, torch.full_like(kind, 3)[..., None], kind[..., None]], -1)
+    return DetectionTargets(corners, torch.full_like(kind, 3), kind)
 
 
 def row(*values: float) -> Tensor:
@@ -115,19 +116,18 @@ def test_matches_are_torchvisions(
     shared, truth = some(1, 400), some(2, 11)
     truth[:, 7:] = 0  # padding
     truth[:, 6] = truth[:, 2]  # of two alike, the first
-    kind = torch.where(torch.arange(11) < 7, 1.0, 0.0)
+    kind = torch.where(torch.arange(11) < 7, Kind.OBJECT, Kind.PADDING)
     found = match(shared, objects(truth, kind), low, high, rescue)
     for image in (0, 1):
         reference = Matcher(high, low, allow_low_quality_matches=rescue)
         assert torch.equal(found[image], reference(tv.box_iou(truth[image, :7], shared[0])))
     each = shared.expand(2, -1, -1)
     assert torch.equal(match(each, objects(truth, kind), low, high, rescue), found)
-    masked = torch.cat([objects(truth, kind), torch.rand(2, 11, 9)], -1)
-    assert torch.equal(match(shared, masked, low, high, rescue), found)
 
 
 def test_ignored_empty_and_missed_boxes() -> None:
-    truth = torch.tensor([[[0.0, 0, 10, 10, 3, 1], [20, 0, 60, 40, 3, 2], [0, 0, 0, 0, 0, 0]]])
+    corners = torch.tensor([[[0.0, 0, 10, 10], [20, 0, 60, 40], [0, 0, 0, 0]]])
+    truth = objects(corners, torch.tensor([[Kind.OBJECT, Kind.IGNORED, Kind.PADDING]]))
     given = torch.tensor(
         [
             [0.0, 0, 10, 8],  # IoU 0.8
@@ -148,8 +148,10 @@ def test_ignored_empty_and_missed_boxes() -> None:
 
 
 def test_an_object_that_nothing_overlaps_rescues_nothing() -> None:
-    assert match(row(0, 0, 5, 5), objects(row(50, 50, 60, 60)), 0.3, 0.7, True).tolist() == [[-1]]
-    assert match(some(1, 4), torch.zeros(3, 0, 6), 0.3, 0.7, True).tolist() == [[-1] * 4] * 3
+    nothing = DetectionTargets.empty(3, 0)
+    far = objects(row(50.0, 50, 60, 60))
+    assert match(row(0.0, 0, 5, 5), far, 0.3, 0.7, True).tolist() == [[-1]]
+    assert match(some(1, 4), nothing, 0.3, 0.7, True).tolist() == [[-1] * 4] * 3
 
 
 def test_five_hundred_objects_are_gone_through_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +168,7 @@ def test_five_hundred_objects_are_gone_through_in_chunks(monkeypatch: pytest.Mon
     found = match(given, truth, 0.3, 0.7, False)
     assert max(held) <= boxes.CHUNK
     assert sum(held) == 2 * 500 * 50_000
-    expected = Matcher(0.7, 0.3)(tv.box_iou(truth[1, :, :4], given[0, :200]))
+    expected = Matcher(0.7, 0.3)(tv.box_iou(truth.boxes[1], given[0, :200]))
     assert torch.equal(found[1, :200], expected)
 
 

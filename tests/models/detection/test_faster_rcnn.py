@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.detection import (
     FasterRCNN,
     MaskRCNN,
@@ -21,6 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from resnets.config.arch import DetectorArch
 from resnets.config.families import FAMILY, TINY
+from resnets.data.detection.targets import DetectionTargets, Kind
 from resnets.errors import UsageError
 from resnets.models import build
 from resnets.models.detection import faster_rcnn
@@ -155,12 +155,12 @@ def test_same_as_torchvision(name: str) -> None:
             torch.testing.assert_close(masks, other["masks"][:, 0], rtol=1e-4, atol=1e-4)
 
 
-def rows(boxes: list[list[float]], kind: int = 1, cells: int = 0) -> Tensor:
-    """Objects (M, 6 + cells^2) of classes 0, 1, ...; masks are full."""
-    corners = torch.tensor(boxes).reshape(-1, 4)
-    classes = torch.arange(len(boxes)).remainder(K).float()[:, None]
-    masks = torch.ones(len(boxes), cells**2)
-    return torch.cat([corners, classes, torch.full_like(classes, kind), masks], 1)
+def objects(boxes: list[list[float]], kind: Kind = Kind.OBJECT, cells: int = 0) -> DetectionTargets:
+    """Objects (M,) of classes 0, 1, ...; masks are full."""
+    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    kinds = torch.full((len(boxes),), kind, dtype=torch.uint8)
+    masks = torch.ones(len(boxes), cells, cells) if cells else None
+    return DetectionTargets(corners, torch.arange(len(boxes)) % K, kinds, masks)
 
 
 BOXES = [[10.0, 20.0, 70.0, 90.0], [40.0, 5.0, 150.0, 60.0], [90.0, 70.0, 120.0, 100.0]]
@@ -170,18 +170,18 @@ def test_losses_are_torchvisions() -> None:
     """Of one image, with all anchors and regions in the sample."""
     images = torch.randn(1, 3, 128, 160, generator=torch.Generator().manual_seed(1))
     theirs, ours = twins("maskrcnn_resnet18_fpn", images, [(128, 160)])
-    objects = rows(BOXES, cells=56)
+    own = objects(BOXES, cells=56)
     masks = torch.zeros(3, 128, 160, dtype=torch.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, torch.tensor(BOXES).int().tolist(), strict=True):
         mask[y1:y2, x1:x2] = 1
     everything = 100_000
     for part in (theirs.rpn, theirs.roi_heads):
         part.fg_bg_sampler.batch_size_per_image = everything
-    target = {"boxes": objects[:, :4], "labels": objects[:, 4].long() + 1, "masks": masks}
+    target = {"boxes": own.boxes, "labels": own.classes + 1, "masks": masks}
     expected = theirs.train()(list(images), [target])
 
     ours.rpn.sampled, ours.arch = everything, replace(ours.arch, sampled=1000)
-    losses = dict(zip([*ours.parts, "wrong"], ours(images, objects[None]), strict=True))
+    losses = dict(zip([*ours.parts, "wrong"], ours(images, own[None]), strict=True))
     torch.testing.assert_close(losses["objectness"], expected["loss_objectness"])
     torch.testing.assert_close(losses["proposals"], expected["loss_rpn_box_reg"])
     torch.testing.assert_close(losses["classes"], expected["loss_classifier"])
@@ -219,12 +219,15 @@ TINIES = {
     ),
 }
 SCENES = {
-    "none": [rows([], cells=56), rows([], cells=56)],
-    "one empty": [rows(BOXES, cells=56), rows([], cells=56)],
-    "ignored": [rows(BOXES, kind=2, cells=56)] * 2,
-    "degenerate": [rows([[5.0, 5, 5, 5], [9.0, 0, 9, 30]], cells=56), rows([[0.0] * 4], cells=56)],
+    "none": [objects([], cells=56), objects([], cells=56)],
+    "one empty": [objects(BOXES, cells=56), objects([], cells=56)],
+    "ignored": [objects(BOXES, kind=Kind.IGNORED, cells=56)] * 2,
+    "degenerate": [
+        objects([[5.0, 5, 5, 5], [9.0, 0, 9, 30]], cells=56),
+        objects([[0.0] * 4], cells=56),
+    ],
     "crowded": [
-        rows(
+        objects(
             [[x, y, x + 9, y + 7] for y in torch.arange(0.0, 60, 3) for x in torch.arange(0.0, n)],
             cells=56,
         )
@@ -233,9 +236,8 @@ SCENES = {
 }
 
 
-def batch(scenes: list[Tensor]) -> Tensor:
-    most = max(map(len, scenes))
-    return torch.stack([F.pad(s, (0, 0, 0, most - len(s))) for s in scenes])
+def batch(scenes: list[DetectionTargets]) -> DetectionTargets:
+    return DetectionTargets.stack(scenes)
 
 
 @pytest.mark.parametrize(
@@ -265,11 +267,11 @@ def test_losses_of_halves(name: str) -> None:
     network = TINIES[name]().eval()
     network.rpn.sampled, network.arch = 100_000, replace(network.arch, sampled=200)
     images = torch.randn(4, 3, 64, 96)
-    scenes = [rows(BOXES, cells=56), rows(BOXES[:1], cells=56), rows([], cells=56)]
-    objects = batch([*scenes, rows(BOXES[1:], cells=56)])
+    scenes = [objects(BOXES, cells=56), objects(BOXES[:1], cells=56), objects([], cells=56)]
+    targets = batch([*scenes, objects(BOXES[1:], cells=56)])
     with torch.no_grad():
-        halves = [network(images[i : i + 2], objects[i : i + 2]) for i in (0, 2)]
-        torch.testing.assert_close(network(images, objects), sum(halves) / 2)
+        halves = [network(images[i : i + 2], targets[i : i + 2]) for i in (0, 2)]
+        torch.testing.assert_close(network(images, targets), sum(halves) / 2)
 
 
 @pytest.mark.parametrize("name", TINIES)
@@ -319,7 +321,7 @@ def test_mask_in_a_region() -> None:
     mask[..., :28] = 1
     box = torch.tensor([[[10.0, 10, 66, 66]]])
     rois = torch.tensor([[[10.0, 10, 66, 66], [-18.0, 10, 38, 66], [66.0, 66, 80, 80]]])
-    goals = crop_masks(mask.flatten(2).expand(1, 3, -1), box.expand(1, 3, 4), rois, 28)
+    goals = crop_masks(mask.expand(1, 3, -1, -1), box.expand(1, 3, 4), rois, 28)
     expected = torch.zeros(1, 3, 28, 28)
     expected[0, 0, :, :14] = 1
     expected[0, 1, :, 14:] = 1
@@ -340,7 +342,7 @@ def test_anchors_do_not_fit() -> None:
 
 def test_masks_are_missing() -> None:
     with pytest.raises(UsageError, match="masks"):
-        TINIES["masks"]()(torch.randn(1, 3, 64, 96), rows(BOXES)[None])
+        TINIES["masks"]()(torch.randn(1, 3, 64, 96), objects(BOXES)[None])
 
 
 @pytest.mark.slow
@@ -359,12 +361,12 @@ def test_overfits_two_images() -> None:
     for image, own in zip(images, boxes.tolist(), strict=True):
         for colour, (x1, y1, x2, y2) in enumerate(own):
             image[colour, y1:y2, x1:x2] = 2
-    classes = torch.arange(3).expand(2, 3)[..., None]
-    objects = torch.cat([boxes, classes, torch.ones_like(classes)], 2).float()
+    classes = torch.arange(3).expand(2, 3)
+    targets = DetectionTargets(boxes.float(), classes, torch.ones_like(classes))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        network(images, objects)[:-1].sum().backward()
+        network(images, targets)[:-1].sum().backward()
         optimizer.step()
     with torch.no_grad():
         found = network.eval()(images)

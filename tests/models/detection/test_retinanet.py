@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.detection import RetinaNet, retinanet_resnet50_fpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -15,6 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from resnets.config.families import FAMILY, TINY
+from resnets.data.detection.targets import DetectionTargets, Kind
 from resnets.errors import UsageError
 from resnets.models import build
 
@@ -98,10 +98,10 @@ def test_same_as_torchvision(name: str) -> None:
         assert torch.equal(found.classes[i, :many], other["labels"])
 
     scenes = [BOXES, BOXES[:1]]
-    targets = [{"boxes": rows(s)[:, :4], "labels": rows(s)[:, 4].long()} for s in scenes]
+    targets = [{"boxes": objects(s).boxes, "labels": objects(s).classes} for s in scenes]
     theirs.train().backbone.eval()
     losses = theirs(list(images), targets)
-    own = ours(images, batch([rows(s) for s in scenes]))
+    own = ours(images, batch([objects(s) for s in scenes]))
     torch.testing.assert_close(own[0], losses["classification"])
     torch.testing.assert_close(own[1], losses["bbox_regression"])
 
@@ -109,16 +109,15 @@ def test_same_as_torchvision(name: str) -> None:
 BOXES = [[10.0, 20.0, 70.0, 90.0], [40.0, 5.0, 150.0, 60.0], [90.0, 70.0, 120.0, 100.0]]
 
 
-def rows(boxes: list[list[float]], kind: int = 1) -> Tensor:
-    """Objects (M, 6) of classes 0, 1, ..."""
-    classes = torch.arange(len(boxes)).remainder(K).float()[:, None]
-    corners = torch.tensor(boxes).reshape(-1, 4)
-    return torch.cat([corners, classes, torch.full_like(classes, kind)], 1)
+def objects(boxes: list[list[float]], kind: Kind = Kind.OBJECT) -> DetectionTargets:
+    """Objects (M,) of classes 0, 1, ..."""
+    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    kinds = torch.full((len(boxes),), kind, dtype=torch.uint8)
+    return DetectionTargets(corners, torch.arange(len(boxes)) % K, kinds)
 
 
-def batch(scenes: list[Tensor]) -> Tensor:
-    most = max(map(len, scenes))
-    return torch.stack([F.pad(s, (0, 0, 0, most - len(s))) for s in scenes])
+def batch(scenes: list[DetectionTargets]) -> DetectionTargets:
+    return DetectionTargets.stack(scenes)
 
 
 def tiny(norm: str) -> nn.Module:
@@ -129,11 +128,11 @@ def tiny(norm: str) -> nn.Module:
 
 
 SCENES = {
-    "none": [rows([]), rows([])],
-    "one empty": [rows(BOXES), rows([])],
-    "ignored": [rows(BOXES, kind=2)] * 2,
-    "degenerate": [rows([[5.0, 5, 5, 5], [9.0, 0, 9, 30]]), rows([[0.0] * 4])],
-    "crowded": [rows([[x, y, x + 9, y + 7] for y in range(0, 60, 3) for x in range(25)])] * 2,
+    "none": [objects([]), objects([])],
+    "one empty": [objects(BOXES), objects([])],
+    "ignored": [objects(BOXES, kind=Kind.IGNORED)] * 2,
+    "degenerate": [objects([[5.0, 5, 5, 5], [9.0, 0, 9, 30]]), objects([[0.0] * 4])],
+    "crowded": [objects([[x, y, x + 9, y + 7] for y in range(0, 60, 3) for x in range(25)])] * 2,
 }
 
 
@@ -142,10 +141,10 @@ SCENES = {
 def test_losses_are_finite(norm: str, bfloat16: bool) -> None:
     network = tiny(norm).train()
     images = torch.randn(2, 3, 64, 96).contiguous(memory_format=torch.channels_last)
-    for scene, objects in SCENES.items():
+    for scene, scenes in SCENES.items():
         network.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            losses = network(images, batch(objects))
+            losses = network(images, batch(scenes))
         assert losses.shape == (len(network.parts) + 1,)
         assert losses.dtype == torch.float32
         assert losses.isfinite().all(), scene
@@ -158,10 +157,10 @@ def test_losses_are_finite(norm: str, bfloat16: bool) -> None:
 def test_losses_of_halves() -> None:
     network = tiny("group").eval()
     images = torch.randn(4, 3, 64, 96)
-    objects = batch([rows(BOXES), rows(BOXES[:1]), rows([]), rows(BOXES[1:])])
+    targets = batch([objects(BOXES), objects(BOXES[:1]), objects([]), objects(BOXES[1:])])
     with torch.no_grad():
-        halves = [network(images[i : i + 2], objects[i : i + 2]) for i in (0, 2)]
-        torch.testing.assert_close(network(images, objects), sum(halves) / 2)
+        halves = [network(images[i : i + 2], targets[i : i + 2]) for i in (0, 2)]
+        torch.testing.assert_close(network(images, targets), sum(halves) / 2)
 
 
 def test_ignored_objects_are_no_background() -> None:
@@ -170,8 +169,8 @@ def test_ignored_objects_are_no_background() -> None:
     images = torch.randn(1, 3, 64, 96)
     whole = [[0.0, 0.0, 96.0, 64.0]]
     with torch.no_grad():
-        background = network(images, rows([])[None])[0]
-        ignored = network(images, rows(whole, kind=2)[None])[0]
+        background = network(images, objects([])[None])[0]
+        ignored = network(images, objects(whole, kind=Kind.IGNORED)[None])[0]
     assert 0 < ignored < background
 
 

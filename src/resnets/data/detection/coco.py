@@ -17,6 +17,7 @@ from resnets.data.detection.dataset import (
     Annotation,
     ParsedAnnotations,
 )
+from resnets.data.detection.targets import Kind
 from resnets.data.file_names import find, flag, key, number, quote, split_of_name
 from resnets.data.splits import Polygon, Shape
 from resnets.errors import DataError, MissingPackage
@@ -230,9 +231,8 @@ def _object(
     if ignored and not crowd:
         found.count("objects are marked `ignore`, and count neither for nor against", place)
     shape = _shape(entry.get("segmentation"))
-    return Annotation(
-        place, name, (x, y, x + width, y + height), 2 if crowd or ignored else 1, shape
-    )
+    kind = Kind.IGNORED if crowd or ignored else Kind.OBJECT
+    return Annotation(place, name, (x, y, x + width, y + height), kind, shape)
 
 
 def _corners(scenes: Iterable[AnnotatedImage]) -> int:

@@ -17,6 +17,7 @@ from scipy.spatial import KDTree
 
 from resnets.data.classification import ImageInfo, make_dataset, scan_images
 from resnets.data.decode import READABLE
+from resnets.data.detection.targets import DetectionTargets, Kind
 from resnets.data.splits import Shape, Source, Split
 from resnets.errors import DataError, DataErrors, Problem
 
@@ -31,7 +32,7 @@ class Annotation:
     place: str  # file and line, or number
     name: str  # of its class
     box: tuple[float, ...]  # x1, y1, x2, y2
-    kind: int = 1  # 2: ignored
+    kind: Kind = Kind.OBJECT
     shape: Shape | None = None
 
 
@@ -95,17 +96,17 @@ def make_source(
     names = {one.name for scene in training for one in scene.objects}
     classes = found.classes or tuple(sorted(names))
 
-    kept, where, rows = _checked(found, scenes, looks, classes)
+    kept, where, objects = _checked(found, scenes, looks, classes)
     if (drawn := sum(one.shape is not None for one in kept)) not in (0, len(kept)):
         place = next(one.place for one in kept if not one.shape)
         reason = f"{drawn:,} of {len(kept):,} objects have masks, not {place}: none is used"
         found.noted.append((str(data), reason))
-    _compare(found, data, kept, rows)
+    _compare(found, data, objects)
     if found.refused:
         unreadable = [(str(path), f"unreadable: {reason}") for path, reason in seen.unreadable]
         notes = [(str(data), note) for note in found.notes]
         raise DataErrors(data, found.refused, notes + found.noted + unreadable)
-    learnt = [scenes[k].split in (None, "train") for k in where[rows[:, 5] == 1]]
+    learnt = [scenes[k].split in (None, "train") for k in where[objects.is_object.numpy()]]
     if not learnt or not (any(learnt) or training is scenes):
         what = f"{len(kept):,} objects, which are all to be ignored" if kept else "no objects"
         more = f".\n{found.notes[0]}" if found.notes else ""
@@ -115,15 +116,19 @@ def make_source(
     found.notes += _unused([scene.path for scene in found.scenes], classes, names)
     counts = np.bincount(where, minlength=len(scenes))
     starts = counts.cumsum() - counts
-    labels = np.zeros((len(scenes), counts.max(), 6), dtype=np.float32)
-    labels[where, np.arange(len(kept)) - starts[where]] = rows
+    targets = DetectionTargets.empty(len(scenes), int(counts.max()))
+    image, row = torch.from_numpy(where), torch.from_numpy(np.arange(len(kept)) - starts[where])
+    targets.boxes[image, row] = objects.boxes
+    targets.classes[image, row] = objects.classes
+    targets.kind[image, row] = objects.kind
     shapes = [one.shape for one in kept if one.shape]
     ends = zip(starts.tolist(), counts.tolist(), strict=True)
     every = Split(
         tuple(scene.path for scene in scenes),
-        torch.from_numpy(labels),
+        targets.class_presence(len(classes)),
         tuple(tuple(shapes[a : a + n]) for a, n in ends) if drawn == len(kept) else (),
         torch.tensor([(one.height, one.width) for one in looks]),
+        targets,
     )
     parts = [scene.split for scene in scenes]
     made = make_dataset(data, root, classes, every, parts, seen, seed, digest)
@@ -158,11 +163,9 @@ def _name_splits(found: ParsedAnnotations) -> None:
         found.notes.append(f"{len(more):,} {text}; first {more[0].path}")
 
 
-def _compare(
-    found: ParsedAnnotations, data: Path, kept: list[Annotation], rows: NDArray[np.float32]
-) -> None:
+def _compare(found: ParsedAnnotations, data: Path, objects: DetectionTargets) -> None:
     """Refuse what no object is wrong with alone."""
-    if len(kept) and not found.relative and rows[:, :4].max() <= 1:
+    if len(objects) and not found.relative and objects.boxes.max() <= 1:
         reason = "all boxes lie within one pixel: are they parts of the sides? Pixels are needed"
         found.refused.append((str(data), reason))
 
@@ -185,8 +188,8 @@ def _checked(
     scenes: list[AnnotatedImage],
     looks: list[ImageInfo],
     classes: tuple[str, ...],
-) -> tuple[list[Annotation], NDArray[np.int64], NDArray[np.float32]]:
-    """The n objects that are right, which scene each is in, and float32 (n, 6) for the labels."""
+) -> tuple[list[Annotation], NDArray[np.int64], DetectionTargets]:
+    """The n objects that are right, which image each is in, and their boxes, classes and kinds."""
     objects = [one for scene in scenes for one in scene.objects]
     where = np.array([k for k, scene in enumerate(scenes) for _ in scene.objects], dtype=np.int64)
     limits = np.array([2 * (one.width, one.height) for one in looks]).reshape(-1, 4)[where]
@@ -204,9 +207,8 @@ def _checked(
     outside = (clipped[:, 2:] <= clipped[:, :2]).any(1)
     number = {name: k for k, name in enumerate(classes)}
     which = np.array([number.get(one.name, -1) for one in objects], dtype=np.int64)
-    kinds = np.array([one.kind for one in objects], dtype=np.int64)
-    rows = np.concatenate([clipped, which[:, None], kinds[:, None]], 1).astype(np.float32)
-    flat |= (rows[:, 2:4] <= rows[:, :2]).any(1) & ~outside  # in the labels' precision
+    rounded = clipped.astype(np.float32)  # to the precision of the targets
+    flat |= (rounded[:, 2:] <= rounded[:, :2]).any(1) & ~outside
 
     reasons = ("unknown class", "not finite", "degenerate", "outside the image")
     bad = [which < 0, ~np.isfinite(boxes).all(1), flat, outside]
@@ -226,12 +228,15 @@ def _checked(
             found.refused.append((one.place, reason))
 
     good = np.flatnonzero(states < 0)
-    kept, where, rows = [objects[i] for i in good], where[good], rows[good]
+    kept, where = [objects[i] for i in good], where[good]
+    which, rounded = which[good], rounded[good]
     # Ten apart are those of two images or of two classes.
-    points = np.concatenate([rows[:, :4], 10.0 * where[:, None], 10.0 * rows[:, 4:5]], 1)
+    points = np.concatenate([rounded, 10.0 * where[:, None], 10.0 * which[:, None]], 1)
     for i, j in sorted(KDTree(points).query_pairs(0.5, p=np.inf)) if kept else ():
         found.noted.append((kept[j].place, f"the same box and class as {kept[i].place}"))
-    return kept, where, rows
+    kinds = torch.tensor([one.kind for one in kept], dtype=torch.uint8)
+    targets = DetectionTargets(torch.from_numpy(rounded), torch.from_numpy(which), kinds)
+    return kept, where, targets
 
 
 def _text(box: NDArray[np.float64]) -> str:

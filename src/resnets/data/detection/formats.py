@@ -14,6 +14,7 @@ from pathlib import Path
 from resnets.data.classification import split_name
 from resnets.data.detection.coco import not_coco_reason, read_coco, tables
 from resnets.data.detection.dataset import AnnotatedImage, Annotation, ParsedAnnotations
+from resnets.data.detection.targets import Kind
 from resnets.data.detection.voc import read_voc, xml_files
 from resnets.data.detection.yolo import LONGEST, has_labels, names_file, read_yolo
 from resnets.data.file_names import find, key, number, quote, split_of_name
@@ -156,4 +157,4 @@ def _row(
     if not name or (kind := row.get("kind") or "1") not in ("1", "2"):
         raise ValueError("no label, or a kind that is neither 1 nor 2")
     x1, y1, x2, y2 = map(number, box)
-    scene.objects.append(Annotation(place, name, (x1, y1, x2, y2), int(kind)))
+    scene.objects.append(Annotation(place, name, (x1, y1, x2, y2), Kind(int(kind))))

@@ -12,6 +12,7 @@ from resnets.data.classification import split_name, subfolders, visible
 from resnets.data.decode import READABLE
 from resnets.data.detection.coco import WRONG, not_coco_reason, sides
 from resnets.data.detection.dataset import AnnotatedImage, Annotation, ParsedAnnotations
+from resnets.data.detection.targets import Kind
 from resnets.data.file_names import (
     components,
     flag,
@@ -153,7 +154,7 @@ def _read(
             x1, y1, x2, y2 = x1 - 1, y1 - 1, x2 - (x1 == x2), y2 - (y1 == y2)
             if not (name := (entry.findtext("name") or "").strip()):
                 raise ValueError("no name")
-            kind = 2 if flag(entry.findtext("difficult")) else 1
+            kind = Kind.IGNORED if flag(entry.findtext("difficult")) else Kind.OBJECT
             scene.objects.append(Annotation(place, name, (x1, y1, x2, y2), kind))
         except ValueError as error:
             found.refused.append((place, not_coco_reason(error)))

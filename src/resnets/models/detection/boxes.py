@@ -1,16 +1,17 @@
-"""Boxes x1, y1, x2, y2 in pixels, x2 and y2 exclusive: pure functions on tensors, on any device.
-
-Objects are rows x1, y1, x2, y2, class, kind: 1 is an object, 2 one to ignore, 0 padding.
-"""
+"""Boxes x1, y1, x2, y2 in pixels, x2 and y2 exclusive: pure functions on tensors, on any device."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:  # `data` takes longer to import than the networks
+    from resnets.data.detection.targets import DetectionTargets
 
 LARGEST = math.log(1000 / 16)  # of a decoded dw, dh: an early, wild network must not overflow exp
 TINY = 1e-6  # instead of a width, height or area of 0
@@ -94,8 +95,10 @@ def anchors(
 
 
 @torch.no_grad()
-def match(boxes: Tensor, objects: Tensor, low: float, high: float, rescue: bool) -> Tensor:
-    """The object of each box: boxes (B or 1, A, 4), objects (B, M, 6 or more) -> int64 (B, A).
+def match(
+    boxes: Tensor, targets: DetectionTargets, low: float, high: float, rescue: bool
+) -> Tensor:
+    """The row of `targets` (B, M) of each box: boxes (B or 1, A, 4) -> int64 (B, A).
 
     It is the object of the largest IoU if that is at least `high`; -1, background, where it is
     below `low`; else -2. A box also is -2 if it matches nothing and at least `low` of it lies in an
@@ -104,14 +107,16 @@ def match(boxes: Tensor, objects: Tensor, low: float, high: float, rescue: bool)
     """
     boxes = boxes.mT.contiguous().mT  # x1 of all boxes side by side: half the time
     own = area(boxes)[:, None]
-    best = own.new_zeros(len(objects), boxes.shape[1])
+    best = own.new_zeros(len(targets), boxes.shape[1])
     index, rescued, ignored = best.long(), best.bool(), own[:, 0] <= 0
     step = max(1, CHUNK // best.numel())
-    for first in range(0, objects.shape[1], step):
-        some, kind = objects[:, first : first + step, :4], objects[:, first : first + step, 5:6]
+    for first in range(0, targets.boxes.shape[1], step):
+        rows = slice(first, first + step)
+        some = targets.boxes[:, rows]
+        is_object, is_ignored = targets.is_object[:, rows, None], targets.is_ignored[:, rows, None]
         both = intersection_area(some, boxes)  # (B, objects of the chunk, A)
-        overlap = both / (area(some)[..., None] + own - both).clamp_(min=TINY) * (kind == 1)
-        ignored = ignored | (both * (kind == 2) >= low * own.clamp(min=TINY)).any(1)
+        overlap = both / (area(some)[..., None] + own - both).clamp_(min=TINY) * is_object
+        ignored = ignored | (both * is_ignored >= low * own.clamp(min=TINY)).any(1)
         value, place = overlap.max(1)
         index = torch.where(value > best, place + first, index)
         best = torch.maximum(value, best)

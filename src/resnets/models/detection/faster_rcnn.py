@@ -7,7 +7,7 @@ R-CNN (1703.06870). Where torchvision has the network, the names of the tensors 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from resnets.models.detection.rpn import (
     smooth_l1,
 )
 from resnets.models.layers import LayerFactory, finite, global_mean
+
+if TYPE_CHECKING:  # `data` takes longer to import than the networks
+    from resnets.data.detection.targets import DetectionTargets
 
 IOU = 0.5  # of a region with the object that it is taken for
 POSITIVE_SHARE = 0.25  # of the regions that training learns from, at most
@@ -66,14 +69,13 @@ class FasterRCNN(nn.Module):
     """Faster R-CNN and Mask R-CNN, forms "c4" and "fpn".
 
     Images (B, C, H, W), sizes int64 (B, 2) of each inside the input (None: all of it) ->
-    Detections. With objects (B, M, 6 + m*m), rows of x1, y1, x2, y2, class, kind (1 an object, 2
-    one to ignore, 0 padding) and its m x m mask inside the box: float32 (len(parts) + 1,), the
-    losses, each the mean over images of its mean over the image's sampled anchors or regions, and
-    the share of sampled regions of wrong class.
+    Detections. With targets (B, M): float32 (len(parts) + 1,), the losses, each the mean over
+    images of its mean over the image's sampled anchors or regions, and the share of sampled regions
+    of wrong class.
 
     `norm="group"`: a group normalisation follows each convolution of the pyramid (P6 and P7 have
     none), and stands before the ReLU of each 3x3 of the mask head. Raises UsageError for anchors
-    that do not fit the levels, and in training for masks that the objects lack.
+    that do not fit the levels, and in training for masks that the targets lack.
     """
 
     def __init__(self, arch: DetectorArch, *, checkpoint: int = 0) -> None:
@@ -106,13 +108,16 @@ class FasterRCNN(nn.Module):
         self.threshold, self.overlap, self.kept = 0.05, 0.5, 100  # of detections, see `select`
 
     def forward(
-        self, images: Tensor, objects: Tensor | None = None, sizes: Tensor | None = None
+        self,
+        images: Tensor,
+        targets: DetectionTargets | None = None,
+        sizes: Tensor | None = None,
     ) -> Tensor | Detections:
         height, width = images.shape[2:]
         sizes = inside(images, sizes)
         maps = self.features(images)
-        if objects is not None:
-            return self.losses(maps, objects.float(), (height, width), sizes)
+        if targets is not None:
+            return self.losses(maps, targets, (height, width), sizes)
         rois, _ = self.propose(maps, (height, width), sizes)
         found = self.select(*self.judge(maps, rois, sizes), sizes)
         return self.draw(maps, found)
@@ -182,38 +187,41 @@ class FasterRCNN(nn.Module):
         return found._replace(masks=F.pad(drawn, empty))
 
     def losses(
-        self, maps: dict[str, Tensor], objects: Tensor, image_shape: tuple[int, int], sizes: Tensor
+        self,
+        maps: dict[str, Tensor],
+        targets: DetectionTargets,
+        image_shape: tuple[int, int],
+        sizes: Tensor,
     ) -> Tensor:
-        """As `forward` with objects."""
-        if objects.shape[1] == 0:
-            objects = objects.new_zeros(len(objects), 1, objects.shape[2])  # there is one to index
+        """As `forward` with targets."""
+        targets = targets.pad(1)  # there is one to index
         said = self.rpn(list(maps.values()), image_shape)
-        first = self.rpn.losses(said, objects)
+        first = self.rpn.losses(said, targets)
 
         rois, _ = self.rpn.propose(said, sizes, self.considered[0], self.arch.proposals[0])
-        rois = torch.cat([rois, objects[..., :4]], 1)
-        matched = box.match(rois, objects, IOU, IOU, rescue=False)
+        rois = torch.cat([rois, targets.boxes], 1)
+        matched = box.match(rois, targets, IOU, IOU, rescue=False)
         index, chosen = box.sample(matched, self.arch.sampled, POSITIVE_SHARE)
         rois, matched = gather_rows(rois, index), matched.gather(1, index)
         positive, matched = chosen & (matched >= 0), matched.clamp(min=0)
-        true = gather_rows(objects[..., :6], matched)
-        labels = (true[..., 4].long() + 1) * positive
+        true = gather_rows(targets.boxes, matched)
+        labels = (targets.classes.gather(1, matched) + 1) * positive
 
         logits, deltas = self.siblings(self.describe(maps, rois, sizes))
         logits = logits.float()
         wrong = F.cross_entropy(logits.mT, labels, reduction="none")
         own = deltas.take_along_dim(labels[..., None, None], 2)[:, :, 0]
-        far = smooth_l1(own, box.encode(true[..., :4], rois, WEIGHTS)) * positive
+        far = smooth_l1(own, box.encode(true, rois, WEIGHTS)) * positive
         missed = per_image_mean((logits.argmax(2) != labels).float(), chosen)
         second = [per_image_mean(wrong, chosen), per_image_mean(far, chosen)]
 
         if self.arch.masks:
-            if objects.shape[2] == 6:
+            if targets.masks is None:
                 raise UsageError("the network draws masks, and the objects of the data have none")
             most = max(1, int(positive.sum(1).max()))  # positives come first
             rois, positive, labels = rois[:, :most], positive[:, :most], labels[:, :most]
-            true = gather_rows(objects, matched[:, :most])
-            goals = crop_masks(true[..., 6:], true[..., :4], rois, 2 * MASK_CELLS)
+            masks = targets.masks.take_along_dim(matched[:, :most, None, None], 1)
+            goals = crop_masks(masks, true[:, :most], rois, 2 * MASK_CELLS)
             drawn = self.outline(maps, rois, (labels - 1).clamp(min=0))
             off = F.binary_cross_entropy_with_logits(drawn, goals, reduction="none")
             second.append(per_image_mean(off.mean((2, 3)), positive))
@@ -264,11 +272,10 @@ def top_k_detections(
 
 
 def crop_masks(masks: Tensor, boxes: Tensor, rois: Tensor, cells: int) -> Tensor:
-    """What masks (B, R, m*m) of boxes (B, R, 4) show in rois (B, R, 4): (B, R, cells, cells).
+    """What masks (B, R, m, m) of boxes (B, R, 4) show in rois (B, R, 4): (B, R, cells, cells).
 
     The bilinear value at the middle of each cell; outside of the box there is nothing.
     """
-    side = math.isqrt(masks.shape[2])
     middles = (torch.arange(cells, device=rois.device) + 0.5) / cells
     corner, size = rois[..., :2, None], (rois[..., 2:] - rois[..., :2])[..., None]
     origin, extent = boxes[..., :2, None], (boxes[..., 2:] - boxes[..., :2])[..., None]
@@ -276,5 +283,5 @@ def crop_masks(masks: Tensor, boxes: Tensor, rois: Tensor, cells: int) -> Tensor
     x, y = points.flatten(0, 1).unbind(1)  # (B*R, cells), -1 to 1 inside of the box
     shape = (-1, cells, cells)
     grid = torch.stack([x[:, None].expand(shape), y[:, :, None].expand(shape)], 3)
-    planes = F.grid_sample(masks.view(-1, 1, side, side), grid, align_corners=False)
+    planes = F.grid_sample(masks.flatten(0, 1)[:, None], grid, align_corners=False)
     return planes.view(*rois.shape[:2], cells, cells)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +17,9 @@ from resnets.models.detection.fpn import FeaturePyramid
 from resnets.models.detection.rpn import RPNOutput, flatten_levels, gather_rows, inside
 from resnets.models.layers import LayerFactory, finite
 
+if TYPE_CHECKING:  # `data` takes longer to import than the networks
+    from resnets.data.detection.targets import DetectionTargets
+
 LOW, HIGH = 0.4, 0.5  # IoU of an anchor that is background, and of one that is an object
 PRE_NMS_TOP_N = 1000  # best pairs of anchor and class of a level that suppression looks at
 
@@ -23,9 +28,9 @@ class RetinaNet(nn.Module):
     """Classes and boxes of the anchors of pyramid levels 3 to 7, by two towers of convolutions.
 
     Images (B, C, H, W), sizes int64 (B, 2) of each inside the input (None: all of it) ->
-    Detections. With objects (B, M, 6 or more), as in `FasterRCNN`: float32 (3,), the focal loss and
-    the L1 loss of the boxes, each divided by the image's anchors that have an object and then the
-    mean over images; and the share of these anchors of wrong class.
+    Detections. With targets (B, M): float32 (3,), the focal loss and the L1 loss of the boxes, each
+    divided by the image's anchors that have an object and then the mean over images; and the share
+    of these anchors of wrong class.
 
     There is a logit for each class and none for background. torchvision's weights count
     background among the classes and never train it: they are a network of one class more, whose
@@ -46,15 +51,18 @@ class RetinaNet(nn.Module):
         self.threshold, self.overlap, self.kept = 0.05, 0.5, 300  # of detections, see `select`
 
     def forward(
-        self, images: Tensor, objects: Tensor | None = None, sizes: Tensor | None = None
+        self,
+        images: Tensor,
+        targets: DetectionTargets | None = None,
+        sizes: Tensor | None = None,
     ) -> Tensor | Detections:
         height, width = images.shape[2:]
         maps = list(self.features(images).values())
         said = self.head(maps)
         anchors, counts = flatten_levels(maps, (height, width), self.arch.anchors, self.arch.ratios)
         seen = RPNOutput(said["cls_logits"].float(), said["bbox_regression"], anchors, counts)
-        if objects is not None:
-            return losses(seen, objects.float())
+        if targets is not None:
+            return losses(seen, targets)
         return self.select(seen, inside(images, sizes))
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
@@ -76,19 +84,19 @@ class RetinaNet(nn.Module):
         return top_k_detections(boxes, scores, pairs % kinds, valid, self.overlap, self.kept)
 
 
-def losses(seen: RPNOutput, objects: Tensor) -> Tensor:
-    """As `RetinaNet` with objects."""
-    matched = box.match(seen.anchors[None], objects, LOW, HIGH, rescue=True)
+def losses(seen: RPNOutput, targets: DetectionTargets) -> Tensor:
+    """As `RetinaNet` with targets."""
+    matched = box.match(seen.anchors[None], targets, LOW, HIGH, rescue=True)
     known, positive = matched != -2, matched >= 0
     image, anchor = positive.nonzero(as_tuple=True)
-    true = objects[image, matched[image, anchor]]
-    classes = true[:, 4].long()
+    row = matched[image, anchor]
+    classes = targets.classes[image, row]
     count = positive.sum(1).clamp(min=1)
     goals = torch.zeros_like(seen.logits)
     goals[image, anchor, classes] = 1
     focal = sigmoid_focal_loss(seen.logits, goals, alpha=0.25, gamma=2.0).sum(2) * known
-    deltas = box.encode(true[:, :4], seen.anchors[anchor])
+    deltas = box.encode(targets.boxes[image, row], seen.anchors[anchor])
     far = F.l1_loss(seen.deltas[image, anchor].float(), deltas, reduction="none").sum(1)
     missed = (seen.logits.argmax(2)[image, anchor] != classes).float()
-    share = 1 / (count[image] * len(objects))  # of the mean over images of the means of each
+    share = 1 / (count[image] * len(targets))  # of the mean over images of the means of each
     return torch.stack([(focal.sum(1) / count).mean(), (far * share).sum(), (missed * share).sum()])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torchvision.ops import Conv2dNormActivation
 
 from resnets.config.arch import STRIDE
 from resnets.models.detection import boxes as box
+
+if TYPE_CHECKING:  # `data` takes longer to import than the networks
+    from resnets.data.detection.targets import DetectionTargets
 
 LOW, HIGH = 0.3, 0.7  # IoU of an anchor that is background, and of one that is an object
 OVERLAP = 0.7  # IoU beyond which the better proposal suppresses the other
@@ -110,15 +113,16 @@ class RegionProposalNetwork(nn.Module):
         scores = scores.gather(1, index).where(valid, -math.inf)
         return gather_rows(boxes, index) * valid[..., None], scores
 
-    def losses(self, said: RPNOutput, objects: Tensor) -> Tensor:
-        """Of the scores, and of the boxes: float32 (2,). Objects (B, M, 6 or more), M > 0."""
-        matched = box.match(said.anchors[None], objects, LOW, HIGH, rescue=True)
+    def losses(self, said: RPNOutput, targets: DetectionTargets) -> Tensor:
+        """Of the scores, and of the boxes: float32 (2,). Targets (B, M), M > 0."""
+        matched = box.match(said.anchors[None], targets, LOW, HIGH, rescue=True)
         index, chosen = box.sample(matched, self.sampled, 0.5)
         matched = matched.gather(1, index)
         positive = chosen & (matched >= 0)
         scores = said.logits.gather(1, index)
         wrong = F.binary_cross_entropy_with_logits(scores, positive.float(), reduction="none")
-        goals = box.encode(gather_rows(objects[..., :4], matched.clamp(min=0)), said.anchors[index])
+        true = gather_rows(targets.boxes, matched.clamp(min=0))
+        goals = box.encode(true, said.anchors[index])
         far = smooth_l1(gather_rows(said.deltas, index), goals) * positive
         return torch.stack([per_image_mean(wrong, chosen), per_image_mean(far, chosen)])
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from resnets.config.recipe import Recipe
 from resnets.data.dataset import Source, Split
-from resnets.data.joint_transforms import MASK_SIZE
+from resnets.data.detection.targets import MASK_SIZE, DetectionTargets, Kind
 from resnets.training.plan import LossFunction, Plan, example_images
 
 
@@ -32,17 +33,20 @@ def contradictions(plan: Plan) -> Iterator[str]:
 def make_loss(plan: Plan) -> LossFunction:
     """The sum of the losses that a network computes itself, and its share of wrong decisions."""
 
-    def loss(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(network: nn.Module, images: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=plan.bfloat16):
-            losses = network(images, labels)  # (k,): the losses, and the share of wrong decisions
+            losses = network(images, targets)  # (k,): the losses, and the share of wrong decisions
         return losses[:-1].sum(), losses[-1].detach() * len(images)
 
     return loss
 
 
-def example_objects(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
-    """Images with an object each, and its mask where there are masks: (count, 1, 6 or more)."""
-    cells = MASK_SIZE**2 if plan.train.masks else 0
-    rows = torch.zeros(count, 1, 6 + cells, device=plan.device)
-    rows[..., 2:4], rows[..., 5] = side / 2, 1
-    return (*example_images(plan, count, side), rows)
+def example_objects(plan: Plan, count: int, side: int) -> tuple[Tensor | DetectionTargets, ...]:
+    """Images with an object each, and its mask where the data has masks."""
+    targets = DetectionTargets(
+        torch.tensor([0, 0, side / 2, side / 2]).repeat(count, 1, 1),
+        torch.zeros(count, 1, dtype=torch.int64),
+        torch.full((count, 1), Kind.OBJECT, dtype=torch.uint8),
+        torch.zeros(count, 1, MASK_SIZE, MASK_SIZE) if plan.train.masks else None,
+    )
+    return (*example_images(plan, count, side), targets.to(plan.device))
