@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import resnets
-from resnets.analysis import run
+from resnets.analysis.instruments import INSTRUMENTS
 from resnets.cli.main import main
 from resnets.models.io.model_file import load
 
-KINDS = run.PLOTS
+KINDS = {kind: plot for kind, (_, plot) in INSTRUMENTS.items()}
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from resnets.api import checks
 from resnets.api.checks import public
 from resnets.api.info import write_report
-from resnets.config.types import ERRORS_MEASURED, InferenceOptions, Instrument, Task, command_group
+from resnets.config.types import (
+    ERRORS_MEASURED,
+    InferenceOptions,
+    Instrument,
+    SplitName,
+    Task,
+    command_group,
+)
 from resnets.errors import CheckpointError, UsageError
 from resnets.files import check_outside, find_model_file, write_whole
 
 if TYPE_CHECKING:
-    from resnets.analysis.run import Analysis
+    from resnets.analysis.instruments import Analysis
     from resnets.evaluation.targets import Calibration
     from resnets.training.tasks import Tested
 else:  # so that the annotations can be read without torch
@@ -211,18 +218,26 @@ def analyze(
         fields=checks.arch_overrides(overrides), device=device, workers=workers,
     )  # fmt: skip
     shape = tuple(map(int, input.split("x"))) if input else ()
-    from resnets.analysis import run
+    import torch
+
+    from resnets.analysis import instruments
+    from resnets.analysis.target import input_images, load_target
     from resnets.data import dataset
     from resnets.reporting import plots
     from resnets.training.run import Run
 
-    source = (
-        None
-        if data is None
-        else dataset.load(str(data), max_unreadable=max_unreadable, training=False)
-    )
-    found = run.analyze(kind, name, source, shape, seed, how)
+    source = None
+    if data is not None:
+        source = dataset.load(str(data), max_unreadable=max_unreadable, training=False)
+    torch.manual_seed(seed)
+    side = shape[-1] if shape else 0
+    suitable: SplitName = "val" if kind in ERRORS_MEASURED else "train"
+    target = load_target(name, source, how, side=side, suitable=suitable)
+    measure, plot = instruments.INSTRUMENTS[kind]
+    rows, verdict = measure(target, *input_images(target, shape, seed), seed)
+    if source is None:
+        verdict += " The inputs were noise, the labels random."
     folder.mkdir(parents=True, exist_ok=True)
-    Run(folder).write_csv(f"{kind}.csv", found.rows[0], (row.values() for row in found.rows))
-    write_whole(folder / f"{kind}.svg", plots.columns(found.rows, run.PLOTS[kind]))
-    return replace(found, folder=folder)
+    Run(folder).write_csv(f"{kind}.csv", rows[0], (row.values() for row in rows))
+    write_whole(folder / f"{kind}.svg", plots.columns(rows, plot))
+    return instruments.Analysis(rows, verdict, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -148,8 +149,6 @@ def explain(
         method: Occlusion needs no gradient and is slower.
         top: How many answers are explained.
     """
-    from resnets.analysis import run
-
     find_model_file(model)
     if data is None and not inputs:
         raise UsageError("give images, a data set or both: resnets explain MODEL IMAGE --data DATA")
@@ -165,5 +164,49 @@ def explain(
         split=split, max_unreadable=max_unreadable, normalize=normalize, batch=batch,
         fields=checks.arch_overrides(overrides), device=device, workers=workers,
     )  # fmt: skip
-    place = None if data is None else str(data)
-    return run.explained(model, inputs, Path(out), place, level, method, top, how)
+    if inputs:
+        return explain_images(model, inputs, Path(out), data, level, method, top, how)
+    return explore_split(model, Path(out), str(data), how)
+
+
+def explain_images(
+    model: str | Path, inputs: Sequence[str | Path | bytes], out: Path, data: str | Path | None,
+    level: str | None, method: Literal["grad-cam", "occlusion"], top: int, how: InferenceOptions,
+) -> Iterator[Explained | RandomizationCheck]:  # fmt: skip
+    """The explanation of each image, with its nearest images of a split where data is given."""
+    from resnets.analysis import explain
+    from resnets.data import dataset
+    from resnets.evaluation import targets
+
+    known = None
+    if data is None:
+        loaded = targets.load_model(model, None, how, "classify")
+    else:
+        source = dataset.load(str(data), max_unreadable=how.max_unreadable, training=False)
+        target = targets.load_target(model, source, replace(how, split=how.split or "train"))
+        loaded, known = target.model, target.split
+    yield from explain.explain(
+        loaded, list(dataset.expand_inputs(inputs)), out, level=level, method=method, top=top,
+        known=known, batch=how.images_per_batch(), workers=how.workers,
+    )  # fmt: skip
+
+
+def explore_split(
+    model: str | Path, out: Path, data: str, how: InferenceOptions
+) -> Iterator[dict[str, int]]:
+    """How many images of a split deserve a look, by finding."""
+    from resnets.analysis import explain
+    from resnets.data import dataset
+    from resnets.evaluation import metrics, targets
+    from resnets.training.run import log_test_access
+
+    source = dataset.load(data, max_unreadable=how.max_unreadable, training=False)
+    target, name = targets.load_target(model, source, how), how.split or "test"
+    scores = target.scores()
+    error = 1 - float(metrics.is_correct(scores).double().mean())
+    log_test_access(model, source.digest, name, error)
+    yield explain.explore(
+        target.model, target.split, scores, out,
+        train=None if name in ("train", "all") else source.train,
+        batch=how.images_per_batch(), workers=how.workers,
+    )  # fmt: skip

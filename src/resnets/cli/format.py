@@ -15,7 +15,7 @@ from resnets.errors import DataError
 from resnets.training.run import Run
 
 if TYPE_CHECKING:
-    from resnets.analysis.run import Analysis
+    from resnets.analysis.instruments import Analysis
     from resnets.evaluation.metrics import ClassificationMetrics
     from resnets.evaluation.predictor import Prediction
     from resnets.evaluation.targets import Calibration

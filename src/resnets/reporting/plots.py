@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from resnets.analysis.run import Plot
+from resnets.analysis.instruments import Plot
 from resnets.escape import visible
 
 INK, BLUE, ORANGE = "#1b1f24", "#1f6feb", "#d9730d"
