@@ -21,8 +21,9 @@ from PIL import Image
 
 import resnets
 from resnets.data import dataset
-from resnets.data.dataset import Split, expand_inputs
+from resnets.data.dataset import Split
 from resnets.data.decode import decode
+from resnets.data.inputs import expand_inputs
 
 SIDE = 128
 
@@ -62,7 +63,7 @@ def main() -> None:
     cifar = dataset.load("cifar10")
     assert cifar.train is not None
     assert cifar.test is not None
-    files = [str(path) for path in expand_inputs([args.photographs])]
+    files = [path for path, _ in expand_inputs([args.photographs])]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         kept = len(files) // 5

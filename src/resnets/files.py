@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-from resnets.errors import DiskError, UsageError
+from resnets.errors import DataError, DiskError, UsageError
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -82,3 +82,14 @@ def check_outside(path: Path, data: object) -> None:
     root = Path(data) if isinstance(data, str | Path) else None
     if root and root.is_dir() and path.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{path} would lie in the data {data}: give another, --run or --out")
+
+
+def check_inputs(inputs: object) -> None:
+    """Raise UsageError for no inputs, DataError where paths are given and none of them is there."""
+    if isinstance(inputs, str | Path):
+        inputs = [inputs]
+    if isinstance(inputs, list | tuple):
+        if not inputs:
+            raise UsageError("no input: give image files, folders or patterns")
+        if not any(not isinstance(item, str | Path) or glob_paths(item) for item in inputs):
+            raise DataError(f"no such file, folder or pattern: {inputs[0]!s}")

@@ -58,15 +58,20 @@ def test_explaining_writes_a_picture_for_each_image_and_names_the_broken(
     out, whole = tmp_path / "out", model(channels)
     inputs = [*files, files[0].read_bytes()]
     *images, check = explain(whole, inputs, out, method=method, top=2)
-    assert [said.file for said in images] == [*map(str, files), "-"]
-    assert [said.picture for said in images] == ["0001-x.png", "0002-x.png", None, "0004--.png"]
+    assert [said.file for said in images] == [*map(str, files), f"input {len(files)}"]
+    assert [said.picture for said in images] == [
+        "0001-x.png",
+        "0002-x.png",
+        None,
+        "0004-input 3.png",
+    ]
     assert "broken.jpg" in images[2].problem
     assert isinstance(check, cam.RandomizationCheck)
     for said, predicted in zip(images, whole.predict(inputs, top=2), strict=True):
         assert said.classes == predicted.classes
         assert said.probabilities == pytest.approx(predicted.probabilities, rel=1e-5)
     assert {path.name for path in out.iterdir()} == {
-        "0001-x.png", "0002-x.png", "0004--.png", "explain.json",
+        "0001-x.png", "0002-x.png", "0004-input 3.png", "explain.json",
     }  # fmt: skip
     facts = json.loads((out / "explain.json").read_text())
     assert facts["method"] == method

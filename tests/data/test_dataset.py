@@ -11,7 +11,8 @@ from sklearn.datasets import load_digits
 
 from resnets.config.recipe import Preprocess
 from resnets.data import load, loader
-from resnets.data.dataset import expand_inputs, hold_out
+from resnets.data.dataset import hold_out
+from resnets.data.inputs import expand_inputs
 from resnets.data.splits import Split, in_memory
 from resnets.errors import DataError, DataErrors, UsageError
 from resnets.training.tasks import classification
@@ -402,13 +403,16 @@ def test_inputs_are_files_folders_patterns_and_bytes(tmp_path):
     classes(tmp_path, {"a": 2, "b": 1})
     picture(tmp_path / ".hidden" / "x.png")
     one = tmp_path / "a" / "000.png"
-    assert list(expand_inputs([one, b"bytes"])) == [str(one), b"bytes"]
+    assert list(expand_inputs([one, b"bytes"])) == [(str(one), str(one)), ("input 1", b"bytes")]
     found = list(expand_inputs([tmp_path, str(tmp_path / "*" / "*.png")]))
-    assert [str(f) for f in found] == 2 * [
+    assert [name for name, _ in found] == [str(file) for _, file in found]
+    assert [name for name, _ in found] == 2 * [
         str(tmp_path / p) for p in ("a/000.png", "a/001.png", "b/000.png")
     ]
     for missing in (tmp_path / "none.png", str(tmp_path / "*.gif")):
-        assert list(expand_inputs([missing])) == [str(missing)]  # it is named among the answers
+        assert list(expand_inputs([missing])) == [
+            (str(missing), str(missing))
+        ]  # it is named among the answers
 
 
 def grey16(path, values):

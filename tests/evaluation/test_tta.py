@@ -281,7 +281,7 @@ def test_a_model_of_several_labels_predicts_each_by_itself(tmp_path):
     path = tmp_path / "0.png"
     Image.fromarray(pictures(1).images[0].permute(1, 2, 0).numpy()).save(path)
     model = made(provenance={"labels": "several"}, temperature=2.0)
-    (found,) = model.predict([path])
+    found = model.predict(path)
     with torch.inference_mode():
         expected = (model.network(seen(pictures(1).images)) / 2).sigmoid()[0]
     wanted = expected.sort(descending=True).values.tolist()

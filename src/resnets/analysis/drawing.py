@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from resnets.config.types import InferenceOptions, Task
 from resnets.data import dataset
 from resnets.data.decode import decode, largest_value_of_file, warn_clipped
 from resnets.data.detection.coco import UniqueIds, unused_id
+from resnets.data.inputs import Input, expand_inputs
 from resnets.data.splits import Split
 from resnets.escape import visible
 from resnets.evaluation import detection, segmentation, targets
@@ -181,17 +182,18 @@ def draw_mask(image: Tensor, classes: Tensor, kinds: int) -> Tensor:
 
 def draw_predictions(
     task: Task,
-    path: str | Path,
-    inputs: Sequence[str | Path | bytes],
+    path: str | Path | Model,
+    inputs: Input | Iterable[Input],
     out: Path,
     score: float,
     how: InferenceOptions,
 ) -> list[dict[str, str]]:
     """Draw what a detector, localiser or segmenter finds on images; a row says what, or why not."""
     model = targets.faster(targets.load_model(path, None, how, task))
-    files, ids = list[str | Path | bytes](), UniqueIds()
-    rest = [x for x in inputs if isinstance(x, bytes) or not ids.add(Path(x))]
-    files += dataset.expand_inputs(rest)
+    ids = UniqueIds()
+    given: Sequence[Any] = inputs if isinstance(inputs, list | tuple) else [inputs]
+    rest = [x for x in given if not isinstance(x, str | Path) or not ids.add(Path(x))]
+    files = [item for _, item in expand_inputs(rest)]
     split, bad = dataset.unlabelled_split([*files, *ids.images])
     assert isinstance(split.images, tuple)
     values = {path: largest_value_of_file(path) for path in split.images}

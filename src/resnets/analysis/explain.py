@@ -20,12 +20,14 @@ from torch import Tensor
 
 from resnets.analysis import cam, embedding, findings
 from resnets.data.decode import decode
+from resnets.data.inputs import Input, expand_inputs, read_image
 from resnets.data.splits import Split
 from resnets.data.transforms import normalize, statistics
 from resnets.errors import UsageError
 from resnets.escape import visible
+from resnets.evaluation.inference import Prediction, preprocess_image
 from resnets.evaluation.metrics import predicted_classes, target_probabilities
-from resnets.evaluation.predictor import Model, Prediction, preprocess_image
+from resnets.evaluation.predictor import Model
 from resnets.evaluation.scores import Scores
 from resnets.files import write_whole
 from resnets.training.run import Run
@@ -52,7 +54,7 @@ class Explained(Prediction):
 
 def explain(
     model: Model,
-    inputs: Iterable[str | Path | bytes],
+    inputs: Input | Iterable[Input],
     out: Path,
     *,
     level: str | None = None,
@@ -81,11 +83,12 @@ def explain(
     explained, seen = list[Explained](), list[tuple[Tensor, Tensor]]()
     if known:
         points, rows = embedding.embeddings(model, known, batch=batch, workers=workers)
-    for number, item in enumerate(inputs, 1):
-        (said,) = model.predict([item], top=top)
+    for number, (name, item) in enumerate(expand_inputs(inputs), 1):
+        (said,) = model.answers([(name, item)], top=top)
         answer = Explained(**asdict(said))
         if said.problem is None:
-            shown = preprocess_image(torch.from_numpy(decode(item, see.channels, see.white)), see)
+            pixels, _ = read_image(item, see.channels, see.white)
+            shown = preprocess_image(torch.from_numpy(pixels), see)
             x = normalize(shown[None].to(device), *statistics(see, device))
             targets = torch.tensor([names.index(name) for name in said.classes], device=device)
             heats = cam.normalize_heatmap(
@@ -104,8 +107,8 @@ def explain(
                 for index, has, cosine in zip(which.tolist(), whose, cosines[0], strict=True):
                     text = f"{findings.class_names(has, names)}\ncosine {cosine:.3f}"
                     tiles.append((picture(known, index), text))
-            file = f"{number:04}-{Path(said.file).stem[:50]}.png"  # 255 bytes are the most
-            _draw(out / file, contact_sheet([(_image(shown), Path(said.file).name), *tiles]))
+            file = f"{number:04}-{Path(name).stem[:50]}.png"  # 255 bytes are the most
+            _draw(out / file, contact_sheet([(_image(shown), Path(name).name), *tiles]))
             answer = replace(answer, picture=file, neighbours=(*near,))
             seen = [*seen, (x, targets[:1])][:CHECKED]
         explained.append(answer)

@@ -14,6 +14,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin,
 
 from resnets.config.types import METRICS, Task, View
 from resnets.errors import DataError, ResnetsError, UsageError, nearest
+from resnets.files import find_model_file
 
 DATA = ("digits", "cifar10", "cifar100")  # known by name
 MINIMUM = {
@@ -98,6 +99,18 @@ def check_data(data: object) -> None:
         raise DataError(
             f"no data {str(data)!r}, neither a folder nor a known name: {nearest(str(data), DATA)}"
         )
+
+
+def data_place(data: Any) -> Any:
+    """A path as text; a Dataset as it is."""
+    return str(data) if isinstance(data, Path) else data
+
+
+def check_models(*models: object) -> None:
+    """Raise UsageError where one is neither loaded nor a file or run."""
+    for model in models:
+        if isinstance(model, str | Path):
+            find_model_file(model)
 
 
 def check_empty(path: Path) -> None:

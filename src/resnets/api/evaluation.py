@@ -24,19 +24,22 @@ from resnets.files import check_outside, find_model_file, write_whole
 
 if TYPE_CHECKING:
     from resnets.analysis.instruments import Analysis
+    from resnets.data.torch_dataset import Data
+    from resnets.evaluation.predictor import Model
     from resnets.evaluation.targets import Calibration
     from resnets.training.tasks import Tested
 else:  # so that the annotations can be read without torch
-    Calibration = Analysis = Tested = Any
+    Calibration = Analysis = Tested = Model = Any
+    Data = str | Path | Any
 
 
 @public
 def evaluate(
-    *places: str | Path, task: Task | None = None,
+    *places: str | Path | Model | Data, task: Task | None = None,
     split: Literal["test", "val", "train", "all"] | None = None,
     view: str | Sequence[str] = "center", compare: bool = False,
-    at_precision: float | None = None, ood: str | Path | None = None, corruptions: bool = False,
-    classifier: str | Path | None = None, refine: bool = False,
+    at_precision: float | None = None, ood: Data | None = None, corruptions: bool = False,
+    classifier: str | Path | Model | None = None, refine: bool = False,
     scales: str | Sequence[float] = "1", size: int | None = None,
     normalize: Literal["data", "imagenet", "none"] | None = None,
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
@@ -54,6 +57,8 @@ def evaluate(
 
     Args:
         places: Run folders, model files, or foreign .pth or .safetensors files; and last the data.
+            In Python a model may be loaded already, and stays on its device; the data may be a
+            torch Dataset, of which all is taken where the model was not trained on it.
         task: What the models are for, when they should be refused otherwise.
         split: The test split when left out; `all` for a folder whose images are all new to the
             model.
@@ -80,14 +85,14 @@ def evaluate(
         device: auto, cpu, cuda or cuda:N.
         workers: Processes that decode image files.
     """
-    *models, data = places or ("",)
+    given: tuple[Any, ...] = places or ("",)
+    *models, data = given
     if not models:
         raise UsageError(
             "name a model and the data: "
             f"resnets {command_group(task or 'classify')}evaluate MODEL... DATA"
         )
-    for path in models:
-        find_model_file(path)
+    checks.check_models(*models)
     checks.check_data(data)
     if (compare and len(models) != 2) or (corruptions and len(models) != 1):
         raise UsageError(f"--compare takes two models, --corruptions one; here are {len(models)}")
@@ -100,7 +105,7 @@ def evaluate(
     if ood is not None:
         checks.check_data(ood)
     if classifier is not None:
-        find_model_file(classifier)
+        checks.check_models(classifier)
     from resnets.evaluation import targets
     from resnets.training.run import log_test_access
 
@@ -117,12 +122,18 @@ def evaluate(
     checks.refuse_others(purpose, only)
     if purpose == "classify":
         return targets.classification(
-            models, str(data), how, views=views, compare=compare, at_precision=at_precision,
-            ood=None if ood is None else str(ood), corruptions=corruptions,
+            models, checks.data_place(data), how, views=views, compare=compare,
+            at_precision=at_precision, ood=checks.data_place(ood), corruptions=corruptions,
             log=log_test_access,
         )  # fmt: skip
     return targets.objects(
-        purpose, models, str(data), how, compare=compare, classifier=classifier, log=log_test_access
+        purpose,
+        models,
+        checks.data_place(data),
+        how,
+        compare=compare,
+        classifier=classifier,
+        log=log_test_access,
     )
 
 

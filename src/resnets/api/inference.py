@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from resnets.api import checks
 from resnets.api.checks import public
 from resnets.config.types import InferenceOptions, Task
-from resnets.errors import DataError, UsageError
-from resnets.files import check_outside, find_model_file, glob_paths
+from resnets.errors import UsageError
+from resnets.files import check_inputs, check_outside, find_model_file
 
 if TYPE_CHECKING:
     from resnets.analysis.cam import RandomizationCheck
     from resnets.analysis.explain import Explained
     from resnets.config.arch import Arch
-    from resnets.evaluation.predictor import Model, Prediction
+    from resnets.data.inputs import Input
+    from resnets.data.torch_dataset import Data
+    from resnets.evaluation.predictor import Model
     from resnets.models import Network
 else:  # so that the annotations can be read without torch
-    RandomizationCheck = Explained = Arch = Model = Prediction = Network = Any
+    RandomizationCheck = Explained = Arch = Model = Input = Network = Any
+    Data = str | Path | Any
 
 
 @public
@@ -68,14 +71,14 @@ def create(
 
 @public
 def predict(
-    model: str | Path, inputs: str | Path | bytes | Sequence[str | Path | bytes], *,
-    task: Task | None = None, top: int = 5, out: str | Path = "predictions", score: float = 0.5,
-    refine: bool = False, scales: str | Sequence[float] = "1",
+    model: str | Path | Model, inputs: Input | Iterable[Input], *, task: Task | None = None,
+    top: int = 5, out: str | Path | None = None, score: float = 0.5, refine: bool = False,
+    scales: str | Sequence[float] = "1",
     normalize: Literal["data", "imagenet", "none"] | None = None,
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
     precision: Literal["float32", "bfloat16"] = "float32", batch: int | None = None,
     device: str = "auto", workers: int = 2,
-) -> Iterator[Prediction] | list[dict[str, str]]:  # fmt: skip
+) -> Any:  # fmt: skip
     """Say what is on images: a classifier names them, other models draw what they find.
 
     Of objects, pictures are written into the new folder `out` and detections.json, in COCO's form
@@ -83,7 +86,9 @@ def predict(
     what was found on an image, or its problem. Of COCO data, a folder or a file, images and
     categories keep their ids; others are numbered from 0, or after those.
 
-    In Python an input may be the bytes of an image too.
+    In Python an input may also be bytes, a PIL image, an array or a tensor, and the answers are
+    those of `Model.predict`: one for one image, a list for several. Only with `out` a model that
+    draws writes its pictures, of files, and returns the rows.
 
     Raises UsageError for no inputs, or where `out` is not empty; DataError where none is found.
 
@@ -91,44 +96,35 @@ def predict(
         inputs: Image files, folders or patterns.
         task: What the model is for, when it should be refused otherwise.
         top: How many classes to name.
-        out: A new folder for the pictures and the file.
+        out: A new folder for the pictures and the file; predictions when left out.
         score: From which score on an object is drawn; all are written.
     """
-    find_model_file(model)
-    items = [inputs] if isinstance(inputs, str | Path | bytes) else list(inputs)
-    check_inputs(items)
-    if task not in (None, "classify"):
+    checks.check_models(model)
+    check_inputs(inputs)
+    if out is not None:
         checks.check_empty(Path(out))
     how = InferenceOptions(
         normalize=normalize, precision=precision, refine=refine, scales=checks.numbers(scales),
         batch=batch, fields=checks.arch_overrides(overrides), device=device, workers=workers,
     )  # fmt: skip
     from resnets.analysis.drawing import draw_predictions
-    from resnets.data.dataset import expand_inputs
     from resnets.evaluation import targets
 
-    purpose = task or targets.task_of(model, how.fields)
+    loaded = targets.load_model(model, None, how, task)
+    purpose = targets.task_of(loaded, how.fields)
     improved = {"--refine": refine, "--scales": how.scales != (1.0,)}
-    checks.refuse_others(purpose, {"detect localize": improved, "classify": {"--top": top != 5}})
-    if purpose == "classify":
-        loaded = targets.load_model(model, None, how, purpose)
-        return loaded.predict(list(expand_inputs(items)), top=top, batch=how.images_per_batch(32))
-    checks.check_empty(Path(out))
-    return draw_predictions(purpose, model, items, Path(out), score, how)
-
-
-def check_inputs(inputs: Sequence[str | Path | bytes]) -> None:
-    """Raise UsageError for no inputs, DataError where none of them is there."""
-    if not inputs:
-        raise UsageError("no input: give image files, folders or patterns")
-    if not any(isinstance(item, bytes) or glob_paths(item) for item in inputs):
-        raise DataError(f"no such file, folder or pattern: {inputs[0]!s}")
+    drawing = {"--out": out is not None}
+    only = {"detect localize": improved, "classify": {"--top": top != 5}}
+    checks.refuse_others(purpose, {**only, "detect localize segment": drawing})
+    if purpose == "classify" or out is None:
+        return loaded.predict(inputs, top=top, score=score, batch=how.images_per_batch(32))
+    return draw_predictions(purpose, loaded, inputs, Path(out), score, how)
 
 
 @public
 def explain(
-    model: str | Path, /, *inputs: str | Path | bytes, out: str | Path,
-    data: str | Path | None = None, level: str | None = None,
+    model: str | Path | Model, /, *inputs: Input, out: str | Path,
+    data: Data | None = None, level: str | None = None,
     method: Literal["grad-cam", "occlusion"] = "grad-cam", top: int = 1,
     split: Literal["test", "val", "train", "all"] | None = None, max_unreadable: float = 0.01,
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
@@ -149,7 +145,7 @@ def explain(
         method: Occlusion needs no gradient and is slower.
         top: How many answers are explained.
     """
-    find_model_file(model)
+    checks.check_models(model)
     if data is None and not inputs:
         raise UsageError("give images, a data set or both: resnets explain MODEL IMAGE --data DATA")
     if not inputs and (level or method != "grad-cam" or top != 1):
@@ -166,11 +162,11 @@ def explain(
     )  # fmt: skip
     if inputs:
         return explain_images(model, inputs, Path(out), data, level, method, top, how)
-    return explore_split(model, Path(out), str(data), how)
+    return explore_split(model, Path(out), data, how)
 
 
 def explain_images(
-    model: str | Path, inputs: Sequence[str | Path | bytes], out: Path, data: str | Path | None,
+    model: str | Path | Model, inputs: Sequence[Input], out: Path, data: Data | None,
     level: str | None, method: Literal["grad-cam", "occlusion"], top: int, how: InferenceOptions,
 ) -> Iterator[Explained | RandomizationCheck]:  # fmt: skip
     """The explanation of each image, with its nearest images of a split where data is given."""
@@ -182,17 +178,19 @@ def explain_images(
     if data is None:
         loaded = targets.load_model(model, None, how, "classify")
     else:
-        source = dataset.load(str(data), max_unreadable=how.max_unreadable, training=False)
+        source = dataset.load(
+            checks.data_place(data), max_unreadable=how.max_unreadable, training=False
+        )
         target = targets.load_target(model, source, replace(how, split=how.split or "train"))
         loaded, known = target.model, target.split
     yield from explain.explain(
-        loaded, list(dataset.expand_inputs(inputs)), out, level=level, method=method, top=top,
+        loaded, inputs, out, level=level, method=method, top=top,
         known=known, batch=how.images_per_batch(), workers=how.workers,
     )  # fmt: skip
 
 
 def explore_split(
-    model: str | Path, out: Path, data: str, how: InferenceOptions
+    model: str | Path | Model, out: Path, data: Any, how: InferenceOptions
 ) -> Iterator[dict[str, int]]:
     """How many images of a split deserve a look, by finding."""
     from resnets.analysis import explain
@@ -200,11 +198,13 @@ def explore_split(
     from resnets.evaluation import metrics, targets
     from resnets.training.run import log_test_access
 
-    source = dataset.load(data, max_unreadable=how.max_unreadable, training=False)
-    target, name = targets.load_target(model, source, how), how.split or "test"
-    scores = target.scores()
+    source = dataset.load(
+        checks.data_place(data), max_unreadable=how.max_unreadable, training=False
+    )
+    target = targets.load_target(model, source, how)
+    name, scores = target.name, target.scores()
     error = 1 - float(metrics.is_correct(scores).double().mean())
-    log_test_access(model, source.digest, name, error)
+    log_test_access(target.model.path, source.digest, name, error)
     yield explain.explore(
         target.model, target.split, scores, out,
         train=None if name in ("train", "all") else source.train,

@@ -18,12 +18,14 @@ from resnets.files import check_outside, find_model_file
 
 if TYPE_CHECKING:
     from resnets.config.recipe import Recipe
+    from resnets.data.torch_dataset import Data
     from resnets.training.loop import Progress
     from resnets.training.plan import Plan
     from resnets.training.run import Run
     from resnets.training.runner import TrainResult
     from resnets.training.tune import Trial
 else:  # so that the annotations can be read without torch
+    Data = str | Path | Any
     Recipe = TrainResult = Progress = Plan = Trial = Any
 
 
@@ -36,7 +38,7 @@ PLANNED = (  # arguments of `plan` that `train` and `tune` pass on
 
 @public
 def plan(
-    data: str | Path, *, task: Task | None = None, model: str | None = None,
+    data: Data, *, task: Task | None = None, model: str | None = None,
     recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
     epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
     batch: int | None = None, size: int | None = None, seed: int | None = None,
@@ -49,7 +51,9 @@ def plan(
     of another task; DataError where the data is missing, empty, broken or has one class.
 
     Args:
-        data: digits, cifar10, cifar100, a folder of class folders, or a CSV of path,label.
+        data: digits, cifar10, cifar100, a folder of class folders, or a CSV of path,label. In
+            Python also a torch Dataset of (image, label), which is split by chance, or a
+            dictionary of Datasets called train, val and test: see `data.torch_dataset.load`.
         task: What the network is for; the model's task when left out, else classification.
         model: A name from `resnets models`; chosen from the data when left out.
         recipe: A published recipe (paper-cifar10, quick-cifar10, ...), a TOML file, or a run's
@@ -112,14 +116,16 @@ def plan(
     place = ranks.device if distributed.launched() else pick_device(device)
     chosen_task = find_task(network_task)
     chosen_task.require()
-    source = dataset.load(str(data), max_unreadable=check.max_unreadable, task=network_task)
+    source = dataset.load(
+        checks.data_place(data), max_unreadable=check.max_unreadable, task=network_task
+    )
     train = training_images(source)
     base = base or chosen_task.default_recipe(source, train, place)
     resolved = recipes.merged(base, changes)
     # A run is resumed from anywhere, so places are kept whole; a name stays a name.
     resolved = replace(
         resolved,
-        data=str(data) if source.root is None else str(Path(data).resolve()),
+        data=dataset.name_in_recipe(data, source),
         weights=resolved.weights and str(Path(resolved.weights).resolve()),
         teacher=resolved.teacher and str(Path(resolved.teacher).resolve()),
     )
@@ -156,20 +162,28 @@ def check_run(run: str | Path | None, data: object) -> None:
         Run(Path(run)).check_free()
 
 
-def planned(data: str | Path | Plan, values: Mapping[str, Any]) -> Plan:
+def planned(data: Any, values: Mapping[str, Any]) -> Plan:
     """The plan itself, or that of data and of the `values` among which are its arguments."""
     given = {name: values[name] for name in PLANNED}
-    if isinstance(data, str | Path):
+    if isinstance(data, str | Path) or not is_plan(data):
         return plan(data, **given)
     usual = {**dict.fromkeys(PLANNED), "device": "auto", "workers": 2}
     if changed := [name for name in PLANNED if given[name] != usual[name]]:
         raise UsageError(f"{changed[0]} is an argument of `plan`: this plan is made already")
-    return data
+    made: Plan = data
+    return made
+
+
+def is_plan(data: object) -> bool:
+    """Whether `plan` made it."""
+    from resnets.training.plan import Plan
+
+    return isinstance(data, Plan)
 
 
 @public
 def train(
-    data: str | Path | Plan, *, task: Task | None = None, model: str | None = None,
+    data: Data | Plan, *, task: Task | None = None, model: str | None = None,
     recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
     epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
     batch: int | None = None, size: int | None = None, seed: int | None = None,
@@ -245,7 +259,7 @@ def train_seeds(
 
 @public
 def resume(
-    run: str | Path | None = None, *, data: str | Path | None = None, device: str = "auto",
+    run: str | Path | None = None, *, data: Data | None = None, device: str = "auto",
     workers: int = 2, watch: Callable[[Progress], None] = lambda progress: None,
 ) -> TrainResult:  # fmt: skip
     """Go on with an interrupted run; without RUN with the newest unfinished one.
@@ -281,7 +295,13 @@ def resume(
             f"{run} is a trial of a study, which goes on by its own command:\n"
             f"`resnets tune {recipe.data} --run {folder.path.parent}` with the options it had"
         )
-    resumed = plan(data or recipe.data, recipe=recipe, device=device, workers=workers)
+    if data is None and recipe.data.startswith("dataset-"):
+        raise UsageError(
+            f"{run} was trained on a torch Dataset: resnets.resume({str(run)!r}, data=...) in "
+            "Python, with\nthe same Dataset or dictionary"
+        )
+    data = recipe.data if data is None else data
+    resumed = plan(data, recipe=recipe, device=device, workers=workers)
     started = folder.read_json("source.json")
     if resumed.source.digest != started["digest"]:
         raise DataError(
@@ -322,7 +342,7 @@ def _lacks(path: Path) -> bool:
 
 @public
 def tune(
-    data: str | Path | Plan, *, run: str | Path | None = None, trials: int = 20,
+    data: Data | Plan, *, run: str | Path | None = None, trials: int = 20,
     search: Sequence[str] = (), task: Task | None = None, model: str | None = None,
     recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
     epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,

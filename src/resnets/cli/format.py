@@ -16,8 +16,8 @@ from resnets.training.run import Run
 
 if TYPE_CHECKING:
     from resnets.analysis.instruments import Analysis
+    from resnets.evaluation.inference import Prediction
     from resnets.evaluation.metrics import ClassificationMetrics
-    from resnets.evaluation.predictor import Prediction
     from resnets.evaluation.targets import Calibration
     from resnets.training.plan import Plan
     from resnets.training.runner import TrainResult

@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -36,6 +36,7 @@ from resnets.config.recipe import Augment, Recipe
 from resnets.config.types import Task
 from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError
 from resnets.escape import lines, visible
+from resnets.files import check_inputs, find_model_file
 
 if TYPE_CHECKING:
     from resnets.training.tune import Trial
@@ -207,12 +208,17 @@ def evaluate(*places: str, task: Task, fail_under: list[str] | None = None, **op
 def predict(model: str, *inputs: str, task: Task, **options: Any) -> None:
     """Name what is on images: files, folders, patterns, or - for an image on standard input."""
     items = [sys.stdin.buffer.read() if item == STDIN else item for item in inputs]
-    found: Any = api.predict(model, items, task=task, **options)
-    if task == "classify":
-        format.predictions(found)
+    if task != "classify":
+        options["out"] = options["out"] or "predictions"
+        rows = api.predict(model, items, task=task, **options)
+        terminal.note(f"the pictures are in {options['out']}")
+        format.seen(rows)
         return
-    terminal.note(f"the pictures are in {options['out']}")
-    format.seen(found)
+    find_model_file(model)
+    check_inputs(items)
+    names = {f"input {k}": "-" for k, item in enumerate(inputs) if item == STDIN}
+    answers = api.predict(model, iter(items), task=task, **options)  # each is shown at once
+    format.predictions(replace(one, file=names.get(one.file, one.file)) for one in answers)
 
 
 def explained(model: str, *inputs: str, out: str, **options: Any) -> None:  # noqa: D103

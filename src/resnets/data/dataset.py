@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,21 +11,19 @@ import torch
 
 from resnets.config.recipe import Preprocess
 from resnets.config.types import Task
-from resnets.data import download, tables
-from resnets.data.classification import is_image_file, read_csv, read_folder, visible
+from resnets.data import download, tables, torch_dataset
+from resnets.data.classification import read_csv, read_folder
 from resnets.data.decode import Unreadable, open_image, oriented_size
 from resnets.data.detection.dataset import make_source
 from resnets.data.detection.formats import FORMS, find_reader
 from resnets.data.detection.targets import DetectionTargets
 from resnets.data.segmentation import layout, read_masks
 from resnets.data.splits import Source, Split, hold_out, in_memory, merge_val_into_train
-from resnets.errors import Assumption, DataError, DataErrors, UsageError, nearest
-from resnets.files import glob_paths
+from resnets.errors import DataError, DataErrors, UsageError, nearest
 
 __all__ = [
     "Source",
     "Split",
-    "expand_inputs",
     "hold_out",
     "load",
     "merge_val_into_train",
@@ -36,7 +33,7 @@ __all__ = [
 
 
 def load(
-    data: str | Path,
+    data: str | Path | object,
     *,
     seed: int = 0,
     max_unreadable: float = 0.01,
@@ -50,13 +47,18 @@ def load(
     folder (see `resnets.data.classification.read_folder`); or a CSV file (`read_csv`). To detect or
     localise, which is the same here, it is COCO, PASCAL VOC, YOLO or a CSV of boxes (see
     `resnets.data.detection.formats` and `objects.source`); to segment a folder of images and masks
-    (`segments.read_masks`). The seed is of an automatic split, and `max_unreadable` the part of the
+    (`segments.read_masks`). Another object is a torch Dataset, or a dictionary of them
+    (`torch_dataset.load`). The seed is of an automatic split, and `max_unreadable` the part of the
     files that may be unreadable and left out. What only `training` needs, as two classes, is not
     asked of data to test on.
 
     Raises DataError: there is no such data, or in no known form, or too much is unreadable; of it
     objects.Refused for annotations that are wrong.
     """
+    if not isinstance(data, str | Path):
+        if task != "classify":
+            raise DataError("a Dataset has one class an image: boxes and masks are read from files")
+        return torch_dataset.load(data, seed=seed, training=training)
     path = Path(data)
     named = data == "digits" or data in download.ARCHIVES
     if named and path.exists():
@@ -115,6 +117,13 @@ READERS = {  # of data in files, by the name of the task
 }
 
 
+def name_in_recipe(data: object, source: Source) -> str:
+    """What a recipe says of its data: a whole path, a name, or the name of a Dataset."""
+    if not isinstance(data, str | Path):
+        return source.name
+    return str(data) if source.root is None else str(Path(data).resolve())
+
+
 def task_of(data: str | Path) -> Task:
     """What the labels of `data` look like: objects before masks, masks before classes."""
     path = Path(data)
@@ -151,38 +160,12 @@ def normalization(
     return mean, std
 
 
-def expand_inputs(inputs: Sequence[str | Path | bytes]) -> Iterator[str | Path | bytes]:
-    """Inputs with each folder replaced by its images, and each pattern by what it matches.
-
-    What is not there stays as it is, so that it is named among the answers for the others. Of files
-    in folders that are no images an `Assumption` warns. Raises DataError for a folder without any.
-    """
-    skipped = list[Path]()
-    for item in inputs:
-        if isinstance(item, bytes):
-            yield item
-            continue
-        for path in glob_paths(item) or [str(item)]:
-            if Path(path).is_dir():
-                files = visible(Path(path))
-                images = [file for file in files if is_image_file(file)]
-                if not images:
-                    raise DataError(f"{path} holds no images among {len(files):,} files")
-                skipped += sorted({*files} - {*images})
-                yield from images
-            else:
-                yield path
-    if skipped:
-        text = f"{len(skipped):,} files that are no images: skipped, first {skipped[0]}"
-        warnings.warn(text, Assumption, stacklevel=2)
-
-
-def unlabelled_split(files: Sequence[str | Path | bytes]) -> tuple[Split, list[tuple[Path, str]]]:
+def unlabelled_split(files: Sequence[object]) -> tuple[Split, list[tuple[Path, str]]]:
     """Scenes of which nothing is known but their sizes, and the files that are no images."""
     good, sizes, bad = list[Path](), list[tuple[int, int]](), list[tuple[Path, str]]()
     for file in files:
-        if isinstance(file, bytes):
-            raise DataError("scenes are read from files, not from standard input: name them")
+        if not isinstance(file, str | Path):
+            raise DataError("pictures are drawn of files alone: name them")
         try:
             with open_image(file) as picture:
                 height, width, _ = oriented_size(picture)

@@ -66,10 +66,18 @@ def decode(image: str | Path | bytes, channels: int, white: int = 65535) -> NDAr
     with open_image(image) as picture:
         check_scans(picture)
         picture.load()
-        with suppress(Exception):  # broken EXIF does not make the pixels worse: they are upright
-            ImageOps.exif_transpose(picture, in_place=True)
-        white = white or white_of(largest_value(picture) or 0)
-        pixels = _pixels(picture, "L" if channels == 1 else "RGB", white)
+        return to_pixels(picture, channels, white)
+
+
+def to_pixels(picture: Image.Image, channels: int, white: int = 65535) -> NDArray[np.uint8]:
+    """The pixels of a loaded picture, as `decode`; the picture itself may be turned upright.
+
+    Raises DataError for pixels that have no known white.
+    """
+    with suppress(Exception):  # broken EXIF does not make the pixels worse: they are upright
+        ImageOps.exif_transpose(picture, in_place=True)
+    white = white or white_of(largest_value(picture) or 0)
+    pixels = _pixels(picture, "L" if channels == 1 else "RGB", white)
     return pixels.reshape(*pixels.shape[:2], channels)
 
 

@@ -4,42 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from resnets.config.arch import Arch, MlpArch, SegmenterArch
 from resnets.config.arch import task as task_of
+from resnets.config.families import label
 from resnets.config.recipe import Preprocess
 from resnets.config.types import Task, View, command_group
 from resnets.data.dataset import Split
-from resnets.data.decode import decode, largest_value_of_file, warn_clipped
+from resnets.data.decode import warn_clipped
+from resnets.data.inputs import Input, expand_inputs, is_single, read_image
 from resnets.data.loader import ImageOp, test_batches
-from resnets.data.transforms import center_crop, crop_resize, normalize, statistics
 from resnets.errors import CheckpointError, DataError, NotFinite, UsageError
-from resnets.evaluation import classification
-from resnets.evaluation.classification import predict_batch
+from resnets.escape import visible
+from resnets.evaluation import classification, inference
+from resnets.evaluation.inference import AnyPrediction
 from resnets.evaluation.scores import Scores, ensemble
 from resnets.evaluation.tta import forward, passes
-from resnets.files import find_model_file
+from resnets.files import check_inputs, find_model_file
 from resnets.models import CLASSIFIERS, Classifier, Network
 from resnets.models.io.model_file import ModelMetadata, open_model
 
 LARGEST = 4 * 2**30  # bytes that an image, or a batch, may take
 IMAGENET = Preprocess(size=224, resize=256)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The most probable classes of one image, best first; or the `problem` of an unreadable one."""
-
-    file: str
-    classes: tuple[str, ...] = ()
-    probabilities: tuple[float, ...] = ()
-    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,46 +111,108 @@ class Model:
         return replace(self, card=replace(self.card, preprocess=preprocess))
 
     def predict(
-        self, inputs: Iterable[str | Path | bytes], *, top: int = 5, batch: int = 32
-    ) -> Iterator[Prediction]:
-        """The `top` classes of each image file (or its bytes), in order; bad files are named.
+        self,
+        inputs: Input | Iterable[Input],
+        *,
+        top: int = 5,
+        score: float = 0.5,
+        batch: int = 32,
+    ) -> Any:
+        """The answer for one image, or a list of answers for several, in order.
 
-        At the end an `Assumption` warns of images that were clipped at the model's white.
+        An image is a path, the bytes of a file, a PIL image, an array or a tensor: see
+        `data.inputs.read_image` for their shapes and ranges. A folder, a pattern, a list of images,
+        or a batch of 4 dimensions is several; of an iterator the answers are an iterator.
+
+        A classifier gives a `Prediction` of its `top` classes, a detector a `DetectionPrediction`
+        of what has a `score` so high, a localiser a `LocalizationPrediction` and a segmenter a
+        `SegmentationPrediction`: see `evaluation.inference`.
+
+        Raises DataError for one image that cannot be read; among several an unreadable file has a
+        `problem` in its answer. Raises DataError also for an array of another shape, type or range,
+        by its number, UsageError for no input, and NotFinite. At the end an `Assumption` warns of
+        images that were clipped at the model's white.
         """
-        see, rest = self.card.preprocess, iter(inputs)
-        batch = self.together(batch)
-        greatest = dict[str | Path, int | None]()
+        check_inputs(inputs)
+        if is_single(inputs):
+            (answer,) = self.answers(expand_inputs(inputs), top=top, score=score)
+            if answer.problem is not None:
+                raise DataError(answer.problem)
+            return answer
+        answers = self.answers(expand_inputs(inputs), top=top, score=score, batch=batch)
+        return answers if isinstance(inputs, Iterator) else list(answers)
+
+    def __call__(self, inputs: Input | Iterable[Input], *, top: int = 5, score: float = 0.5) -> Any:
+        """The same as `predict`; `model.network(batch)` gives the logits of a normalised batch."""
+        return self.predict(inputs, top=top, score=score)
+
+    def answers(
+        self,
+        named: Iterable[tuple[str, Input]],
+        *,
+        top: int = 5,
+        score: float = 0.5,
+        batch: int = 32,
+    ) -> Iterator[Any]:
+        """As `predict`, of the images and their names that `expand_inputs` gives."""
+        preprocess, rest = self.card.preprocess, iter(named)
+        # Whole images are large, so those that are not cut to one size are decoded one by one.
+        batch = self.together(batch) if isinstance(self.network, CLASSIFIERS) else 1
+        greatest = dict[str, int | None]()
         while chunk := list(islice(rest, batch)):
-            answers = [Prediction("-" if isinstance(x, bytes) else str(x)) for x in chunk]
-            good: dict[int, torch.Tensor] = {}
-            for k, item in enumerate(chunk):
+            answers: list[AnyPrediction] = []
+            views: dict[int, Tensor] = {}
+            for k, (name, item) in enumerate(chunk):
+                problem = None
                 try:
-                    greatest[answers[k].file] = largest_value_of_file(item)
-                    good[k] = preprocess_image(
-                        torch.from_numpy(decode(item, see.channels, see.white)), see
+                    pixels, greatest[name] = read_image(
+                        item, preprocess.channels, preprocess.white, name
                     )
+                    views[k] = inference.input_view(self, pixels)
                 except DataError as error:
-                    answers[k] = replace(answers[k], problem=str(error))
-            if good:
-                images = torch.stack(list(good.values())).to(self.device)
-                images = normalize(images, *statistics(see, self.device))
-                logits = predict_batch(self.classifier, images, bfloat16=self.bfloat16)
-                logits = logits / (self.card.temperature or 1.0)
-                if not torch.isfinite(logits).all():
-                    raise NotFinite(self.path)
-                shares = logits.sigmoid() if self.several else logits.softmax(1)
-                best = shares.topk(min(top, shares.shape[1]), dim=1)
-                for k, values, indices in zip(good, *(x.tolist() for x in best), strict=True):
-                    names = tuple(self.card.classes[i] for i in indices)
-                    answers[k] = replace(answers[k], classes=names, probabilities=tuple(values))
+                    if not isinstance(item, str | Path | bytes):
+                        raise
+                    problem = str(error)
+                answers.append(inference.unanswered(self, name, problem))
+            if views:
+                names = [chunk[k][0] for k in views]
+                good = inference.predict_views(self, names, list(views.values()), top, score)
+                for k, answer in zip(views, good, strict=True):
+                    answers[k] = answer
             yield from answers
-        warn_clipped(greatest, see.white)
+        warn_clipped(greatest, preprocess.white)
+
+    def __repr__(self) -> str:
+        """In one line: the network, its classes and input, and where it came from."""
+        rows = describe(self)
+        return f"Model({rows['network']}, {rows['input']}, {rows['classes']}, from {rows['file']})"
+
+    def _repr_html_(self) -> str:
+        """The same as a table, for notebooks."""
+        cells = (
+            f"<tr><th>{escape(k)}</th><td>{escape(visible(v))}</td></tr>"
+            for k, v in describe(self).items()
+        )
+        return f"<table>{''.join(cells)}</table>"
 
 
-def preprocess_image(image: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
-    """The test-time view of one decoded image: uint8 (H, W, C) -> uint8 (C, size, size)."""
-    where = center_crop(image.shape[0], image.shape[1], preprocess)
-    return crop_resize(image.permute(2, 0, 1)[None], where, preprocess.size)[0]
+def describe(model: Model) -> dict[str, str]:
+    """What a model is, a line each."""
+    card, arch = model.card, model.card.arch
+    names = ", ".join(card.classes[:10]) + (", ..." if len(card.classes) > 10 else "")
+    parameters = sum(p.numel() for p in model.network.parameters())
+    size = card.preprocess.size
+    rows = {
+        "network": label(arch),
+        "task": task_of(arch),
+        "parameters": f"{parameters:,}",
+        "input": f"{card.preprocess.channels} x {size} x {size}",
+        "classes": f"{len(card.classes)} classes: {names}",
+        "data": card.provenance.get("data", ""),
+        "device": str(model.device),
+        "file": str(model.path),
+    }
+    return {name: value for name, value in rows.items() if value}
 
 
 def bytes_per_image(network: Network, size: int) -> int:
@@ -197,10 +253,7 @@ def load(
         raise CheckpointError(
             f"{path} takes no 2-D images: resnets.models.io.model_file.open_model gives its network"
         )
-    if (own := task_of(network.arch)) != (task or own):
-        raise UsageError(
-            f"{path} is not to {task}, but to {own}: `resnets {command_group(own)}evaluate`"
-        )
+    own = check_task(network.arch, path, task)
     if card is None:
         arch = network.arch
         names = tuple(classes or map(str, range(arch.classes)))
@@ -223,6 +276,15 @@ def load(
             f"limit is {LARGEST >> 30}. Get another file."
         )
     return Model(network.to(device).eval(), card, device, bfloat16, path)
+
+
+def check_task(arch: Arch, path: Path, task: Task | None) -> Task:
+    """What a network is for. Raises UsageError where it is not the `task`."""
+    if (own := task_of(arch)) != (task or own):
+        raise UsageError(
+            f"{path} is not to {task}, but to {own}: `resnets {command_group(own)}evaluate`"
+        )
+    return own
 
 
 def match_classes(split: Split, classes: tuple[str, ...], model: Model) -> Split:

@@ -21,11 +21,12 @@ from resnets.data import dataset
 from resnets.data.dataset import Source, Split, normalization
 from resnets.data.decode import warn_clipped
 from resnets.data.loader import ImageOp
+from resnets.data.torch_dataset import PREFIX as DATASET
 from resnets.device import pick_device
 from resnets.errors import CheckpointError, DataError, NotFinite, UsageError
 from resnets.evaluation import metrics
 from resnets.evaluation.metrics import ClassificationMetrics
-from resnets.evaluation.predictor import Model, load, match_classes
+from resnets.evaluation.predictor import Model, check_task, load, match_classes
 from resnets.evaluation.scores import Scores, ensemble
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 # Called for a tested model with the data's digest, the split, and the error if it is its alone.
 LogAccess = Callable[[str | Path, str, str, float | None], None]
+AnyModel = str | Path | Model
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class EvaluationTarget:
     model: Model
     split: Split
     scored: Callable[..., Scores]  # `model.scores` with how it is tested
+    name: str = "test"  # of the split
 
     def scores(self, change: ImageOp | None = None) -> Scores:
         """The logits of each image, `change`d where that is given."""
@@ -62,17 +65,24 @@ class Calibration:
 
 
 def load_model(
-    path: str | Path, source: Source | None, how: InferenceOptions, task: Task | None = None
+    path: AnyModel, source: Source | None, how: InferenceOptions, task: Task | None = None
 ) -> Model:
-    """A model, normalised as asked for; errors as `evaluation.model.load`."""
-    model = load(
-        path,
-        device=pick_device(how.device),
-        bfloat16=how.precision == "bfloat16",
-        classes=source.classes if source else None,
-        task=task,
-        fields=how.fields,
-    )
+    """A model, normalised as asked for; errors as `evaluation.model.load`.
+
+    One that is loaded already stays on its device.
+    """
+    if isinstance(path, Model):
+        check_task(path.card.arch, path.path, task)
+        model = path
+    else:
+        model = load(
+            path,
+            device=pick_device(how.device),
+            bfloat16=how.precision == "bfloat16",
+            classes=source.classes if source else None,
+            task=task,
+            fields=how.fields,
+        )
     if how.normalize is not None:
         model = model.normalized(*normalization(how.normalize, source, model.card.arch.channels))
     return model
@@ -91,21 +101,25 @@ def pick_split(source: Source, name: str) -> Split:
 
 
 def load_target(
-    path: str | Path, source: Source, how: InferenceOptions, view: View = "center"
+    path: AnyModel, source: Source, how: InferenceOptions, view: View = "center"
 ) -> EvaluationTarget:
     """A classifier with a split of the data; errors as `api.evaluate`."""
     model = load_model(path, source, how, "classify")
     if not model.card.provenance:  # of a foreign file nothing says what white was
         see = replace(model.card.preprocess, white=source.white)
         model = replace(model, card=replace(model.card, preprocess=see))
-    chosen = held_out_split(path, model, source, how.split)
+    same = source.digest == model.card.provenance.get("digest")
+    # Of a Dataset by itself there is nothing else to choose.
+    whole = source.automatic and not same and source.name.startswith(DATASET)
+    name = how.split or ("all" if whole else "test")
+    chosen = held_out_split(path, model, source, name if whole else how.split)
     if chosen.labels.ndim == 2 and model.card.provenance.get("labels") == "one":
         raise UsageError(f"{path} gives one label, the images of {source.name} have several each")
     batch = how.images_per_batch()
     scored = functools.partial(
         model.scores, view=view, size=how.size, batch=batch, workers=how.workers
     )
-    return EvaluationTarget(model, chosen, scored)
+    return EvaluationTarget(model, chosen, scored, name)
 
 
 class TrainingData(pydantic.BaseModel):
@@ -124,7 +138,7 @@ class TrainingData(pydantic.BaseModel):
         return rename_old_fields(values, note=False) if isinstance(values, dict) else values
 
 
-def held_out_split(path: str | Path, model: Model, source: Source, split: str | None) -> Split:
+def held_out_split(path: AnyModel, model: Model, source: Source, split: str | None) -> Split:
     """The split that a model is tested on, with its labels; errors as `api.evaluate`."""
     same = source.digest == model.card.provenance.get("digest")
     try:
@@ -175,31 +189,29 @@ def unlabelled(source: Source, like: Tensor) -> Split:
 
 
 def classification(
-    models: Sequence[str | Path],
-    data: str,
+    models: Sequence[AnyModel],
+    data: Any,
     how: InferenceOptions,
     *,
     views: Sequence[View],
     compare: bool,
     at_precision: float | None,
-    ood: str | None,
+    ood: Any,
     corruptions: bool,
     log: LogAccess,
 ) -> ClassificationMetrics:
     """`api.evaluate` for classifiers."""
-    source, name = (
-        dataset.load(data, max_unreadable=how.max_unreadable, training=False),
-        how.split or "test",
-    )
+    source = dataset.load(data, max_unreadable=how.max_unreadable, training=False)
     pairs = zip(models, views, strict=True)
     subjects = [load_target(path, source, how, view) for path, view in pairs]
+    name = subjects[0].name
     check_same([each.split for each in subjects])
     scored = [each.scores() for each in subjects]
     scores = scored[-1] if compare else ensemble(scored)
     result, bad = metrics.classification_metrics(scores, name), scores.unreadable
     images = result.images + len(bad)
     check_read(bad, images, how.max_unreadable, f"{name} split of {data}")
-    for path, each in dict(zip(map(str, models), scored, strict=True)).items():
+    for path, each in dict(zip(map(model_path, models), scored, strict=True)).items():
         log(path, source.digest, name, 1 - float(metrics.is_correct(each).double().mean()))
     result = replace(result, unreadable=(*source.unreadable, *bad))
     if compare:
@@ -244,12 +256,12 @@ def faster(model: Model) -> Model:
 
 def objects(
     task: Task,
-    paths: Sequence[str | Path],
-    data: str,
+    paths: Sequence[AnyModel],
+    data: Any,
     how: InferenceOptions,
     *,
     compare: bool,
-    classifier: str | Path | None,
+    classifier: AnyModel | None,
     log: LogAccess,
 ) -> DetectionMetrics | LocalizationMetrics | SegmentationMetrics:
     """`api.evaluate` for detectors, localisers and segmenters."""
@@ -258,7 +270,7 @@ def objects(
 
 
 @contextmanager
-def name_model_in_errors(*paths: str | Path) -> Iterator[None]:
+def name_model_in_errors(*paths: AnyModel) -> Iterator[None]:
     """Names the models whose answers are not finite."""
     try:
         yield
@@ -268,12 +280,12 @@ def name_model_in_errors(*paths: str | Path) -> Iterator[None]:
 
 def _objects(
     task: Task,
-    paths: Sequence[str | Path],
-    data: str,
+    paths: Sequence[AnyModel],
+    data: Any,
     how: InferenceOptions,
     *,
     compare: bool,
-    classifier: str | Path | None,
+    classifier: AnyModel | None,
     log: LogAccess,
 ) -> DetectionMetrics | LocalizationMetrics | SegmentationMetrics:
     from resnets.evaluation import localization, segmentation
@@ -315,12 +327,12 @@ def _objects(
         )
     check_read(result.unreadable, len(split), how.max_unreadable, f"{name} split of {data}")
     for path in paths:  # of one among several there is no error by itself
-        log(path, source.digest, name, result.error if len(paths) == 1 else None)
+        log(model_path(path), source.digest, name, result.error if len(paths) == 1 else None)
     return result
 
 
 def five_classes(
-    path: str | Path, split: Split, source: Source, names: tuple[str, ...], how: InferenceOptions
+    path: AnyModel, split: Split, source: Source, names: tuple[str, ...], how: InferenceOptions
 ) -> Tensor:
     """The classes that a classifier predicts: int64 (N, 5 or all), the best first.
 
@@ -386,6 +398,12 @@ def detection(
     )
 
 
-def task_of(path: str | Path, fields: Mapping[str, Any]) -> Task:
-    """What the network of a model file, a run or a foreign file is for; errors as `load`."""
-    return arch.task(load(path, fields=fields).card.arch)
+def task_of(path: AnyModel, fields: Mapping[str, Any]) -> Task:
+    """What the network of a model, a run or a foreign file is for; errors as `load`."""
+    model = path if isinstance(path, Model) else load(path, fields=fields)
+    return arch.task(model.card.arch)
+
+
+def model_path(model: AnyModel) -> Path:
+    """Where a model is from."""
+    return model.path if isinstance(model, Model) else Path(model)
