@@ -203,7 +203,7 @@ def from_dict(data: Mapping[str, Any]) -> ModelMetadata:
         "temperature": 1e-6 <= (metadata.temperature or 1) <= 1e6,
     }
     if wrong := [name for name, good in checks.items() if not good]:
-        raise ValueError(f"wrong {', '.join(wrong)} in a card")
+        raise ValueError(f"wrong {', '.join(wrong)} in the metadata")
     return metadata
 
 
