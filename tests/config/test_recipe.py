@@ -234,11 +234,11 @@ def test_a_file_says_single_fields_on_top_of_a_published_recipe(tmp_path):
 
 def test_the_record_names_processor_and_commit() -> None:
     from resnets import device
-    from resnets.papers import reproduce
+    from resnets.papers.status import machine_name
 
     around = device.environment()
     assert around["processor"] == device.processor()
-    assert reproduce.machine("cpu").startswith(f"{device.processor()}, ")
+    assert machine_name("cpu").startswith(f"{device.processor()}, ")
     assert re.fullmatch(r"none|[0-9a-f]{40}", around["commit"])
 
 

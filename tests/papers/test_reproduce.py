@@ -17,10 +17,10 @@ import pytest
 from resnets.cli.main import main
 from resnets.config.recipe import Recipe
 from resnets.errors import DataError, Interrupted, UsageError
-from resnets.papers import ledger, measures, reproduce, results
-from resnets.papers.budgets import Job, chosen, jobs
+from resnets.papers import ledger, measures, planning, reproduce, results, status
+from resnets.papers.budgets import Job, jobs, select_experiments
 from resnets.papers.experiment import Arm, Experiment
-from resnets.papers.experiments import experiment
+from resnets.papers.experiments import get_experiment
 
 ROOT = Path(__file__).parents[2]
 SMALL = Recipe(model="resnet8", data="digits", lr=0.1)
@@ -28,7 +28,7 @@ ONE = Experiment(
     id="t.one",
     title="One",
     arms=(Arm(name="resnet8", recipe=SMALL, paper={"test_error": 8.75}),),
-    claim="order",
+    short_run_claim="order",
 )
 
 
@@ -64,7 +64,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_the_unbroken_one(tmp_path):
     import os
     import signal
 
-    one = replace(ONE, steps={"cpu": 12}, units=2)  # an evaluation in 2 steps
+    one = replace(ONE, steps={"cpu": 12}, cpu_units=2)  # an evaluation in 2 steps
     job = Job(one, ONE.arms[0], "cpu", 0)
 
     def stop(progress):
@@ -85,18 +85,18 @@ def test_the_status_of_a_run_and_the_log_of_its_interruptions(tmp_path, monkeypa
     import os
     import signal
 
-    job = Job(replace(ONE, steps={"cpu": 12}, units=2), ONE.arms[0], "cpu", 0)
+    job = Job(replace(ONE, steps={"cpu": 12}, cpu_units=2), ONE.arms[0], "cpu", 0)
     folder = tmp_path / "runs" / "cpu" / job.name
     seen = []
 
     def stop(progress):
         if progress.step == 4:
-            seen.extend(reproduce.status(tmp_path))
+            seen.extend(status.status(tmp_path))
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
         reproduce.run(job, tmp_path, device="cpu", watch=stop)
-    (row,) = reproduce.status(tmp_path)
+    (row,) = status.status(tmp_path)
     stopped = int(max((folder / "checkpoints").iterdir()).name.removeprefix("step-"))
     assert stopped in (4, 5)
     assert (row["run"], row["seed"]) == (f"runs/cpu/{job.name}", 0)
@@ -126,7 +126,7 @@ def test_the_status_of_a_run_and_the_log_of_its_interruptions(tmp_path, monkeypa
     assert dates[:2] == ("2026-11-30T00:53:21+00:00", "2026-11-30T00:53:22+00:00")
     assert steps == (None, None, stopped)
     assert not folder.exists()
-    assert reproduce.status(tmp_path) == []
+    assert status.status(tmp_path) == []
 
 
 def test_the_status_of_folders_that_are_damaged_or_no_experiments(tmp_path):
@@ -135,28 +135,28 @@ def test_the_status_of_folders_that_are_damaged_or_no_experiments(tmp_path):
         (folder / "checkpoints" / "step-00000007").mkdir(parents=True)
         (folder / "recipe.json").write_text("{")
         (folder / "checkpoints" / "step-00000007" / "state.json").write_text("[")
-    (row,) = reproduce.status(tmp_path)
+    (row,) = status.status(tmp_path)
     assert (row["run"], row["step"], row["left"]) == ("runs/full/resnet20-1", 0, None)
 
 
 def test_an_arm_and_a_seed_are_chosen_by_name(tmp_path):
-    one = experiment("r1.tab6")
+    one = get_experiment("r1.tab6")
     work = list(jobs(one, "full", seeds=2, seed=1, arms=["resnet20"]))
     assert [(job.arm.name, job.seed, job.iterations) for job in work] == [
         ("resnet20", 1, 64_000),
         ("resnet20", 2, 64_000),
     ]
-    counted = jobs(experiment("r1.tab1"), "full", seeds=2, seed=3, arms=["plain18"])
+    counted = jobs(get_experiment("r1.tab1"), "full", seeds=2, seed=3, arms=["plain18"])
     assert [job.seed for job in counted] == [0]
     rows = [row(experiment="r1.tab6", arm="resnet20", budget="full", iterations=64_000, seed=1)]
-    assert [len(job.lines(rows)) for job in work] == [1, 0]  # a line in bfloat16
+    assert [len(job.ledger_rows(rows)) for job in work] == [1, 0]  # a line in bfloat16
     for precision, count in (("bfloat16", 1), ("float32", 0)):
-        assert len(replace(work[0], precision=precision).lines(rows)) == count
-    assert [one.id for one in chosen(["r1.fig1", "r1.tab6"], "full", arms=["plain20"])] == [
-        "r1.fig1"
-    ]
+        assert len(replace(work[0], precision=precision).ledger_rows(rows)) == count
+    assert [
+        one.id for one in select_experiments(["r1.fig1", "r1.tab6"], "full", arms=["plain20"])
+    ] == ["r1.fig1"]
     with pytest.raises(UsageError, match="resnet20"):
-        chosen(["r1.tab6"], "full", arms=["resnet21"])
+        select_experiments(["r1.tab6"], "full", arms=["resnet21"])
 
 
 def test_a_diverged_run_is_a_line_without_an_error(tmp_path):
@@ -165,7 +165,7 @@ def test_a_diverged_run_is_a_line_without_an_error(tmp_path):
     found = reproduce.run(job, tmp_path, device="cpu")
     assert found["test_error"] is None
     assert "not finite" in found["notes"][0]
-    assert ledger.spread([found["test_error"]]) == "fail (1 of 1 diverged)"
+    assert ledger.format_mean_std([found["test_error"]]) == "fail (1 of 1 diverged)"
 
 
 def test_a_line_that_a_crash_cut_is_replaced_and_a_wrong_one_named(tmp_path):
@@ -239,7 +239,7 @@ def test_a_small_run_never_stands_in_the_column_of_the_protocol(tmp_path):
         row(arm="resnet56", protocol="paper", test_error=7.3, seed=2, precision="float32") | full,
     ):
         ledger.append(tmp_path, line | {"experiment": "r1.tab6"})
-    page = results.draw(tmp_path).read_text()
+    page = results.write_page(tmp_path).read_text()
     deviation = f"{math.sqrt(0.08):.2f}"
     assert "| resnet20 | 8.75 |  |" in page
     assert "| resnet32 | 7.51 |  |" in page
@@ -250,10 +250,10 @@ def test_a_small_run_never_stands_in_the_column_of_the_protocol(tmp_path):
 
 
 def test_a_verdict_counts_seeds_and_diverged_runs():
-    one = experiment("r1.fig1")
+    one = get_experiment("r1.fig1")
     rows = [row(), row(seed=1), row(seed=2)]
     rows += [row(arm="plain56", train_error=e, seed=n) for n, e in enumerate((60.0, 30.0, None))]
-    (said,) = results.verdicts(one, rows)
+    (said,) = results.check_order(one, rows)
     assert said.startswith("train error of plain56 above plain20: in 2 of 3 seeds, by 5.00")
 
 
@@ -263,7 +263,7 @@ def test_a_verdict_counts_seeds_and_diverged_runs():
      (3_857_973_248, "3.86 G"), (8.75, "8.75"), (-54, "-54"), (0.0, "0"), (54_321, "54,321")],
 )  # fmt: skip
 def test_large_numbers_are_as_people_read_them(number, text):
-    assert ledger.large(number) == text
+    assert ledger.format_count(number) == text
 
 
 def test_the_time_is_that_of_this_machines_runs():
@@ -274,10 +274,14 @@ def test_the_time_is_that_of_this_machines_runs():
         row(machine="b", seconds=9e9, multiply_adds=1e6),
     ]
     image = 12800 * 1e6
-    assert ledger.pace(rows, "a", 20, 16) == pytest.approx(10 / image)
-    assert ledger.pace(rows, "a", 110, 32) == pytest.approx(50 / image)  # the nearest are of 56
-    assert ledger.pace(rows[3:], "a", 20, 16) == pytest.approx(9e9 / image)  # none of this machine
-    assert ledger.pace([], "a", 20, 16) == ledger.PACE
+    assert ledger.seconds_per_mac(rows, "a", 20, 16) == pytest.approx(10 / image)
+    assert ledger.seconds_per_mac(rows, "a", 110, 32) == pytest.approx(
+        50 / image
+    )  # the nearest are of 56
+    assert ledger.seconds_per_mac(rows[3:], "a", 20, 16) == pytest.approx(
+        9e9 / image
+    )  # none of this machine
+    assert ledger.seconds_per_mac([], "a", 20, 16) == ledger.SECONDS_PER_MAC
 
 
 def test_the_estimate_is_near_the_seconds_of_the_ledger():
@@ -286,7 +290,7 @@ def test_the_estimate_is_near_the_seconds_of_the_ledger():
     ratios = []
     for line in rows:
         rest = [other for other in rows if other["curve"] != line["curve"]]
-        pace = ledger.pace(rest, line["machine"], line["layers"], line["size"])
+        pace = ledger.seconds_per_mac(rest, line["machine"], line["layers"], line["size"])
         ratios.append(line["seconds"] / (line["images"] * line["multiply_adds"]) / pace)
     assert 0.7 < statistics.median(ratios) < 1.4
     assert sum(0.4 < ratio < 2.5 for ratio in ratios) > 0.8 * len(ratios)
@@ -294,16 +298,16 @@ def test_the_estimate_is_near_the_seconds_of_the_ledger():
 
 @pytest.mark.slow
 def test_a_plan_on_a_new_machine_measures_its_dearest_networks(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "MEASURED", 1)
-    short = jobs(experiment("r1.fig1"), "cpu")
+    monkeypatch.setattr(planning, "MAX_MEASURED", 1)
+    short = jobs(get_experiment("r1.fig1"), "cpu")
     begun = time.monotonic()
-    cheap, dear = reproduce.planned(list(short), tmp_path, "cpu")
+    cheap, dear = planning.plan_jobs(list(short), tmp_path, "cpu")
     spent = time.monotonic() - begun
     assert dear["seconds"] / cheap["seconds"] == pytest.approx(125 / 41, rel=0.1)
     # 500 steps take longer than the few that were measured, and not as long as a day.
     assert spent / 10 < dear["seconds"] < 3600 * 12
-    ledger.append(tmp_path, row(machine=reproduce.machine("cpu"), seconds=1e4, multiply_adds=1e7))
-    (cheap, _) = reproduce.planned(list(jobs(experiment("r1.fig1"), "cpu")), tmp_path, "cpu")
+    ledger.append(tmp_path, row(machine=status.machine_name("cpu"), seconds=1e4, multiply_adds=1e7))
+    (cheap, _) = planning.plan_jobs(list(jobs(get_experiment("r1.fig1"), "cpu")), tmp_path, "cpu")
     assert cheap["in_ledger"]
     assert cheap["seconds"] == pytest.approx(41e6 / 4 * 64_000 * 1e4 / (12_800 * 1e7), rel=0.1)
 
@@ -318,7 +322,7 @@ def test_runs_at_full_length_stand_one_by_one_with_their_curves(tmp_path):
     line |= {"experiment": "r1.tab6", "precision": "float32", "seconds": 36_000.0, "machine": "m"}
     line |= {"interruptions": 1, "starts": starts, "versions": {"code": "b" * 16}}
     ledger.append(tmp_path, line | {"digest": "d" * 64, "curve": str(kept.relative_to(tmp_path))})
-    page = results.draw(tmp_path).read_text()
+    page = results.write_page(tmp_path).read_text()
     assert "| resnet20 | 8.75 | 8.51 |" in page
     shown = (
         "| resnet20 | 0 | float32 | 40.00 | 8.51 | 10.0 | m | 1 (at 8,200) | aaaaaaaa, bbbbbbbb |"
@@ -329,7 +333,7 @@ def test_runs_at_full_length_stand_one_by_one_with_their_curves(tmp_path):
 
 def test_the_command_lists_plans_and_refuses(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reproduce, "MEASURED", 0)
+    monkeypatch.setattr(planning, "MAX_MEASURED", 0)
     for command, code in (
         (["reproduce", "--json"], 0),
         (["reproduce", "r1.fig1", "--budget", "cpu", "--dry-run", "--json"], 0),
@@ -349,40 +353,48 @@ def test_the_command_lists_plans_and_refuses(tmp_path, monkeypatch, capsys):
 
 
 def test_without_ids_what_needs_data_is_left_out():
-    every = {one.id for one in chosen([], "smoke")}
-    small = {one.id for one in chosen([], "cpu")}
-    full = {one.id for one in chosen([], "full")}
+    every = {one.id for one in select_experiments([], "smoke")}
+    small = {one.id for one in select_experiments([], "cpu")}
+    full = {one.id for one in select_experiments([], "full")}
     assert every - small == {"r1.tab7", "r1.tab8", "r1.tab9", "r1.tab12", "r1.tab13"}
     assert small - full >= {"r1.tab2", "r2.tab5", "later.rsb"}
-    assert len(chosen(["r1.tab8", "r1.tab9"], "full", "coco")) == 2
+    assert len(select_experiments(["r1.tab8", "r1.tab9"], "full", "coco")) == 2
     with pytest.raises(UsageError, match="coco, voc"):
-        chosen(["r1.tab7", "r1.tab8"], "full", "coco")
+        select_experiments(["r1.tab7", "r1.tab8"], "full", "coco")
 
 
 def test_runs_of_one_data_set_are_found_wherever_it_lies():
-    one = experiment("r1.tab8")
+    one = get_experiment("r1.tab8")
     there = [Job(one, one.arms[0], "full", 0, place, "a/b") for place in ("x", "/y/x")]
     assert len({job.name for job in there}) == 1
-    refined = experiment("r1.tab9").arms[1]
+    refined = get_experiment("r1.tab9").arms[1]
     assert replace(there[0], arm=refined).name == there[0].name
 
 
 def test_what_waits_for_another_part_is_refused_by_name():
     with pytest.raises(UsageError, match="resnets detect"):
-        chosen(["r1.tab10"])
+        select_experiments(["r1.tab10"])
 
 
 @pytest.mark.parametrize(
     ("model", "measure", "names"),
     [
-        ("fasterrcnn_tiny_c4", partial(measures.detected, True, (1.0, 2.0)), {"map50", "voc07"}),
-        ("localizer_tiny", partial(measures.located, (1.0, 2.0)), {"given_error", "five_error"}),
+        (
+            "fasterrcnn_tiny_c4",
+            partial(measures.detector_metrics, True, (1.0, 2.0)),
+            {"map50", "voc07"},
+        ),
+        (
+            "localizer_tiny",
+            partial(measures.localizer_metrics, (1.0, 2.0)),
+            {"given_error", "five_error"},
+        ),
     ],
 )
 @pytest.mark.slow
 def test_scenes_are_a_line_of_the_ledger(tmp_path, model, measure, names):
     recipe = Recipe(model=model, data="voc", lr=0.01, norm="frozen")
-    one = replace(ONE, figure=min(names))
+    one = replace(ONE, metric=min(names))
     job = Job(one, Arm(name="first", recipe=recipe, measure=measure), "smoke", 0)
     row = reproduce.run(job, tmp_path, device="cpu", workers=0)
     assert all(0 <= row[name] <= 100 for name in names)
@@ -404,6 +416,6 @@ def test_every_experiment_runs_from_end_to_end(tmp_path, monkeypatch, capsys):
     root = tmp_path / "runs" / "smoke"
     known = {(line["experiment"], line["arm"]) for line in ledger.read(root)}
     for one in results.EXPERIMENTS.values():
-        assert one.needs or known >= {(one.id, arm.name) for arm in one.arms}
+        assert one.not_runnable or known >= {(one.id, arm.name) for arm in one.arms}
     page = (root / "docs" / "results.md").read_text()
     assert all(f"## {name}: " in page for name in results.EXPERIMENTS)

@@ -253,12 +253,19 @@ def reached(row: Mapping[str, Any]) -> None:
     if out.quiet:
         print(terminal.json_text(row))
         return
-    from resnets.papers.ledger import large
-    from resnets.papers.results import EXACT, SCENES
+    from resnets.papers.ledger import format_count
+    from resnets.papers.results import DENSE_TASK_METRICS, EXACT_METRICS
 
-    names = ("train_error", "test_error", "top5_error", "median_std", *SCENES, *EXACT)
+    names = (
+        "train_error",
+        "test_error",
+        "top5_error",
+        "median_std",
+        *DENSE_TASK_METRICS,
+        *EXACT_METRICS,
+    )
     figures = ", ".join(
-        f"{name.replace('_', ' ')} {'diverged' if row[name] is None else large(row[name])}"
+        f"{name.replace('_', ' ')} {'diverged' if row[name] is None else format_count(row[name])}"
         for name in names
         if name in row
     )

@@ -258,23 +258,25 @@ def reproduce(
             ROOT/runs/smoke.
         dry_run: Print what would be run, and how long it would take here.
     """
-    from resnets.papers import budgets, reproduce, results
+    from resnets.papers import budgets, planning, reproduce, results
     from resnets.papers.experiments import EXPERIMENTS
+    from resnets.papers.status import status as run_statuses
 
     if status:
-        terminal.listed(reproduce.status(root))
+        terminal.listed(run_statuses(root))
         return
     if budget is None:
-        terminal.listed(reproduce.overview(root))
-        if under_way := len(reproduce.status(root)):
+        terminal.listed(planning.overview(root))
+        if under_way := len(run_statuses(root)):
             terminal.note(f"{under_way} under way: `resnets reproduce --status`", always=True)
         return
     if budget == "smoke":
         root = root / "runs" / "smoke"
     arms = arm or []
-    wanted = budgets.chosen(ids, budget, data, arms)
-    if not ids and (left := [x for x in EXPERIMENTS.values() if x not in wanted and not x.needs]):
-        names = ", ".join(one.id for one in left)
+    wanted = budgets.select_experiments(ids, budget, data, arms)
+    runnable = [e for e in EXPERIMENTS.values() if not e.not_runnable]
+    if not ids and (left_out := [e.id for e in runnable if e not in wanted]):
+        names = ", ".join(left_out)
         terminal.note(f"left out, since their data has to be named with --data: {names}")
     jobs = [
         job
@@ -284,7 +286,7 @@ def reproduce(
         )
     ]
     if dry_run:
-        terminal.listed(reproduce.planned(jobs, root, device))
+        terminal.listed(planning.plan_jobs(jobs, root, device))
         return
     with terminal.bar() as watch:
         for job in jobs:
@@ -294,7 +296,7 @@ def reproduce(
                 terminal.note(f"{text}: left out, another process is at it", always=True)
             else:
                 format.reached(row)
-    format.place(results.draw(root))
+    format.place(results.write_page(root))
 
 
 def data_get(name: Literal["cifar10", "cifar100"]) -> None:  # noqa: D103 - the API's

@@ -97,9 +97,9 @@ def percent(part: float | None) -> str:
 
 def counted(number: float) -> str:
     """1.8e9 as 1.8 G."""
-    from resnets.papers.ledger import large
+    from resnets.papers.ledger import format_count
 
-    return large(number)
+    return format_count(number)
 
 
 def seconds(value: float) -> str:

@@ -14,20 +14,20 @@ from resnets.config.arch import Arch, with_fields
 from resnets.config.families import arch
 from resnets.config.recipe import Recipe, to_dict
 from resnets.errors import UsageError, nearest
-from resnets.papers.experiment import PLACES, Arm, Experiment
-from resnets.papers.experiments import EXPERIMENTS, experiment
+from resnets.papers.experiment import EXTERNAL_DATA, Arm, Experiment
+from resnets.papers.experiments import EXPERIMENTS, get_experiment
 
 Budget = Literal["smoke", "cpu", "gpu", "full"]
 Precision = Literal["auto", "float32", "bfloat16"]
-# Millions of multiply-adds of an image, by depth, for estimates (`nets.cost` counts exactly).
+# Millions of multiply-adds of an image, by depth, for estimates (`models.cost` counts exactly).
 MACS = {18: 1795, 20: 41, 28: 5243, 32: 69, 34: 3664, 44: 97, 50: 4089, 56: 125, 100: 288}
 MACS |= {101: 7570, 110: 253, 152: 11282, 164: 245, 200: 14776, 1001: 1488, 1202: 2829}
 STEPS = {"smoke": 2, "cpu": 400, "gpu": 8000}
-TESTED = {"digits": 450, "cifar10": 10_000, "cifar100": 10_000, "imagenet": 50_000}
-IMAGES = {"digits": 899, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
+TEST_IMAGES = {"digits": 450, "cifar10": 10_000, "cifar100": 10_000, "imagenet": 50_000}
+TRAIN_IMAGES = {"digits": 899, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
 SIDE = {"smoke": 8, "cpu": 16, "gpu": 32}  # pixels; twice as many for the networks of ImageNet
-# Of scenes: side, images of a step, and regions of a detector that are learnt from or judged.
-SCENES: dict[Budget, tuple[int, int, int]] = {
+# For detection and localisation: side, images of a step, regions of an image.
+DENSE_TASK_SIZES: dict[Budget, tuple[int, int, int]] = {
     "smoke": (64, 2, 4), "cpu": (256, 8, 32), "gpu": (600, 8, 256),
 }  # fmt: skip
 
@@ -40,35 +40,56 @@ class Job:
     arm: Arm
     budget: Budget
     seed: int
-    data: str | None = None  # the place of data that has to be named
-    weights: str = ""  # of the classifier that scenes start from at full length
+    data: str | None = None  # the path of data that has to be named
+    weights: str = ""  # of the classifier that a detector or localiser starts from, at "full"
     precision: Precision = "auto"
 
     @property
     def recipe(self) -> Recipe | None:
         """How its network is trained at this budget."""
         recipe = self.arm.recipe and replace(self.arm.recipe, precision=self.precision)
-        if recipe and recipe.data in PLACES and recipe.data != "imagenet":
-            return scene(self, recipe)
-        return recipe and scaled(self.experiment, recipe, self.budget, self.seed, self.data)
+        if recipe and recipe.data in EXTERNAL_DATA and recipe.data != "imagenet":
+            return scale_dense_recipe(self, recipe)
+        return recipe and scale_recipe(self.experiment, recipe, self.budget, self.seed, self.data)
+
+    @property
+    def recipe_digest(self) -> str:
+        """SHA-256 of the recipe's fields that differ from their defaults; "" without one.
+
+        So a field that a later version adds changes nothing. Where the data and the weights lie and
+        the precision, which a machine decides, do not count.
+        """
+        recipe = self.recipe
+        if recipe is None or self.arm.recipe is None:
+            return ""
+        recipe = replace(recipe, data=self.arm.recipe.data, weights="", precision="auto")
+        defaults = Recipe(model="", data="")
+        changed = changed_fields(to_dict(recipe), to_dict(defaults))
+        return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
 
     @property
     def iterations(self) -> int:
         """Optimiser steps."""
         recipe = self.recipe
-        return recipe.total_steps(IMAGES.get(recipe.data, IMAGES["imagenet"])) if recipe else 0
+        if recipe is None:
+            return 0
+        return recipe.total_steps(TRAIN_IMAGES.get(recipe.data, TRAIN_IMAGES["imagenet"]))
 
     @property
     def key(self) -> dict[str, Any]:
-        """What makes a line of the ledger the line of this job."""
+        """The values by which a row of the ledger is found."""
         named = {"experiment": self.experiment.id, "arm": self.arm.name, "budget": self.budget}
         return named | {"seed": self.seed, "iterations": self.iterations}
 
-    def lines(self, rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Those of the ledger that are this job's."""
-        own = [row for row in rows if all(row.get(k) == v for k, v in self.key.items())]
-        named = self.precision if self.precision != "auto" and self.recipe else None
-        return [row for row in own if named is None or row.get("precision") == named]
+    def ledger_rows(self, rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The rows of the ledger that are this job's; older ones do not name the recipe."""
+        matching = [row for row in rows if all(row.get(k) == v for k, v in self.key.items())]
+        if self.recipe:
+            digest = self.recipe_digest
+            matching = [row for row in matching if row.get("recipe", digest) == digest]
+            if self.precision != "auto":
+                matching = [row for row in matching if row.get("precision") == self.precision]
+        return matching
 
     @property
     def name(self) -> str:
@@ -76,10 +97,10 @@ class Job:
         recipe = self.recipe
         if recipe is None or self.arm.recipe is None:
             return f"{self.experiment.id}-{self.arm.name}"
-        place = "" if self.budget == "smoke" else self.arm.recipe.data
-        plain = replace(recipe, data=place, weights=Path(recipe.weights).name)
-        told = json.dumps(to_dict(plain), sort_keys=True)
-        digest = hashlib.sha256(told.encode()).hexdigest()[:8]
+        data = "" if self.budget == "smoke" else self.arm.recipe.data
+        named = replace(recipe, data=data, weights=Path(recipe.weights).name)
+        text = json.dumps(to_dict(named), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return f"{recipe.model}-{self.iterations}-seed{recipe.seed}-{digest}"
 
     @property
@@ -114,13 +135,21 @@ class Job:
         return part * MACS[usual] * 1e6 * self.images
 
     @property
-    def all(self) -> list[Job]:
+    def trainings(self) -> list[Job]:
         """This one and those that train what else it needs."""
         return [self, *(replace(self, arm=member) for member in self.arm.members)]
 
 
+def changed_fields(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that differ from their defaults, of `augment` too."""
+    changed = {key: value for key, value in fields.items() if value != defaults[key]}
+    if "augment" in changed:
+        changed["augment"] = changed_fields(fields["augment"], defaults["augment"])
+    return changed
+
+
 def jobs(
-    one: Experiment,
+    experiment: Experiment,
     budget: Budget,
     seeds: int = 1,
     data: str | None = None,
@@ -130,14 +159,21 @@ def jobs(
     arms: Sequence[str] = (),
     precision: Precision = "auto",
 ) -> Iterator[Job]:
-    """All that is to be run, or of these arms, from `seed` on; what is not trained has one."""
-    for k in range(seed, seed + seeds):
-        for arm in () if one.needs else one.arms:
-            if (not arms or arm.name in arms) and (arm.recipe or k == seed):
-                yield Job(one, arm, budget, k if arm.recipe else 0, data, weights, precision)
+    """The jobs of an experiment, or of these `arms`, with the seeds from `seed` on.
+
+    An arm that is not trained has one job, of seed 0.
+    """
+    for number in range(seed, seed + seeds):
+        for arm in () if experiment.not_runnable else experiment.arms:
+            if arms and arm.name not in arms:
+                continue
+            if arm.recipe:
+                yield Job(experiment, arm, budget, number, data, weights, precision)
+            elif number == seed:
+                yield Job(experiment, arm, budget, 0, data, weights, precision)
 
 
-def chosen(
+def select_experiments(
     ids: Sequence[str],
     budget: Budget = "smoke",
     data: str | None = None,
@@ -145,29 +181,33 @@ def chosen(
 ) -> list[Experiment]:
     """The experiments of these ids that have one of these arms, if any are named.
 
-    Without ids all whose data need not be named. Raises UsageError for one that one command cannot
-    run, for an arm that none has, and for `data` that would be two.
+    Without ids, all that need no data to be named. Raises UsageError for an experiment that one
+    command cannot run, for an unknown arm, and for `data` where two data sets are needed.
     """
-    for one in map(experiment, ids):
-        if one.needs:
-            raise UsageError(f"{one.id} {one.needs}")
-    wanted = [one for one in map(experiment, ids or EXPERIMENTS) if ids or not lacks(one, budget)]
-    if data and len(places := {place for one in wanted if (place := lacks(one, budget))}) > 1:
-        raise UsageError(f"--data is of one of {', '.join(sorted(places))}: name its experiments")
-    names = [arm.name for one in wanted for arm in one.arms]
+    selected = []
+    for name in ids or EXPERIMENTS:
+        experiment = get_experiment(name)
+        if ids and experiment.not_runnable:
+            raise UsageError(f"{experiment.id} {experiment.not_runnable}")
+        if ids or not required_data(experiment, budget):
+            selected.append(experiment)
+    needed = {required_data(experiment, budget) for experiment in selected} - {""}
+    if data and len(needed) > 1:
+        raise UsageError(f"--data is one of {', '.join(sorted(needed))}: name its experiments")
+    names = [arm.name for experiment in selected for arm in experiment.arms]
     if unknown := [arm for arm in arms if arm not in names]:
         raise UsageError(f"no arm {unknown[0]!r}: {nearest(unknown[0], names)}")
-    return [one for one in wanted if not arms or any(arm.name in arms for arm in one.arms)]
+    return [e for e in selected if not arms or any(arm.name in arms for arm in e.arms)]
 
 
-def lacks(one: Experiment, budget: Budget) -> str:
+def required_data(experiment: Experiment, budget: Budget) -> str:
     """The data that an experiment needs to have named at this budget, "" for none."""
-    needed = budget == "full" if one.place == "imagenet" else budget != "smoke"
-    return one.place if needed else ""
+    needed = budget == "full" if experiment.external_data == "imagenet" else budget != "smoke"
+    return experiment.external_data if needed else ""
 
 
-def scaled(
-    one: Experiment, recipe: Recipe, budget: Budget, seed: int, data: str | None = None
+def scale_recipe(
+    experiment: Experiment, recipe: Recipe, budget: Budget, seed: int, data: str | None = None
 ) -> Recipe:
     """A recipe at a budget, which changes length, resolution and data.
 
@@ -180,13 +220,13 @@ def scaled(
     large = recipe.data == "imagenet"
     if budget == "full":
         return replace(recipe, data=data) if large and data else recipe
-    fewest = min(arm.recipe.steps for arm in one.arms if arm.recipe)
-    steps = one.steps.get(budget, STEPS[budget]) * (recipe.steps // fewest if fewest else 1)
-    side = one.side if one.side and budget == "cpu" else SIDE[budget]
-    place = "digits" if budget == "smoke" else "cifar10" if large else recipe.data
+    fewest = min(arm.recipe.steps for arm in experiment.arms if arm.recipe)
+    steps = experiment.steps.get(budget, STEPS[budget]) * (recipe.steps // fewest if fewest else 1)
+    side = experiment.cpu_side if experiment.cpu_side and budget == "cpu" else SIDE[budget]
+    data_name = "digits" if budget == "smoke" else "cifar10" if large else recipe.data
     short = replace(
         recipe,
-        data=place,
+        data=data_name,
         size=2 * side if large and budget != "smoke" else side,
         train_size=0,
         steps=steps,
@@ -203,16 +243,18 @@ def scaled(
     if budget == "smoke":
         grey = replace(short.augment, colour="none", policy="none")
         usual = recipe.lr_batch or recipe.batch
-        # Watched is a split that there is not: the test is at the end.
+        # It has no validation images, so nothing is evaluated before the end.
         short = replace(short, batch=128, lr_batch=usual, augment=grey, monitor="val")
-    elif one.units and budget == "cpu":
-        short = replace(short, arch={**recipe.arch, "blocks": [one.units] * 3})
-    parts = 1 if budget == "smoke" else 6  # of the run, with an evaluation after each
-    return replace(short, eval_every=max(1, steps // parts) * short.batch / IMAGES[place])
+    elif experiment.cpu_units and budget == "cpu":
+        short = replace(short, arch={**recipe.arch, "blocks": [experiment.cpu_units] * 3})
+    evaluations = 1 if budget == "smoke" else 6
+    return replace(
+        short, eval_every=max(1, steps // evaluations) * short.batch / TRAIN_IMAGES[data_name]
+    )
 
 
-def scene(job: Job, recipe: Recipe) -> Recipe:
-    """The recipe of a network for scenes at a job's budget.
+def scale_dense_recipe(job: Job, recipe: Recipe) -> Recipe:
+    """The recipe of a detector or localiser at a job's budget.
 
     "full" is the paper's, from the weights of a classifier. Less starts from random weights, with
     normalisation that learns, at another size, on fewer regions.
@@ -220,7 +262,7 @@ def scene(job: Job, recipe: Recipe) -> Recipe:
     recipe = replace(recipe, seed=recipe.seed + job.seed, data=job.data or recipe.data)
     if job.budget == "full":
         return replace(recipe, weights=job.weights)
-    side, batch, regions = SCENES[job.budget]
+    side, batch, regions = DENSE_TASK_SIZES[job.budget]
     side = min(side, recipe.size or arch(recipe.model).size)
     if archs.task(arch(recipe.model)) == "detect":
         few = {"sampled": regions, "proposals": [8 * regions, regions]}

@@ -15,15 +15,15 @@ from resnets.config.recipe import Recipe
 from resnets.papers import measures
 from resnets.papers.measures import Measure
 
-Figures = Mapping[str, float | str]
-PLACES = {  # data that has to be named, and in what form
+PaperFigures = Mapping[str, float | str]
+EXTERNAL_DATA = {  # data that has to be named, and in what form
     "imagenet": "ImageNet: --data FOLDER with train/ and val/ (or test/) of class folders",
     "imagenet-boxes": "ImageNet's boxes: --data FOLDER in a form that `resnets data check` reads",
     "imagenet-detection": "ImageNet's detection set: --data FOLDER that `resnets data check` reads",
     "voc": "PASCAL VOC: --data FOLDER with Annotations/ and ImageSets/",
     "coco": "COCO: --data FOLDER with annotations/ and its images",
 }
-SMALL = "none: the difference is smaller than what a short run can show"
+NO_CLAIM = "none: the difference is smaller than what a short run can show"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Arm:
     name: str
     recipe: Recipe | None = None  # None: nothing is trained
     measure: Measure | None = None  # what is measured beside the errors
-    paper: Figures = field(default_factory=dict)  # "fail" is a test error above 20 %
+    paper: PaperFigures = field(default_factory=dict)  # "fail" is a test error above 20 %
     members: tuple[Arm, ...] = ()  # what else is trained for it
 
 
@@ -44,24 +44,25 @@ class Experiment:
     id: str
     title: str
     arms: tuple[Arm, ...]
-    claim: str = SMALL
-    greater: tuple[tuple[str, str], ...] = ()  # the first arm has the greater `figure`
-    figure: str = "train_error"
-    curves: bool = False  # whether the paper draws errors over iterations
+    short_run_claim: str = NO_CLAIM
+    expected_order: tuple[tuple[str, str], ...] = ()  # pairs: the first has the greater `metric`
+    metric: str = "train_error"
+    has_curves: bool = False  # whether the paper draws errors over iterations
     steps: Mapping[str, int] = field(default_factory=dict)  # of budgets, where not as in STEPS
-    units: int = 0  # in each stage, at the budget "cpu"; 0: as in the paper
-    side: int = 0  # of the images, likewise
-    needs: str = ""  # why it cannot be run from here
-    ours: str = ""  # what is not the paper's, so that no run is by its protocol
+    cpu_units: int = 0  # in each stage, at the budget "cpu"; 0: as in the paper
+    cpu_side: int = 0  # of the images, likewise
+    not_runnable: str = ""  # why it cannot be run from here
+    deviation: str = ""  # what is not the paper's, so that no run is by its protocol
 
     @property
-    def place(self) -> str:
-        """The data that has to be named, "" for none: of an experiment one."""
-        return next((a.recipe.data for a in self.arms if a.recipe and a.recipe.data in PLACES), "")
+    def external_data(self) -> str:
+        """The data that has to be named, "" for none; an experiment has one."""
+        data = [arm.recipe.data for arm in self.arms if arm.recipe]
+        return next((name for name in data if name in EXTERNAL_DATA), "")
 
 
-def arms(
-    base: Recipe, errors: Figures, measure: Measure | None = None, **changes: Any
+def make_arms(
+    base: Recipe, errors: PaperFigures, measure: Measure | None = None, **changes: Any
 ) -> tuple[Arm, ...]:
     """An arm for each model, and the test error that the paper has for it; "" where it has none.
 
@@ -78,15 +79,15 @@ def arms(
     )
 
 
-def count_rows(what: str, printed: Figures) -> tuple[Arm, ...]:
+def count_rows(what: str, printed: PaperFigures) -> tuple[Arm, ...]:
     """Arms whose layers, parameters and multiply-adds are counted."""
     return tuple(
-        Arm(name=name, measure=partial(measures.counts, name), paper={what: figure})
+        Arm(name=name, measure=partial(measures.count_size, name), paper={what: figure})
         for name, figure in printed.items()
     )
 
 
-def pending(id: str, title: str, figures: Mapping[str, str], needs: str) -> Experiment:
+def pending(id: str, title: str, figures: Mapping[str, str], reason: str) -> Experiment:
     """An experiment that one command cannot run."""
     rows = (Arm(name=name, paper={"": text}) for name, text in figures.items())
-    return Experiment(id=id, title=title, arms=tuple(rows), needs=needs)
+    return Experiment(id=id, title=title, arms=tuple(rows), not_runnable=reason)

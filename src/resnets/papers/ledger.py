@@ -4,6 +4,7 @@ experiment, arm      what was run: `resnets reproduce` lists both
 budget, protocol     "paper", its protocol: full length, float32, nothing left out on the way;
                      "paper in bfloat16"; false: less than that
 seed, command        how to run it again
+recipe               SHA-256 of the fields that differ from their defaults, but for the precision
 model, layers, data, digest (SHA-256 of the images), size, iterations, images, multiply_adds
 train_error          in %, the mean over the last part of the iterations
 test_error           in %; null: the training diverged
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from math import log
 from pathlib import Path
@@ -29,7 +31,24 @@ from resnets.errors import DataError
 from resnets.files import write_whole
 
 Row = Mapping[str, Any]
-PACE = 1.5e-10  # seconds of training for an image and a multiply-add, where nothing is measured
+SECONDS_PER_MAC = (
+    1.5e-10  # seconds of training for an image and a multiply-add, where nothing is measured
+)
+
+# Notes of a run about what is written beside the training, or was read again: the training is the
+# same without them. All others (steps left out, memory that ran out, ...) change it.
+HARMLESS_NOTES = re.compile(
+    r"a checkpoint could not be written to .*; the earlier ones are whole, training goes on"
+    r"|.*; the one before it is taken"
+    r"|there will be no events for TensorBoard in .*"
+    r"|(metrics|timing|notes)\.jsonl is (gone: what it said|not what it was when) .*",
+    re.DOTALL,
+)
+
+
+def changes_training(note: str) -> bool:
+    """Whether a note of a run tells of something that changed the training."""
+    return HARMLESS_NOTES.fullmatch(note) is None
 
 
 def read(root: Path) -> list[Row]:
@@ -65,25 +84,25 @@ def append(root: Path, row: Row) -> None:
             os.fsync(file.fileno())
 
 
-def of(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:
     """The rows that have these values."""
     return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 
 
-def kind(row: Row) -> str:
-    """Whose protocol a line is of: "paper", "paper in bfloat16", or "" for less than either."""
-    protocol = row.get("protocol", "paper")  # what is counted has none
-    if protocol is True:  # of an older version
-        return protocol_in(row.get("precision", "float32"))
-    return protocol or ""
+def protocol(row: Row) -> str:
+    """The protocol of a row: "paper", "paper in bfloat16", or "" for less than either."""
+    value = row.get("protocol", "paper")  # rows of what is counted have none
+    if value is True:  # of an older version
+        return paper_protocol(row.get("precision", "float32"))
+    return value or ""
 
 
-def protocol_in(precision: str) -> str:
+def paper_protocol(precision: str) -> str:
     """The paper's protocol in a number format: the papers' own is float32."""
     return "paper" if precision == "float32" else f"paper in {precision}"
 
 
-def large(number: float, digits: int = 3) -> str:
+def format_count(number: float, digits: int = 3) -> str:
     """A count as people read it: 1.8 G, 0.27 M, 19.4 M."""
     for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
         if number >= size:
@@ -91,26 +110,26 @@ def large(number: float, digits: int = 3) -> str:
     return f"{number / 1e6:.{digits}g} M" if number >= 1e5 else f"{number:,.6g}"
 
 
-def spread(values: Sequence[float | None], digits: int = 2) -> str:
+def format_mean_std(values: Sequence[float | None], digits: int = 2) -> str:
     """Mean and standard deviation of the seeds, and how many; "fail" where one diverged."""
-    told = [value for value in values if value is not None]
-    if len(told) < len(values):
-        return f"fail ({len(values) - len(told)} of {len(values)} diverged)"
-    if not told:
+    finite = [value for value in values if value is not None]
+    if len(finite) < len(values):
+        return f"fail ({len(values) - len(finite)} of {len(values)} diverged)"
+    if not finite:
         return ""
-    if len(told) == 1:
-        return f"{told[0]:.{digits}f}"
-    return f"{mean(told):.{digits}f} ± {stdev(told):.{digits}f} ({len(told)})"
+    if len(finite) == 1:
+        return f"{finite[0]:.{digits}f}"
+    return f"{mean(finite):.{digits}f} ± {stdev(finite):.{digits}f} ({len(finite)})"
 
 
-def pace(rows: Iterable[Row], machine: str, layers: int, size: int) -> float:
+def seconds_per_mac(rows: Iterable[Row], machine: str, layers: int, size: int) -> float:
     """Seconds for an image and a multiply-add: of the runs most alike in layers and side of images.
 
     Those of this machine count, if there are some. A shared machine is up to ten times slower at
     times, so it is the median of them.
     """
     every = [row for row in rows if row.get("images")]
-    known = of(every, machine=machine) or every
+    known = select(every, machine=machine) or every
 
     def distance(row: Row) -> float:
         return abs(log(row["layers"] / layers)) + abs(log(row["size"] / size))
@@ -118,4 +137,4 @@ def pace(rows: Iterable[Row], machine: str, layers: int, size: int) -> float:
     least = min(map(distance, known), default=0.0)
     alike = [row for row in known if distance(row) <= least + 1e-9]
     each = [row["seconds"] / (row["images"] * row["multiply_adds"]) for row in alike]
-    return median(each) if each else PACE
+    return median(each) if each else SECONDS_PER_MAC

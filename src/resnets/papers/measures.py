@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Measure = Callable[[Sequence["Model"], "Split | None"], dict[str, Any]]
 
 
-def fresh(name: str, *, size: int = 0) -> Network:
+def seeded_network(name: str, *, size: int = 0) -> Network:
     """A network with the weights of seed 0."""
     import torch
 
@@ -30,7 +30,7 @@ def fresh(name: str, *, size: int = 0) -> Network:
     return build(replace(arch(name), size=size) if size else arch(name))
 
 
-def counts(name: str, _: Sequence[Model], __: Split | None) -> dict[str, Any]:
+def count_size(name: str, _: Sequence[Model], __: Split | None) -> dict[str, Any]:
     """Layers, parameters and multiply-adds of an image."""
     from resnets.config.families import arch
     from resnets.models.cost import cost
@@ -39,7 +39,9 @@ def counts(name: str, _: Sequence[Model], __: Split | None) -> dict[str, Any]:
     return {"layers": arch(name).depth, "parameters": price.parameters, "macs": price.macs}
 
 
-def equation(which: str, name: str, _: Sequence[Model], __: Split | None) -> dict[str, Any]:
+def equation_residual(
+    which: str, name: str, _: Sequence[Model], __: Split | None
+) -> dict[str, Any]:
     """The relative residual of an equation of 1603.05027 for noise, in double precision.
 
     "product" is of the shortcuts' scales (eq. 8), as a power of two.
@@ -48,25 +50,25 @@ def equation(which: str, name: str, _: Sequence[Model], __: Split | None) -> dic
 
     from resnets.analysis import depth
 
-    network = fresh(name).double()
+    network = seeded_network(name).double()
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     if which == "product":
         return {"log2_product": math.log2(depth.shortcut_products(network, x)[0])}
     return {"residual": getattr(depth, which)(network, x)}
 
 
-def gradients(name: str, _: Sequence[Model], __: Split | None) -> dict[str, Any]:
+def gradient_norms(name: str, _: Sequence[Model], __: Split | None) -> dict[str, Any]:
     """Norms of the layers' gradients before the first step, for 128 images of noise."""
     import torch
 
     from resnets.analysis.signal import signal
 
-    network, images = fresh(name), torch.randn(128, 3, 32, 32)
+    network, images = seeded_network(name), torch.randn(128, 3, 32, 32)
     norms = [layer.weight for layer in signal(network, images)]
     return {"gradient_norms": norms, "first_over_last": norms[0] / norms[-1]}
 
 
-def stds(models: Sequence[Model], split: Split | None) -> dict[str, Any]:
+def response_stds(models: Sequence[Model], split: Split | None) -> dict[str, Any]:
     """Standard deviations of the responses of the 3x3 layers on the first 500 test images."""
     import torch
 
@@ -82,7 +84,7 @@ def stds(models: Sequence[Model], split: Split | None) -> dict[str, Any]:
     return {"stds": found, "median_std": float(torch.tensor(found).median())}
 
 
-def viewed(
+def errors_at_view(
     view: View, factor: float, models: Sequence[Model], split: Split | None
 ) -> dict[str, Any]:
     """The test error in %, of a view, of images `factor` times as large."""
@@ -96,7 +98,7 @@ def viewed(
     return {"test_error": 100 * found.error, "top5_error": 100 * (1 - found.top5), "view": view}
 
 
-def detected(
+def detector_metrics(
     refine: bool, scales: Sequence[float], models: Sequence[Model], split: Split | None
 ) -> dict[str, Any]:
     """Averages in % of the models as one, with the improvements of 1512.03385, appendix B."""
@@ -112,7 +114,7 @@ def detected(
     return {name: 100 * value for name, value in said.items() if value is not None}
 
 
-def located(
+def localizer_metrics(
     scales: Sequence[float], models: Sequence[Model], split: Split | None
 ) -> dict[str, Any]:
     """Errors in % given the class, and of the network's own five classes."""
@@ -127,7 +129,7 @@ def located(
     return {"given_error": 100 * found.error, "five_error": 100 * found.top5_error}
 
 
-def ensemble(models: Sequence[Model], split: Split | None) -> dict[str, Any]:
+def ensemble_errors(models: Sequence[Model], split: Split | None) -> dict[str, Any]:
     """The errors in % of the models' mean."""
     from resnets.evaluation import scores
     from resnets.evaluation.metrics import classification_metrics

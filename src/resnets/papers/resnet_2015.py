@@ -7,7 +7,7 @@ from functools import partial
 
 from resnets.config import recipes
 from resnets.papers import measures
-from resnets.papers.experiment import Arm, Experiment, arms, count_rows, pending
+from resnets.papers.experiment import Arm, Experiment, count_rows, make_arms, pending
 
 CIFAR, CIFAR_110 = recipes.paper_cifar10(), recipes.paper_cifar10_110()
 IMAGENET = recipes.paper_imagenet()
@@ -27,14 +27,14 @@ TWO_SETS = (
     "then VOC with `--recipe paper-voc --set weights=RUN`"
 )
 CHANNEL_MEAN = "each channel has one mean, where the paper subtracts one for each pixel"
-TEN_CROP = partial(measures.viewed, "ten-crop", 1.0)
-MULTI_SCALE = partial(measures.viewed, "multi-scale", 1.0)
+TEN_CROP = partial(measures.errors_at_view, "ten-crop", 1.0)
+MULTI_SCALE = partial(measures.errors_at_view, "multi-scale", 1.0)
 
 
-DETECTED = partial(measures.detected, False, ())
+DETECTED = partial(measures.detector_metrics, False, ())
 BASELINE = Arm(name=C4, recipe=COCO, measure=DETECTED, paper={"map50": 48.4, "map": 27.2})
 
-R1 = (
+EXPERIMENTS_2015 = (
     Experiment(
         id="r1.tab1",
         title="Table 1, section 4.2: multiply-adds and parameters",
@@ -43,42 +43,42 @@ R1 = (
         + count_rows("macs", {"plain18": 1.8e9, "plain34": 3.6e9})
         + count_rows("parameters", {"resnet20": 0.27e6, "resnet32": 0.46e6, "resnet44": 0.66e6})
         + count_rows("parameters", {"resnet56": 0.85e6, "resnet110": 1.7e6, "resnet1202": 19.4e6}),
-        claim="exact: nothing is trained",
+        short_run_claim="exact: nothing is trained",
     ),
     Experiment(
         id="r1.fig1",
         title="Figure 1: the deeper plain network has the higher training error",
-        arms=arms(CIFAR, {"plain20": "", "plain56": ""}),
-        claim="order of training errors",
-        greater=(("plain56", "plain20"),),
-        curves=True,
+        arms=make_arms(CIFAR, {"plain20": "", "plain56": ""}),
+        short_run_claim="order of training errors",
+        expected_order=(("plain56", "plain20"),),
+        has_curves=True,
         steps={"cpu": 500},
     ),
     Experiment(
         id="r1.tab2",
         title="Table 2, Figure 4: plain and residual networks, ImageNet, 10-crop",
-        arms=arms(IMAGENET, {"plain18": 27.94, "plain34": 28.54}, TEN_CROP)
-        + arms(IMAGENET, {"resnet18_option_a": 27.88, "resnet34_option_a": 25.03}, TEN_CROP),
-        claim="order of training errors of the 34 layers",
-        greater=(("plain34", "resnet34_option_a"),),
-        curves=True,
-        ours=CHANNEL_MEAN,
+        arms=make_arms(IMAGENET, {"plain18": 27.94, "plain34": 28.54}, TEN_CROP)
+        + make_arms(IMAGENET, {"resnet18_option_a": 27.88, "resnet34_option_a": 25.03}, TEN_CROP),
+        short_run_claim="order of training errors of the 34 layers",
+        expected_order=(("plain34", "resnet34_option_a"),),
+        has_curves=True,
+        deviation=CHANNEL_MEAN,
     ),
     Experiment(
         id="r1.tab3",
         title="Table 3: shortcut options, deeper networks, ImageNet, 10-crop",
-        arms=arms(IMAGENET, {"resnet34_option_a": 25.03, "resnet34": 24.52}, TEN_CROP)
-        + arms(IMAGENET, {"resnet34_option_c": 24.19, "resnet50_v1": 22.85}, TEN_CROP)
-        + arms(IMAGENET, {"resnet101_v1": 21.75, "resnet152_v1": 21.43}, TEN_CROP),
-        ours=CHANNEL_MEAN,
+        arms=make_arms(IMAGENET, {"resnet34_option_a": 25.03, "resnet34": 24.52}, TEN_CROP)
+        + make_arms(IMAGENET, {"resnet34_option_c": 24.19, "resnet50_v1": 22.85}, TEN_CROP)
+        + make_arms(IMAGENET, {"resnet101_v1": 21.75, "resnet152_v1": 21.43}, TEN_CROP),
+        deviation=CHANNEL_MEAN,
     ),
     Experiment(
         id="r1.tab4",
         title="Table 4: single networks, ImageNet, multi-scale",
-        arms=arms(IMAGENET, {"resnet34": 21.84, "resnet34_option_c": 21.53}, MULTI_SCALE)
-        + arms(IMAGENET, {"resnet50_v1": 20.74, "resnet101_v1": 19.87}, MULTI_SCALE)
-        + arms(IMAGENET, {"resnet152_v1": 19.38}, MULTI_SCALE),
-        ours=CHANNEL_MEAN,
+        arms=make_arms(IMAGENET, {"resnet34": 21.84, "resnet34_option_c": 21.53}, MULTI_SCALE)
+        + make_arms(IMAGENET, {"resnet50_v1": 20.74, "resnet101_v1": 19.87}, MULTI_SCALE)
+        + make_arms(IMAGENET, {"resnet152_v1": 19.38}, MULTI_SCALE),
+        deviation=CHANNEL_MEAN,
     ),
     Experiment(
         id="r1.tab5",
@@ -87,95 +87,102 @@ R1 = (
             Arm(
                 name="resnet152_v1",
                 recipe=replace(IMAGENET, model="resnet152_v1"),
-                measure=measures.ensemble,
+                measure=measures.ensemble_errors,
                 paper={"top5_error": "3.57 (hidden test set)"},
-                members=arms(IMAGENET, {"resnet152_v1+second": ""}, seed=1)
-                + arms(IMAGENET, {"resnet34": "", "resnet34_option_c": ""})
-                + arms(IMAGENET, {"resnet50_v1": "", "resnet101_v1": ""}),
+                members=make_arms(IMAGENET, {"resnet152_v1+second": ""}, seed=1)
+                + make_arms(IMAGENET, {"resnet34": "", "resnet34_option_c": ""})
+                + make_arms(IMAGENET, {"resnet50_v1": "", "resnet101_v1": ""}),
             ),
         ),
-        claim="none: the paper's test set is hidden, and it names only two of its six networks",
-        ours=CHANNEL_MEAN,
+        short_run_claim="none: the paper's test set is hidden, and two of its six networks are "
+        "named",
+        deviation=CHANNEL_MEAN,
     ),
     Experiment(
         id="r1.fig6a",
         title="Figure 6, left: plain networks, CIFAR-10",
-        arms=arms(CIFAR, PLAIN) + arms(CIFAR_110, {"plain110": "> 60"}),
-        claim="training error rises with depth",
-        greater=(("plain56", "plain20"), ("plain110", "plain20")),
-        curves=True,
+        arms=make_arms(CIFAR, PLAIN) + make_arms(CIFAR_110, {"plain110": "> 60"}),
+        short_run_claim="training error rises with depth",
+        expected_order=(("plain56", "plain20"), ("plain110", "plain20")),
+        has_curves=True,
         steps={"cpu": 500},
     ),
     Experiment(
         id="r1.tab6",
         title="Table 6, Figure 6, middle: residual networks, CIFAR-10",
-        arms=arms(CIFAR, DEPTHS) + arms(CIFAR_110, R110),
-        claim="none: gains from depth need the full length",
-        curves=True,
+        arms=make_arms(CIFAR, DEPTHS) + make_arms(CIFAR_110, R110),
+        short_run_claim="none: gains from depth need the full length",
+        has_curves=True,
         steps={"cpu": 500},
     ),
     Experiment(
         id="r1.cure",
         title="Figure 6, left and middle: what shortcuts cure",
-        arms=arms(CIFAR, {"plain20": "", "plain56": "", "resnet20": 8.75, "resnet56": 6.97}),
-        claim="ResNet-56 is cured, not better than ResNet-20",
-        greater=(("plain56", "plain20"), ("plain56", "resnet56")),
-        curves=True,
+        arms=make_arms(CIFAR, {"plain20": "", "plain56": "", "resnet20": 8.75, "resnet56": 6.97}),
+        short_run_claim="ResNet-56 is cured, not better than ResNet-20",
+        expected_order=(("plain56", "plain20"), ("plain56", "resnet56")),
+        has_curves=True,
         steps={"cpu": 500},
     ),
     Experiment(
         id="r1.fig6c",
         title="Figure 6, right: 1,202 layers, CIFAR-10",
-        arms=arms(CIFAR_110, R110 | {"resnet1202": 7.93}),
-        claim="the error of 1,202 layers falls; that they overfit needs the full length",
-        curves=True,
+        arms=make_arms(CIFAR_110, R110 | {"resnet1202": 7.93}),
+        short_run_claim="the error of 1,202 layers falls; that they overfit needs the full length",
+        has_curves=True,
         steps={"cpu": 60, "gpu": 300},
-        side=8,
+        cpu_side=8,
     ),
     Experiment(
         id="r1.warm110",
         title="Section 4.2: ResNet-110 with and without a start at rate 0.01",
-        arms=arms(CIFAR_110, R110) + arms(CIFAR, {"resnet110+cold": ""}),
-        claim="order of training errors at first",
-        greater=(("resnet110+cold", "resnet110"),),
-        curves=True,
+        arms=make_arms(CIFAR_110, R110) + make_arms(CIFAR, {"resnet110+cold": ""}),
+        short_run_claim="order of training errors at first",
+        expected_order=(("resnet110+cold", "resnet110"),),
+        has_curves=True,
     ),
     Experiment(
         id="r1.fig7",
         title="Figure 7: standard deviation of layer responses, CIFAR-10",
-        arms=arms(CIFAR, {"plain20": "", "plain56": "", "resnet20": ""}, measures.stds)
-        + arms(CIFAR, {"resnet56": ""}, measures.stds)
-        + arms(CIFAR_110, {"resnet110": ""}, measures.stds),
-        claim="order of the median deviations",
-        greater=(("plain56", "resnet56"), ("plain20", "resnet20"), ("resnet56", "resnet110")),
-        figure="median_std",
+        arms=make_arms(
+            CIFAR, {"plain20": "", "plain56": "", "resnet20": ""}, measures.response_stds
+        )
+        + make_arms(CIFAR, {"resnet56": ""}, measures.response_stds)
+        + make_arms(CIFAR_110, {"resnet110": ""}, measures.response_stds),
+        short_run_claim="order of the median deviations",
+        expected_order=(
+            ("plain56", "resnet56"),
+            ("plain20", "resnet20"),
+            ("resnet56", "resnet110"),
+        ),
+        metric="median_std",
         steps={"cpu": 500},
     ),
     Experiment(
         id="r1.grads",
         title="Section 4.1: gradients of plain networks at the start",
         arms=tuple(
-            Arm(name=name, measure=partial(measures.gradients, name))
+            Arm(name=name, measure=partial(measures.gradient_norms, name))
             for name in ("plain20", "plain56", "plain110", "resnet56")
         ),
-        claim="exact: norm of the first layer's gradient over the last's, for one batch",
+        short_run_claim="exact: norm of the first layer's gradient over the last's, for one batch",
     ),
     Experiment(
         id="r1.3x",
         title="Section 4.1: three times the iterations for a plain network",
-        arms=arms(CIFAR, {"plain20": "", "plain56": ""})
-        + arms(CIFAR, {"plain20+3x": "", "plain56+3x": ""}, steps=3 * CIFAR.steps),
-        claim="after three times the iterations of both, 56 layers are still behind 20",
-        greater=(("plain56", "plain20"), ("plain56+3x", "plain20+3x")),
-        curves=True,
+        arms=make_arms(CIFAR, {"plain20": "", "plain56": ""})
+        + make_arms(CIFAR, {"plain20+3x": "", "plain56+3x": ""}, steps=3 * CIFAR.steps),
+        short_run_claim="after three times the iterations of both, 56 layers are still behind 20",
+        expected_order=(("plain56", "plain20"), ("plain56+3x", "plain20+3x")),
+        has_curves=True,
         steps={"cpu": 500},
     ),
     Experiment(
         id="r1.tab7",
         title="Table 7: Faster R-CNN, VOC 2007 test, mAP",
         arms=(Arm(name=f"{C4}+voc", recipe=VOC, measure=DETECTED, paper={"voc07": 76.4}),),
-        claim=RANDOM,
-        figure="voc07",
+        short_run_claim=RANDOM,
+        metric="voc07",
     ),
     pending(
         "r1.tab7-2012",
@@ -187,8 +194,8 @@ R1 = (
         id="r1.tab8",
         title="Table 8: Faster R-CNN, COCO val, mAP",
         arms=(BASELINE,),
-        claim=RANDOM,
-        figure="map50",
+        short_run_claim=RANDOM,
+        metric="map50",
     ),
     Experiment(
         id="r1.tab9",
@@ -198,25 +205,25 @@ R1 = (
             Arm(
                 name="box refinement",
                 recipe=COCO,
-                measure=partial(measures.detected, True, ()),
+                measure=partial(measures.detector_metrics, True, ()),
                 paper={"map50": 49.9, "map": 29.9},
             ),
             Arm(
                 name="context",
                 recipe=CONTEXT,
-                measure=partial(measures.detected, True, ()),
+                measure=partial(measures.detector_metrics, True, ()),
                 paper={"map50": 51.1, "map": 30.0},
             ),
             Arm(
                 name="multi-scale",
                 recipe=CONTEXT,
-                measure=partial(measures.detected, True, FIVE_SIDES),
+                measure=partial(measures.detector_metrics, True, FIVE_SIDES),
                 paper={"map50": 53.8, "map": 32.5},
             ),
             Arm(
                 name="ensemble",
                 recipe=CONTEXT,
-                measure=partial(measures.detected, True, FIVE_SIDES),
+                measure=partial(measures.detector_metrics, True, FIVE_SIDES),
                 paper={"map50": "59.0, 37.4 (test-dev)"},
                 members=(
                     Arm(name="context-2", recipe=replace(CONTEXT, seed=1)),
@@ -224,8 +231,8 @@ R1 = (
                 ),
             ),
         ),
-        claim=RANDOM,
-        figure="map50",
+        short_run_claim=RANDOM,
+        metric="map50",
     ),
     pending("r1.tab10", "Table 10: VOC 2007 after COCO, mAP", {"improved": "85.6"}, TWO_SETS),
     pending("r1.tab11", "Table 11: VOC 2012 after COCO, mAP", {"improved": "83.8"}, TWO_SETS),
@@ -236,13 +243,13 @@ R1 = (
             Arm(
                 name=f"{C4}+imagenet",
                 recipe=replace(CONTEXT, data="imagenet-detection"),
-                measure=partial(measures.detected, True, FIVE_SIDES),
+                measure=partial(measures.detector_metrics, True, FIVE_SIDES),
                 paper={"map50": 60.5},
             ),
         ),
-        claim=RANDOM,
-        ours="rate and length are those of COCO",
-        figure="map50",
+        short_run_claim=RANDOM,
+        deviation="rate and length are those of COCO",
+        metric="map50",
     ),
     Experiment(
         id="r1.tab13",
@@ -251,25 +258,25 @@ R1 = (
             Arm(
                 name=LOCALIZER,
                 recipe=LOCATED,
-                measure=partial(measures.located, (1.0,)),
+                measure=partial(measures.localizer_metrics, (1.0,)),
                 paper={"given_error": 13.3},
             ),
             Arm(
                 name="dense",
                 recipe=LOCATED,
-                measure=partial(measures.located, DENSE),
+                measure=partial(measures.localizer_metrics, DENSE),
                 paper={"given_error": 11.7, "five_error": "14.4 (of a classifier's classes)"},
             ),
             Arm(
                 name="with R-CNN",
                 recipe=replace(LOCATED, arch={"regions": [8, 200]}),
-                measure=partial(measures.located, DENSE),
+                measure=partial(measures.localizer_metrics, DENSE),
                 paper={"five_error": "10.6 (of a classifier's classes)"},
             ),
         ),
-        claim=RANDOM,
-        ours="rate, length and sides are ours, and the five classes the network's own",
-        figure="given_error",
+        short_run_claim=RANDOM,
+        deviation="rate, length and sides are ours, and the five classes the network's own",
+        metric="given_error",
     ),
     pending(
         "r1.tab14",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, get_args
@@ -23,18 +23,18 @@ from resnets.papers.ledger import Row
 
 HEAD = """# Results
 
-What `resnets reproduce` reached, drawn by it from `results/ledger.jsonl`; errors in %, mean ± standard deviation over
-the seeds (their number). The paper's column holds the paper's figure. "Own" holds runs by the paper's own protocol: its
-full length on its data, in float32, with nothing left out; where the numbers were bfloat16 and all else the paper's, the
-figure is marked so. All else was run on less, says what, and stands below it: such a run never shows what the full one
-would reach. Runs of a length that an experiment no longer has are in the ledger alone.
+What `resnets reproduce` has reached, written by it from `results/ledger.jsonl`. Errors are in %, as mean ± standard
+deviation over the seeds (their number). The column "paper" has the paper's figure. "own" has runs by the paper's own
+protocol: its full length on its data, in float32, with nothing left out; figures of runs that differ in bfloat16 alone are
+marked. All other runs had less, say what, and stand below: they do not show what a full run would reach. Runs of a length
+or recipe that an experiment no longer has are in the ledger alone.
 """  # noqa: E501
-EXACT = ("macs", "parameters", "residual", "log2_product", "first_over_last")
-SCENES = ("map50", "map", "voc07", "given_error", "five_error")
+EXACT_METRICS = ("macs", "parameters", "residual", "log2_product", "first_over_last")
+DENSE_TASK_METRICS = ("map50", "map", "voc07", "given_error", "five_error")
 ERRORS = ("train_error", "test_error")
 
 
-def draw(root: Path) -> Path:
+def write_page(root: Path) -> Path:
     """Write ROOT/docs/results.md and ROOT/docs/pictures/ from the ledger. Raises DataError."""
     rows, page = ledger.read(root), root / "docs" / "results.md"
     (page.parent / "pictures").mkdir(parents=True, exist_ok=True)
@@ -43,109 +43,118 @@ def draw(root: Path) -> Path:
     return page
 
 
-def current(one: Experiment, rows: Iterable[Row]) -> list[Row]:
-    """The last line of each arm, budget, seed and protocol, of the length that there is now."""
+def latest_rows(experiment: Experiment, rows: Iterable[Row]) -> list[Row]:
+    """The last row of each arm, budget, seed and protocol, of today's length and recipe."""
     budgets: tuple[Budget, ...] = get_args(Budget)
-    length = {(b, job.arm.name): job.iterations for b in budgets for job in jobs(one, b)}
-    found = (row for row in rows if length.get((row["budget"], row["arm"])) == row["iterations"])
-    return list(
-        {(row["arm"], row["budget"], row["seed"], ledger.kind(row)): row for row in found}.values()
-    )
+    today = {(b, job.arm.name): job for b in budgets for job in jobs(experiment, b)}
+    latest = dict[tuple[Any, ...], Row]()
+    for row in rows:
+        job = today.get((row["budget"], row["arm"]))
+        if job and replace(job, seed=row["seed"]).ledger_rows([row]):
+            latest[row["arm"], row["budget"], row["seed"], ledger.protocol(row)] = row
+    return list(latest.values())
 
 
-def section(one: Experiment, rows: Sequence[Row], root: Path) -> str:
+def section(experiment: Experiment, rows: Sequence[Row], root: Path) -> str:
     """An experiment's part of the page."""
-    found = current(one, ledger.of(rows, experiment=one.id))
-    lines = [f"## {one.id}: {one.title}", ""]
-    if one.needs:
-        lines += [f"This {one.needs}.", ""]
-    if one.ours:
-        lines += [f"No run of it is by the paper's own protocol: {one.ours}.", ""]
-    lines += table(("arm", "paper", "own"), ([a, p, o] for a, p, o in by_protocol(one, found)))
-    full = [row for row in found if ledger.kind(row) and row.get("curve")]
-    if full:
-        lines += ["", *by_run(one, full, root)]
-    less = [row for row in found if not ledger.kind(row)]
-    for budget, some in groupby(sorted(less, key=lambda row: row["budget"]), lambda r: r["budget"]):
-        lines += ["", *by_budget(one, budget, list(some), root)]
+    rows = latest_rows(experiment, ledger.select(rows, experiment=experiment.id))
+    lines = [f"## {experiment.id}: {experiment.title}", ""]
+    if experiment.not_runnable:
+        lines += [f"This {experiment.not_runnable}.", ""]
+    if experiment.deviation:
+        lines += [f"No run of it is by the paper's own protocol: {experiment.deviation}.", ""]
+    lines += markdown_table(("arm", "paper", "own"), by_protocol(experiment, rows))
+    exact = [row for row in rows if ledger.protocol(row)]
+    if runs := [row for row in exact if row.get("curve")]:
+        lines += ["", *by_run(experiment, runs, root)]
+    for budget in sorted({row["budget"] for row in rows}):
+        less = [row for row in ledger.select(rows, budget=budget) if not ledger.protocol(row)]
+        if less:
+            lines += ["", *by_budget(experiment, budget, less, root)]
     return "\n".join([*lines, ""])
 
 
-def by_protocol(one: Experiment, rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
+def by_protocol(experiment: Experiment, rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
     """Arm, the paper's figures, and ours by its own protocol."""
-    for arm in one.arms:
+    protocols = sorted({ledger.protocol(row) for row in rows} - {""})
+    for arm in experiment.arms:
         ours = []
-        for kind in sorted({ledger.kind(row) for row in rows} - {""}):
-            own = [row for row in ledger.of(rows, arm=arm.name) if ledger.kind(row) == kind]
-            names = list(arm.paper) or [name for name in EXACT if own and name in own[-1]]
-            mark = f" ({kind.removeprefix('paper ')})" if kind != "paper" else ""
-            ours += [shown(name, [row.get(name) for row in own]) + mark for name in names if own]
-        yield arm.name, ", ".join(shown(k, [v]) for k, v in arm.paper.items()), ", ".join(ours)
+        for protocol in protocols:
+            exact = [r for r in ledger.select(rows, arm=arm.name) if ledger.protocol(r) == protocol]
+            if not exact:
+                continue
+            mark = f" ({protocol.removeprefix('paper ')})" if protocol != "paper" else ""
+            names = list(arm.paper) or [name for name in EXACT_METRICS if name in exact[-1]]
+            for name in names:
+                ours.append(format_figure(name, [row.get(name) for row in exact]) + mark)
+        paper = [format_figure(name, [figure]) for name, figure in arm.paper.items()]
+        yield arm.name, ", ".join(paper), ", ".join(ours)
 
 
-def by_run(one: Experiment, rows: Sequence[Row], root: Path) -> list[str]:
+def by_run(experiment: Experiment, rows: Sequence[Row], root: Path) -> list[str]:
     """The runs at full length one by one, and their curves as the paper draws them."""
     head = ("run", "seed", "precision", "train error", "test error", "hours", "machine")
     body = []
     for row in sorted(rows, key=lambda row: (row["layers"], row["arm"], row["seed"])):
-        steps = [f"{start['step']:,}" for start in row.get("starts", ())[1:] if "step" in start]
-        broken = f"{row.get('interruptions', 0)}" + (f" (at {', '.join(steps)})" if steps else "")
-        codes = {start.get("code") for start in row.get("starts", ())} | {
-            row["versions"].get("code")
-        }
+        starts = row.get("starts", ())
+        steps = [f"{start['step']:,}" for start in starts[1:] if "step" in start]
+        interruptions = str(row.get("interruptions", 0))
+        interruptions += f" (at {', '.join(steps)})" if steps else ""
+        codes = {start.get("code") for start in starts} | {row["versions"].get("code")}
         body.append(
             [row["arm"], str(row["seed"]), row["precision"]]
-            + [ledger.spread([row.get(name)]) for name in ERRORS]
-            + [f"{row['seconds'] / 3600:.1f}", row["machine"], broken]
+            + [ledger.format_mean_std([row.get(name)]) for name in ERRORS]
+            + [f"{row['seconds'] / 3600:.1f}", row["machine"], interruptions]
             + [", ".join(sorted(code[:8] for code in codes if code)), row["digest"][:8]]
         )
-    lines = table((*head, "interruptions", "code", "data"), body)
-    if one.curves:
-        drawn = curves(one, rows, root)
-        drawn.axes[0].set(xlim=(0, 6.4), ylim=(0, 20))  # the paper's: Figure 6
-        lines += ["", picture(drawn, f"{one.id}-full", one.title, root)]
+    lines = markdown_table((*head, "interruptions", "code", "data"), body)
+    if experiment.has_curves:
+        figure = plot_curves(experiment, rows, root)
+        figure.axes[0].set(xlim=(0, 6.4), ylim=(0, 20))  # the paper's: Figure 6
+        lines += ["", save_picture(figure, f"{experiment.id}-full", experiment.title, root)]
     return lines
 
 
-def shown(name: str, values: Sequence[Any]) -> str:
+def format_figure(name: str, values: Sequence[Any]) -> str:
     """A figure with its name; errors in % of tests have none."""
     last = values[-1]
     if isinstance(last, str):
         return last
     if name in ("macs", "parameters"):
-        return f"{ledger.large(last, 4)} {'multiply-adds' if name == 'macs' else name}"
-    if name in EXACT:
+        return f"{ledger.format_count(last, 4)} {'multiply-adds' if name == 'macs' else name}"
+    if name in EXACT_METRICS:
         return f"{name.replace('_', ' ')} {last:.3g}"
-    return f"{'' if name == 'test_error' else name + ' '}{ledger.spread(values)}"
+    return f"{'' if name == 'test_error' else name + ' '}{ledger.format_mean_std(values)}"
 
 
-def by_budget(one: Experiment, budget: str, rows: Sequence[Row], root: Path) -> list[str]:
+def by_budget(experiment: Experiment, budget: str, rows: Sequence[Row], root: Path) -> list[str]:
     """The table of runs on less, whether what they may show holds, and their picture."""
-    may = one.claim if budget in ("cpu", "gpu") else "that it runs"
-    if budget == "full":  # and yet no protocol: something was left out on the way
-        may = "; ".join(sorted({note for row in rows for note in row.get("notes", ())})) or "none"
-    lines = [f"Budget `{budget}`. What it may claim: {may}.", ""]
-    if one.units and budget == "cpu":
-        lines[0] += f" Its networks are cut to {one.units} units in each stage."
+    claim = experiment.short_run_claim if budget in ("cpu", "gpu") else "that it runs"
+    if budget == "full":  # and yet no protocol: something changed the training
+        claim = "; ".join(sorted({note for row in rows for note in row.get("notes", ())})) or "none"
+    intro = f"Budget `{budget}`. What it may claim: {claim}."
+    if experiment.cpu_units and budget == "cpu":
+        intro += f" Its networks are cut to {experiment.cpu_units} units in each stage."
+    metrics = [*ERRORS] if experiment.metric in ERRORS else [*ERRORS, experiment.metric]
     body = []
-    for arm in one.arms:
-        own = ledger.of(rows, arm=arm.name)
-        if own:
-            errors = [ledger.spread([r.get(k) for r in own]) for k in ("train_error", "test_error")]
-            more = [ledger.spread([r.get(one.figure) for r in own])]
-            body.append([arm.name, ran(own[-1]), *errors, *more * (one.figure not in ERRORS)])
-    names = ["arm", "run", "train error", "test error"]
-    lines += table([*names, one.figure] if one.figure not in ERRORS else names, body)
+    for arm in experiment.arms:
+        if runs := ledger.select(rows, arm=arm.name):
+            means = [ledger.format_mean_std([row.get(name) for row in runs]) for name in metrics]
+            body.append([arm.name, describe_run(runs[-1]), *means])
+    head = ["arm", "run", "train error", "test error", *metrics[2:]]
+    lines = [intro, "", *markdown_table(head, body)]
     if budget != "smoke":
-        lines += ["", *(f"- {verdict}" for verdict in verdicts(one, rows))]
+        lines += ["", *(f"- {verdict}" for verdict in check_order(experiment, rows))]
+    picture = f"{experiment.id}-{budget}"
     if any("stds" in row for row in rows):
-        lines += ["", picture(responses(rows), f"{one.id}-{budget}", one.title, root)]
-    if one.curves and any(row.get("curve") for row in rows):
-        lines += ["", picture(curves(one, rows, root), f"{one.id}-{budget}", one.title, root)]
+        lines += ["", save_picture(plot_responses(rows), picture, experiment.title, root)]
+    if experiment.has_curves and any(row.get("curve") for row in rows):
+        figure = plot_curves(experiment, rows, root)
+        lines += ["", save_picture(figure, picture, experiment.title, root)]
     return lines
 
 
-def ran(row: Row) -> str:
+def describe_run(row: Row) -> str:
     """What was run, in a few words."""
     return (
         f"{row['layers']} layers, {row['data']} at {row['size']} px, {row['iterations']:,} "
@@ -153,47 +162,53 @@ def ran(row: Row) -> str:
     )
 
 
-def verdicts(one: Experiment, rows: Sequence[Row]) -> Iterator[str]:
-    """Of each pair that a short run may tell apart, whether the first has the greater figure."""
-    for more, less in one.greater:
+def check_order(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
+    """Of each pair that a short run may tell apart, in how many seeds the order is as expected.
+
+    A diverged run counts as the greater error.
+    """
+    metric = experiment.metric
+    for greater, less in experiment.expected_order:
         pairs = [
-            (a.get(one.figure), b.get(one.figure))
-            for a in ledger.of(rows, arm=more)
-            for b in ledger.of(rows, arm=less, seed=a["seed"])
+            (a.get(metric), b.get(metric))
+            for a in ledger.select(rows, arm=greater)
+            for b in ledger.select(rows, arm=less, seed=a["seed"])
         ]
         if not pairs:
             continue
         right = sum(a is None or (b is not None and a > b) for a, b in pairs)
-        told = [a - b for a, b in pairs if a is not None and b is not None]
-        by = f", by {mean(told):.2f} on average" if told else ""
-        by += f" ± {stdev(told):.2f}" if len(told) > 1 else ""
-        what = one.figure.replace("_", " ")
-        yield f"{what} of {more} above {less}: in {right} of {len(pairs)} seeds{by}"
+        margins = [a - b for a, b in pairs if a is not None and b is not None]
+        by = f", by {mean(margins):.2f} on average" if margins else ""
+        by += f" ± {stdev(margins):.2f}" if len(margins) > 1 else ""
+        name = metric.replace("_", " ")
+        yield f"{name} of {greater} above {less}: in {right} of {len(pairs)} seeds{by}"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def curve(row: Row, root: Path) -> list[dict[str, Any]]:
+def read_curve(row: Row, root: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl."""
     text = gzip.decompress((root / row["curve"]).read_bytes()).decode()
     return [json.loads(line) for line in text.splitlines()]
 
 
-def curves(one: Experiment, rows: Sequence[Row], root: Path) -> Figure:
+def plot_curves(experiment: Experiment, rows: Sequence[Row], root: Path) -> Figure:
     """Error over iterations as the papers draw it: training dashed, test solid; seeds averaged."""
-    figure, axes = blank()
-    for number, arm in enumerate(one.arms):
-        runs = [curve(row, root) for row in ledger.of(rows, arm=arm.name) if row.get("curve")]
+    figure, axes = new_axes()
+    for number, arm in enumerate(experiment.arms):
+        runs = [
+            read_curve(row, root) for row in ledger.select(rows, arm=arm.name) if row.get("curve")
+        ]
         if not runs:  # all of them diverged
             continue
         for key, line, name in (("train_error", "--", arm.name), ("test_error", "-", None)):
-            some = [points for points in zip(*runs, strict=False) if key in points[0]]
-            steps = [points[0]["step"] / 1e4 for points in some]
-            errors = [100 * mean(point[key] for point in points) for points in some]
+            points = [seeds for seeds in zip(*runs, strict=False) if key in seeds[0]]
+            steps = [seeds[0]["step"] / 1e4 for seeds in points]
+            errors = [100 * mean(row[key] for row in seeds) for seeds in points]
             axes.plot(steps, errors, line, color=colormaps["tab20"](number), label=name, lw=1.2)
     axes.set(xlabel="iterations (1e4)", ylabel="error (%)")
     if axes.lines:
@@ -204,11 +219,11 @@ def curves(one: Experiment, rows: Sequence[Row], root: Path) -> Figure:
     return figure
 
 
-def responses(rows: Sequence[Row]) -> Figure:
+def plot_responses(rows: Sequence[Row]) -> Figure:
     """Standard deviations by layer, and sorted: 1512.03385, Figure 7."""
     figure = Figure(figsize=(6, 5), layout="constrained")
     above, below = figure.subplots(2)
-    for row in ledger.of(rows, seed=rows[0]["seed"]):
+    for row in ledger.select(rows, seed=rows[0]["seed"]):
         above.plot(row["stds"], label=row["arm"], lw=1)
         below.plot(sorted(row["stds"], reverse=True), lw=1)
     above.set(xlabel="layer index (original)", ylabel="standard deviation")
@@ -217,7 +232,7 @@ def responses(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def blank() -> tuple[Figure, Axes]:
+def new_axes() -> tuple[Figure, Axes]:
     """A figure of a column's width, and its axes."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -225,7 +240,7 @@ def blank() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def picture(figure: Figure, name: str, title: str, root: Path) -> str:
+def save_picture(figure: Figure, name: str, title: str, root: Path) -> str:
     """Write a picture, and say so in Markdown."""
     figure.savefig(root / "docs" / "pictures" / f"{name}.png", dpi=120)
     return f"![{title}](pictures/{name}.png)"
