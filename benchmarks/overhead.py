@@ -20,11 +20,12 @@ import torch
 
 from resnets.config.recipes import quick_cifar10
 from resnets.data.dataset import Source, Split
-from resnets.training import checkpoint, loop
 from resnets.training.resolve import resolve
 from resnets.training.run import Run
+from resnets.training.saver import SAVE_SECONDS, Saver
 from resnets.training.state import State, TrainProgress, all_finite, ema_update, flat_view, floating
 from resnets.training.step import Step
+from resnets.training.stream import batches
 
 RUN = 300.0
 PARSER = argparse.ArgumentParser(description=__doc__)
@@ -61,9 +62,9 @@ def main():
     )
     began = time.perf_counter()
     state = State.start(plan.recipe, plan.arch, plan.device)
-    state.course = TrainProgress(steps=plan.steps, micro=plan.micro)
+    state.progress = TrainProgress(steps=plan.steps, micro_batch=plan.micro)
     step = Step(plan, state)
-    stream = loop.batches(plan, state.course)
+    stream = batches(plan, state.progress)
     step.update(next(stream))  # compiles the kernels where they are not there yet
     starting = time.perf_counter() - began
 
@@ -71,16 +72,16 @@ def main():
     averaging = median(lambda: ema_update(step.average, step.current, 0.99))
     grads = [p.detach() for p in step.parameters]
     checking = median(lambda: all_finite([*map(flat_view, grads), *floating(step.buffers)]))
-    checking += median(lambda: all_finite(step.rows))
+    checking += median(lambda: all_finite(step.learned))
 
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
-        writer = checkpoint.Writer(run.path / "checkpoints")
+        writer = Saver(run, plan.world)
         blocked, written = [], []
         for k in range(7):
-            course = TrainProgress(**{**asdict(state.course), "step": k})
+            progress = TrainProgress(**{**asdict(state.progress), "step": k})
             began = time.perf_counter()
-            writer.save(state.tensors(), course)
+            writer.write(state.tensors(), progress)
             blocked.append(time.perf_counter() - began)
             writer.wait()
             written.append(time.perf_counter() - began)
@@ -88,13 +89,13 @@ def main():
         beside = []
         for k in range(7, 12):
             began = time.perf_counter()
-            writer.save(state.tensors(), TrainProgress(**{**asdict(state.course), "step": k}))
+            writer.write(state.tensors(), TrainProgress(**{**asdict(state.progress), "step": k}))
             step.update(next(stream))
             beside.append(time.perf_counter() - began - whole)
             writer.wait()
         logging = median(lambda: run.append("metrics.jsonl", {"step": 1, "loss": 0.5}))
 
-    steps, saves, rows = RUN / whole, RUN / loop.SAVE_SECONDS, RUN / whole * OPTIONS.batch / 50_000
+    steps, saves, rows = RUN / whole, RUN / SAVE_SECONDS, RUN / whole * OPTIONS.batch / 50_000
     parts = {
         "import of torch and all": importing,
         "state, first step": starting - whole,

@@ -14,7 +14,7 @@ import resnets
 from resnets.config.recipe import Augment
 from resnets.config.recipes import digits
 from resnets.data import dataset
-from resnets.training.loop import Progress
+from resnets.training.clock import Progress
 
 RUNS = Path("runs/demo")
 

@@ -27,7 +27,7 @@ from resnets.cli.main import main
 from resnets.data import dataset
 from resnets.errors import Interrupted
 from resnets.models.io import model_file
-from resnets.training.loop import Progress
+from resnets.training.clock import Progress
 
 FEW = ["--model", "resnet8", "--set", "size=8", "--set", "steps=6", "--set", "batch=32"]
 
@@ -119,7 +119,7 @@ def test_seeds_are_trained_where_they_stand_and_compared(cli, tmp_path, monkeypa
             (run.path / name).touch()
 
     monkeypatch.setattr("resnets.api.training.write_report", pages)
-    monkeypatch.setattr("resnets.training.loop.estimate", lambda plan: 1.0)
+    monkeypatch.setattr("resnets.training.clock.estimate", lambda plan: 1.0)
     seeds = ["--seed", "4", "--seeds", "2", "--run", "r", "--json"]
     line = ["train", "digits", *FEW, *seeds]
     code, out, _ = cli("train", "digits", *FEW[:4], *seeds, "--dry-run", "--budget", "90s")
@@ -433,7 +433,7 @@ def test_the_bar_on_a_terminal(monkeypatch):
     )
     with terminal.bar() as update:
         standing = Progress(
-            step=3, steps=9, epoch=0.5, images_per_second=812.0, seconds_left=61.0, rate=0.1
+            step=3, steps=9, epoch=0.5, images_per_second=812.0, remaining_seconds=61.0, lr=0.1
         )
         update(standing)
         update(replace(standing, loss=1.5, train_error=0.25, notes=("set aside",)))

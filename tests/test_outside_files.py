@@ -172,8 +172,12 @@ def test_detections_that_do_not_fit_are_refused(tensors, card, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        *({"course": {"step": "one"}}, {"course": {"logs": [1]}}, {"course": {"best": []}}),
-        *({"course": 7}, {"course": {"unknown": 1}}, {"tensors": []}, {"file": 1}, {"run": {}}),
+        *(
+            {"progress": {"step": "one"}},
+            {"progress": {"logs": [1]}},
+            {"progress": {"best_error": []}},
+        ),
+        *({"progress": 7}, {"progress": {"unknown": 1}}, {"tensors": []}, {"file": 1}, {"run": {}}),
     ],
     ids=str,
 )

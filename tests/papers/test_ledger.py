@@ -13,7 +13,7 @@ from resnets.papers.budgets import Job, changed_fields, jobs
 from resnets.papers.experiment import Arm, Experiment
 from resnets.papers.experiments import get_experiment
 from resnets.training import checkpoint
-from resnets.training.loop import open_events
+from resnets.training.log import open_events
 from resnets.training.run import Run
 from resnets.training.state import TrainProgress
 

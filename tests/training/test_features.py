@@ -15,11 +15,13 @@ from resnets.data.loader import train_batches
 from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation import metrics
 from resnets.evaluation.predictor import load
-from resnets.training import loop
+from resnets.training import clock
 from resnets.training.distributed import World
 from resnets.training.resolve import resolve
+from resnets.training.run import Run
 from resnets.training.state import State, TrainProgress, load_pretrained
 from resnets.training.step import Step
+from resnets.training.stream import batches
 from resnets.training.tasks.classification import default_recipe
 
 from ._helpers import run_to
@@ -147,8 +149,8 @@ def test_early_stopping_ends_after_as_many_evaluations_without_a_better_one(tmp_
     errors = errors_of(run)
     best = errors.index(min(errors))
     assert len(errors) == best + 3
-    assert newest(run).course.ended
-    assert newest(run).course.step < 400
+    assert newest(run).progress.done
+    assert newest(run).progress.step < 400
 
 
 def test_a_plateau_divides_the_rate(tmp_path):
@@ -178,24 +180,26 @@ def test_the_test_images_may_not_choose():
 
 
 def test_a_budget_sets_the_length_and_anneals_the_rate(tmp_path, monkeypatch):
-    update, now = loop.Step.update, [100.0]
+    update, now = Step.update, [100.0]
 
     def slowly(self, batch):
         now[0] += 0.05
         return update(self, batch)
 
     # By a clock that other work on the machine does not touch.
-    monkeypatch.setattr(loop.Step, "update", slowly)
-    clock = {name: lambda: now[0] for name in ("monotonic", "perf_counter")}
-    monkeypatch.setattr(loop, "time", SimpleNamespace(**clock))
+    monkeypatch.setattr(Step, "update", slowly)
+    fake = {name: lambda: now[0] for name in ("monotonic", "perf_counter")}
+    monkeypatch.setattr(clock, "time", SimpleNamespace(**fake))
     plan = small_plan(budget=6.0, schedule="linear", eval_every=1.0)
     run = run_to(tmp_path / "run", plan := replace(plan, workers=0, began=now[0]))
-    course, rows = newest(run).course, run.rows("metrics.jsonl")
-    assert course.ended
+    progress, rows = newest(run).progress, run.rows("metrics.jsonl")
+    assert progress.done
     finishing = plan.tail_seconds(0.05 / 32 / 3, 0)  # some seconds are for the end
-    assert course.seconds == pytest.approx(6 - finishing, abs=0.2)
-    assert course.step != plan.steps
-    assert rows[-1]["lr"] == pytest.approx(plan.recipe.lr / (course.steps - 0.15 * course.steps))
+    assert progress.seconds == pytest.approx(6 - finishing, abs=0.2)
+    assert progress.step != plan.steps
+    assert rows[-1]["lr"] == pytest.approx(
+        plan.recipe.lr / (progress.steps - 0.15 * progress.steps)
+    )
 
 
 def test_the_end_of_a_run_is_part_of_its_budget():
@@ -254,11 +258,11 @@ def test_exact_normalisation_statistics_are_in_the_result(tmp_path):
     recipe = json.loads((tmp_path / "r" / "recipe.json").read_text())
     assert recipe["precise_bn"] == 3
     model = load(outcome.run)
-    raw = newest(loop.Run(outcome.run)).tensors["average.bn1.running_mean"]
+    raw = newest(Run(outcome.run)).tensors["average.bn1.running_mean"]
     assert not torch.equal(model.network.bn1.running_mean, raw)
     plan = resnets.plan("digits", recipe=str(tmp_path / "r" / "recipe.json"))
     images = torch.cat(
-        [b.images for b in itertools.islice(loop.batches(plan, TrainProgress(steps=3)), 3)]
+        [b.images for b in itertools.islice(batches(plan, TrainProgress(steps=3)), 3)]
     )
     means = F.conv2d(images, model.network.conv1.weight, padding=1).mean((0, 2, 3))
     torch.testing.assert_close(model.network.bn1.running_mean, means, rtol=1e-4, atol=1e-5)
@@ -337,7 +341,7 @@ def test_images_with_several_labels_are_learned(tmp_path, fields):
     assert last["loss"] < 0.7 * first["loss"]
     assert last["train_error"] < first["train_error"] < 0.9
     state = plan.start()
-    state.restore(newest(run).tensors, newest(run).course)
+    state.restore(newest(run).tensors, newest(run).progress)
     val = plan.source.val
     mean, std = plan.preprocess.mean[0], plan.preprocess.std[0]
     with torch.no_grad():

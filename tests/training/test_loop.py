@@ -15,7 +15,8 @@ from resnets.errors import CheckpointError, DiskError, Diverged, UsageError
 from resnets.tensor_files import digest
 from resnets.training import checkpoint
 from resnets.training import resolve as plans
-from resnets.training.loop import evaluation_interval, fit, read_best
+from resnets.training.loop import fit
+from resnets.training.monitor import evaluation_interval, read_best
 from resnets.training.run import Run
 from resnets.training.signals import SignalFlags
 from resnets.training.state import State, TrainProgress, ema_update
@@ -39,7 +40,7 @@ def newest(run):
 
 def digests(run):
     found = newest(run)
-    return found.course.step, {name: digest(value) for name, value in found.tensors.items()}
+    return found.progress.step, {name: digest(value) for name, value in found.tensors.items()}
 
 
 def test_the_loss_falls_and_every_row_is_logged(tmp_path):
@@ -147,9 +148,9 @@ def test_a_damaged_log_is_told_and_the_run_goes_on(tmp_path, name):
     path.write_text(path.read_text().replace('"step"', '"stap"', 1))
     told = [note for progress in fit(run, plan, SignalFlags()) for note in progress.notes]
     assert len(told) == 1
-    assert re.match(rf"{name} is not what it was when step \d+ was saved: 1 lines", told[0])
+    assert re.match(rf"{name} is not what it was when step \d+ was saved: 1 invalid lines", told[0])
     assert [row["step"] for row in run.rows(name)] == [20, 24]
-    assert newest(run).course.ended
+    assert newest(run).progress.done
 
 
 def test_events_that_cannot_be_written_are_told(tmp_path, monkeypatch):
@@ -234,7 +235,7 @@ def test_one_step_is_sgd_with_momentum_by_hand():
 
     plan = small_plan(nesterov=False, warmup=0.0, schedule="step", lr=0.05, decay_all=True)
     state = State.start(plan.recipe, plan.arch, CPU)
-    state.course = TrainProgress(steps=plan.steps, micro=plan.micro)
+    state.progress = TrainProgress(steps=plan.steps, micro_batch=plan.micro)
     step = Step(plan, state)
     weight = dict(state.network.named_parameters())["fc.weight"]
     velocity, expected = torch.zeros_like(weight), weight.detach().clone()

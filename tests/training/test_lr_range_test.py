@@ -7,10 +7,10 @@ from resnets.config.recipes import digits
 from resnets.data import dataset
 from resnets.errors import UsageError
 from resnets.training import resolve as plans
-from resnets.training.loop import batches
 from resnets.training.lr_range_test import lr_range_test
 from resnets.training.state import State, TrainProgress
 from resnets.training.step import Step
+from resnets.training.stream import batches
 
 
 def a_plan(**changes):
@@ -22,9 +22,9 @@ def a_plan(**changes):
 def test_the_steps_are_those_of_a_run_at_that_rate():
     plan = a_plan(lr=0.05, schedule="step", warmup=0, micro_batch=16, ema=0.9)
     state = State.start(plan.recipe, plan.arch, plan.device)
-    state.course = TrainProgress(steps=12, micro=16)
+    state.progress = TrainProgress(steps=12, micro_batch=16)
     step, losses = Step(plan, state), []
-    for batch in batches(plan, state.course):
+    for batch in batches(plan, state.progress):
         step.update(batch)
         losses.append(float(state.totals[0] / state.totals[2]))
         state.totals.zero_()

@@ -32,7 +32,7 @@ def old_names(recipe):
 
 def tensors(run):
     found = checkpoint.newest(run.path / "checkpoints")
-    return found.course.step, {name: digest(value) for name, value in found.tensors.items()}
+    return found.progress.step, {name: digest(value) for name, value in found.tensors.items()}
 
 
 @pytest.mark.slow

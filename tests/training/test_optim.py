@@ -56,7 +56,7 @@ def test_vectors_have_no_decay_unless_all_have():
 
 
 def test_rates_fall_towards_the_stem():
-    scale = optim.scales(network("preresnet20"), 0.5)
+    scale = optim.lr_scales(network("preresnet20"), 0.5)
     assert scale["fc.weight"] == scale["fc.bias"] == 1
     assert scale["final.bn.weight"] == scale["layer3.2.conv2.weight"] == 1 / 2
     assert scale["layer2.0.conv1.weight"] == 1 / 4
@@ -65,7 +65,7 @@ def test_rates_fall_towards_the_stem():
 
 
 def test_rates_of_densenet_mlp_and_transformer():
-    dense = optim.scales(network("densenet121"), 0.5)
+    dense = optim.lr_scales(network("densenet121"), 0.5)
     assert dense["classifier.weight"] == 1
     assert dense["features.norm5.weight"] == 1 / 2
     assert dense["features.denseblock4.denselayer1.conv1.weight"] == 1 / 2
@@ -74,12 +74,12 @@ def test_rates_of_densenet_mlp_and_transformer():
     assert dense["features.conv0.weight"] == 1 / 32
     mlp = network("mlp_resnet", channels=5)
     units = len(mlp.units)
-    scale = optim.scales(mlp, 0.5)
+    scale = optim.lr_scales(mlp, 0.5)
     assert (scale["fc.bias"], scale["final.0.weight"]) == (1, 1 / 2)
     assert scale["units.0.linear1.weight"] == 0.5**units
     assert scale["first.weight"] == 0.5 ** (units + 1)
     vit = network(replace(arch("vit_s_16"), blocks=2, width=64, heads=1, hidden=64, size=32))
-    scale = optim.scales(vit, 0.5)
+    scale = optim.lr_scales(vit, 0.5)
     assert (scale["fc.weight"], scale["norm.bias"]) == (1, 1 / 2)
     assert scale["blocks.1.mlp.linear1.weight"] == 1 / 2
     assert scale["blocks.0.attention.mix.qkv.weight"] == 1 / 4
@@ -210,12 +210,12 @@ def test_a_weight_that_is_frozen_at_first_starts_as_if_it_were_new():
     net, fresh = network(), network()
     recipe = replace(RECIPE, optimizer="lamb", decay_all=True)
     optimizer = optim.build(net, recipe)
-    optim.set_mode(net, True, False)
+    optim.set_training_mode(net, True, False)
     assert {n for n, p in net.named_parameters() if p.requires_grad} == {"fc.weight", "fc.bias"}
     before = net.conv1.weight.clone()
     train(net, optimizer, range(2))
     assert torch.equal(net.conv1.weight, before)
-    optim.set_mode(net, False, False)
+    optim.set_training_mode(net, False, False)
     assert all(p.requires_grad for p in net.parameters())
     train(net, optimizer, [0])
     train(fresh, optim.build(fresh, recipe), [0])
@@ -224,10 +224,10 @@ def test_a_weight_that_is_frozen_at_first_starts_as_if_it_were_new():
 
 def test_frozen_normalisation_stays_in_evaluation_mode():
     net = network()
-    optim.set_mode(net, False, True)
+    optim.set_training_mode(net, False, True)
     assert net.training
     assert not net.bn1.training
-    optim.set_mode(net, False, False)
+    optim.set_training_mode(net, False, False)
     assert net.bn1.training
 
 

@@ -1,11 +1,15 @@
+import json
 import os
 
 import pytest
 import torch
 
 from resnets.errors import CheckpointError, DiskError, UsageError
+from resnets.tensor_files import with_digest
 from resnets.training import checkpoint
+from resnets.training.distributed import SINGLE_PROCESS
 from resnets.training.run import Run
+from resnets.training.saver import Saver
 from resnets.training.state import TrainProgress
 
 
@@ -40,12 +44,29 @@ def finished(run):
 def test_what_is_saved_comes_back_bit_for_bit(run):
     save(run, tensors(), 5)
     found = newest(run)
-    assert found.course.step == 5
+    assert found.progress.step == 5
     assert found.problems == ()
     assert found.tensors.keys() == tensors().keys()
     for name, value in tensors().items():
         assert torch.equal(found.tensors[name], value)
         assert found.tensors[name].dtype == value.dtype
+
+
+def test_a_checkpoint_of_before_has_other_names_for_the_same_numbers(run):
+    save(run, tensors(), 5)
+    path = finished(run)[0] / "state.json"
+    body = json.loads(path.read_text())
+    del body["seal"], body["progress"]
+    body["course"] = {
+        "step": 5, "steps": 9, "logged": 4, "micro": 8, "factor": 0.5, "skipped": 1, "rewinds": 2,
+        "drops": 3, "best": 0.25, "waited": 6, "waited_drop": 7, "seconds": 1.5, "logs": {},
+    }  # fmt: skip
+    path.write_text(with_digest(body, checkpoint.SEAL, sort_keys=True))
+    assert newest(run).progress == TrainProgress(
+        step=5, steps=9, last_logged_step=4, micro_batch=8, lr_scale=0.5, skipped_in_a_row=1,
+        rollbacks=2, lr_drops=3, best_error=0.25, evals_since_best=6, evals_since_drop=7,
+        seconds=1.5,
+    )  # fmt: skip
 
 
 def test_two_are_kept(run):
@@ -71,10 +92,10 @@ def test_a_damaged_newest_is_named_and_the_one_before_is_taken(run, damage):
     else:
         data.unlink()
     found = newest(run)
-    assert found.course.step == 1
+    assert found.progress.step == 1
     assert "step-00000002" in found.problems[0]
     save(run, tensors(2), 2)  # the way is free for a whole one
-    assert newest(run).course.step == 2
+    assert newest(run).progress.step == 2
 
 
 def test_never_a_silent_fresh_start(run):
@@ -92,16 +113,16 @@ def test_a_write_that_fails_leaves_the_earlier_ones_whole(run, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "write_synced", full)
-    writer = checkpoint.Writer(run.path / "checkpoints")
+    saver = Saver(run, SINGLE_PROCESS)
     for _ in range(2):
-        writer.save(tensors(2), TrainProgress(step=2))
-        writer.wait()
-        assert "No space left" in writer.complaints()[0]
-    writer.save(tensors(2), TrainProgress(step=2))
-    writer.wait()
+        saver.write(tensors(2), TrainProgress(step=2))
+        saver.wait()
+        assert "No space left" in saver.new_failures()[0]
+    saver.write(tensors(2), TrainProgress(step=2))
+    saver.wait()
     with pytest.raises(DiskError, match=r"No space left(.|\n)*resnets resume"):
-        writer.complaints()
-    assert newest(run).course.step == 1
+        saver.new_failures()
+    assert newest(run).progress.step == 1
     assert [p.name for p in (run.path / "checkpoints").iterdir()] == ["step-00000001"]
 
 
@@ -123,7 +144,7 @@ def test_a_second_run_in_the_folder_is_refused(run):
 @pytest.mark.parametrize("name", ["README.md", "report.html", "model.safetensors"])
 def test_files_that_are_of_no_run_are_not_replaced(tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(UsageError, match=rf"{name} is of no run(.|\n)*--run"):
+    with pytest.raises(UsageError, match=rf"{name} belongs to no run(.|\n)*--run"):
         Run(tmp_path).create()
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -168,17 +189,17 @@ def test_a_key_that_is_missing_is_named_with_its_file(run):
     [
         (lambda text: text, [1, 2], ""),
         (lambda text: text + '{"step": 4', [1, 2], ""),
-        (lambda text: text.replace("0.25", "0.75"), [1, 2], "0 lines that make no sense"),
-        (lambda text: text.replace("step", "stap", 1), [2], "1 lines that make no sense"),
-        (lambda text: text.replace("{", "[", 1), [2], "1 lines that make no sense"),
-        (lambda text: text[:30], [1], "0 lines"),
+        (lambda text: text.replace("0.25", "0.75"), [1, 2], "0 invalid lines"),
+        (lambda text: text.replace("step", "stap", 1), [2], "1 invalid lines"),
+        (lambda text: text.replace("{", "[", 1), [2], "1 invalid lines"),
+        (lambda text: text[:30], [1], "0 invalid lines"),
         (lambda text: "", [], "metrics.jsonl is gone"),
     ],
 )
 def test_a_log_is_what_it_was_or_it_is_told(run, damage, left, told):
     for step in (1, 2):
         run.append("metrics.jsonl", {"step": step, "loss": step / 4})
-    known = run.logs()["metrics.jsonl"]
+    known = run.log_digests()["metrics.jsonl"]
     run.append("metrics.jsonl", {"step": 3})
     path = run.path / "metrics.jsonl"
     path.write_text(damaged := damage(path.read_text()))

@@ -14,8 +14,8 @@ from resnets.evaluation import detection
 from resnets.models.io.model_file import load
 from resnets.tensor_files import digest
 from resnets.training import checkpoint
-from resnets.training.loop import batches
 from resnets.training.state import TrainProgress, load_pretrained
+from resnets.training.stream import batches
 
 from ._helpers import run_to
 
@@ -40,7 +40,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(drawn, tmp_path, task):
         run_to(tmp_path / "whole", planned(drawn, task)),
         run_to(tmp_path / "halves", planned(drawn, task), stop_after=3),
     ]
-    assert checkpoint.newest(runs[1].path / "checkpoints").course.step < 6
+    assert checkpoint.newest(runs[1].path / "checkpoints").progress.step < 6
     run_to(tmp_path / "halves", planned(drawn, task))
     ended = [checkpoint.newest(run.path / "checkpoints") for run in runs]
     one, other = ({k: digest(v) for k, v in x.tensors.items()} for x in ended)

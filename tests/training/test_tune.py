@@ -20,7 +20,7 @@ from resnets.config import recipes
 from resnets.errors import CheckpointError, Interrupted, MissingPackage, UsageError
 from resnets.training import tune
 from resnets.training.run import Run
-from resnets.training.tune import Trial, best, choices, distribution, propose
+from resnets.training.tune import Trial, best, distribution, propose, search_ranges
 
 SPACE = ("lr=0.001:1:log", "batch=32,64")
 
@@ -196,8 +196,8 @@ def test_ranges_are_of_the_kind_of_their_field():
     assert distribution(recipe, "warmup", "0:1") == FloatDistribution(0.0, 1.0)
     assert distribution(recipe, "augment.cutout", "0:4") == IntDistribution(0, 4)
     assert distribution(recipe, "batch", "64,128") == CategoricalDistribution(["64", "128"])
-    assert choices(recipe, ["lr"]) == {"lr": "0.01:1:log"}
-    assert all(distribution(recipe, k, v) for k, v in choices(recipe, []).items())
+    assert search_ranges(recipe, ["lr"]) == {"lr": "0.01:1:log"}
+    assert all(distribution(recipe, k, v) for k, v in search_ranges(recipe, []).items())
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_ranges_are_of_the_kind_of_their_field():
 )
 def test_a_wrong_range_is_told_before_anything_runs(asked, reason):
     recipe = recipes.digits()
-    texts = choices(recipe, [asked])
+    texts = search_ranges(recipe, [asked])
     with pytest.raises(UsageError, match=reason):
         [distribution(recipe, key, text) for key, text in texts.items()]
 

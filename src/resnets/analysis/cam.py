@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from resnets.errors import UsageError, nearest
 from resnets.models import Classifier, build
+from resnets.models.heads import classifier_layer
 from resnets.models.layers import global_mean
 from resnets.models.mlp import Mlp
 from resnets.models.transformer import VisionTransformer
-from resnets.training.optim import classifier_parameters
 
 Heatmap = Callable[[Classifier, Tensor, Tensor], Tensor]  # (B, C, *S), int64 (B,) -> (B, *S)
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -55,7 +55,7 @@ def grad_cam(
             source = kept[0]
         else:
             maps = network.features(x)
-            logits = classifier_parameters(network)(global_mean(maps[last]))
+            logits = classifier_layer(network)(global_mean(maps[last]))
             source = maps[level or last]
         (gradient,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), source)
     if isinstance(network, VisionTransformer):

@@ -211,7 +211,7 @@ def training_rate(precision: str) -> float:
     from resnets.config import recipes
     from resnets.data import dataset
     from resnets.device import pick_device
-    from resnets.training.loop import estimate
+    from resnets.training.clock import estimate
     from resnets.training.resolve import resolve
 
     wanted = {"model": "resnet20", "size": 32, "batch": 128, "steps": 100, "precision": precision}

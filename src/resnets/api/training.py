@@ -19,7 +19,7 @@ from resnets.files import check_outside, find_model_file
 if TYPE_CHECKING:
     from resnets.config.recipe import Recipe
     from resnets.data.torch_dataset import Data
-    from resnets.training.loop import Progress
+    from resnets.training.clock import Progress
     from resnets.training.plan import Plan
     from resnets.training.run import Run
     from resnets.training.runner import TrainResult
@@ -227,7 +227,7 @@ def train_and_report(
     again = f"`resnets resume {run.path}`{more}"
     with runner.hold(run, plan) as stop:
         result = runner.train_and_test(run, plan, stop, watch, again)
-        with stop.ending(again):
+        with stop.interruptible(again):
             if plan.world.is_main and not set(runner.PAGES).isdisjoint(runner.missing_results(run)):
                 write_report(run, plan.source)
     return result

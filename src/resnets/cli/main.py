@@ -103,7 +103,7 @@ def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any)
         training.check_run(run, data)
     plan = api.plan(data, devices=devices, **options)
     from resnets.training import runner
-    from resnets.training.loop import estimate
+    from resnets.training.clock import estimate
 
     # What is wrong with a folder is told before anything is measured.
     runs = runner.seed_runs(plan, run, seeds) if seeds > 1 else {}
@@ -149,7 +149,7 @@ def tune(data: str, *, rate_only: bool = False, **options: Any) -> None:
         format.rates(*api.find_rate(plan))
         return
     from resnets.api.checks import seconds
-    from resnets.training.loop import estimate
+    from resnets.training.clock import estimate
 
     format.plan(plan, seconds(budget) if budget else trials * estimate(plan))
     folder = Path(run or training.study_folder(plan))

@@ -21,7 +21,7 @@ from rich.table import Table
 from resnets.escape import lines, visible
 
 if TYPE_CHECKING:
-    from resnets.training.loop import Progress as Standing
+    from resnets.training.clock import Progress as Standing
 
 for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
     if getattr(sys, name) is None:  # closed: the next file that is opened would take its place
@@ -129,7 +129,7 @@ def bar() -> Iterator[Callable[[Standing], None]]:
         nonlocal head
         for text in standing.notes:
             note(text, always=True)
-        speed, left = f"{standing.images_per_second:,.0f}", seconds(standing.seconds_left)
+        speed, left = f"{standing.images_per_second:,.0f}", seconds(standing.remaining_seconds)
         where = f"{standing.step}/{standing.steps} steps {speed} images/s {left} left"
         progress.update(task, completed=standing.step, total=standing.steps, description=where)
         if standing.loss is None:
@@ -139,8 +139,8 @@ def bar() -> Iterator[Callable[[Standing], None]]:
             head = ""
         note(
             f"{standing.epoch:6.1f}  {standing.loss:8.4f}  {percent(standing.train_error):>12}"
-            f"  {percent(standing.watched_error):>9}   {standing.rate:<8.4g}  {speed:>8}   {left}"
-            + "".join(f"   {name} {value:.4f}" for name, value in standing.watched)
+            f"  {percent(standing.eval_error):>9}   {standing.lr:<8.4g}  {speed:>8}   {left}"
+            + "".join(f"   {name} {value:.4f}" for name, value in standing.eval_metrics)
         )
 
     columns = BarColumn(bar_width=30), TextColumn("{task.description}", markup=False)

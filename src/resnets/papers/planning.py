@@ -73,7 +73,7 @@ def measure_steps(
     """
     from resnets import api
     from resnets.models.cost import cost
-    from resnets.training.loop import estimate
+    from resnets.training.clock import estimate
 
     known = {(row.get("layers"), row.get("size")) for row in ledger.select(rows, machine=machine)}
     trainings = [each for job in work for each in job.trainings]

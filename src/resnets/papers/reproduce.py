@@ -27,7 +27,7 @@ from resnets.papers.status import log_start, machine_name, start_times
 if TYPE_CHECKING:
     from resnets.data.dataset import Split
     from resnets.evaluation.predictor import Model
-    from resnets.training.loop import Progress
+    from resnets.training.clock import Progress
     from resnets.training.run import Run
 
 Watch = Callable[["Progress"], None]

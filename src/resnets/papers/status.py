@@ -65,7 +65,8 @@ def newest_progress(folder: Run) -> dict[str, Any]:
     for path in sorted((folder.path / "checkpoints").glob("step-*/state.json"), reverse=True):
         with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
             # It may just have been replaced.
-            progress: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["course"]
+            state = json.loads(path.read_text(encoding="utf-8"))
+            progress: dict[str, Any] = state["course" if "course" in state else "progress"]
             return progress
     return {}
 

@@ -1,7 +1,7 @@
-"""Checkpoints: written aside, synced and renamed, so that one is whole or not there.
+"""Checkpoints: written under another name, synced and renamed, so each is whole or not there.
 
 checkpoints/step-00001000/state.safetensors    every tensor
-checkpoints/step-00001000/state.json           the course, and SHA-256 of all of it
+checkpoints/step-00001000/state.json           the progress, and SHA-256 of all of it
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import safetensors
@@ -28,11 +28,22 @@ from resnets.training.state import TrainProgress
 
 KEEP = 2
 SEAL = "seal"  # the entry of state.json that has the digest of the others
-WRONG = (
+INVALID = (
     *(ValueError, LookupError, TypeError, AttributeError, RecursionError),
     safetensors.SafetensorError,
 )
-FAILURES = 3  # saves in a row that may fail before the run stops
+# Keys of `TrainProgress` in checkpoints of before, which had them under "course".
+OLD_KEYS = {
+    "logged": "last_logged_step",
+    "micro": "micro_batch",
+    "factor": "lr_scale",
+    "skipped": "skipped_in_a_row",
+    "rewinds": "rollbacks",
+    "drops": "lr_drops",
+    "best": "best_error",
+    "waited": "evals_since_best",
+    "waited_drop": "evals_since_drop",
+}
 
 
 class Damaged(CheckpointError, exit_code=4):
@@ -41,10 +52,10 @@ class Damaged(CheckpointError, exit_code=4):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint that was read back, and why newer ones were passed over."""
+    """A whole checkpoint that was read, and why newer ones could not be."""
 
     tensors: dict[str, Tensor]
-    course: TrainProgress
+    progress: TrainProgress
     problems: tuple[str, ...] = ()
 
 
@@ -53,21 +64,21 @@ def finished(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if not p.suffix)
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor], course: TrainProgress) -> None:
+def write(folder: Path, tensors: Mapping[str, Tensor], progress: TrainProgress) -> None:
     """Write a checkpoint of tensors on the CPU; those beyond the newest two go.
 
     Raises OSError; then the earlier ones are as they were, and nothing half-written is left.
     """
-    # A step is saved again after a return to it, and after an evaluation that was broken off.
-    again = f"-rewound-{course.rewinds}" if course.rewinds else ""
-    logged = "-logged" if course.logged == course.step else ""
-    final = folder / f"step-{course.step:08d}{again}{logged}"
+    # A step is saved again after a rollback to it, and after an evaluation that was interrupted.
+    rewound = f"-rewound-{progress.rollbacks}" if progress.rollbacks else ""
+    logged = "-logged" if progress.last_logged_step == progress.step else ""
+    final = folder / f"step-{progress.step:08d}{rewound}{logged}"
     if final.exists():
         return
     temporary = final.with_suffix(".tmp")
     data = safetensors.torch.save(dict(tensors))
     body = {
-        "course": asdict(course),
+        "progress": asdict(progress),
         "run": identity(folder.parent)[0],
         "file": hashlib.sha256(data).hexdigest(),
         "tensors": {name: digest(value) for name, value in tensors.items()},
@@ -90,13 +101,13 @@ def write(folder: Path, tensors: Mapping[str, Tensor], course: TrainProgress) ->
 
 
 def identity(run: Path) -> tuple[str, ...]:
-    """SHA-256 of what was asked: the checkpoints of a run are no other run's.
+    """SHA-256 digests of the recipe and the data, by which a run knows its own checkpoints.
 
-    The first is of the values; the second, of the bytes, stands in checkpoints of earlier versions.
-    Raises CheckpointError for a file that is no JSON, OSError.
+    The first is of the values; the second, of the bytes, is in checkpoints of earlier versions.
+    Raises CheckpointError for a file that is not JSON, OSError.
     """
-    asked = [run / name for name in ("recipe.json", "source.json")]
-    texts = [path.read_bytes() for path in asked if path.exists()]
+    paths = [run / name for name in ("recipe.json", "source.json")]
+    texts = [path.read_bytes() for path in paths if path.exists()]
     try:
         values = [json.dumps(json.loads(text), sort_keys=True).encode() for text in texts]
     except (ValueError, RecursionError) as error:
@@ -119,47 +130,55 @@ def read(path: Path) -> Checkpoint:
         check_tensors(tensors, body["tensors"])
         if hashlib.sha256(data).hexdigest() != body["file"]:
             raise ValueError("its header was changed")
-        known = identity(path.parent.parent)
+        identities = identity(path.parent.parent)
     except FileNotFoundError:
         raise Damaged(f"{file} is missing") from None
     except OSError as error:
         raise DiskError(
             f"{error.filename or file} cannot be read: {error.strerror}. Nothing was changed: try "
-            f"again.\nIf that does not help, move {path} away: the checkpoint before it is taken."
+            f"again.\nIf that does not help, move {path} away: the checkpoint before it is used."
         ) from None
-    except WRONG as error:
+    except INVALID as error:
         raise Damaged(f"{file} is damaged: {error}") from None
-    if body["run"] not in known:
+    if body["run"] not in identities:
         raise CheckpointError(
             f"{path} belongs to another run, or recipe.json or source.json was changed after it.\n"
             "Nothing was touched: put back what was changed, or move the checkpoint away."
         )
     try:
-        course = TrainProgress(**body["course"])
-        pydantic.TypeAdapter(TrainProgress).validate_python(asdict(course))
-        return Checkpoint(tensors, course)
+        progress = TrainProgress(**progress_values(body))
+        pydantic.TypeAdapter(TrainProgress).validate_python(asdict(progress))
+        return Checkpoint(tensors, progress)
     except pydantic.ValidationError as error:
         raise Damaged(
-            f"{path / 'state.json'} is damaged: course.{field_problem(error)[0][:200]}"
+            f"{path / 'state.json'} is damaged: progress.{field_problem(error)[0][:200]}"
         ) from None
     except TypeError:
         raise CheckpointError(
-            f"{path} was written by another version of resnets, which has to go on with it.\n"
+            f"{path} was written by another version of resnets: resume it with that one.\n"
             "Nothing was touched."
         ) from None
+
+
+def progress_values(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a state.json, under today's names."""
+    if "course" in body:
+        before: dict[str, Any] = dict(body["course"])
+        return {OLD_KEYS.get(key, key): value for key, value in before.items()}
+    return dict(body["progress"])
 
 
 def newest(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint, and what was wrong with newer ones, which are set aside.
 
     None when there is no checkpoint yet. Raises CheckpointError when there are some and none is
-    whole, so that training never starts afresh in silence; and as `read`, with nothing touched.
+    whole, so that training never starts again silently; and as `read`, with nothing touched.
     """
     problems: list[str] = []
     for path in reversed(finished(folder)):
         try:
-            taken = tuple(f"{problem}; the one before it is taken" for problem in problems)
-            return replace(read(path), problems=taken)
+            notes = tuple(f"{problem}; the one before it is used" for problem in problems)
+            return replace(read(path), problems=notes)
         except Damaged as error:
             problems.append(str(error))
             aside = path.with_suffix(".damaged")
@@ -172,52 +191,3 @@ def newest(folder: Path) -> Checkpoint | None:
             f"{'; '.join(problems) or 'all are set aside'}"
         )
     return None
-
-
-class Writer:
-    """Writes checkpoints in the background; at most one at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.thread = folder, ThreadPoolExecutor(1)
-        self.newest: Future[None] | None = None
-        self.failures = 0  # in a row
-        self.told: list[str] = []  # what went wrong
-
-    @property
-    def busy(self) -> bool:
-        """Whether a checkpoint is being written."""
-        return self.newest is not None and not self.newest.done()
-
-    def save(self, tensors: Mapping[str, Tensor], course: TrainProgress) -> None:
-        """Copy the state and write it in the background. Waits for the one before, if any."""
-        self.wait()
-        # Copied now, so that the next step cannot reach into it.
-        copies = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-        self.newest = self.thread.submit(self._write, copies, replace(course))
-
-    def _write(self, tensors: Mapping[str, Tensor], course: TrainProgress) -> None:
-        try:
-            write(self.folder, tensors, course)
-            self.failures = 0
-        except (OSError, CheckpointError) as error:
-            why = getattr(error, "strerror", None) or error
-            self.told.append(f"a checkpoint could not be written to {self.folder}: {why}")
-            self.failures += 1
-
-    def wait(self) -> None:
-        """Until the disk has it."""
-        if self.newest is not None:
-            self.newest.result()
-
-    def complaints(self, last: bool = False) -> list[str]:
-        """What went wrong since the last call, for a person.
-
-        Raises DiskError after three failures in a row, or one where no other save follows.
-        """
-        told, self.told = self.told, []
-        if told and (self.failures >= FAILURES or (last and self.failures)):
-            raise DiskError(
-                f"{told[-1]}\nThe earlier checkpoints are whole; free space, then "
-                f"`resnets resume {self.folder.parent}`."
-            )
-        return [f"{what}; the earlier ones are whole, training goes on" for what in told]

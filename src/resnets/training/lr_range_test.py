@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from resnets.errors import UsageError
-from resnets.training.loop import batches
 from resnets.training.plan import Plan
 from resnets.training.step import Step
+from resnets.training.stream import batches
 
 MEMORY = 0.9  # decay of the average loss
 WORSE = 4.0  # times the best average loss, where the test ends
@@ -34,8 +34,8 @@ def lr_range_test(
     plan = replace(plan, recipe=constant)
     step, average = Step(plan, state := plan.start()), 0.0
     rates, losses = list[float](), list[float]()
-    for k, batch in enumerate(batches(plan, state.course)):
-        rate = state.course.factor = low * (high / low) ** (k / (steps - 1))
+    for k, batch in enumerate(batches(plan, state.progress)):
+        rate = state.progress.lr_scale = low * (high / low) ** (k / (steps - 1))
         if step.update(batch) != "done":
             break
         loss, _, images = state.totals.tolist()

@@ -1,6 +1,6 @@
 """Which weights learn, how fast, and by which rule.
 
-All that an optimiser remembers is tensors in `state[parameter]`, so a checkpoint can hold it.
+All that an optimiser keeps is tensors in `state[parameter]`, so a checkpoint can hold it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from torch.nn.modules.conv import _ConvNd
 
 from resnets.config.recipe import Recipe
 from resnets.errors import UsageError
-from resnets.models import Classifier, Network
-from resnets.models.densenet import DenseNet
-from resnets.models.resnet import ResNet
+from resnets.models import Network
+from resnets.models.heads import head_parameters
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 State = list[dict[str, Tensor]]
 Rule = Callable[[State, Tensors, Tensors, dict[str, Any]], Tensors]
 
-# What `layer_decay` sets one rate for: a stage; where there are none, a unit.
+# What has one rate under `layer_decay`: a stage; in networks without stages, a unit.
 STAGE = re.compile(r"^(?:features\.)?((?:layer|denseblock|units\.|blocks\.)\d+|fc|classifier)\.")
 
 
@@ -49,10 +48,10 @@ def build(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
 
 def parameter_groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
     """Parameters by weight decay, rate and rule; vectors have no decay without `decay_all`."""
+    heads = head_parameters(network)
     matrices = {m.weight for m in network.modules() if isinstance(m, _ConvNd | nn.Linear)}
-    last = head_parameters(network)
-    matrices -= {p for name, p in network.named_parameters() if name in last}
-    scale = scales(network, recipe.layer_decay)
+    matrices -= {p for name, p in network.named_parameters() if name in heads}
+    scale = lr_scales(network, recipe.layer_decay)
     groups: dict[tuple[float, float, Rule | None], list[nn.Parameter]] = {}
     for name, p in network.named_parameters():
         decay = recipe.weight_decay if recipe.decay_all or p.ndim > 1 else 0.0
@@ -64,43 +63,23 @@ def parameter_groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
-def scales(network: Network, decay: float) -> dict[str, float]:
+def lr_scales(network: Network, decay: float) -> dict[str, float]:
     """decay^(stages from a parameter to the classifier), by name: 1801.06146, section 3.2.
 
-    What follows a stage belongs to it; what precedes the first is one farther.
+    What follows a stage belongs to it; what precedes the first is one stage farther away.
     """
-    begun, place = set[str](), {}
+    stages, depth = set[str](), dict[str, int]()
     for name, _ in network.named_parameters():  # from the input to the output
-        begun.update(STAGE.findall(name))
-        place[name] = len(begun)
-    return {name: decay ** (len(begun) - at) for name, at in place.items()}
+        stages.update(STAGE.findall(name))
+        depth[name] = len(stages)
+    return {name: decay ** (len(stages) - depth[name]) for name in depth}
 
 
-def classifier_parameters(network: Classifier) -> nn.Linear:
-    """The layer that gives the logits."""
-    return network.classifier if isinstance(network, DenseNet) else network.fc
-
-
-def backbone_prefixes(network: Network) -> tuple[str, ...]:
-    """How the names of the tensors of a scene's backbones begin; ("",) for a classifier."""
-    found = [name for name, module in network.named_modules() if isinstance(module, ResNet)]
-    return tuple(f"{name}.".lstrip(".") for name in found or [""])
-
-
-def head_parameters(network: Network) -> set[str]:
-    """The tensors that other classes need new: a classifier's last layer, a scene's heads."""
-    names, bases = network.state_dict().keys(), backbone_prefixes(network)
-    if bases != ("",):
-        return {name for name in names if not name.startswith(bases)}
-    last = "classifier." if isinstance(network, DenseNet) else "fc."
-    return {name for name in names if name.startswith(last)}
-
-
-def set_mode(network: Network, alone: bool, frozen_norm: bool) -> None:
-    """Training mode; `fresh` weights learn `alone`, frozen normalisation keeps its statistics."""
-    learning = head_parameters(network)
+def set_training_mode(network: Network, heads_only: bool, frozen_norm: bool) -> None:
+    """Training mode, in which all or the heads learn; frozen normalisation keeps its statistics."""
+    heads = head_parameters(network)
     for name, p in network.train().named_parameters():
-        p.requires_grad_(not alone or name in learning)
+        p.requires_grad_(not heads_only or name in heads)
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.train(not frozen_norm)
@@ -126,7 +105,7 @@ def adamw(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensor
     torch._foreach_mul_(v, beta2)
     torch._foreach_addcmul_(v, g, g, 1 - beta2)
     # Counted for each parameter, since frozen ones start later; on the CPU, where reading is free.
-    t = [int(own.setdefault("step", torch.zeros(())).add_(1)) for own in state]
+    t = [int(buffers.setdefault("step", torch.zeros(())).add_(1)) for buffers in state]
     root = torch._foreach_sqrt(v)
     torch._foreach_div_(root, [math.sqrt(1 - beta2**n) for n in t])
     torch._foreach_add_(root, group["eps"])
@@ -139,7 +118,7 @@ def adamw(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensor
 def lamb(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors:
     """1904.00962, algorithm 2, phi(x) = x, with bias correction, as timm has it for 2110.00476.
 
-    Without decay it is Adam's step. That the paper clips the gradient to norm 1 is the loop's part.
+    Without decay it is Adam's step. The paper clips the gradient to norm 1: `Recipe.clip`.
     """
     r = adamw(state, x, g, group)
     return scaled(r, norms(x) / norms(r)) if group["weight_decay"] else r
@@ -185,11 +164,11 @@ def orthogonal(x: Tensor) -> Tensor:
 
 
 def optimizer_buffers(state: State, x: Tensors, name: str) -> Tensors:
-    """What the state holds under that name, at first zeros."""
-    for own, p in zip(state, x, strict=True):
-        if name not in own:
-            own[name] = torch.zeros_like(p)
-    return [own[name] for own in state]
+    """The tensors of that name in the state, zeros at first."""
+    for buffers, p in zip(state, x, strict=True):
+        if name not in buffers:
+            buffers[name] = torch.zeros_like(p)
+    return [buffers[name] for buffers in state]
 
 
 def norms(x: Tensors) -> Tensor:

@@ -228,7 +228,7 @@ class Plan:
         if self.base is not None:
             for network in (state.network, state.average):
                 load_pretrained(network, self.base.network.state_dict())
-        state.course = TrainProgress(steps=self.steps, micro=self.micro)
+        state.progress = TrainProgress(steps=self.steps, micro_batch=self.micro)
         return state
 
     def summary(self) -> dict[str, str]:

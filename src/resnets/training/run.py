@@ -1,4 +1,4 @@
-"""A run folder: what was asked, what came out, and where it stands. It holds no pickle.
+"""A run folder: the resolved recipe, the state, the logs and the result. It holds no pickle.
 
 recipe.json        the resolved recipe; `resnets train --recipe` runs it again
 source.json        data name, digest, classes, preprocessing, architecture
@@ -8,14 +8,14 @@ timing.jsonl       seconds and images a second for the same steps
 tensorboard/       the same as events, with that package
 bad_files.csv      unreadable images with the reason
 checkpoints/       the two newest states
-notes.jsonl        what a person should know: skipped steps, lost files
+notes.jsonl        what a person should know: steps left out, lost files
 lock               held by the process that trains
 model.safetensors  the result, self-describing
-scores.safetensors what it says of each image of the test split
+scores.safetensors its logits for each image of the test split
 result.json        figures on the test split
 cost.json          seconds and memory
-opened.jsonl       one line for each look at the test split
-report.html        all of it for a person; README.md the same as model card
+opened.jsonl       one line for each test on the test split
+report.html        all of it as a page; README.md the same as a model card
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Number = Annotated[float, pydantic.Strict()]  # whole ones too
 
 
 class Source(pydantic.BaseModel):
-    """source.json, where it matters."""
+    """The fields of source.json that are read back."""
 
     data: str = ""
     task: str = ""
@@ -59,7 +59,7 @@ class Source(pydantic.BaseModel):
 
 
 class Result(pydantic.BaseModel):
-    """result.json, where it matters."""
+    """The fields of result.json that are read back."""
 
     split: str = ""
     images: pydantic.StrictInt = 0
@@ -72,8 +72,8 @@ class Result(pydantic.BaseModel):
     per_class: list[dict[str, Any]] = []
 
 
-# What the values of a file have to be; other files are texts, or read by what knows their fields.
-SHAPES = {
+# The types of the values of these files; others are checked where they are read.
+SCHEMAS = {
     "metrics.jsonl": pydantic.TypeAdapter[Any](dict[str, Number | None]),
     "timing.jsonl": pydantic.TypeAdapter[Any](dict[str, Number | None]),
     "cost.json": pydantic.TypeAdapter[Any](dict[str, Number | None]),
@@ -86,36 +86,36 @@ SHAPES = {
 LOGS = ("metrics.jsonl", "timing.jsonl", "notes.jsonl")
 
 
-class RunFiles(dict[str, Any]):
-    """A JSON object of a file, which is named where a key is missing."""
+class JsonObject(dict[str, Any]):
+    """A JSON object that was read from a file, which is named where a key is missing."""
 
     def __init__(self, path: Path, data: dict[str, Any]) -> None:
         if not isinstance(data, dict):
             raise TypeError("it holds no JSON object")
-        if path.name in SHAPES:
-            SHAPES[path.name].validate_python(data)
+        if path.name in SCHEMAS:
+            SCHEMAS[path.name].validate_python(data)
         super().__init__(data)
         self.path = path
 
     def __missing__(self, key: str) -> Any:
-        raise CheckpointError(f"{self.path} was changed: it has no {key!r} where one has to be")
+        raise CheckpointError(f"{self.path} was changed: it has no {key!r}")
 
 
-def broken(path: Path, error: Exception) -> CheckpointError:
-    """A file whose content makes no sense."""
+def invalid_file(path: Path, error: Exception) -> CheckpointError:
+    """The error for a file whose content is not what belongs there."""
     reason = (
         archs.field_problem(error)[0] if isinstance(error, pydantic.ValidationError) else str(error)
     )
     return CheckpointError(f"cannot read {path}: {reason[:200]}")
 
 
-def unreadable(path: Path, error: OSError) -> DiskError:
-    """A file that is there and cannot be read, which may pass."""
+def unreadable_file(path: Path, error: OSError) -> DiskError:
+    """The error for a file that is there and cannot be read now."""
     return DiskError(f"{path} cannot be read: {error.strerror}. Nothing was changed: try again.")
 
 
 def whole_lines(data: bytes) -> list[bytes]:
-    """The lines that end; a crash may have cut the last one short."""
+    """The lines with a line end; a crash may have cut the last one short."""
     return [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
@@ -127,7 +127,7 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether it is known what is to be trained here, or searched."""
+        """Whether this is a run or a study: its recipe or search space is written."""
         return any((self.path / name).exists() for name in ("recipe.json", "study.json"))
 
     @property
@@ -137,12 +137,12 @@ class Run:
 
     @property
     def model(self) -> Path:
-        """Where the result is, once finished."""
+        """The file of the result, once finished."""
         return self.path / "model.safetensors"
 
     @property
     def best(self) -> Path:
-        """The best state on the validation images, as a model file."""
+        """The model file of the best state on the validation images."""
         return self.path / "best.safetensors"
 
     def check_free(self) -> None:
@@ -155,22 +155,22 @@ class Run:
         for path in (self.model, self.path / "report.html", self.path / "README.md"):
             if path.exists():
                 raise UsageError(
-                    f"{path} is of no run, and a run here would replace it.\n"
+                    f"{path} belongs to no run, and a run here would replace it.\n"
                     "Move it away or give another folder with --run."
                 )
 
     def create(self, fresh: bool = False) -> None:
         """Make the folder. Raises UsageError as `check_free`, DiskError.
 
-        A `fresh` one is this process's alone: FileExistsError where it is there already.
+        Only one process can make a `fresh` one: FileExistsError where it is there already.
         """
         self.check_free()
-        new = [p for p in (self.path, *self.path.parents) if not p.exists()]
+        missing = [p for p in (self.path, *self.path.parents) if not p.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=not fresh)
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            for made in new:  # a synced file is lost with the name of its folder
-                sync_folder(made.parent)
+            for folder in missing:  # a synced file is lost with the name of its folder
+                sync_folder(folder.parent)
         except OSError as error:
             if fresh and isinstance(error, FileExistsError):
                 raise
@@ -187,18 +187,18 @@ class Run:
         """
         path = self.path / name
         try:
-            return RunFiles(path, json.loads(path.read_bytes()))
+            return JsonObject(path, json.loads(path.read_bytes()))
         except FileNotFoundError:
             if (self.path / "checkpoints").is_dir() and not (self.path / "recipe.json").exists():
                 raise UsageError(
-                    f"{self.path} was broken off before the first step, so nothing was lost.\n"
+                    f"{self.path} was interrupted before the first step, so nothing was lost.\n"
                     f"Start again with the same command, --run {self.path}."
                 ) from None
             raise UsageError(f"{self.path} is not a run folder: it has no {name}") from None
         except OSError as error:
-            raise unreadable(path, error) from None
+            raise unreadable_file(path, error) from None
         except (ValueError, TypeError, RecursionError) as error:
-            raise broken(path, error) from None
+            raise invalid_file(path, error) from None
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one line to a JSON-lines file. Raises DiskError; half a line is cut off again."""
@@ -206,13 +206,13 @@ class Run:
         line = (json.dumps(row) + "\n").encode()
         try:
             with path.open("ab", buffering=0) as file:
-                before = file.tell()
+                end = file.tell()
                 try:
                     if file.write(line) < len(line):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     os.fsync(file.fileno())
                 except OSError:
-                    file.truncate(before)
+                    file.truncate(end)
                     raise
         except OSError as error:
             raise DiskError(
@@ -228,11 +228,11 @@ class Run:
         path = self.path / name
         try:
             lines = whole_lines(path.read_bytes()) if path.exists() else []
-            return [RunFiles(path, json.loads(line)) for line in lines]
+            return [JsonObject(path, json.loads(line)) for line in lines]
         except OSError as error:
-            raise unreadable(path, error) from None
+            raise unreadable_file(path, error) from None
         except (ValueError, TypeError, RecursionError) as error:
-            raise broken(path, error) from None
+            raise invalid_file(path, error) from None
 
     def write_csv(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
         """Write a CSV file as a whole or not at all, every value as an `escape.cell`."""
@@ -240,48 +240,52 @@ class Run:
         csv.writer(text).writerows([cell(value) for value in row] for row in [header, *rows])
         write_whole(self.path / name, text.getvalue().encode())
 
-    def logs(self) -> dict[str, tuple[int, str]]:
-        """Bytes and their SHA-256 of each log, for a checkpoint. Raises OSError."""
-        there = [path for path in map(self.path.joinpath, LOGS) if path.exists()]
-        logs = {path.name: path.read_bytes() for path in there}
-        return {k: (len(data), hashlib.sha256(data).hexdigest()) for k, data in logs.items()}
+    def log_digests(self) -> dict[str, tuple[int, str]]:
+        """The length in bytes and the SHA-256 of each log, for a checkpoint. Raises OSError."""
+        digests = {}
+        for name in LOGS:
+            path = self.path / name
+            if path.exists():
+                data = path.read_bytes()
+                digests[name] = (len(data), hashlib.sha256(data).hexdigest())
+        return digests
 
-    def truncate(self, name: str, step: int, known: tuple[int, str] | None = None) -> str:
+    def truncate(self, name: str, step: int, saved: tuple[int, str] | None = None) -> str:
         """Drop the lines of a JSON-lines file that are later than the checkpoint's step.
 
-        `known` is what `logs` said then. Where the file is not that any more, it is kept aside as
-        NAME.damaged, lines that make no sense are dropped too, and what happened is returned.
+        `saved` is from `log_digests` at that step. Where the file no longer begins with those
+        bytes, it is kept as NAME.damaged, invalid lines are dropped too, and a note is returned.
         Raises DiskError.
         """
-        path, kept, bad = self.path / name, list[bytes](), 0
+        path, kept, invalid = self.path / name, list[bytes](), 0
         try:
             data = path.read_bytes() if path.exists() else b""
         except OSError as error:
-            raise unreadable(path, error) from None
+            raise unreadable_file(path, error) from None
         for line in whole_lines(data):
             try:
                 if int(json.loads(line)["step"]) <= step:
                     kept.append(line)
             except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-                bad += 1
-        length, wanted = known or (0, hashlib.sha256().hexdigest())
-        changed = hashlib.sha256(data[:length]).hexdigest() != wanted
-        aside = path.with_name(f"{name}.damaged")
-        if (bad or changed) and data and not aside.exists():
-            write_whole(aside, data)
+                invalid += 1
+        length, digest = saved or (0, hashlib.sha256().hexdigest())
+        changed = hashlib.sha256(data[:length]).hexdigest() != digest
+        damaged = path.with_name(f"{name}.damaged")
+        if (invalid or changed) and data and not damaged.exists():
+            write_whole(damaged, data)
         write_whole(path, b"".join(kept))
-        if not bad and not changed:
+        if not invalid and not changed:
             return ""
         if not data:
-            return f"{name} is gone: what it said up to step {step} is lost"
+            return f"{name} is gone: its lines up to step {step} are lost"
         return (
-            f"{name} is not what it was when step {step} was saved: {bad} lines that make no sense "
-            f"were dropped, others may be wrong; it was kept as {aside.name}"
+            f"{name} is not what it was when step {step} was saved: {invalid} invalid lines were "
+            f"dropped, others may be wrong; the file is kept as {damaged.name}"
         )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process alone; a kill frees it, and what it left half is removed.
+        """Lock the run for this process; a kill unlocks it. Files left half written are removed.
 
         Raises UsageError where another process holds it, DiskError.
         """
@@ -295,8 +299,8 @@ class Run:
             raise DiskError(f"{self.path / 'lock'} cannot be opened: {error.strerror}") from None
         with lock:
             if self.begun:
-                for half in self.path.glob(f".*.{'?' * 8}.tmp"):
-                    half.unlink(missing_ok=True)
+                for partial in self.path.glob(f".*.{'?' * 8}.tmp"):
+                    partial.unlink(missing_ok=True)
             yield
 
 

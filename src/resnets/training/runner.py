@@ -23,14 +23,17 @@ from resnets.files import check_outside
 from resnets.models import Network
 from resnets.models.io.model_file import save
 from resnets.training import checkpoint
+from resnets.training.clock import Progress
 from resnets.training.distributed import launched
-from resnets.training.loop import Progress, batches, fit, read_best
+from resnets.training.loop import fit
 from resnets.training.memory import peak
+from resnets.training.monitor import read_best
 from resnets.training.plan import Plan
 from resnets.training.precise_bn import precise_bn
 from resnets.training.run import Run, log_test_access
 from resnets.training.signals import SignalFlags
 from resnets.training.state import State, TrainProgress
+from resnets.training.stream import batches
 from resnets.training.tasks import TaskMetrics, task_of_run
 
 PAGES = ("README.md", "report.html")  # what is written of a run after its result
@@ -170,7 +173,7 @@ def train_and_test(
             for progress in fit(run, plan, stop):
                 watch(progress)
             world.leave()
-    with stop.ending(again):
+    with stop.interruptible(again):
         seconds = time.monotonic() - plan.began
         if not world.is_main:
             return TrainResult(run.path, None, seconds, plan.task.name)
@@ -186,12 +189,12 @@ def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:
     no_model = not run.finished or "model.safetensors" in missing
     no_cost = not (run.path / "cost.json").exists()
     if no_model or no_cost:
-        state, course = last_state(run, plan)
+        state, progress = last_state(run, plan)
     if no_model:
-        write_model(run, plan, state.average, course)
+        write_model(run, plan, state.average, progress)
     if no_cost:
         run.write_json(
-            "cost.json", {"seconds": round(course.seconds, 1), "peak_memory": peak(plan.device)}
+            "cost.json", {"seconds": round(progress.seconds, 1), "peak_memory": peak(plan.device)}
         )
     result = None
     if plan.result_split is not None and not {"result.json", task.details}.isdisjoint(missing):
@@ -225,7 +228,7 @@ def licence(root: Path | None) -> str:
     return ", ".join(sorted(names)[:5])
 
 
-def write_model(run: Run, plan: Plan, network: Network, course: TrainProgress) -> None:
+def write_model(run: Run, plan: Plan, network: Network, progress: TrainProgress) -> None:
     """Write model.safetensors from the last state or the best, calibrated on validation images."""
     if plan.recipe.select == "best" and (best := read_best(run)):
         network = best.to(plan.device)
@@ -234,7 +237,7 @@ def write_model(run: Run, plan: Plan, network: Network, course: TrainProgress) -
         plain = replace(plan, recipe=replace(plan.recipe, budget=0.0, progressive_from=0))
         stream = batches(plain, TrainProgress(steps=plan.recipe.precise_bn))
         precise_bn(network, (batch.images for batch in stream))
-    steps = {"steps": str(course.step)}
+    steps = {"steps": str(progress.step)}
     card = replace(plan.card, provenance=plan.card.provenance | steps)
     temperature = plan.task.temperature(plan, Model(network.eval(), card, plan.device))
     save(run.model, network, replace(card, temperature=temperature))
@@ -243,13 +246,13 @@ def write_model(run: Run, plan: Plan, network: Network, course: TrainProgress) -
 def last_state(run: Run, plan: Plan) -> tuple[State, TrainProgress]:
     """The state after the last step. Raises CheckpointError where it is gone."""
     found = checkpoint.newest(run.path / "checkpoints")
-    if found is None or not found.course.ended:
+    if found is None or not found.progress.done:
         raise CheckpointError(
             f"{run.path} has no checkpoint of its last step, from which its result is written"
         )
     state = State.start(plan.recipe, plan.arch, plan.device)
-    state.restore(found.tensors, found.course)
-    return state, found.course
+    state.restore(found.tensors, found.progress)
+    return state, found.progress
 
 
 def rescale(run: Run, factor: float) -> None:

@@ -1,4 +1,4 @@
-"""Signals, as wishes that the loop looks at once a step."""
+"""Signal handlers set flags; the loop checks them after every step."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from resnets.errors import Interrupted
 
 @dataclass
 class SignalFlags:
-    """SIGINT and SIGTERM end training after the step in hand; the same again ends it at once.
+    """SIGINT and SIGTERM end training after the current step; the same again ends it at once.
 
     Not a different one: each rank gets a SIGINT itself, and torchrun passes it on as SIGTERM.
     SIGUSR1 saves and goes on. SIGHUP, as when a terminal closes, changes nothing. With `at_once` no
-    step is in hand that would be lost, and the first demand to stop ends what runs.
+    step can be lost, and the first such signal ends what runs.
     """
 
     signal: int = 0
@@ -31,7 +31,7 @@ class SignalFlags:
             return self  # Python hands signals to the main thread only
         for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
             if number := getattr(signal, name, None):  # Windows has the first two
-                self.previous[number] = signal.signal(number, self.catch)
+                self.previous[number] = signal.signal(number, self.handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -39,25 +39,25 @@ class SignalFlags:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     @contextmanager
-    def ending(self, again: str) -> Iterator[None]:
-        """Stop at once: what is left to do is done by a resume. Raises Interrupted, for `again`."""
+    def interruptible(self, command: str) -> Iterator[None]:
+        """Let a signal stop what runs at once: `command` does the rest. Raises Interrupted."""
         try:
             if self.signal:
                 raise KeyboardInterrupt
             self.at_once = True
             yield
         except KeyboardInterrupt:
-            raise Interrupted(again, self.signal or signal.SIGINT) from None
+            raise Interrupted(command, self.signal or signal.SIGINT) from None
         finally:
             self.at_once = False
 
-    def catch(self, number: int, _: FrameType | None) -> None:
-        """Remember the wish; at the second demand to stop behave as Python does."""
+    def handle(self, number: int, _: FrameType | None) -> None:
+        """Set a flag; at the second signal to stop behave as Python does."""
         if number in (signal.SIGINT, signal.SIGTERM):
-            again = self.signal == number
+            repeated = self.signal == number
             self.signal = self.signal or number
-            if again or self.at_once:
-                self.at_once = False  # what is cleaned up then is not broken off
+            if repeated or self.at_once:
+                self.at_once = False  # so that the cleaning up is not interrupted
                 raise KeyboardInterrupt
         else:
             self.save |= signal.Signals(number).name == "SIGUSR1"

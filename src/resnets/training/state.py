@@ -1,6 +1,6 @@
 """What is trained, which is exactly what a checkpoint holds.
 
-Nothing else is needed to go on: the order of the images, their augmentation, the learning rate and
+Nothing else is needed to resume: the order of the images, their augmentation, the learning rate and
 every random draw of a step are functions of the recipe and the step.
 """
 
@@ -21,11 +21,12 @@ from resnets.config.recipe import Recipe
 from resnets.errors import CheckpointError
 from resnets.models import Network
 from resnets.models.accelerate import accelerate
+from resnets.models.heads import backbone_prefixes, head_parameters
 from resnets.models.sync_batch_norm import convert_sync_batch_norm
 from resnets.training import optim
 from resnets.training.distributed import SINGLE_PROCESS, World, full_tensor, shard_like
 
-SMALL = 2**16
+SMALL = 2**16  # values; smaller tensors are summed together
 
 
 @dataclass
@@ -33,35 +34,35 @@ class TrainProgress:
     """Where a run stands, in numbers; the JSON part of a checkpoint."""
 
     step: int = 0
-    steps: int = 0  # of the whole run; a budget or early stopping moves it
-    logged: int = 0  # the step of the last row in the log
-    micro: int = 0  # images of a forward pass; halved when memory runs out
-    factor: float = 1.0  # of the rate; halved at each rewind
-    skipped: int = 0  # steps in a row that were not finite
-    rewinds: int = 0
-    drops: int = 0  # plateaus so far
-    best: float | None = None  # watched error
-    waited: int = 0  # evaluations since the best one
-    waited_drop: int = 0  # evaluations since the best one or the last plateau
+    steps: int = 0  # of the whole run; a budget or early stopping changes it
+    last_logged_step: int = 0
+    micro_batch: int = 0  # images of a forward pass; halved when memory runs out
+    lr_scale: float = 1.0  # halved at each rollback
+    skipped_in_a_row: int = 0  # steps that were not finite
+    rollbacks: int = 0  # returns to a checkpoint
+    lr_drops: int = 0  # plateaus so far
+    best_error: float | None = None  # on the monitored images
+    evals_since_best: int = 0
+    evals_since_drop: int = 0  # since the best one or the last plateau
     seconds: float = 0.0  # spent, over all resumes
     # Of each log, as it was when the state was saved: its bytes, and their SHA-256.
     logs: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     @property
-    def ended(self) -> bool:
+    def done(self) -> bool:
         """Whether the last step is done."""
         return self.step >= self.steps
 
 
 @dataclass
 class State:
-    """One run's network, its averaged twin, the optimiser and the course."""
+    """One run's network, its averaged twin, the optimiser and the progress so far."""
 
     network: Network
     average: Network  # evaluated and saved as the result; equals `network` when ema is 0
     optimizer: torch.optim.Optimizer
     totals: Tensor  # (3,) float64: loss sum, wrong, images since the last logged row
-    course: TrainProgress = field(default_factory=TrainProgress)
+    progress: TrainProgress = field(default_factory=TrainProgress)
 
     @classmethod
     def start(
@@ -95,65 +96,67 @@ class State:
         return {name: full_tensor(value) for name, value in flat.items()}
 
     def whole_average(self, arch: Arch) -> Network:
-        """The averaged network, put together where it is split over the ranks."""
+        """The averaged network, whole where it is sharded over the ranks."""
         if not any(isinstance(p, DTensor) for p in self.average.parameters()):
             return self.average
         network = models.build(arch).to(self.totals.device)
         load(network, {k: full_tensor(v) for k, v in self.average.state_dict().items()})
         return network
 
-    def restore(self, tensors: dict[str, Tensor], course: TrainProgress) -> None:
-        """Take over what `tensors()` gave. Raises CheckpointError on another network's tensors."""
-        network, average, memory = (
-            {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
-            for part in ("network.", "average.", "optimizer.")
+    def restore(self, tensors: dict[str, Tensor], progress: TrainProgress) -> None:
+        """Load what `tensors()` gave. Raises CheckpointError on another network's tensors."""
+        network, average, buffers = (
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            for prefix in ("network.", "average.", "optimizer.")
         )
         try:
             load(self.network, network)
             load(self.average, average)
         except RuntimeError as error:
-            first = str(error).splitlines()[1].strip()
-            raise CheckpointError(f"the checkpoint belongs to another network: {first}") from None
+            difference = str(error).splitlines()[1].strip()
+            raise CheckpointError(
+                f"the checkpoint belongs to another network: {difference}"
+            ) from None
         parameters = dict(self.network.named_parameters())
-        other = [key for key in memory if key.rpartition(".")[0] not in parameters]
+        unknown = [key for key in buffers if key.rpartition(".")[0] not in parameters]
         totals = tensors.get("totals", torch.empty(0))
-        if other or totals.shape != self.totals.shape:
-            what = f"optimizer.{other[0]}" if other else "totals"
-            raise CheckpointError(f"the checkpoint belongs to another network: {what} differs")
+        if unknown or totals.shape != self.totals.shape:
+            name = f"optimizer.{unknown[0]}" if unknown else "totals"
+            raise CheckpointError(f"the checkpoint belongs to another network: {name} differs")
         self.optimizer.state.clear()
-        for key, value in memory.items():
-            name, _, slot = key.rpartition(".")
-            like = parameters[name]
+        for key, value in buffers.items():
+            name, _, buffer = key.rpartition(".")
+            weight = parameters[name]
             # A moment has its weight's device and layout; a counter stays on the processor.
-            if value.shape == like.shape:
-                value = torch.empty_like(like).copy_(shard_like(value, like))
-            self.optimizer.state[like][slot] = value
+            if value.shape == weight.shape:
+                value = torch.empty_like(weight).copy_(shard_like(value, weight))
+            self.optimizer.state[weight][buffer] = value
         self.totals.copy_(totals)
-        self.course = course
+        self.progress = progress
 
 
 def load(network: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """`load_state_dict` of whole tensors, also where the network's are split over the ranks."""
-    own = network.state_dict()
+    """`load_state_dict` of whole tensors, also where the network's are sharded over the ranks."""
+    current = network.state_dict()
     network.load_state_dict(
-        {k: shard_like(v, own[k]) if k in own else v for k, v in values.items()}
+        {k: shard_like(v, current[k]) if k in current else v for k, v in values.items()}
     )
 
 
 def floating(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Those that are floating."""
+    """The tensors of floating-point numbers."""
     return [t for t in tensors if t.is_floating_point()]
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """What this rank has of a tensor, without a copy."""
+    """This rank's shard of a tensor, or all of it, without a copy."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def flat_view(tensor: Tensor) -> Tensor:
-    """The same memory as one row, whatever the order of a dense tensor's dimensions."""
-    own = local_tensor(tensor.detach())
-    return own.as_strided((own.numel(),), (1,))
+    """The same memory in one dimension, whatever the order of a dense tensor's dimensions."""
+    local = local_tensor(tensor.detach())
+    return local.as_strided((local.numel(),), (1,))
 
 
 @torch.no_grad()
@@ -162,9 +165,9 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
     One number comes back from the device; small tensors are added up together.
     """
-    given = list(tensors)
-    small = torch.cat([t.reshape(-1) for t in given if t.numel() < SMALL])
-    sums = [t.sum() for t in given if t.numel() >= SMALL]
+    tensors = list(tensors)
+    small = torch.cat([t.reshape(-1) for t in tensors if t.numel() < SMALL])
+    sums = [t.sum() for t in tensors if t.numel() >= SMALL]
     return math.isfinite(float(torch.stack([*sums, small.sum()]).sum()))
 
 
@@ -183,25 +186,32 @@ def ema_update(average: list[Tensor], current: list[Tensor], keep: float) -> Non
 
 
 def load_pretrained(network: Network, weights: Mapping[str, Tensor]) -> None:
-    """Take over the tensors of a trained network, but for a classifier or heads of another shape.
+    """Load the tensors of a trained network, except for a classifier or heads of another shape.
 
-    The weights of a classifier become a scene's backbones, as do those of a scene with fewer.
-    Raises CheckpointError that names the first other difference.
+    The weights of a classifier become the backbones of a network for detection or segmentation, as
+    do those of such a network with fewer. Raises CheckpointError that names the first other
+    difference.
     """
-    own, bases, new = (
-        network.state_dict(),
-        optim.backbone_prefixes(network),
-        optim.head_parameters(network),
-    )
-    there = [base for base in bases if any(name.startswith(base) for name in weights)]
-    first = there[0] if there else ""
-    body = {name.removeprefix(first): t for name, t in weights.items() if name.startswith(first)}
-    absent = [base for base in bases if base not in there]
-    weights = {**weights, **{base + name: t for base in absent for name, t in body.items()}}
-    new |= {f"{base}fc.{name}" for base in absent for name in ("weight", "bias")}
-    other = sorted(own.keys() ^ weights.keys()) + [
-        name for name in own if name in weights and own[name].shape != weights[name].shape
+    current = network.state_dict()
+    prefixes, may_differ = backbone_prefixes(network), head_parameters(network)
+    present = [prefix for prefix in prefixes if any(name.startswith(prefix) for name in weights)]
+    source = present[0] if present else ""
+    backbone = {
+        name.removeprefix(source): tensor
+        for name, tensor in weights.items()
+        if name.startswith(source)
+    }
+    weights = dict(weights)
+    for prefix in prefixes:
+        if prefix not in present:
+            weights |= {prefix + name: tensor for name, tensor in backbone.items()}
+            may_differ |= {f"{prefix}fc.weight", f"{prefix}fc.bias"}
+    different = sorted(current.keys() ^ weights.keys())
+    different += [
+        name for name in current if name in weights and current[name].shape != weights[name].shape
     ]
-    if strange := [name for name in other if name not in new and name.startswith(bases)]:
-        raise CheckpointError(f"the weights belong to another network: {strange[0]} differs")
-    load(network, own | {k: v for k, v in weights.items() if k in own and k not in other})
+    for name in different:
+        if name not in may_differ and name.startswith(prefixes):
+            raise CheckpointError(f"the weights belong to another network: {name} differs")
+    same = {name: weights[name] for name in current if name not in different}
+    load(network, current | same)

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from resnets.data.loader import Batch
 from resnets.errors import MemoryExhausted, UsageError
 from resnets.training.distributed import Message, accumulating
-from resnets.training.optim import set_mode
+from resnets.training.optim import set_training_mode
 from resnets.training.plan import Plan
 from resnets.training.state import State, all_finite, ema_update, flat_view, floating, local_tensor
 
-BAD_STEPS = 3  # in a row that may be left out
+DIVERGED_AFTER = 3  # steps in a row that are not finite
+
+Outcome = Literal["done", "skipped", "diverged"]
 
 
 class Step:
@@ -25,105 +27,125 @@ class Step:
     def __init__(self, plan: Plan, state: State) -> None:
         self.plan, self.state = plan, state
         self.loss = plan.task.make_loss(plan)
-        # Looked up once: walking over the modules of a deep network takes milliseconds.
-        network, average = state.network, state.average
-        self.parameters = list(network.parameters())
-        self.buffers = list(network.buffers())
-        self.current = [local_tensor(t) for t in network.state_dict().values()]
-        self.average = [local_tensor(t) for t in average.state_dict().values()]
-        self.rows = [flat_view(t) for t in (*self.parameters, *floating(self.average))]
-        self.sent: list[Message] = []  # in the backward pass under way
+        # Listed once: walking over the modules of a deep network takes milliseconds.
+        self.parameters = list(state.network.parameters())
+        self.buffers = list(state.network.buffers())
+        self.current = [local_tensor(t) for t in state.network.state_dict().values()]
+        self.average = [local_tensor(t) for t in state.average.state_dict().values()]
+        self.learned = [flat_view(t) for t in (*self.parameters, *floating(self.average))]
+        self.sent: list[Message] = []  # to other ranks, in the backward pass under way
         self.replicate(frozen=False)
 
-    def update(self, batch: Batch) -> Literal["done", "skipped", "lost"]:
+    def update(self, batch: Batch) -> Outcome:
         """Set the rate, forward, backward, move the weights, average them.
 
         "skipped": loss, gradient or normalisation statistics were not finite, and but for the
-        position everything is as before. "lost": so three times in a row, or the state itself is
-        not finite; it has to be thrown away.
+        position everything is as before. "diverged": so three times in a row, or the state itself
+        is not finite; it has to be thrown away.
         """
-        plan, state, course = self.plan, self.state, self.state.course
-        recipe, optimizer = plan.recipe, state.optimizer
-        if (frozen := course.step < plan.frozen_steps) != self.frozen:
+        plan, progress, optimizer = self.plan, self.state.progress, self.state.optimizer
+        frozen = progress.step < plan.frozen_steps
+        if frozen != self.frozen:
             self.replicate(frozen)
-        rate = course.factor * recipe.rate(course.step, course.steps, course.drops)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-            if recipe.schedule == "one-cycle":
-                group["momentum"] = recipe.cycled_momentum(course.step, course.steps)
-
-        before = [b.clone() for b in self.buffers]
-        sums = self.backward(batch, before)
-        numbers = floating(self.buffers)
-        plan.world.all_reduce_mean(numbers)
+        self.set_rates()
+        saved_buffers = [buffer.clone() for buffer in self.buffers]
+        sums = self.backward(batch, saved_buffers)
+        statistics = floating(self.buffers)
+        plan.world.all_reduce_mean(statistics)
         gradients = [flat_view(p.grad) for p in self.parameters if p.grad is not None]
-        course.step += 1
-        if not self.finite([sums.float(), *gradients, *numbers]):
-            for buffer, old in zip(self.buffers, before, strict=True):
-                buffer.copy_(old)
+        progress.step += 1
+        if not self.finite([sums.float(), *gradients, *statistics]):
+            self.restore_buffers(saved_buffers)
             optimizer.zero_grad()
-            course.skipped += 1
-            return "skipped" if course.skipped < BAD_STEPS else "lost"
-        if recipe.clip:
-            nn.utils.clip_grad_norm_(self.parameters, recipe.clip, foreach=True)
+            progress.skipped_in_a_row += 1
+            return "skipped" if progress.skipped_in_a_row < DIVERGED_AFTER else "diverged"
+        if plan.recipe.clip:
+            nn.utils.clip_grad_norm_(self.parameters, plan.recipe.clip, foreach=True)
         optimizer.step()
         optimizer.zero_grad()
-        if not recipe.ema or course.step % recipe.ema_every == 0 or course.ended:
-            # a short memory while the weights move fast
-            count = course.step // recipe.ema_every
-            ema_update(self.average, self.current, min(recipe.ema, count / (count + 9)))
-        state.totals += sums
-        course.skipped = 0
+        self.update_average()
+        self.state.totals += sums
+        progress.skipped_in_a_row = 0
         # What is not finite in a moment is so in its weight by now.
-        return "done" if self.finite(self.rows) else "lost"
+        return "done" if self.finite(self.learned) else "diverged"
+
+    def set_rates(self) -> None:
+        """The learning rate of this step, and the momentum where the schedule changes it."""
+        recipe, progress = self.plan.recipe, self.state.progress
+        lr = progress.lr_scale * recipe.rate(progress.step, progress.steps, progress.lr_drops)
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = lr * group["scale"]
+            if recipe.schedule == "one-cycle":
+                group["momentum"] = recipe.cycled_momentum(progress.step, progress.steps)
+
+    def update_average(self) -> None:
+        """Average the weights after every `ema_every` steps; without an average, copy them."""
+        recipe, progress = self.plan.recipe, self.state.progress
+        if not recipe.ema or progress.step % recipe.ema_every == 0 or progress.done:
+            # A short memory while the weights move fast.
+            updates = progress.step // recipe.ema_every
+            ema_update(self.average, self.current, min(recipe.ema, updates / (updates + 9)))
 
     def finite(self, tensors: list[Tensor]) -> bool:
-        """Whether all are finite, of all ranks: without sharding they have the same."""
+        """Whether all are finite, on all ranks: without sharding they have the same."""
         bad = not all_finite(tensors)
         return not (self.plan.world.all_reduce_max([bad])[0] if self.plan.recipe.fsdp else bad)
 
-    def backward(self, batch: Batch, before: list[Tensor]) -> Tensor:
+    def restore_buffers(self, saved: list[Tensor]) -> None:
+        """Undo what forward passes did to the network's buffers."""
+        for buffer, before in zip(self.buffers, saved, strict=True):
+            buffer.copy_(before)
+
+    def backward(self, batch: Batch, saved_buffers: list[Tensor]) -> Tensor:
         """Gradients of the batch, in micro-batches; half as large ones where memory runs out.
 
         All ranks halve together. One whose pass failed sends zeros for what the others still wait
-        for, and all throw the gradients away. Within a pass of `fsdp` and `norm=sync` other
-        messages are waited for, so they raise MemoryExhausted, as a single image does.
+        for, and all throw the gradients away.
 
         Returns float64 (3,), over all ranks: sum of the losses, wrong answers, images.
         """
-        plan, course = self.plan, self.state.course
-        tied = plan.world.size > 1 and (plan.recipe.fsdp or plan.recipe.norm == "sync")
+        world, progress = self.plan.world, self.state.progress
         while True:
-            try:
-                sums = self.accumulate(batch)
-            except ValueError as error:
-                if "more than 1 value per channel" not in str(error):
-                    raise
-                raise UsageError(
-                    f"a forward pass of one image of {batch.images.shape[-1]} pixels leaves batch "
-                    "normalisation a single value:\ntrain on two images or more at once, as --set "
-                    "batch=2 (on each process, and --set micro_batch=2 or more), or at a larger "
-                    "size"
-                ) from None
-            except RuntimeError as error:
-                host = "can't allocate memory" in str(error)
-                if not host and not isinstance(error, torch.OutOfMemoryError):
-                    raise
-                if course.micro <= 1 or tied:
-                    raise MemoryExhausted(
-                        f"out of memory with {course.micro} images in a forward pass; "
-                        "try --set micro_batch=N with fewer, or --set activation_checkpointing=4"
-                    ) from None
-                sums = torch.full_like(self.state.totals, math.nan)
-            # Outside of `except`, which would keep the failed pass alive.
-            for values, dtype in self.messages[len(self.sent) :]:
-                plan.world.all_reduce_sum(sums.new_zeros(values, dtype=dtype))
-            if not plan.world.all_reduce_sum(sums)[2].isnan():  # the number of images
+            sums = self.accumulate_or_fail(batch)
+            # Outside of its `except`, which would keep the failed pass alive.
+            for values, dtype in self.messages_of_a_pass[len(self.sent) :]:
+                world.all_reduce_sum(sums.new_zeros(values, dtype=dtype))
+            images = world.all_reduce_sum(sums)[2]
+            if not images.isnan():
                 return sums
-            course.micro = (course.micro + 1) // 2
-            for buffer, old in zip(self.buffers, before, strict=True):
-                buffer.copy_(old)
+            progress.micro_batch = (progress.micro_batch + 1) // 2
+            self.restore_buffers(saved_buffers)
             self.replicate(self.frozen)
+
+    def accumulate_or_fail(self, batch: Batch) -> Tensor:
+        """The sums of `accumulate`, or NaN where memory ran out.
+
+        Raises MemoryExhausted where half as many images are no way out: for a single one, and with
+        `fsdp` and `norm=sync`, within whose passes ranks wait for other messages; UsageError where
+        batch normalisation has a single value.
+        """
+        recipe, micro_batch = self.plan.recipe, self.state.progress.micro_batch
+        try:
+            return self.accumulate(batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UsageError(
+                f"a forward pass of one image of {batch.images.shape[-1]} pixels leaves batch "
+                "normalisation a single value:\ntrain on two images or more at once, as --set "
+                "batch=2 (on each process, and --set micro_batch=2 or more), or with a larger size"
+            ) from None
+        except RuntimeError as error:
+            on_host = "can't allocate memory" in str(error)
+            if not on_host and not isinstance(error, torch.OutOfMemoryError):
+                raise
+            synchronous = recipe.fsdp or recipe.norm == "sync"
+            if micro_batch <= 1 or (synchronous and self.plan.world.size > 1):
+                raise MemoryExhausted(
+                    f"out of memory with {micro_batch} images in a forward pass; "
+                    "try --set micro_batch=N with fewer, or --set activation_checkpointing=4"
+                ) from None
+            return torch.full_like(self.state.totals, math.nan)
 
     def accumulate(self, batch: Batch) -> Tensor:
         """Forward and backward of each micro-batch; the gradient is that of the global mean loss.
@@ -131,33 +153,34 @@ class Step:
         Every draw of a micro-batch comes from its number in the global batch, so neither a resume
         nor another number of ranks needs a generator's state.
         """
-        plan, recipe, course = self.plan, self.plan.recipe, self.state.course
-        world, sums = plan.world, torch.zeros_like(self.state.totals)
+        plan, recipe, progress = self.plan, self.plan.recipe, self.state.progress
+        sums = torch.zeros_like(self.state.totals)
         self.sent.clear()
         # As many on each rank, also where an image could not be read: they exchange messages.
-        count = math.ceil(plan.local_batch / course.micro)
-        parts = batch.images.tensor_split(count), batch.targets.tensor_split(count)
-        pieces = list(zip(*parts, strict=True))
-        first = world.rank * count
-        for number, (images, targets) in enumerate(pieces, start=first):
-            torch.manual_seed(((recipe.seed * 1_000_003 + course.step) * 4096 + number) % 2**63)
-            more = number < first + len(pieces) - 1
-            with accumulating(self.replica, more):
+        count = math.ceil(plan.local_batch / progress.micro_batch)
+        pairs = zip(
+            batch.images.tensor_split(count), batch.targets.tensor_split(count), strict=True
+        )
+        for k, (images, targets) in enumerate(pairs):
+            number = plan.world.rank * count + k
+            torch.manual_seed(((recipe.seed * 1_000_003 + progress.step) * 4096 + number) % 2**63)
+            with accumulating(self.replica, more=k < count - 1):
                 loss, wrong = self.loss(self.replica, images, targets)
-                (loss * (len(images) * world.size / recipe.batch)).backward()  # type: ignore[no-untyped-call]
-            seen = torch.full_like(loss, len(images), dtype=torch.float64)
-            sums += torch.stack([loss.detach() * seen, wrong, seen])
+                share = len(images) * plan.world.size / recipe.batch
+                (loss * share).backward()  # type: ignore[no-untyped-call]
+            size = torch.full_like(loss, len(images), dtype=torch.float64)
+            sums += torch.stack([loss.detach() * size, wrong, size])
         return sums
 
     def replicate(self, frozen: bool) -> None:
-        """Let all learn, or what is new alone, and join the ranks' gradients; there are none."""
+        """Let all learn, or only what is new, and average gradients over the ranks from now on."""
         network = self.state.network
         self.frozen = frozen
-        set_mode(network, frozen, frozen or self.plan.recipe.norm == "frozen")
+        set_training_mode(network, frozen, frozen or self.plan.recipe.norm == "frozen")
         self.state.optimizer.zero_grad()
         self.replica: nn.Module = network
-        gc.collect()  # what joined them before goes, with its hooks on the same weights
+        gc.collect()  # the replica of before goes, with its hooks on the same weights
         if not self.plan.recipe.fsdp:
             inputs = self.plan.task.example_inputs(self.plan, 2, self.plan.preprocess.size)
             self.replica = self.plan.world.replicate(network, inputs, self.sent)
-        self.messages = list(self.sent)  # of a whole backward pass
+        self.messages_of_a_pass = list(self.sent)

@@ -1,12 +1,13 @@
-"""A search for better fields of a recipe, judged by the error on validation images.
+"""A search for better fields of a recipe, by the error on validation images.
 
 study.json      what is searched, over which recipe and data
 trial-0001/     an ordinary run, and trial.json: its fields, how it ended, its error
 trials.csv      the table
 best.json       the recipe with the best fields
 
-These files are the whole study. Optuna's own is filled from them before each trial, so a kill loses
-what a killed run loses, and what is proposed is a function of the seed and the folder.
+These files are the whole study. Optuna's own study is built from them before each trial, so a kill
+loses what a killed run loses, and what is proposed is a function of the seed and the folder.
+(Optuna's journal of a study cannot be read again when a kill cuts a line of it short.)
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from typing import Any
 
 import pydantic
 
-from resnets.config import recipe as room
+from resnets.config import recipe as recipe_fields
 from resnets.config import recipes
 from resnets.config.recipe import Recipe, rename_old_fields
 from resnets.data.splits import hold_out
 from resnets.errors import CheckpointError, Diverged, MemoryExhausted, MissingPackage, UsageError
-from resnets.training.loop import Progress, fit
+from resnets.training.clock import Progress
+from resnets.training.loop import fit
 from resnets.training.memory import fitted
 from resnets.training.plan import Plan
 from resnets.training.resolve import resolve
-from resnets.training.run import Run, broken
+from resnets.training.run import Run, invalid_file
 from resnets.training.signals import SignalFlags
 
 try:
@@ -42,7 +44,7 @@ except ImportError:
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-HOLDOUT = 0.1  # of the training images, where the data has no validation split
+VAL_FRACTION = 0.1  # of the training images, where the data has no validation split
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,20 @@ class Trial:
     curve: list[float] = field(default_factory=list)  # the errors along the way
 
 
-def choices(recipe: Recipe, asked: Sequence[str]) -> dict[str, str]:
+@dataclass(frozen=True)
+class Study:
+    """What is searched: `plan`, without test images, is that of every trial but for the fields."""
+
+    folder: Run
+    plan: Plan
+    space: dict[str, distributions.BaseDistribution]
+    length: dict[str, Any]  # each trial's budget, if there is one
+
+
+def search_ranges(recipe: Recipe, asked: Sequence[str]) -> dict[str, str]:
     """What is searched, FIELD: LOW:HIGH, LOW:HIGH:log or A,B,C; all of these when none is asked."""
     decay = recipe.weight_decay or 1e-4
-    table = {
+    defaults = {
         "lr": f"{recipe.lr / 10:g}:{recipe.lr * 10:g}:log",
         "weight_decay": f"{decay / 10:g}:{decay * 10:g}:log",
         "warmup": "0:0.3",
@@ -71,15 +83,15 @@ def choices(recipe: Recipe, asked: Sequence[str]) -> dict[str, str]:
     }
     pairs = [item.partition("=") for item in asked]
     ranges = rename_old_fields({key: text for key, _, text in pairs})
-    return {key: text or table.get(key, "") for key, text in ranges.items()} or table
+    return {key: text or defaults.get(key, "") for key, text in ranges.items()} or defaults
 
 
 def distribution(recipe: Recipe, key: str, text: str) -> distributions.BaseDistribution:
     """Of integers where the field is one. Raises UsageError for a wrong field, value or form."""
     values = text.removesuffix(":log").split(":" if ":" in text else ",")
     try:
-        for value in values:  # told before anything is trained
-            changed = room.to_dict(recipes.merged(recipe, {key: value}))
+        for value in values:  # all are tried before anything is trained
+            changed = recipe_fields.to_dict(recipes.merged(recipe, {key: value}))
         if ":" not in text:
             return distributions.CategoricalDistribution(values)
         (low, high), log = values, text.endswith(":log")
@@ -104,64 +116,59 @@ def search(
 ) -> Iterator[list[Trial]]:
     """Run trials until `trials` of them have ended; yields all that have, at first and after each.
 
-    With a `budget` each has the same part of these seconds, those of earlier calls included.
+    With a `budget` each has the same share of these seconds, those of earlier calls included.
     `create` and `finish` make a run folder and write a run's result.
 
     Raises UsageError for a wrong field or range, another study in the folder, or another process
-    there; Interrupted by a signal, after which the same call goes on with the trial in hand.
+    there; Interrupted by a signal, after which the same call goes on with the current trial.
     """
-    texts = choices(plan.recipe, asked)
-    space = {key: distribution(plan.recipe, key, text) for key, text in texts.items()}
+    ranges = search_ranges(plan.recipe, asked)
+    space = {key: distribution(plan.recipe, key, text) for key, text in ranges.items()}
     length = {"budget": budget / trials} if budget else {}
-    asked_for = json.loads(json.dumps(room.to_dict(plan.recipe)))
-    study = {"recipe": asked_for, "digest": plan.source.digest, "space": texts, "length": length}
-    source, recipe = plan.source, replace(plan.recipe, monitor="val")
-    if source.val is None:
-        recipe = replace(recipe, val_fraction=HOLDOUT)
-        source = hold_out(source, HOLDOUT, recipe.seed)
-    source = replace(source, test=None)  # nobody looks at it before the search is over
+    study = Study(folder, without_test_images(plan), space, length)
+    recipe = json.loads(json.dumps(recipe_fields.to_dict(plan.recipe)))
+    digest = plan.source.digest
     folder.path.mkdir(parents=True, exist_ok=True)
-    with folder.locked(), SignalFlags() as stop, stop.ending("the same command"):
-        before = earlier_study(folder) if (folder.path / "study.json").exists() else study
-        if other := [key for key in study if before[key] != study[key]]:
-            raise UsageError(
-                f"{folder.path} is a study with other {', '.join(other)}: repeat its command, in "
-                "which budget / trials may not change, or give another folder with --run"
-            )
-        folder.write_json("study.json", study)
-        done, running = recorded(folder)
+    with folder.locked(), SignalFlags() as stop, stop.interruptible("the same command"):
+        claim(folder, {"recipe": recipe, "digest": digest, "space": ranges, "length": length})
+        done, running = read_trials(folder)
         yield done
         while len(done) < trials:
-            proposed = propose(space, recipe.seed, done, running)
-            chosen = recipes.merged(recipe, proposed.params | length)
-            own = fitted(resolve(chosen, source, plan.device, plan.workers, task=plan.task))
-            trial = Trial(len(done) + 1, proposed.params)
-            run = Run(folder.path / f"trial-{trial.number:04d}")
-            run.path.mkdir(exist_ok=True)
-            run.write_json("trial.json", asdict(trial))
-            if not (run.path / "recipe.json").exists():
-                create(own, run.path)
-            ended = conduct(run, own, trial, proposed, finish, watch, stop)
-            run.write_json("trial.json", asdict(ended))
-            done, running = recorded(folder)
+            run_trial(study, done, running, create, finish, watch, stop)
+            done, running = read_trials(folder)
             names = ("number", "state", "error", "seconds")
             rows = ([*map(asdict(t).get, names), *map(t.fields.get, space)] for t in done)
             folder.write_csv("trials.csv", (*names, *space), rows)
             winner = recipes.merged(plan.recipe, best(done).fields)
-            folder.write_json("best.json", room.to_dict(winner))
+            folder.write_json("best.json", recipe_fields.to_dict(winner))
             yield done
 
 
-def earlier_study(folder: Run) -> dict[str, Any]:
-    """The study that is in the folder, under today's names of the fields."""
-    study = folder.read_json("study.json")
-    for key in ("recipe", "space"):
-        if isinstance(study[key], dict):
-            study[key] = rename_old_fields(study[key], note=False)
-    return study
+def without_test_images(plan: Plan) -> Plan:
+    """The plan with validation images, which choose, and no test images, which must not."""
+    source, recipe = plan.source, replace(plan.recipe, monitor="val")
+    if source.val is None:
+        recipe = replace(recipe, val_fraction=VAL_FRACTION)
+        source = hold_out(source, VAL_FRACTION, recipe.seed)
+    return replace(plan, source=replace(source, test=None), recipe=recipe)
 
 
-def recorded(folder: Run) -> tuple[list[Trial], list[Trial]]:
+def claim(folder: Run, study: dict[str, Any]) -> None:
+    """Write study.json. Raises UsageError where there is that of another study."""
+    if (folder.path / "study.json").exists():
+        earlier = folder.read_json("study.json")
+        for key in ("recipe", "space"):
+            if isinstance(earlier[key], dict):
+                earlier[key] = rename_old_fields(earlier[key], note=False)
+        if other := [key for key in study if earlier[key] != study[key]]:
+            raise UsageError(
+                f"{folder.path} is a study with other {', '.join(other)}: repeat its command, in "
+                "which budget / trials may not change, or give another folder with --run"
+            )
+    folder.write_json("study.json", study)
+
+
+def read_trials(folder: Run) -> tuple[list[Trial], list[Trial]]:
     """The trials that have ended, by number, and one that has not."""
     paths = sorted(folder.path.glob("trial-*/trial.json"))
     trials = []
@@ -171,7 +178,7 @@ def recorded(folder: Run) -> tuple[list[Trial], list[Trial]]:
             pydantic.TypeAdapter(Trial).validate_python(asdict(trial))
             trials.append(replace(trial, fields=rename_old_fields(trial.fields, note=False)))
         except pydantic.ValidationError as error:
-            raise broken(path, error) from None
+            raise invalid_file(path, error) from None
         except TypeError:
             raise CheckpointError(f"{path} was changed: it has other keys than a trial") from None
     done = [trial for trial in trials if trial.state != "running"]
@@ -208,7 +215,30 @@ def propose(
     return study.ask(space)
 
 
-def conduct(
+def run_trial(
+    study: Study,
+    done: Sequence[Trial],
+    running: Sequence[Trial],
+    create: Callable[[Plan, Path], Run],
+    finish: Callable[[Run, Plan, float], object],
+    watch: Callable[[Progress], None],
+    stop: SignalFlags,
+) -> None:
+    """Run the next trial, or the interrupted one from where it stands, and record its end."""
+    shared = study.plan
+    proposed = propose(study.space, shared.recipe.seed, done, running)
+    recipe = recipes.merged(shared.recipe, proposed.params | study.length)
+    plan = fitted(resolve(recipe, shared.source, shared.device, shared.workers, task=shared.task))
+    trial = Trial(len(done) + 1, proposed.params)
+    run = Run(study.folder.path / f"trial-{trial.number:04d}")
+    run.path.mkdir(exist_ok=True)
+    run.write_json("trial.json", asdict(trial))
+    if not (run.path / "recipe.json").exists():
+        create(plan, run.path)
+    run.write_json("trial.json", asdict(train(run, plan, trial, proposed, finish, watch, stop)))
+
+
+def train(
     run: Run,
     plan: Plan,
     trial: Trial,
@@ -217,15 +247,17 @@ def conduct(
     watch: Callable[[Progress], None],
     stop: SignalFlags,
 ) -> Trial:
-    """Train from where the run stands to its end, or until the median of the others is better."""
+    """Train a trial to its end, or until the median of the others is better; how it ended."""
     curve, state = list[float](), "complete"
     stop.at_once = False
     try:
         with run.locked():
             for progress in fit(run, plan, stop):
                 watch(progress)
-                # First those before a kill, which may have come right before the end was recorded.
-                for row in run.rows("metrics.jsonl")[len(curve) :] if state == "complete" else ():
+                if state == "pruned":
+                    continue
+                # Rows from before a kill, too: it may have come just before the end was recorded.
+                for row in run.rows("metrics.jsonl")[len(curve) :]:
                     proposed.report(row["val_error"], len(curve))
                     curve.append(row["val_error"])
                     if row["step"] < progress.steps and proposed.should_prune():

@@ -182,10 +182,10 @@ def work(job: dict) -> int:
     """One run, in this process; its exit code."""
     import resnets
     from resnets.errors import ResnetsError
-    from resnets.training import loop
+    from resnets.training import saver
 
     run = Path(job["run"])
-    loop.SAVE_SECONDS = job["save_seconds"]
+    saver.SAVE_SECONDS = job["save_seconds"]
     surround(job["under"], run)
     try:
         with injected([Fault(**fault) for fault in job["faults"]], run):
@@ -255,7 +255,7 @@ def results(run: Path) -> dict[str, str]:
 
     last = checkpoint.finished(run / "checkpoints")[-1]
     parts = dict(json.loads((last / "state.json").read_text())["tensors"])
-    parts["course"] = str(asdict(checkpoint.read(last).course) | {"seconds": 0, "logs": 0})
+    parts["progress"] = str(asdict(checkpoint.read(last).progress) | {"seconds": 0, "logs": 0})
     for name in ("metrics.jsonl", "model.safetensors", "result.json", "best.safetensors"):
         if (run / name).exists():
             parts[name] = hashlib.sha256((run / name).read_bytes()).hexdigest()

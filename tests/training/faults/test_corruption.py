@@ -48,7 +48,7 @@ def refused(folder, file="", tensor=""):
     """The newest is refused, both are named, and the one before is taken; then it is set right."""
     found = checkpoint.newest(folder)
     assert found is not None
-    assert found.course.step == 1
+    assert found.progress.step == 1
     assert digests(found.tensors) == digests(tensors(1))
     (problem,) = found.problems
     assert str(folder / "step-00000002" / file) in problem
@@ -93,7 +93,7 @@ def test_every_flipped_bit_is_noticed(folder):
         if name == "state.safetensors" and place >= header:
             assert any(tensor in str(told.value) for tensor in tensors(0))
         (folder / "step-00000002" / name).write_bytes(originals[name])
-    assert checkpoint.newest(folder).course.step == 2
+    assert checkpoint.newest(folder).progress.step == 2
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -118,7 +118,7 @@ def test_the_same_run_in_another_folder_lends_its_checkpoints(tmp_path):
     folder, other = make(tmp_path / "run"), make(tmp_path / "other")
     shutil.rmtree(folder / "step-00000002")
     shutil.copytree(other / "step-00000002", folder / "step-00000002")
-    assert checkpoint.newest(folder).course.step == 2
+    assert checkpoint.newest(folder).progress.step == 2
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_left_alone(tmp_path):
@@ -137,7 +137,7 @@ def test_a_changed_recipe_touches_no_checkpoint(folder, text):
 def test_a_space_more_in_the_recipe_changes_nothing(folder):
     recipe = folder.parent / "recipe.json"
     recipe.write_text(" " + recipe.read_text().replace(":", " :") + "\n")
-    assert checkpoint.newest(folder).course.step == 2
+    assert checkpoint.newest(folder).progress.step == 2
 
 
 def test_the_identity_of_earlier_versions_is_taken(folder, monkeypatch):
@@ -146,13 +146,13 @@ def test_the_identity_of_earlier_versions_is_taken(folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "identity", lambda run: identity(run)[::-1])
         checkpoint.write(folder, tensors(2), TrainProgress(step=2))
-    assert checkpoint.newest(folder).course.step == 2
+    assert checkpoint.newest(folder).progress.step == 2
 
 
 def test_a_checkpoint_of_a_later_version_is_left_alone(folder, monkeypatch):
     shutil.rmtree(folder / "step-00000002")
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "asdict", lambda course: {"step": 2, "moon": 1})
+        patch.setattr(checkpoint, "asdict", lambda progress: {"step": 2, "moon": 1})
         checkpoint.write(folder, tensors(2), TrainProgress(step=2))
     untouched(folder, "another version")
 
@@ -181,7 +181,7 @@ def test_what_cannot_be_read_now_is_no_damage(folder, monkeypatch, name, number)
         with pytest.raises(DiskError, match=rf"{name} .*{os.strerror(number)}.*try again"):
             checkpoint.newest(folder)
     assert contents(folder.parent) == before
-    assert checkpoint.newest(folder).course.step == 2
+    assert checkpoint.newest(folder).progress.step == 2
 
 
 def scores_file(path):

@@ -14,7 +14,7 @@ from resnets.errors import Diverged
 from resnets.evaluation import metrics
 from resnets.evaluation import predictor as evaluation
 from resnets.models.io.model_file import load
-from resnets.training import checkpoint, loop, step
+from resnets.training import checkpoint, loop, saver, step
 from resnets.training import resolve as plans
 from resnets.training.run import Run
 from resnets.training.signals import SignalFlags
@@ -117,14 +117,14 @@ def test_nothing_of_it_is_kept(request, tmp_path, monkeypatch, where, times, val
         passed += 1
         return value if FIRST <= passed < FIRST + times else None
 
-    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(saver, "SAVE_SECONDS", 0)
     seen = []
     write = checkpoint.write
 
-    def checked(folder, tensors, course):
-        seen.append(course.step)
+    def checked(folder, tensors, progress):
+        seen.append(progress.step)
         assert all(v.isfinite().all() for v in tensors.values())
-        write(folder, tensors, course)
+        write(folder, tensors, progress)
 
     monkeypatch.setattr(checkpoint, "write", checked)
     run = Run(tmp_path / "run")
@@ -142,21 +142,21 @@ def test_nothing_of_it_is_kept(request, tmp_path, monkeypatch, where, times, val
     else:
         train()
     assert load(run.best)  # refuses what is not finite
-    course = checkpoint.newest(run.path / "checkpoints").course
+    progress = checkpoint.newest(run.path / "checkpoints").progress
     if times == math.inf:
-        assert course.step < FIRST
+        assert progress.step < FIRST
         return
-    assert course.ended
+    assert progress.done
     if where in BEFORE and times == 1:
-        assert (course.rewinds, course.factor) == (0, 1)
+        assert (progress.rollbacks, progress.lr_scale) == (0, 1)
         assert notes == [f"step {FIRST} was left out: it was not finite"]
     else:
         returns = 1 if where in BEFORE else times
-        assert 1 <= course.rewinds <= returns
-        assert course.factor == 0.5**course.rewinds
+        assert 1 <= progress.rollbacks <= returns
+        assert progress.lr_scale == 0.5**progress.rollbacks
         best = evaluation.load(run.best).scores(small_plan().monitor_split)
-        assert metrics.classification_metrics(best).error == course.best
-        assert sum("back to the newest checkpoint" in note for note in notes) == course.rewinds
+        assert metrics.classification_metrics(best).error == progress.best_error
+        assert sum("back to the newest checkpoint" in note for note in notes) == progress.rollbacks
 
 
 def test_a_stop_right_after_a_return_keeps_the_halved_rate(tmp_path, monkeypatch):
@@ -169,19 +169,19 @@ def test_a_stop_right_after_a_return_keeps_the_halved_rate(tmp_path, monkeypatch
         if passed != 8:
             return update(self, batch)
         stop.signal = 15
-        return "lost"
+        return "diverged"
 
     monkeypatch.setattr(step.Step, "update", lost_once)
-    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(saver, "SAVE_SECONDS", 0)
     run.create()
     before = [progress.step for progress in loop.fit(run, small_plan(), stop)][-1]
-    course = checkpoint.newest(run.path / "checkpoints").course
-    assert (course.step, course.rewinds, course.factor) == (before, 1, 0.5)
+    progress = checkpoint.newest(run.path / "checkpoints").progress
+    assert (progress.step, progress.rollbacks, progress.lr_scale) == (before, 1, 0.5)
     assert 0 < before < 8
     for _ in loop.fit(run, small_plan(), SignalFlags()):
         pass
-    course = checkpoint.newest(run.path / "checkpoints").course
-    assert (course.ended, course.rewinds, course.factor) == (True, 1, 0.5)
+    progress = checkpoint.newest(run.path / "checkpoints").progress
+    assert (progress.done, progress.rollbacks, progress.lr_scale) == (True, 1, 0.5)
 
 
 def test_less_memory_means_smaller_passes_and_the_same_batch(tmp_path, monkeypatch):
@@ -210,4 +210,4 @@ def test_less_memory_means_smaller_passes_and_the_same_batch(tmp_path, monkeypat
     told = "from step 1 on 8 images in a forward pass, 32 in a step as before"
     assert [note for note in notes if told in note] == notes
     assert len(notes) == 1
-    assert checkpoint.newest(run.path / "checkpoints").course.micro == 8
+    assert checkpoint.newest(run.path / "checkpoints").progress.micro_batch == 8

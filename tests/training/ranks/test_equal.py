@@ -24,11 +24,12 @@ from resnets.evaluation.predictor import load
 from resnets.training import checkpoint
 from resnets.training import resolve as plans
 from resnets.training.distributed import SINGLE_PROCESS
-from resnets.training.loop import batches, fit
+from resnets.training.loop import fit
 from resnets.training.run import Run
 from resnets.training.signals import SignalFlags
 from resnets.training.state import State, TrainProgress
 from resnets.training.step import Step
+from resnets.training.stream import batches
 
 from ._helpers import together
 
@@ -73,7 +74,7 @@ def trained(ranks, folder, **changes):
 
 def newest(folder):
     found = checkpoint.newest(folder / "checkpoints")
-    assert found.course.ended
+    assert found.progress.done
     return found.tensors
 
 
@@ -150,7 +151,7 @@ def test_chance_and_a_frozen_start_do_not_depend_on_the_number_of_ranks(tmp_path
 def test_a_run_of_two_ranks_goes_on_with_others(ranks, tmp_path):
     whole = trained(2, tmp_path / "whole", micro_batch=8)
     together(2, train, tmp_path / "halves", {"micro_batch": 8}, 8)
-    assert 0 < checkpoint.newest(tmp_path / "halves" / "checkpoints").course.step < 20
+    assert 0 < checkpoint.newest(tmp_path / "halves" / "checkpoints").progress.step < 20
     halves = trained(ranks, tmp_path / "halves", micro_batch=8)
     assert distance(halves, whole, learned(whole)) < 1e-5
 
@@ -158,11 +159,11 @@ def test_a_run_of_two_ranks_goes_on_with_others(ranks, tmp_path):
 def count_messages(world, folder):
     plan = small_plan(world, {"steps": 4, "micro_batch": 4})
     state = State.start(plan.recipe, plan.arch, CPU)
-    state.course = TrainProgress(steps=4, micro=plan.local_batch)
+    state.progress = TrainProgress(steps=4, micro_batch=plan.local_batch)
     step, counts = Step(plan, state), []
 
-    for micro, batch in zip((plan.local_batch, 4, 4), batches(plan, state.course), strict=False):
-        state.course.micro = micro
+    for micro, batch in zip((plan.local_batch, 4, 4), batches(plan, state.progress), strict=False):
+        state.progress.micro_batch = micro
         step.accumulate(batch)
         counts.append(len(step.sent))
     (folder / f"{world.rank}.json").write_text(json.dumps(counts))
@@ -183,7 +184,7 @@ def short_of_memory(world, folder, where):
     accumulate, taken = Step.accumulate, []
 
     def accumulated(step, batch):
-        taken.append(step.state.course.micro)
+        taken.append(step.state.progress.micro_batch)
         if not world.rank or len(taken) != 3:
             return accumulate(step, batch)
         # The last gradient of the first pass to be known, or the output of it.
@@ -194,7 +195,7 @@ def short_of_memory(world, folder, where):
             return accumulate(step, batch)
         finally:
             hook.remove()
-            (folder / "sent").write_text(f"{len(step.sent)} of {len(step.messages)}")
+            (folder / "sent").write_text(f"{len(step.sent)} of {len(step.messages_of_a_pass)}")
 
     Step.accumulate = accumulated
     train(world, folder / "run", GROUP)
@@ -216,7 +217,7 @@ def test_where_one_rank_is_short_of_memory_all_halve_and_repeat_the_step(tmp_pat
         together(2, short_of_memory, folder, where)
         assert (folder / "sent").read_text() == sent
         found = checkpoint.newest(folder / "run" / "checkpoints")
-        assert found.course.micro == 8
+        assert found.progress.micro_batch == 8
         assert distance(found.tensors, whole, floating(whole)) < 1e-5
         (note,) = Run(folder / "run").rows("notes.jsonl")
         assert "out of memory: from step 3 on 8 images in a forward pass" in note["note"]

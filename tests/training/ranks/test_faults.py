@@ -81,7 +81,7 @@ def ended(process):
 
 def state(folder):
     found = checkpoint.newest(folder / "run" / "checkpoints")
-    return found.course.step, {name: digest(value) for name, value in found.tensors.items()}
+    return found.progress.step, {name: digest(value) for name, value in found.tensors.items()}
 
 
 def as_torchrun(world, folder):

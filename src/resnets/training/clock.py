@@ -1,0 +1,141 @@
+"""Time: the speed of a run, the length that a budget gives it, and an estimate before it starts."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+
+from resnets.models import Network
+from resnets.training.distributed import SINGLE_PROCESS
+from resnets.training.plan import Plan
+from resnets.training.state import TrainProgress
+from resnets.training.step import Step
+from resnets.training.stream import batches
+
+REPORT_SECONDS = 0.5
+FORWARDS_PER_STEP = 3  # forward passes that take as long as a training step, about
+REPLANS = 50  # times in a run that a budget's length is computed anew, at the most
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run reports; `loss` and what follows are set where it was just evaluated."""
+
+    step: int
+    steps: int
+    epoch: float
+    images_per_second: float
+    remaining_seconds: float
+    lr: float
+    loss: float | None = None
+    train_error: float | None = None
+    eval_error: float | None = None  # on the monitored images
+    eval_metrics: tuple[tuple[str, float], ...] = ()  # further figures of the same images
+    notes: tuple[str, ...] = ()  # what a person should know, once
+
+
+class Clock:
+    """The speed since the step at which it was made; every figure is as of the last `tick`."""
+
+    def __init__(self, plan: Plan, progress: TrainProgress) -> None:
+        self.plan, self.progress = plan, progress
+        self.first_step = progress.step
+        self.began = self.now = self.last_report = self.last_replan = time.monotonic()
+        self.seconds_per_eval_image = 0.0  # on all ranks together; 0 before the first evaluation
+        self.seconds_per_test_image = 0.0  # in float32 on one rank, as the result is tested
+
+    def tick(self) -> None:
+        """Read the time, once for each step."""
+        self.now = time.monotonic()
+        self.progress.seconds = self.now - self.plan.began
+
+    def record_evaluation(self, images: int) -> None:
+        """Remember how long the evaluation took that began at the last tick."""
+        self.seconds_per_eval_image = (time.monotonic() - self.now) / images if images else 0.0
+
+    @property
+    def report_due(self) -> bool:
+        """Whether the last report is long enough ago."""
+        return self.now - self.last_report > REPORT_SECONDS
+
+    def report(self) -> Progress:
+        """Where the run stands."""
+        recipe, progress = self.plan.recipe, self.progress
+        images = (progress.step - self.first_step) * recipe.batch
+        images_per_second = images / (self.now - self.began + 1e-9)
+        remaining_images = (progress.steps - progress.step) * recipe.batch
+        lr = recipe.rate(max(0, progress.step - 1), progress.steps, progress.lr_drops)
+        return Progress(
+            step=progress.step,
+            steps=progress.steps,
+            epoch=progress.step * recipe.batch / len(self.plan.train),
+            images_per_second=images_per_second,
+            remaining_seconds=remaining_images / max(images_per_second, 1e-9),
+            lr=progress.lr_scale * lr,
+        )
+
+    def budget_steps(self) -> int:
+        """The number of steps that the recipe's budget allows; 0 without one, or if not due."""
+        recipe, progress = self.plan.recipe, self.progress
+        steps = progress.step - self.first_step
+        if not recipe.budget or not steps or self.now - self.last_replan <= recipe.budget / REPLANS:
+            return 0
+        self.last_replan = self.now
+        seconds_per_step = (self.now - self.began) / steps
+        seconds_per_image = seconds_per_step / recipe.batch / FORWARDS_PER_STEP
+        tail_seconds = self.plan.tail_seconds(
+            self.seconds_per_eval_image or seconds_per_image, self.seconds_per_test_image
+        )
+        remaining_seconds = recipe.budget - progress.seconds - tail_seconds
+        return progress.step + max(1, round(remaining_seconds / seconds_per_step))
+
+
+def estimate(plan: Plan, seconds: float = 2.0) -> float:
+    """Seconds that the whole run will take, from real steps of a network that is thrown away."""
+    recipe = plan.recipe
+    # Each rank makes its own number of steps, so none may wait for another.
+    norm = "batch" if recipe.norm == "sync" else recipe.norm
+    # A frozen start and a small input are the cheap steps.
+    recipe = replace(
+        recipe, batch=plan.local_batch, norm=norm, freeze_backbone_epochs=0.0, progressive_from=0
+    )
+    local_plan = replace(plan, world=SINGLE_PROCESS, workers=0, recipe=recipe)
+    state = local_plan.start()
+    step = Step(local_plan, state)
+    read_seconds, step_seconds = list[float](), list[float]()
+    began = before = time.perf_counter()
+    for batch in islice(batches(local_plan, state.progress), 20):
+        read = time.perf_counter()
+        step.update(batch)
+        after = time.perf_counter()
+        read_seconds.append(read - before)
+        step_seconds.append(after - read)
+        before = after
+        if len(step_seconds) > 3 and after - began > seconds:
+            break
+    warm = 1 if len(step_seconds) > 1 else 0  # the first step warms up
+    reading = statistics.median(read_seconds[warm:])
+    stepping = statistics.median(step_seconds[warm:])
+    # Workers decode while the network computes.
+    each = max(reading / plan.workers, stepping) if plan.workers else reading + stepping
+    return plan.steps * each
+
+
+def seconds_per_test_image(plan: Plan, network: Network) -> float:
+    """Seconds that an image takes in float32: the second of two batches counts."""
+    images, *_ = plan.task.example_inputs(plan, plan.micro, plan.preprocess.size)
+    seconds = 0.0
+    network.eval()
+    for _ in range(2):
+        began = time.monotonic()
+        with torch.inference_mode():
+            network(images)
+        if plan.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.monotonic() - began
+    network.train()
+    return seconds / plan.micro

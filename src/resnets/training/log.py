@@ -1,0 +1,92 @@
+"""What a run writes about itself while it trains: rows of figures, notes, unreadable files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from resnets.errors import DataError
+from resnets.training.plan import Plan
+from resnets.training.run import Run
+
+
+class Log:
+    """metrics.jsonl, timing.jsonl, notes.jsonl and TensorBoard's events, all written by rank 0."""
+
+    def __init__(self, run: Run, is_main: bool, step: int, notes: list[str]) -> None:
+        self.run, self.is_main, self.notes = run, is_main, notes
+        self.write_events = open_events(run.path / "tensorboard", step, notes) if is_main else None
+
+    def write_row(self, row: Mapping[str, float], images_per_second: float) -> None:
+        """Add the figures of an evaluation. Raises DiskError."""
+        if self.write_events is None:
+            return
+        self.run.append("metrics.jsonl", row)
+        self.write_events(row)
+        timing = {"step": row["step"], "images_per_second": round(images_per_second, 1)}
+        self.run.append("timing.jsonl", timing)
+
+    def write_notes(self, step: int) -> tuple[str, ...]:
+        """Add the notes since the last call, and return them. Raises DiskError."""
+        notes = tuple(self.notes)
+        if self.is_main:
+            for note in notes:
+                self.run.append("notes.jsonl", {"step": step, "note": note})
+        self.notes.clear()
+        return notes
+
+
+def open_events(folder: Path, step: int, notes: list[str]) -> Callable[[Mapping[str, float]], None]:
+    """A function that writes a row for TensorBoard; it does nothing without that package.
+
+    A disk that fails, or a name that the locale cannot encode, costs the events only, which is
+    noted: the run goes on while metrics.jsonl can be written. Events after `step`, which a resumed
+    run will write again, are hidden.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(folder), purge_step=step + 1)
+    except ImportError:
+        return lambda row: None
+    except (OSError, UnicodeError) as error:
+        notes.append(f"there will be no events for TensorBoard in {folder}: {error}")
+        return lambda row: None
+
+    def write(row: Mapping[str, float]) -> None:
+        with suppress(OSError, UnicodeError):
+            for name, value in row.items():
+                if name != "step":
+                    writer.add_scalar(name, value, row["step"])
+            writer.flush()
+
+    return write
+
+
+class UnreadableFiles:
+    """The images that could not be read, in bad_files.csv; further ranks have a list of their own.
+
+    Raises DataError, as `add` does, when more than the allowed share of the images is unreadable.
+    """
+
+    def __init__(self, run: Run, plan: Plan) -> None:
+        self.run, self.plan = run, plan
+        self.reasons: dict[str, str] = {}
+        self.add(plan.source.unreadable)
+
+    def add(self, files: Iterable[tuple[Path, str]]) -> None:
+        """List further files, each with the reason."""
+        new = {str(path): reason for path, reason in files}
+        if not new:
+            return
+        self.reasons |= new
+        reasons, source, rank = self.reasons, self.plan.source, self.plan.world.rank
+        name = f"bad_files-{rank}.csv" if rank else "bad_files.csv"
+        self.run.write_csv(name, ("file", "reason"), sorted(reasons.items()))
+        if len(reasons) > self.plan.recipe.max_unreadable * source.files:
+            first, reason = next(iter(reasons.items()))
+            raise DataError(
+                f"{len(reasons)} of {source.files} images are unreadable, first {first}: {reason}\n"
+                f"All are listed in {name}. Mend them, or allow more: --set max_unreadable=0.1"
+            )

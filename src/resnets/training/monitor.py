@@ -1,0 +1,107 @@
+"""The figures along a run: when they are computed, and what the held-out error decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from resnets.errors import CheckpointError
+from resnets.models import Network
+from resnets.models.io.model_file import load, save
+from resnets.training.clock import FORWARDS_PER_STEP, Progress
+from resnets.training.log import Log
+from resnets.training.plan import Plan
+from resnets.training.run import Run, unreadable_file
+from resnets.training.signals import SignalFlags
+from resnets.training.state import State, TrainProgress
+
+EVALUATION_SHARE = 0.1  # of a run's time that extra evaluations may take
+
+
+def evaluation_interval(plan: Plan, steps: int) -> int:
+    """Steps between evaluations in a run of so many."""
+    recipe, monitored = plan.recipe, len(plan.monitor_split or ())
+    every = max(1, round(recipe.eval_every * len(plan.train) / recipe.batch))
+    cost = recipe.evaluations * monitored / FORWARDS_PER_STEP  # in images of a training step
+    if recipe.evaluations and cost <= EVALUATION_SHARE * steps * recipe.batch:
+        every = min(every, max(1, steps // recipe.evaluations))
+    return every
+
+
+def evaluation_due(progress: TrainProgress, every: int) -> bool:
+    """Whether to evaluate at this step: at intervals and at the end, but not twice near it."""
+    due = progress.step % every == 0 and progress.steps - progress.step > every // 4
+    return (due or progress.done) and progress.last_logged_step < progress.step
+
+
+def evaluate_and_log(
+    run: Run, log: Log, plan: Plan, state: State, report: Progress, stop: SignalFlags
+) -> Progress:
+    """Log training figures since the last row, and the error on the monitored images.
+
+    A signal breaks the evaluation off; then nothing is logged, and a resumed run does it again.
+    """
+    progress = state.progress
+    loss, train_error = (state.totals[:2] / state.totals[2].clamp(min=1)).tolist()
+    row = {"step": report.step, "epoch": report.epoch, "lr": report.lr}
+    row |= {"loss": loss, "train_error": train_error}
+    evaluated = replace(report, loss=loss, train_error=train_error)
+    if plan.monitor_split is not None:
+        network = state.whole_average(plan.arch).eval()
+        figures = plan.task.validate(plan, network, plan.monitor_split, lambda: bool(stop.signal))
+        network.train()
+        if plan.world.all_reduce_max([stop.signal])[0]:
+            return report
+        row |= {f"{plan.recipe.monitor}_{name}": value for name, value in figures.items()}
+        more = tuple((k, v) for k, v in figures.items() if k not in ("error", "loss"))
+        evaluated = replace(evaluated, eval_error=figures["error"], eval_metrics=more)
+        update_best(run, plan, progress, network, figures["error"])
+    state.totals.zero_()
+    progress.last_logged_step = progress.step
+    log.write_row(row, report.images_per_second)
+    return evaluated
+
+
+def update_best(
+    run: Run, plan: Plan, progress: TrainProgress, network: Network, error: float
+) -> None:
+    """What a new error on the monitored images means: a best state, a plateau, an early end."""
+    recipe = plan.recipe
+    if progress.best_error is None or error < progress.best_error:
+        progress.best_error, progress.evals_since_best, progress.evals_since_drop = error, 0, 0
+        if recipe.select == "best" and plan.world.is_main:
+            save(run.best, network, plan.card)
+        return
+    progress.evals_since_best += 1
+    progress.evals_since_drop += 1
+    if recipe.schedule == "plateau" and progress.evals_since_drop >= recipe.patience:
+        progress.lr_drops, progress.evals_since_drop = progress.lr_drops + 1, 0
+    if recipe.early_stop_patience and progress.evals_since_best >= recipe.early_stop_patience:
+        progress.steps = progress.step
+
+
+def read_best(run: Run) -> Network | None:
+    """The best state on the monitored images, or None. Raises CheckpointError, DiskError."""
+    try:
+        run.best.read_bytes()  # what fails now may pass
+        return load(run.best)[0]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unreadable_file(run.best, error) from None
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{str(error).splitlines()[0]}\nNothing was touched. Put back a whole copy; or move it "
+            f"away, and `resnets resume {run.path}`\ngoes on without: the best state of what "
+            "follows is the result, or the last one."
+        ) from None
+
+
+def forget_missing_best(run: Run, plan: Plan, progress: TrainProgress) -> list[str]:
+    """Notes where the file of the best state is gone; its error then no longer counts.
+
+    Raises CheckpointError where it was changed.
+    """
+    if plan.recipe.select != "best" or progress.best_error is None or read_best(run):
+        return []
+    progress.best_error = None
+    return [f"{run.best.name} is gone: the best state after this one is the result, or the last"]
