@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from resnets.errors import UsageError, nearest
 from resnets.models import Classifier, build
+from resnets.models.external import ExternalNetwork
 from resnets.models.heads import classifier_layer
 from resnets.models.layers import global_mean
 from resnets.models.mlp import Mlp
@@ -43,6 +44,8 @@ def grad_cam(
     """
     if isinstance(network, Mlp):
         raise UsageError("a network for tables has no maps: there is nothing to draw")
+    if isinstance(network, ExternalNetwork):
+        return _external_grad_cam(network, images, targets, level)
     last = list(network.levels)[-1]
     if level and level not in network.levels:
         raise UsageError(f"the network has no level {level!r}: {nearest(level, network.levels)}")
@@ -65,6 +68,27 @@ def grad_cam(
     heat = torch.einsum("nc...,nc->n...", source.detach(), global_mean(gradient)).relu()
     mode = LINEAR[images.ndim - 2]
     return normalize_heatmap(F.interpolate(heat[:, None], images.shape[2:], mode=mode)[:, 0])
+
+
+def _external_grad_cam(
+    network: ExternalNetwork, images: Tensor, targets: Tensor, level: str | None
+) -> Tensor:
+    """`grad_cam` of a module whose head is not known: of its last map, or a submodule's."""
+    known = dict(network.module.named_modules())
+    if level and level not in known:
+        raise UsageError(f"the network has no module {level!r}: {nearest(level, known)}")
+    if not network.level:
+        raise UsageError("the network has no map (N, C, H, W) to draw: explain by occlusion")
+    with torch.enable_grad():
+        x = images.detach().clone().requires_grad_()
+        maps, logits = network.maps(x, level or network.level)
+        if not maps:
+            raise UsageError(f"{level} gives no map (N, C, H, W) of more than one place")
+        source = maps[level or network.level]
+        (gradient,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), source)
+    heat = torch.einsum("nchw,nc->nhw", source.detach(), global_mean(gradient)).relu()
+    heat = F.interpolate(heat[:, None], images.shape[2:], mode="bilinear")
+    return normalize_heatmap(heat[:, 0])
 
 
 @torch.no_grad()
@@ -150,6 +174,12 @@ class RandomizationCheck:
         )
 
 
+def _shuffled(tensor: Tensor) -> Tensor:
+    """The same values in random order."""
+    order = torch.randperm(tensor.numel()).to(tensor.device)
+    return tensor.flatten()[order].view_as(tensor)
+
+
 def check_randomization(
     network: Classifier, images: Tensor, targets: Tensor, *, heat: Heatmap = grad_cam, seed: int = 0
 ) -> RandomizationCheck:
@@ -165,7 +195,11 @@ def check_randomization(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = build(network.arch).state_dict()
+        fresh = (
+            {name: _shuffled(t) for name, t in network.state_dict().items()}
+            if isinstance(network, ExternalNetwork)  # which may not know how to begin anew
+            else build(network.arch).state_dict()
+        )
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in fresh.items():
         parts.setdefault(name.removeprefix("features.").split(".")[0], {})[name] = tensor

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from resnets.config.recipe import Preprocess
 from resnets.data.loader import test_batches
 from resnets.data.splits import Split
+from resnets.errors import UsageError
 from resnets.evaluation.predictor import Model
 from resnets.models.layers import global_mean
 
@@ -29,6 +30,10 @@ def embedding(model: Model, images: Tensor) -> Tensor:
 
     Shapes: normalised (N, C, H, W) -> float32 (N, D) on the CPU, of norm 1.
     """
+    if not model.classifier.levels:
+        raise UsageError(
+            "the network has no map (N, C, H, W), whose mean its images are compared by"
+        )
     maps = model.classifier.features(images)[list(model.classifier.levels)[-1]]
     return F.normalize(global_mean(maps)).cpu()
 

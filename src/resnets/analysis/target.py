@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import pkgutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from resnets.config.arch import MlpArch
 from resnets.config.recipe import Preprocess
@@ -22,6 +20,7 @@ from resnets.errors import DataError, UsageError
 from resnets.evaluation import classification, metrics, targets
 from resnets.evaluation.predictor import Model, load
 from resnets.models import create
+from resnets.models.external import import_builder
 from resnets.models.io.model_file import ModelMetadata
 from resnets.training.run import log_test_access
 
@@ -82,7 +81,8 @@ def load_target(
     if not is_path(model):
         return new_target(model, source, how, side, suitable)
     if source is None:
-        network = load(model, device=pick_device(how.device), fields=how.fields)
+        device = pick_device(how.device)
+        network = load(model, device=device, fields=how.fields, network=how.network)
         return AnalysisTarget(model, network, how)
     if how.split is None and source.automatic and suitable == "val":
         targets.load_target(model, source, how)  # refuses images that it may have learned
@@ -102,7 +102,7 @@ def new_target(
     """A network with fresh weights, by its name or of a person's function."""
     classes, channels = (len(source.classes), source.channels) if source else (None, None)
     if ":" in model:
-        network = import_builder(model)
+        network: Any = import_builder(model)
     else:
         network = create(model, classes=classes, channels=channels)
     split, name, preprocess = None, "", Preprocess(size=1)  # noise is not preprocessed
@@ -128,21 +128,6 @@ def training_split(target: AnalysisTarget) -> Split:
         how = replace(target.how, split="train")
         return targets.load_target(target.path, target.source, how).split
     return targets.pick_split(target.source, "train")
-
-
-def import_builder(model: str) -> Any:
-    """What the function of my_module:function returns. Raises UsageError that says why not."""
-    sys.path.insert(0, "")
-    try:
-        network = pkgutil.resolve_name(model)()
-    except Exception as error:  # whatever a person's code does
-        reason = f"{type(error).__name__}: {error}"
-        raise UsageError(f"{model} did not return a network: {reason}") from error
-    finally:
-        sys.path.remove("")
-    if not isinstance(network, nn.Module):
-        raise UsageError(f"{model} returns {type(network).__name__}, not a torch.nn.Module")
-    return network
 
 
 def input_images(

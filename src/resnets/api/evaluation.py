@@ -23,13 +23,15 @@ from resnets.errors import CheckpointError, UsageError
 from resnets.files import check_outside, find_model_file, write_whole
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from resnets.analysis.instruments import Analysis
     from resnets.data.torch_dataset import Data
     from resnets.evaluation.predictor import Model
     from resnets.evaluation.targets import Calibration
     from resnets.training.tasks import Tested
 else:  # so that the annotations can be read without torch
-    Calibration = Analysis = Tested = Model = Any
+    Calibration = Analysis = Tested = Model = Module = Any
     Data = str | Path | Any
 
 
@@ -44,7 +46,8 @@ def evaluate(
     normalize: Literal["data", "imagenet", "none"] | None = None,
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
     precision: Literal["float32", "bfloat16"] = "float32", max_unreadable: float = 0.01,
-    batch: int | None = None, device: str = "auto", workers: int = 2,
+    network: str | Module | None = None, batch: int | None = None, device: str = "auto",
+    workers: int = 2,
 ) -> Tested:  # fmt: skip
     """Test MODEL... on one split of DATA: several models are an ensemble.
 
@@ -81,6 +84,8 @@ def evaluate(
             arch.stride_on=1x1; may be repeated.
         precision: Of the numbers that the network computes with.
         max_unreadable: Part of the images that may be unreadable and left out.
+        network: Your own code of a network that was trained from it, as my_module:build; in Python
+            also a module.
         batch: Images of a forward pass; 128, of detection, localisation and segmentation 4.
         device: auto, cpu, cuda or cuda:N.
         workers: Processes that decode image files.
@@ -100,7 +105,7 @@ def evaluate(
     how = InferenceOptions(
         split=split, max_unreadable=max_unreadable, normalize=normalize, size=size or 0,
         precision=precision, refine=refine, scales=checks.numbers(scales), batch=batch,
-        fields=checks.arch_overrides(overrides), device=device, workers=workers,
+        fields=checks.arch_overrides(overrides), network=network, device=device, workers=workers,
     )  # fmt: skip
     if ood is not None:
         checks.check_data(ood)
@@ -109,7 +114,7 @@ def evaluate(
     from resnets.evaluation import targets
     from resnets.training.run import log_test_access
 
-    purpose = task or targets.task_of(models[0], how.fields)
+    purpose = task or targets.task_of(models[0], how)
     only = {
         "localize": {"--classifier": classifier is not None},
         "detect localize": {"--refine": refine, "--scales": how.scales != (1.0,)},
@@ -140,7 +145,7 @@ def evaluate(
 @public
 def calibrate(
     model: str | Path, data: str | Path, /, *, split: Literal["val", "all"] = "val",
-    device: str = "auto", workers: int = 2,
+    network: str | Module | None = None, device: str = "auto", workers: int = 2,
 ) -> Calibration:  # fmt: skip
     """Fit the temperature of MODEL on images that it was not trained on, and keep it in its file.
 
@@ -159,7 +164,7 @@ def calibrate(
     from resnets.training import runner
     from resnets.training.run import Run
 
-    how = InferenceOptions(split=split, device=device, workers=workers)
+    how = InferenceOptions(split=split, network=network, device=device, workers=workers)
     source = dataset.load(str(data), training=False)
     target = targets.load_target(model, source, how)
     card = target.model.card
@@ -176,7 +181,7 @@ def calibrate(
     save(path, target.model.network, replace(card, temperature=temperature))
     if (path.parent / "result.json").exists():
         runner.rescale(Run(path.parent), factor)
-        write_report(Run(path.parent))
+        write_report(Run(path.parent), network=network)
     after = replace(scores, logits=scores.logits / factor)
     before, after_all = (metrics.classification_metrics(x, split) for x in (scores, after))
     return targets.Calibration(temperature, before, after_all)
@@ -188,8 +193,9 @@ def analyze(
     out: str | Path | None = None, input: str = "", seed: int = 0,
     split: Literal["test", "val", "train", "all"] | None = None, max_unreadable: float = 0.01,
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
-    normalize: Literal["data", "imagenet", "none"] | None = None, batch: int | None = None,
-    device: str = "auto", workers: int = 2,
+    normalize: Literal["data", "imagenet", "none"] | None = None,
+    network: str | Module | None = None, batch: int | None = None, device: str = "auto",
+    workers: int = 2,
 ) -> Analysis:  # fmt: skip
     """Look inside MODEL: a table, a CSV file, a picture, and what they say in a sentence.
 
@@ -226,7 +232,7 @@ def analyze(
         check_outside(folder, data)
     how = InferenceOptions(
         split=split, max_unreadable=max_unreadable, normalize=normalize, batch=batch,
-        fields=checks.arch_overrides(overrides), device=device, workers=workers,
+        fields=checks.arch_overrides(overrides), network=network, device=device, workers=workers,
     )  # fmt: skip
     shape = tuple(map(int, input.split("x"))) if input else ()
     import torch

@@ -14,6 +14,8 @@ from resnets.errors import UsageError
 from resnets.files import check_inputs, check_outside, find_model_file
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from resnets.analysis.cam import RandomizationCheck
     from resnets.analysis.explain import Explained
     from resnets.config.arch import Arch
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from resnets.evaluation.predictor import Model
     from resnets.models import Network
 else:  # so that the annotations can be read without torch
-    RandomizationCheck = Explained = Arch = Model = Input = Network = Any
+    RandomizationCheck = Explained = Arch = Model = Input = Network = Module = Any
     Data = str | Path | Any
 
 
@@ -30,11 +32,13 @@ else:  # so that the annotations can be read without torch
 def load(
     path: str | Path, *, task: Task | None = None, classes: Sequence[str] | None = None,
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32", device: str = "cpu",
+    precision: Literal["float32", "bfloat16"] = "float32",
+    network: str | Module | None = None, device: str = "cpu",
 ) -> Model:  # fmt: skip
     """A model from a run folder, one of our model files, or a foreign weights file.
 
-    See `evaluation.model.load`, also for the errors; `overrides` are arch.FIELD=VALUE.
+    See `evaluation.predictor.load`, also for the errors; `overrides` are arch.FIELD=VALUE. A file
+    of a network from your own code needs that again, as `network`: a module, or my_module:build.
     """
     find_model_file(path)
     from resnets.device import pick_device
@@ -46,7 +50,13 @@ def load(
         checks.arch_overrides(overrides),
     )
     return predictor.load(
-        path, device=place, bfloat16=bfloat16, classes=classes, task=task, fields=fields
+        path,
+        device=place,
+        bfloat16=bfloat16,
+        classes=classes,
+        task=task,
+        fields=fields,
+        network=network,
     )
 
 
@@ -76,8 +86,9 @@ def predict(
     scales: str | Sequence[float] = "1",
     normalize: Literal["data", "imagenet", "none"] | None = None,
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32", batch: int | None = None,
-    device: str = "auto", workers: int = 2,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    network: str | Module | None = None, batch: int | None = None, device: str = "auto",
+    workers: int = 2,
 ) -> Any:  # fmt: skip
     """Say what is on images: a classifier names them, other models draw what they find.
 
@@ -105,13 +116,14 @@ def predict(
         checks.check_empty(Path(out))
     how = InferenceOptions(
         normalize=normalize, precision=precision, refine=refine, scales=checks.numbers(scales),
-        batch=batch, fields=checks.arch_overrides(overrides), device=device, workers=workers,
+        batch=batch, fields=checks.arch_overrides(overrides), network=network, device=device,
+        workers=workers,
     )  # fmt: skip
     from resnets.analysis.drawing import draw_predictions
     from resnets.evaluation import targets
 
     loaded = targets.load_model(model, None, how, task)
-    purpose = targets.task_of(loaded, how.fields)
+    purpose = targets.task_of(loaded, how)
     improved = {"--refine": refine, "--scales": how.scales != (1.0,)}
     drawing = {"--out": out is not None}
     only = {"detect localize": improved, "classify": {"--top": top != 5}}
@@ -128,8 +140,9 @@ def explain(
     method: Literal["grad-cam", "occlusion"] = "grad-cam", top: int = 1,
     split: Literal["test", "val", "train", "all"] | None = None, max_unreadable: float = 0.01,
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
-    normalize: Literal["data", "imagenet", "none"] | None = None, batch: int | None = None,
-    device: str = "auto", workers: int = 2,
+    normalize: Literal["data", "imagenet", "none"] | None = None,
+    network: str | Module | None = None, batch: int | None = None, device: str = "auto",
+    workers: int = 2,
 ) -> Iterator[Explained | RandomizationCheck | dict[str, int]]:  # fmt: skip
     """Draw why MODEL answers what it answers: for images, or for a whole data set.
 
@@ -158,7 +171,7 @@ def explain(
         check_outside(Path(out), data)
     how = InferenceOptions(
         split=split, max_unreadable=max_unreadable, normalize=normalize, batch=batch,
-        fields=checks.arch_overrides(overrides), device=device, workers=workers,
+        fields=checks.arch_overrides(overrides), network=network, device=device, workers=workers,
     )  # fmt: skip
     if inputs:
         return explain_images(model, inputs, Path(out), data, level, method, top, how)

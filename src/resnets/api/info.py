@@ -18,8 +18,13 @@ from resnets.config.types import Task
 from resnets.errors import ResnetsError
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from resnets.config.arch import ExternalArch
     from resnets.data.dataset import Source
     from resnets.training.run import Run
+else:  # so that the annotations can be read without torch
+    Module = Any
 
 
 @public
@@ -129,13 +134,16 @@ def runs_compare(*runs: str | Path) -> dict[str, Any]:
 
 
 @public
-def report(run: str | Path, /, *, data: str | Path | None = None) -> Path:
+def report(
+    run: str | Path, /, *, data: str | Path | None = None, network: str | Module | None = None
+) -> Path:
     """Write report.html and the model card README.md of RUN anew.
 
     In Python the path of the report is returned.
 
     Args:
         data: Where the data is now, if it was moved.
+        network: Your own code of a network that was trained from it, as my_module:build.
     """
     from resnets.training.run import Run
 
@@ -143,10 +151,15 @@ def report(run: str | Path, /, *, data: str | Path | None = None) -> Path:
     folder.read_json("source.json")
     if data is not None:
         checks.check_data(data)
-    return write_report(folder, data=None if data is None else str(data))
+    return write_report(folder, data=None if data is None else str(data), network=network)
 
 
-def write_report(run: Run, source: Source | None = None, data: str | None = None) -> Path:
+def write_report(
+    run: Run,
+    source: Source | None = None,
+    data: str | None = None,
+    network: str | Module | ExternalArch | None = None,
+) -> Path:
     """Write the model card README.md and report.html of a run; returns the latter.
 
     The images are of `source`, of the place `data`, or of where the recipe says.
@@ -157,7 +170,7 @@ def write_report(run: Run, source: Source | None = None, data: str | None = None
     if data is not None:
         found = replace(found, recipe=replace(found.recipe, data=data))
     card.write(found)
-    return report.write(found, source)
+    return report.write(found, source, network)
 
 
 @public

@@ -17,6 +17,9 @@ from resnets.errors import DataError, ResnetsError, UsageError
 from resnets.files import check_outside, find_model_file
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from resnets.config.arch import ExternalArch
     from resnets.config.recipe import Recipe
     from resnets.data.torch_dataset import Data
     from resnets.training.clock import Progress
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from resnets.training.tune import Trial
 else:  # so that the annotations can be read without torch
     Data = str | Path | Any
+    Module = ExternalArch = Any
     Recipe = TrainResult = Progress = Plan = Trial = Any
 
 
@@ -38,7 +42,7 @@ PLANNED = (  # arguments of `plan` that `train` and `tune` pass on
 
 @public
 def plan(
-    data: Data, *, task: Task | None = None, model: str | None = None,
+    data: Data, *, task: Task | None = None, model: str | Module | ExternalArch | None = None,
     recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
     epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
     batch: int | None = None, size: int | None = None, seed: int | None = None,
@@ -55,7 +59,8 @@ def plan(
             Python also a torch Dataset of (image, label), which is split by chance, or a
             dictionary of Datasets called train, val and test: see `data.torch_dataset.load`.
         task: What the network is for; the model's task when left out, else classification.
-        model: A name from `resnets models`; chosen from the data when left out.
+        model: A name from `resnets models`, or my_module:build, a function found here that returns
+            a torch module, in Python also a module; chosen from the data when left out.
         recipe: A published recipe (paper-cifar10, quick-cifar10, ...), a TOML file, or a run's
             recipe.json.
         weights: A run folder or a file to start from, ours, torchvision's or timm's; without it
@@ -77,10 +82,9 @@ def plan(
     # The command line and a launcher of ranks say since when a budget counts.
     began = time.monotonic() - (now := time.time()) + float(os.environ.pop("RESNETS_BEGAN", now))
     checks.check_data(data)
-    if model is not None:
-        families.arch(model)
+    external, name = read_model(model)
     named = {
-        "model": model, "weights": weights and str(weights), "epochs": epochs, "lr": lr,
+        "model": name, "weights": weights and str(weights), "epochs": epochs, "lr": lr,
         "budget": budget if budget is None else checks.seconds(budget),
         "batch": batch, "size": size, "seed": seed,
     }  # fmt: skip
@@ -97,7 +101,8 @@ def plan(
     for field in ("weights", "teacher"):
         check_weights(field, getattr(check, field))
     chosen = base is not None or "model" in changes
-    network_task = arch.task(families.arch(check.model)) if chosen else task or "classify"
+    known = external or (families.arch(check.model) if chosen else None)
+    network_task = arch.task(known) if known else task or "classify"
     if network_task != (task or network_task):
         raise UsageError(f"{check.model} is not for `resnets {task}`, but to {network_task}")
     if not check.weights and (check.freeze_backbone_epochs or check.norm == "frozen"):
@@ -133,12 +138,29 @@ def plan(
         source = dataset.merge_val_into_train(source)
     if resolved.val_fraction:
         source = dataset.hold_out(source, resolved.val_fraction, resolved.seed)
-    result = resolve(resolved, source, place, workers, ranks, chosen_task)
-    if model is not None and result.recipe.model != model:
+    result = resolve(resolved, source, place, workers, ranks, chosen_task, external)
+    if name is not None and result.recipe.model != name:
         raise UsageError(
-            f"--model {model}: {resolved.weights} is {result.recipe.model}; leave it out"
+            f"--model {name}: {resolved.weights} is {result.recipe.model}; leave it out"
         )
-    return replace(memory.fitted(result), began=began)
+    return replace(memory.fitted(result), began=began, data=data)
+
+
+def read_model(model: str | Module | ExternalArch | None) -> tuple[ExternalArch | None, str | None]:
+    """The code of a network, where a person's own is given, and the name that a recipe has of it.
+
+    Raises UsageError for an unknown name, and for code that is no module.
+    """
+    from resnets.config import families
+
+    if model is None or (isinstance(model, str) and ":" not in model):
+        if model is not None:
+            families.arch(model)
+        return None, model
+    from resnets.models import external
+
+    described = external.describe(model)
+    return described, described.builder
 
 
 def check_weights(field: str, path: str) -> None:
@@ -183,7 +205,7 @@ def is_plan(data: object) -> bool:
 
 @public
 def train(
-    data: Data | Plan, *, task: Task | None = None, model: str | None = None,
+    data: Data | Plan, *, task: Task | None = None, model: str | Module | None = None,
     recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
     epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
     batch: int | None = None, size: int | None = None, seed: int | None = None,
@@ -229,7 +251,7 @@ def train_and_report(
         result = runner.train_and_test(run, plan, stop, watch, again)
         with stop.interruptible(again):
             if plan.world.is_main and not set(runner.PAGES).isdisjoint(runner.missing_results(run)):
-                write_report(run, plan.source)
+                write_report(run, plan.source, network=plan.external)
     return result
 
 
@@ -251,7 +273,11 @@ def train_seeds(
         if begun or seed != first.recipe.seed:
             own = recipes.read(folder.path / "recipe.json") if begun else first.recipe
             own = replace(own, seed=seed)
-            chosen = plan(own.data, recipe=own, device=str(first.device), workers=first.workers)
+            data = own.data if first.data is None else first.data
+            chosen = plan(
+                data, recipe=own, device=str(first.device), workers=first.workers,
+                model=first.external,
+            )  # fmt: skip
         folder = folder if begun else runner.create_run(chosen, folder.path)
         more = ", with all seeds by the same command"
         yield train_and_report(folder, chosen, watch, more)
@@ -259,8 +285,9 @@ def train_seeds(
 
 @public
 def resume(
-    run: str | Path | None = None, *, data: Data | None = None, device: str = "auto",
-    workers: int = 2, watch: Callable[[Progress], None] = lambda progress: None,
+    run: str | Path | None = None, *, data: Data | None = None,
+    model: str | Module | None = None, device: str = "auto", workers: int = 2,
+    watch: Callable[[Progress], None] = lambda progress: None,
 ) -> TrainResult:  # fmt: skip
     """Go on with an interrupted run; without RUN with the newest unfinished one.
 
@@ -271,6 +298,8 @@ def resume(
     Args:
         run: The run folder.
         data: Where the data is now, if it was moved.
+        model: Your own code, where the network was trained from that: my_module:build, in Python
+            also a module.
         watch: Called with the progress after each step.
     """
     from resnets.config import arch
@@ -301,8 +330,9 @@ def resume(
             "Python, with\nthe same Dataset or dictionary"
         )
     data = recipe.data if data is None else data
-    resumed = plan(data, recipe=recipe, device=device, workers=workers)
     started = folder.read_json("source.json")
+    check_code(run, started["arch"], model)
+    resumed = plan(data, recipe=recipe, model=model, device=device, workers=workers)
     if resumed.source.digest != started["digest"]:
         raise DataError(
             f"{resumed.source.name} has changed since {run} was started: digest "
@@ -311,6 +341,16 @@ def resume(
         )
 
     return train_and_report(folder, resumed, watch)
+
+
+def check_code(run: str | Path, arch: Mapping[str, Any], model: object) -> None:
+    """Raise UsageError where a network from a person's own code is resumed without it."""
+    if arch.get("kind") == "external" and model is None:
+        builder = arch.get("builder")
+        raise UsageError(
+            f"{run} was trained from {builder}, code of your own, which a recipe never runs:\n"
+            f"give it again, --model {builder} or model=... in Python"
+        )
 
 
 def newest_unfinished(root: Path = Path("runs")) -> tuple[Path, float]:
@@ -343,7 +383,7 @@ def _lacks(path: Path) -> bool:
 @public
 def tune(
     data: Data | Plan, *, run: str | Path | None = None, trials: int = 20,
-    search: Sequence[str] = (), task: Task | None = None, model: str | None = None,
+    search: Sequence[str] = (), task: Task | None = None, model: str | Module | None = None,
     recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
     epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
     batch: int | None = None, size: int | None = None, seed: int | None = None,

@@ -122,18 +122,20 @@ def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any)
     terminal.note(f"run folder {folder.path}")
     if devices > 1:  # the ranks are other processes; this one ends with theirs
         os.environ["RESNETS_BEGAN"] = str(time.time() - time.monotonic() + plan.began)
-        ranks(devices, folder.path, options["device"], options["workers"])
+        ranks(devices, folder.path, options, plan.recipe.model if plan.external else None)
     with terminal.bar() as watch:
         outcome = training.train_and_report(folder, plan, watch)
     format.outcome(outcome)
 
 
-def ranks(devices: int, run: str | Path, device: str, workers: int) -> None:
+def ranks(devices: int, run: str | Path, options: dict[str, Any], model: str | None) -> None:
     """Go on with a run in as many processes, and exit as they do."""
     from resnets.training.distributed import launch
 
-    options = ["--device", device, "--workers", str(workers), *["--json"] * terminal.out.quiet]
-    raise SystemExit(launch(devices, ["resume", str(run), *options]))
+    words = ["--device", options["device"], "--workers", str(options["workers"])]
+    words += ["--model", model] if model else []
+    words += ["--json"] * terminal.out.quiet
+    raise SystemExit(launch(devices, ["resume", str(run), *words]))
 
 
 def tune(data: str, *, rate_only: bool = False, **options: Any) -> None:
@@ -172,7 +174,7 @@ def resume(run: str | None = None, *, yes: bool = False, devices: int = 1, **opt
     if devices > 1:
         if run is None or options["data"] is not None:
             raise UsageError("--devices needs RUN, and its data where it was")
-        ranks(devices, run, options["device"], options["workers"])
+        ranks(devices, run, options, options["model"])
     with terminal.bar() as watch:
         outcome = api.resume(run or newest_unfinished(yes), **options, watch=watch)
     format.outcome(outcome)

@@ -78,6 +78,8 @@ def option(name: str, hint: Any, default: Any, words: str) -> Any:
         hint, metavar = WRITTEN[name]
     elif Path in get_args(hint):
         hint, metavar = (str | None if type(None) in get_args(hint) else str), "PATH"
+    elif Any in get_args(hint):  # what only Python can give
+        hint = str | None if type(None) in get_args(hint) else str
     return Annotated[
         hint,
         Parameter(

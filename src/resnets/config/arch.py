@@ -12,8 +12,8 @@ ResNet-50 alone has one on conv1, which is not reproduced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -220,10 +220,29 @@ class LocalizerArch:
         return self.backbone.depth
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExternalArch:
+    """A classifier from a person's own code, which is at hand in `make` or has to be given again.
+
+    A file notes where it came from and never runs it.
+    """
+
+    builder: str  # my_module:function, or the class of a module
+    digest: str = ""  # SHA-256 of the file that it is defined in
+    channels: int = 3
+    classes: int = 0
+    size: int = 0
+    depth: int = 0  # convolutions and linear layers
+    parameters: int = 0
+    macs: int = 0  # multiply-adds of one input
+    source: str = field(default="", compare=False)
+    make: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
+
+
 STRIDE = 32  # of a network's coarsest level
 IGNORE_INDEX = 255  # class of a pixel that does not count
 DenseTaskArch = DetectorArch | SegmenterArch | LocalizerArch
-ClassifierArch = ResNetArch | DenseNetArch | MlpArch | VitArch
+ClassifierArch = ResNetArch | DenseNetArch | MlpArch | VitArch | ExternalArch
 Arch = ClassifierArch | DenseTaskArch
 ARCH_TYPES: dict[str, type[Arch]] = {
     "resnet": ResNetArch,
@@ -233,6 +252,7 @@ ARCH_TYPES: dict[str, type[Arch]] = {
     "detector": DetectorArch,
     "segmenter": SegmenterArch,
     "localizer": LocalizerArch,
+    "external": ExternalArch,
 }
 
 
@@ -251,7 +271,7 @@ def task(arch: Arch) -> Task:
 def to_dict(arch: Arch) -> dict[str, Any]:
     """JSON-ready, with the kind; `from_dict` is the inverse."""
     kind = next(name for name, cls in ARCH_TYPES.items() if isinstance(arch, cls))
-    return {"kind": kind, **asdict(arch)}
+    return {"kind": kind, **{name: x for name, x in asdict(arch).items() if name != "make"}}
 
 
 def from_dict(data: Mapping[str, Any]) -> Arch:
@@ -262,7 +282,7 @@ def from_dict(data: Mapping[str, Any]) -> Arch:
             f"unknown kind of network {data.get('kind')!r}; known: {', '.join(ARCH_TYPES)}"
         )
     values = {key: value for key, value in data.items() if key != "kind"}
-    if unknown := sorted(set(values) - {f.name for f in fields(kind)}):
+    if unknown := sorted(set(values) - {f.name for f in fields(kind) if f.name != "make"}):
         raise ValueError(f"unknown fields of a {data['kind']}: {', '.join(unknown)}")
     rebuilt: Arch = _adapter(data["kind"]).validate_python(values)
     return rebuilt
@@ -286,7 +306,10 @@ def with_fields(arch: Arch, values: Mapping[str, Any]) -> Arch:
             names = {f.name for f in fields(ResNetArch)} - set(data)
             trunk = {key: new.pop(key) for key in names & set(new)}
             new = {"backbone": data["backbone"] | trunk} | new
-        return from_dict({**data, **new})
+        changed = from_dict({**data, **new})
+        if isinstance(arch, ExternalArch) and isinstance(changed, ExternalArch):
+            return replace(changed, make=arch.make)
+        return changed
     except pydantic.ValidationError as error:
         raise UsageError(f"arch.{field_problem(error)[0]}") from None
     except ValueError as error:

@@ -12,6 +12,7 @@ from resnets.config.arch import (
     DenseNetArch,
     DenseTaskArch,
     DetectorArch,
+    ExternalArch,
     Join,
     LocalizerArch,
     MlpArch,
@@ -237,6 +238,8 @@ FAMILY: dict[str, Arch] = {
 
 def label(arch: Arch) -> str:
     """A network's name whatever its input and classes; else the nearest name and what differs."""
+    if isinstance(arch, ExternalArch):
+        return arch.builder
     free = ("channels", "classes", "size", "counted", "source")
 
     def differing(known: Arch) -> list[str]:

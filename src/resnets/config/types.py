@@ -36,6 +36,7 @@ class InferenceOptions:
     refine: bool = False
     scales: tuple[float, ...] = (1.0,)
     fields: Mapping[str, Any] = field(default_factory=dict)  # of the network in a foreign file
+    network: Any = None  # of a person's own code: my_module:function, or a module
     batch: int | None = None
     device: str = "auto"
     workers: int = 2

@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from resnets.config.arch import Arch, MlpArch, SegmenterArch
+from resnets.config.arch import Arch, ExternalArch, MlpArch, SegmenterArch
 from resnets.config.arch import task as task_of
 from resnets.config.families import label
 from resnets.config.recipe import Preprocess
@@ -30,6 +30,7 @@ from resnets.evaluation.scores import Scores, ensemble
 from resnets.evaluation.tta import forward, passes
 from resnets.files import check_inputs, find_model_file
 from resnets.models import CLASSIFIERS, Classifier, Network
+from resnets.models.external import describe as describe_module
 from resnets.models.io.model_file import ModelMetadata, open_model
 
 LARGEST = 4 * 2**30  # bytes that an image, or a batch, may take
@@ -236,26 +237,29 @@ def load(
     classes: Sequence[str] | None = None,
     task: Task | None = None,
     fields: Mapping[str, Any] = MappingProxyType({}),
+    network: str | nn.Module | ExternalArch | None = None,
 ) -> Model:
     """A model from a run folder, one of our model files, or a foreign weights file.
 
     A foreign file does not say its classes and preprocessing: `classes` does, else they are
     numbered; the preprocessing is ImageNet's (`Model.normalized` changes mean and deviation). What
-    its tensors leave open of the network, `fields` settle.
+    its tensors leave open of the network, `fields` settle. A file of a network from a person's own
+    code needs that again, as `network`: a module, or my_module:function.
 
     Raises UsageError where there is no such file, the run is not finished, the network is not for
     the `task`, or one of the `fields` is not open; CheckpointError where the file is refused or not
     recognised, or its network takes no 2-D images.
     """
     path = find_model_file(path)
-    network, card = open_model(path, fields)
-    if not is_2d(network.arch):
+    external = None if network is None else describe_module(network)
+    opened, card = open_model(path, fields, external)
+    if not is_2d(opened.arch):
         raise CheckpointError(
             f"{path} takes no 2-D images: resnets.models.io.model_file.open_model gives its network"
         )
-    own = check_task(network.arch, path, task)
+    own = check_task(opened.arch, path, task)
     if card is None:
-        arch = network.arch
+        arch = opened.arch
         names = tuple(classes or map(str, range(arch.classes)))
         known = own == "classify" and arch.size >= 64
         blank = IMAGENET if known else Preprocess(size=arch.size)
@@ -270,12 +274,12 @@ def load(
         )
     device = device or torch.device("cpu")
     size = card.preprocess.size
-    if (memory := bytes_per_image(network, size)) > LARGEST:
+    if (memory := bytes_per_image(opened, size)) > LARGEST:
         raise CheckpointError(
             f"{path}: at preprocess.size {size} an image would take {memory / 2**30:.0f} GiB, the "
             f"limit is {LARGEST >> 30}. Get another file."
         )
-    return Model(network.to(device).eval(), card, device, bfloat16, path)
+    return Model(opened.to(device).eval(), card, device, bfloat16, path)
 
 
 def check_task(arch: Arch, path: Path, task: Task | None) -> Task:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,6 +82,7 @@ def load_model(
             classes=source.classes if source else None,
             task=task,
             fields=how.fields,
+            network=how.network,
         )
     if how.normalize is not None:
         model = model.normalized(*normalization(how.normalize, source, model.card.arch.channels))
@@ -398,9 +399,9 @@ def detection(
     )
 
 
-def task_of(path: AnyModel, fields: Mapping[str, Any]) -> Task:
+def task_of(path: AnyModel, how: InferenceOptions) -> Task:
     """What the network of a model, a run or a foreign file is for; errors as `load`."""
-    model = path if isinstance(path, Model) else load(path, fields=fields)
+    model = path if isinstance(path, Model) else load(path, fields=how.fields, network=how.network)
     return arch.task(model.card.arch)
 
 

@@ -13,6 +13,7 @@ from resnets.config.arch import (
     ClassifierArch,
     DenseNetArch,
     DetectorArch,
+    ExternalArch,
     LocalizerArch,
     MlpArch,
     ResNetArch,
@@ -21,7 +22,9 @@ from resnets.config.arch import (
 )
 from resnets.config.families import arch as named
 from resnets.errors import UsageError
+from resnets.models import external
 from resnets.models.densenet import DenseNet
+from resnets.models.external import ExternalNetwork
 from resnets.models.mlp import Mlp
 from resnets.models.resnet import MakeModule, ResNet
 from resnets.models.transformer import VisionTransformer
@@ -34,8 +37,8 @@ if TYPE_CHECKING:
 
 # Each has `arch`, `levels` ({level: (channels, stride)}) and `features(x)` ({level: map}), and
 # maps an input to logits (N, classes).
-Classifier: TypeAlias = ResNet | DenseNet | Mlp | VisionTransformer
-CLASSIFIERS = (ResNet, DenseNet, Mlp, VisionTransformer)
+Classifier: TypeAlias = ResNet | DenseNet | Mlp | VisionTransformer | ExternalNetwork
+CLASSIFIERS = (ResNet, DenseNet, Mlp, VisionTransformer, ExternalNetwork)
 # Each has `arch` and `parts`, the names of its losses, which it gives for images and targets.
 DenseTaskNetwork: TypeAlias = "FasterRCNN | RetinaNet | Segmenter | Localizer"
 Network: TypeAlias = "Classifier | DenseTaskNetwork"
@@ -62,6 +65,8 @@ def build(arch: Arch, *, checkpoint: int = 0) -> Network:
             return Mlp(arch, checkpoint=checkpoint)
         case VitArch():
             return VisionTransformer(arch, checkpoint=checkpoint)
+        case ExternalArch():
+            return external.build(arch)
         # Here, since they need torchvision, which takes 1.7 s to import.
         case DetectorArch(form="retina"):
             from resnets.models.detection.retinanet import RetinaNet

@@ -8,6 +8,7 @@ from types import MethodType
 from torch import Tensor, nn
 
 from resnets.models.blocks import ExclusiveGate, PreActivation, Residual, SharedPreActivation, Unit
+from resnets.models.external import ExternalNetwork
 from resnets.models.resnet import ResNet
 from resnets.ops import cpu_fused
 from resnets.ops.cpu_fused import Plus, run_layers
@@ -20,8 +21,8 @@ def accelerate(network: nn.Module) -> None:
     happens at test time or where the kernels do not fit. Hooks of layers inside such a call do not
     run in training. Without kernels for this machine nothing changes.
     """
-    if cpu_fused.library() is None:
-        return
+    if cpu_fused.library() is None or isinstance(network, ExternalNetwork):
+        return  # a person's own modules may be looked into by hooks, or have other methods
     for module in network.modules():
         if replaced := FUSED.get(type(module)):
             name, method = replaced

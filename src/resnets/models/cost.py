@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from resnets.config.arch import Arch, MlpArch, ResNetArch
-from resnets.models import CLASSIFIERS
+from resnets.config.arch import Arch, ExternalArch, MlpArch, ResNetArch
+from resnets.models import CLASSIFIERS, external
 from resnets.models.io.infer_arch import meta_model
 
 
@@ -31,12 +32,24 @@ def cost(arch: Arch) -> Cost:
 
     Of a scene's network they are those of its maps, since the rest depends on what is found.
     """
+    if isinstance(arch, ExternalArch):
+        return Cost(arch.parameters, arch.macs)
     with torch.no_grad(), _Shapes() as shapes:
         network = meta_model(arch).eval()
         scene = not isinstance(network, CLASSIFIERS)
         seen: Any = network.features if scene else network
         seen(torch.empty(input_shape(arch), device="meta"))
     return Cost(sum(p.numel() for p in network.parameters()), shapes.macs)
+
+
+def measured(arch: ExternalArch) -> ExternalArch:
+    """The description with what is counted of a network that is at hand. Raises as `build`."""
+    network = external.build(arch).eval()
+    with torch.no_grad(), _Shapes() as shapes:
+        network(torch.zeros(1, arch.channels, arch.size, arch.size))
+    layers = sum(isinstance(m, _ConvNd | nn.Linear) for m in network.modules())
+    count = sum(p.numel() for p in network.parameters())
+    return replace(arch, depth=layers, parameters=count, macs=shapes.macs)
 
 
 def input_shape(arch: Arch, batch: int = 1) -> tuple[int, ...]:

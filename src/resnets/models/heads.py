@@ -6,11 +6,13 @@ from torch import nn
 
 from resnets.models import Classifier, Network
 from resnets.models.densenet import DenseNet
+from resnets.models.external import ExternalNetwork
 from resnets.models.resnet import ResNet
 
 
 def classifier_layer(network: Classifier) -> nn.Linear:
-    """The layer that gives the logits."""
+    """The layer that gives the logits, of a network of this package."""
+    assert not isinstance(network, ExternalNetwork)
     return network.classifier if isinstance(network, DenseNet) else network.fc
 
 
@@ -21,7 +23,12 @@ def backbone_prefixes(network: Network) -> tuple[str, ...]:
 
 
 def head_parameters(network: Network) -> set[str]:
-    """The tensors that other classes need new: a classifier's last layer, a detector's heads."""
+    """The tensors that other classes need new: a classifier's last layer, a detector's heads.
+
+    Of a person's own module they are not known.
+    """
+    if isinstance(network, ExternalNetwork):
+        return set()
     names, prefixes = network.state_dict().keys(), backbone_prefixes(network)
     if prefixes != ("",):
         return {name for name in names if not name.startswith(prefixes)}

@@ -22,7 +22,7 @@ from resnets.data import dataset
 from resnets.data.dataset import Source, Split
 from resnets.data.loader import test_batches
 from resnets.data.transforms import statistics
-from resnets.errors import CheckpointError, DataError, ResnetsError
+from resnets.errors import CheckpointError, DataError, ResnetsError, UsageError
 from resnets.escape import visible
 from resnets.evaluation import metrics
 from resnets.evaluation.predictor import Model, load
@@ -56,10 +56,11 @@ PAGES.filters |= {"percent": room.percent, "quote": shlex.quote}
 PAGES.globals |= {"cost": room.cost, "headline": room.headline}
 
 
-def write(facts: RunFacts, source: Source | None = None) -> Path:
+def write(facts: RunFacts, source: Source | None = None, network: Any = None) -> Path:
     """Write report.html into the folder of a run, finished or not; what is missing is said.
 
     `source` is the run's data where it is at hand; else it is read from where the recipe says.
+    `network` is that of `predictor.load`.
 
     Raises CheckpointError, DiskError.
     """
@@ -73,7 +74,11 @@ def write(facts: RunFacts, source: Source | None = None) -> Path:
     known = facts.scores.indices.tolist() if facts.scores else []
     if tested and max(known, default=-1) >= len(tested):
         raise CheckpointError(f"{run.path} has scores of images that are not in its split")
-    show = answers if facts.task.name == "classify" else scenes.show
+    show: Callable[..., dict[str, Any]] = scenes.show
+    if facts.task.name == "classify":
+        model, reason = heat_map_model(facts, network)
+        missing = missing or reason
+        show = partial(answers, model)
     page = PAGES.get_template("report.html").render(
         facts=facts,
         missing=missing,
@@ -86,14 +91,30 @@ def write(facts: RunFacts, source: Source | None = None) -> Path:
     return path
 
 
+def heat_map_model(facts: RunFacts, network: Any) -> tuple[Model | None, str]:
+    """The trained model, where there is one that heat maps can be drawn of; else why not."""
+    if not facts.run.model.exists():
+        return None, ""
+    try:
+        model = load(facts.run.path, network=network)
+    except UsageError as error:
+        return None, f"There are no heat maps: {error}"
+    if not model.classifier.levels:
+        return None, "There are no heat maps: the network has no map (N, C, H, W)."
+    return model, ""
+
+
 def answers(
-    facts: RunFacts, splits: dict[str, Split], tested: Split | None, name: Callable[[int], str]
+    model: Model | None,
+    facts: RunFacts,
+    splits: dict[str, Split],
+    tested: Split | None,
+    name: Callable[[int], str],
 ) -> dict[str, Any]:
     """The parts of a classifier's page."""
     scores, result, kinds = facts.scores, facts.result, len(facts.classes)
     counts = {part: split.counts(kinds).tolist() for part, split in splits.items()}
     pictures = list[Gallery]()
-    model = load(facts.run.path) if facts.run.model.exists() else None
     if scores and tested and model:
         right = metrics.is_correct(scores)
         sure = scores.probabilities.amax(1).where(right, -1).argsort(descending=True)

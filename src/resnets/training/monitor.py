@@ -79,11 +79,11 @@ def update_best(
         progress.steps = progress.step
 
 
-def read_best(run: Run) -> Network | None:
+def read_best(run: Run, plan: Plan) -> Network | None:
     """The best state on the monitored images, or None. Raises CheckpointError, DiskError."""
     try:
         run.best.read_bytes()  # what fails now may pass
-        return load(run.best)[0]
+        return load(run.best, plan.external)[0]
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -101,7 +101,7 @@ def forget_missing_best(run: Run, plan: Plan, progress: TrainProgress) -> list[s
 
     Raises CheckpointError where it was changed.
     """
-    if plan.recipe.select != "best" or progress.best_error is None or read_best(run):
+    if plan.recipe.select != "best" or progress.best_error is None or read_best(run, plan):
         return []
     progress.best_error = None
     return [f"{run.best.name} is gone: the best state after this one is the result, or the last"]

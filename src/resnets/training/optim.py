@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from resnets.config.recipe import Recipe
 from resnets.errors import UsageError
 from resnets.models import Network
+from resnets.models.external import ExternalNetwork
 from resnets.models.heads import head_parameters
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
@@ -78,8 +79,9 @@ def lr_scales(network: Network, decay: float) -> dict[str, float]:
 def set_training_mode(network: Network, heads_only: bool, frozen_norm: bool) -> None:
     """Training mode, in which all or the heads learn; frozen normalisation keeps its statistics."""
     heads = head_parameters(network)
+    fixed = network.frozen if isinstance(network, ExternalNetwork) else ()
     for name, p in network.train().named_parameters():
-        p.requires_grad_(not heads_only or name in heads)
+        p.requires_grad_((not heads_only or name in heads) and name not in fixed)
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.train(not frozen_norm)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from resnets.config import families
-from resnets.config.arch import Arch
+from resnets.config.arch import Arch, ExternalArch
 from resnets.config.recipe import Augment, Preprocess, Recipe, to_dict
 from resnets.config.tasks import TaskText
 from resnets.data.dataset import Source, Split
@@ -132,8 +132,14 @@ class Plan:
     world: World = SINGLE_PROCESS
     base: Model | None = None  # what training starts from
     teacher: Model | None = None
+    data: Any = None  # as it was given: a path, a name or Datasets
     memory_note: str = ""  # why forward passes are smaller than asked
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def external(self) -> ExternalArch | None:
+        """The network, where that is a person's own code."""
+        return self.arch if isinstance(self.arch, ExternalArch) else None
 
     @property
     def steps(self) -> int:

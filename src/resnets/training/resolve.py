@@ -10,15 +10,21 @@ import torch
 
 from resnets.config import arch as archs
 from resnets.config import families
-from resnets.config.arch import Arch
+from resnets.config.arch import Arch, ExternalArch
 from resnets.config.recipe import Preprocess, Recipe
 from resnets.data.dataset import Source, Split, normalization
 from resnets.device import use_bfloat16
 from resnets.errors import DataError, UsageError
 from resnets.evaluation.predictor import is_2d, load
+from resnets.models.cost import measured
 from resnets.training.distributed import SINGLE_PROCESS, World
 from resnets.training.plan import Plan, Task
 from resnets.training.tasks import TASKS
+
+# Fields of a recipe that ask for what is known of the networks of this package.
+KNOWN_NETWORKS_ONLY = (
+    "weights", "freeze_backbone_epochs", "layer_decay", "activation_checkpointing", "arch",
+)  # fmt: skip
 
 
 def training_images(source: Source) -> Split:
@@ -35,13 +41,16 @@ def resolve(
     workers: int,
     world: World = SINGLE_PROCESS,
     task: Task | None = None,
+    external: ExternalArch | None = None,
 ) -> Plan:
     """All that follows from recipe, data and machine; the task is that of the network if left out.
+
+    `external` is the network, where that is a person's own code.
 
     Raises UsageError that names all contradictions.
     """
     base = load(recipe.weights) if recipe.weights else None
-    asked = families.arch(recipe.model)
+    asked = external or families.arch(recipe.model)
     task = task or TASKS[archs.task(asked)]
     same = base is not None and archs.task(base.card.arch) == archs.task(asked)
     network = archs.with_fields(base.card.arch if base and same else asked, recipe.arch)
@@ -57,6 +66,8 @@ def resolve(
     network = replace(
         network, channels=preprocess.channels, classes=len(source.classes), size=preprocess.size
     )
+    if isinstance(network, ExternalArch):
+        network = measured(network)
     train = training_images(source)
     if isinstance(train.images, torch.Tensor):
         workers = 0
@@ -89,6 +100,11 @@ def contradictions(plan: Plan) -> Iterator[str]:
     """What cannot be meant with any task, each with its remedy."""
     recipe, source, base, teacher = plan.recipe, plan.source, plan.base, plan.teacher
     side = recipe.train_size or plan.preprocess.size
+    if isinstance(plan.arch, ExternalArch):
+        usual = Recipe(model=recipe.model)
+        for name in KNOWN_NETWORKS_ONLY:
+            if getattr(recipe, name) != getattr(usual, name):
+                yield f"{name} needs a network of resnets, {recipe.model} is your own: leave it out"
     chooses = recipe.select == "best" or recipe.early_stop_patience or recipe.schedule == "plateau"
     if chooses and (recipe.monitor == "test" or source.val is None):
         yield (

@@ -68,7 +68,8 @@ def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
 
 def default_name(plan: Plan) -> str:
     """Where a plan's run is, when nothing is said."""
-    return f"runs/{Path(plan.recipe.data).stem or 'data'}-{plan.recipe.model}"
+    network = plan.recipe.model.replace(":", "-")  # my_module:build
+    return f"runs/{Path(plan.recipe.data).stem or 'data'}-{network}"
 
 
 def seed_runs(plan: Plan, path: str | Path | None, seeds: int) -> dict[int, Run]:
@@ -198,7 +199,8 @@ def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:
         )
     result = None
     if plan.result_split is not None and not {"result.json", task.details}.isdisjoint(missing):
-        model, split = load(run.model, device=plan.device), "test" if plan.source.test else "val"
+        model = load(run.model, device=plan.device, network=plan.external)
+        split = "test" if plan.source.test else "val"
         result = task.test(run.path, plan, model, plan.result_split, split)
     if not run.finished:
         for name in PAGES:  # of the unfinished run: they say less
@@ -230,7 +232,7 @@ def licence(root: Path | None) -> str:
 
 def write_model(run: Run, plan: Plan, network: Network, progress: TrainProgress) -> None:
     """Write model.safetensors from the last state or the best, calibrated on validation images."""
-    if plan.recipe.select == "best" and (best := read_best(run)):
+    if plan.recipe.select == "best" and (best := read_best(run, plan)):
         network = best.to(plan.device)
     if plan.recipe.precise_bn:
         # At the final size of a growing input, and without a budget's endless stream.

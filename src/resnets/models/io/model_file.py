@@ -11,7 +11,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from resnets.config import arch as architectures
-from resnets.config.arch import Arch
+from resnets.config.arch import Arch, ExternalArch
 from resnets.config.families import label
 from resnets.config.recipe import FINITE, Preprocess
 from resnets.errors import Assumption, CheckpointError, ResnetsError, UsageError, refuse_file
@@ -85,25 +85,30 @@ def save(path: str | Path, network: Network, metadata: ModelMetadata) -> None:
     save_tensors(path, tensors, KEY, entry)
 
 
-def load(path: str | Path) -> tuple[Network, ModelMetadata]:
+def load(path: str | Path, external: ExternalArch | None = None) -> tuple[Network, ModelMetadata]:
     """The network, in evaluation mode on the CPU, and its metadata.
+
+    One from a person's own code needs that again, as `external`.
 
     Raises CheckpointError: the file is missing, broken, of another version, not one of ours; a
     digest, name, shape or type is wrong (the tensor is named), or a value is not finite.
     """
     path = Path(path)
     file = pretrained.read_file(path, KEY)
-    return load_own(path, file.tensors, file.metadata)
+    return load_own(path, file.tensors, file.metadata, external)
 
 
 def open_model(
-    path: str | Path, chosen: Mapping[str, Any] = MappingProxyType({})
+    path: str | Path,
+    chosen: Mapping[str, Any] = MappingProxyType({}),
+    external: ExternalArch | None = None,
 ) -> tuple[Network, ModelMetadata | None]:
     """One of our model files with its metadata, or a foreign weights file without; by content.
 
     Of a foreign file an `Assumption` warns: what was taken and left, and what was assumed where
     neither its tensors nor a name settle it. Such a name is the checkpoint's own ("arch"), timm's
     ("architecture" in a config.json beside the file), or torchvision's (NAME-<8 digits>.pth).
+    `external` is the code of a network that is not of this package, as in `load`.
     `chosen` fields of the network settle what is assumed, whatever a name says.
 
     Raises CheckpointError for a file that is refused or not recognised, or whose tensors are not of
@@ -115,7 +120,7 @@ def open_model(
     if KEY in file.metadata or any(', "sha256": "' in text for text in file.metadata.values()):
         if chosen:
             raise UsageError(f"arch.{min(chosen)}: {path} says what its network is, leave it out")
-        return load_own(path, file.tensors, file.metadata)
+        return load_own(path, file.tensors, file.metadata, external)
     name = file.model or "/".join(path.parts[-4:])
     try:
         arch, tensors = infer_arch(file.tensors, name=name)
@@ -154,15 +159,22 @@ def describe_assumptions(arch: Arch, fields: Mapping[str, str], fixed: Sequence[
 
 
 def load_own(
-    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, str],
+    external: ExternalArch | None = None,
 ) -> tuple[Network, ModelMetadata]:
     """The network of one of our files, whose tensors are those of its metadata, bit for bit."""
     metadata, digests = parse_metadata(path, header.get(KEY, ""))
+    metadata = replace(metadata, arch=with_code(path, metadata.arch, external))
     network = meta_network(path, metadata.arch, len(tensors))
     wanted = network.state_dict()
     kinds = [{name: (t.dtype, t.shape) for name, t in d.items()} for d in (tensors, wanted)]
     if kinds[0] != kinds[1] or digests.keys() != wanted.keys():
         problems = differences(wanted, tensors) or "types or digests"
+        if isinstance(metadata.arch, ExternalArch):
+            builds = f"{metadata.arch.builder} builds another network than was trained ({problems})"
+            raise refuse_file(path, builds, "Give the code as it was.")
         raise refuse_file(
             path, f"its tensors are not those of its metadata ({problems})", "Get the file again."
         )
@@ -172,6 +184,26 @@ def load_own(
         raise refuse_file(path, str(error), "Get the file again.") from None
     network.load_state_dict(tensors, assign=True)
     return network.eval(), metadata
+
+
+def with_code(path: Path, arch: Arch, external: ExternalArch | None) -> Arch:
+    """The description with a person's own code. Raises UsageError where that lacks, or is unused.
+
+    An `Assumption` warns of code that has changed.
+    """
+    if not isinstance(arch, ExternalArch):
+        if external is not None:
+            raise UsageError(f"{path} is {label(arch)}, which needs no --network: leave it out")
+        return arch
+    if external is None:
+        raise UsageError(
+            f"{path} was trained from {clip(arch.builder)}, code of your own, which a file never "
+            f"runs:\ngive it again, --network {clip(arch.builder)} or network=... in Python"
+        )
+    if external.digest != arch.digest:
+        changed = f"{path}: {external.builder} has changed since it was trained"
+        warnings.warn(changed, Assumption, stacklevel=2)
+    return replace(arch, make=external.make)
 
 
 def to_dict(metadata: ModelMetadata) -> dict[str, Any]:
@@ -191,7 +223,8 @@ def from_dict(data: Mapping[str, Any]) -> ModelMetadata:
     checks = {
         "classes": len(metadata.classes) == arch.classes,
         "channels": see.channels == arch.channels,
-        "arch": max(magnitudes(asdict(arch)), default=0) <= 1e6,
+        "arch": isinstance(arch, ExternalArch)  # of which numbers build nothing
+        or max(magnitudes(asdict(arch)), default=0) <= 1e6,
         "arch.size": arch.size <= 2**12
         and (see.size == arch.size or not isinstance(arch, architectures.VitArch)),
         "arch.crop": getattr(arch, "crop", 0) <= 2**10,
@@ -241,6 +274,8 @@ def parse_metadata(path: Path, text: str) -> tuple[ModelMetadata, dict[str, str]
 
 def meta_network(path: Path, arch: Arch, tensors: int) -> Network:
     """A network without memory; each unit has tensors, so the file bounds their number."""
+    if isinstance(arch, ExternalArch):
+        return meta_model(arch)
     counted = arch.backbone if isinstance(arch, architectures.DenseTaskArch) else arch
     blocks = counted.blocks if isinstance(counted.blocks, tuple) else (counted.blocks,)
     try:

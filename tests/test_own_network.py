@@ -1,0 +1,146 @@
+"""A module of a person's own through the public functions: trained, saved, loaded, explained."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+import resnets
+from resnets.config.arch import ExternalArch, from_dict, to_dict
+from resnets.errors import Assumption, CheckpointError, UsageError
+from resnets.models import external
+from resnets.training.run import Run
+
+QUICK = {"recipe": "digits", "overrides": {"steps": 4, "size": 8, "batch": 16}, "device": "cpu"}
+FILE = """
+from torch import nn
+def build(classes=10):
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+def wrong(): return build(3)
+def broken(): return 1 / 0
+number = 7
+"""
+
+
+def own(classes=10):
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(1, 4, 3, padding=1)
+    return nn.Sequential(
+        convolution, nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, classes),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return resnets.train("digits", model=own(), run=tmp_path_factory.mktemp("own") / "run", **QUICK)
+
+
+def test_a_module_is_trained_and_loaded_again_with_its_code(run):
+    with pytest.raises(UsageError, match=r"trained from Sequential, code of your own.*\n.*network"):
+        resnets.load(run.run)
+    model = resnets.load(run.run, network=own())
+    assert repr(model).startswith("Model(Sequential, 1 x 8 x 8, 10 classes")
+    result = resnets.evaluate(model, "digits")
+    assert result.top1 == run.result.top1
+    tensors = safetensors.torch.load_file(run.run / "model.safetensors")
+    plain = own()
+    plain.load_state_dict(tensors)  # the names are the module's own
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(plain.eval()(x), model.network(x))
+    with pytest.raises(CheckpointError, match="builds another network than was trained"):
+        resnets.load(run.run, network=nn.Sequential(own(), nn.Identity()))
+    with pytest.raises(UsageError, match="has 9 outputs, the data has 10 classes"):
+        resnets.load(run.run, network=own(9))
+
+
+def test_training_starts_from_the_weights_that_a_module_has(tmp_path):
+    module = own()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    module[0].requires_grad_(False)
+    plan = resnets.plan("digits", model=module, **QUICK)
+    state = plan.start()
+    assert all(torch.equal(t, before[name]) for name, t in state.network.state_dict().items())
+    outcome = resnets.train(plan, run=tmp_path / "run")
+    after = safetensors.torch.load_file(outcome.run / "model.safetensors")
+    assert torch.equal(after["0.weight"], before["0.weight"])  # frozen
+    assert not torch.equal(after["5.weight"], before["5.weight"])
+    assert all(torch.equal(t, before[name]) for name, t in module.state_dict().items())
+
+
+def test_a_run_of_a_module_is_resumed_with_it_and_reported(run, tmp_path):
+    folder = Run(run.run)
+    whole = folder.model.read_bytes()
+    folder.model.unlink()
+    with pytest.raises(UsageError, match="code of your own, which a recipe never runs"):
+        resnets.resume(run.run)
+    resnets.resume(run.run, model=own(), device="cpu")
+    assert folder.model.read_bytes() == whole
+    assert "There are no heat maps" not in (run.run / "report.html").read_text()
+    resnets.report(run.run)
+    assert "There are no heat maps" in (run.run / "report.html").read_text()
+    resnets.report(run.run, network=own())
+    assert "There are no heat maps" not in (run.run / "report.html").read_text()
+
+
+def test_a_module_is_explained_by_its_last_map_or_one_that_is_named(run, tmp_path):
+    image = torch.rand(1, 8, 8)
+    model = resnets.load(run.run, network=own())
+    assert model.network.levels == {"2": (4, 1)}
+    for level in (None, "0"):
+        said, check = resnets.explain(model, image, out=tmp_path / str(level), level=level)
+        assert (tmp_path / str(level) / said.picture).exists()
+        assert "correlation" in check.verdict or "cannot be told" in check.verdict
+    with pytest.raises(UsageError, match="no module 'layer4'"):
+        list(resnets.explain(model, image, out=tmp_path / "x", level="layer4"))
+
+
+def test_a_function_of_the_working_folder_is_a_model_on_the_command_line(cli, tmp_path):
+    name = f"mine_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(FILE)
+    build = f"{name}:build"
+    steps = ("--recipe", "digits", "--set", "steps=2", "--set", "size=8", "--set", "batch=16")
+    code, _, err = cli("train", "digits", "--model", build, "--run", "run", *steps)
+    assert code == 0, err
+    source = json.loads(Path("run/source.json").read_text())
+    assert source["arch"]["builder"] == build
+    assert len(source["arch"]["digest"]) == 64
+    assert "make" not in source["arch"]
+    assert cli("evaluate", "run", "digits", "--network", build)[0] == 0
+    code, _, err = cli("evaluate", "run", "digits")
+    assert code == 2
+    assert f"--network {build}" in err
+    for wrong, words in (
+        ("wrong", "has 3 outputs"),
+        ("broken", "ZeroDivisionError"),
+        ("none", "did not return a network"),
+        ("number", "is a int"),
+    ):
+        code, _, err = cli("train", "digits", "--model", f"{name}:{wrong}", *steps)
+        assert code == 2
+        assert words in err
+    assert cli("train", "digits", "--model", build, "--set", "layer_decay=0.5", *steps)[0] == 2
+
+
+def test_code_that_has_changed_is_noted(run):
+    described = external.describe(own())
+    changed = ExternalArch(builder="Sequential", digest="0" * 64, make=described.make)
+    with pytest.warns(Assumption, match="Sequential has changed since it was trained"):
+        resnets.load(run.run, network=changed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resnets.load(run.run, network=own())
+
+
+def test_a_file_holds_no_code():
+    arch = external.describe(own())
+    data = to_dict(arch)
+    assert "make" not in data
+    assert from_dict(json.loads(json.dumps(data))) == arch
+    with pytest.raises(ValueError, match="unknown fields of a external: make"):
+        from_dict({**data, "make": "os:system"})
