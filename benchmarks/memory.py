@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from resnets import models
 from resnets.models.accelerate import accelerate
-from resnets.training.memory import peak as resident
+from resnets.training.memory import peak_bytes as resident
 
 
 def measure(

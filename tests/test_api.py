@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -236,3 +237,19 @@ def test_importing_the_package_costs_nothing():
     code = "import sys, resnets; dir(resnets); assert not {'torch', 'pydantic'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert callable(main)
+
+
+def test_the_budget_of_each_seed_begins_with_its_training(monkeypatch, tmp_path):
+    from resnets.api import training
+
+    began = []
+
+    def trained(run, plan, watch, more):
+        began.append(time.monotonic() - plan.began)
+        return run
+
+    monkeypatch.setattr(training, "train_and_report", trained)
+    plan = resnets.plan("digits", model="resnet8", budget=60)
+    late = replace(plan, began=plan.began - 1000)  # a program that was slow to start
+    assert len(list(training.train_seeds(late, tmp_path / "r", 2, print))) == 2
+    assert all(0 <= seconds < 10 for seconds in began)

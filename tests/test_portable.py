@@ -40,9 +40,9 @@ def test_every_module_without_what_posix_alone_has():
 
 
 def test_the_peak_of_memory_is_unknown_where_nothing_tells(monkeypatch):
-    assert memory.peak(torch.device("cpu")) > 2**26
+    assert memory.peak_bytes(torch.device("cpu")) > 2**26
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert memory.peak(torch.device("cpu")) is None
+    assert memory.peak_bytes(torch.device("cpu")) is None
 
 
 def test_signals_that_windows_lacks(monkeypatch):

@@ -121,8 +121,8 @@ def test_distillation_at_one_degree_has_the_gradient_of_cross_entropy():
 def test_what_counts_as_wrong():
     logits = torch.tensor([[2.0, 1.0, -1.0], [-1.0, 0.5, -2.0], [-3.0, -2.0, -1.0]])
     one = torch.eye(3)
-    assert int(count_errors(logits, one, several=False)) == 0
-    assert int(count_errors(logits, one.flip(1), several=False)) == 2
+    assert int(count_errors(logits, one, multi_label=False)) == 0
+    assert int(count_errors(logits, one.flip(1), multi_label=False)) == 2
     labels = torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 0, 1]])  # the third is given no label
-    assert int(count_errors(logits, labels, several=True)) == 1
-    assert int(count_errors(logits, labels * 0.6 + labels.flip(0) * 0.4, several=True)) == 1
+    assert int(count_errors(logits, labels, multi_label=True)) == 1
+    assert int(count_errors(logits, labels * 0.6 + labels.flip(0) * 0.4, multi_label=True)) == 1

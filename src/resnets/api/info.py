@@ -182,7 +182,7 @@ def doctor(*, quick: bool = False) -> dict[str, str]:
     """
     from resnets.device import environment, pick_device, processor_flags, use_bfloat16
     from resnets.ops import cpu_fused
-    from resnets.training.memory import available
+    from resnets.training.memory import available_bytes
 
     flags = processor_flags()
     wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -191,7 +191,7 @@ def doctor(*, quick: bool = False) -> dict[str, str]:
     facts["features"] = ", ".join(f for f in wanted if f in flags) or "none known"
     facts["gpu"] = describe_gpu()
     facts["memory"] = "unknown"
-    if free := available():
+    if free := available_bytes():
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         facts["memory"] = f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
     facts["disk"] = f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here"

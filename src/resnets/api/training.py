@@ -143,7 +143,7 @@ def plan(
         raise UsageError(
             f"--model {name}: {resolved.weights} is {result.recipe.model}; leave it out"
         )
-    return replace(memory.fitted(result), began=began, data=data)
+    return replace(memory.fit_to_memory(result), began=began, data=data)
 
 
 def read_model(model: str | Module | ExternalArch | None) -> tuple[ExternalArch | None, str | None]:
@@ -279,6 +279,8 @@ def train_seeds(
                 model=first.external,
             )  # fmt: skip
         folder = folder if begun else runner.create_run(chosen, folder.path)
+        # The same budget for each seed: the first would pay for the start of the program.
+        chosen = replace(chosen, began=time.monotonic())
         more = ", with all seeds by the same command"
         yield train_and_report(folder, chosen, watch, more)
 

@@ -1,4 +1,4 @@
-"""What training lowers: functions of logits and dense targets, so that there is one path."""
+"""Losses: functions of logits and dense targets, so that there is one path."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def classification_loss(
 
     A target t is smoothed to (1 - smoothing) t + smoothing / K (1512.00567, section 7). Weights
     multiply each image's loss; unlike torch's, the mean is over images and not over their weights,
-    so that it does not depend on how a batch is cut into micro-batches. "bce" asks of each class by
-    itself whether the image has it, yes for all that were mixed (2110.00476, section 2.2), and is
+    so that it does not depend on how a batch is cut into micro-batches. "bce" decides for
+    each class by itself, and all that were mixed are present (2110.00476, section 2.2), and is
     the mean over classes too.
     """
     if kind == "bce":
@@ -40,13 +40,13 @@ def classification_loss(
     return total / len(logits)
 
 
-def count_errors(logits: Tensor, targets: Tensor, *, several: bool) -> Tensor:
-    """How many images are answered wrongly: (B, K) twice -> () int64.
+def count_errors(logits: Tensor, targets: Tensor, *, multi_label: bool) -> Tensor:
+    """The number of wrong predictions: (B, K) twice -> () int64.
 
-    The answer is the most probable class, and the truth the one of the greatest share; where an
-    image has several labels, all classes above 0.5 each, and one wrong class makes it wrong.
+    The prediction is the most probable class, the truth the one of the greatest share. With several
+    labels an image both are all classes above 0.5, and one wrong class makes it wrong.
     """
-    if several:
+    if multi_label:
         return ((logits > 0) != (targets > 0.5)).any(1).sum()
     return (logits.argmax(1) != targets.argmax(1)).sum()
 
@@ -57,8 +57,8 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
     Labels are int64 (N,) or float (N, K). A class that never occurs has weight 1.
     """
     counts = torch.bincount(labels, minlength=classes) if labels.ndim == 1 else labels.sum(0)
-    seen = counts > 0
-    return torch.where(seen, counts.sum() / (seen.sum() * counts), 1.0).float()
+    occurs = counts > 0
+    return torch.where(occurs, counts.sum() / (occurs.sum() * counts), 1.0).float()
 
 
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -66,5 +66,5 @@ def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Te
 
     1503.02531, section 2; T^2 keeps the gradient's size when T changes.
     """
-    ours, theirs = (F.log_softmax(x / temperature, 1) for x in (logits, teacher))
-    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    student, target = (F.log_softmax(x / temperature, 1) for x in (logits, teacher))
+    return temperature**2 * F.kl_div(student, target, reduction="batchmean", log_target=True)

@@ -9,8 +9,8 @@ from resnets.training.plan import Plan
 from resnets.training.step import Step
 from resnets.training.stream import batches
 
-MEMORY = 0.9  # decay of the average loss
-WORSE = 4.0  # times the best average loss, where the test ends
+LOSS_DECAY = 0.9  # of the average loss
+STOP_RATIO = 4.0  # the test ends where the average loss is so many times its best
 
 
 def lr_range_test(
@@ -18,20 +18,20 @@ def lr_range_test(
 ) -> tuple[list[float], list[float], float]:
     """Rates that grow exponentially, the average loss after a step at each, and a suggestion.
 
-    A fresh network is trained with the plan's own steps, but for warmup, frozen layers and growing
-    images, and thrown away. It ends early when a step is not finite or the average loss is four
-    times its best. Suggested is a tenth of the rate where the loss is lowest, and not the one where
-    it falls fastest: from step to step that is noise, and the average lags behind.
+    A new network is trained with the plan's steps, without warmup, frozen layers and growing
+    images, and thrown away. The test ends early when a step is not finite or the average loss is
+    four times its best. Suggested is a tenth of the rate where the loss is lowest, and not the one
+    where it falls fastest: from step to step that is noise, and the average lags behind.
 
     Raises UsageError: not 0 < low < high, fewer than 2 steps, or no finite loss at all.
     """
     if not 0 < low < high or steps < 2:
         raise UsageError(f"no range of rates: {steps} steps from {low:g} to {high:g}")
-    whole = replace(
+    recipe = replace(
         plan.recipe, steps=steps, budget=0.0, freeze_backbone_epochs=0.0, progressive_from=0
     )
-    constant = replace(whole, lr=1.0, lr_batch=0, schedule="step", milestones=(), warmup=0.0)
-    plan = replace(plan, recipe=constant)
+    recipe = replace(recipe, lr=1.0, lr_batch=0, schedule="step", milestones=(), warmup=0.0)
+    plan = replace(plan, recipe=recipe)
     step, average = Step(plan, state := plan.start()), 0.0
     rates, losses = list[float](), list[float]()
     for k, batch in enumerate(batches(plan, state.progress)):
@@ -40,10 +40,10 @@ def lr_range_test(
             break
         loss, _, images = state.totals.tolist()
         state.totals.zero_()
-        average = MEMORY * average + (1 - MEMORY) * loss / images
+        average = LOSS_DECAY * average + (1 - LOSS_DECAY) * loss / images
         rates.append(rate)
-        losses.append(average / (1 - MEMORY ** (k + 1)))  # without the zero that it began at
-        if losses[-1] > WORSE * min(losses):
+        losses.append(average / (1 - LOSS_DECAY ** (k + 1)))  # corrected for its start at zero
+        if losses[-1] > STOP_RATIO * min(losses):
             break
     if not losses:
         raise UsageError(f"the loss is not finite at the rate {low:g} already; try a lower one")

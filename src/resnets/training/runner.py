@@ -26,7 +26,7 @@ from resnets.training import checkpoint
 from resnets.training.clock import Progress
 from resnets.training.distributed import launched
 from resnets.training.loop import fit
-from resnets.training.memory import peak
+from resnets.training.memory import peak_bytes
 from resnets.training.monitor import read_best
 from resnets.training.plan import Plan
 from resnets.training.precise_bn import precise_bn
@@ -195,7 +195,8 @@ def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:
         write_model(run, plan, state.average, progress)
     if no_cost:
         run.write_json(
-            "cost.json", {"seconds": round(progress.seconds, 1), "peak_memory": peak(plan.device)}
+            "cost.json",
+            {"seconds": round(progress.seconds, 1), "peak_memory": peak_bytes(plan.device)},
         )
     result = None
     if plan.result_split is not None and not {"result.json", task.details}.isdisjoint(missing):

@@ -29,7 +29,7 @@ from resnets.data.splits import hold_out
 from resnets.errors import CheckpointError, Diverged, MemoryExhausted, MissingPackage, UsageError
 from resnets.training.clock import Progress
 from resnets.training.loop import fit
-from resnets.training.memory import fitted
+from resnets.training.memory import fit_to_memory
 from resnets.training.plan import Plan
 from resnets.training.resolve import resolve
 from resnets.training.run import Run, invalid_file
@@ -228,7 +228,9 @@ def run_trial(
     shared = study.plan
     proposed = propose(study.space, shared.recipe.seed, done, running)
     recipe = recipes.merged(shared.recipe, proposed.params | study.length)
-    plan = fitted(resolve(recipe, shared.source, shared.device, shared.workers, task=shared.task))
+    plan = fit_to_memory(
+        resolve(recipe, shared.source, shared.device, shared.workers, task=shared.task)
+    )
     trial = Trial(len(done) + 1, proposed.params)
     run = Run(study.folder.path / f"trial-{trial.number:04d}")
     run.path.mkdir(exist_ok=True)

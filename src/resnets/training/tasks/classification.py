@@ -104,7 +104,7 @@ def make_loss(plan: Plan) -> LossFunction:
             answers = classification.predict_batch(teacher, images, bfloat16=bfloat16)
             distilled = distillation_loss(logits, answers, recipe.temperature)
             mean = (1 - recipe.distill_weight) * mean + recipe.distill_weight * distilled
-        return mean, count_errors(logits, targets, several=labels.ndim == 2)
+        return mean, count_errors(logits, targets, multi_label=labels.ndim == 2)
 
     return loss
 
