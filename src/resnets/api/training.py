@@ -424,7 +424,7 @@ def study_folder(chosen: Plan) -> Path:
 def find_rate(
     plan: Plan, low: float = 1e-5, high: float = 10.0, steps: int = 100
 ) -> tuple[list[float], list[float], float]:
-    """Learning rates, the loss at each, and a suggestion: see `training.rates.find_rate`."""
+    """Learning rates, the loss at each, and a suggestion: see `training.lr_range_test`."""
     from resnets.training import lr_range_test
 
     return lr_range_test.lr_range_test(plan, low, high, steps)
