@@ -54,7 +54,7 @@ def test_json_that_cannot_be_read_is_named(text, tmp_path):
     assert run.truncate("metrics.jsonl", 1)
     with pytest.raises(UsageError, match=r"recipe\.json"):
         recipes.read(tmp_path / "recipe.json")
-    ((place, reason),) = read_coco(tmp_path / "annotations.json").refused
+    ((place, reason),) = read_coco(tmp_path / "annotations.json").issues.errors
     assert place.endswith("annotations.json")
     assert reason.startswith("broken")
     if text not in ("[]", ""):
@@ -212,7 +212,7 @@ def test_a_table_with_a_gigabyte_in_a_field_is_refused(tmp_path, monkeypatch):
 )
 def test_xml_without_end_is_refused(text, tmp_path):
     (tmp_path / "a.xml").write_text(text)
-    ((place, _),) = read_voc(tmp_path).refused
+    ((place, _),) = read_voc(tmp_path).issues.errors
     assert place.endswith("a.xml")
 
 

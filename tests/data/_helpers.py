@@ -1,7 +1,10 @@
 """Image files and objects for tests."""
 
+import zlib
+
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from resnets.data.detection.targets import DetectionTargets
@@ -27,8 +30,13 @@ def split_of_rows(images, rows: Tensor, masks=(), sizes=None) -> Split:
 
 
 def picture(path, shade=100, size=(12, 10)):
+    """A picture in one colour; no two files have the same bytes, but files of one size do."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (shade, 2 * shade % 256, 30)).save(path)
+    comment = f"{zlib.crc32(str(path).encode()):08x}"
+    info = PngInfo()
+    info.add_text("Comment", comment)
+    colour = (shade, 2 * shade % 256, 30)
+    Image.new("RGB", size, colour).save(path, pnginfo=info, comment=comment)
     return path
 
 

@@ -115,7 +115,7 @@ def test_split_folders_by_any_of_their_names(tmp_path):
     ("train", "test"),
     [
         ("seg_train/seg_train", "seg_test/seg_test"),
-        ("TrainingImages", "test images"),
+        ("NewTraining", "old_test"),
         ("my-train-2", "my-test-2"),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_word_in_a_folders_name_is_its_split(tmp_path, train, test):
     source = load(tmp_path)
     assert source.classes == ("a", "b")
     assert {name: len(split) for name, split in source.splits.items()} == {"train": 6, "test": 4}
-    assert any("a word in the folders' names is taken as the split" in n for n in source.notes)
+    assert any("splits are read from words in the folders' names" in n for n in source.notes)
     assert any("1 folders beside" in note for note in source.notes)
 
 
@@ -171,18 +171,27 @@ def test_mean_and_deviation_of_files_are_those_of_their_pixels(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["a/1.png"], "1 classes; it takes two"),
-        (["1.png", "2.png"], "it needs one folder for each class"),
-        (["train/1.png", "train/2.png"], "it needs one folder for each class"),
-        (["a/1.png", "b/1.png", "test/a/1.png"], "look like no classes: test"),
-        (["training/a/1.png", "training/b/1.png", "testing/c/1.png"], "train has not: .'c'"),
-        (["train/1.png", "test/2.png"], "it needs one folder for each class"),
-        (["cat/train/1.png", "cat/test/1.png", "dog/train/1.png"], "make it test/cat"),
-        (["images/1.png", "labels/1.png"], "look like no classes: images, labels"),
+        (["a/1.png"], "1 classes; classification needs at least two"),
+        (["1.png", "2.png"], "but no folders: it needs one for each class"),
+        (["train/1.png", "train/2.png"], "but no folders: it needs one for each class"),
+        (["a/1.png", "b/1.png", "test/a/1.png"], "do not look like classes: test"),
+        (
+            ["training/a/1.png", "training/b/1.png", "testing/c/1.png"],
+            r"first 'c'\) that train lacks",
+        ),
+        (["train/1.png", "test/2.png"], "but no folders: it needs one for each class"),
+        (["cat/train/1.png", "cat/test/1.png", "dog/train/1.png"], "move it to test/cat"),
+        (["images/1.png", "labels/1.png"], "do not look like classes: images, labels"),
         (["images/a/1.png", "images/b/1.png"], "did you mean .*images"),
         (["inner/a/1.png", "inner/b/1.png"], "did you mean .*inner"),
-        (["train/a/1.png", "train/b/1.png", "val/a/1.png", "dev/a/1.png"], "one split twice"),
-        (["train/a/1.png", "train/b/1.png", "val/c/1.png"], "classes that train has not: .'c'"),
+        (
+            ["train/a/1.png", "train/b/1.png", "val/a/1.png", "dev/a/1.png"],
+            "folders of one split",
+        ),
+        (
+            ["train/a/1.png", "train/b/1.png", "val/c/1.png"],
+            r"first 'c'\) that train lacks",
+        ),
         (["a/1.png", "b/1.png", "c/.hidden"], "1 empty class folders: c"),
     ],
 )
@@ -203,7 +212,7 @@ def test_a_name_or_place_that_there_is_not(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="resnets data get cifar100"):
         load("cifar100")
     (tmp_path / "data.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match="unpacked first"):
+    with pytest.raises(DataError, match="unpack an archive first"):
         load(tmp_path / "data.zip")
 
 
@@ -238,11 +247,11 @@ def test_a_csv_file_with_and_without_splits(tmp_path):
     [
         ("photo,label\np1.png,a", r"no column path; it has 'photo', 'label'"),
         ("path,cat,dog\np1.png,1,0", r"no column label; it has 'path', 'cat', 'dog'"),
-        ("", "holds no rows"),
+        ("", "has no rows"),
         ('path,label\np1.png,"a\np2.png,b', "line 2: a quote is not closed"),
         ('path,label\np1.png,a\np2.png,"b\np3.png,"c\np4.png,d', "line 3: a quote is not"),
         ("path,label\np1.png,a, b", "line 2: 3 values under 2 columns"),
-        ("path,label\np1.png,a\0b", "line 2: holds NUL"),
+        ("path,label\np1.png,a\0b", "line 2: contains NUL"),
         ("path,path,label\np1.png,p2.png,a", "two columns are called 'path'"),
         ("path,label\np1.png,a\np2.png,", "line 3: path or label is missing"),
         ("path,label\np1.png,a\np2.png", "line 3: path or label is missing"),
@@ -250,7 +259,7 @@ def test_a_csv_file_with_and_without_splits(tmp_path):
             "path,label\np1.png,a\np1.png,b",
             "line 3: p1.png has another label or split than in line 2",
         ),
-        ("path,label,split\np1.png,a,train\np2.png,b", "line 3: split ''"),
+        ("path,label,split\np1.png,a,train\np2.png,b", "line 3: unknown split ''"),
         ("path,label,split\np1.png,a,tran", "split 'tran': did you mean train"),
         ("path,label\np1.png,a\ngone.png,b", "1 of 2 files are unreadable"),
     ],
@@ -279,13 +288,19 @@ PLAIN = "path,label\n" + "".join(f"{a},{b}\n" for a, b in CATS)
         ("Path,Label" + PLAIN[10:], ""),
         ("path,label\n" + "".join(f'"{a}", "{b}"\n' for a, b in CATS), ""),
         ("path,label\n" + "".join(f"{a},{b},\n" for a, b in CATS), ""),
-        (PLAIN[11:], "has no header: its columns are taken as path, label"),
+        (PLAIN[11:], "has no header: its columns are read as path, label"),
         ("filename,class" + PLAIN[10:], "'filename' as path, 'class' as label"),
         ("image,target" + PLAIN[10:], "'image' as path, 'target' as label"),
         (",path,label,patient\n" + "".join(f"{a[1]},{a},{b},7\n" for a, b in CATS), "'patient'"),
-        ("path,label\n" + "".join(f".\\{a},{b}\n" for a, b in CATS), "20 paths with backslashes"),
-        (PLAIN + "p0.png,dog\n", "1 rows stand twice and count once, first .*line 22"),
-        (PLAIN.replace("19.png,cat", "19.png,Cat"), "'Cat' and 'cat'; they are kept apart"),
+        (
+            "path,label\n" + "".join(f".\\{a},{b}\n" for a, b in CATS),
+            "20 images are found under",
+        ),
+        (PLAIN + "p0.png,dog\n", "1 rows are repeated, and count once, first .*line 22"),
+        (
+            PLAIN.replace("19.png,cat", "19.png,Cat"),
+            "they stay apart, first 'Cat' and 'cat'",
+        ),
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
@@ -311,7 +326,7 @@ def test_quotes_in_names_and_splits_in_any_case(tmp_path):
 def test_a_csv_file_in_another_encoding_names_the_line(tmp_path):
     path = table(tmp_path, "")
     path.write_bytes("path,label\np1.png,a\np2.png,café\n".encode("latin-1"))
-    with pytest.raises(DataError, match="line 3: no UTF-8"):
+    with pytest.raises(DataError, match="line 3: not UTF-8"):
         load(path)
 
 
@@ -351,9 +366,9 @@ def test_the_order_in_a_cell_does_not_matter_and_that_there_may_be_several_does(
     assert ab == ba == wide
     assert one == same
     assert load(table(tmp_path, text.format("b|"))).digest != one
-    with pytest.raises(DataError, match="1 classes; it takes two"):
+    with pytest.raises(DataError, match="1 classes; classification needs at least two"):
         load(table(tmp_path, "path,label\np1.png,a|\np2.png,"))
-    with pytest.raises(DataError, match=r"classes that train has not: .'c'"):
+    with pytest.raises(DataError, match=r"first 'c'\) that train lacks"):
         load(table(tmp_path, text.format("a|b") + "\np4.png,a|c,test"))
 
 
@@ -387,12 +402,12 @@ def test_unreadable_files_are_left_out_and_named_or_stop_the_run(tmp_path):
     assert "--set max_unreadable=0.1" in str(caught.value)
     for path in (tmp_path / "a").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="not one image can be read of the classes"):
+    with pytest.raises(DataError, match="no image can be read of 1 classes"):
         load(tmp_path, max_unreadable=1.0)
 
 
 def test_of_many_files_some_are_decoded_and_every_header_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("resnets.data.classification.CHECKED", 30)
+    monkeypatch.setattr("resnets.data.scan.CHECKED", 30)
     classes(tmp_path, {"a": 50, "b": 50})
     (tmp_path / "a" / "001.png").write_bytes(b"GIF89a")
     source = load(tmp_path)
@@ -429,10 +444,11 @@ def test_grey_of_16_bits_is_scaled_by_what_the_training_images_hold(tmp_path):
     grey16(tmp_path / "val" / "b" / "2.png", np.full((64, 64), 5000))
     source = load(tmp_path)
     assert source.white == 4095
-    (note,) = source.notes
+    note, copies = source.notes
     assert "7 decoded images are grey with 16 bits, first" in note
     assert "white is 4,095, since the greatest value for training is 4,095" in note
     assert "1 have greater values, first" in note
+    assert "3 images of val are in train too, byte for byte, so its figures are too good" in copies
     levels = np.rint(ramp * (255 / 4095)), np.full((64, 64), 11), np.full((64, 64), 20)
     assert source.mean == pytest.approx([np.mean(levels) / 255] * 3)
     assert source.std == pytest.approx([np.std(levels) / 255] * 3)
@@ -486,7 +502,7 @@ def test_a_folder_is_taken_before_a_data_set_of_its_name(tmp_path, monkeypatch):
         (tmp_path / "digits").rename(tmp_path / name)
         source = load(name)
         assert source.classes == ("round", "square")
-        assert f"{name} is what lies here" in source.notes[0]
+        assert f"{name} is read from" in source.notes[0]
         (tmp_path / name).rename(tmp_path / "digits")
     assert (
         classification.default_recipe(
@@ -521,29 +537,29 @@ def test_all_that_is_wrong_with_class_folders_is_named_at_once(tmp_path):
     refused = {reason.partition(", first")[0] for _, reason in caught.value.refused}
     assert refused == {
         "1 empty class folders: empty; fill or remove them",
-        "val or test have classes that train has not: ['A']",
+        "val or test have 1 classes (first 'A') that train lacks",
         "1 files have two classes by links",
     }
     told = [reason.removeprefix(f"{tmp_path}: ") for _, reason in caught.value.noted]
     top = tmp_path / "train"
     assert told == [
-        f"1 folders beside train, val: not read, first {tmp_path / 'extra'}",
-        f"{tmp_path / 'val'}: 1 class folders without images: left out, "
+        f"1 folders beside train, val are not read, first {tmp_path / 'extra'}",
+        f"{tmp_path / 'val'}: 1 class folders without images are left out, "
         f"first {tmp_path / 'val' / 'b'}",
-        f"2 files that are no images: skipped, first {top / 'a' / 'more.zip'}",
-        f"1 files beside the class folders: not read, first {top / 'loose.png'}",
-        f"1 hidden files and folders: not read, first {top / 'b' / '.hidden'}",
-        "1 images in folders inside of class folders: of the class of the first folder, "
+        f"2 files are not images, and are skipped, first {top / 'a' / 'more.zip'}",
+        f"1 files beside the class folders are not read, first {top / 'loose.png'}",
+        f"1 hidden files and folders are not read, first {top / 'b' / '.hidden'}",
+        "1 images are in folders inside class folders, and have the outer class, "
         f"first {top / 'a' / 'deep' / 'er.png'}",
-        "1 groups of classes differ in case, space or quotes only, first 'A' and 'a'; they are "
-        "kept apart",
+        "1 groups of classes differ in case, space, quotes or decimals only; they stay apart, "
+        "first 'A' and 'a'",
         "unreadable: the file is empty",
     ]
 
 
 def test_what_only_training_needs_is_not_asked_of_data_to_test_on(tmp_path):
     classes(tmp_path, {"red": 3, "blue": 0})
-    with pytest.raises(DataErrors, match="1 classes; it takes two"):
+    with pytest.raises(DataErrors, match="1 classes; classification needs at least two"):
         load(tmp_path, max_unreadable=1.0)
     source = load(tmp_path, training=False)
     assert (source.classes, source.files) == (("red",), 3)
@@ -572,5 +588,5 @@ def test_a_class_that_a_split_by_chance_leaves_out_is_told(tmp_path):
 
 def test_a_split_by_chance_needs_images_of_each_class(tmp_path):
     classes(tmp_path, dict.fromkeys("abcdefghij", 1))
-    with pytest.raises(DataErrors, match="leaves 2 classes without training images, first"):
+    with pytest.raises(DataErrors, match=r"leaves 2 classes .* without training images: add"):
         load(tmp_path)

@@ -8,7 +8,8 @@ import pytest
 
 from resnets.data import load
 from resnets.data.dataset import task_of
-from resnets.data.file_names import flag, number, split_of_name
+from resnets.data.file_names import split_in_name
+from resnets.data.values import parse_flag, parse_number
 from resnets.errors import DataError, DataErrors
 
 from ._helpers import picture
@@ -270,7 +271,7 @@ LAYOUTS = {
     cvat_subsets: ({"train": ["1.png"], "val": ["1.png"]}, []),
     roboflow: ({"train": ["1.png"], "val": ["1.png"], "test": ["1.png"]}, []),
     label_studio: ({"train": ["1.png"]}, ["1 images are found under another path"]),
-    copies: ({"train": ["1.png"], "val": ["1.png"]}, ["1 images are in several places"] * 2),
+    copies: ({"train": ["1.png"], "val": ["1.png"]}, ["1 images are in several folders"] * 2),
     moved: ({"train": ["1.png"]}, ["1 images are found under another path"]),
     trainval: (
         {"train": ["0.png", "1.png"], "val": ["2.png"], "test": ["3.png"]},
@@ -291,10 +292,10 @@ LAYOUTS = {
         {s: [f"VOC2007-{s}.jpg", f"VOC2012-{s}.jpg", f"mine-{s}.jpg"] for s in ("train", "test")},
         [],
     ),
-    voc_lists_of_classes: ({"train": ["1.png"]}, ["1 lists say no split, and are not read"]),
+    voc_lists_of_classes: ({"train": ["1.png"]}, ["1 lists name no split, and are not read"]),
     roboflow_groups: (
         {"train": ["1.png"]},
-        ["1 categories without objects are named as another"] * 2,
+        ["1 categories without objects have the name of another"] * 2,
     ),
     yolo_without_test: (
         {"train": ["1.png"], "val": ["1.png"]},
@@ -306,7 +307,7 @@ LAYOUTS = {
     yolo_upper_case: ({"train": ["1.PNG"]}, ["is read as"]),
     yolo_suffixes: (
         {"train": ["1.jfif", "2.mpo"]},
-        ["1 files are no images by name"],
+        ["1 files are not images by name"],
     ),
     yolo_classes: ({"train": ["1.png"], "val": ["1.png"]}, []),
     yolo_lists: (
@@ -365,7 +366,7 @@ def test_values_of_coco_as_texts_and_marks(tmp_path, changes, kind):
     source = load(tmp_path / "x.json", task="detect")
     assert boxes_of(source) == {"train": {"1.png": [[*BOX, 0, 1]], "2.png": [[*BOX, 0, kind]]}}
     texts = any(isinstance(v, str) for v in [*changes.values(), *changes.get("bbox", [])])
-    assert texts == any("texts where numbers belong" in note for note in source.notes)
+    assert texts == any("numbers written as texts" in note for note in source.notes)
     assert ("ignore" in changes) == any("marked `ignore`" in note for note in source.notes)
 
 
@@ -386,14 +387,14 @@ def test_ids_are_the_same_as_text_and_number(tmp_path, kind):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda c: c["images"][1].update(id=1), "the id 1 stands twice: '1.png' and '2.png'"),
-        (lambda c: c["images"][1].update(id="1"), "the id '1' stands twice: '1.png' and '2.png'"),
-        (lambda c: c["categories"][1].update(id=1), "the id 1 stands twice: 'cell' and 'dust'"),
+        (lambda c: c["images"][1].update(id=1), "the id 1 is used twice: '1.png' and '2.png'"),
+        (lambda c: c["images"][1].update(id="1"), "the id '1' is used twice: '1.png' and '2.png'"),
+        (lambda c: c["categories"][1].update(id=1), "the id 1 is used twice: 'cell' and 'dust'"),
         (lambda c: c["images"][1].update(file_name="1.png"), "'1.png' is the file of two images"),
         (lambda c: c["images"][0].update(file_name="a" * 5000, id=1.5), "the id 1.5 is neither"),
         (lambda c: c["images"][1].update(file_name=3), "file_name is 3, not a text"),
         (lambda c: c["images"][1].update(width=-40), "-40 x 30"),
-        (lambda c: c["images"][1].update(width="wide"), "'wide' is no number"),
+        (lambda c: c["images"][1].update(width="wide"), "'wide' is not a number"),
         (lambda c: c["images"][1].update(id=None), "the id None is neither"),
         (lambda c: c["images"][1].update(id=True), "the id True is neither"),
         (lambda c: c["categories"][0].update(name=None), "name is None, not a text"),
@@ -403,15 +404,15 @@ def test_ids_are_the_same_as_text_and_number(tmp_path, kind):
         (lambda c: c["annotations"][1].update(bbox="1234"), "annotation 2: broken: '1234' is no"),
         (lambda c: c["annotations"][1].update(bbox={"x": 1}), "annotation 2: broken: {'x': 1} is"),
         (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), "is not x, y, width, height"),
-        (lambda c: c["annotations"][1].update(bbox=[1, 2, True, 4]), "True is no number"),
-        (lambda c: c["annotations"][1].update(bbox=[1, 2, "1_0", 4]), "'1_0' is no number"),
+        (lambda c: c["annotations"][1].update(bbox=[1, 2, True, 4]), "True is not a number"),
+        (lambda c: c["annotations"][1].update(bbox=[1, 2, "1_0", 4]), "'1_0' is not a number"),
         (lambda c: c["annotations"][1].update(bbox=[30, 20, -9, -9]), "degenerate"),
         (lambda c: c["annotations"][1].update(iscrowd=2), "2 is neither 0 nor 1"),
         (lambda c: c["annotations"][1].update(iscrowd=[0]), r"\[0\] is neither 0 nor 1"),
-        (lambda c: c["annotations"][1].update(segmentation=[1.0, 2, 3]), "no list of polygons"),
-        (lambda c: c["annotations"][1].update(segmentation="12"), "'12' is no list"),
+        (lambda c: c["annotations"][1].update(segmentation=[1.0, 2, 3]), "not a list of polygons"),
+        (lambda c: c["annotations"][1].update(segmentation="12"), "'12' is not a list"),
         (lambda c: c["annotations"].insert(0, 7), "annotation 0: broken"),
-        (lambda c: c.update(annotations={}), "{} is no list"),
+        (lambda c: c.update(annotations={}), "{} is not a list"),
         (
             lambda c: [a.update(bbox=[20, 10, 40, 30]) for a in c["annotations"]],
             "2 boxes leave their images as x, y, width, height",
@@ -434,7 +435,7 @@ def test_what_is_wrong_in_coco_is_refused_with_what_was_found(tmp_path, change, 
 def test_data_of_which_all_objects_are_ignored_is_refused(tmp_path):
     images(tmp_path, "1.png", "2.png")
     coco(tmp_path / "x.json", "1.png", "2.png", iscrowd=1)
-    with pytest.raises(DataError, match="2 objects, which are all to be ignored: nothing to learn"):
+    with pytest.raises(DataError, match="2 objects, all of which are ignored: nothing to learn"):
         load(tmp_path / "x.json", task="detect")
     coco(tmp_path / "x.json", "1.png", "2.png", image_id="b")
     message = "no objects: nothing to learn from.\n2 annotations are of images that the file does"
@@ -499,9 +500,9 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(
         ("train: train\nnames: {-1: a}\n", "mapping from numbers below 10,000: '-1'"),
         ("train: {a: b}\nnames: [a]\n", "neither a path nor a list of paths"),
         ("train: train\nnames: [a]\nd: !!timestamp 2020-99-99\n", "line 3 has a type"),
-        ("train: train\nnames: [" + "[" * 5000 + "]" * 5000 + "]", "is no YAML"),
+        ("train: train\nnames: [" + "[" * 5000 + "]" * 5000 + "]", "is not YAML"),
         ("train: train\nnames: [a]\n# " + "x" * 1_000_000, "over 1,000,000 bytes"),
-        ("train: /\nnames: [a]\n", "'/' lies outside of the file's folder"),
+        ("train: /\nnames: [a]\n", "'/' lies outside the file's folder"),
         ("train: ..\nnames: [a]\n", "'..' lies outside"),
         ("train: ../../../../../../../etc/passwd\nnames: [a]\n", "passwd' lies outside"),
         ("path: /etc\ntrain: passwd\nnames: [a]\n", "'passwd' lies outside"),
@@ -540,7 +541,7 @@ def test_lists_and_labels_never_print_what_stands_in_them(tmp_path):
     assert [(place.rsplit("/", 1)[1], why) for place, why in caught.value.refused] == [
         ("list.txt, line 1", "names no image file"),
         ("list.txt, line 3", "names no image file"),
-        ("1.txt, line 1", "broken: value 1 is no number"),
+        ("1.txt, line 1", "broken: value 1 is not a number"),
     ]
     assert "root" not in str(caught.value).replace(str(tmp_path), "")
 
@@ -554,12 +555,12 @@ def test_lists_and_labels_never_print_what_stands_in_them(tmp_path):
         ("0", "1 values, neither a box"),
         ("0 25 25 30 30", "outside the image"),
         ("0 12 12 30 12 30 30", "a polygon beyond 0 to 1"),
-        ("0,.5,.5,.2,.2", "value 1 is no number"),
+        ("0,.5,.5,.2,.2", "value 1 is not a number"),
         ("0.5 .5 .5 .2 .2", "unknown class 'number 0.5'"),
         ("-1 .5 .5 .2 .2", "unknown class 'number -1'"),
         ("inf .5 .5 .2 .2", "unknown class 'number inf'"),
         ("0 .5 .5 inf .2", "not finite"),
-        ("1 .5 .5 1_0 .2", "value 4 is no number"),
+        ("1 .5 .5 1_0 .2", "value 4 is not a number"),
     ],
 )
 def test_rows_that_are_neither_boxes_nor_polygons(tmp_path, row, reason):
@@ -582,7 +583,7 @@ def test_texts_beside_images_that_are_called_as_lists_are_labels(tmp_path):
     }
     assert "1 images have no label file" in source.notes[0]
     (tmp_path / "train.txt").write_bytes(b"0 \xff")
-    with pytest.raises(DataErrors, match=r"train\.txt, line 1: no UTF-8"):
+    with pytest.raises(DataErrors, match=r"train\.txt, line 1: not UTF-8"):
         load(tmp_path, task="detect")
 
 
@@ -609,9 +610,9 @@ def test_keypoints_of_a_pose_are_no_polygon(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (XML.replace("{0}", "1,5"), "object 1: broken: '1,5' is no number"),
+        (XML.replace("{0}", "1,5"), "object 1: broken: '1,5' is not a number"),
         (XML.replace("ymax", "ymux"), "object 1: broken: no bndbox with xmin"),
-        (XML.replace("annotation>", "annotations>"), "<annotations> is no annotation of VOC"),
+        (XML.replace("annotation>", "annotations>"), "<annotations> is not VOC's <annotation>"),
         (XML.replace("<bndbox>", "<difficult>7</difficult><bndbox>"), "'7' is neither 0 nor 1"),
         (XML.replace("<width>40", "<width>-40"), "an image of '-40' x '30' pixels"),
         ("<?xml version='1.0' encoding='nonsense'?>" + XML, "unknown encoding"),
@@ -691,19 +692,19 @@ def test_images_of_no_split_among_others_are_refused(tmp_path):
     ],
 )
 def test_the_split_that_a_name_says(name, split):
-    assert split_of_name(name) == split
+    assert split_in_name(name) == split
 
 
 def test_numbers_and_marks():
-    assert [number(v) for v in (1, 2.5, "3e0", " 4 ")] == [1, 2.5, 3, 4]
+    assert [parse_number(v) for v in (1, 2.5, "3e0", " 4 ")] == [1, 2.5, 3, 4]
     for value in (True, None, "", "a", [1], {}, "1_0", 10**400):
-        with pytest.raises(ValueError, match="is no number"):
-            number(value)
-    assert not any(map(flag, (0, 0.0, False, None, "", "0", "no", "FALSE ")))
-    assert all(map(flag, (1, 1.0, True, "1", "true", "Yes")))
+        with pytest.raises(ValueError, match="is not a number"):
+            parse_number(value)
+    assert not any(map(parse_flag, (0, 0.0, False, None, "", "0", "no", "FALSE ")))
+    assert all(map(parse_flag, (1, 1.0, True, "1", "true", "Yes")))
     for value in (2, "2", [], {}, "maybe", float("nan")):
         with pytest.raises(ValueError, match="neither 0 nor 1"):
-            flag(value)
+            parse_flag(value)
 
 
 @pytest.mark.parametrize(
@@ -714,7 +715,7 @@ def test_numbers_and_marks():
         ("path\tx1\ty1\tx2\ty2\tlabel\n1.png\t10\t10\t30\t25\tcell\n", []),
         (
             "filename,width,height,class,xmin,ymin,xmax,ymax\n1.png,40,30,cell,10,10,30,25\n",
-            ["taken by other names: 'filename' as path, 'xmin' as x1", "'width', 'height'"],
+            ["read by other names: 'filename' as path, 'xmin' as x1"],
         ),
         ("1.png,10,10,30,25,cell\n", ["has no header"]),
         ("path,x1,y1,x2,y2,label\n.\\1.PNG,10,10,30,25,cell\n", ["found under another path"]),
@@ -739,8 +740,11 @@ def test_a_csv_of_boxes_as_people_write_it(tmp_path, text, notes):
         ("path,x1,y1,x2,y2,label\n1.png,10,10,30,25,cell,7\n", "line 2: 7 values under 6"),
         ("path,x1,y1,x2,label\n1.png,10,10,30,cell\n", "no column y2; it has 'path', 'x1'"),
         ("path,x1,y1,x2,y2,label\n1.png,.1,.1,.3,.2,cell\n", "all boxes lie within one pixel"),
-        ("path;x1;y1;x2;y2;label\n1.png;1,5;1;3;2;cell\n", "line 2: broken: '1,5' is no number"),
-        ("path,x1,y1,x2,y2,label,split\n1.png,1,1,3,2,a,tra\n", "line 2: broken: split 'tra'"),
+        ("path;x1;y1;x2;y2;label\n1.png;1,5;1;3;2;cell\n", "line 2: broken: '1,5' is not a number"),
+        (
+            "path,x1,y1,x2,y2,label,split\n1.png,1,1,3,2,a,tra\n",
+            "broken: unknown split 'tra'",
+        ),
     ],
 )
 def test_a_csv_of_boxes_that_is_wrong_is_refused(tmp_path, text, message):

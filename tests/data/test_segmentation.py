@@ -88,7 +88,7 @@ def test_names_come_from_a_yaml_file_and_those_between_are_numbers(tmp_path):
         (tmp_path / "classes.yaml").write_text(text)
         assert load(tmp_path, task="segment").classes == ("sky", "1", "2", "sea")
     mask(path, [0, 1, 3, 4])
-    with pytest.raises(DataErrors, match=r"masks/a\.png: values \[1, 4\] are no classes"):
+    with pytest.raises(DataErrors, match=r"masks/a\.png: values \[1, 4\] are not classes"):
         load(tmp_path, task="segment")
 
 
@@ -110,7 +110,7 @@ def test_masks_that_cannot_be_used_are_named(tmp_path):
     for name in refused:
         (tmp_path / "masks" / name).unlink()
     assert load(tmp_path, task="segment").problems == (
-        (str(tmp_path / "masks" / "alone.png"), "no such image"),
+        (str(tmp_path / "masks" / "alone.png"), "no image of this name"),
         (str(tmp_path / "images"), "4 of 5 images have no mask and are left out"),
     )
 
@@ -157,9 +157,17 @@ def test_a_mask_of_16_bits_with_great_values_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("values", "names", "message"),
     [
-        ([0, 255], "back\nfront\n", r"1 of 2 .* 'front' \(1\).*50.0% of the pixels.*255 -> 1"),
-        ([0, 1, 255, 255], "a\nb\nc\n", r"1 of 3 .* 'c' \(2\).*50.0% of the pixels.*255 -> 2"),
-        ([0, 0], "back\nfront\n", r"1 of 2 .* 'front' \(1\).*take names of absent classes out"),
+        (
+            [0, 255],
+            "back\nfront\n",
+            r"1 of 2 .* 'front' \(1\).*50.0% of the pixels.* 255 -> 1",
+        ),
+        (
+            [0, 1, 255, 255],
+            "a\nb\nc\n",
+            r"1 of 3 .* 'c' \(2\).*50.0% of the pixels.* 255 -> 2",
+        ),
+        ([0, 0], "back\nfront\n", r"1 of 2 .* 'front' \(1\).*remove the names of absent classes"),
     ],
 )
 def test_a_named_class_without_a_pixel_is_refused(tmp_path, values, names, message):
@@ -175,9 +183,7 @@ def test_a_foreground_of_255_in_some_masks_is_noted(tmp_path):
     pair(tmp_path, [1, 255], name="c", mode="L")
     path = pair(tmp_path, [0, 0], name="d", mode="L").with_name("b.png")
     (note,) = load(tmp_path, task="segment").notes
-    told = (
-        f"1 of 4 masks hold 255, which is ignored, beside 0 alone, first {path}: a class drawn so"
-    )
+    told = f"1 of 4 masks have no values but 0 and 255, which is ignored, first {path}: if 255 is"
     assert told in note
 
 
@@ -208,7 +214,7 @@ def test_masks_that_are_no_png_and_names_that_stand_twice_are_refused(tmp_path):
 
 def test_a_foreground_of_255_is_told(tmp_path):
     pair(tmp_path, [0, 255])
-    with pytest.raises(DataError, match=r"(?s)hold 1 classes.*has to become 1"):
+    with pytest.raises(DataError, match=r"(?s)masks have 1 classes.*use 1 for the foreground"):
         load(tmp_path, task="segment")
 
 

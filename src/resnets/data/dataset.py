@@ -12,12 +12,14 @@ import torch
 from resnets.config.recipe import Preprocess
 from resnets.config.types import Task
 from resnets.data import download, tables, torch_dataset
-from resnets.data.classification import read_csv, read_folder
+from resnets.data.class_folders import read_folder
+from resnets.data.class_table import read_class_table
 from resnets.data.decode import Unreadable, open_image, oriented_size
-from resnets.data.detection.dataset import make_source
+from resnets.data.detection.dataset import detection_dataset
 from resnets.data.detection.formats import FORMS, find_reader
 from resnets.data.detection.targets import DetectionTargets
-from resnets.data.segmentation import layout, read_masks
+from resnets.data.mask_folders import find_mask_folders
+from resnets.data.segmentation import read_masks
 from resnets.data.splits import Source, Split, hold_out, in_memory, merge_val_into_train
 from resnets.errors import DataError, DataErrors, UsageError, nearest
 
@@ -40,20 +42,20 @@ def load(
     task: str = "classify",
     training: bool = True,
 ) -> Source:
-    """A data set by its name or place; a file or folder that exists comes before a name.
+    """A data set by its name or path; a file or folder that exists comes before a name.
 
     To classify it is "digits" (scikit-learn's 1,797 grey 8x8 images, split here into a training
     half and a test half, stratified, always the same); "cifar10" or "cifar100" from the cache; a
-    folder (see `resnets.data.classification.read_folder`); or a CSV file (`read_csv`). To detect or
-    localise, which is the same here, it is COCO, PASCAL VOC, YOLO or a CSV of boxes (see
-    `resnets.data.detection.formats` and `objects.source`); to segment a folder of images and masks
-    (`segments.read_masks`). Another object is a torch Dataset, or a dictionary of them
-    (`torch_dataset.load`). The seed is of an automatic split, and `max_unreadable` the part of the
+    folder (see `class_folders.read_folder`); or a CSV file (`class_table.read_class_table`). To
+    detect or localize, which is the same here, it is COCO, PASCAL VOC, YOLO or a CSV of boxes (see
+    `resnets.data.detection.formats`); to segment a folder of images and masks (see
+    `segmentation.read_masks`). Another object is a torch Dataset, or a dictionary of them
+    (`torch_dataset.load`). `seed` draws an automatic split, and `max_unreadable` is the fraction of
     files that may be unreadable and left out. What only `training` needs, as two classes, is not
-    asked of data to test on.
+    required of data to test on.
 
-    Raises DataError: there is no such data, or in no known form, or too much is unreadable; of it
-    objects.Refused for annotations that are wrong.
+    Raises DataError: there is no such data, or in no known form, or too much is unreadable;
+    DataErrors, a DataError, for data that training refuses.
     """
     if not isinstance(data, str | Path):
         if task != "classify":
@@ -62,23 +64,23 @@ def load(
     path = Path(data)
     named = data == "digits" or data in download.ARCHIVES
     if named and path.exists():
-        told = f"{data} is what lies here, at {path.resolve()}, not the data set of that name"
+        note = f"{data} is read from {path.resolve()}, and is not the data set of that name"
         try:
-            made = load(
+            source = load(
                 path, seed=seed, max_unreadable=max_unreadable, task=task, training=training
             )
-        except DataErrors as fault:
-            fault.noted.append((str(data), told))
+        except DataErrors as errors:
+            errors.noted.append((str(data), note))
             raise
-        except DataError as fault:
-            raise DataError(f"{fault}\n{told}") from None
-        return replace(made, notes=(told, *made.notes))
+        except DataError as error:
+            raise DataError(f"{error}\n{note}") from None
+        return replace(source, notes=(note, *source.notes))
     if task not in READERS:
         raise DataError(f"nothing here reads data for {task!r}: give a Source")
     read = READERS[task]
     if named:
         if read is not read_classes:
-            raise DataError(f"{data} has one class an image, neither boxes nor masks")
+            raise DataError(f"{data} has one class for each image, neither boxes nor masks")
         return digits() if data == "digits" else download.read(str(data))
     if not path.exists():
         near = nearest(str(data), ["digits", *download.ARCHIVES])
@@ -91,8 +93,8 @@ def read_classes(path: Path, seed: int, max_unreadable: float, training: bool) -
     if path.is_dir():
         return read_folder(path, seed=seed, max_unreadable=max_unreadable, training=training)
     if path.suffix.lower() in tables.SUFFIXES and path.is_file():
-        return read_csv(path, seed=seed, max_unreadable=max_unreadable, training=training)
-    raise DataError(f"{path} is no folder and no CSV file; an archive has to be unpacked first")
+        return read_class_table(path, seed=seed, max_unreadable=max_unreadable, training=training)
+    raise DataError(f"{path} is neither a folder nor a CSV file; unpack an archive first")
 
 
 def read_boxes(path: Path, seed: int, max_unreadable: float, training: bool) -> Source:
@@ -101,7 +103,7 @@ def read_boxes(path: Path, seed: int, max_unreadable: float, training: bool) -> 
     if read is None:
         raise DataError(f"{path} has no boxes in a known form. Looked for:\n{FORMS}")
     root = path if path.is_dir() else path.parent
-    return make_source(path, root, read(), seed=seed, max_unreadable=max_unreadable)
+    return detection_dataset(path, root, read(), seed=seed, max_unreadable=max_unreadable)
 
 
 def read_pixels(path: Path, seed: int, max_unreadable: float, training: bool) -> Source:
@@ -129,7 +131,7 @@ def task_of(data: str | Path) -> Task:
     path = Path(data)
     if path.exists() and find_reader(path):
         return "detect"
-    return "segment" if path.is_dir() and layout(path) else "classify"
+    return "segment" if path.is_dir() and find_mask_folders(path) else "classify"
 
 
 def digits() -> Source:
@@ -138,8 +140,8 @@ def digits() -> Source:
 
     bunch = load_digits()
     images = torch.from_numpy(bunch.images * 255 / 16).round().to(torch.uint8)[:, None]
-    every = Split(images, torch.from_numpy(bunch.target).long())
-    test, train = every.divided(0, len(every) // 2)
+    split = Split(images, torch.from_numpy(bunch.target).long())
+    test, train = split.divided(0, len(split) // 2)
     return in_memory("digits", tuple("0123456789"), train, test)
 
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from resnets.data.classification import is_image_file, visible
 from resnets.data.decode import (
     MAX_PIXELS,
     Unreadable,
@@ -21,6 +20,7 @@ from resnets.data.decode import (
     largest_value_of_file,
     to_pixels,
 )
+from resnets.data.folders import is_image_file, visible_files
 from resnets.errors import Assumption, DataError
 from resnets.files import glob_paths
 
@@ -56,7 +56,7 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[tuple[str, Input]
         elif isinstance(item, str | Path):
             for path in glob_paths(item) or [str(item)]:
                 if Path(path).is_dir():
-                    files = visible(Path(path))
+                    files = visible_files(Path(path))
                     images = [file for file in files if is_image_file(file)]
                     if not images:
                         raise DataError(f"{path} holds no images among {len(files):,} files")

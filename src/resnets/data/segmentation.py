@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
-from dataclasses import replace
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -15,186 +10,224 @@ import torch
 from numpy.typing import NDArray
 
 from resnets.config.arch import IGNORE_INDEX
-from resnets.data.classification import make_dataset, scan_images, split_name, subfolders, visible
-from resnets.data.decode import IMAGE_SUFFIXES, Unreadable
+from resnets.data.assemble import digest_of_entries, file_entry, make_dataset
+from resnets.data.decode import Unreadable, open_image
 from resnets.data.detection.yolo import class_names, read_yaml
+from resnets.data.issues import Issues
 from resnets.data.joint_transforms import class_map
+from resnets.data.mask_folders import MaskedImage, pair_masks
+from resnets.data.scan import ScanResult, in_threads, scan_images
 from resnets.data.splits import Source, Split
 from resnets.data.tables import read_lines
-from resnets.errors import DataError, DataErrors, Problem
+from resnets.errors import DataError
 
-FORMS = "images/ and masks/, in both train/, val/ and test/ or none, or train/images/, train/masks/"
-_MASKS = ("masks", "semantic_masks")
-
-
-def layout(root: Path) -> list[tuple[str | None, Path, Path]]:
-    """Splits with their folders of images and of masks; nothing in a folder of another layout."""
-    if pair := _pair(root):
-        images, masks = pair
-        names = {f.name for top in pair for f in subfolders(top)}
-        splits = {name: split for name in sorted(names) if (split := _split(name))}
-        parts = [(split, images / name, masks / name) for name, split in splits.items()]
-        return list(parts) or [(None, images, masks)]
-    tops = ((_split(top.name), _pair(top)) for top in subfolders(root))
-    return [(split, *pair) for split, pair in tops if split and pair]
-
-
-def _pair(top: Path) -> tuple[Path, Path] | None:
-    """The folders of images and of masks in a folder."""
-    folders = {f.name.casefold(): f for f in subfolders(top)}
-    masks = next((folders[name] for name in _MASKS if name in folders), None)
-    return (folders["images"], masks) if masks and "images" in folders else None
-
-
-def _split(name: str) -> str | None:
-    near = (s for s in ("train", "val", "test") if name.casefold().startswith(s))
-    return split_name(name) or next(near, None)
-
-
-def _unread(root: Path, parts: list[tuple[str | None, Path, Path]]) -> list[str]:
-    """A note of the folders that stand beside those of the splits."""
-    read = {f for _, *pair in parts for top in pair for f in (top, *top.parents)}
-    split = any(name for name, *_ in parts)
-    tops = {top.parent for _, *pair in parts for top in pair} if split else set[Path]()
-    beside = [f for top in sorted(tops | {root}) for f in subfolders(top) if f not in read]
-    return [f"{root}: {len(beside)} folders are not read, first {beside[0]}"] if beside else []
+Counts = NDArray[np.int64]  # (masks, 256): pixels of each value
 
 
 def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
     """A folder of images and masks: PNG, indexed or grey, of the same name and size.
 
-    A pixel's value is its class, 255 counts for nothing. Folders that begin with train, val or test
-    are splits. Names are those of classes.txt (a line each, from 0; an empty one is none), or of
-    `names` or `classes` in a YAML file; classes between them have their number for a name. Without
-    names they are the numbers up to the greatest value. Images without a mask are left out and
-    counted.
+    See `mask_folders.LAYOUTS` for where they are. A pixel's value is its class, 255 is ignored.
+    Names are those of classes.txt (a line each, from 0; an empty one is none), or of `names` or
+    `classes` in a YAML file; classes between them have their number for a name. Without names they
+    are the numbers up to the greatest value. Images without a mask are left out and counted.
 
-    Raises Refused for values without a name, masks that cannot be read, are of another size or no
-    PNG, two images of one name, and for named classes without a pixel where 255 has some;
-    DataError for too many unreadable images, fewer than two classes, or another layout.
+    Raises DataErrors for values without a name, masks that cannot be read, are of another size or
+    not PNG, palettes that contradict each other, two images of one name, and for named classes
+    without a pixel where 255 has some; DataError for too many unreadable images, fewer than two
+    classes, or another layout.
     """
-    noted, refused = list[Problem](), list[Problem]()
-    rows: list[tuple[Path, Path, str | None]] = []
-    parts = layout(root)
-    notes = _unread(root, parts)
-    for split, *tops in parts:
-        images, masks = (_by_stem(top, refused) for top in tops)
-        wrong = [p for p in masks.values() if p.suffix.lower() != ".png"]
-        if wrong:
-            reason = f"one of {len(wrong):,} masks that are no PNG; JPEG changes classes at edges"
-            refused.append((str(wrong[0]), reason))
-        masks = {k: p for k, p in masks.items() if p.suffix.lower() == ".png"}
-        rows += [(images[k], masks[k], split) for k in sorted(images.keys() & masks.keys())]
-        noted += [(str(masks[k]), "no such image") for k in sorted(masks.keys() - images.keys())]
-        if bare := len(images.keys() - masks.keys()):
-            reason = f"{bare:,} of {len(images):,} images have no mask and are left out"
-            noted.append((str(tops[0]), reason))
-    if not rows and not refused:
-        raise DataError(
-            f"{root} has no images with masks (PNG of the same name): {FORMS}"
-            + "".join(f"\nFirst: {place}: {reason}" for place, reason in noted[:1])
-        )
-    seen = scan_images([path for path, _, _ in rows], max_unreadable)
-    rows = [row for row in rows if row[0] in seen.looks]
-
-    def count(row: tuple[Path, Path, str | None]) -> NDArray[np.int64] | str:
-        image = seen.looks[row[0]]
-        try:
-            pixels = class_map(row[1], image.height, image.width)
-        except Unreadable as fault:
-            return fault.reason
-        return np.bincount(pixels.ravel(), minlength=256)
-
-    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-        counted = pool.map(count, rows, chunksize=16)
-    refused += [(str(r[1]), c) for r, c in zip(rows, counted, strict=True) if isinstance(c, str)]
-    counts = np.array([c for c in counted if not isinstance(c, str)]).reshape(-1, 256)
-    ignored, every_pixel = int(counts[:, IGNORE_INDEX].sum()), int(counts.sum())
-    border = counts[:, IGNORE_INDEX] > 0
+    issues = Issues()
+    pairs = pair_masks(root, issues)
+    scan = scan_images([pair.image for pair in pairs], max_unreadable)
+    pairs = [pair for pair in pairs if pair.image in scan.images]
+    counts = _count_values(pairs, scan, issues)
+    _check_palettes(root, pairs, counts, issues)
+    if issues.errors:
+        raise issues.to_error(root, scan.unreadable)
+    ignored = counts[:, IGNORE_INDEX].copy()
     counts[:, IGNORE_INDEX] = 0
-    found = np.flatnonzero(counts.any(0)).tolist()
-    told = _names(root)
-    names = told or {k: str(k) for k in range(max(found, default=-1) + 1)}
-    for row, own in zip(rows, counts, strict=True) if not refused else ():
-        if alien := [v for v in np.flatnonzero(own).tolist() if v not in names]:
-            refused.append((str(row[1]), f"values {alien} are no classes"))
-    absent = [f"{name!r} ({k})" for k, name in told.items() if k not in found]
-    lacks = f"{len(absent)} of {len(told)} named classes have no pixel in any mask, first "
-    lacks += "".join(absent[:1])
-    if absent and (ignored or len(found) < 2) and not refused:
-        remedy = "take names of absent classes out of the list of names"
-        if ignored:
-            free = min({*told, len(told)} - {*found, IGNORE_INDEX})
-            part = (
-                f"{IGNORE_INDEX}, which is ignored, has {ignored / every_pixel:.1%} of the pixels"
-            )
-            remedy = f"{part}: a class drawn so has to become {IGNORE_INDEX} -> {free}; or {remedy}"
-        refused.append((str(root), f"{lacks}; {remedy}"))
-    elif absent:
-        notes.append(f"{root}: {lacks}")
-    if not told and (gaps := len(names) - len(found)) and not refused:
-        text = f"the masks' values are {', '.join(map(str, found[:6]))}{', ...' * (len(found) > 6)}"
-        text += f"; {gaps} classes below {max(found)} have no pixel"
-        if len(found) < len(names) / 8:
-            text += ": they have to become 0, 1, 2, ...; or list the names in classes.txt"
-            refused.append((str(root), text))
-        else:
-            notes.append(f"{root}: {text}")
-    drawn = counts[:, 1:].any(1)
-    if not refused and drawn.any() and (odd := np.flatnonzero(border & ~drawn)).size:
-        text = (
-            f"{len(odd):,} of {len(rows):,} masks hold {IGNORE_INDEX}, which is ignored, "
-            "beside 0 alone"
-        )
-        text += f", first {rows[odd[0]][1]}: a class drawn so has to become its number"
-        notes.append(f"{root}: {text}")
-    if refused:
-        unreadable = [(str(path), f"unreadable: {reason}") for path, reason in seen.unreadable]
-        raise DataErrors(root, refused, [*((str(root), n) for n in notes), *noted, *unreadable])
-    classes = tuple(names.get(k, str(k)) for k in range(max(names, default=-1) + 1))
+    named = _class_names(root)
+    present = np.flatnonzero(counts.any(0)).tolist()
+    if named:
+        _check_named_classes(root, pairs, counts, ignored, named, issues)
+    else:
+        _check_unnamed_classes(root, present, issues)
+    _note_ignored_foreground(root, pairs, counts, ignored, issues)
+    if issues.errors:
+        raise issues.to_error(root, scan.unreadable)
+    last = max(named or present, default=-1)
+    classes = tuple(named.get(value, str(value)) for value in range(last + 1))
     if len(classes) < 2:
         raise DataError(
-            f"{root}: the masks hold {len(classes)} classes, it takes two to tell apart.\n"
-            f"{IGNORE_INDEX} counts for nothing: a foreground drawn with it has to become 1."
+            f"{root}: the masks have {len(classes)} classes; segmentation needs at least two.\n"
+            f"{IGNORE_INDEX} is the ignore index; use 1 for the foreground."
         )
     shares = torch.from_numpy(counts[:, : len(classes)] / counts.sum(1, keepdims=True).clip(1))
-    every = Split(
-        tuple(path for path, _, _ in rows),
-        shares.float(),
-        tuple(mask for _, mask, _ in rows),
-        torch.tensor([seen.looks[path][:2] for path, _, _ in rows]),
+    return make_dataset(
+        root,
+        root,
+        task="segment",
+        classes=classes,
+        images=Split(
+            tuple(pair.image for pair in pairs),
+            shares.float(),
+            tuple(pair.mask for pair in pairs),
+            torch.tensor([scan.images[pair.image][:2] for pair in pairs]),
+        ),
+        splits=[pair.split for pair in pairs],
+        scan=scan,
+        issues=issues,
+        seed=seed,
+        digest=_digest(root, classes, pairs, counts),
     )
-    sha = hashlib.sha256(json.dumps(classes).encode())
-    for row, own in zip(rows, counts, strict=True):
-        files = [[_place(p, root), p.stat().st_size] for p in row[:2]]
-        sha.update(json.dumps([files, row[2], own.tolist()]).encode())
-    splits = [split for _, _, split in rows]
-    made = make_dataset(root, root, classes, every, splits, seen, seed, sha.hexdigest())
-    return replace(made, task="segment", problems=tuple(noted), notes=(*notes, *made.notes))
 
 
-def _place(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
+def _digest(root: Path, classes: tuple[str, ...], pairs: list[MaskedImage], counts: Counts) -> str:
+    entries: list[object] = [classes]
+    for pair, row in zip(pairs, counts, strict=True):
+        files = [file_entry(pair.image, root), file_entry(pair.mask, root)]
+        entries.append([files, pair.split, row.tolist()])
+    return digest_of_entries(entries)
 
 
-def _by_stem(top: Path, refused: list[Problem]) -> dict[str, Path]:
-    """The images in a folder and below by their place and name without suffix."""
-    images: dict[str, Path] = {}
-    for path in visible(top):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            first = images.setdefault(path.relative_to(top).with_suffix("").as_posix(), path)
-            if first != path:
-                refused.append((str(path), f"another image is called {first.name}"))
-    return images
+def _count_values(pairs: list[MaskedImage], scan: ScanResult, issues: Issues) -> Counts:
+    """How many pixels of each mask have each value; nothing of one that cannot be read."""
+
+    def count(pair: MaskedImage) -> NDArray[np.int64] | Unreadable:
+        image = scan.images[pair.image]
+        try:
+            values = class_map(pair.mask, image.height, image.width)
+        except Unreadable as error:
+            return error
+        return np.bincount(values.ravel(), minlength=256)
+
+    counts = np.zeros((len(pairs), 256), dtype=np.int64)
+    for row, pair, counted in zip(counts, pairs, in_threads(count, pairs), strict=True):
+        if isinstance(counted, Unreadable):
+            issues.error(pair.mask, counted.reason)
+        else:
+            row[:] = counted
+    return counts
 
 
-def _names(root: Path) -> dict[int, str]:
-    """The classes by value, where a file says them. Raises DataError for one that is wrong."""
+def _check_palettes(root: Path, pairs: list[MaskedImage], counts: Counts, issues: Issues) -> None:
+    """Refuse masks in which a colour has another value than in others, as of adaptive palettes.
+
+    A value of other colours in other masks is only noted.
+    """
+    values: dict[tuple[int, ...], tuple[int, Path]] = {}  # by colour: its value in the first mask
+    colours: dict[int, tuple[tuple[int, ...], Path]] = {}
+    conflicts, recoloured = list[str](), list[str]()
+    palettes = in_threads(_palette, [pair.mask for pair in pairs])
+    for pair, row, palette in zip(pairs, counts, palettes, strict=True):
+        used = [value for value in np.flatnonzero(row).tolist() if value < len(palette)]
+        mask_colours = [palette[value] for value in used]
+        conflict, other_colour = "", ""
+        for value, colour in zip(used, mask_colours, strict=True):
+            first_colour, first_mask = colours.setdefault(value, (colour, pair.mask))
+            if first_colour != colour:
+                other_colour = (
+                    f"{pair.mask}: {value} is RGB {colour}, but {first_colour} in {first_mask}"
+                )
+            if mask_colours.count(colour) > 1:
+                continue
+            first_value, first_mask = values.setdefault(colour, (value, pair.mask))
+            if first_value != value:
+                conflict = f"RGB {colour} is {value}, but {first_value} in {first_mask}"
+        conflicts += [f"{pair.mask}: {conflict}"] if conflict else []
+        recoloured += [other_colour] if other_colour else []
+    if conflicts:
+        reason = f"{len(conflicts):,} masks have palettes that contradict others, first "
+        remedy = "; save all masks with one palette, so that a value is one class in all of them"
+        issues.error(root, reason + conflicts[0] + remedy)
+    else:
+        what = "masks have other colours for their values; the value is the class, not the colour"
+        issues.note(what, recoloured, root)
+
+
+def _palette(mask: Path) -> list[tuple[int, ...]]:
+    """The colours of an indexed image by value; none of another or unreadable one."""
+    try:
+        with open_image(mask) as picture:
+            flat = picture.getpalette() if picture.mode == "P" else None
+    except Unreadable:
+        return []
+    return [tuple(flat[k : k + 3]) for k in range(0, len(flat), 3)] if flat else []
+
+
+def _check_named_classes(
+    root: Path,
+    pairs: list[MaskedImage],
+    counts: Counts,
+    ignored: NDArray[np.int64],
+    named: dict[int, str],
+    issues: Issues,
+) -> None:
+    """Refuse values without a name, and names without a value where that is likely a mistake."""
+    for pair, row in zip(pairs, counts, strict=True):
+        if unknown := [value for value in np.flatnonzero(row).tolist() if value not in named]:
+            issues.error(pair.mask, f"values {unknown} are not classes")
+    present = np.flatnonzero(counts.any(0)).tolist()
+    absent = [f"{name!r} ({value})" for value, name in named.items() if value not in present]
+    if not absent or issues.errors:
+        return
+    what = f"{len(absent)} of {len(named)} named classes have no pixel in any mask, first "
+    what += absent[0]
+    if not ignored.any() and len(present) >= 2:
+        issues.notes.append(f"{root}: {what}")
+        return
+    remedy = "remove the names of absent classes"
+    if ignored.any():
+        share = ignored.sum() / (counts.sum() + ignored.sum())
+        free = min({*named, len(named)} - {*present, IGNORE_INDEX})
+        remedy = (
+            f"{IGNORE_INDEX}, which is ignored, has {share:.1%} of the pixels: if it is a class, "
+            f"change {IGNORE_INDEX} -> {free}; else {remedy}"
+        )
+    issues.error(root, f"{what}; {remedy}")
+
+
+def _check_unnamed_classes(root: Path, present: list[int], issues: Issues) -> None:
+    """Refuse values that are far apart, as 0 and 128, and note a few gaps between them."""
+    classes = max(present, default=-1) + 1
+    gaps = classes - len(present)
+    if not gaps:
+        return
+    values = ", ".join(map(str, present[:6])) + (", ..." if len(present) > 6 else "")
+    what = f"the masks' values are {values}; {gaps} classes below {classes - 1} have no pixel"
+    if len(present) < classes / 8:
+        remedy = "change them to 0, 1, 2, ..., or list the names in classes.txt"
+        issues.error(root, f"{what}: {remedy}")
+    else:
+        issues.notes.append(f"{root}: {what}")
+
+
+def _note_ignored_foreground(
+    root: Path,
+    pairs: list[MaskedImage],
+    counts: Counts,
+    ignored: NDArray[np.int64],
+    issues: Issues,
+) -> None:
+    """Note masks of 0 and 255 alone among masks that have classes."""
+    has_classes = counts[:, 1:].any(1)
+    odd = np.flatnonzero((ignored > 0) & ~has_classes)
+    if has_classes.any() and odd.size:
+        issues.notes.append(
+            f"{root}: {len(odd):,} of {len(pairs):,} masks have no values but 0 and "
+            f"{IGNORE_INDEX}, which is ignored, first {pairs[odd[0]].mask}: if {IGNORE_INDEX} is a "
+            "class, change it to the number of the class"
+        )
+
+
+def _class_names(root: Path) -> dict[int, str]:
+    """The classes by value, where a file has them. Raises DataError for one that is wrong."""
     if (table := root / "classes.txt").is_file():
-        lines = enumerate(map(str.strip, read_lines(table)))
-        return class_names({k: line for k, line in lines if line}, table)
+        lines = enumerate(line.strip() for line in read_lines(table))
+        return class_names({value: line for value, line in lines if line}, table)
     for path in sorted(root.glob("*.y*ml")):
         if re.search(r"(?m)^(names|classes) *:", path.read_text("utf-8", errors="replace")):
-            told = read_yaml(path)
-            return class_names(told.get("names", told.get("classes")), path)
+            content = read_yaml(path)
+            return class_names(content.get("names", content.get("classes")), path)
     return {}

@@ -256,7 +256,7 @@ BROKEN_BOX = "<object><name>a</name><bndbox><xmin>1</xmin></bndbox></object>"
         (coco, [one((1, 1, float("inf"), 9))], "annotation 100", "not finite"),
         (coco, [one(GOOD, 4)], "annotation 100", "unknown class 'category 4'"),
         (coco, [{"category_id": 3}], "annotation 100", "broken: 'bbox' is missing"),
-        (coco, [{"category_id": 3, "bbox": [1, 2, "x", 4]}], "100", "broken: 'x' is no number"),
+        (coco, [{"category_id": 3, "bbox": [1, 2, "x", 4]}], "100", "broken: 'x' is not a number"),
         (
             coco,
             [one(GOOD, segmentation=[[1, 2, 3, 4]])],
@@ -276,10 +276,10 @@ BROKEN_BOX = "<object><name>a</name><bndbox><xmin>1</xmin></bndbox></object>"
         (yolo, "1 1.5 .5 .2 .2", "p.txt, line 1", "outside"),
         (yolo, "1 nan .5 .2 .2", "p.txt, line 1", "not finite"),
         (yolo, "1 .5 .5 .2", "p.txt, line 1", "broken: 4 values, neither a box"),
-        (yolo, "cat .5 .5 .2 .2", "p.txt, line 1", "broken: value 1 is no number"),
+        (yolo, "cat .5 .5 .2 .2", "p.txt, line 1", "broken: value 1 is not a number"),
         (boxes, "p.png,1,2,1,4,a", "boxes.csv, line 2", "degenerate"),
         (boxes, "p.png,1,2,3,4,a\np.png,1,-9,3,-2,a", "boxes.csv, line 3", "outside"),
-        (boxes, "p.png,1,2,3,,a", "boxes.csv, line 2", "broken: '' is no number"),
+        (boxes, "p.png,1,2,3,,a", "boxes.csv, line 2", "broken: '' is not a number"),
         (boxes, "p.png,1,2,3,4,", "boxes.csv, line 2", "broken: no label"),
         (boxes, ",1,2,3,4,a", "boxes.csv, line 2", "broken: no path"),
     ],
@@ -455,7 +455,7 @@ def test_run_lengths_are_those_of_pycocotools(tmp_path):
     # Where an object has no mask, none is used, and that is said.
     source = load(coco(tmp_path, [*said, one((1, 2, 3, 4))]), task="detect")
     assert source.train.masks == ()
-    assert "2 of 3 objects have masks, not" in source.problems[0][1]
+    assert "2 of 3 objects have masks, but not" in source.problems[0][1]
 
 
 def test_polygons_of_yolo_are_shapes_with_their_boxes(tmp_path):
@@ -548,7 +548,7 @@ def test_of_an_image_upside_down_its_size_says_nothing(tmp_path):
 
 
 def test_a_header_alone_says_how_an_image_stands(tmp_path, monkeypatch):
-    monkeypatch.setattr("resnets.data.classification.CHECKED", 1)
+    monkeypatch.setattr("resnets.data.scan.CHECKED", 1)
     images = [turned(tmp_path, o, form) for o in METHODS for form in ("png", "jpg", "tiff", "webp")]
     path = tmp_path / "table.json"
     path.write_text(json.dumps(told(images, "stored")))
@@ -607,10 +607,10 @@ def test_yolo_finds_images_by_folder_list_and_moved_place(tmp_path, monkeypatch)
     assert len(load(table, task="detect").train) == 1
     for text, message in (
         ("train: none\nnames: [a]", "there is no"),
-        ("train: images\nnames: 3", "names is no list"),
+        ("train: images\nnames: 3", "names is neither a list"),
         ("train: images\nnames: [a, a]", "one name or number for two classes"),
-        ("train: [\nnames: [a]", "is no YAML"),
-        ("train: images\nnames: !!python/object/apply:os.system [x]", "is no YAML"),
+        ("train: [\nnames: [a]", "is not YAML"),
+        ("train: images\nnames: !!python/object/apply:os.system [x]", "is not YAML"),
         ("3", "has no keys"),
     ):
         table.write_text(text)

@@ -4,72 +4,77 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resnets.data.classification import subfolders
 from resnets.data.decode import MAX_PIXELS
 from resnets.data.detection.dataset import (
     MAX_OVERHANG,
+    PARSE_ERRORS,
     AnnotatedImage,
     Annotation,
+    Box,
     ParsedAnnotations,
+    compare_with_corners,
+    parse_error_reason,
+    parse_polygon,
+    parse_size,
 )
 from resnets.data.detection.targets import Kind
-from resnets.data.file_names import find, flag, key, number, quote, split_of_name
-from resnets.data.splits import Polygon, Shape
+from resnets.data.file_names import find_images, key, split_in_name
+from resnets.data.folders import files_with_suffix, subfolders
+from resnets.data.issues import Issues
+from resnets.data.splits import Shape
+from resnets.data.values import parse_flag, parse_number, quote
 from resnets.errors import DataError, MissingPackage
 
-# What a value of the wrong kind raises where it is used.
-WRONG = (
-    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError),
-)
+AMBIGUOUS = 10  # boxes from which on it is no accident that all fit as corners too
 
 
-def not_coco_reason(error: Exception) -> str:
-    """The reason of a problem, from what was raised."""
-    text = " ".join(str(error).split())[:200]
-    return f"broken: {text} is missing" if isinstance(error, KeyError) else f"broken: {text}"
-
-
-def tables(root: Path, notes: list[str] | None = None) -> dict[Path, str | None]:
+def annotation_files(root: Path, issues: Issues | None = None) -> dict[Path, str | None]:
     """The annotation files of a folder with their splits, from their names or their folders'.
 
     They are in `annotations`, beside it, or in folders of splits; those called instances alone,
     where others are too. Raises DataError for two of one split.
     """
-    folders = [f for f in subfolders(root) if key(f.name) == "annotations"]
-    paths = [path for folder in folders for path in _json(folder)]
-    paths = [path for path in paths if len(paths) == 1 or _is_coco(path)]
-    paths = paths or [path for path in _json(root) if _is_coco(path)]
-    splits = [f for f in subfolders(root) if split_of_name(f.name)]
-    paths = paths or [path for f in splits for path in _json(f) if _is_coco(path)]
+    paths = _json_files(root)
     kept = [path for path in paths if path.name.casefold().startswith("instances")] or paths
+    splits = {path: _split_of_file(path, root) for path in kept}
     if len(kept) > 1:
-        named = {path: _split(path, root) for path in kept}
-        kept = [path for path in kept if named[path]] or kept
-        for split in {named[path] for path in kept}:
-            if len(twice := [str(path) for path in kept if named[path] == split]) > 1:
+        splits = {path: split for path, split in splits.items() if split} or splits
+        for split in set(splits.values()):
+            same = [str(path) for path, other in splits.items() if other == split]
+            if len(same) > 1:
                 what = "one split has" if split else "no split is named by any of"
                 raise DataError(
-                    f"{what} {len(twice)} files: {', '.join(twice[:3])}\n"
+                    f"{what} {len(same)} files: {', '.join(same[:3])}\n"
                     "Name them train, val and test, or give the path of one of them."
                 )
-    if notes is not None and (left := [path for path in paths if path not in kept]):
-        notes.append(f"{len(left):,} JSON files are not read, first {left[0]}")
-    return {path: _split(path, root) for path in kept}
+    if issues is not None:
+        issues.note("JSON files are not read", [path for path in paths if path not in splits])
+    return splits
 
 
-def _split(path: Path, root: Path) -> str | None:
-    return split_of_name(path.stem) or (
-        split_of_name(path.parent.name) if path.parent != root else None
+def _json_files(root: Path) -> list[Path]:
+    """The JSON files that may be COCO's, from the first place that has any."""
+    folders = [f for f in subfolders(root) if key(f.name) == "annotations"]
+    paths = [path for folder in folders for path in files_with_suffix(folder, ".json")]
+    paths = [path for path in paths if len(paths) == 1 or _is_coco(path)]
+    if not paths:
+        paths = [path for path in files_with_suffix(root, ".json") if _is_coco(path)]
+    if not paths:
+        for folder in subfolders(root):
+            if split_in_name(folder.name):
+                paths += filter(_is_coco, files_with_suffix(folder, ".json"))
+    return paths
+
+
+def _split_of_file(path: Path, root: Path) -> str | None:
+    return split_in_name(path.stem) or (
+        split_in_name(path.parent.name) if path.parent != root else None
     )
-
-
-def _json(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.casefold() == ".json" and p.is_file())
 
 
 def _is_coco(path: Path) -> bool:
@@ -80,7 +85,7 @@ def _is_coco(path: Path) -> bool:
 
 
 @dataclass
-class Table:
+class CocoTable:
     """A file of annotations: images and categories by the ids that they have in it."""
 
     images: dict[int | str, dict[str, Any]]
@@ -88,62 +93,60 @@ class Table:
     ids: dict[str, Any]  # of the categories, as the file has them
     annotations: Any
     paths: dict[str, Path]  # of the images, by their names in the file
-    notes: list[str]
 
 
-def read_table(path: Path, split: str | None, root: Path) -> Table:
-    """A COCO file, with or without annotations. Raises ValueError or the like for what is none."""
+def read_coco_table(path: Path, split: str | None, root: Path, issues: Issues) -> CocoTable:
+    """A COCO file, with or without annotations. Raises one of PARSE_ERRORS for another file."""
     content = json.loads(path.read_bytes())
     if not isinstance(content, dict):
-        raise ValueError("it holds no images, annotations and categories")
-    images, kinds = _by_id(content["images"]), _by_id(content["categories"])
-    for image in images.values():
-        _text(image, "file_name")
-    order = sorted(kinds, key=lambda k: (isinstance(k, str), k))
-    categories = {k: _text(kinds[k], "name").strip() for k in order}
-    bare = _doubles(categories, kinds, content.get("annotations"))
-    categories = {k: name for k, name in categories.items() if k not in bare}
-    ids = {name: kinds[k]["id"] for k, name in categories.items()}
+        raise ValueError("it has no images, annotations and categories")
+    images, entries = _by_id(content["images"]), _by_id(content["categories"])
+    files = [_text(image, "file_name") for image in images.values()]
+    if repeated := [name for name, count in Counter(files).items() if count > 1]:
+        raise ValueError(f"{quote(repeated[0])} is the file of two images; give it one id")
+    order = sorted(entries, key=lambda k: (isinstance(k, str), k))
+    categories = {k: _text(entries[k], "name").strip() for k in order}
+    groups = _roboflow_groups(categories, entries, content.get("annotations"))
+    categories = {k: name for k, name in categories.items() if k not in groups}
+    ids = {name: entries[k]["id"] for k, name in categories.items()}
     if len(ids) < len(categories):
         raise ValueError("two categories have one name")
-    files = [image["file_name"] for image in images.values()]
-    if twice := [name for name, count in Counter(files).items() if count > 1]:
-        raise ValueError(f"{quote(twice[0])} is the file of two images; give it one id")
-    paths, notes = find(files, _folders(path, split, root), root)
-    if bare:
-        text = f"{len(bare):,} categories without objects are named as another, and left out"
-        notes.append(f"{path}: {text}; first {quote(kinds[bare[0]]['name'])}, id {bare[0]}")
-    return Table(images, categories, ids, content.get("annotations"), paths, notes)
+    paths = find_images(files, _folders(path, split, root), root, issues)
+    examples = [f"{quote(entries[k]['name'])}, id {k}" for k in groups]
+    what = "categories without objects have the name of another, and are left out"
+    issues.note(what, examples, path)
+    return CocoTable(images, categories, ids, content.get("annotations"), paths)
 
 
-def _doubles(
-    categories: dict[int | str, str], kinds: dict[int | str, dict[str, Any]], entries: Any
+def _roboflow_groups(
+    categories: dict[int | str, str], entries: dict[int | str, dict[str, Any]], annotations: Any
 ) -> list[int | str]:
-    """Categories without objects that are named as another: Roboflow's groups of a class."""
-    names = Counter(categories.values())
-    if len(names) == len(categories) or not isinstance(entries, list):
+    """Categories without objects that have the name of another: Roboflow's groups of a class."""
+    count = Counter(categories.values())
+    if len(count) == len(categories) or not isinstance(annotations, list):
         return []
-    used = {str(entry.get("category_id")) for entry in entries if isinstance(entry, dict)}
-    idle = [k for k in categories if {str(k), str(kinds[k]["id"])}.isdisjoint(used)]
-    some = {name for k, name in categories.items() if k not in idle}
-    last = {name: k for k, name in categories.items() if name not in some}
-    return [k for k in idle if names[categories[k]] > 1 and k != last.get(categories[k])]
+    used = {str(entry.get("category_id")) for entry in annotations if isinstance(entry, dict)}
+    idle = [k for k in categories if {str(k), str(entries[k]["id"])}.isdisjoint(used)]
+    names_in_use = {name for k, name in categories.items() if k not in idle}
+    # of a name that no object has, the last category stays
+    last = {name: k for k, name in categories.items() if name not in names_in_use}
+    return [k for k in idle if count[categories[k]] > 1 and k != last.get(categories[k])]
 
 
 def _by_id(entries: Any) -> dict[int | str, dict[str, Any]]:
-    """Images or categories by their ids. Raises ValueError for one that stands twice."""
-    known: dict[int | str, dict[str, Any]] = {}
+    """Images or categories by their ids. Raises ValueError for one that is used twice."""
+    by_id: dict[int | str, dict[str, Any]] = {}
     for entry in _list(entries):
-        other = known.setdefault(_id(entry["id"]), entry)
+        other = by_id.setdefault(_id(entry["id"]), entry)
         if other is not entry:
-            both = (quote(e.get("file_name", e.get("name"))) for e in (other, entry))
-            raise ValueError(f"the id {quote(entry['id'])} stands twice: {' and '.join(both)}")
-    return known
+            names = (quote(e.get("file_name", e.get("name"))) for e in (other, entry))
+            raise ValueError(f"the id {quote(entry['id'])} is used twice: {' and '.join(names)}")
+    return by_id
 
 
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError(f"{quote(value)} is no list")
+        raise ValueError(f"{quote(value)} is not a list")
     return value
 
 
@@ -166,46 +169,56 @@ def _id(value: Any) -> int | str:
 
 
 def read_coco(data: Path) -> ParsedAnnotations:
-    """COCO's JSON: a folder with files of annotations (see `tables`), or one file.
+    """COCO's JSON: a folder with files of annotations (see `annotation_files`), or one file.
 
     Images are looked for in folders named as the split (train2017), in `images`, beside the file,
-    and in the folder above; see `names.find`. Categories become classes in the order of their ids.
-    Crowds, and objects that are marked `ignore`, are of kind 2.
+    and in the folder above; see `file_names.find_images`. Categories become classes in the order of
+    their ids. Crowds, and objects that are marked `ignore`, are of kind 2.
     """
-    found, root = ParsedAnnotations(), _root(data)
-    which = tables(data, found.notes) if data.is_dir() else {data: None}
-    for path, split in which.items():
+    parsed, root = ParsedAnnotations(), _root(data)
+    files = annotation_files(data, parsed.issues) if data.is_dir() else {data: None}
+    for path, split in files.items():
+        _read_file(parsed, path, split, root)
+    return parsed
+
+
+def _read_file(parsed: ParsedAnnotations, path: Path, split: str | None, root: Path) -> None:
+    """Add the images and objects of one file, or what is wrong with it."""
+    issues = parsed.issues
+    try:
+        table = read_coco_table(path, split or split_in_name(path.stem), root, issues)
+        entries = _list(table.annotations)
+        images = {
+            k: AnnotatedImage(table.paths[image["file_name"]], split, [], _stated_size(image))
+            for k, image in table.images.items()
+        }
+    except PARSE_ERRORS as error:
+        issues.error(path, parse_error_reason(error))
+        return
+    parsed.classes = parsed.classes or tuple(table.categories.values())
+    parsed.images += images.values()
+    areas = list[tuple[bool, bool]]()
+    for k, entry in enumerate(entries):
+        number = quote(entry.get("id", k)) if isinstance(entry, dict) else k
+        place = f"{path}, annotation {number}"
         try:
-            table = read_table(path, split or split_of_name(path.stem), root)
-            entries = _list(table.annotations)
-            scenes = {
-                k: AnnotatedImage(table.paths[image["file_name"]], split, [], sides(image))
-                for k, image in table.images.items()
-            }
-        except WRONG as error:
-            found.refused.append((str(path), not_coco_reason(error)))
-            continue
-        found.classes = found.classes or tuple(table.categories.values())
-        found.notes += table.notes
-        found.scenes += scenes.values()
-        for k, entry in enumerate(entries):
-            place = (
-                f"{path}, annotation {quote(entry.get('id', k)) if isinstance(entry, dict) else k}"
-            )
-            try:
-                scene = scenes.get(_id(entry["image_id"]))
-                if scene is None:
-                    text = f"of the unknown image {quote(entry['image_id'])}"
-                    found.noted.append((place, text))
-                    found.count("annotations are of images that the file does not list", place)
-                    continue
-                scene.objects.append(_object(found, entry, table.categories, place))
-            except WRONG as error:
-                found.refused.append((place, not_coco_reason(error)))
-        if count := _corners(scenes.values()):
-            reason = f"{count:,} boxes leave their images as x, y, width, height, as COCO has it"
-            found.refused.append((str(path), f"{reason}, but all fit as x1, y1, x2, y2"))
-    return found
+            image = images.get(_id(entry["image_id"]))
+            if image is None:
+                issues.warn(place, f"of the unknown image {quote(entry['image_id'])}")
+                issues.count("annotations are of images that the file does not list", place)
+                continue
+            image.objects.append(_object(issues, entry, table.categories, place))
+            areas.append(_matching_areas(entry.get("area"), image.objects[-1].box))
+        except PARSE_ERRORS as error:
+            issues.error(place, parse_error_reason(error))
+    _check_corners(issues, path, images.values(), areas)
+
+
+def _stated_size(image: dict[str, Any]) -> tuple[int, int] | None:
+    try:
+        return parse_size(image.get("height"), image.get("width"))
+    except ValueError as error:
+        raise ValueError(f"{error}, {quote(image.get('file_name'))}") from None
 
 
 def _root(data: Path) -> Path:
@@ -216,99 +229,117 @@ def _root(data: Path) -> Path:
 
 
 def _object(
-    found: ParsedAnnotations, entry: dict[str, Any], categories: dict[int | str, str], place: str
+    issues: Issues, entry: dict[str, Any], categories: dict[int | str, str], place: str
 ) -> Annotation:
-    """An annotation. Raises ValueError or the like."""
+    """An annotation. Raises one of PARSE_ERRORS."""
     values = _list(entry["bbox"])
     if len(values) != 4:
         raise ValueError(f"bbox {quote(values)} is not x, y, width, height")
-    x, y, width, height = map(number, values)
+    x, y, width, height = map(parse_number, values)
     name = categories.get(_id(entry["category_id"]), f"category {entry['category_id']}")
     ids = entry["image_id"], entry["category_id"]
     if any(isinstance(value, str) for value in (*values, *ids, entry.get("iscrowd"))):
-        found.count("annotations have texts where numbers belong, which are read as those", place)
-    crowd, ignored = flag(entry.get("iscrowd")), flag(entry.get("ignore"))
+        issues.count("annotations have numbers written as texts, which are read as numbers", place)
+    crowd, ignored = parse_flag(entry.get("iscrowd")), parse_flag(entry.get("ignore"))
     if ignored and not crowd:
-        found.count("objects are marked `ignore`, and count neither for nor against", place)
+        issues.count("objects are marked `ignore`, and count neither for nor against", place)
     shape = _shape(entry.get("segmentation"))
+    box = (x, y, x + width, y + height)
     kind = Kind.IGNORED if crowd or ignored else Kind.OBJECT
-    return Annotation(place, name, (x, y, x + width, y + height), kind, shape)
+    return Annotation(place, name, box, kind, shape)
 
 
-def _corners(scenes: Iterable[AnnotatedImage]) -> int:
-    """How many boxes leave their images, if all would fit as x1, y1, x2, y2; else 0."""
-    count = 0
-    for scene in scenes:
-        height, width = scene.stated or (0, 0)
-        for one in scene.objects:
-            x1, y1, x2, y2 = one.box
-            if not (x1 < x2 - x1 <= width + MAX_OVERHANG and y1 < y2 - y1 <= height + MAX_OVERHANG):
-                return 0
-            count += x2 > width + MAX_OVERHANG or y2 > height + MAX_OVERHANG
-    return count
+def _as_written(box: Box) -> Box:
+    """The four numbers of `bbox`."""
+    x1, y1, x2, y2 = box
+    return x1, y1, x2 - x1, y2 - y1
+
+
+def _matching_areas(area: object, box: Box) -> tuple[bool, bool]:
+    """Whether `area` is that of the box as it is read, and that of x1, y1, x2, y2."""
+    x1, y1, x2, y2 = _as_written(box)
+    areas = x2 * y2, (x2 - x1) * (y2 - y1)
+    if isinstance(area, bool) or not isinstance(area, (int, float)) or area <= 0:
+        return False, False
+    return abs(areas[0] - area) <= 0.01 * area, abs(areas[1] - area) <= 0.01 * area
+
+
+def _check_corners(
+    issues: Issues,
+    path: Path,
+    images: Iterable[AnnotatedImage],
+    areas: Sequence[tuple[bool, bool]],
+) -> None:
+    """Refuse boxes that are likely x1, y1, x2, y2, and note those that may be."""
+    total, fitting, leaving = compare_with_corners(
+        images, _as_written, lambda image: image.stated_size or (0, 0), MAX_OVERHANG
+    )
+    if not total or fitting < total:
+        return
+    if leaving:
+        reason = f"{leaving:,} boxes leave their images as x, y, width, height, as COCO has it"
+        issues.error(path, f"{reason}, but all fit as x1, y1, x2, y2")
+    elif all(as_corners and not as_read for as_read, as_corners in areas):
+        reason = f"the areas of all {total:,} boxes are those of x1, y1, x2, y2, but COCO has "
+        issues.error(path, reason + "x, y, width, height")
+    elif total >= AMBIGUOUS and not all(as_read for as_read, _ in areas):
+        issues.notes.append(
+            f"{path}: all {total:,} boxes fit as x1, y1, x2, y2 too; they are read as x, y, width, "
+            "height, as COCO has it: convert them if they are corners"
+        )
 
 
 def _folders(table: Path, split: str | None, root: Path) -> list[Path]:
     """Where the images of a table may be, the likeliest first."""
     tops = [table.parent, table.parent.parent]
     inner = [folder for top in tops for folder in subfolders(top) if key(folder.name) == "images"]
-    wanted = {"trainval": {"train", "val", "trainval"}}.get(split or "", {split})
-    every = [f for top in (*inner, *tops) for f in subfolders(top)] if split else []
-    return [*(f for f in every if split_of_name(f.name) in wanted), *inner, *tops]
-
-
-def sides(image: dict[str, Any]) -> tuple[int, int] | None:
-    """Height and width, where an entry has both. Raises ValueError for what are none."""
-    height, width = (number(image.get(side) or 0) for side in ("height", "width"))
-    if not height or not width:
-        return None
-    if height < 0 or width < 0 or height % 1 or width % 1:
-        sides = f"{quote(image['width'])} x {quote(image['height'])}"
-        raise ValueError(f"an image of {sides} pixels, {quote(image.get('file_name'))}")
-    return int(height), int(width)
+    of_split = list[Path]()
+    for top in (*inner, *tops) if split else ():
+        for folder in subfolders(top):
+            name = split_in_name(folder.name)
+            if name == split or (split == "trainval" and name in ("train", "val")):
+                of_split.append(folder)
+    return [*of_split, *inner, *tops]
 
 
 def _shape(value: Any) -> Shape | None:
-    """COCO's segmentation. Raises ValueError or the like for what is none."""
+    """COCO's segmentation. Raises one of PARSE_ERRORS for what is none."""
     if not value:
         return None
     if isinstance(value, dict):
-        try:
-            from faster_coco_eval.core import mask
-        except ImportError:
-            raise MissingPackage("run lengths need: pip install 'resnets[detect]'") from None
-        height, width = map(_whole, _list(value["size"]))
-        if height * width > MAX_PIXELS:  # decoding them below would take as much memory
-            raise ValueError("run lengths of more pixels than an image may have")
-        counts = value["counts"]
-        if isinstance(counts, list):
-            runs = list(map(_whole, counts))
-            if sum(runs) != height * width:
-                raise ValueError(f"run lengths of {sum(runs)} pixels, not {width} x {height}")
-            value = {"size": [height, width], "counts": runs}
-            counts = mask.frPyObjects(value, height, width)["counts"]
-        elif not isinstance(counts, str):
-            raise ValueError(f"counts {quote(counts)} are neither a list nor a text")
-        packed = {"size": [height, width], "counts": counts}
-        mask.decode(packed)  # raises for what does not fill the image
-        return height, width, counts.encode("ascii") if isinstance(counts, str) else counts
+        return _run_lengths(value)
     if not all(isinstance(points, list) for points in _list(value)):
-        raise ValueError("segmentation is no list of polygons, [[x, y, x, y, ...]]")
-    return tuple(polygon(map(number, points)) for points in value if points) or None
+        raise ValueError("segmentation is not a list of polygons, [[x, y, x, y, ...]]")
+    return tuple(parse_polygon(map(parse_number, points)) for points in value if points) or None
+
+
+def _run_lengths(value: dict[str, Any]) -> Shape:
+    try:
+        from faster_coco_eval.core import mask
+    except ImportError:
+        raise MissingPackage("run lengths need: pip install 'resnets[detect]'") from None
+    height, width = map(_whole, _list(value["size"]))
+    if height * width > MAX_PIXELS:  # decoding them below would take as much memory
+        raise ValueError("run lengths of more pixels than an image may have")
+    counts = value["counts"]
+    if isinstance(counts, list):
+        runs = list(map(_whole, counts))
+        if sum(runs) != height * width:
+            raise ValueError(f"run lengths of {sum(runs)} pixels, not {width} x {height}")
+        value = {"size": [height, width], "counts": runs}
+        counts = mask.frPyObjects(value, height, width)["counts"]
+    elif not isinstance(counts, str):
+        raise ValueError(f"counts {quote(counts)} are neither a list nor a text")
+    packed = {"size": [height, width], "counts": counts}
+    mask.decode(packed)  # raises for what does not fill the image
+    return height, width, counts.encode("ascii") if isinstance(counts, str) else counts
 
 
 def _whole(value: Any) -> int:
-    if number(value) % 1 or number(value) < 0:
-        raise ValueError(f"{quote(value)} is no whole number")
-    return int(number(value))
-
-
-def polygon(numbers: Iterable[float]) -> Polygon:
-    """A polygon of three or more finite points x, y. Raises ValueError."""
-    points = tuple(numbers)
-    if len(points) < 6 or len(points) % 2 or not all(abs(x) < 1e6 for x in points):
-        raise ValueError("a polygon is three or more finite points x y")
-    return points
+    number = parse_number(value)
+    if number % 1 or number < 0:
+        raise ValueError(f"{quote(value)} is not a whole number")
+    return int(number)
 
 
 @dataclass
@@ -325,21 +356,24 @@ class UniqueIds:
         """
         if not data.is_dir() and data.suffix.casefold() != ".json":
             return False
-        which = tables(data) if data.is_dir() else {data: None}
-        for path, split in which.items():
+        files = annotation_files(data) if data.is_dir() else {data: None}
+        for path, split in files.items():
             try:
-                table = read_table(path, split or split_of_name(path.stem), _root(data))
-            except WRONG as error:
-                raise DataError(f"{path}: {not_coco_reason(error)}") from None
+                split = split or split_in_name(path.stem)
+                table = read_coco_table(path, split, _root(data), Issues())
+            except PARSE_ERRORS as error:
+                raise DataError(f"{path}: {parse_error_reason(error)}") from None
             self.images |= {table.paths[i["file_name"]]: i["id"] for i in table.images.values()}
             self.categories |= table.ids
-        for known in (self.images, self.categories):
-            numbers = Counter(map(str, known.values()))
-            if twice := [number for number, count in numbers.items() if count > 1]:
-                raise DataError(f"{data}: files number otherwise, id {twice[0]}; give one of them")
-        return bool(which)
+        for ids in (self.images, self.categories):
+            counts = Counter(map(str, ids.values()))
+            if repeated := [number for number, count in counts.items() if count > 1]:
+                raise DataError(
+                    f"{data}: its files use the id {repeated[0]} for different things; give one"
+                )
+        return bool(files)
 
 
-def unused_id(known: dict[Any, Any]) -> int:
-    """A number from which on no id of `known` is."""
-    return 1 + max((k for k in known.values() if isinstance(k, int)), default=-1)
+def unused_id(ids: dict[Any, Any]) -> int:
+    """A number from which on no id of `ids` is."""
+    return 1 + max((number for number in ids.values() if isinstance(number, int)), default=-1)

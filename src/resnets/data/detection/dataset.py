@@ -1,11 +1,9 @@
-"""From objects as annotations have them to a data set, or to all that is wrong with them."""
+"""From annotations of objects to a data set, or to all that is wrong with them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,14 +13,25 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from resnets.data.classification import ImageInfo, make_dataset, scan_images
+from resnets.data.assemble import digest_of_entries, file_entry, make_dataset
 from resnets.data.decode import READABLE
 from resnets.data.detection.targets import DetectionTargets, Kind
-from resnets.data.splits import Shape, Source, Split
-from resnets.errors import DataError, DataErrors, Problem
+from resnets.data.folders import files_with_suffix
+from resnets.data.issues import Issues
+from resnets.data.scan import ImageInfo, ScanResult, scan_images
+from resnets.data.splits import Polygon, Shape, Source, Split
+from resnets.data.values import parse_number, quote
+from resnets.errors import DataError
 
-FLAT = 0.01  # part of the objects whose boxes may have no width or no height; they are left out
-MAX_OVERHANG = 1.0  # pixels that a box may reach out of its image without a word
+MAX_FLAT = 0.01  # fraction of the objects that may have no width or height; they are left out
+MAX_OVERHANG = 1.0  # pixels that a box may reach out of its image without a warning
+# What a value of the wrong kind raises where it is used.
+PARSE_ERRORS = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError),
+)
+
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2
+Boxes = NDArray[np.float64]  # (n, 4): x1, y1, x2, y2 in pixels of the upright image
 
 
 @dataclass(slots=True)
@@ -30,270 +39,358 @@ class Annotation:
     """An object as a file describes it."""
 
     place: str  # file and line, or number
-    name: str  # of its class
-    box: tuple[float, ...]  # x1, y1, x2, y2
+    class_name: str
+    box: Box
     kind: Kind = Kind.OBJECT
     shape: Shape | None = None
 
 
 @dataclass(slots=True)
 class AnnotatedImage:
-    """An image with its objects; `stated` is the height and width that its annotation says."""
+    """An image with its objects; `stated_size` is the height and width that its annotation says."""
 
     path: Path
     split: str | None
     objects: list[Annotation] = field(default_factory=list)
-    stated: tuple[int, int] | None = None
+    stated_size: tuple[int, int] | None = None
 
 
 @dataclass(slots=True)
 class ParsedAnnotations:
-    """What a reader found."""
+    """What a reader makes of files of annotations."""
 
-    scenes: list[AnnotatedImage] = field(default_factory=list)
-    classes: tuple[str, ...] | None = None  # None: those of the training scenes, sorted
-    relative: bool = False  # coordinates are parts of the sides of the upright image
-    refused: list[Problem] = field(default_factory=list)
-    noted: list[Problem] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # of the whole, as `Source.notes`
-    counted: dict[str, list[str]] = field(default_factory=dict)  # what was assumed, and where
-
-    def count(self, what: str, place: str) -> None:
-        """Count something of many places, for one note of them all."""
-        self.counted.setdefault(what, []).append(place)
+    images: list[AnnotatedImage] = field(default_factory=list)
+    classes: tuple[str, ...] | None = None  # None: those of the training images, sorted
+    relative: bool = False  # coordinates are fractions of the sides of the upright image
+    issues: Issues = field(default_factory=Issues)
 
 
-def make_source(
-    data: Path, root: Path, found: ParsedAnnotations, *, seed: int, max_unreadable: float
+def parse_error_reason(error: Exception) -> str:
+    """The reason of a problem, from what was raised."""
+    text = " ".join(str(error).split())[:200]
+    return f"broken: {text} is missing" if isinstance(error, KeyError) else f"broken: {text}"
+
+
+def parse_polygon(numbers: Iterable[float]) -> Polygon:
+    """A polygon of three or more finite points x, y. Raises ValueError."""
+    points = tuple(numbers)
+    if len(points) < 6 or len(points) % 2 or not all(abs(x) < 1e6 for x in points):
+        raise ValueError("a polygon needs three or more finite points x y")
+    return points
+
+
+def parse_size(height: object, width: object) -> tuple[int, int] | None:
+    """Height and width in pixels, where both are given. Raises ValueError for other values."""
+    rows, columns = parse_number(height or 0), parse_number(width or 0)
+    if not rows or not columns:
+        return None
+    if rows < 0 or columns < 0 or rows % 1 or columns % 1:
+        raise ValueError(f"an image of {quote(width)} x {quote(height)} pixels")
+    return int(rows), int(columns)
+
+
+def compare_with_corners(
+    images: Iterable[AnnotatedImage],
+    as_written: Callable[[Box], Box],
+    size: Callable[[AnnotatedImage], tuple[float, float]],
+    tolerance: float,
+) -> tuple[int, int, int]:
+    """How many boxes fit their images if the numbers that were written are x1, y1, x2, y2.
+
+    `size` is the height and width of an image, or (0, 0). Returns the number of all boxes, of those
+    that fit as corners, and of those among them that leave the image as they were read.
+    """
+    total = fitting = leaving = 0
+    for image in images:
+        height, width = size(image)
+        for annotation in image.objects:
+            x1, y1, x2, y2 = as_written(annotation.box)
+            left, top, right, bottom = annotation.box
+            fits = x1 < x2 <= width + tolerance and y1 < y2 <= height + tolerance
+            fits = fits and min(x1, y1) >= -tolerance
+            leaves = min(left, top) < -tolerance
+            leaves = leaves or right > width + tolerance or bottom > height + tolerance
+            total, fitting, leaving = total + 1, fitting + fits, leaving + (fits and leaves)
+    return total, fitting, leaving
+
+
+def detection_dataset(
+    data: Path, root: Path, parsed: ParsedAnnotations, *, seed: int, max_unreadable: float
 ) -> Source:
-    """The data set of what a reader found; images in the order of their paths.
+    """The data set of annotations; images in the order of their paths.
 
-    Refused are boxes that are not finite, of an unknown class, or wholly outside their image,
-    images of another size than their annotation says, and what could not be read. Boxes without
-    width or height are left out and noted, up to FLAT of the objects; of more they are refused.
-    Only noted, in `Source.problems`, are boxes that reach out of their image by more than OVERHANG
-    (they are clipped), duplicates (they stay: other tools count them too), annotations of unknown
-    images, and images that are listed twice.
+    Errors are boxes that are not finite, of an unknown class, or wholly outside their image, images
+    of another size than their annotation says, and what could not be read. Boxes without width or
+    height are left out with a warning, up to MAX_FLAT of the objects; more are errors. Warnings in
+    `Source.problems` are boxes that reach out of their image by more than MAX_OVERHANG (they are
+    clipped), duplicates (they stay: other tools count them too), annotations of unknown images, and
+    images that are listed twice.
 
     Where an annotation says the size that an image has before EXIF turns it upright, its boxes and
     polygons are turned with it. A size that fits both says nothing, as of an image upside down:
     then the other images of the data set decide.
 
-    Raises Refused with all problems; DataError for too many unreadable images, no objects to learn
-    from, or images without a split among others that have one.
+    Raises DataErrors with all problems; DataError for too many unreadable images, no objects to
+    learn from, or images without a split among others that have one.
     """
-    found.notes += [f"{len(at):,} {what}; first {at[0]}" for what, at in found.counted.items()]
-    _name_splits(found)
-    scenes = sorted(found.scenes, key=lambda scene: (str(scene.path), scene.split or ""))
-    seen = scan_images([scene.path for scene in scenes], max_unreadable)
-    digest = _digest(scenes, root, found.classes)
-    scenes = [scene for scene in scenes if scene.path in seen.looks]
-    looks = [seen.looks[scene.path] for scene in scenes]
-    if twice := [b.path for a, b in pairwise(scenes) if a.path == b.path]:
-        reason = f"{len(twice):,} images are listed again, in one split or two, first {twice[0]}"
-        found.noted.append((str(data), reason))
-    training = [scene for scene in scenes if scene.split in (None, "train")] or scenes
-    names = {one.name for scene in training for one in scene.objects}
-    classes = found.classes or tuple(sorted(names))
+    issues = parsed.issues
+    issues.note_counts()
+    _assign_trainval(parsed)
+    images = sorted(parsed.images, key=lambda image: (str(image.path), image.split or ""))
+    scan = scan_images([image.path for image in images], max_unreadable)
+    digest = _digest(images, root, parsed.classes)
+    images = [image for image in images if image.path in scan.images]
+    if repeated := [b.path for a, b in pairwise(images) if a.path == b.path]:
+        reason = f"{len(repeated):,} images are listed again, in one split or two, first "
+        issues.warn(data, f"{reason}{repeated[0]}")
+    training = [image for image in images if image.split in (None, "train")] or images
+    names = {annotation.class_name for image in training for annotation in image.objects}
+    classes = parsed.classes or tuple(sorted(names))
 
-    kept, where, objects = _checked(found, scenes, looks, classes)
-    if (drawn := sum(one.shape is not None for one in kept)) not in (0, len(kept)):
-        place = next(one.place for one in kept if not one.shape)
-        reason = f"{drawn:,} of {len(kept):,} objects have masks, not {place}: none is used"
-        found.noted.append((str(data), reason))
-    _compare(found, data, objects)
-    if found.refused:
-        unreadable = [(str(path), f"unreadable: {reason}") for path, reason in seen.unreadable]
-        notes = [(str(data), note) for note in found.notes]
-        raise DataErrors(data, found.refused, notes + found.noted + unreadable)
-    learnt = [scenes[k].split in (None, "train") for k in where[objects.is_object.numpy()]]
-    if not learnt or not (any(learnt) or training is scenes):
-        what = f"{len(kept):,} objects, which are all to be ignored" if kept else "no objects"
-        more = f".\n{found.notes[0]}" if found.notes else ""
-        raise DataError(
-            f"{data} has {len(scenes):,} readable images and {what}: nothing to learn from{more}"
-        )
-    found.notes += _unused([scene.path for scene in found.scenes], classes, names)
-    counts = np.bincount(where, minlength=len(scenes))
+    objects, index, targets = _check_objects(parsed, images, scan, classes)
+    masked = sum(annotation.shape is not None for annotation in objects)
+    if masked not in (0, len(objects)):
+        place = next(annotation.place for annotation in objects if not annotation.shape)
+        reason = f"{masked:,} of {len(objects):,} objects have masks, but not {place}: none is used"
+        issues.warn(data, reason)
+    if len(objects) and not parsed.relative and targets.boxes.max() <= 1:
+        reason = "all boxes lie within one pixel: are they fractions of the sides? Use pixels"
+        issues.error(data, reason)
+    if issues.errors:
+        raise issues.to_error(data, scan.unreadable)
+    learnt = [images[k].split in (None, "train") for k in index[targets.is_object.numpy()]]
+    if not learnt or not (any(learnt) or training is images):
+        raise _nothing_to_learn(data, images, objects, issues)
+    _note_unused([image.path for image in parsed.images], classes, names, issues)
+    shapes = [annotation.shape for annotation in objects if annotation.shape]
+    return make_dataset(
+        data,
+        root,
+        task="detect",
+        classes=classes,
+        images=_to_split(
+            images, scan, index, targets, shapes if masked == len(objects) else [], len(classes)
+        ),
+        splits=[image.split for image in images],
+        scan=scan,
+        issues=issues,
+        seed=seed,
+        digest=digest,
+    )
+
+
+def _digest(images: Sequence[AnnotatedImage], root: Path, classes: Sequence[str] | None) -> str:
+    entries: list[object] = [classes]
+    for image in images:
+        objects = [[one.class_name, one.kind, one.box, one.shape] for one in image.objects]
+        entries.append([*file_entry(image.path, root), image.split, image.stated_size, objects])
+    return digest_of_entries(entries)
+
+
+def _nothing_to_learn(
+    data: Path, images: list[AnnotatedImage], objects: list[Annotation], issues: Issues
+) -> DataError:
+    what = f"{len(objects):,} objects, all of which are ignored" if objects else "no objects"
+    first = f".\n{issues.notes[0]}" if issues.notes else ""
+    return DataError(
+        f"{data} has {len(images):,} readable images and {what}: nothing to learn from{first}"
+    )
+
+
+def _to_split(
+    images: list[AnnotatedImage],
+    scan: ScanResult,
+    index: NDArray[np.int64],
+    targets: DetectionTargets,
+    shapes: list[Shape],
+    classes: int,
+) -> Split:
+    """Images with their objects: `index` has the image of each of the `targets` and `shapes`."""
+    counts = np.bincount(index, minlength=len(images))
     starts = counts.cumsum() - counts
-    targets = DetectionTargets.empty(len(scenes), int(counts.max()))
-    image, row = torch.from_numpy(where), torch.from_numpy(np.arange(len(kept)) - starts[where])
-    targets.boxes[image, row] = objects.boxes
-    targets.classes[image, row] = objects.classes
-    targets.kind[image, row] = objects.kind
-    shapes = [one.shape for one in kept if one.shape]
-    ends = zip(starts.tolist(), counts.tolist(), strict=True)
-    every = Split(
-        tuple(scene.path for scene in scenes),
-        targets.class_presence(len(classes)),
-        tuple(tuple(shapes[a : a + n]) for a, n in ends) if drawn == len(kept) else (),
-        torch.tensor([(one.height, one.width) for one in looks]),
-        targets,
-    )
-    parts = [scene.split for scene in scenes]
-    made = make_dataset(data, root, classes, every, parts, seen, seed, digest)
-    return replace(
-        made, task="detect", problems=tuple(found.noted), notes=tuple(found.notes) + made.notes
+    objects = DetectionTargets.empty(len(images), int(counts.max()))
+    image, row = torch.from_numpy(index), torch.from_numpy(np.arange(len(index)) - starts[index])
+    objects.boxes[image, row] = targets.boxes
+    objects.classes[image, row] = targets.classes
+    objects.kind[image, row] = targets.kind
+    ranges = zip(starts.tolist(), counts.tolist(), strict=True)
+    sizes = [(scan.images[image.path].height, scan.images[image.path].width) for image in images]
+    return Split(
+        tuple(image.path for image in images),
+        objects.class_presence(classes),
+        tuple(tuple(shapes[start : start + count]) for start, count in ranges) if shapes else (),
+        torch.tensor(sizes),
+        objects,
     )
 
 
-def _name_splits(found: ParsedAnnotations) -> None:
+def _assign_trainval(parsed: ParsedAnnotations) -> None:
     """Give images of `trainval` the split that is missing, but for those that have one already.
 
     Raises DataError where some images have a split and others have none.
     """
-    splits = {scene.split for scene in found.scenes}
+    splits = {image.split for image in parsed.images}
     if None in splits and len(splits) > 1:
-        bare = [scene.path for scene in found.scenes if scene.split is None]
+        bare = [image.path for image in parsed.images if image.split is None]
         raise DataError(
-            f"{len(bare):,} of {len(found.scenes):,} images are of no split, first {bare[0]}.\n"
+            f"{len(bare):,} of {len(parsed.images):,} images are of no split, first {bare[0]}.\n"
             "Give each a split, or none."
         )
-    known = {scene.path for scene in found.scenes if scene.split in ("train", "val")}
+    assigned = {image.path for image in parsed.images if image.split in ("train", "val")}
     split = next((name for name in ("train", "val") if name not in splits), None)
-    both = [scene for scene in found.scenes if scene.split == "trainval"]
-    more = [scene for scene in both if scene.path not in known]
-    found.scenes = [scene for scene in found.scenes if scene.split != "trainval"]
-    if more and split:
-        found.scenes += [replace(scene, split=split) for scene in more]
-        text = f"{len(more):,} of {len(both):,} images of trainval are read as {split}"
-        found.notes.append(f"{text}; first {more[0].path}")
-    elif more:
-        text = "images of trainval are neither in train nor in val, and not read"
-        found.notes.append(f"{len(more):,} {text}; first {more[0].path}")
+    both = [image for image in parsed.images if image.split == "trainval"]
+    rest = [image for image in both if image.path not in assigned]
+    parsed.images = [image for image in parsed.images if image.split != "trainval"]
+    paths = [image.path for image in rest]
+    if split:
+        parsed.images += [replace(image, split=split) for image in rest]
+        parsed.issues.note(f"of {len(both):,} images of trainval are read as {split}", paths)
+    else:
+        parsed.issues.note("images of trainval are in neither train nor val, and not read", paths)
 
 
-def _compare(found: ParsedAnnotations, data: Path, objects: DetectionTargets) -> None:
-    """Refuse what no object is wrong with alone."""
-    if len(objects) and not found.relative and objects.boxes.max() <= 1:
-        reason = "all boxes lie within one pixel: are they parts of the sides? Pixels are needed"
-        found.refused.append((str(data), reason))
+def _note_unused(
+    paths: Sequence[Path], classes: Sequence[str], names: set[str], issues: Issues
+) -> None:
+    """Note images beside those of the data set, and classes that nothing is learnt of."""
+    known, others = set(paths), list[Path]()
+    for folder in sorted({path.parent for path in paths}):
+        if os.path.isdir(folder):
+            others += [p for p in files_with_suffix(folder, *READABLE) if p not in known]
+    issues.note("images beside these are in no annotation or list", others)
+    bare = [repr(name) for name in classes if name not in names]
+    issues.note("classes have no object to learn from", bare)
 
 
-def _unused(files: Iterable[Path], classes: Sequence[str], names: set[str]) -> Iterator[str]:
-    """Notes of images beside those of the data set, and of classes that nothing is learnt of."""
-    paths = set(files)
-    folders = [
-        folder for folder in sorted({path.parent for path in paths}) if os.path.isdir(folder)
-    ]
-    images = (p for f in folders for p in sorted(f.iterdir()) if p.suffix.casefold() in READABLE)
-    if others := [path for path in images if path not in paths]:
-        yield f"{len(others):,} images beside these are in no annotation or list; first {others[0]}"
-    if bare := [name for name in classes if name not in names]:
-        yield f"{len(bare):,} classes have no object to learn from, first {bare[0]!r}"
-
-
-def _checked(
-    found: ParsedAnnotations,
-    scenes: list[AnnotatedImage],
-    looks: list[ImageInfo],
-    classes: tuple[str, ...],
+def _check_objects(
+    parsed: ParsedAnnotations,
+    images: list[AnnotatedImage],
+    scan: ScanResult,
+    classes: Sequence[str],
 ) -> tuple[list[Annotation], NDArray[np.int64], DetectionTargets]:
     """The n objects that are right, which image each is in, and their boxes, classes and kinds."""
-    objects = [one for scene in scenes for one in scene.objects]
-    where = np.array([k for k, scene in enumerate(scenes) for _ in scene.objects], dtype=np.int64)
-    limits = np.array([2 * (one.width, one.height) for one in looks]).reshape(-1, 4)[where]
+    issues, info = parsed.issues, [scan.images[image.path] for image in images]
+    objects = [annotation for image in images for annotation in image.objects]
+    index = np.array([k for k, image in enumerate(images) for _ in image.objects], dtype=np.int64)
+    limits = np.array([2 * (one.width, one.height) for one in info]).reshape(-1, 4)[index]
     boxes = np.array([one.box for one in objects], dtype=np.float64).reshape(-1, 4)
-    if found.relative:
+    if parsed.relative:
         boxes *= limits
-        for one, (*_, width, height) in zip(objects, limits.tolist(), strict=True):
-            polygons = (np.reshape(p, (-1, 2)) * (width, height) for p in one.shape or ())
-            one.shape = tuple(tuple(p.ravel().tolist()) for p in polygons) or None
+        _scale_polygons(objects, limits)
     flat = (boxes[:, 2:] <= boxes[:, :2]).any(1)
-    for k in _stored(found, scenes, looks):
-        corners = _upright(boxes[where == k].reshape(-1, 2, 2), looks[k])
-        boxes[where == k] = np.concatenate([corners.min(1), corners.max(1)], 1)
+    for k in _stored_images(issues, images, info):
+        corners = _to_upright(boxes[index == k].reshape(-1, 2, 2), info[k])
+        boxes[index == k] = np.concatenate([corners.min(1), corners.max(1)], 1)
     clipped = boxes.clip(0, limits)
     outside = (clipped[:, 2:] <= clipped[:, :2]).any(1)
-    number = {name: k for k, name in enumerate(classes)}
-    which = np.array([number.get(one.name, -1) for one in objects], dtype=np.int64)
+    class_index = {name: k for k, name in enumerate(classes)}
+    labels = np.array([class_index.get(one.class_name, -1) for one in objects], dtype=np.int64)
     rounded = clipped.astype(np.float32)  # to the precision of the targets
     flat |= (rounded[:, 2:] <= rounded[:, :2]).any(1) & ~outside
 
-    reasons = ("unknown class", "not finite", "degenerate", "outside the image")
-    bad = [which < 0, ~np.isfinite(boxes).all(1), flat, outside]
-    states = np.select(bad, range(len(bad)), -1)
-    few = np.count_nonzero(states == 2) <= FLAT * len(objects)
-    for i in np.flatnonzero(states >= 0):
-        what = f" {objects[i].name!r}" if states[i] == 0 else f": box {_text(boxes[i])}"
-        told, end = (found.noted, "; left out") if few and states[i] == 2 else (found.refused, "")
-        told.append((objects[i].place, reasons[states[i]] + what + end))
-    over = np.abs(boxes - clipped).max(1, initial=0)
-    for i in np.flatnonzero((states < 0) & (over > MAX_OVERHANG)):
-        reason = f"box {_text(boxes[i])} reaches {over[i]:.3g} pixels out of the image; clipped"
-        found.noted.append((objects[i].place, reason))
+    finite = np.isfinite(boxes).all(1)
+    wrong = [np.asarray(bad) for bad in (labels < 0, ~finite, flat, outside)]
+    bad = _report_bad_boxes(issues, objects, boxes, wrong)
+    overhang = np.abs(boxes - clipped).max(1, initial=0)
+    for i in np.flatnonzero(~bad & (overhang > MAX_OVERHANG)):
+        reason = f"reaches {overhang[i]:.3g} pixels out of the image; clipped"
+        issues.warn(objects[i].place, f"box {_box_text(boxes[i])} {reason}")
     for one, (*_, width, height) in zip(objects, limits.tolist(), strict=True):
         if one.shape and isinstance(one.shape[0], int) and one.shape[:2] != (height, width):
             reason = f"run lengths of {one.shape[1]} x {one.shape[0]} pixels on another image"
-            found.refused.append((one.place, reason))
+            issues.error(one.place, reason)
 
-    good = np.flatnonzero(states < 0)
-    kept, where = [objects[i] for i in good], where[good]
-    which, rounded = which[good], rounded[good]
+    good = np.flatnonzero(~bad)
+    kept, index, rounded, labels = (
+        [objects[i] for i in good],
+        index[good],
+        rounded[good],
+        labels[good],
+    )
     # Ten apart are those of two images or of two classes.
-    points = np.concatenate([rounded, 10.0 * where[:, None], 10.0 * which[:, None]], 1)
+    points = np.concatenate([rounded, 10.0 * index[:, None], 10.0 * labels[:, None]], 1)
     for i, j in sorted(KDTree(points).query_pairs(0.5, p=np.inf)) if kept else ():
-        found.noted.append((kept[j].place, f"the same box and class as {kept[i].place}"))
+        issues.warn(kept[j].place, f"the same box and class as {kept[i].place}")
     kinds = torch.tensor([one.kind for one in kept], dtype=torch.uint8)
-    targets = DetectionTargets(torch.from_numpy(rounded), torch.from_numpy(which), kinds)
-    return kept, where, targets
+    targets = DetectionTargets(torch.from_numpy(rounded), torch.from_numpy(labels), kinds)
+    return kept, index, targets
 
 
-def _text(box: NDArray[np.float64]) -> str:
+def _scale_polygons(objects: list[Annotation], limits: NDArray[np.int64]) -> None:
+    for one, (*_, width, height) in zip(objects, limits.tolist(), strict=True):
+        polygons = (np.reshape(p, (-1, 2)) * (width, height) for p in one.shape or ())
+        one.shape = tuple(tuple(p.ravel().tolist()) for p in polygons) or None
+
+
+def _report_bad_boxes(
+    issues: Issues, objects: list[Annotation], boxes: Boxes, wrong: Sequence[NDArray[np.bool_]]
+) -> NDArray[np.bool_]:
+    """Report each wrong box with its first reason; returns which boxes are wrong."""
+    reasons = ("unknown class", "not finite", "degenerate", "outside the image")
+    states = np.select(wrong, range(len(wrong)), -1)
+    few_flat = np.count_nonzero(states == 2) <= MAX_FLAT * len(objects)
+    for i in np.flatnonzero(states >= 0):
+        reason = f"{reasons[states[i]]}: box {_box_text(boxes[i])}"
+        if states[i] == 0:
+            reason = f"unknown class {objects[i].class_name!r}"
+        if states[i] == 2 and few_flat:
+            issues.warn(objects[i].place, f"{reason}; left out")
+        else:
+            issues.error(objects[i].place, reason)
+    return np.asarray(states >= 0)
+
+
+def _box_text(box: NDArray[np.float64]) -> str:
     return " ".join(f"{x:.6g}" for x in box)
 
 
-def _stored(
-    found: ParsedAnnotations, scenes: list[AnnotatedImage], looks: list[ImageInfo]
+def _stored_images(
+    issues: Issues, images: list[AnnotatedImage], info: list[ImageInfo]
 ) -> list[int]:
-    """Which scenes have boxes of the image as it is stored, before EXIF turns it.
+    """Which images have boxes of the image as it is stored, before EXIF turns it.
 
-    Their polygons are turned here. A size that fits neither image is refused.
+    Their polygons are turned here. A size that fits neither is an error.
     """
-    sure: dict[int, bool] = {}
-    unsure = []
-    for k, (scene, seen) in enumerate(zip(scenes, looks, strict=True)):
-        upright = seen.height, seen.width
-        stored = upright[::-1] if seen.orientation > 4 else upright
-        if scene.stated and scene.stated not in (upright, stored):
-            said, has = (f"{width} x {height}" for height, width in (scene.stated, upright))
-            found.refused.append((str(scene.path), f"annotated as {said} pixels, it has {has}"))
-        elif scene.stated and stored != upright:
-            sure[k] = scene.stated == stored
-        elif scene.stated and scene.objects and seen.orientation > 1:
-            unsure.append(k)
-    turned = [k for k, is_stored in sure.items() if is_stored]
-    if turned and all(sure.values()):
-        turned += unsure
-    elif turned or not sure:
-        reason = "EXIF turns it, its boxes are taken as of the upright image"
-        found.noted += [(str(scenes[k].path), reason) for k in unsure]
-    for one, seen in ((one, looks[k]) for k in turned for one in scenes[k].objects if one.shape):
-        if one.shape and isinstance(one.shape[0], int):
-            reason = "run lengths on an image that EXIF turns; use polygons"
-            found.refused.append((one.place, reason))
-        else:
-            polygons = (_upright(np.reshape(p, (-1, 2)), seen) for p in one.shape or ())
-            one.shape = tuple(tuple(p.ravel().tolist()) for p in polygons)
+    is_stored: dict[int, bool] = {}
+    unknown = []
+    for k, (image, scanned) in enumerate(zip(images, info, strict=True)):
+        upright = scanned.height, scanned.width
+        stored = upright[::-1] if scanned.orientation > 4 else upright
+        if image.stated_size and image.stated_size not in (upright, stored):
+            stated, real = (f"{w} x {h}" for h, w in (image.stated_size, upright))
+            issues.error(image.path, f"annotated as {stated} pixels, but it has {real}")
+        elif image.stated_size and stored != upright:
+            is_stored[k] = image.stated_size == stored
+        elif image.stated_size and image.objects and scanned.orientation > 1:
+            unknown.append(k)
+    turned = [k for k, stored_size in is_stored.items() if stored_size]
+    if turned and all(is_stored.values()):
+        turned += unknown
+    elif turned or not is_stored:
+        for k in unknown:
+            issues.warn(images[k].path, "EXIF turns it; its boxes are read as of the upright image")
+    for k in turned:
+        for annotation in images[k].objects:
+            _turn_shape(issues, annotation, info[k])
     return turned
 
 
-def _upright(points: NDArray[np.float64], turned: ImageInfo) -> NDArray[np.float64]:
+def _turn_shape(issues: Issues, annotation: Annotation, image: ImageInfo) -> None:
+    if not annotation.shape:
+        return
+    if isinstance(annotation.shape[0], int):
+        reason = "run lengths on an image that EXIF turns; use polygons"
+        issues.error(annotation.place, reason)
+    else:
+        polygons = (_to_upright(np.reshape(p, (-1, 2)), image) for p in annotation.shape)
+        annotation.shape = tuple(tuple(p.ravel().tolist()) for p in polygons)
+
+
+def _to_upright(points: NDArray[np.float64], image: ImageInfo) -> NDArray[np.float64]:
     """Points (..., 2) of the stored image, x and y, on the image that EXIF's orientation turns."""
-    o, height, width = turned.orientation, turned.height, turned.width
+    o, height, width = image.orientation, image.height, image.width
     if o > 4:
         height, width = width, height
     x = width - points[..., 0] if o in (2, 3, 7, 8) else points[..., 0]
     y = height - points[..., 1] if o in (3, 4, 6, 7) else points[..., 1]
     return np.stack([y, x] if o > 4 else [x, y], -1)
-
-
-def _digest(scenes: Sequence[AnnotatedImage], root: Path, classes: Sequence[str] | None) -> str:
-    sha = hashlib.sha256(json.dumps(classes).encode())
-    for scene in scenes:
-        size = scene.path.stat().st_size if os.path.isfile(scene.path) else -1
-        place = Path(os.path.relpath(scene.path, root)).as_posix()
-        objects = [[one.name, one.kind, one.box, one.shape] for one in scene.objects]
-        entry = [place, size, scene.split, scene.stated, objects]
-        sha.update(json.dumps(entry, default=bytes.decode).encode())
-    return sha.hexdigest()

@@ -4,42 +4,48 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from xml.etree import ElementTree
 
-from resnets.data.classification import split_name, subfolders, visible
 from resnets.data.decode import READABLE
-from resnets.data.detection.coco import WRONG, not_coco_reason, sides
-from resnets.data.detection.dataset import AnnotatedImage, Annotation, ParsedAnnotations
+from resnets.data.detection.dataset import (
+    PARSE_ERRORS,
+    AnnotatedImage,
+    Annotation,
+    ParsedAnnotations,
+    parse_error_reason,
+    parse_size,
+)
 from resnets.data.detection.targets import Kind
 from resnets.data.file_names import (
+    WITH_TRAINVAL,
     components,
-    flag,
-    folder_split,
-    image_files,
     key,
-    number,
-    quote,
     resolve_case_insensitive,
+    split_name,
+    split_of_folders,
 )
+from resnets.data.folders import files_with_suffix, image_files, subfolders, visible_files
+from resnets.data.issues import Issues
 from resnets.data.tables import read_lines
+from resnets.data.values import parse_flag, parse_number, quote
 
-LARGEST = 2**24  # bytes of one image's annotations
+MAX_XML_BYTES = 2**24  # of one image's annotations
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-class _Tree(ElementTree.TreeBuilder):
+class _NoDoctype(ElementTree.TreeBuilder):
     def doctype(self, *_: str | None) -> None:
         raise ValueError("a DOCTYPE is refused, since it may define entities without end")
 
 
 def xml_files(root: Path) -> list[Path]:
     """The annotations of a folder: in `Annotations`, or beside the images, in one or in splits."""
-    if tops := [f for f in subfolders(root) if key(f.name) == "annotations"]:
-        return [path for top in tops for path in visible(top) if path.suffix.casefold() == ".xml"]
-    every = [path for path in visible(root) if path.suffix.casefold() == ".xml"]
-    return every if any(map(_is_voc, every[:3])) else []
+    tops = [f for f in subfolders(root) if key(f.name) == "annotations"]
+    paths = [path for top in tops or [root] for path in visible_files(top)]
+    paths = [path for path in paths if path.suffix.casefold() == ".xml"]
+    return paths if tops or any(map(_is_voc, paths[:3])) else []
 
 
 def _is_voc(path: Path) -> bool:
@@ -56,70 +62,85 @@ def read_voc(root: Path) -> ParsedAnnotations:
     those of pixels, from 1, and the last is inside: x1 = xmin - 1, x2 = xmax. But xmin = xmax, a
     click in the tools that people use, is a box without width. Difficult objects are of kind 2.
     """
-    found, files = ParsedAnnotations(), xml_files(root)
-    every = (top for path in files for top in path.parents if key(top.name) == "annotations")
-    tops = sorted({root, *(top.parent for top in every if root in top.parents)})
-    lists = [
-        (*one, named)
-        for top in tops
-        for named in [_named(top, files)]
-        for one in _lists(top, named)
-    ]
-    rows = [(path, folder_split(path, root)) for path in files] if not lists else []
-    sets = [
-        f for top in tops for f in [resolve_case_insensitive(top, ["imagesets"])] if f and not lists
-    ]
-    if unread := [path for top in sets for path in visible(top) if path.suffix == ".txt"]:
-        found.notes.append(
-            f"{len(unread):,} lists say no split, and are not read; first {unread[0]}"
-        )
-    for split, names, named in lists:
-        lines = list(map(str.strip, read_lines(names)))
-        if all(re.search(r"\s-?[01]$", line) for line in lines if line):  # VOC's lists of a class
-            lines = [line[:-2].strip() for line in lines]
-        for k, line in enumerate(lines, 1):
-            if xml := _listed(line, named):
-                rows.append((xml, split))
-            elif line:
-                gone = (files or [root / "Annotations" / ""])[0].parent / f"{line}.xml"
-                found.refused.append((f"{names}, line {k}", f"there is no {gone}"))
-    if left := sorted(set(files) - {path for path, _ in rows}):
-        found.notes.append(f"{len(left):,} XML files are in no list, and not read; first {left[0]}")
-    images = _images(root)
-    for path, part in rows:
-        _read(found, path, part, images)
-    return found
+    parsed, files = ParsedAnnotations(), xml_files(root)
+    tops = {root}
+    for path in files:
+        tops |= {
+            top.parent
+            for top in path.parents
+            if key(top.name) == "annotations" and root in top.parents
+        }
+    lists = []
+    for top in sorted(tops):
+        by_stem = {key(path.stem): path for path in reversed(files) if top in path.parents}
+        lists += [(split, names, by_stem) for split, names in _split_lists(top, by_stem)]
+    rows: list[tuple[Path, str | None]] = []
+    for listed_split, names, by_stem in lists:
+        rows += _listed_files(listed_split, names, by_stem, root, files, parsed.issues)
+    if not lists:
+        rows = [(path, split_of_folders(path, root)) for path in files]
+        _note_other_lists(tops, parsed.issues)
+    unlisted = sorted(set(files) - {path for path, _ in rows})
+    parsed.issues.note("XML files are in no list, and not read", unlisted)
+    images = _images_by_stem(root)
+    for path, split in rows:
+        _read_file(parsed, path, split, images)
+    return parsed
 
 
-def _named(top: Path, files: list[Path]) -> dict[str, Path]:
-    """The annotations below a folder by the keys of their stems."""
-    return {key(path.stem): path for path in reversed(files) if top in path.parents}
-
-
-def _lists(top: Path, named: Mapping[str, Path]) -> list[tuple[str, Path]]:
+def _split_lists(top: Path, by_stem: Mapping[str, Path]) -> list[tuple[str, Path]]:
     """Splits and their lists of names: of ImageSets/Main, or else of ImageSets, or the folder."""
     for names in (["imagesets", "main"], ["imagesets"], []):
         folder = resolve_case_insensitive(top, names)
-        texts = (
-            sorted(p for p in folder.iterdir() if p.suffix.casefold() == ".txt") if folder else []
-        )
-        splits = {p: "trainval" if key(p.stem) == "trainval" else split_name(p.stem) for p in texts}
-        lists = [(split, path) for path, split in splits.items() if split]
-        if not names:  # where a text may be anything
-            lists = [(s, p) for s, p in lists if _listed(read_lines(p)[0].strip(), named)]
+        lists = list[tuple[str, Path]]()
+        for path in files_with_suffix(folder, ".txt") if folder else ():
+            split = split_name(path.stem, WITH_TRAINVAL)
+            # beside the images a text may be anything
+            if split and (names or _find_listed(read_lines(path)[0].strip(), by_stem)):
+                lists.append((split, path))
         if lists:
             return lists
     return []
 
 
-def _listed(line: str, named: Mapping[str, Path]) -> Path | None:
+def _note_other_lists(tops: Iterable[Path], issues: Issues) -> None:
+    texts = list[Path]()
+    for top in sorted(tops):
+        if folder := resolve_case_insensitive(top, ["imagesets"]):
+            texts += [path for path in visible_files(folder) if path.suffix == ".txt"]
+    issues.note("lists name no split, and are not read", texts)
+
+
+def _listed_files(
+    split: str,
+    names: Path,
+    by_stem: Mapping[str, Path],
+    root: Path,
+    files: list[Path],
+    issues: Issues,
+) -> list[tuple[Path, str | None]]:
+    """The annotations that a list names, and the list's split."""
+    lines = [line.strip() for line in read_lines(names)]
+    if all(re.search(r"\s-?[01]$", line) for line in lines if line):  # VOC's lists of a class
+        lines = [line[:-2].strip() for line in lines]
+    rows = list[tuple[Path, str | None]]()
+    for number, line in enumerate(lines, 1):
+        if path := _find_listed(line, by_stem):
+            rows.append((path, split))
+        elif line:
+            missing = (files or [root / "Annotations" / ""])[0].parent / f"{line}.xml"
+            issues.error(f"{names}, line {number}", f"there is no {missing}")
+    return rows
+
+
+def _find_listed(line: str, by_stem: Mapping[str, Path]) -> Path | None:
     """The annotation of a line: a name, perhaps with a folder before it and an end."""
     name = (components(line) or [""])[-1]
     bare = PurePath(name).stem if PurePath(name).suffix in {".xml", *READABLE} else name
-    return named.get(name) or named.get(bare)
+    return by_stem.get(name) or by_stem.get(bare)
 
 
-def _images(root: Path) -> dict[str, list[Path]]:
+def _images_by_stem(root: Path) -> dict[str, list[Path]]:
     """The images by the keys of their stems: of JPEGImages or `images`, or all that there are."""
     usual = {"jpegimages", "images", "imgs", "image"}
     images = defaultdict[str, list[Path]](list)
@@ -129,70 +150,75 @@ def _images(root: Path) -> dict[str, list[Path]]:
     return images
 
 
-def _read(
-    found: ParsedAnnotations, path: Path, split: str | None, images: dict[str, list[Path]]
+def _read_file(
+    parsed: ParsedAnnotations, path: Path, split: str | None, images: dict[str, list[Path]]
 ) -> None:
     """Add the image of an XML file with its objects, or what is wrong with them."""
+    issues = parsed.issues
     try:
-        tree = _parsed(path)
-        stated = sides({side: tree.findtext(f"size/{side}") for side in ("height", "width")})
-        image = _image(found, path, (tree.findtext("filename") or "").strip(), images)
-    except (*WRONG, ElementTree.ParseError) as error:
-        found.refused.append((str(path), not_coco_reason(error)))
+        tree = _parse_xml(path)
+        size = parse_size(tree.findtext("size/height"), tree.findtext("size/width"))
+        name = (tree.findtext("filename") or "").strip()
+        image = AnnotatedImage(_find_image(issues, path, name, images), split, [], size)
+    except (*PARSE_ERRORS, ElementTree.ParseError) as error:
+        issues.error(path, parse_error_reason(error))
         return
-    scene = AnnotatedImage(image, split, [], stated)
-    found.scenes.append(scene)
-    for k, entry in enumerate(tree.findall("object"), 1):
-        place = f"{path}, object {k}"
+    parsed.images.append(image)
+    for number, entry in enumerate(tree.findall("object"), 1):
+        place = f"{path}, object {number}"
         try:
-            texts = [entry.findtext(f"bndbox/{corner}") for corner in _CORNERS]
-            if None in texts:
-                raise ValueError(f"no bndbox with {', '.join(_CORNERS)}")
-            x1, y1, x2, y2 = map(number, texts)
-            if min(x1, y1) == 0:
-                found.count("boxes begin at 0; all are read as counted from 1, as VOC's are", place)
-            x1, y1, x2, y2 = x1 - 1, y1 - 1, x2 - (x1 == x2), y2 - (y1 == y2)
-            if not (name := (entry.findtext("name") or "").strip()):
-                raise ValueError("no name")
-            kind = Kind.IGNORED if flag(entry.findtext("difficult")) else Kind.OBJECT
-            scene.objects.append(Annotation(place, name, (x1, y1, x2, y2), kind))
+            image.objects.append(_object(issues, entry, place))
         except ValueError as error:
-            found.refused.append((place, not_coco_reason(error)))
+            issues.error(place, parse_error_reason(error))
 
 
-def _parsed(path: Path) -> ElementTree.Element:
-    """The tree of a VOC file. Raises ParseError, ValueError or the like."""
-    if (size := path.stat().st_size) > LARGEST:
-        raise ValueError(f"{size:,} bytes of XML, the limit is {LARGEST:,}")
-    content: bytes | str = path.read_bytes()
-    declared = re.match(rb"\s*<\?xml[^>]*encoding=[\"']([\w.-]+)", path.read_bytes()[:200])
+def _object(issues: Issues, entry: ElementTree.Element, place: str) -> Annotation:
+    """An annotation. Raises ValueError."""
+    texts = [entry.findtext(f"bndbox/{corner}") for corner in _CORNERS]
+    if None in texts:
+        raise ValueError(f"no bndbox with {', '.join(_CORNERS)}")
+    x1, y1, x2, y2 = map(parse_number, texts)
+    if min(x1, y1) == 0:
+        issues.count("boxes begin at 0; all are read as counted from 1, as VOC's are", place)
+    box = (x1 - 1, y1 - 1, x2 - (x1 == x2), y2 - (y1 == y2))
+    if not (name := (entry.findtext("name") or "").strip()):
+        raise ValueError("no name")
+    kind = Kind.IGNORED if parse_flag(entry.findtext("difficult")) else Kind.OBJECT
+    return Annotation(place, name, box, kind)
+
+
+def _parse_xml(path: Path) -> ElementTree.Element:
+    """The tree of a VOC file. Raises ParseError or one of PARSE_ERRORS."""
+    if (size := path.stat().st_size) > MAX_XML_BYTES:
+        raise ValueError(f"{size:,} bytes of XML, the limit is {MAX_XML_BYTES:,}")
+    content: bytes | str = (raw := path.read_bytes())
+    declared = re.match(rb"\s*<\?xml[^>]*encoding=[\"']([\w.-]+)", raw[:200])
     if declared and not declared[1].lower().startswith((b"utf", b"us-ascii", b"iso-8859-1")):
-        content = path.read_bytes().decode(declared[1].decode())  # GBK and others
-    tree = ElementTree.fromstring(content, parser=ElementTree.XMLParser(target=_Tree()))
+        content = raw.decode(declared[1].decode())  # GBK and others
+    tree = ElementTree.fromstring(content, parser=ElementTree.XMLParser(target=_NoDoctype()))
     if tree.tag != "annotation":
-        raise ValueError(f"<{quote(tree.tag)[1:-1]}> is no annotation of VOC, <annotation>")
+        raise ValueError(f"<{quote(tree.tag)[1:-1]}> is not VOC's <annotation>")
     return tree
 
 
-def _image(found: ParsedAnnotations, path: Path, name: str, images: dict[str, list[Path]]) -> Path:
+def _find_image(issues: Issues, path: Path, name: str, images: dict[str, list[Path]]) -> Path:
     """The image called as an annotation is, or else as it says. Raises ValueError for several."""
     words = components(name)
-    alike = images.get(key(path.stem))
-    if not alike and words and (alike := images.get(key(PurePath(words[-1]).stem))):
-        found.count("annotations are of the image that they name, not of one called so", str(path))
-    if not alike:
+    candidates = images.get(key(path.stem))
+    if not candidates and words:
+        candidates = images.get(key(PurePath(words[-1]).stem))
+        if candidates:
+            what = "annotations are of the image that they name, not of one with their own name"
+            issues.count(what, str(path))
+    if not candidates:
         return path.with_name(f"{path.stem}.jpg")
-    folders = components(str(path.parent))
+    folders = set(components(str(path.parent)))
 
     def likeness(image: Path) -> tuple[bool, int, bool]:
-        shared = len(set(folders) & set(components(str(image.parent))))
-        return (
-            image.parent == path.parent,
-            shared,
-            key(image.name) == words[-1:][0] if words else False,
-        )
+        shared = len(folders & set(components(str(image.parent))))
+        return image.parent == path.parent, shared, words[-1:] == [key(image.name)]
 
-    best = sorted(alike, key=likeness, reverse=True)
+    best = sorted(candidates, key=likeness, reverse=True)
     if len(best) > 1 and likeness(best[0]) == likeness(best[1]):
         raise ValueError(f"its image is {best[0]} or {best[1]}; keep one")
     return best[0]

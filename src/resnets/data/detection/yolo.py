@@ -6,30 +6,40 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from resnets.data.classification import split_name, visible
 from resnets.data.decode import READABLE
-from resnets.data.detection.coco import not_coco_reason, polygon
-from resnets.data.detection.dataset import AnnotatedImage, Annotation, ParsedAnnotations
+from resnets.data.detection.dataset import (
+    AnnotatedImage,
+    Annotation,
+    Box,
+    ParsedAnnotations,
+    compare_with_corners,
+    parse_error_reason,
+    parse_polygon,
+)
 from resnets.data.file_names import (
-    find,
-    folder_split,
-    image_files,
+    WITH_TRAINVAL,
+    find_images,
     key,
-    number,
-    quote,
     resolve_case_insensitive,
     resolve_inside,
+    split_name,
+    split_of_folders,
 )
+from resnets.data.folders import files_with_suffix, image_files, visible_files
+from resnets.data.issues import Issues
 from resnets.data.tables import read_lines, read_text
+from resnets.data.values import parse_number, quote
 from resnets.errors import DataError, MissingPackage
 
-NAMES = ("classes.txt", "obj.names", "labels/classes.txt", "labels/obj.names")
-LONGEST = 1_000_000  # bytes of a YAML file: its parser is slow, and class names are short
-BEYOND = 0.1  # part of a side that a polygon may reach out of its image
+NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "labels/obj.names")
+MAX_YAML_BYTES = 1_000_000  # its parser is slow, and class names are short
+MAX_OVERHANG = 0.1  # fraction of a side that a polygon may reach out of its image
+CORNER_TOLERANCE = 0.01  # fraction of a side: rounding is no sign of corners
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -53,17 +63,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            names = Counter(quote(name.value) for name, _ in node.value)
-            if twice := [name for name, count in names.items() if count > 1]:
-                raise ValueError(f"line {node.start_mark.line + 1} on: the key {twice[0]} twice")
+            counts = Counter(quote(name.value) for name, _ in node.value)
+            if repeated := [name for name, count in counts.items() if count > 1]:
+                raise ValueError(f"line {node.start_mark.line + 1}: the key {repeated[0]} twice")
             return super().construct_mapping(node, deep)
 
-    if path.stat().st_size > LONGEST:
-        raise DataError(f"{path} has over {LONGEST:,} bytes; a list of files belongs into a .txt")
+    if path.stat().st_size > MAX_YAML_BYTES:
+        raise DataError(
+            f"{path} has over {MAX_YAML_BYTES:,} bytes; put a list of files into a .txt file"
+        )
     try:
         content = yaml.load(read_text(path), Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no YAML: {' '.join(str(error).split())[:200]}") from None
+        raise DataError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} has no keys")
     return content
@@ -73,16 +85,16 @@ def class_names(value: Any, path: Path) -> dict[int, str]:
     """Class names by number, from a list or a mapping in `path`. Raises DataError for others."""
     names = dict(enumerate(value)) if isinstance(value, list) else value
     if not isinstance(names, dict) or not names:
-        raise DataError(f"{path}: names is no list and no mapping from numbers to names")
+        raise DataError(f"{path}: names is neither a list nor a mapping from numbers to names")
     for k, name in names.items():
         if not re.fullmatch("[0-9]{1,4}", str(k)):
-            raise DataError(f"{path}: names is no mapping from numbers below 10,000: {quote(k)}")
+            raise DataError(f"{path}: names is not a mapping from numbers below 10,000: {quote(k)}")
         if not isinstance(name, str) or not name.strip():
             raise DataError(f"{path}: the name of class {k} is {quote(name)}, not a text")
-    named = {int(k): name.strip() for k, name in names.items()}
-    if len(set(named.values())) < len(names):
+    by_number = {int(k): name.strip() for k, name in names.items()}
+    if len(set(by_number.values())) < len(names):
         raise DataError(f"{path} has one name or number for two classes")
-    return dict(sorted(named.items()))
+    return dict(sorted(by_number.items()))
 
 
 def read_names(path: Path) -> dict[int, str]:
@@ -92,49 +104,51 @@ def read_names(path: Path) -> dict[int, str]:
 
 def names_file(root: Path) -> Path | None:
     """The list of class names of a folder in which images have labels, without a YAML file."""
-    paths = [path for name in NAMES if (path := resolve_case_insensitive(root, name.split("/")))]
-    return paths[0] if paths and has_labels(root) else None
+    paths = (resolve_case_insensitive(root, name.split("/")) for name in NAME_FILES)
+    path = next(filter(None, paths), None)
+    return path if path and has_labels(root) else None
 
 
 def has_labels(root: Path) -> bool:
     """Whether an image below a folder has a label file."""
-    labels = Labels()
-    return any(labels.of(image) for image in image_files(root))
+    labels = LabelFiles()
+    return any(labels.find(image) for image in image_files(root))
 
 
-class Labels:
+class LabelFiles:
     """The label files of images: in `labels` in place of `images`, or beside them, in any case."""
 
     def __init__(self) -> None:
-        self.folders: dict[Path, list[dict[str, Path]]] = {}  # by the image's folder: texts by stem
+        self.by_folder: dict[Path, list[dict[str, Path]]] = {}  # of the image: texts by stem
         self.unused: dict[Path, None] = {}
 
-    def of(self, image: Path) -> Path | None:
+    def find(self, image: Path) -> Path | None:
         """The label file of an image, if it has one."""
         folder = image.parent
-        if folder not in self.folders:
-            self.folders[folder] = [self._texts(place) for place in _label_folders(folder)]
+        if folder not in self.by_folder:
+            self.by_folder[folder] = [self._list(labels) for labels in _label_folders(folder)]
         stem = key(image.stem)
-        path = next((texts[stem] for texts in self.folders[folder] if stem in texts), None)
-        if path:
-            self.unused.pop(path, None)
-        return path
+        for texts in self.by_folder[folder]:
+            if path := texts.get(stem):
+                self.unused.pop(path, None)
+                return path
+        return None
 
-    def _texts(self, folder: Path) -> dict[str, Path]:
-        paths = sorted(p for p in folder.iterdir() if p.suffix.casefold() == ".txt" and p.is_file())
+    def _list(self, folder: Path) -> dict[str, Path]:
+        paths = files_with_suffix(folder, ".txt")
         self.unused |= dict.fromkeys(paths)
         return {key(path.stem): path for path in reversed(paths)}
 
 
 def _label_folders(folder: Path) -> list[Path]:
-    names, places = folder.parts, [folder]
-    for k, name in enumerate(names):
-        top = Path(*names[:k])
-        if key(name) == "images" and (
-            labels := resolve_case_insensitive(top, ["labels", *map(key, names[k + 1 :])])
-        ):
-            places = [labels, *places]
-    return places
+    """Where the labels of images in a folder may be, the likeliest first."""
+    parts, folders = folder.parts, [folder]
+    for k, name in enumerate(parts):
+        if key(name) == "images":
+            below = ["labels", *map(key, parts[k + 1 :])]
+            if labels := resolve_case_insensitive(Path(*parts[:k]), below):
+                folders = [labels, *folders]
+    return folders
 
 
 def read_yolo(table: Path) -> ParsedAnnotations:
@@ -146,41 +160,46 @@ def read_yolo(table: Path) -> ParsedAnnotations:
     centre, width, height as parts of the image's sides; or class and a polygon, whose box is the
     smallest around it. An image without such a file has no objects.
     """
-    root, notes, refused = table.parent, list[str](), list[tuple[str, str]]()
+    root, parsed = table.parent, ParsedAnnotations(relative=True)
+    issues, base, keypoints = parsed.issues, "", 0
     if table.suffix.casefold() in (".yaml", ".yml"):
         content = read_yaml(table)
         names = class_names(content.get("names"), table)
         count = str(content.get("nc", len(names)))
         if count != str(len(names)):
-            notes.append(
+            issues.notes.append(
                 f"{table}: nc is {quote(count)}, but names are {len(names)}; nc is not used"
             )
-        base = _texts(content.get("path"), table) or [""]
+        base = (_texts(content.get("path"), table) or [""])[0]
+        shape = [int(k) for k in _texts(content.get("kpt_shape"), table) if k.isdigit()]
+        keypoints = shape[0] * shape[1] if len(shape) == 2 else 0
         entries = [
-            (split_name(name), _texts(content[name], table)) for name in content if split_name(name)
+            (split, entry)
+            for name, value in content.items()
+            if (split := split_name(name, WITH_TRAINVAL))
+            for entry in _texts(value, table)
         ]
     else:
-        content, names, base = {}, read_names(table), [""]
+        names = read_names(table)
         root = root.parent if key(root.name) == "labels" else root
-        lists = [path for path in sorted(root.glob("*.txt")) if split_name(path.stem)]
-        entries = [(split_name(path.stem), [path.name]) for path in lists if _is_list(path)]
+        entries = [
+            (split, path.name)
+            for path in files_with_suffix(root, ".txt")
+            if (split := split_name(path.stem, WITH_TRAINVAL)) and _is_list(path)
+        ]
+    parsed.classes = tuple(names.values())
     rows: list[tuple[Path, str | None]] = []
-    for split, texts in entries:
-        for entry in texts:
-            if split == "test" and len(entries) > 1 and not _there(root, base[0], entry):
-                notes.append(f"{table}: there is no {quote(entry)}, so no test split")
-                continue
-            place = _place(root, base[0], entry, table, notes)
-            paths = _listed(place, [place.parent, root / base[0], root], root, notes, refused)
-            rows += [(path, split) for path in paths]
-    if not any(texts for _, texts in entries):
-        rows = [(path, folder_split(path, root)) for path in image_files(root)]
-    found = ParsedAnnotations(
-        classes=tuple(names.values()), relative=True, refused=refused, notes=notes
-    )
-    points = [int(k) for k in _texts(content.get("kpt_shape"), table) if k.isdigit()]
-    _read(found, rows, names, points[0] * points[1] if len(points) == 2 else 0)
-    return found
+    for split, entry in entries:
+        if split == "test" and len(entries) > 1 and not _exists(root, base, entry):
+            issues.notes.append(f"{table}: there is no {quote(entry)}, so no test split")
+            continue
+        location = _resolve_entry(root, base, entry, table, issues)
+        folders = [location.parent, root / base, root]
+        rows += [(path, split) for path in _images_of_entry(location, folders, root, issues)]
+    if not entries:
+        rows = [(path, split_of_folders(path, root)) for path in image_files(root)]
+    _read_labels(parsed, rows, names, keypoints)
+    return parsed
 
 
 def _texts(value: Any, table: Path) -> list[str]:
@@ -197,128 +216,150 @@ def _is_list(path: Path) -> bool:
     return os.path.splitext(text.split("\n")[0].strip())[1].casefold() in READABLE
 
 
-def _there(root: Path, base: str, entry: str) -> bool:
-    """Whether what a YAML file names exists: Roboflow names a test split, whether there is one."""
-    places = (root / base / entry, root / entry)
-    return any(map(os.path.exists, places)) or resolve_inside(root, f"{base}/{entry}") is not None
+def _exists(root: Path, base: str, entry: str) -> bool:
+    """Whether what a YAML file names exists: Roboflow names a test split that may be missing."""
+    paths = (root / base / entry, root / entry)
+    return any(map(os.path.exists, paths)) or resolve_inside(root, f"{base}/{entry}") is not None
 
 
-def _place(root: Path, base: str, entry: str, table: Path, notes: list[str]) -> Path:
+def _resolve_entry(root: Path, base: str, entry: str, table: Path, issues: Issues) -> Path:
     """The folder or list that a YAML file names. Raises DataError for none, or one outside."""
     tops = {os.path.abspath(root), os.path.realpath(root)}
-    for path in (root / base / entry, root / entry):
-        if path != root / base / entry and os.path.exists(path):
-            notes.append(f"{table}: path {quote(base)} has no {quote(entry)}, its own folder has")
-        written = os.path.normpath(path)
-        absolute = Path(os.path.abspath(written))
+    written = root / base / entry
+    for path in (written, root / entry):
+        if path != written and os.path.exists(path):
+            text = f"path {quote(base)} has no {quote(entry)}, but the file's folder has"
+            issues.notes.append(f"{table}: {text}")
+        normal = os.path.normpath(path)
+        absolute = Path(os.path.abspath(normal))
         if absolute.exists() and not tops.isdisjoint(map(str, (absolute, *absolute.parents))):
-            return Path(written)
+            return Path(normal)
     # Exports are found that were moved, or that count from a folder too low.
     moved = resolve_inside(root, f"{base}/{entry}")
-    if os.path.exists(root / base / entry) and (os.path.isabs(base + entry) or not moved):
+    if os.path.exists(written) and (os.path.isabs(base + entry) or not moved):
+        folder = os.path.normpath(root / base if base else written)
         raise DataError(
-            f"{table}: {quote(entry)} lies outside of the file's folder, so it is not read.\n"
-            "Move the YAML file into the folder that holds the images and labels."
+            f"{table}: {quote(entry)} lies outside the file's folder, so it is not read.\n"
+            f"Copy {table.name} into {quote(folder)[1:-1]}, or the folder that has images and "
+            "labels,\nand give that copy."
         )
     if moved is None:
-        raise DataError(f"{table}: there is no {os.path.normpath(root / base / entry)}")
-    notes.append(f"{table}: {quote(entry)} is read as {moved}")
+        raise DataError(f"{table}: there is no {os.path.normpath(written)}")
+    issues.notes.append(f"{table}: {quote(entry)} is read as {moved}")
     return moved
 
 
-def _listed(
-    place: Path,
-    folders: list[Path],
-    root: Path,
-    notes: list[str],
-    refused: list[tuple[str, str]],
-) -> list[Path]:
+def _images_of_entry(
+    location: Path, folders: list[Path], root: Path, issues: Issues
+) -> Iterable[Path]:
     """The images of a folder or of a list."""
-    if place.is_dir():
-        paths = image_files(place)
-        ends = {*READABLE, ".txt", ".cache"}
-        if left := [path for path in visible(place) if path.suffix.casefold() not in ends]:
-            notes.append(
-                f"{len(left):,} files are no images by name, and not read; first {left[0]}"
-            )
-        return paths
-    if place.suffix.casefold() != ".txt":
-        raise DataError(f"{place} is neither a folder nor a list of images, which ends in .txt")
+    if location.is_dir():
+        known = {*READABLE, ".txt", ".cache"}
+        others = [path for path in visible_files(location) if path.suffix.casefold() not in known]
+        issues.note("files are not images by name, and are not read", others)
+        return image_files(location)
+    if location.suffix.casefold() != ".txt":
+        raise DataError(f"{location} is neither a folder nor a list of images, which ends in .txt")
     names = []
-    for k, line in enumerate(map(str.strip, read_lines(place)), 1):
+    for number, line in enumerate(map(str.strip, read_lines(location)), 1):
         if line and os.path.splitext(line)[1].casefold() in READABLE:
             names.append(line)
         elif line:
-            refused.append((f"{place}, line {k}", "names no image file"))
-    where, more = find(names, folders, root)
-    notes += more
-    return [where[name] for name in names]
+            issues.error(f"{location}, line {number}", "names no image file")
+    paths = find_images(names, folders, root, issues)
+    return [paths[name] for name in names]
 
 
-def _read(
-    found: ParsedAnnotations,
+def _read_labels(
+    parsed: ParsedAnnotations,
     rows: Iterable[tuple[Path, str | None]],
     names: dict[int, str],
-    points: int,
+    keypoints: int,
 ) -> None:
-    """Add images with their objects; a row of theirs has 4 numbers more than keypoints."""
-    labels, bare = Labels(), list[Path]()
-    for image, split in rows:
-        scene = AnnotatedImage(image, split)
-        found.scenes.append(scene)
-        if path := labels.of(image) if os.path.isdir(image.parent) else None:
-            _objects(found, scene, path, names, points)
+    """Add images with their objects; a row has `keypoints` numbers behind its box, if any."""
+    labels, bare, issues = LabelFiles(), list[Path](), parsed.issues
+    for path, split in rows:
+        image = AnnotatedImage(path, split)
+        parsed.images.append(image)
+        if file := labels.find(path) if os.path.isdir(path.parent) else None:
+            _read_label_file(issues, image, file, names, keypoints)
         else:
-            bare.append(image)
-    if bare:
-        reason = f"{len(bare):,} images have no label file, so no objects; first {bare[0]}"
-        found.notes.append(reason)
+            bare.append(path)
+    issues.note("images have no label file, so no objects", bare)
     known = {"classes", "train", "val", "valid", "test", "notes", "requirements"}
-    left = [p for p in labels.unused if key(p.stem) not in known and "readme" not in key(p.stem)]
-    if left:
-        found.notes.append(f"{len(left):,} label files have no image, first {left[0]}")
+    unused = [p for p in labels.unused if key(p.stem) not in known and "readme" not in key(p.stem)]
+    issues.note("label files have no image", unused)
+    _check_corners(parsed)
 
 
-def _objects(
-    found: ParsedAnnotations, scene: AnnotatedImage, path: Path, names: dict[int, str], points: int
+def _check_corners(parsed: ParsedAnnotations) -> None:
+    """Refuse boxes that leave their images as centre and size, but fit as corners, for the most."""
+    boxes = [
+        replace(image, objects=[one for one in image.objects if not one.shape])
+        for image in parsed.images
+    ]
+    total, fitting, leaving = compare_with_corners(
+        boxes, _as_written, lambda _: (1.0, 1.0), CORNER_TOLERANCE
+    )
+    if leaving > total / 2 and fitting > 0.9 * total:
+        place = next(image.objects[0].place for image in boxes if image.objects)
+        reason = (
+            f"{leaving:,} of {total:,} boxes leave their images as x, y of the centre, width, "
+            "height, as YOLO has it, but fit as x1, y1, x2, y2: convert them"
+        )
+        parsed.issues.error(place.rpartition(",")[0], reason)
+
+
+def _as_written(box: Box) -> Box:
+    """The four numbers of a row."""
+    x1, y1, x2, y2 = box
+    return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
+
+
+def _read_label_file(
+    issues: Issues, image: AnnotatedImage, path: Path, names: dict[int, str], keypoints: int
 ) -> None:
     try:
         lines = read_lines(path)
     except DataError as error:
-        found.refused.append((str(path), str(error)))
+        issues.error(path, str(error))
         return
-    for k, line in enumerate(lines, 1):
-        place, values = f"{path}, line {k}", line.split()
-        if not values:
-            continue
+    for number, line in enumerate(lines, 1):
+        place, values = f"{path}, line {number}", line.split()
         try:
-            which, *numbers = (_value(values, i) for i in range(len(values)))
-            name = names.get(int(which) if which % 1 == 0 else -1, f"number {which:g}")
-            if len(numbers) == 4 or (points and len(numbers) == 4 + points):
-                x, y, width, height = numbers[:4]
-                box = x - width / 2, y - height / 2, x + width / 2, y + height / 2
-                scene.objects.append(Annotation(place, name, box))
-                if len(numbers) > 4:
-                    found.count("rows have keypoints, which are not used", place)
-                continue
-            if len(numbers) < 6 or len(numbers) % 2:
-                more = "; a box with its confidence?" if len(numbers) == 5 else ""
-                count = f"{len(values)} values, neither a box (5) nor a polygon (7, 9, ...)"
-                raise ValueError(count + more)
-            corners = polygon(numbers)
-            if not all(-BEYOND <= value <= 1 + BEYOND for value in corners):
-                raise ValueError("a polygon beyond 0 to 1, the sides of its image")
-            xs, ys = corners[::2], corners[1::2]
-            box = min(xs), min(ys), max(xs), max(ys)
-            scene.objects.append(Annotation(place, name, box, shape=(corners,)))
-            found.count("rows are polygons, whose boxes are the smallest around them", place)
+            if values:
+                image.objects.append(_object(issues, values, place, names, keypoints))
         except (ValueError, OverflowError) as error:
-            found.refused.append((place, not_coco_reason(error)))
+            issues.error(place, parse_error_reason(error))
+
+
+def _object(
+    issues: Issues, values: list[str], place: str, names: dict[int, str], keypoints: int
+) -> Annotation:
+    """The object of a row. Raises ValueError or OverflowError."""
+    label, *numbers = (_value(values, i) for i in range(len(values)))
+    name = names.get(int(label) if label % 1 == 0 else -1, f"number {label:g}")
+    if len(numbers) == 4 or (keypoints and len(numbers) == 4 + keypoints):
+        x, y, width, height = numbers[:4]
+        if len(numbers) > 4:
+            issues.count("rows have keypoints, which are not used", place)
+        box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        return Annotation(place, name, box)
+    if len(numbers) < 6 or len(numbers) % 2:
+        more = "; a box with its confidence?" if len(numbers) == 5 else ""
+        count = f"{len(values)} values, neither a box (5) nor a polygon (7, 9, ...)"
+        raise ValueError(count + more)
+    points = parse_polygon(numbers)
+    if not all(-MAX_OVERHANG <= value <= 1 + MAX_OVERHANG for value in points):
+        raise ValueError("a polygon beyond 0 to 1, the sides of its image")
+    issues.count("rows are polygons, whose boxes are the smallest around them", place)
+    xs, ys = points[::2], points[1::2]
+    return Annotation(place, name, (min(xs), min(ys), max(xs), max(ys)), shape=(points,))
 
 
 def _value(values: list[str], index: int) -> float:
     """A number of a row. What stands there is not repeated: the file may be any."""
     try:
-        return number(values[index])
+        return parse_number(values[index])
     except ValueError:
-        raise ValueError(f"value {index + 1} is no number") from None
+        raise ValueError(f"value {index + 1} is not a number") from None

@@ -1,0 +1,123 @@
+"""A CSV file of boxes."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from resnets.data.detection.dataset import (
+    AnnotatedImage,
+    Annotation,
+    ParsedAnnotations,
+    parse_error_reason,
+    parse_size,
+)
+from resnets.data.detection.targets import Kind
+from resnets.data.file_names import WITH_TRAINVAL, find_images, parse_split, split_in_name
+from resnets.data.tables import LABEL, PATH, SPLIT, Row, header, read_table
+from resnets.data.values import parse_number, quote
+from resnets.errors import DataError
+
+CORNERS = ("x1", "y1", "x2", "y2")
+COLUMNS = {  # and other names that they have
+    "path": PATH,
+    "x1": ("x1", "xmin", "x_min", "left"),
+    "y1": ("y1", "ymin", "y_min", "top"),
+    "x2": ("x2", "xmax", "x_max", "right"),
+    "y2": ("y2", "ymax", "y_max", "bottom"),
+    "label": LABEL,
+    "kind": ("kind",),
+    "split": SPLIT,
+    "width": ("width", "image_width", "img_width"),
+    "height": ("height", "image_height", "img_height"),
+}
+REQUIRED = ("path", *CORNERS, "label")
+
+
+def has_boxes(path: Path) -> bool:
+    """Whether a CSV file has columns of boxes, named or in the usual order."""
+    try:
+        names = header(path)
+    except DataError:
+        return False
+    numbers = [name for name in names[1:5] if re.fullmatch(r"[\d.]+", name)]
+    return not set(COLUMNS["x1"]).isdisjoint(names) or (len(numbers) == 4 and len(names) > 5)
+
+
+def read_box_tables(*files: Path) -> ParsedAnnotations:
+    """CSV files of one split each, from their names; see `read_box_table` for one.
+
+    Raises DataError for names of which two say the same split, or none.
+    """
+    parsed = ParsedAnnotations()
+    splits = [split_in_name(path.stem) for path in files]
+    if len(files) > 1 and (None in splits or len(set(splits)) < len(splits)):
+        names = ", ".join(path.name for path in files[:4])
+        raise DataError(f"which of {len(files)} tables, {names}? Give the path of one of them.")
+    for path, split in zip(files, splits, strict=True):
+        read_box_table(path, parsed, split if len(files) > 1 else None)
+    return parsed
+
+
+def read_box_table(table: Path, parsed: ParsedAnnotations, split: str | None) -> None:
+    """Add a CSV file of `path,x1,y1,x2,y2,label`: see `tables.read_table`.
+
+    A row is an object, in pixels from 0 of the upright image, x2 and y2 outside. A row with only a
+    path (and split) is an image without objects. Columns that there may be: `kind` (2 is ignored),
+    `split`, and `width` and `height` of the image. Paths count from the file's folder; see
+    `file_names.find_images`. Raises DataError for a wrong header or what is not CSV.
+    """
+    issues = parsed.issues
+    rows = read_table(table, COLUMNS, REQUIRED, issues)
+    if any(_is_size_of_box(row) for _, row in rows) and not any(map(_is_size_of_image, rows)):
+        issues.notes.append(f"{table}: width and height are those of the boxes, and are not used")
+        rows = [(line, row | {"width": "", "height": ""}) for line, row in rows]
+    names = (row["path"] for _, row in rows if row["path"])
+    paths = find_images(names, [table.parent], table.parent, issues)
+    images = dict[Path, AnnotatedImage]()
+    for line, row in rows:
+        place = f"{table}, line {line}"
+        try:
+            _add_row(row, place, paths, images)
+        except ValueError as error:
+            issues.error(place, parse_error_reason(error))
+    for image in images.values():
+        image.split = split or image.split
+    parsed.images += images.values()
+
+
+def _is_size_of_box(row: dict[str, str]) -> bool | None:
+    """Whether `width` and `height` are those of the row's box; None for a row without them."""
+    with suppress(KeyError, ValueError):
+        cells = [row[column] for column in (*CORNERS, "width", "height")]
+        x1, y1, x2, y2, width, height = map(parse_number, cells)
+        return abs(x2 - x1 - width) <= 1 and abs(y2 - y1 - height) <= 1
+    return None
+
+
+def _is_size_of_image(row: Row) -> bool:
+    return _is_size_of_box(row[1]) is False
+
+
+def _add_row(
+    row: dict[str, str], place: str, paths: dict[str, Path], images: dict[Path, AnnotatedImage]
+) -> None:
+    """Add an object, or an image without, to `images`. Raises ValueError for a wrong row."""
+    if not row["path"]:
+        raise ValueError("no path")
+    split = parse_split(row["split"], WITH_TRAINVAL) if "split" in row else None
+    size = parse_size(row.get("height", ""), row.get("width", ""))
+    path = paths[row["path"]]
+    image = images.setdefault(path, AnnotatedImage(path, split, stated_size=size))
+    if image.split != split:
+        raise ValueError(f"split {split}, but {image.split} above")
+    if image.stated_size != size:
+        raise ValueError(f"height and width {quote(size)}, but {image.stated_size} above")
+    box, name = [row[corner] for corner in CORNERS], row["label"]
+    if not any((*box, name)):
+        return
+    if not name or (kind := row.get("kind") or "1") not in ("1", "2"):
+        raise ValueError("no label, or a kind that is neither 1 nor 2")
+    x1, y1, x2, y2 = map(parse_number, box)
+    image.objects.append(Annotation(place, name, (x1, y1, x2, y2), Kind(int(kind))))

@@ -1,0 +1,195 @@
+"""Which image has which mask: folders of both, as people and programs lay them out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from resnets.data.decode import IMAGE_SUFFIXES
+from resnets.data.file_names import SPLITS, resolve_case_insensitive, split_in_name, split_name
+from resnets.data.folders import files_with_suffix, subfolders, visible_files
+from resnets.data.issues import Issues
+from resnets.data.tables import read_lines
+from resnets.errors import DataError
+
+LAYOUTS = (
+    "images/ and masks/ (or VOC's JPEGImages/ and SegmentationClass/, ADE20K's annotations/), both "
+    "with train/, val/ and test/ or without,\ntrain/images/ and train/masks/, or x.png beside "
+    "x_mask.png"
+)
+_IMAGES = ("images", "jpegimages", "imgs")
+_MASKS = ("masks", "semantic_masks", "segmentationclass", "annotations")  # the likelier first
+_MASK_NAME = re.compile(r"(.+)[_-]mask", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFolders:
+    """A folder of images and one of their masks, which may be the same."""
+
+    split: str | None
+    images: Path
+    masks: Path
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedImage:
+    """An image, its mask, and its split if the data says one."""
+
+    image: Path
+    mask: Path
+    split: str | None
+
+
+def find_mask_folders(root: Path) -> list[MaskFolders]:
+    """The folders of images and masks below `root`; none where it has another layout."""
+    if pair := _pair(root):
+        return _split_pairs(*pair) or [MaskFolders(None, *pair)]
+    tops = {top: split for top in subfolders(root) if (split := _split(top))}
+    pairs = [(split, pair) for top, split in tops.items() if (pair := _pair(top))]
+    if pairs:
+        return [MaskFolders(split, *pair) for split, pair in pairs]
+    beside = [top for top in (root, *subfolders(root)) if _has_masks_beside(top)]
+    if beside and all(top in tops for top in beside):
+        return [MaskFolders(tops[top], top, top) for top in beside]
+    return [MaskFolders(None, root, root)] if beside else []
+
+
+def _split(folder: Path) -> str | None:
+    split = split_in_name(folder.name)
+    return split if split in SPLITS else None
+
+
+def _pair(top: Path) -> tuple[Path, Path] | None:
+    """The folders of images and of masks in a folder."""
+    folders = {f.name.casefold(): f for f in subfolders(top)}
+    images = next((folders[name] for name in _IMAGES if name in folders), None)
+    masks = next((f for name in _MASKS if (f := folders.get(name)) and _may_hold_masks(f)), None)
+    return (images, masks) if images and masks else None
+
+
+def _may_hold_masks(folder: Path) -> bool:
+    """Whether annotations are masks, and not boxes in JSON or XML files."""
+    if folder.name.casefold() != "annotations":
+        return True
+    return any(path.suffix.casefold() == ".png" for path in visible_files(folder))
+
+
+def _split_pairs(images: Path, masks: Path) -> list[MaskFolders]:
+    """The folders of splits in a folder of images and one of masks, by name, or else by split."""
+    of_images = {f: split for f in subfolders(images) if (split := _split(f))}
+    of_masks = {f: split for f in subfolders(masks) if (split := _split(f))}
+    pairs = []
+    for folder, split in of_images.items():
+        mask_folder = masks / folder.name
+        same_split = [f for f, other in of_masks.items() if other == split]
+        if mask_folder not in of_masks and len(same_split) == 1:
+            mask_folder = same_split[0]
+        of_masks.pop(mask_folder, None)
+        pairs.append(MaskFolders(split, folder, mask_folder))
+    return pairs + [MaskFolders(split, images / f.name, f) for f, split in of_masks.items()]
+
+
+def _has_masks_beside(folder: Path) -> bool:
+    stems = {path.stem for path in files_with_suffix(folder, *IMAGE_SUFFIXES)}
+    matches = (_MASK_NAME.fullmatch(stem) for stem in stems)
+    return any(match[1] in stems for match in matches if match)
+
+
+def pair_masks(root: Path, issues: Issues) -> list[MaskedImage]:
+    """The images that have masks. Raises DataError where there are none at all."""
+    folders, pairs = find_mask_folders(root), list[MaskedImage]()
+    for folder in folders:
+        images, masks = _images_and_masks(folder, issues)
+        wrong = [path for path in masks.values() if path.suffix.lower() != ".png"]
+        if wrong:
+            reason = f"one of {len(wrong):,} masks that are not PNG; JPEG changes classes at edges"
+            issues.error(wrong[0], reason)
+        masks = {name: path for name, path in masks.items() if path.suffix.lower() == ".png"}
+        for name in sorted(images.keys() & masks.keys()):
+            pairs.append(MaskedImage(images[name], masks[name], folder.split))
+        for name in sorted(masks.keys() - images.keys()):
+            issues.warn(masks[name], "no image of this name")
+        if bare := len(images.keys() - masks.keys()):
+            reason = f"{bare:,} of {len(images):,} images have no mask and are left out"
+            issues.warn(folder.images, reason)
+    if not pairs and not issues.errors:
+        first = "".join(f"\nFirst: {place}: {reason}" for place, reason in issues.warnings[:1])
+        raise DataError(f"{root} has no images with masks (PNG of the same name): {LAYOUTS}{first}")
+    lists = _lists(root) if [folder.split for folder in folders] == [None] else {}
+    _note_other_folders(root, folders, bool(lists), issues)
+    return _listed(pairs, lists, root, issues) if lists else pairs
+
+
+def _images_and_masks(
+    folder: MaskFolders, issues: Issues
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Images and masks by their paths in their folders without suffix, and a mask's `_mask`."""
+    images, masks = _image_files(folder.images), _image_files(folder.masks)
+    if folder.images == folder.masks:
+        images = [path for path in images if not _MASK_NAME.fullmatch(path.stem)]
+        masks = [path for path in masks if _MASK_NAME.fullmatch(path.stem)]
+    of_images = _by_name(images, folder.images, issues)
+    of_masks = _by_name(masks, folder.masks, issues)
+    for name in sorted(of_masks.keys() - of_images.keys()):
+        match = _MASK_NAME.fullmatch(name)
+        if match and match[1] in of_images and match[1] not in of_masks:
+            of_masks[match[1]] = of_masks.pop(name)
+    return of_images, of_masks
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return [path for path in visible_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _by_name(paths: Iterable[Path], folder: Path, issues: Issues) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for path in paths:
+        first = named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+        if first != path:
+            issues.error(path, f"another image is called {first.name}")
+    return named
+
+
+def _lists(root: Path) -> dict[str, str]:
+    """The splits of images by their names, from VOC's ImageSets/Segmentation."""
+    folder = resolve_case_insensitive(root, ["imagesets", "segmentation"])
+    splits: dict[str, str] = {}
+    tables = files_with_suffix(folder, ".txt") if folder else []
+    for table in sorted(tables, key=lambda path: split_name(path.stem) is None):
+        split = split_name(table.stem, (*SPLITS, "trainval"))
+        for line in read_lines(table) if split else ():
+            if name := line.strip():
+                splits.setdefault(name, "train" if split == "trainval" else str(split))
+    return splits
+
+
+def _listed(
+    pairs: list[MaskedImage], lists: dict[str, str], root: Path, issues: Issues
+) -> list[MaskedImage]:
+    """The images that lists name, with their splits."""
+    listed = [
+        MaskedImage(pair.image, pair.mask, lists[pair.image.stem])
+        for pair in pairs
+        if pair.image.stem in lists
+    ]
+    others = [pair.image for pair in pairs if pair.image.stem not in lists]
+    issues.note("images are in no list of ImageSets/Segmentation, and are left out", others, root)
+    if not listed:
+        raise DataError(f"{root}: the lists of ImageSets/Segmentation name no image with a mask")
+    return listed
+
+
+def _note_other_folders(
+    root: Path, folders: list[MaskFolders], has_lists: bool, issues: Issues
+) -> None:
+    """Note the folders that stand beside those of the splits."""
+    tops = {top for folder in folders for top in (folder.images, folder.masks)}
+    read = tops | {parent for top in tops for parent in top.parents}
+    parents = {root} | {top.parent for top in tops if any(f.split for f in folders)}
+    others = []
+    for parent in sorted(parents) if root not in tops else ():
+        others += [f for f in subfolders(parent) if f not in read]
+    others = [f for f in others if not (has_lists and f.name.casefold() == "imagesets")]
+    issues.note("folders are not read", others, root)
