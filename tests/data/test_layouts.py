@@ -12,7 +12,7 @@ from resnets.data.file_names import split_in_name
 from resnets.data.values import parse_flag, parse_number
 from resnets.errors import DataError, DataErrors
 
-from ._helpers import picture
+from ._helpers import picture, rows_of
 
 BOX, XYWH = [10, 10, 30, 25], [10, 10, 20, 15]  # of 40 x 30 pixels
 ROW = "0 .5 .58333333 .5 .5"
@@ -67,7 +67,7 @@ def boxes_of(source):
     return {
         split: {
             path.name: rows[rows[:, 5] > 0].round().int().tolist()
-            for path, rows in zip(s.images, s.labels, strict=True)
+            for path, rows in zip(s.images, rows_of(s.objects), strict=True)
         }
         for split, s in source.splits.items()
     }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from resnets import cli
+from resnets.cli.main import main
 from resnets.data import load
 from resnets.data.dataset import task_of
 from resnets.data.detection.targets import Kind
@@ -363,7 +363,7 @@ def test_every_problem_is_collected_and_some_are_only_noted(tmp_path, capsys):
     assert "reaches 4 pixels" in named[1][1]
     assert named[3][1].endswith("annotation 101")
     with pytest.raises(SystemExit) as ended:
-        cli.main(["data", "check", str(path)])
+        main(["data", "check", str(path)])
     assert ended.value.code == 0
     assert len(capsys.readouterr().out.splitlines()) == 5  # a note of the unknown image too
 
@@ -371,7 +371,7 @@ def test_every_problem_is_collected_and_some_are_only_noted(tmp_path, capsys):
         load(coco(tmp_path, [*said, one(GOOD, 5), one((1, 1, 1, 1))]), task="detect")
     assert (len(caught.value.refused), len(caught.value.noted)) == (2, 5)
     with pytest.raises(SystemExit) as ended:
-        cli.main(["data", "check", str(path), "--json"])
+        main(["data", "check", str(path), "--json"])
     assert ended.value.code == 3
     rows = json.loads(capsys.readouterr().out)
     assert [row["refused"] for row in rows] == [True] * 2 + [False] * 5
@@ -384,7 +384,7 @@ def test_data_that_is_right_checks_out_and_is_counted(tmp_path, capsys):
     printed = []
     for verb in ("check", "info"):
         with pytest.raises(SystemExit) as ended:
-            cli.main(["data", verb, str(path), "--json"])
+            main(["data", verb, str(path), "--json"])
         assert ended.value.code == 0
         printed.append(json.loads(capsys.readouterr().out))
     problems, facts = printed

@@ -301,19 +301,17 @@ def _check_objects(
             issues.error(one.place, reason)
 
     good = np.flatnonzero(~bad)
-    kept, index, rounded, labels = (
-        [objects[i] for i in good],
-        index[good],
-        rounded[good],
-        labels[good],
-    )
+    kept = [objects[i] for i in good]
     # Ten apart are those of two images or of two classes.
-    points = np.concatenate([rounded, 10.0 * index[:, None], 10.0 * labels[:, None]], 1)
+    points = np.concatenate([rounded, 10.0 * index[:, None], 10.0 * labels[:, None]], 1)[good]
     for i, j in sorted(KDTree(points).query_pairs(0.5, p=np.inf)) if kept else ():
         issues.warn(kept[j].place, f"the same box and class as {kept[i].place}")
-    kinds = torch.tensor([one.kind for one in kept], dtype=torch.uint8)
-    targets = DetectionTargets(torch.from_numpy(rounded), torch.from_numpy(labels), kinds)
-    return kept, index, targets
+    targets = DetectionTargets(
+        torch.from_numpy(rounded[good]),
+        torch.from_numpy(labels[good]),
+        torch.tensor([one.kind for one in kept], dtype=torch.uint8),
+    )
+    return kept, index[good], targets
 
 
 def _scale_polygons(objects: list[Annotation], limits: NDArray[np.int64]) -> None:
