@@ -53,7 +53,7 @@ def test_json_that_cannot_be_read_is_named(text, tmp_path):
             run.rows("metrics.jsonl")
     assert run.truncate("metrics.jsonl", 1)
     with pytest.raises(UsageError, match=r"recipe\.json"):
-        recipes.read(tmp_path / "recipe.json")
+        recipes.read_recipe(tmp_path / "recipe.json")
     ((place, reason),) = read_coco(tmp_path / "annotations.json").issues.errors
     assert place.endswith("annotations.json")
     assert reason.startswith("broken")
@@ -363,12 +363,12 @@ def score_file(root):
 def recipe_file(root):
     body = {"model": "resnet20", "lr": 0.1, "augment": {"flip": True}, "milestones": [0.5]}
     (root / "r.json").write_text(json.dumps(body))
-    return root / "r.json", lambda: recipes.read(root / "r.json")
+    return root / "r.json", lambda: recipes.read_recipe(root / "r.json")
 
 
 def recipe_toml(root):
     (root / "r.toml").write_text('model = "resnet20"\nlr = 0.1\n[augment]\nflip = true\n')
-    return root / "r.toml", lambda: recipes.read(root / "r.toml")
+    return root / "r.toml", lambda: recipes.read_recipe(root / "r.toml")
 
 
 def log(root):

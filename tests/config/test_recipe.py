@@ -10,7 +10,7 @@ from resnets.config import recipe as room
 from resnets.config import recipes
 from resnets.config.families import FAMILY
 from resnets.config.recipe import Augment, Recipe
-from resnets.config.recipes import RECIPES, merged, paper_cifar10
+from resnets.config.recipes import RECIPES, paper_cifar10, replace_fields
 from resnets.errors import UsageError
 
 
@@ -108,7 +108,7 @@ def test_the_rate_follows_the_batch_that_a_person_says():
         recipe = RECIPES[name]()
         if recipe.lr_batch and name != "goyal-8k":
             assert recipe.lr_batch == recipe.batch
-            twice = merged(recipe, {"batch": 2 * recipe.batch, "warmup": 0})
+            twice = replace_fields(recipe, {"batch": 2 * recipe.batch, "warmup": 0})
             assert twice.rate(0, 100) == pytest.approx(2 * recipe.lr, rel=1e-3)
     assert {n for n, r in RECIPES.items() if not r().lr_batch} == {
         "detect",
@@ -157,13 +157,13 @@ def test_what_the_papers_say_of_the_rest():
 )
 def test_one_length_replaces_another(changes, lengths):
     base = Recipe(model="resnet20", epochs=30, steps=7, budget=9)
-    found = merged(base, changes)
+    found = replace_fields(base, changes)
     assert (found.epochs, found.steps, found.budget) == lengths
 
 
 def test_two_lengths_are_refused():
     with pytest.raises(UsageError, match="steps and budget are each a length"):
-        merged(Recipe(model="resnet20"), {"budget": 6.0, "steps": "5"})
+        replace_fields(Recipe(model="resnet20"), {"budget": 6.0, "steps": "5"})
 
 
 @pytest.mark.parametrize(
@@ -224,12 +224,12 @@ def test_every_field_of_a_recipe_is_typed():
 def test_a_file_says_single_fields_on_top_of_a_published_recipe(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('recipe = "paper-cifar10"\nepochs = 5\n[augment]\nflip = false\n')
-    mine = recipes.read(str(path))
+    mine = recipes.read_recipe(str(path))
     paper = paper_cifar10()
     assert mine == replace(paper, epochs=5, steps=0, augment=replace(paper.augment, flip=False))
     path.write_text('model = "resnet20"\nlrr = 1\n')
     with pytest.raises(UsageError, match=r"mine\.toml: unknown field 'lrr': did you mean lr"):
-        recipes.read(str(path))
+        recipes.read_recipe(str(path))
 
 
 def test_the_record_names_processor_and_commit() -> None:
@@ -282,7 +282,7 @@ def test_fields_are_read_by_their_names_of_0_1_0_with_one_note_that_gives_the_ne
 )
 def test_single_fields_of_a_recipe_are_changed_by_old_names_too(changes, field, value):
     with pytest.warns(FutureWarning, match="old names of recipe fields"):
-        assert getattr(merged(Recipe(model="resnet8"), changes), field) == value
+        assert getattr(replace_fields(Recipe(model="resnet8"), changes), field) == value
 
 
 @pytest.mark.parametrize("names", [("watch", "monitor"), ("monitor", "watch")])
@@ -295,4 +295,4 @@ def test_a_field_by_both_names_is_refused(names):
 @pytest.mark.parametrize("value", ["inf", "nan", "-1"])
 def test_numbers_are_finite_and_not_negative(field, value):
     with pytest.raises(UsageError, match=field):
-        merged(Recipe(model="resnet8"), {field: value})
+        replace_fields(Recipe(model="resnet8"), {field: value})

@@ -65,7 +65,7 @@ def test_the_table_and_the_best_recipe_say_the_same(study):
         rows = list(csv.DictReader(file))
     assert [float(row["error"]) for row in rows] == [trial.error for trial in done]
     assert [float(row["lr"]) for row in rows] == [trial.fields["lr"] for trial in done]
-    winner = recipes.read(str(folder / "best.json"))
+    winner = recipes.read_recipe(str(folder / "best.json"))
     wanted = replace(a_plan().recipe, lr=best(done).fields["lr"])
     assert winner == replace(wanted, batch=int(best(done).fields["batch"]))
 
@@ -177,7 +177,7 @@ def test_the_trials_share_the_budget(tmp_path):
     for trial in done:
         recipe = json.loads((tmp_path / f"trial-{trial.number:04d}/recipe.json").read_text())
         assert recipe["budget"] == 4.0
-    assert recipes.read(str(tmp_path / "best.json")).epochs == 1000
+    assert recipes.read_recipe(str(tmp_path / "best.json")).epochs == 1000
 
 
 def test_what_is_proposed_is_a_function_of_the_seed_and_the_trials():

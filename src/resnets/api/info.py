@@ -228,6 +228,6 @@ def training_rate(precision: str) -> float:
     from resnets.training.resolve import resolve
 
     wanted = {"model": "resnet20", "size": 32, "batch": 128, "steps": 100, "precision": precision}
-    recipe = recipes.merged(recipes.digits(), wanted)
+    recipe = recipes.replace_fields(recipes.digits(), wanted)
     run = resolve(recipe, dataset.load("digits"), pick_device(), 0)
     return run.steps * run.recipe.batch / estimate(run, seconds=4)

@@ -93,11 +93,11 @@ def plan(
     if twice := changes.keys() & fields:
         raise UsageError(f"{min(twice)} is given twice, by its own option and by --set")
     changes |= rename_old_fields(fields)
-    base = recipes.read(recipe) if recipe is not None else None
+    base = recipes.read_recipe(recipe) if recipe is not None else None
     shortened = base is None or not {"epochs", "steps", "budget"}.isdisjoint(changes)
     if shortened and {"eval_every", "early_stop_patience", "patience"}.isdisjoint(changes):
         changes.setdefault("evaluations", 5)  # a short run has a curve too
-    check = recipes.merged(base or Recipe(model="resnet18"), changes)
+    check = recipes.replace_fields(base or Recipe(model="resnet18"), changes)
     for field in ("weights", "teacher"):
         check_weights(field, getattr(check, field))
     chosen = base is not None or "model" in changes
@@ -126,7 +126,7 @@ def plan(
     )
     train = training_images(source)
     base = base or chosen_task.default_recipe(source, train, place)
-    resolved = recipes.merged(base, changes)
+    resolved = recipes.replace_fields(base, changes)
     # A run is resumed from anywhere, so places are kept whole; a name stays a name.
     resolved = replace(
         resolved,
@@ -271,7 +271,7 @@ def train_seeds(
             continue
         chosen, begun = first, (folder.path / "recipe.json").exists()
         if begun or seed != first.recipe.seed:
-            own = recipes.read(folder.path / "recipe.json") if begun else first.recipe
+            own = recipes.read_recipe(folder.path / "recipe.json") if begun else first.recipe
             own = replace(own, seed=seed)
             data = own.data if first.data is None else first.data
             chosen = plan(

@@ -3,11 +3,11 @@
 Depth follows from the table (`arch.depth`); parameters and multiply-adds are counted from the
 network that the data describes (`resnets.models.cost`), and both are tested against the papers.
 
-The papers' details that differ from today's habit are fields here, so a row says which it is:
-the stride of a bottleneck sits on its first 1x1 convolution in He et al. 2015 (`stride_on="1x1"`,
+Details in which the papers differ from today's practice are fields here, so that a row states them:
+the stride of a bottleneck is on its first 1x1 convolution in He et al. 2015 (`stride_on="1x1"`,
 the `_v1` names) and on the 3x3 in fb.resnet.torch, torchvision and timm (`stride_on="3x3"`, the
-plain names, "v1.5"). No convolution that a normalisation follows has a bias; the authors' Caffe
-ResNet-50 alone has one on conv1, which is not reproduced.
+plain names, "v1.5"). A convolution before a normalisation has no bias; only the authors' Caffe
+ResNet-50 has one, on conv1, which is not reproduced.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from resnets.errors import UsageError
 
 JoinKind = Literal["identity", "scale", "exclusive_gate", "shortcut_gate", "conv", "dropout"]
 Order = Literal["post", "bn_after_add", "relu_before_add", "relu_only_pre", "pre"]
-LAYERS = {"single": 1, "basic": 2, "bottleneck": 3}  # of a residual unit
+LAYERS = {"single": 1, "basic": 2, "bottleneck": 3}  # convolutions of a residual unit
 
 if TYPE_CHECKING:
     from resnets.config.types import Task
@@ -71,8 +71,8 @@ class ResNetArch:
     downsample: Literal["conv", "avgpool"] = "conv"  # D: average pool, then a 1x1 of stride 1
     norm: Literal["batch", "group"] = "batch"
     se_reduction: int = 0  # squeeze-and-excitation: 16 in its paper, 0 is none
-    se_multiple: int = 1  # of which the excitation's width is one: 8 in timm
-    drop_path: float = 0.0  # 1 - p_L: the last unit's chance to be dropped, linear from 0
+    se_multiple: int = 1  # the width of the excitation is a multiple of it: 8 in timm
+    drop_path: float = 0.0  # 1 - p_L: the probability that the last unit is dropped, linear from 0
     dropout: float = 0.0  # between the convolutions of a unit (Wide ResNets)
     blur: bool = False  # blur before subsampling (Zhang 2019)
     # Smaller than 32: the last stages are dilated and keep their size (1606.00915).
@@ -81,8 +81,8 @@ class ResNetArch:
     dims: Literal[1, 2, 3] = 2
     channels: int = 3
     classes: int = 1000
-    size: int = 224  # of the side of an input, for which cost is counted
-    counted: int = 2  # layers that the name counts besides the units': here stem and classifier
+    size: int = 224  # side of an input, for which cost is counted
+    counted: int = 2  # layers in the name besides those of the units: stem and classifier
     source: str = field(default=HE2015, compare=False)
 
     @property
@@ -151,7 +151,7 @@ class VitArch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectorArch:
-    """A detector on the levels of a residual network.
+    """A detector on the feature levels of a residual network.
 
     "c4" is Faster R-CNN as in 1512.03385 appendix A: proposals on conv4, conv5 on each region;
     "fpn" has a feature pyramid (1612.03144), and with `masks` is Mask R-CNN (1703.06870); "retina"
@@ -170,8 +170,8 @@ class DetectorArch:
     pool: Literal["align", "max"] = "align"  # RoIAlign, or the RoI pooling of Fast R-CNN
     masks: bool = False
     context: bool = False  # the whole image beside each region: 1512.03385 appendix B
-    proposals: tuple[int, int] = (2000, 1000)  # kept of an image in training, at test
-    sampled: int = 512  # regions of an image that training learns from
+    proposals: tuple[int, int] = (2000, 1000)  # of an image, in training and at test
+    sampled: int = 512  # regions of an image that are sampled for the loss
     channels: int = 3
     classes: int = 80  # without background
     size: int = 800  # of the shorter side of an image
@@ -184,14 +184,14 @@ class DetectorArch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmenterArch:
-    """A class for each pixel: FCN and DeepLabv3 on dilated stages, or a pyramid's levels summed."""
+    """A class per pixel: FCN and DeepLabv3 on dilated stages, or the sum of a pyramid's levels."""
 
     backbone: ResNetArch
     head: Literal["fcn", "deeplabv3", "fpn"] = "fcn"
     width: int = 256  # channels of DeepLabv3's head, of the pyramid
     auxiliary: bool = True  # a second FCN on layer3 in training, at 0.4 of the loss
     channels: int = 3
-    classes: int = 21  # with background where the masks have one
+    classes: int = 21  # with background, if the masks have one
     size: int = 520
     source: str = field(default="Long et al. 2014, arXiv 1411.4038", compare=False)
 
@@ -202,12 +202,12 @@ class SegmenterArch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalizerArch:
-    """Where the object of a class is: per-class proposals of 1512.03385, appendix C."""
+    """The box of an object of a known class: per-class proposals, 1512.03385, appendix C."""
 
     backbone: ResNetArch
     anchors: tuple[float, ...] = (64, 128, 224)  # sides in pixels
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    # Proposals of a class that an R-CNN judges, in training and at test (the paper: 200); 0: none.
+    # Proposals of a class for an R-CNN, in training and at test (the paper: 200); 0: no R-CNN.
     regions: tuple[int, int] = (0, 0)
     crop: int = 224  # side in pixels that such a region is warped to
     channels: int = 3
@@ -240,7 +240,7 @@ class ExternalArch:
 
 
 STRIDE = 32  # of a network's coarsest level
-IGNORE_INDEX = 255  # class of a pixel that does not count
+IGNORE_INDEX = 255  # class of a pixel to ignore
 DenseTaskArch = DetectorArch | SegmenterArch | LocalizerArch
 ClassifierArch = ResNetArch | DenseNetArch | MlpArch | VitArch | ExternalArch
 Arch = ClassifierArch | DenseTaskArch
@@ -317,7 +317,7 @@ def with_fields(arch: Arch, values: Mapping[str, Any]) -> Arch:
 
 
 def field_problem(error: pydantic.ValidationError) -> list[str]:
-    """What is wrong with each field, for a person: "milestones.0: ... (got 'x')"."""
+    """A message for each wrong field: "milestones.0: ... (got 'x')"."""
     return [
         f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()
     ]

@@ -65,13 +65,13 @@ Milestones = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocess:
-    """From an image to a network's input at test time. It travels in the model file.
+    """From an image to a network's input at test time; part of the model file.
 
-    The shorter side is resized to `resize` pixels (0: to `size`), the centre `size` x `size` is
-    taken, values 0..255 are divided by 255, `mean` is subtracted and `std` divided by. Grey of 16
-    bits is white, 255, from the value `white` on (0: see `decode`). `mean` has
-    one value for each channel, or channels * size * size values in (C, H, W) order (the per-pixel
-    mean of 1512.03385, section 4.2).
+    The shorter side is resized to `resize` pixels (0: to `size`), the central `size` x `size` pixels
+    are cropped, values 0..255 are divided by 255, `mean` is subtracted and the result divided by
+    `std`. In 16-bit grey images the value `white` becomes 255 (0: see `decode`). `mean` has one
+    value per channel, or channels * size * size values in (C, H, W) order (the per-pixel mean of
+    1512.03385, section 4.2).
     """
 
     __pydantic_config__ = FINITE
@@ -86,33 +86,33 @@ class Preprocess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augment:
-    """What training does to an image; each choice is a pure function of (seed, epoch, index).
+    """The augmentation of training images; each draw is a pure function of (seed, epoch, index).
 
     crop "none" is the test-time view; "pad" pads by `pad` pixels and takes a random crop (CIFAR,
     1512.03385 section 4.2); "scale" resizes the shorter side to a random length in `scale` and
     takes a random crop (section 3.4); "area" takes a random area and aspect ratio (Inception,
-    fb.resnet.torch); "resize" is the whole of a scene, its shorter side at a random length in
-    `scale` that all images of a step share. "jitter" is fb.resnet.torch's brightness, contrast and
-    saturation of 0.4.
+    fb.resnet.torch); "resize" keeps the whole image, its shorter side at a random length in `scale`
+    that all images of a step share (detection). "jitter" is fb.resnet.torch's brightness, contrast
+    and saturation of 0.4.
     """
 
     __pydantic_config__ = FINITE
 
     # fmt: off
-    crop: Literal["none", "pad", "scale", "area", "resize"] = setting("none", "the part of an image that training sees")
+    crop: Literal["none", "pad", "scale", "area", "resize"] = setting("none", "the part of an image that is trained on")
     pad: NonNegativeInt = setting(4, "pixels around an image before `crop=pad`")
     reflect: bool = setting(False, "pad by reflection (Wide ResNets), not with zeros")
-    scale: tuple[int, int] = setting((256, 480), "lengths of the shorter side for `crop=scale` and `crop=resize`")
+    scale: tuple[int, int] = setting((256, 480), "range of the shorter side for `crop=scale` and `crop=resize`")
     area: tuple[PositiveFraction, PositiveFraction] = setting((0.08, 1.0), "least and largest fraction of the image's area for `crop=area`")
     flip: bool = setting(False, "mirror half of the images")
-    colour: Literal["none", "pca", "jitter", "jitter+pca"] = setting("none", "pca as AlexNet; jitter of brightness, contrast, saturation")
-    cutout: NonNegativeInt = setting(0, "side of a square that is set to the mean")
+    colour: Literal["none", "pca", "jitter", "jitter+pca"] = setting("none", "pca: as AlexNet; jitter: brightness, contrast, saturation")
+    cutout: NonNegativeInt = setting(0, "side of a random square that is set to the mean; 0: none")
     policy: Literal["none", "trivialaugment", "randaugment"] = setting("none", "TrivialAugmentWide or RandAugment")
     randaugment: tuple[Magnitude, NonNegativeFloat] = setting((7, 0.5), "magnitude of RandAugment, and its standard deviation")
     random_erasing: UnitInterval = setting(0.0, "probability that a rectangle is erased (1708.04896)")
     repeated_aug: PositiveInt = setting(1, "views of an image in a batch (1902.05509)")
     mixup: NonNegativeFloat = setting(0.0, "alpha of Beta(alpha, alpha), 0 is none (1710.09412)")
-    cutmix: NonNegativeFloat = setting(0.0, "likewise of CutMix (1905.04899); with both, either at half the chance")
+    cutmix: NonNegativeFloat = setting(0.0, "likewise for CutMix (1905.04899); with both, either with probability 1/2")
     # fmt: on
 
 
@@ -124,7 +124,7 @@ class Recipe:
 
     # fmt: off
     model: str
-    arch: dict[str, Any] = field(default_factory=dict, metadata={"meaning": "fields of the model that are changed"})
+    arch: dict[str, Any] = field(default_factory=dict, metadata={"meaning": "fields of the model to change"})
     data: str = "digits"
     # data
     size: ImageSide = setting(0, "input side at test time; 0: the data's own, or 224 for folders")
@@ -133,7 +133,7 @@ class Recipe:
     crop_pct: PositiveFraction = setting(0.875, "test crop / resized shorter side, a fraction as in timm")
     val_fraction: NonNegativeFloat = setting(0.0, "fraction of the training images held out for validation; from 1 on, their number")
     trainval: bool = setting(False, "train on the data's own validation images too")
-    normalize: Literal["data", "imagenet", "pixel", "none"] = setting("data", "whose mean and deviation; pixel: a mean for each pixel")
+    normalize: Literal["data", "imagenet", "pixel", "none"] = setting("data", "whose mean and standard deviation; pixel: a mean for each pixel")
     augment: Augment = Augment()
     max_unreadable: UnitInterval = setting(0.01, "fraction of the images that may be unreadable and skipped")
     # length
@@ -153,12 +153,12 @@ class Recipe:
     warmup_lr: NonNegativeFloat = setting(0.0, "rate of the first step of `warmup`")
     warmup_shape: Literal["linear", "constant"] = setting("linear", "whether the rate rises during `warmup`")
     # optimiser
-    optimizer: Literal["sgd", "adamw", "lamb", "lars", "muon"] = setting("sgd", "lamb and lars: for batches of thousands")
+    optimizer: Literal["sgd", "adamw", "lamb", "lars", "muon"] = setting("sgd", "lamb and lars are for batches of thousands")
     momentum: Decay = setting(0.9, "of sgd, lars and muon")
     nesterov: bool = setting(False, "Nesterov momentum (sgd)")
     betas: tuple[Decay, Decay] = setting((0.9, 0.999), "of adamw and lamb")
     weight_decay: NonNegativeFloat = setting(1e-4, "weight decay")
-    decay_all: bool = setting(True, "False: no decay on normalisation parameters and biases")
+    decay_all: bool = setting(True, "false: no decay of normalisation parameters and biases")
     clip: NonNegativeFloat = setting(0.0, "largest norm of the whole gradient; 0: no clipping")
     # loss and averaging
     loss: Literal["cross-entropy", "bce"] = setting("cross-entropy", "bce: binary cross-entropy of each class")
@@ -166,7 +166,7 @@ class Recipe:
     label_smoothing: UnitInterval = setting(0.0, "part of a label's weight that is spread over all classes")
     teacher: str = setting("", "model file or run to distil from (1503.02531)")
     distill_weight: UnitInterval = setting(0.5, "weight of the teacher's part in the loss")
-    temperature: PositiveFloat = setting(1.0, "what the teacher's logits are divided by")
+    temperature: PositiveFloat = setting(1.0, "divisor of the teacher's logits")
     ema: Decay = setting(0.0, "decay of the exponential moving average of the weights; 0: none")
     ema_every: PositiveInt = setting(1, "steps between two updates of that average")
     precise_bn: NonNegativeInt = setting(0, "batches over which the final normalisation statistics are averaged; 0: running averages")

@@ -91,7 +91,7 @@ def distribution(recipe: Recipe, key: str, text: str) -> distributions.BaseDistr
     values = text.removesuffix(":log").split(":" if ":" in text else ",")
     try:
         for value in values:  # all are tried before anything is trained
-            changed = recipe_fields.to_dict(recipes.merged(recipe, {key: value}))
+            changed = recipe_fields.to_dict(recipes.replace_fields(recipe, {key: value}))
         if ":" not in text:
             return distributions.CategoricalDistribution(values)
         (low, high), log = values, text.endswith(":log")
@@ -139,7 +139,7 @@ def search(
             names = ("number", "state", "error", "seconds")
             rows = ([*map(asdict(t).get, names), *map(t.fields.get, space)] for t in done)
             folder.write_csv("trials.csv", (*names, *space), rows)
-            winner = recipes.merged(plan.recipe, best(done).fields)
+            winner = recipes.replace_fields(plan.recipe, best(done).fields)
             folder.write_json("best.json", recipe_fields.to_dict(winner))
             yield done
 
@@ -227,7 +227,7 @@ def run_trial(
     """Run the next trial, or the interrupted one from where it stands, and record its end."""
     shared = study.plan
     proposed = propose(study.space, shared.recipe.seed, done, running)
-    recipe = recipes.merged(shared.recipe, proposed.params | study.length)
+    recipe = recipes.replace_fields(shared.recipe, proposed.params | study.length)
     plan = fit_to_memory(
         resolve(recipe, shared.source, shared.device, shared.workers, task=shared.task)
     )
