@@ -1,14 +1,17 @@
 """Runs that 0.1.0 began, whose recipe.json has the old names of the fields, go on."""
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 
 import resnets
-from resnets.config.recipe import OLD_FIELDS
+from resnets.config.recipe import OLD_FIELDS, Augment, Recipe, to_dict
 from resnets.evaluation.targets import TrainingData
 from resnets.tensor_files import digest
-from resnets.training import checkpoint, runner
+from resnets.training import checkpoint, runner, tune
+from resnets.training.run import Run
+from resnets.training.tune import Trial
 from tests.training._helpers import run_to
 
 FIELDS = {
@@ -57,3 +60,23 @@ def test_a_run_of_0_1_0_is_resumed_and_ends_as_the_unbroken_one(tmp_path, monkey
 def test_a_model_file_of_0_1_0_is_tested_on_the_images_that_were_held_out():
     text = json.dumps(old_names({"holdout": 100, "seed": 3, "augment": {"policy": "randaugment"}}))
     assert TrainingData.model_validate_json(text) == TrainingData(val_fraction=100, seed=3)
+
+
+def test_a_study_of_0_1_0_is_the_same_study(tmp_path):
+    recipe = to_dict(Recipe(model="resnet8", augment=Augment(policy="randaugment")))
+    space = {"stop_after": "0,3", "augment.policy": "none,trivial", "lr": "0.1:1:log"}
+    study = {"recipe": old_names(recipe), "digest": "d", "space": space, "length": {}}
+    Run(tmp_path).write_json("study.json", study)
+    trial = Trial(1, {"stop_after": "3", "augment.policy": "trivial", "lr": 0.2}, "complete", 0.5)
+    (tmp_path / "trial-0001").mkdir()
+    Run(tmp_path / "trial-0001").write_json("trial.json", asdict(trial))
+    read = tune.earlier_study(Run(tmp_path))
+    assert read["recipe"] == json.loads(json.dumps(recipe))
+    new = {"early_stop_patience": "0,3", "augment.policy": "none,trivialaugment"}
+    assert read["space"] == new | {"lr": "0.1:1:log"}
+    (found,), _ = tune.recorded(Run(tmp_path))
+    fields = {"early_stop_patience": "3", "augment.policy": "trivialaugment", "lr": 0.2}
+    assert found == replace(trial, fields=fields)
+    with pytest.warns(FutureWarning, match="stop_after is now early_stop_patience"):
+        asked = tune.choices(Recipe(model="resnet8"), [f"{k}={v}" for k, v in space.items()])
+    assert asked == read["space"]
