@@ -7,6 +7,7 @@ import pytest
 
 import resnets
 from resnets.config.recipe import OLD_FIELDS, Augment, Recipe, to_dict
+from resnets.errors import UsageError
 from resnets.evaluation.targets import TrainingData
 from resnets.tensor_files import digest
 from resnets.training import checkpoint, runner, tune
@@ -70,13 +71,16 @@ def test_a_study_of_0_1_0_is_the_same_study(tmp_path):
     trial = Trial(1, {"stop_after": "3", "augment.policy": "trivial", "lr": 0.2}, "complete", 0.5)
     (tmp_path / "trial-0001").mkdir()
     Run(tmp_path / "trial-0001").write_json("trial.json", asdict(trial))
-    read = tune.earlier_study(Run(tmp_path))
-    assert read["recipe"] == json.loads(json.dumps(recipe))
-    new = {"early_stop_patience": "0,3", "augment.policy": "none,trivialaugment"}
-    assert read["space"] == new | {"lr": "0.1:1:log"}
-    (found,), _ = tune.recorded(Run(tmp_path))
+    today = study | {"recipe": json.loads(json.dumps(recipe))}
+    today["space"] = {
+        "early_stop_patience": "0,3", "augment.policy": "none,trivialaugment", "lr": "0.1:1:log",
+    }  # fmt: skip
+    with pytest.warns(FutureWarning, match="stop_after is now early_stop_patience"):
+        asked = [f"{field}={values}" for field, values in space.items()]
+        assert tune.search_ranges(Recipe(model="resnet8"), asked) == today["space"]
+    tune.claim(Run(tmp_path), today)  # which refuses another study
+    with pytest.raises(UsageError, match="other recipe"):
+        tune.claim(Run(tmp_path), today | {"recipe": {}})
+    (found,), _ = tune.read_trials(Run(tmp_path))
     fields = {"early_stop_patience": "3", "augment.policy": "trivialaugment", "lr": 0.2}
     assert found == replace(trial, fields=fields)
-    with pytest.warns(FutureWarning, match="stop_after is now early_stop_patience"):
-        asked = tune.choices(Recipe(model="resnet8"), [f"{k}={v}" for k, v in space.items()])
-    assert asked == read["space"]
