@@ -75,8 +75,8 @@ def test_a_study_of_0_1_0_is_the_same_study(tmp_path):
     today["space"] = {
         "early_stop_patience": "0,3", "augment.policy": "none,trivialaugment", "lr": "0.1:1:log",
     }  # fmt: skip
+    asked = [f"{field}={values}" for field, values in space.items()]
     with pytest.warns(FutureWarning, match="stop_after is now early_stop_patience"):
-        asked = [f"{field}={values}" for field, values in space.items()]
         assert tune.search_ranges(Recipe(model="resnet8"), asked) == today["space"]
     tune.claim(Run(tmp_path), today)  # which refuses another study
     with pytest.raises(UsageError, match="other recipe"):
