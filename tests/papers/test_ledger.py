@@ -13,8 +13,10 @@ from resnets.papers.budgets import Job, changed_fields, jobs
 from resnets.papers.experiment import Arm, Experiment
 from resnets.papers.experiments import get_experiment
 from resnets.training import checkpoint
+from resnets.training.distributed import SINGLE_PROCESS
 from resnets.training.log import open_events
 from resnets.training.run import Run
+from resnets.training.saver import Saver
 from resnets.training.state import TrainProgress
 
 ROOT = Path(__file__).parents[2]
@@ -44,10 +46,10 @@ def harmless_notes(folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "write", full)
-    writer = checkpoint.Writer(run.path / "checkpoints")
-    writer.save({"w": torch.ones(2)}, TrainProgress(step=3))
-    writer.wait()
-    notes += writer.complaints()
+    saver = Saver(run, SINGLE_PROCESS)
+    saver.write({"w": torch.ones(2)}, TrainProgress(step=3))
+    saver.wait()
+    notes += saver.new_failures()
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", full)
     open_events(run.path / "tensorboard", 1, notes)
     return notes

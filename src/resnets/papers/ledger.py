@@ -41,7 +41,7 @@ HARMLESS_NOTES = re.compile(
     r"a checkpoint could not be written to .*; the earlier ones are whole, training goes on"
     r"|.*; the one before it is taken"
     r"|there will be no events for TensorBoard in .*"
-    r"|(metrics|timing|notes)\.jsonl is (gone: what it said|not what it was when) .*",
+    r"|(metrics|timing|notes)\.jsonl is (gone: |not what it was when ).*",
     re.DOTALL,
 )
 
