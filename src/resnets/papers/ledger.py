@@ -39,7 +39,7 @@ SECONDS_PER_MAC = (
 # same without them. All others (steps left out, memory that ran out, ...) change it.
 HARMLESS_NOTES = re.compile(
     r"a checkpoint could not be written to .*; the earlier ones are whole, training goes on"
-    r"|.*; the one before it is taken"
+    r"|.*; the one before it is (taken|used)"
     r"|there will be no events for TensorBoard in .*"
     r"|(metrics|timing|notes)\.jsonl is (gone: |not what it was when ).*",
     re.DOTALL,
