@@ -7,13 +7,13 @@ import torch
 from resnets.config.recipe import Recipe
 from resnets.errors import UsageError
 from resnets.evaluation.scores import Scores
-from resnets.reporting import compare, facts
+from resnets.reporting import compare, facts, sections
 
 from ._helpers import RIGHT, folder, two
 
 
 def said(run, counts=()):
-    return facts.sentences(facts.read_facts(run), counts, lambda index: f"image {index}")
+    return sections.sentences(facts.read_facts(run), lambda index: f"image {index}", (), counts)
 
 
 def row(epoch, train, test=None):

@@ -74,7 +74,7 @@ def csv_row(file: Path, found: str = "", problem: str = "") -> dict[str, str]:
     return {"file": str(file), "found": found, "problem": problem}
 
 
-def read_predictions(split: Split, index: int) -> Tensor:
+def read_picture(split: Split, index: int) -> Tensor:
     """An image of files in colour: uint8 (3, H, W)."""
     assert not isinstance(split.images, Tensor)
     return torch.from_numpy(decode(split.images[index], 3, 0)).permute(2, 0, 1).contiguous()
@@ -91,7 +91,7 @@ def draw_prediction(
     masks = None
     if found.masks is not None and len(rows):
         masks = torch.stack([detection.decoded(found.masks[row]) for row in rows.tolist()])
-    return draw_box(read_predictions(split, index), found.boxes[rows], kinds, words, masks)
+    return draw_box(read_picture(split, index), found.boxes[rows], kinds, words, masks)
 
 
 def draw_detections(
@@ -163,7 +163,7 @@ def draw_segmentation(
             path, given = split.images[index], classes.cpu()
             stem = f"{index:05d}-{path.stem}"
             Image.fromarray(given.byte().numpy()).save(folder / f"{stem}.png")
-            picture = draw_mask(read_predictions(split, index), given, len(names))
+            picture = draw_mask(read_picture(split, index), given, len(names))
             to_pil_image(picture).save(folder / f"{stem}.jpg", quality=90)
             shares = torch.bincount(given.flatten(), minlength=len(names)) / given.numel()
             best = shares.argsort(descending=True, stable=True)[:5].tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,22 +10,21 @@ class TaskText:
     """Names and sentences of a task. Names in braces and keys of `figures` are in result.json."""
 
     name: str
-    command: str  # what its commands begin with after `resnets`: "" or its group and a blank
-    pipeline: str  # its name on a model hub
     does: str  # before "images"
     error: str
-    others: str  # what becomes of something of no known class
-    balance: str  # what helps against classes of very different size
-    thresholds: tuple[str, ...]  # figures that --fail-under takes: the larger, the better
-    metrics: dict[str, str]  # a hub's name: figure
     figures: dict[str, tuple[str, str]]  # name and meaning
     headline: str
-    detail: str
+    detail: str = "{images} images say so."
+    command: str = ""  # what its commands begin with after `resnets`: its group and a blank
+    pipeline: str = "other"  # its name on a model hub
+    metrics: dict[str, str] = field(default_factory=dict)  # a hub's name: figure
+    thresholds: tuple[str, ...] = ()  # figures that --fail-under takes: the larger, the better
+    others: str = "What it was not trained on gets an answer too."  # of no known class
+    balance: str = "more of the latter"  # what helps against classes of very different size
 
 
 CLASSIFY = TaskText(
     name="classify",
-    command="",
     pipeline="image-classification",
     does="names what is on",
     error="wrong answers",
@@ -45,7 +44,6 @@ CLASSIFY = TaskText(
     detail="{images} images say so; with 95 % confidence (Wilson) it is {top1_interval_95}.",
 )
 DENSE_OTHERS = "What is of another class is not found, or taken for one of these."
-DENSE_BALANCE = "more of the latter"
 DETECT = TaskText(
     name="detect",
     command="detect ",
@@ -53,7 +51,6 @@ DETECT = TaskText(
     does="finds and names objects on",
     error="1 - mAP at IoU 0.5",
     others=DENSE_OTHERS,
-    balance=DENSE_BALANCE,
     thresholds=("map", "map50", "map75", "voc", "voc07", "recall_100"),
     metrics={"mAP50": "map50", "mAP": "map", "mask_mAP": "mask_map"},
     figures={
@@ -77,7 +74,6 @@ LOCALIZE = TaskText(
     does="finds and names the one object on",
     error="localisation error",
     others=DENSE_OTHERS,
-    balance=DENSE_BALANCE,
     thresholds=("accuracy", "top5_accuracy"),
     metrics={"localization_error": "error", "top5_localization_error": "top5_error"},
     figures={
@@ -96,7 +92,6 @@ SEGMENT = TaskText(
     does="gives each pixel its class on",
     error="1 - mean IoU",
     others=DENSE_OTHERS,
-    balance=DENSE_BALANCE,
     thresholds=("mean_iou", "pixel_accuracy"),
     metrics={"mean_iou": "mean_iou"},
     figures={

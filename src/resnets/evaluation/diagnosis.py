@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from resnets.data.splits import Split
-from resnets.evaluation.voc import overlaps
+from resnets.evaluation.box_matching import overlapping_pairs
 
 if TYPE_CHECKING:
     from resnets.evaluation.detection import DetectionPredictions
@@ -44,14 +44,14 @@ def diagnose(found: DetectionPredictions, split: Split, classes: tuple[str, ...]
             "Nothing was detected: no score is above the network's threshold, so it is not "
             "trained, or not nearly long enough."
         )
-    i, j = overlaps(found.images, found.boxes, images, truths)
+    i, j, _ = overlapping_pairs(found.images, found.boxes, images, truths)
     hit = len(np.unique(j)) / len(objects)
     assert split.sizes is not None
     sides = split.sizes.flip(1).repeat(1, 2)
     for name, read in READINGS.items():
         own, other = read(found.boxes, sides[found.images]), read(truths, sides[images])
         for whose, pair in {"detections": (own, truths), "data": (found.boxes, other)}.items():
-            _, fit = overlaps(found.images, pair[0], images, pair[1])
+            _, fit, _ = overlapping_pairs(found.images, pair[0], images, pair[1])
             if (part := len(np.unique(fit)) / len(objects)) > hit + MANY:
                 return (
                     f"The boxes of the {whose} seem to be written in another way: read as {name} "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resnets.config.arch import Arch, ExternalArch, MlpArch, SegmenterArch
+from resnets.config.arch import Arch, ClassifierArch, ExternalArch, MlpArch, SegmenterArch
 from resnets.config.arch import task as task_of
 from resnets.config.families import label
 from resnets.config.recipe import Preprocess
@@ -257,11 +257,11 @@ def load(
         raise CheckpointError(
             f"{path} takes no 2-D images: resnets.models.io.model_file.open_model gives its network"
         )
-    own = check_task(opened.arch, path, task)
+    check_task(opened.arch, path, task)
     if card is None:
         arch = opened.arch
         names = tuple(classes or map(str, range(arch.classes)))
-        known = own == "classify" and arch.size >= 64
+        known = isinstance(arch, ClassifierArch) and arch.size >= 64
         blank = IMAGENET if known else Preprocess(size=arch.size)
         if arch.channels not in (1, 3):
             raise CheckpointError(f"{path} takes {arch.channels} channels; images have 1 or 3")

@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from resnets.data.splits import Split
-from resnets.models.detection.boxes import iou
+from resnets.evaluation.box_matching import Floats, Ints, overlapping_pairs
 
 if TYPE_CHECKING:
     from resnets.evaluation.detection import DetectionPredictions
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 DRAWS = 200
 
 
@@ -35,22 +32,6 @@ class Flags:
     objects: Floats  # (N, K): how many objects of a class are in an image
 
 
-def overlaps(one: Tensor, boxes: Tensor, other: Tensor, others: Tensor) -> tuple[Ints, Ints]:
-    """The pairs of equal keys whose boxes overlap by at least 0.5, those that do most first.
-
-    int64 (A,) and (A, 4), int64 (B,) and (B, 4) -> indices (P,) into the one and the other.
-    """
-    keys, order = other.sort()
-    first, last = (torch.searchsorted(keys, one, right=right) for right in (False, True))
-    many = last - first
-    i = torch.arange(len(one)).repeat_interleave(many)
-    j = order[torch.arange(len(i)) - (many.cumsum(0) - many - first)[i]]
-    share = iou(boxes.double()[i, None], others.double()[j, None]).flatten()
-    best = share.argsort(descending=True, stable=True)
-    best = best[share[best] >= 0.5]
-    return i[best].numpy(), j[best].numpy()
-
-
 def flags(found: DetectionPredictions, split: Split, kinds: int) -> Flags:
     """What is right of what was found on a split of `kinds` classes."""
     assert split.objects is not None
@@ -61,7 +42,7 @@ def flags(found: DetectionPredictions, split: Split, kinds: int) -> Flags:
     rows = torch.searchsorted(found.indices, found.images)[surest]
     given, boxes = found.classes[surest], found.boxes[surest]
     stride = max([kinds - 1, *given.tolist()]) + 1
-    i, j = overlaps(rows * stride + given, boxes, at * stride + kind, objects.boxes)
+    i, j, _ = overlapping_pairs(rows * stride + given, boxes, at * stride + kind, objects.boxes)
     claiming, best = np.unique(i, return_index=True)  # the first pair of each, which overlaps most
     claimed = j[best]
     right, counted = np.zeros(len(rows), bool), np.ones(len(rows), bool)

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from resnets.config import arch as archs
-from resnets.config.arch import Arch, with_fields
+from resnets.config.arch import Arch, DetectorArch, with_fields
 from resnets.config.families import arch
 from resnets.config.recipe import Recipe, to_dict
 from resnets.errors import UsageError, nearest
@@ -264,7 +263,7 @@ def scale_dense_recipe(job: Job, recipe: Recipe) -> Recipe:
         return replace(recipe, weights=job.weights)
     side, batch, regions = DENSE_TASK_SIZES[job.budget]
     side = min(side, recipe.size or arch(recipe.model).size)
-    if archs.task(arch(recipe.model)) == "detect":
+    if isinstance(arch(recipe.model), DetectorArch):
         few = {"sampled": regions, "proposals": [8 * regions, regions]}
     else:
         few = {"regions": [2, regions], "crop": side} if "regions" in recipe.arch else {}

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnets.config import arch as archs
+from resnets.config.arch import DenseTaskArch
 from resnets.config.families import arch
 from resnets.config.recipe import Recipe
-from resnets.config.types import Task
 from resnets.errors import Diverged, Interrupted, ResnetsError, UsageError
 from resnets.files import write_whole
 from resnets.papers import ledger
@@ -124,9 +124,9 @@ def run(
     """
     from filelock import FileLock, Timeout  # here, since it takes a while
 
-    task = archs.task(arch(job.arm.recipe.model)) if job.arm.recipe else "classify"
     if job.data is None and job.recipe and (form := EXTERNAL_DATA.get(job.recipe.data)):
-        if task == "classify" or job.budget != "smoke":
+        dense = isinstance(arch(job.recipe.model), DenseTaskArch)
+        if not dense or job.budget != "smoke":
             raise UsageError(f"{job.experiment.id} at this budget needs {form}")
         job = replace(job, data=str(digits_detection_data(root)))
     if known := job.ledger_rows(ledger.read(root)):
@@ -141,10 +141,10 @@ def run(
             return None
         # The other process may have written it meanwhile.
         known = job.ledger_rows(ledger.read(root))
-        return known[-1] if known else run_job(job, root, task, device, workers, watch)
+        return known[-1] if known else run_job(job, root, device, workers, watch)
 
 
-def run_job(job: Job, root: Path, task: Task, device: str, workers: int, watch: Watch) -> Row:
+def run_job(job: Job, root: Path, device: str, workers: int, watch: Watch) -> Row:
     """Run a job and append its row to the ledger. Raises as `api.train`."""
     from resnets.device import environment, pick_device
     from resnets.evaluation.predictor import load
@@ -172,7 +172,7 @@ def run_job(job: Job, root: Path, task: Task, device: str, workers: int, watch: 
     else:
         split = None
         if job.recipe and folders:
-            split = test_split(job, job.recipe, task)
+            split = test_split(job, job.recipe)
             row |= describe_run(job, job.recipe, folders[0], root)
         if job.arm.measure:
             row |= job.arm.measure(models, split)
@@ -193,13 +193,13 @@ def command_of(job: Job) -> str:
     return command
 
 
-def test_split(job: Job, recipe: Recipe, task: Task) -> Split | None:
+def test_split(job: Job, recipe: Recipe) -> Split | None:
     """The images that a job's measure is given: of "smoke" only the first 16."""
     import torch
 
     from resnets.data import dataset
 
-    source = dataset.load(recipe.data, task=task)
+    source = dataset.load(recipe.data, task=archs.task(arch(recipe.model)))
     split = source.test or source.val
     if split and job.budget == "smoke":
         return split.take(torch.arange(min(16, len(split))))

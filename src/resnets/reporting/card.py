@@ -10,8 +10,9 @@ from pathlib import Path
 from resnets.analysis.findings import image_name
 from resnets.escape import markdown
 from resnets.files import write_whole
-from resnets.reporting.facts import RunFacts, figures, sentences
+from resnets.reporting.facts import RunFacts, figures
 from resnets.reporting.report import PAGES
+from resnets.reporting.sections import sentences
 
 
 def write(facts: RunFacts) -> Path:
@@ -20,7 +21,7 @@ def write(facts: RunFacts) -> Path:
         facts=facts,
         text=facts.text,
         figures=figures(facts),
-        sentences=sentences(facts, [], partial(image_name, None)),
+        sentences=sentences(facts, partial(image_name, None)),
     )
     path = facts.run.path / "README.md"
     write_whole(path, page.encode("utf-8", "backslashreplace"))

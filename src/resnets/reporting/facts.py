@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnets.analysis import findings
 from resnets.config import arch as archs
 from resnets.config import recipe as recipes
 from resnets.config.recipe import Recipe
@@ -21,7 +19,6 @@ from resnets.models.cost import cost as network_cost
 from resnets.training.run import Run
 from resnets.training.tasks import Task, task_of_run
 
-DOUBTFUL = 0.05  # part of the labels from which on it is the network that is in doubt
 FALLING, RISING = 0.97, 1.1  # of the lowest error before: what counts as better, as worse
 
 
@@ -137,20 +134,6 @@ def cost(facts: RunFacts) -> dict[str, str]:
     return plan | took | run.read_json("environment.json")
 
 
-def sentences(
-    facts: RunFacts, counts: Sequence[int], name: Callable[[int], str], seen: Sequence[str] = ()
-) -> list[str]:
-    """What a person should know, the honesty of the test first.
-
-    `counts` are the training images of each class, or of scenes the objects, empty where the data
-    is not at hand; `name` says what an image of the tested split is called, given its index; `seen`
-    is what the data says beside.
-    """
-    scores, result = facts.scores, facts.result
-    answers = about_answers(scores, result, name) if scores and result else about_classes(facts)
-    return [*about_test(facts), *answers, *seen, *about_training(facts, counts)]
-
-
 def times(count: int) -> str:
     """Once, or a number of times."""
     return "once" if count == 1 else f"{count:,} times"
@@ -172,57 +155,6 @@ def about_test(facts: RunFacts) -> Iterator[str]:
         yield f"The test split was opened {times(opened)} for a result{later}."
     if bad := len(facts.ended.get("unreadable", ())):
         yield f"{bad:,} images could not be read and are not counted."
-
-
-def about_answers(
-    scores: Scores, result: ClassificationMetrics, name: Callable[[int], str]
-) -> Iterator[str]:
-    """Where the network is wrong, and whether its confidence and the labels can be trusted."""
-    for one, other, count in findings.confusions(scores)[: 3 if len(scores.classes) <= 20 else 9]:
-        yield f"“{one}” and “{other}” are confused {times(count)}."
-    rows = [(row["recall"], row["class"]) for row in result.per_class() if row["images"]]
-    recall, worst = min(rows, default=(1.0, ""))
-    if float(recall) < result.balanced_accuracy - 0.1:
-        yield f"The weakest class is “{worst}”: {percent(float(recall))} of its images are found."
-    sure, right = (float(x.double().mean()) for x in metrics.decisions(scores))
-    means = f"on average it is {percent(sure)} sure and {percent(right)} right"
-    if abs(sure - right) > 0.02:
-        much, trust = ("over", "less") if sure > right else ("under", "more")
-        yield f"The network is {much}-confident, trust it {trust} than it says: {means}."
-    else:
-        yield f"Its confidence is near the truth: {means}."
-    suspects = [] if scores.several else findings.label_errors(scores).tolist()
-    if 0 < len(suspects) <= DOUBTFUL * len(scores.labels):
-        others = scores.logits.scatter(1, scores.labels[:, None], -math.inf).argmax(1)
-        said = (
-            f"{name(int(scores.indices[row]))} (“{scores.classes[scores.labels[row]]}”, "
-            f"looks like “{scores.classes[others[row]]}”)"
-            for row in suspects[:5]
-        )
-        many = "1 label" if len(suspects) == 1 else f"{len(suspects):,} labels"
-        yield f"{many} may be wrong, look first at {', '.join(said)}."
-
-
-def about_classes(facts: RunFacts) -> Iterator[str]:
-    """Which classes and sizes of scenes are found worst."""
-    for what, key, average in (("AP at IoU 0.5", "ap50", "map50"), ("IoU", "iou", "mean_iou")):
-        rows = [
-            (row.get(key), row["class"]) for row in facts.ended.get("per_class", ()) if key in row
-        ]
-        known = [(value, name) for value, name in rows if value is not None]
-        if missing := len(rows) - len(known):
-            yield f"{missing:,} of {len(rows):,} classes are not on these images, nor judged."
-        worst, name = min(known, default=(1.0, ""))
-        if worst < (facts.figure(average) or 0) - 0.1:
-            yield f"The weakest class is “{name}”: its {what} is {percent(worst)}."
-    small, large = facts.figure("map_small"), facts.figure("map_large")
-    if small is not None and small < (large or 0) / 2:
-        side = facts.source["preprocess"]["size"]
-        yield (
-            f"Small objects, less than 32 x 32 pixels, are found much worse than large ones: mAP "
-            f"{percent(small)} and {percent(large or 0)}; an input of more than {side} pixels "
-            f"(--set size={2 * side}) may help."
-        )
 
 
 def about_training(facts: RunFacts, counts: Sequence[int]) -> Iterator[str]:

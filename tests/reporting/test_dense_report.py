@@ -11,7 +11,8 @@ import resnets
 from resnets.api.info import write_report
 from resnets.evaluation import detection
 from resnets.evaluation.detection import DetectionPredictions
-from resnets.reporting import compare, plots, scenes
+from resnets.reporting import compare, dense, plots
+from resnets.reporting import detection as report
 from resnets.reporting.facts import percent, read_facts
 from resnets.training import runner
 from resnets.training.run import Run
@@ -148,16 +149,16 @@ def made(folder):
 
 def test_every_miss_is_of_its_kind(tmp_path):
     split, found = made(tmp_path)
-    right, wrong = scenes.misses(found, split, ("cat", "dog"))
+    right, wrong = report.misses(found, split, ("cat", "dog"))
     assert right == 1
     assert [(miss.kind, miss.row) for miss in wrong] == [
-        (scenes.NOWHERE, 4),
-        (scenes.TWICE, 1),
-        (scenes.WRONG, 2),
-        (scenes.PLACED, 3),
-        (scenes.MISSED, 3),  # the other two that are not found are explained by wrong boxes
+        (report.BACKGROUND, 4),
+        (report.DUPLICATE, 1),
+        (report.WRONG_CLASS, 2),
+        (report.POORLY_PLACED, 3),
+        (report.MISSED, 3),  # the other two that are not found are explained by wrong boxes
     ]
-    assert [miss.said for miss in scenes.worst(wrong)] == [
+    assert [miss.text for miss in report.worst(wrong)] == [
         "“dog” of 60 x 60 pixels is not found",
         "“dog” with 0.95, where none is marked",
         "“cat” with 0.70, marked as “dog”",
@@ -166,41 +167,43 @@ def test_every_miss_is_of_its_kind(tmp_path):
 
 def test_without_detections_all_is_missed_and_without_objects_nothing(tmp_path):
     split, found = made(tmp_path)
-    none = scenes.take(found, found.scores > 1)
-    right, wrong = scenes.misses(none, split, ("cat", "dog"))
-    assert (right, {miss.kind for miss in wrong}, len(wrong)) == (0, {scenes.MISSED}, 4)
+    none = report.select(found, found.scores > 1)
+    right, wrong = report.misses(none, split, ("cat", "dog"))
+    assert (right, {miss.kind for miss in wrong}, len(wrong)) == (0, {report.MISSED}, 4)
     empty = split_of_rows(split.images, torch.zeros(1, 1, 6), sizes=split.sizes)
-    right, wrong = scenes.misses(found, empty, ("cat", "dog"))
-    assert (right, {miss.kind for miss in wrong}, len(wrong)) == (0, {scenes.NOWHERE}, 6)
+    right, wrong = report.misses(found, empty, ("cat", "dog"))
+    assert (right, {miss.kind for miss in wrong}, len(wrong)) == (0, {report.BACKGROUND}, 6)
 
 
 def test_only_the_largest_and_the_surest_are_shown():
     wrong = [
-        scenes.Miss(kind, 0, k, torch.zeros(4), k / 20, "")
-        for kind in (scenes.MISSED, scenes.NOWHERE, scenes.PLACED)
+        report.Miss(kind, 0, k, torch.zeros(4), k / 20, "")
+        for kind in (report.MISSED, report.BACKGROUND, report.POORLY_PLACED)
         for k in range(20)
     ]
-    shown = scenes.worst(wrong)
-    assert [(m.kind, m.row) for m in shown[:5]] == [(scenes.MISSED, k) for k in range(19, 14, -1)]
-    assert [(m.kind, m.row) for m in shown[5:]] == [(scenes.NOWHERE, k) for k in range(19, 15, -1)]
+    shown = report.worst(wrong)
+    assert [(m.kind, m.row) for m in shown[:5]] == [(report.MISSED, k) for k in range(19, 14, -1)]
+    assert [(m.kind, m.row) for m in shown[5:]] == [
+        (report.BACKGROUND, k) for k in range(19, 15, -1)
+    ]
 
 
 def test_objects_and_what_was_found_are_drawn_with_their_masks(tmp_path):
     split, found = made(tmp_path)
-    picture = scenes.true(split, 0, ("cat", "dog"), slice(3, 4))
+    picture = report.draw_objects(split, 0, ("cat", "dog"), slice(3, 4))
     inside, outside = picture[:, 30, 120].tolist(), picture[:, 20, 20].tolist()
     assert outside == [90, 90, 90] != inside
-    (shown,) = scenes.gallery(found, split, ("cat", "dog"), str)
+    (shown,) = report.gallery(found, split, ("cat", "dog"), str)
     assert shown["verdict"] == "True: 3 cat, 2 dog. Found: 5 cat, 1 dog"
-    _, wrong = scenes.misses(found, split, ("cat", "dog"))
+    _, wrong = report.misses(found, split, ("cat", "dog"))
     for miss in wrong:
-        near = scenes.closer(miss, found, split, ("cat", "dog"), str)
+        near = report.zoom(miss, found, split, ("cat", "dog"), str)
         assert len(near["images"]) == 2
 
 
 def test_pictures_stop_where_the_page_would_become_large():
-    pictures = [{"images": [("x" * (scenes.ROOM // 4), "")] * 2} for _ in range(5)]
-    assert len(scenes.within(pictures)) == 2
+    pictures = [{"images": [("x" * (dense.MAX_LETTERS // 4), "")] * 2} for _ in range(5)]
+    assert len(dense.limit_size(pictures)) == 2
 
 
 @pytest.mark.parametrize("classes", [2, 30])

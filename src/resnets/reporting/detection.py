@@ -1,0 +1,258 @@
+"""The report of a detector: precision over recall, what it misses, and pictures of that."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from resnets.analysis import drawing
+from resnets.data.detection.targets import DetectionTargets
+from resnets.data.splits import Shape, Split
+from resnets.errors import CheckpointError
+from resnets.evaluation import detection
+from resnets.evaluation.box_matching import Floats, Ints, overlapping_pairs, pairs_of_equal_keys
+from resnets.evaluation.detection import DetectionPredictions
+from resnets.models.detection.boxes import area, intersection_area
+from resnets.reporting import plots
+from resnets.reporting.dense import SHOWN, build_page, crop_uri, limit_size, spread, whole_uri
+from resnets.reporting.facts import percent
+from resnets.reporting.page import Gallery, ImageName, Page, PageInputs, Picture
+
+WORST = 9  # misses that are shown
+NEAR = 320  # pixels of the longer side of a part of an image
+# The kinds of errors of Bolya et al. 2020, 2008.08115.
+MISSED, POORLY_PLACED = "objects that are not found", "boxes poorly placed (IoU 0.1 to 0.5)"
+WRONG_CLASS, DUPLICATE = "boxes of the wrong class", "double boxes"
+BACKGROUND = "boxes on background"
+PRECISION = "How many of the boxes are right, at IoU 0.5, where so many of the objects are found."
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """An object that is not found, or a detection that is wrong."""
+
+    kind: str
+    image: int
+    row: int  # of the image's objects; of the detections
+    box: Tensor  # (4,)
+    weight: float  # what makes it bad: the object's pixels, the detection's score
+    text: str
+
+
+def page(given: PageInputs) -> Page:
+    """Precision over recall; what the surest detections, as many as objects, find and miss."""
+    facts, splits, tested, name = given.facts, given.splits, given.tested, given.name
+    path, classes = facts.run.path / "detections.safetensors", facts.classes
+    if not tested or not facts.ended["images"] or not path.exists():
+        return build_page(facts, splits)
+    predictions, total = detection.load(path), facts.ended["objects"]
+    for numbers, count in ((predictions.classes, len(classes)), (predictions.images, len(tested))):
+        if len(numbers) and int(numbers.max()) >= count:
+            raise CheckpointError(f"{path} is of other classes or images than those of the run")
+    precisions = detection.figures(predictions, tested, "bbox", len(classes)).precision
+    curves = {kind: curve for kind, curve in zip(classes, precisions, strict=True) if curve}
+    drawn = plots.svg(plots.precision(curves), "precision")
+    # As many as there are objects: there precision equals recall.
+    surest = predictions.scores.sort(descending=True).values[:total]
+    least = float(surest[-1]) if len(surest) else 2.0
+    predictions = select(predictions, predictions.scores >= least)
+    right, wrong = misses(predictions, tested, classes)
+    kinds = [
+        f"{kind} {count:,} ({percent(count / len(wrong))})"
+        for kind, count in Counter(miss.kind for miss in wrong).most_common()
+    ]
+    notes = [
+        f"The {len(predictions.scores):,} surest boxes, of a score from {least:.2f} on, find "
+        f"{right:,} of {total:,} objects; resnets detect predict --score {least:.2f} draws such "
+        "ones.",
+        f"What is wrong with them: {'; '.join(kinds) or 'nothing'}.",
+    ]
+    close = [zoom(miss, predictions, tested, classes, name) for miss in worst(wrong)]
+    pictures: list[Gallery] = [
+        ("True and found objects", "columns wide", gallery(predictions, tested, classes, name)),
+        ("Worst misses", "columns", limit_size(close)),
+    ]
+    return build_page(
+        facts,
+        splits,
+        notes=notes,
+        chart=("precision", drawn, PRECISION) if total else None,
+        pictures=[shown for shown in pictures if shown[2]],
+    )
+
+
+def misses(
+    predictions: DetectionPredictions, split: Split, names: Sequence[str]
+) -> tuple[int, list[Miss]]:
+    """How many detections are right, and what is wrong, image by image.
+
+    An object that a wrong detection explains is not missed. Detections of which half is on an
+    ignored object do not count.
+    """
+    assert split.objects is not None
+    targets = split.objects[predictions.indices]  # (N, M)
+    order = predictions.scores.argsort(descending=True, stable=True)
+    at = torch.searchsorted(predictions.indices, predictions.images)[order]
+    boxes, classes = predictions.boxes[order], predictions.classes[order]
+    where, objects = targets.is_object.nonzero(), targets[targets.is_object]  # (A, 2), (A,)
+
+    i, j, overlap = overlapping_pairs(at, boxes, where[:, 0], objects.boxes, 0.1)
+    same = classes.numpy()[i] == objects.classes.numpy()[j]
+    own, own_iou = most_overlapping(i[same], j[same], overlap[same], len(order))
+    other, other_iou = most_overlapping(i[~same], j[~same], overlap[~same], len(order))
+
+    # The surest of those that claim an object is right; detections are in this order.
+    right = np.zeros(len(order), bool)
+    claiming = np.flatnonzero(own_iou >= 0.5)
+    right[claiming[np.unique(own[claiming], return_index=True)[1]]] = True
+    wrong = np.flatnonzero(~right & ~mostly_ignored(at, boxes, targets))
+    kinds = np.select(
+        [own_iou >= 0.5, other_iou >= 0.5, own_iou > 0],
+        [DUPLICATE, WRONG_CLASS, POORLY_PLACED],
+        BACKGROUND,
+    )
+
+    found = set(own[right].tolist())
+    every = list[Miss]()
+    for k in wrong.tolist():
+        kind, row, end = str(kinds[k]), int(order[k]), ""
+        if kind == WRONG_CLASS:
+            end = f", marked as “{names[int(objects.classes[other[k]])]}”"
+            found.add(int(other[k]))
+        elif kind == POORLY_PLACED:
+            found.add(int(own[k]))
+        elif kind == BACKGROUND:
+            end = ", where none is marked"
+        score, image = float(predictions.scores[row]), int(predictions.images[row])
+        text = f"“{names[int(classes[k])]}” with {score:.2f}{end}"
+        every.append(Miss(kind, image, row, boxes[k], score, text))
+    for k in sorted(set(range(len(objects))) - found):
+        image, row = int(predictions.indices[where[k, 0]]), int(where[k, 1])
+        box, name = objects.boxes[k], names[int(objects.classes[k])]
+        width, height = (box[2:] - box[:2]).tolist()
+        text = f"“{name}” of {width:.0f} x {height:.0f} pixels is not found"
+        every.append(Miss(MISSED, image, row, box, width * height, text))
+    return int(right.sum()), sorted(every, key=lambda miss: miss.image)
+
+
+def most_overlapping(i: Ints, j: Ints, overlap: Floats, count: int) -> tuple[Ints, Floats]:
+    """Of pairs, those that overlap most first: for each of `count` i its best j and their IoU.
+
+    -1 and 0 where an i has no pair.
+    """
+    best, most = np.full(count, -1), np.zeros(count)
+    paired, first = np.unique(i, return_index=True)
+    best[paired], most[paired] = j[first], overlap[first]
+    return best, most
+
+
+def mostly_ignored(at: Tensor, boxes: Tensor, targets: DetectionTargets) -> NDArray[np.bool_]:
+    """Of which boxes more than half is on an ignored object of their image: bool (D,)."""
+    ignored = targets.boxes[targets.is_ignored]
+    i, j = pairs_of_equal_keys(at, targets.is_ignored.nonzero()[:, 0])
+    both = intersection_area(boxes[i, None], ignored[j, None]).flatten()
+    result = np.zeros(len(boxes), bool)
+    result[i[both > area(boxes[i]) / 2].numpy()] = True
+    return result
+
+
+def worst(wrong: Sequence[Miss]) -> list[Miss]:
+    """The largest objects that are not found, then the surest boxes of another class or nothing."""
+    heavy = sorted(wrong, key=lambda miss: -miss.weight)
+    large = [miss for miss in heavy if miss.kind == MISSED][: WORST // 2 + 1]
+    return [*large, *(miss for miss in heavy if miss.kind in (WRONG_CLASS, BACKGROUND))][:WORST]
+
+
+def labelled_objects(split: Split, index: int) -> DetectionTargets:
+    """Those of an image, ignored ones too: (n,)."""
+    assert split.objects is not None
+    targets = split.objects[index]
+    return targets[~targets.is_padding]
+
+
+def select(predictions: DetectionPredictions, rows: Tensor) -> DetectionPredictions:
+    """Some of the detections, by a mask or by their indices."""
+    which = torch.arange(len(predictions.scores))[rows].tolist()
+    return replace(
+        predictions,
+        images=predictions.images[rows],
+        classes=predictions.classes[rows],
+        scores=predictions.scores[rows],
+        boxes=predictions.boxes[rows],
+        masks=predictions.masks and tuple(predictions.masks[k] for k in which),
+    )
+
+
+def draw_objects(
+    split: Split, index: int, names: Sequence[str], only: slice = slice(None)
+) -> Tensor:
+    """An image with its objects, or `only` some: uint8 (3, H, W)."""
+    assert split.sizes is not None
+    rows, (height, width) = labelled_objects(split, index)[only], split.sizes[index].tolist()
+    kinds = rows.classes.tolist()
+    shapes = cast(tuple[Shape, ...], split.masks[index] if split.masks else ())[only]
+    masks = None
+    if shapes:
+        runs = [detection.rle(shape, height, width)["counts"] for shape in shapes]
+        masks = torch.stack([detection.decoded((height, width, run)) for run in runs])
+    image, texts = drawing.read_picture(split, index), [names[k] for k in kinds]
+    return drawing.draw_box(image, rows.boxes, kinds, texts, masks)
+
+
+def count_names(classes: Tensor, names: Sequence[str]) -> str:
+    """How many there are of each class, the most frequent first."""
+    counts = Counter(names[k] for k in classes.tolist()).most_common()
+    return ", ".join(f"{count} {name}" for name, count in counts) or "nothing"
+
+
+def gallery(
+    predictions: DetectionPredictions, split: Split, names: Sequence[str], name: ImageName
+) -> list[Picture]:
+    """Whole images, with their objects and with what was found."""
+    pictures = list[Picture]()
+    for index in spread(predictions.indices, SHOWN).tolist():
+        found = predictions.classes[predictions.images == index]
+        texts = (
+            f"True: {count_names(labelled_objects(split, index).classes, names)}",
+            f"Found: {count_names(found, names)}",
+        )
+        drawn = (
+            draw_objects(split, index, names),
+            drawing.draw_prediction(split, index, predictions, names, 0),
+        )
+        images = [(whole_uri(x), text) for x, text in zip(drawn, texts, strict=True)]
+        verdict = ". ".join(texts)
+        pictures.append({"name": name(index), "verdict": verdict, "images": images, "legend": ()})
+    return limit_size(pictures)
+
+
+def zoom(
+    miss: Miss,
+    predictions: DetectionPredictions,
+    split: Split,
+    names: Sequence[str],
+    name: ImageName,
+) -> Picture:
+    """Around a miss: the object alone and all that was found, or all objects and the box."""
+    is_object = miss.kind == MISSED
+    only = slice(miss.row, miss.row + 1) if is_object else slice(None)
+    shown = predictions if is_object else select(predictions, torch.tensor([miss.row]))
+    drawn = (
+        draw_objects(split, miss.image, names, only),
+        drawing.draw_prediction(split, miss.image, shown, names, 0),
+    )
+    limits = torch.tensor(drawn[0].shape[:0:-1])  # width and height
+    corner, end = miss.box.view(2, 2)
+    sides = (2 * (end - corner).amax()).clamp(min=80).minimum(limits)
+    start = ((corner + end - sides) / 2).clamp(min=0).minimum(limits - sides)
+    window = torch.cat([start, start + sides]).int().tolist()
+    alts = ("The object", "What was found") if is_object else ("The objects", "The box")
+    images = [(crop_uri(x, window, NEAR), alt) for x, alt in zip(drawn, alts, strict=True)]
+    return {"name": name(miss.image), "verdict": miss.text, "images": images, "legend": ()}

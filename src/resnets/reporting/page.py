@@ -1,0 +1,65 @@
+"""The parts of a report that each task fills in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from resnets.data.splits import Split
+from resnets.reporting import plots
+from resnets.reporting.facts import RunFacts, figures, percent
+
+ImageName = Callable[[int], str]  # of an image of the tested split, given its index
+Picture = dict[str, Any]
+Gallery = tuple[str, str, list[Picture]]  # title, class of its element, pictures
+Chart = tuple[str, Any, str]  # id, SVG, caption
+
+
+@dataclass(frozen=True)
+class PageInputs:
+    """What a page is made of."""
+
+    facts: RunFacts
+    splits: Mapping[str, Split]  # of the data, where it is at hand
+    tested: Split | None
+    name: ImageName
+    network: Any = None  # for a module of a person's own: that of `predictor.load`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What report.html shows; a part that is empty is left out."""
+
+    figures: Sequence[tuple[str, str, str]]  # name, meaning, value
+    missing: str = ""  # why there are no pictures
+    notes: Sequence[str] = ()  # findings in the data and the pictures
+    chart: Chart | None = None  # beside the figures
+    columns: Mapping[str, Sequence[Any]]  # of the table of classes
+    counts: Sequence[int] = ()  # training images, or objects, of each class
+    strips: Sequence[str] = ()  # training images of each class, as addresses
+    confusion: Sequence[Sequence[int]] = ()
+    matrix: str = ""  # what its rows and columns are
+    pictures: Sequence[Gallery] = ()
+    curves: Sequence[Chart] = ()
+
+
+def error_curve(facts: RunFacts) -> Chart:
+    """The errors by epoch, and where they ended."""
+    labels = {f"{part}_error": part for part in ("train", "val", "test")}
+    drawn = plots.history(facts.rows, labels, "error (%)")
+    last = facts.rows[-1] if facts.rows else {}
+    ends = [f"{part} {percent(last[key])}" for key, part in labels.items() if key in last]
+    caption = f"Error by epoch{', at the end ' * bool(ends)}{', '.join(ends)}."
+    return "curves", plots.svg(drawn, "curves"), caption
+
+
+def loss_curve(facts: RunFacts) -> Chart:
+    """The training loss by epoch."""
+    drawn = plots.history(facts.rows, {"loss": "training"}, "loss", 1)
+    return "curves", plots.svg(drawn, "curves"), "Training loss by epoch."
+
+
+def plain_page(given: PageInputs) -> Page:
+    """The page of a task that has none of its own: figures and the training curve."""
+    return Page(figures=figures(given.facts), columns={}, curves=[loss_curve(given.facts)])
