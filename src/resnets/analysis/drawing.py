@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from resnets.config.types import InferenceOptions, Task
+from resnets.config.types import InferenceOptions
 from resnets.data import dataset
 from resnets.data.decode import decode, largest_value_of_file, warn_clipped
 from resnets.data.detection.coco import UniqueIds, unused_id
@@ -27,6 +27,7 @@ from resnets.evaluation.detection import Detect, DetectionPredictions
 from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.predictor import Model
 from resnets.files import write_whole
+from resnets.models.segmentation import Segmenter
 
 FONT = font_manager.findfont("DejaVu Sans")  # matplotlib brings it
 Colour = tuple[int, int, int]
@@ -181,7 +182,6 @@ def draw_mask(image: Tensor, classes: Tensor, kinds: int) -> Tensor:
 
 
 def draw_predictions(
-    task: Task,
     path: str | Path | Model,
     inputs: Input | Iterable[Input],
     out: Path,
@@ -189,7 +189,7 @@ def draw_predictions(
     how: InferenceOptions,
 ) -> list[dict[str, str]]:
     """Draw what a detector, localiser or segmenter finds on images; a row says what, or why not."""
-    model = targets.faster(targets.load_model(path, None, how, task))
+    model = targets.faster(targets.load_model(path, None, how))
     ids = UniqueIds()
     given: Sequence[Any] = inputs if isinstance(inputs, list | tuple) else [inputs]
     rest = [x for x in given if not isinstance(x, str | Path) or not ids.add(Path(x))]
@@ -199,7 +199,7 @@ def draw_predictions(
     values = {path: largest_value_of_file(path) for path in split.images}
     warn_clipped(values, model.card.preprocess.white)
     with targets.name_model_in_errors(path):
-        if task == "segment":
+        if isinstance(model.network, Segmenter):
             rows = draw_segmentation(model, split, out, targets.reading(model, how))
         else:
             network = targets.refinement([model], how)

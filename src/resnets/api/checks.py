@@ -12,7 +12,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from resnets.config.types import METRICS, Task, View
+from resnets.config.tasks import TASK_TEXTS, missing_options, optional
+from resnets.config.types import Task, View
 from resnets.errors import DataError, ResnetsError, UsageError, nearest
 from resnets.files import find_model_file
 
@@ -164,9 +165,10 @@ def arch_overrides(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict[
 def metric_floors(task: Task, fields: Mapping[str, Any] | Sequence[str]) -> dict[str, float]:
     """What figures have to reach, of FIGURE=VALUE. Raises UsageError."""
     wanted = dict[str, float]()
-    for name, text in assignments(fields, f"--fail-under {METRICS[task][0]}=0.9").items():
-        if name not in METRICS[task]:
-            raise UsageError(f"--fail-under {name}: {nearest(name, METRICS[task])}")
+    known = TASK_TEXTS[task].thresholds
+    for name, text in assignments(fields, f"--fail-under {known[0]}=0.9").items():
+        if name not in known:
+            raise UsageError(f"--fail-under {name}: {nearest(name, known)}")
         try:
             wanted[name] = float(text)
         except (TypeError, ValueError):
@@ -200,10 +202,13 @@ def assignments(
     return values
 
 
-def refuse_others(task: Task, only: Mapping[str, Mapping[str, bool]]) -> None:
-    """Raise UsageError for an option that is given, and is `only` for other tasks."""
-    for tasks, given in only.items():
-        names = [name for name, is_given in given.items() if is_given]
-        if names and task not in tasks.split():
-            known = " and ".join(tasks.split())
-            raise UsageError(f"{names[0]} is to {known}, this model to {task}")
+def refuse_others(
+    function: Literal["evaluate", "predict"], task: Task, given: Mapping[str, bool]
+) -> None:
+    """Raise UsageError for an argument that is given, and is for other tasks."""
+    missing = missing_options(function, TASK_TEXTS[task])
+    for name in (name for name, is_given in given.items() if is_given and name in missing):
+        texts = TASK_TEXTS.values()
+        known = " and ".join(text.name for text in texts if name in optional(function, text))
+        option = name.replace("_", "-")
+        raise UsageError(f"--{option} is to {known}, this model to {task}")

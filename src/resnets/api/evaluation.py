@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from resnets.api import checks
 from resnets.api.checks import public
 from resnets.api.info import write_report
+from resnets.config.tasks import TASK_TEXTS
 from resnets.config.types import (
     ERRORS_MEASURED,
+    EvaluateOptions,
     InferenceOptions,
     Instrument,
     SplitName,
     Task,
-    command_group,
 )
 from resnets.errors import CheckpointError, UsageError
 from resnets.files import check_outside, find_model_file, write_whole
@@ -95,7 +96,7 @@ def evaluate(
     if not models:
         raise UsageError(
             "name a model and the data: "
-            f"resnets {command_group(task or 'classify')}evaluate MODEL... DATA"
+            f"resnets {TASK_TEXTS[task or 'classify'].command}evaluate MODEL... DATA"
         )
     checks.check_models(*models)
     checks.check_data(data)
@@ -113,33 +114,23 @@ def evaluate(
         checks.check_models(classifier)
     from resnets.evaluation import targets
     from resnets.training.run import log_test_access
+    from resnets.training.tasks import find_task
 
     purpose = task or targets.task_of(models[0], how)
-    only = {
-        "localize": {"--classifier": classifier is not None},
-        "detect localize": {"--refine": refine, "--scales": how.scales != (1.0,)},
-        "classify detect": {"--compare": compare},
-        "classify": {
-            "--view": set(views) != {"center"}, "--at-precision": at_precision is not None,
-            "--ood": ood is not None, "--corruptions": corruptions, "--size": size is not None,
-        },
+    used = {
+        "classifier": classifier is not None, "refine": refine, "scales": how.scales != (1.0,),
+        "compare": compare, "view": set(views) != {"center"},
+        "at_precision": at_precision is not None, "ood": ood is not None,
+        "corruptions": corruptions, "size": size is not None,
     }  # fmt: skip
-    checks.refuse_others(purpose, only)
-    if purpose == "classify":
-        return targets.classification(
-            models, checks.data_place(data), how, views=views, compare=compare,
-            at_precision=at_precision, ood=checks.data_place(ood), corruptions=corruptions,
-            log=log_test_access,
-        )  # fmt: skip
-    return targets.objects(
-        purpose,
-        models,
-        checks.data_place(data),
-        how,
-        compare=compare,
-        classifier=classifier,
-        log=log_test_access,
-    )
+    checks.refuse_others("evaluate", purpose, used)
+    options = EvaluateOptions(
+        views=views, compare=compare, at_precision=at_precision,
+        ood=checks.data_place(ood), corruptions=corruptions, classifier=classifier,
+    )  # fmt: skip
+    evaluate = find_task(purpose).evaluate
+    result: Tested = evaluate(models, checks.data_place(data), how, options, log_test_access)
+    return result
 
 
 @public

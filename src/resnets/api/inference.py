@@ -124,13 +124,11 @@ def predict(
 
     loaded = targets.load_model(model, None, how, task)
     purpose = targets.task_of(loaded, how)
-    improved = {"--refine": refine, "--scales": how.scales != (1.0,)}
-    drawing = {"--out": out is not None}
-    only = {"detect localize": improved, "classify": {"--top": top != 5}}
-    checks.refuse_others(purpose, {**only, "detect localize segment": drawing})
-    if purpose == "classify" or out is None:
+    given = {"refine": refine, "scales": how.scales != (1.0,), "top": top != 5}
+    checks.refuse_others("predict", purpose, {**given, "out": out is not None})
+    if out is None:
         return loaded.predict(inputs, top=top, score=score, batch=how.images_per_batch(32))
-    return draw_predictions(purpose, loaded, inputs, Path(out), score, how)
+    return draw_predictions(loaded, inputs, Path(out), score, how)
 
 
 @public

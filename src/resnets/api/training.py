@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from resnets.api import checks
 from resnets.api.checks import public
 from resnets.api.info import runs_compare, write_report
-from resnets.config.types import Task, command_group
+from resnets.config.types import Task
 from resnets.errors import DataError, ResnetsError, UsageError
 from resnets.files import check_outside, find_model_file
 
@@ -304,7 +304,6 @@ def resume(
             also a module.
         watch: Called with the progress after each step.
     """
-    from resnets.config import arch
     from resnets.config.recipe import parse
     from resnets.training.run import Run
 
@@ -316,10 +315,11 @@ def resume(
     recipe = parse(folder.read_json("recipe.json"))
     if folder.finished:
         from resnets.training.runner import missing_results
+        from resnets.training.tasks import task_of_run
 
         if not missing_results(folder):
-            own = arch.task(arch.from_dict(folder.read_json("source.json")["arch"]))
-            command = f"resnets {command_group(own)}evaluate"
+            text = task_of_run(folder.read_json("source.json")).text
+            command = f"resnets {text.command}evaluate"
             raise UsageError(f"{run} is finished; `{command} {run} DATA` uses it")
     if (folder.path / "trial.json").exists():  # it would be tested on the test images
         raise UsageError(

@@ -33,6 +33,7 @@ from resnets.api.checks import (
 from resnets.cli import format, terminal
 from resnets.cli.options import command, explain
 from resnets.config.recipe import Augment, Recipe
+from resnets.config.tasks import TASK_TEXTS, missing_options
 from resnets.config.types import Task
 from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError
 from resnets.escape import lines, visible
@@ -53,20 +54,6 @@ STDIN = "\0-"  # for "-", which cyclopts takes for an option: no file has such a
 data_app = App(name="data", help="Fetch data sets and look at them.")
 runs_app = App(name="runs", help="The runs of this folder.")
 app.register_install_completion_command()
-GROUPS: dict[Task, tuple[App, str]] = {
-    "detect": (
-        App(name="detect", help="Find objects: boxes, and masks where the data has them."),
-        "COCO, PASCAL VOC, YOLO, or a CSV of boxes.",
-    ),
-    "localize": (
-        App(name="localize", help="Find the one object of an image, given its class or not."),
-        "COCO, PASCAL VOC, YOLO, or a CSV of boxes, with one object an image.",
-    ),
-    "segment": (
-        App(name="segment", help="Give each pixel its class."),
-        "A folder of images and masks.",
-    ),
-}
 
 
 @app.meta.default
@@ -210,7 +197,7 @@ def evaluate(*places: str, task: Task, fail_under: list[str] | None = None, **op
 def predict(model: str, *inputs: str, task: Task, **options: Any) -> None:
     """Name what is on images: files, folders, patterns, or - for an image on standard input."""
     items = [sys.stdin.buffer.read() if item == STDIN else item for item in inputs]
-    if task != "classify":
+    if "out" in options:
         options["out"] = options["out"] or "predictions"
         rows = api.predict(model, items, task=task, **options)
         terminal.note(f"the pictures are in {options['out']}")
@@ -334,34 +321,28 @@ def showing(
 
 def register() -> None:
     """Give the command line its commands."""
-    hidden, improved, like = ["task", "watch"], ["refine", "scales"], api.evaluate
+    hidden, like = ["task", "watch"], api.evaluate
     section = App(name="train")
     section.default(command(api.train, train, hide=hidden, like=api.plan))
     section.command(list_fields, name="--help-fields", group="Parameters")
     app.command(section)
     app.command(command(api.resume, resume, hide=hidden, like=api.plan), name="resume")
     app.command(command(api.tune, tune, hide=hidden, like=api.plan), name="tune")
-    given = {"task": "classify"}
-    hide = [*improved, "classifier"]
-    app.command(command(like, evaluate, hide=hide, given=given), name="evaluate")
-    hide = [*improved, "score", "out", "workers"]
-    app.command(command(api.predict, predict, hide=hide, like=like, given=given), name="predict")
     app.command(command(api.explain, explained, like=like), name="explain")
-    for task, (section, data) in GROUPS.items():
-        given, words = {"task": task}, {"data": data}
-        hide = ["watch"]
-        one = command(api.train, train, hide=hide, given=given, like=api.plan, words=words)
-        section.command(one, name="train")
-        hide = ["view", "at_precision", "ood", "corruptions", "size"]
-        hide += improved if task == "segment" else []
-        hide += ["classifier"] if task != "localize" else []
-        hide += ["compare"] if task != "detect" else []
-        section.command(command(like, evaluate, hide=hide, given=given), name="evaluate")
-        hide = ["top", *(improved if task == "segment" else [])]
-        words = {"": "Draw what is found on images, and write it as COCO JSON or as masks."}
+    for text in TASK_TEXTS.values():
+        group, given = app, {"task": text.name}
+        if text.command:
+            group = App(name=text.name, help=text.help)
+            words = {"data": text.data_help}
+            hide = ["watch"]
+            one = command(api.train, train, hide=hide, given=given, like=api.plan, words=words)
+            group.command(one, name="train")
+            app.command(group)
+        hide = missing_options("evaluate", text)
+        group.command(command(like, evaluate, hide=hide, given=given), name="evaluate")
+        hide, words = missing_options("predict", text), {"": text.predict_help}
         one = command(api.predict, predict, hide=hide, given=given, like=like, words=words)
-        section.command(one, name="predict")
-        app.command(section)
+        group.command(one, name="predict")
     data_app.command(command(api.data_get, data_get, hide=hidden), name="get")
     for parent, name, function, shown in (
         (app, "calibrate", api.calibrate, format.calibration),

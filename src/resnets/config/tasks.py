@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +17,12 @@ class TaskText:
     headline: str
     detail: str = "{images} images say so."
     command: str = ""  # what its commands begin with after `resnets`: its group and a blank
+    help: str = ""  # of the group
+    data_help: str = ""
+    predict_help: str = "Draw what is found on images, and write it as COCO JSON or as masks."
+    # The arguments of `evaluate` and `predict` that it has, of those that not every task has.
+    evaluate_options: tuple[str, ...] = ()
+    predict_options: tuple[str, ...] = ()
     pipeline: str = "other"  # its name on a model hub
     metrics: dict[str, str] = field(default_factory=dict)  # a hub's name: figure
     thresholds: tuple[str, ...] = ()  # figures that --fail-under takes: the larger, the better
@@ -30,6 +37,10 @@ CLASSIFY = TaskText(
     error="wrong answers",
     others="An image of something else gets the name of one of these classes too.",
     balance="class_weights=balanced",
+    evaluate_options=("view", "compare", "at_precision", "ood", "corruptions", "size"),
+    predict_options=("top",),
+    predict_help="Name what is on images: files, folders, patterns, or - for an image on standard "
+    "input.",
     thresholds=("top1", "top5", "balanced_accuracy", "macro_f1", "mean_average_precision"),
     metrics={"accuracy": "top1", "f1": "macro_f1"},
     figures={
@@ -47,6 +58,10 @@ DENSE_OTHERS = "What is of another class is not found, or taken for one of these
 DETECT = TaskText(
     name="detect",
     command="detect ",
+    help="Find objects: boxes, and masks where the data has them.",
+    data_help="COCO, PASCAL VOC, YOLO, or a CSV of boxes.",
+    evaluate_options=("compare", "refine", "scales"),
+    predict_options=("score", "out", "workers", "refine", "scales"),
     pipeline="object-detection",
     does="finds and names objects on",
     error="1 - mAP at IoU 0.5",
@@ -70,6 +85,10 @@ DETECT = TaskText(
 LOCALIZE = TaskText(
     name="localize",
     command="localize ",
+    help="Find the one object of an image, given its class or not.",
+    data_help="COCO, PASCAL VOC, YOLO, or a CSV of boxes, with one object an image.",
+    evaluate_options=("classifier", "refine", "scales"),
+    predict_options=("score", "out", "workers", "refine", "scales"),
     pipeline="object-detection",
     does="finds and names the one object on",
     error="localisation error",
@@ -88,6 +107,9 @@ LOCALIZE = TaskText(
 SEGMENT = TaskText(
     name="segment",
     command="segment ",
+    help="Give each pixel its class.",
+    data_help="A folder of images and masks.",
+    predict_options=("score", "out", "workers"),
     pipeline="image-segmentation",
     does="gives each pixel its class on",
     error="1 - mean IoU",
@@ -106,3 +128,14 @@ SEGMENT = TaskText(
 TASK_TEXTS: dict[str, TaskText] = {
     text.name: text for text in (CLASSIFY, DETECT, LOCALIZE, SEGMENT)
 }
+
+
+def optional(function: Literal["evaluate", "predict"], text: TaskText) -> tuple[str, ...]:
+    """The arguments of a function of `api` that this task has, of those that not every task has."""
+    return text.evaluate_options if function == "evaluate" else text.predict_options
+
+
+def missing_options(function: Literal["evaluate", "predict"], text: TaskText) -> list[str]:
+    """The arguments of a function of `api` that other tasks have, and this one does not."""
+    every = {name for other in TASK_TEXTS.values() for name in optional(function, other)}
+    return sorted(every - {*optional(function, text)})

@@ -16,12 +16,6 @@ Instrument = Literal[  # of `analyze`
     "precise",
 ]  # fmt: skip
 ERRORS_MEASURED = ("lesions", "swaps", "precise")  # these measure errors on a whole split
-METRICS: dict[Task, tuple[str, ...]] = {  # of a test: those that are better the larger they are
-    "classify": ("top1", "top5", "balanced_accuracy", "macro_f1", "mean_average_precision"),
-    "detect": ("map", "map50", "map75", "voc", "voc07", "recall_100"),
-    "localize": ("accuracy", "top5_accuracy"),
-    "segment": ("mean_iou", "pixel_accuracy"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +40,13 @@ class InferenceOptions:
         return self.batch or usual
 
 
-def command_group(task: Task) -> str:
-    """What a command of a task begins with after `resnets`: "" or its group and a blank."""
-    return "" if task == "classify" else f"{task} "
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """What is asked for beside the figures; which task has which is in config/tasks.py."""
+
+    views: tuple[View, ...]  # one for each model
+    compare: bool = False
+    at_precision: float | None = None
+    ood: Any = None  # as `data` of `api.evaluate`
+    corruptions: bool = False
+    classifier: Any = None  # as a model of `api.evaluate`

@@ -17,7 +17,7 @@ from resnets.config.arch import Arch, ClassifierArch, ExternalArch, MlpArch, Seg
 from resnets.config.arch import task as task_of
 from resnets.config.families import label
 from resnets.config.recipe import Preprocess
-from resnets.config.types import Task, View, command_group
+from resnets.config.types import Task, View
 from resnets.data.dataset import Split
 from resnets.data.decode import warn_clipped
 from resnets.data.inputs import Input, expand_inputs, is_single, read_image
@@ -286,7 +286,7 @@ def check_task(arch: Arch, path: Path, task: Task | None) -> Task:
     """What a network is for. Raises UsageError where it is not the `task`."""
     if (own := task_of(arch)) != (task or own):
         raise UsageError(
-            f"{path} is not to {task}, but to {own}: `resnets {command_group(own)}evaluate`"
+            f"{path} is not to {task}, but to {own}: `resnets {TASK_TEXTS[own].command}evaluate`"
         )
     return own
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import numpy as np
 import pydantic
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from resnets.config import arch
 from resnets.config.recipe import FINITE, rename_old_fields
-from resnets.config.types import InferenceOptions, Task, View
+from resnets.config.types import EvaluateOptions, InferenceOptions, Task, View
 from resnets.data import dataset
 from resnets.data.dataset import Source, Split, normalization
 from resnets.data.decode import warn_clipped
@@ -25,7 +25,7 @@ from resnets.data.torch_dataset import PREFIX as DATASET
 from resnets.device import pick_device
 from resnets.errors import CheckpointError, DataError, NotFinite, UsageError
 from resnets.evaluation import metrics
-from resnets.evaluation.metrics import ClassificationMetrics
+from resnets.evaluation.metrics import ClassificationMetrics, Comparison
 from resnets.evaluation.predictor import Model, check_task, load, match_classes
 from resnets.evaluation.scores import Scores, ensemble
 
@@ -189,54 +189,53 @@ def unlabelled(source: Source, like: Tensor) -> Split:
     return replace(every, labels=like.new_zeros(len(every), *like.shape[1:]))
 
 
-def classification(
+def test_classifiers(
     models: Sequence[AnyModel],
     data: Any,
     how: InferenceOptions,
-    *,
-    views: Sequence[View],
-    compare: bool,
-    at_precision: float | None,
-    ood: Any,
-    corruptions: bool,
+    options: EvaluateOptions,
     log: LogAccess,
 ) -> ClassificationMetrics:
     """`api.evaluate` for classifiers."""
     source = dataset.load(data, max_unreadable=how.max_unreadable, training=False)
-    pairs = zip(models, views, strict=True)
-    subjects = [load_target(path, source, how, view) for path, view in pairs]
-    name = subjects[0].name
-    check_same([each.split for each in subjects])
-    scored = [each.scores() for each in subjects]
-    scores = scored[-1] if compare else ensemble(scored)
+    pairs = zip(models, options.views, strict=True)
+    targets = [load_target(path, source, how, view) for path, view in pairs]
+    name = targets[0].name
+    check_same([target.split for target in targets])
+    each = [target.scores() for target in targets]
+    scores = each[-1] if options.compare else ensemble(each)
     result, bad = metrics.classification_metrics(scores, name), scores.unreadable
     images = result.images + len(bad)
     check_read(bad, images, how.max_unreadable, f"{name} split of {data}")
-    for path, each in dict(zip(map(model_path, models), scored, strict=True)).items():
-        log(path, source.digest, name, 1 - float(metrics.is_correct(each).double().mean()))
+    for path, own in dict(zip(map(model_path, models), each, strict=True)).items():
+        log(path, source.digest, name, 1 - float(metrics.is_correct(own).double().mean()))
     result = replace(result, unreadable=(*source.unreadable, *bad))
-    if compare:
-        comparison, files = metrics.compare(*scored), subjects[0].split.images
-        if isinstance(files, tuple):
-            fixed = tuple(str(files[int(k)]) for k in comparison.fixed)
-            broken = tuple(str(files[int(k)]) for k in comparison.broken)
-            comparison = replace(comparison, fixed=fixed, broken=broken)
-        result = replace(result, comparison=comparison)
-    if at_precision is not None:
-        result = replace(result, abstention=metrics.selective_accuracy(scores, at_precision))
-    if ood is not None:
-        strange = unlabelled(
-            dataset.load(ood, max_unreadable=how.max_unreadable, training=False), scores.labels
-        )
-        others = ensemble([replace(each, split=strange).scores() for each in subjects])
-        result = replace(result, familiarity=metrics.ood_auroc(scores, others))
-    if corruptions:
+    if options.compare:
+        change = name_images(metrics.compare(*each), targets[0].split)
+        result = replace(result, comparison=change)
+    if options.at_precision is not None:
+        kept = metrics.selective_accuracy(scores, options.at_precision)
+        result = replace(result, abstention=kept)
+    if options.ood is not None:
+        other = dataset.load(options.ood, max_unreadable=how.max_unreadable, training=False)
+        strange = unlabelled(other, scores.labels)
+        unfamiliar = ensemble([replace(target, split=strange).scores() for target in targets])
+        result = replace(result, familiarity=metrics.ood_auroc(scores, unfamiliar))
+    if options.corruptions:
         from resnets.evaluation.corruptions import robustness  # here: torchvision delays a start
 
-        (one,) = subjects
-        rows = robustness(one.scores, one.model.card.arch.channels)
+        rows = robustness(targets[0].scores, targets[0].model.card.arch.channels)
         result = replace(result, corruptions=tuple(rows))
     return result
+
+
+def name_images(comparison: Comparison, split: Split) -> Comparison:
+    """The changed images by their files, where there are files."""
+    if isinstance(split.images, Tensor):
+        return comparison
+    fixed = tuple(str(split.images[int(k)]) for k in comparison.fixed)
+    broken = tuple(str(split.images[int(k)]) for k in comparison.broken)
+    return replace(comparison, fixed=fixed, broken=broken)
 
 
 def reading(model: Model, how: InferenceOptions) -> LoaderOptions:
@@ -255,19 +254,53 @@ def faster(model: Model) -> Model:
     return replace(model, network=fuse_conv_bn(model.network))
 
 
-def objects(
+DenseMetrics = TypeVar(
+    "DenseMetrics", "DetectionMetrics", "LocalizationMetrics", "SegmentationMetrics"
+)
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """Detectors, localisers or segmenters, and the split that they are tested on."""
+
+    models: Sequence[Model]
+    source: Source
+    split: Split
+    name: str  # of the split
+    how: InferenceOptions
+    options: EvaluateOptions
+
+    def only(self, task: Task) -> Model:
+        """The one model. Raises UsageError for more."""
+        if len(self.models) > 1:
+            raise UsageError(f"only detectors make an ensemble: one model for `resnets {task}`")
+        return self.models[0]
+
+
+def evaluate_dense(
     task: Task,
+    test: Callable[[DenseTargets], DenseMetrics],
     paths: Sequence[AnyModel],
     data: Any,
     how: InferenceOptions,
-    *,
-    compare: bool,
-    classifier: AnyModel | None,
+    options: EvaluateOptions,
     log: LogAccess,
-) -> DetectionMetrics | LocalizationMetrics | SegmentationMetrics:
-    """`api.evaluate` for detectors, localisers and segmenters."""
+) -> DenseMetrics:
+    """`api.evaluate` for models of a task that `test` gives the figures of."""
     with name_model_in_errors(*paths):
-        return _objects(task, paths, data, how, compare=compare, classifier=classifier, log=log)
+        source = dataset.load(data, max_unreadable=how.max_unreadable, task=task)
+        models = [faster(load_model(path, source, how, task)) for path in paths]
+        splits = [
+            held_out_split(path, model, source, how.split)
+            for path, model in zip(paths, models, strict=True)
+        ]
+        check_same(splits)
+        split, name = splits[0], how.split or "test"
+        result = test(DenseTargets(models, source, split, name, how, options))
+        check_read(result.unreadable, len(split), how.max_unreadable, f"{name} split of {data}")
+        for path in paths:  # of one among several there is no error by itself
+            log(model_path(path), source.digest, name, result.error if len(paths) == 1 else None)
+    return result
 
 
 @contextmanager
@@ -277,59 +310,6 @@ def name_model_in_errors(*paths: AnyModel) -> Iterator[None]:
         yield
     except NotFinite:
         raise NotFinite(" or ".join(map(str, paths))) from None
-
-
-def _objects(
-    task: Task,
-    paths: Sequence[AnyModel],
-    data: Any,
-    how: InferenceOptions,
-    *,
-    compare: bool,
-    classifier: AnyModel | None,
-    log: LogAccess,
-) -> DetectionMetrics | LocalizationMetrics | SegmentationMetrics:
-    from resnets.evaluation import localization, segmentation
-
-    source = dataset.load(data, max_unreadable=how.max_unreadable, task=task)
-    models = [faster(load_model(path, source, how, task)) for path in paths]
-    splits = [
-        held_out_split(path, model, source, how.split)
-        for path, model in zip(paths, models, strict=True)
-    ]
-    check_same(splits)
-    split, first, name = splits[0], models[0], how.split or "test"
-    result: DetectionMetrics | LocalizationMetrics | SegmentationMetrics
-    if task == "detect":
-        result = detection(models, split, name, compare, how)
-    elif len(models) > 1:
-        raise UsageError(f"only detectors make an ensemble: one model for `resnets {task}`")
-    elif task == "localize":
-        network: Any = refinement(models, how)
-        known, given = first.card.classes, None
-        if classifier is not None:
-            given = five_classes(classifier, split, source, known, how)
-        result = localization.evaluate(
-            network,
-            split,
-            reading(first, how),
-            predicted=given,
-            name=name,
-            bfloat16=first.bfloat16,
-        )
-    else:
-        result = segmentation.evaluate_split(
-            first.network,
-            split,
-            first.card.classes,
-            reading(first, how),
-            name=name,
-            bfloat16=first.bfloat16,
-        )
-    check_read(result.unreadable, len(split), how.max_unreadable, f"{name} split of {data}")
-    for path in paths:  # of one among several there is no error by itself
-        log(model_path(path), source.digest, name, result.error if len(paths) == 1 else None)
-    return result
 
 
 def five_classes(
@@ -376,26 +356,58 @@ def refinement(models: Sequence[Model], how: InferenceOptions) -> Detect:
     return refined_detections(two_stages, refine=how.refine, scales=how.scales)
 
 
-def detection(
-    models: Sequence[Model], split: Split, name: str, compare: bool, how: InferenceOptions
-) -> DetectionMetrics:
-    """Figures of detectors as one, or with `compare` of the second against the first."""
+def test_detectors(target: DenseTargets) -> DetectionMetrics:
+    """Figures of detectors as one, or where that is asked of the second against the first."""
     from resnets.evaluation import detection
 
     detection.coco()  # is missed now, not after all images
-    first = models[0]
+    models, split, how = target.models, target.split, target.how
+    first, compare = models[0], target.options.compare
     if any(model.card.classes != first.card.classes for model in models):
         raise CheckpointError("the models know different classes, or in another order")
     detections = [
         detection.detect(refinement(some, how), split, reading(first, how), bfloat16=first.bfloat16)
         for some in ([[model] for model in models] if compare else [models])
     ]
-    figures = detection.evaluate_predictions(detections[-1], split, first.card.classes, name)
+    figures = detection.evaluate_predictions(detections[-1], split, first.card.classes, target.name)
     if not compare:
         return figures
-    return replace(
-        figures,
-        comparison=detection.compare(detections[0], detections[1], split, len(first.card.classes)),
+    change = detection.compare(detections[0], detections[1], split, len(first.card.classes))
+    return replace(figures, comparison=change)
+
+
+def test_localizer(target: DenseTargets) -> LocalizationMetrics:
+    """Both errors, with the classes of another model where one is given."""
+    from resnets.evaluation import localization
+
+    model, predicted = target.only("localize"), None
+    network: Any = refinement([model], target.how)
+    if target.options.classifier is not None:
+        predicted = five_classes(
+            target.options.classifier, target.split, target.source, model.card.classes, target.how
+        )
+    return localization.evaluate(
+        network,
+        target.split,
+        reading(model, target.how),
+        predicted=predicted,
+        name=target.name,
+        bfloat16=model.bfloat16,
+    )
+
+
+def test_segmenter(target: DenseTargets) -> SegmentationMetrics:
+    """Mean IoU."""
+    from resnets.evaluation import segmentation
+
+    model = target.only("segment")
+    return segmentation.evaluate_split(
+        model.network,
+        target.split,
+        model.card.classes,
+        reading(model, target.how),
+        name=target.name,
+        bfloat16=model.bfloat16,
     )
 
 

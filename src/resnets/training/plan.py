@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,14 @@ from resnets.config import families
 from resnets.config.arch import Arch, ExternalArch
 from resnets.config.recipe import Augment, Preprocess, Recipe, to_dict
 from resnets.config.tasks import TaskText
+from resnets.config.types import EvaluateOptions, InferenceOptions
 from resnets.data.dataset import Source, Split
 from resnets.data.detection.targets import DetectionTargets
 from resnets.data.rng import draw_for_step
+from resnets.errors import UsageError
 from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.predictor import Model
+from resnets.evaluation.targets import AnyModel, LogAccess
 from resnets.models import Network
 from resnets.models.cost import cost
 from resnets.models.io.model_file import ModelMetadata
@@ -65,6 +68,11 @@ def example_images(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
     return (zeros.contiguous(memory_format=torch.channels_last),)
 
 
+def cannot_evaluate(models: Sequence[AnyModel], data: Any, *options: object) -> NoReturn:
+    """Data of this task is not read from files. Raises UsageError."""
+    raise UsageError(f"nothing here reads {data} for the task of {models[0]}")
+
+
 def never(labels: Tensor) -> bool:
     """Labels that are not sets of classes."""
     return False
@@ -97,6 +105,10 @@ class Task:
     validate: Callable[[Plan, Network, Split, Stopped], dict[str, float]]
     # The figures of a result on a split of that name; details may be kept in the run's folder.
     test: Callable[[Path, Plan, Model, Split, str], TaskMetrics]
+    # `api.evaluate`: models by their files on data, how, what is asked for, and who logs it.
+    evaluate: Callable[
+        [Sequence[AnyModel], Any, InferenceOptions, EvaluateOptions, LogAccess], Any
+    ] = cannot_evaluate
     # What a training step calls the network with: so many images of that side, all zeros.
     example_inputs: Callable[[Plan, int, int], tuple[Tensor | DetectionTargets, ...]] = (
         example_images

@@ -16,7 +16,7 @@ from resnets.config.recipes import RECIPES
 from resnets.config.tasks import CLASSIFY
 from resnets.data.dataset import Source, Split
 from resnets.data.mixup import mix_batch
-from resnets.evaluation import classification, metrics, scores
+from resnets.evaluation import classification, metrics, scores, targets
 from resnets.evaluation.metrics import ClassificationMetrics
 from resnets.evaluation.predictor import Model
 from resnets.models import Network
@@ -148,4 +148,5 @@ CLASSIFICATION = Task(
     temperature=fit_temperature,
     test=test,
     details=SCORES,
+    evaluate=targets.test_classifiers,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from resnets.config.recipe import Recipe
 from resnets.config.recipes import RECIPES
 from resnets.config.tasks import DETECT
 from resnets.data.dataset import Source, Split
-from resnets.evaluation import detection
+from resnets.evaluation import detection, targets
 from resnets.evaluation.detection import DetectionMetrics
 from resnets.evaluation.predictor import Model
 from resnets.models import Network
@@ -75,4 +76,5 @@ DETECTION = Task(
     test=test,
     details=DETECTIONS,
     require=require_coco,
+    evaluate=partial(targets.evaluate_dense, "detect", targets.test_detectors),
 )

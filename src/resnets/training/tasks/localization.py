@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from resnets.config.recipe import Recipe
 from resnets.config.recipes import RECIPES
 from resnets.config.tasks import LOCALIZE
 from resnets.data.dataset import Source, Split
-from resnets.evaluation import localization
+from resnets.evaluation import localization, targets
 from resnets.evaluation.localization import LocalizationMetrics
 from resnets.evaluation.predictor import Model
 from resnets.models import Network
@@ -59,4 +60,5 @@ LOCALIZATION = Task(
     example_inputs=dense.example_objects,
     validate=validate,
     test=test,
+    evaluate=partial(targets.evaluate_dense, "localize", targets.test_localizer),
 )

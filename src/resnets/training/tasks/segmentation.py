@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from resnets.config.recipe import Recipe
 from resnets.config.recipes import RECIPES
 from resnets.config.tasks import SEGMENT
 from resnets.data.dataset import Source, Split
-from resnets.evaluation import segmentation
+from resnets.evaluation import segmentation, targets
 from resnets.evaluation.predictor import Model
 from resnets.evaluation.segmentation import SegmentationMetrics
 from resnets.models import Network
@@ -67,4 +68,5 @@ SEGMENTATION = Task(
     example_inputs=example_pixels,
     validate=validate,
     test=test,
+    evaluate=partial(targets.evaluate_dense, "segment", targets.test_segmenter),
 )
