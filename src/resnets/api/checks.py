@@ -12,7 +12,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from resnets.config.tasks import TASK_TEXTS, missing_options, optional
+from resnets.config.tasks import TASK_TEXTS, missing_options, tasks_with
 from resnets.config.types import Task, View
 from resnets.errors import DataError, ResnetsError, UsageError, nearest
 from resnets.files import find_model_file
@@ -202,13 +202,10 @@ def assignments(
     return values
 
 
-def refuse_others(
-    function: Literal["evaluate", "predict"], task: Task, given: Mapping[str, bool]
-) -> None:
-    """Raise UsageError for an argument that is given, and is for other tasks."""
+def refuse_others(function: str, task: Task, given: Mapping[str, bool]) -> None:
+    """Raise UsageError for an argument of `evaluate` or `predict` that is given to other tasks."""
     missing = missing_options(function, TASK_TEXTS[task])
-    for name in (name for name, is_given in given.items() if is_given and name in missing):
-        texts = TASK_TEXTS.values()
-        known = " and ".join(text.name for text in texts if name in optional(function, text))
-        option = name.replace("_", "-")
-        raise UsageError(f"--{option} is to {known}, this model to {task}")
+    for name, is_given in given.items():
+        if is_given and name in missing:
+            known = " and ".join(tasks_with(function, name))
+            raise UsageError(f"--{name.replace('_', '-')} is to {known}, this model to {task}")

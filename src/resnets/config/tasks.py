@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +21,7 @@ class TaskText:
     data_help: str = ""
     predict_help: str = "Draw what is found on images, and write it as COCO JSON or as masks."
     # The arguments of `evaluate` and `predict` that it has, of those that not every task has.
-    evaluate_options: tuple[str, ...] = ()
-    predict_options: tuple[str, ...] = ()
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     pipeline: str = "other"  # its name on a model hub
     metrics: dict[str, str] = field(default_factory=dict)  # a hub's name: figure
     thresholds: tuple[str, ...] = ()  # figures that --fail-under takes: the larger, the better
@@ -37,8 +36,10 @@ CLASSIFY = TaskText(
     error="wrong answers",
     others="An image of something else gets the name of one of these classes too.",
     balance="class_weights=balanced",
-    evaluate_options=("view", "compare", "at_precision", "ood", "corruptions", "size"),
-    predict_options=("top",),
+    options={
+        "evaluate": ("view", "compare", "at_precision", "ood", "corruptions", "size"),
+        "predict": ("top",),
+    },
     predict_help="Name what is on images: files, folders, patterns, or - for an image on standard "
     "input.",
     thresholds=("top1", "top5", "balanced_accuracy", "macro_f1", "mean_average_precision"),
@@ -60,8 +61,10 @@ DETECT = TaskText(
     command="detect ",
     help="Find objects: boxes, and masks where the data has them.",
     data_help="COCO, PASCAL VOC, YOLO, or a CSV of boxes.",
-    evaluate_options=("compare", "refine", "scales"),
-    predict_options=("score", "out", "workers", "refine", "scales"),
+    options={
+        "evaluate": ("compare", "refine", "scales"),
+        "predict": ("score", "out", "workers", "refine", "scales"),
+    },
     pipeline="object-detection",
     does="finds and names objects on",
     error="1 - mAP at IoU 0.5",
@@ -87,8 +90,10 @@ LOCALIZE = TaskText(
     command="localize ",
     help="Find the one object of an image, given its class or not.",
     data_help="COCO, PASCAL VOC, YOLO, or a CSV of boxes, with one object an image.",
-    evaluate_options=("classifier", "refine", "scales"),
-    predict_options=("score", "out", "workers", "refine", "scales"),
+    options={
+        "evaluate": ("classifier", "refine", "scales"),
+        "predict": ("score", "out", "workers", "refine", "scales"),
+    },
     pipeline="object-detection",
     does="finds and names the one object on",
     error="localisation error",
@@ -109,7 +114,7 @@ SEGMENT = TaskText(
     command="segment ",
     help="Give each pixel its class.",
     data_help="A folder of images and masks.",
-    predict_options=("score", "out", "workers"),
+    options={"predict": ("score", "out", "workers")},
     pipeline="image-segmentation",
     does="gives each pixel its class on",
     error="1 - mean IoU",
@@ -130,12 +135,12 @@ TASK_TEXTS: dict[str, TaskText] = {
 }
 
 
-def optional(function: Literal["evaluate", "predict"], text: TaskText) -> tuple[str, ...]:
-    """The arguments of a function of `api` that this task has, of those that not every task has."""
-    return text.evaluate_options if function == "evaluate" else text.predict_options
+def tasks_with(function: str, option: str) -> list[str]:
+    """The tasks that have an argument of `evaluate` or `predict` that not every task has."""
+    return [t.name for t in TASK_TEXTS.values() if option in t.options.get(function, ())]
 
 
-def missing_options(function: Literal["evaluate", "predict"], text: TaskText) -> list[str]:
-    """The arguments of a function of `api` that other tasks have, and this one does not."""
-    every = {name for other in TASK_TEXTS.values() for name in optional(function, other)}
-    return sorted(every - {*optional(function, text)})
+def missing_options(function: str, text: TaskText) -> list[str]:
+    """The arguments of `evaluate` or `predict` that other tasks have, and this one does not."""
+    every = {name for other in TASK_TEXTS.values() for name in other.options.get(function, ())}
+    return sorted(every - {*text.options.get(function, ())})

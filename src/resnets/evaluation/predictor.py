@@ -17,6 +17,7 @@ from resnets.config.arch import Arch, ClassifierArch, ExternalArch, MlpArch, Seg
 from resnets.config.arch import task as task_of
 from resnets.config.families import label
 from resnets.config.recipe import Preprocess
+from resnets.config.tasks import TASK_TEXTS
 from resnets.config.types import Task, View
 from resnets.data.dataset import Split
 from resnets.data.decode import warn_clipped

@@ -12,6 +12,7 @@ from resnets.config import arch as archs
 from resnets.config import recipe as recipes
 from resnets.config.recipe import Recipe
 from resnets.config.tasks import TaskText
+from resnets.errors import CheckpointError
 from resnets.evaluation import metrics, scores
 from resnets.evaluation.metrics import ClassificationMetrics
 from resnets.evaluation.scores import Scores
@@ -108,8 +109,14 @@ def headline(facts: RunFacts) -> tuple[str, str]:
     values |= {k: f"{v:,}" for k, v in ended.items() if isinstance(v, int)}
     values |= {k: " to ".join(map(percent, v)) for k, v in ended.items() if k.endswith("_95")}
     text = facts.text
-    detail = " ".join(filter(None, [text.detail.format(**values), ended.get("why")]))
-    return text.headline.format(**values, **where), detail
+    try:
+        head, detail = (x.format(**values, **where) for x in (text.headline, text.detail))
+    except KeyError as missing:
+        file = facts.run.path / "result.json"
+        raise CheckpointError(
+            f"{file} was changed: it has no {missing} where one has to be"
+        ) from None
+    return head, " ".join(filter(None, [detail, ended.get("why")]))
 
 
 def figures(facts: RunFacts) -> list[tuple[str, str, str]]:

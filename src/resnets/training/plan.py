@@ -33,8 +33,6 @@ from resnets.training.distributed import SINGLE_PROCESS, World
 from resnets.training.state import State, TrainProgress, load_pretrained
 
 WRITING = 3.5  # seconds for the files of a result, its pictures and its report, on two cores
-
-
 # Network, images and `Batch.targets` of a micro-batch -> mean loss, wrong images: () each.
 LossFunction = Callable[[nn.Module, Tensor, Any], tuple[Tensor, Tensor]]
 Stopped = Callable[[], bool]  # whether a signal asks to break off
@@ -73,24 +71,6 @@ def cannot_evaluate(models: Sequence[AnyModel], data: Any, *options: object) -> 
     raise UsageError(f"nothing here reads {data} for the task of {models[0]}")
 
 
-def never(labels: Tensor) -> bool:
-    """Labels that are not sets of classes."""
-    return False
-
-
-def nothing_required() -> None:
-    """No optional package is needed."""
-
-
-def no_contradictions(plan: Plan) -> Iterator[str]:
-    """Everything that a recipe can hold has a meaning."""
-    return iter(())
-
-
-def no_temperature(plan: Plan, model: Model) -> None:
-    """The network's outputs stay as they are."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What differs between tasks: labels, recipe, loss, figures. docs/extending.md writes one."""
@@ -114,13 +94,14 @@ class Task:
         example_images
     )
     # The temperature of a result (1706.04599), from the validation images.
-    temperature: Callable[[Plan, Model], float | None] = no_temperature
+    temperature: Callable[[Plan, Model], float | None] = lambda plan, model: None
     # What cannot be meant with this task, each with its remedy.
-    contradictions: Callable[[Plan], Iterator[str]] = no_contradictions
-    is_multi_label: Callable[[Tensor], bool] = never  # whether images may have several classes
+    contradictions: Callable[[Plan], Iterator[str]] = lambda plan: iter(())
+    # Whether an image may have several classes, or none, given the labels.
+    is_multi_label: Callable[[Tensor], bool] = lambda labels: False
     whole_images: bool = False  # scaled to the network's size at test time, not cropped
     details: str = ""  # the file of details that `test` leaves
-    require: Callable[[], None] = nothing_required  # raises where an optional package is missing
+    require: Callable[[], None] = lambda: None  # raises where an optional package is missing
 
     @property
     def name(self) -> str:
