@@ -112,3 +112,22 @@ def _check_earlier(tensors: Mapping[str, Tensor], text: str, expected: str) -> d
         raise ValueError("it is not what was saved (SHA-256)")
     metadata: dict[str, Any] = json.loads(text)
     return metadata
+
+
+def check_tensor(x: Tensor, dtype: torch.dtype, shape: tuple[int, ...], name: str) -> None:
+    """Raise ValueError for a tensor of another type or shape."""
+    if x.dtype != dtype or tuple(x.shape) != shape:
+        raise ValueError(f"{name}: {x.dtype} {tuple(x.shape)}, not {dtype} {shape}")
+
+
+def check_range(x: Tensor, end: int, name: str) -> None:
+    """Raise ValueError for numbers below 0, or of `end` and more."""
+    if x.numel() and not 0 <= float(x.min()) <= float(x.max()) < end:
+        raise ValueError(f"{name}: values beyond 0 to {end - 1}")
+
+
+def check_text(value: object) -> str:
+    """The value. Raises ValueError for one that is no text."""
+    if not isinstance(value, str):
+        raise ValueError(f"{str(value)[:50]} is no text")
+    return value

@@ -1,5 +1,6 @@
 """Scores for tests."""
 
+import pytest
 import torch
 
 from resnets.evaluation.scores import Scores
@@ -12,10 +13,10 @@ def scores(logits, labels, **rest):
     return Scores(logits, torch.as_tensor(labels), **rest)
 
 
-def drawn(n=500, k=7, seed=0, several=False, classes=None):
+def drawn(n=500, k=7, seed=0, multi_label=False, classes=None):
     """Of a classifier that is often right; `classes`: how many of the k occur."""
     g = torch.Generator().manual_seed(seed)
-    if several:
+    if multi_label:
         labels = (torch.rand(n, k, generator=g) < 0.3).float()
         logits = 2 * torch.randn(n, k, generator=g) + 2 * labels - 1
         return scores(logits, labels)
@@ -23,3 +24,7 @@ def drawn(n=500, k=7, seed=0, several=False, classes=None):
     logits = 2 * torch.randn(n, k, generator=g)
     logits[torch.arange(n), labels] += 2
     return scores(logits, labels)
+
+
+def close(value):
+    return pytest.approx(value, rel=1e-12, abs=1e-12)

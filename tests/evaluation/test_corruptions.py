@@ -4,7 +4,7 @@ from sklearn.datasets import load_sample_image
 from torch.nn import functional as F
 
 from resnets.data.dataset import Split
-from resnets.evaluation import metrics
+from resnets.evaluation.classification import classification_metrics
 from resnets.evaluation.corruptions import STRENGTHS, corrupt, mean_corruption_error, robustness
 
 from ._helpers import scores
@@ -67,7 +67,7 @@ def test_a_view_of_a_model_is_tried_under_every_strength():
     rows = list(robustness(lambda change: model.scores(split, view="flip", change=change), 3))
     assert [row[:2] for row in rows] == [(kind, k) for kind in STRENGTHS for k in range(1, 6)]
     bright = Split((split.images + 255 * 0.3).round().clamp(0, 255).byte(), split.labels)
-    other = metrics.classification_metrics(model.scores(bright, view="flip"))
+    other = classification_metrics(model.scores(bright, view="flip"))
     assert rows[27] == ("brightness", 3, pytest.approx(other.error))
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from resnets.data import dataset
-from resnets.evaluation import metrics, predictor
+from resnets.evaluation import predictor
+from resnets.evaluation.calibration import calibration_error, fit_temperature
+from resnets.evaluation.classification import classification_metrics, compare_scores
 from resnets.evaluation.scores import ensemble
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
@@ -38,16 +40,16 @@ def centre(networks):
 
 def test_the_centre_has_exactly_the_published_errors(centre):
     for scores, error in zip(centre, ERRORS.values(), strict=True):
-        figures = metrics.classification_metrics(scores)
+        figures = classification_metrics(scores)
         assert (figures.images, round(figures.error, 10)) == (10_000, error)
         assert figures.interval[0] < 1 - error < figures.interval[1]
 
 
 def test_two_networks_are_better_than_each(centre):
-    both = metrics.classification_metrics(ensemble(centre))
+    both = classification_metrics(ensemble(centre))
     print(f"ensemble {both.error:.4f}")
     assert both.error < 0.07
-    changed = metrics.compare(centre[0], ensemble(centre))
+    changed = compare_scores(centre[0], ensemble(centre))
     print(changed.difference, changed.interval, changed.p, len(changed.fixed), len(changed.broken))
     assert changed.p < 1e-6
 
@@ -55,7 +57,7 @@ def test_two_networks_are_better_than_each(centre):
 def test_the_mean_of_image_and_mirror_is_better_than_the_image(networks):
     models, split = networks
     for each, error in zip(models, ERRORS.values(), strict=True):
-        found = metrics.classification_metrics(each.scores(split, view="flip")).error
+        found = classification_metrics(each.scores(split, view="flip")).error
         print(f"flip {found:.4f}")
         assert found < error
 
@@ -64,9 +66,9 @@ def test_the_mean_of_image_and_mirror_is_better_than_the_image(networks):
 def test_a_temperature_calibrates_the_half_that_it_did_not_see(centre, fitted):
     for scores in centre:
         halves = [scores.take(scores.indices % 2 == part) for part in (0, 1)]
-        other, temperature = halves[1 - fitted], metrics.fit_temperature(halves[fitted])
+        other, temperature = halves[1 - fitted], fit_temperature(halves[fitted])
         cooled = replace(other, logits=other.logits / temperature)
-        before, after = (metrics.calibration_error(x) for x in (other, cooled))
+        before, after = (calibration_error(x) for x in (other, cooled))
         print(f"T {temperature:.3f}: ECE {before:.4f} -> {after:.4f}")
         assert temperature > 1
         assert after < before / 2
@@ -76,8 +78,8 @@ def test_a_temperature_calibrates_the_half_that_it_did_not_see(centre, fitted):
 def test_other_views_are_of_the_same_images(networks, view):
     models, split = networks
     part = replace(split, images=split.images[:1000], labels=split.labels[:1000])
-    found = metrics.classification_metrics(models[0].scores(part, view=view))
-    centre = metrics.classification_metrics(models[0].scores(part))
+    found = classification_metrics(models[0].scores(part, view=view))
+    centre = classification_metrics(models[0].scores(part))
     print(f"{view} {found.error:.4f}, centre {centre.error:.4f}")
     assert found.images == 1000
     assert torch.isfinite(torch.tensor(found.loss))

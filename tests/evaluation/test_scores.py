@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from resnets.errors import CheckpointError, UsageError
-from resnets.evaluation.scores import ensemble, load, mean, save
+from resnets.evaluation.scores import ensemble, load, mean_logits, save
 
 from ._helpers import drawn, scores
 
@@ -14,27 +14,29 @@ from ._helpers import drawn, scores
 def test_the_mean_is_of_probabilities():
     # softmax: 1/2 1/2 and 1/4 3/4; their mean 3/8 5/8
     two = torch.tensor([[[0.0, 0.0]], [[0.0, math.log(3)]]])
-    assert mean(two, several=False).softmax(1)[0].tolist() == pytest.approx([3 / 8, 5 / 8])
-    assert mean(two, several=True).sigmoid()[0].tolist() == pytest.approx([1 / 2, 5 / 8])
+    assert mean_logits(two, multi_label=False).softmax(1)[0].tolist() == pytest.approx(
+        [3 / 8, 5 / 8]
+    )
+    assert mean_logits(two, multi_label=True).sigmoid()[0].tolist() == pytest.approx([1 / 2, 5 / 8])
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_the_mean_of_one_view_is_its_logits(several):
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_the_mean_of_one_view_is_its_logits(multi_label):
     x = 50 * torch.randn(1, 20, 5, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(mean(x, several), x[0])
+    torch.testing.assert_close(mean_logits(x, multi_label), x[0])
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_the_mean_keeps_probabilities_beyond_what_they_could_hold(several):
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_the_mean_keeps_probabilities_beyond_what_they_could_hold(multi_label):
     x = torch.tensor([[[0.0, -900.0]], [[0.0, -901.0]]])
-    found = mean(x, several)[0]
+    found = mean_logits(x, multi_label)[0]
     expected = -900 + math.log((1 + math.exp(-1)) / 2)
-    assert float(found[1] - (0 if several else found[0])) == pytest.approx(expected, rel=1e-6)
+    assert float(found[1] - (0 if multi_label else found[0])) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_an_ensemble_averages_the_images_that_all_could_read(several):
-    a, b, c = (drawn(10, seed=k, several=several) for k in range(3))
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_an_ensemble_averages_the_images_that_all_could_read(multi_label):
+    a, b, c = (drawn(10, seed=k, multi_label=multi_label) for k in range(3))
     labels = a.labels
     b, c = (replace(each, labels=labels) for each in (b, c))
     expected = torch.stack([s.probabilities for s in (a, b, c)]).mean(0)
@@ -54,7 +56,9 @@ def test_an_ensemble_averages_the_images_that_all_could_read(several):
 def test_an_ensemble_of_many_images_is_the_mean_in_their_order():
     a, b = drawn(9000), drawn(9000, seed=1)
     found = ensemble([a, replace(b, labels=a.labels)])
-    assert torch.equal(found.logits, mean(torch.stack([a.logits, b.logits]), several=False))
+    assert torch.equal(
+        found.logits, mean_logits(torch.stack([a.logits, b.logits]), multi_label=False)
+    )
 
 
 def test_what_does_not_fit_is_refused():
@@ -70,10 +74,10 @@ def test_what_does_not_fit_is_refused():
         ensemble([])
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_a_file_holds_everything(tmp_path, several):
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_file_holds_everything(tmp_path, multi_label):
     path = tmp_path / "scores.safetensors"
-    there = replace(drawn(5, several=several), unreadable=((Path("ä.png"), "cut short"),))
+    there = replace(drawn(5, multi_label=multi_label), unreadable=((Path("ä.png"), "cut short"),))
     there = replace(there, classes=('"<ä>|', *there.classes[1:]), seconds=1.5)
     save(path, there)
     back = load(path)

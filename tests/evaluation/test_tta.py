@@ -12,7 +12,8 @@ from resnets.config.recipe import Preprocess
 from resnets.data.dataset import Split
 from resnets.data.loader import test_batches as shown
 from resnets.errors import CheckpointError, UsageError
-from resnets.evaluation import classification, metrics
+from resnets.evaluation import classification
+from resnets.evaluation.classification import classification_metrics, running_means, running_sums
 from resnets.evaluation.predictor import Model, load, match_classes
 from resnets.evaluation.scores import ensemble
 from resnets.evaluation.tta import class_activation_logits, passes
@@ -222,7 +223,7 @@ def test_files_of_any_shape_one_at_a_time_or_together(files, view):
 def test_nothing_that_can_be_read(files):
     none = made().scores(files.take(torch.tensor([2])))
     assert (len(none.labels), len(none.unreadable)) == (0, 1)
-    assert metrics.classification_metrics(none).images == 0
+    assert classification_metrics(none).images == 0
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -235,17 +236,17 @@ def test_the_parts_of_ranks_are_the_whole(several):
     parts, sums = [], []
     for rank in range(4):
         rows = shown(split, preprocess=SEE, batch=2, device=CPU, rank=rank, ranks=4)
-        parts.append(classification.scores(model.network, rows, model.card.classes))
-        sums.append(metrics.sums(parts[-1]))
+        parts.append(classification.predict_scores(model.network, rows, model.card.classes))
+        sums.append(running_sums(parts[-1]))
     order = torch.cat([part.indices for part in parts]).argsort()
     torch.testing.assert_close(torch.cat([part.logits for part in parts])[order], whole.logits)
     assert torch.equal(torch.cat([part.labels for part in parts])[order], whole.labels)
-    together = metrics.means(sum(sums))
+    together = running_means(sum(sums))
     rows = shown(split, preprocess=SEE, batch=3, device=CPU)
     found = classification.evaluate(model.network.train(), rows, model.card.classes)
     assert model.network.training
     assert (found.images, found.top1, found.top5) == (11, together.top1, together.top5)
-    figures = metrics.classification_metrics(whole)
+    figures = classification_metrics(whole)
     assert found.loss == pytest.approx(figures.loss, rel=1e-6)
     assert (found.top1, found.top5) == (figures.top1, figures.top5)
 

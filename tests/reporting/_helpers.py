@@ -9,7 +9,8 @@ from resnets.config import families
 from resnets.config import recipe as recipes
 from resnets.config.recipe import Preprocess, Recipe
 from resnets.data import splits
-from resnets.evaluation import metrics, scores
+from resnets.evaluation import scores
+from resnets.evaluation.classification import classification_metrics
 from resnets.evaluation.scores import Scores
 from resnets.models import build
 from resnets.models.io.model_file import ModelMetadata, save
@@ -63,7 +64,7 @@ def folder(path, data=None, said=None, rows=(), recipe=None, ended=True):
         save(run.model, build(arch), ModelMetadata(arch=arch, classes=data.classes, preprocess=see))
         if said:
             scores.save(run.path / "scores.safetensors", said)
-        result = metrics.classification_metrics(said) if said else None
+        result = classification_metrics(said) if said else None
         figures = {"images": 0}
         if result:
             figures = {"split": "test", "images": result.images, "error": result.error}

@@ -13,7 +13,7 @@ import resnets
 from resnets.config.recipe import Augment
 from resnets.data.loader import train_batches
 from resnets.errors import CheckpointError, UsageError
-from resnets.evaluation import metrics
+from resnets.evaluation.classification import classification_metrics
 from resnets.evaluation.predictor import load
 from resnets.training import clock
 from resnets.training.distributed import World
@@ -170,7 +170,7 @@ def test_a_plateau_divides_the_rate(tmp_path):
 def test_the_best_state_is_kept_as_a_model_file(tmp_path):
     run = run_to(tmp_path / "run", small_plan(steps=100, select="best", lr=0.4))
     plan = small_plan()
-    result = metrics.classification_metrics(load(run.best).scores(plan.source.val))
+    result = classification_metrics(load(run.best).scores(plan.source.val))
     assert result.error == pytest.approx(min(errors_of(run)))
 
 

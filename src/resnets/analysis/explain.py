@@ -26,9 +26,8 @@ from resnets.data.transforms import normalize, statistics
 from resnets.errors import UsageError
 from resnets.escape import visible
 from resnets.evaluation.inference import Prediction, preprocess_image
-from resnets.evaluation.metrics import predicted_classes, target_probabilities
 from resnets.evaluation.predictor import Model
-from resnets.evaluation.scores import Scores
+from resnets.evaluation.scores import Scores, class_presence, predicted_classes
 from resnets.files import write_whole
 from resnets.training.run import Run
 
@@ -103,7 +102,7 @@ def explain(
                 )
                 which = rows[found[0]]
                 near = [findings.image_name(known, index) for index in which.tolist()]
-                whose = target_probabilities(known.labels[which], len(names))
+                whose = class_presence(known.labels[which], len(names))
                 for index, has, cosine in zip(which.tolist(), whose, cosines[0], strict=True):
                     text = f"{findings.class_names(has, names)}\ncosine {cosine:.3f}"
                     tiles.append((picture(known, index), text))
@@ -142,7 +141,7 @@ def explore(
     """
     _new(out)
     labels, given = (
-        target_probabilities(scores.labels, len(scores.classes)),
+        class_presence(scores.labels, len(scores.classes)),
         predicted_classes(scores),
     )
     shares = scores.probabilities.amax(1)

@@ -9,19 +9,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnets.data.splits import Split
-from resnets.evaluation.metrics import is_correct, loss
-from resnets.evaluation.scores import Scores
+from resnets.evaluation.scores import Scores, is_correct, losses
 
 
 def most_wrong(scores: Scores, count: int) -> Tensor:
     """The wrong answers of largest loss: int64 (n,), n <= count."""
-    return _largest(loss(scores), ~is_correct(scores))[:count]
+    return _largest(losses(scores), ~is_correct(scores))[:count]
 
 
 def most_uncertain(scores: Scores, count: int) -> Tensor:
     """The answers of largest entropy: int64 (n,), n <= count."""
     p = scores.probabilities
-    entropy = torch.special.entr(p) + (torch.special.entr(1 - p) if scores.several else 0)
+    entropy = torch.special.entr(p) + (torch.special.entr(1 - p) if scores.multi_label else 0)
     return _largest(entropy.sum(1), torch.ones(len(p), dtype=torch.bool))[:count]
 
 
@@ -34,7 +33,7 @@ def label_errors(scores: Scores) -> Tensor:
     labels are as many questions of yes or no. The model must not have learned these images.
     """
     p = scores.probabilities
-    if scores.several:
+    if scores.multi_label:
         questions = zip(p.T, scores.labels.long().T, strict=True)
         margins = [_margin(torch.stack([1 - yes, yes], 1), label) for yes, label in questions]
         margin = torch.stack(margins).amin(0)
@@ -59,7 +58,7 @@ def confusions(scores: Scores) -> list[tuple[str, str, int]]:
     The first is taken for the second at least as often as the other way round. There are none
     where an image has several labels.
     """
-    if scores.several:
+    if scores.multi_label:
         return []
     answers, k = scores.logits.argmax(1), len(scores.classes)
     counts = torch.bincount(scores.labels * k + answers, minlength=k * k).view(k, k)

@@ -17,8 +17,9 @@ from resnets.data.dataset import Source, Split
 from resnets.data.loader import Batch, test_batches
 from resnets.device import pick_device
 from resnets.errors import DataError, UsageError
-from resnets.evaluation import classification, metrics, targets
+from resnets.evaluation import classification, targets
 from resnets.evaluation.predictor import Model, load
+from resnets.evaluation.scores import error_rate
 from resnets.models import create
 from resnets.models.external import import_builder
 from resnets.models.io.model_file import ModelMetadata
@@ -50,8 +51,8 @@ class AnalysisTarget:
         """Part of the split's images that are answered wrong."""
         assert self.split is not None
         network, classes = self.model.network, self.model.card.classes
-        scores = classification.scores(network, self.batches(self.split), classes)
-        return 1 - float(metrics.is_correct(scores).double().mean())
+        scores = classification.predict_scores(network, self.batches(self.split), classes)
+        return error_rate(scores)
 
     def logged_error(self) -> float:
         """The error of the whole network, which leaves a trace in the folder of a run."""

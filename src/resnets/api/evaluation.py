@@ -150,7 +150,9 @@ def calibrate(
     path = find_model_file(model)
     checks.check_data(data)
     from resnets.data import dataset
-    from resnets.evaluation import metrics, targets
+    from resnets.evaluation import targets
+    from resnets.evaluation.calibration import fit_temperature
+    from resnets.evaluation.classification import classification_metrics
     from resnets.models.io.model_file import save
     from resnets.training import runner
     from resnets.training.run import Run
@@ -167,14 +169,14 @@ def calibrate(
     if split == "all" and card.provenance.get("digest") == source.digest:
         raise UsageError(f"{model} was trained on images of {data}: --split val, or other images")
     scores = target.scores()
-    factor = metrics.fit_temperature(scores)
+    factor = fit_temperature(scores)
     temperature = (card.temperature or 1.0) * factor
     save(path, target.model.network, replace(card, temperature=temperature))
     if (path.parent / "result.json").exists():
         runner.rescale(Run(path.parent), factor)
         write_report(Run(path.parent), network=network)
     after = replace(scores, logits=scores.logits / factor)
-    before, after_all = (metrics.classification_metrics(x, split) for x in (scores, after))
+    before, after_all = (classification_metrics(x, split) for x in (scores, after))
     return targets.Calibration(temperature, before, after_all)
 
 

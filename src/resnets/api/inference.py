@@ -206,7 +206,8 @@ def explore_split(
     """How many images of a split deserve a look, by finding."""
     from resnets.analysis import explain
     from resnets.data import dataset
-    from resnets.evaluation import metrics, targets
+    from resnets.evaluation import targets
+    from resnets.evaluation.scores import error_rate
     from resnets.training.run import log_test_access
 
     source = dataset.load(
@@ -214,7 +215,7 @@ def explore_split(
     )
     target = targets.load_target(model, source, how)
     name, scores = target.name, target.scores()
-    error = 1 - float(metrics.is_correct(scores).double().mean())
+    error = error_rate(scores)
     log_test_access(target.model.path, source.digest, name, error)
     yield explain.explore(
         target.model, target.split, scores, out,

@@ -16,8 +16,8 @@ from resnets.training.run import Run
 
 if TYPE_CHECKING:
     from resnets.analysis.instruments import Analysis
+    from resnets.evaluation.classification import ClassificationMetrics
     from resnets.evaluation.inference import Prediction
-    from resnets.evaluation.metrics import ClassificationMetrics
     from resnets.evaluation.targets import Calibration
     from resnets.training.plan import Plan
     from resnets.training.runner import TrainResult
@@ -87,7 +87,7 @@ def outcome(finished: TrainResult) -> None:
 
 def result(figures: Tested) -> None:
     """The figures of an evaluation, class by class, and what was asked for beside them."""
-    from resnets.evaluation.metrics import ClassificationMetrics
+    from resnets.evaluation.classification import ClassificationMetrics
 
     for path, reason in figures.unreadable:
         note(f"left out {path}: {reason}", always=True)
@@ -121,9 +121,9 @@ def extras(figures: ClassificationMetrics) -> None:
     if figures.abstention:
         threshold, coverage = figures.abstention
         out.print(f"answers from probability {threshold:.4f} on: {percent(coverage)} of them")
-    if figures.familiarity is not None:
+    if figures.ood_auroc is not None:
         out.print(
-            f"AUROC of the greatest probability against the other data {figures.familiarity:.4f}"
+            f"AUROC of the greatest probability against the other data {figures.ood_auroc:.4f}"
         )
     if figures.corruptions:
         from resnets.evaluation.corruptions import mean_corruption_error

@@ -21,8 +21,7 @@ from torchvision.transforms.v2 import functional as V
 from resnets.data.decode import decode
 from resnets.data.loader import ImageOp
 from resnets.data.rng import uniform
-from resnets.evaluation.metrics import is_correct
-from resnets.evaluation.scores import Scores
+from resnets.evaluation.scores import Scores, is_correct
 
 Row = tuple[str, int, float]  # corruption, strength (1 to 5), error
 

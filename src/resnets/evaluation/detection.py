@@ -18,9 +18,9 @@ from resnets.errors import MissingPackage, UsageError
 from resnets.evaluation import voc
 from resnets.evaluation.diagnosis import diagnose
 from resnets.evaluation.loading import LoaderOptions, never, sized_batches
-from resnets.evaluation.scores import advice, shape, unreadable, within
+from resnets.evaluation.scores import advice, unreadable_files
 from resnets.models.detection.boxes import clip
-from resnets.tensor_files import load_tensors, save_tensors
+from resnets.tensor_files import check_range, check_tensor, load_tensors, save_tensors
 
 if TYPE_CHECKING:  # torchvision takes 1.7 s to import
     from resnets.models.detection.faster_rcnn import Detections
@@ -159,14 +159,14 @@ def load(path: str | Path) -> DetectionPredictions:
 def _found(tensors: dict[str, Tensor], card: dict[str, Any]) -> DetectionPredictions:
     count, (images,) = len(tensors["scores"]), tensors["indices"].shape
     for name, kind in zip(_TENSORS[:3], (torch.int64, torch.int64, torch.float32), strict=True):
-        shape(tensors[name], kind, (count,), name)
-    shape(tensors["boxes"], torch.float32, (count, 4), "boxes")
-    shape(tensors["indices"], torch.int64, (images,), "indices")
-    shape(tensors["shapes"], torch.int64, (count if card["drawn"] else 0, 3), "shapes")
-    shape(tensors["counts"], torch.uint8, (len(tensors["counts"]),), "counts")
-    within(tensors["shapes"], 2**31, "shapes")
-    within(tensors["classes"], 2**31, "classes")
-    within(tensors["images"], 2**31, "images")
+        check_tensor(tensors[name], kind, (count,), name)
+    check_tensor(tensors["boxes"], torch.float32, (count, 4), "boxes")
+    check_tensor(tensors["indices"], torch.int64, (images,), "indices")
+    check_tensor(tensors["shapes"], torch.int64, (count if card["drawn"] else 0, 3), "shapes")
+    check_tensor(tensors["counts"], torch.uint8, (len(tensors["counts"]),), "counts")
+    check_range(tensors["shapes"], 2**31, "shapes")
+    check_range(tensors["classes"], 2**31, "classes")
+    check_range(tensors["images"], 2**31, "images")
     if not all(torch.isfinite(tensors[name]).all() for name in ("scores", "boxes")):
         raise ValueError("scores or boxes are not finite")
     shapes, counts = tensors.pop("shapes"), tensors.pop("counts")
@@ -175,7 +175,7 @@ def _found(tensors: dict[str, Tensor], card: dict[str, Any]) -> DetectionPredict
     masks = tuple((height, width, bytes(part.numpy())) for (height, width, _), part in drawn)
     masked = masks if card["drawn"] else None
     return DetectionPredictions(
-        **tensors, masks=masked, unreadable=unreadable(card), seconds=float(card["seconds"])
+        **tensors, masks=masked, unreadable=unreadable_files(card), seconds=float(card["seconds"])
     )
 
 

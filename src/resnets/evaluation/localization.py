@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from resnets.data.splits import Split
+from resnets.evaluation.intervals import wilson_interval
 from resnets.evaluation.loading import LoaderOptions, never, sized_batches
-from resnets.evaluation.metrics import interval
 from resnets.models.detection.boxes import iou
 
 if TYPE_CHECKING:  # torchvision takes 1.7 s to import
@@ -123,5 +123,5 @@ def evaluate(
 
 def count_errors(hits: Tensor) -> tuple[float, tuple[float, float]]:
     """The part of bool (N,) that is false, and its 95 % interval by Wilson."""
-    low, high = interval(hits)
+    low, high = wilson_interval(hits)
     return float((~hits).double().mean()) if len(hits) else 1.0, (1 - high, 1 - low)

@@ -94,7 +94,7 @@ class Model:
                 crops=each.crops,
                 change=change,
             )
-            said = classification.scores(
+            said = classification.predict_scores(
                 network,
                 batches,
                 self.card.classes,

@@ -1,4 +1,4 @@
-"""What models say of the images of a split; every figure is a function of it."""
+"""Logits of models for the images of a split, from which every figure is computed."""
 
 from __future__ import annotations
 
@@ -14,43 +14,45 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnets.errors import CheckpointError, UsageError
-from resnets.tensor_files import load_tensors, save_tensors
+from resnets.tensor_files import check_range, check_tensor, check_text, load_tensors, save_tensors
+
+_TENSORS = ("logits", "labels", "indices")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """What models say of each readable image of a split, in the split's order."""
+    """Logits and labels of each readable image of a split, in the split's order."""
 
     logits: Tensor  # float32 (N, K), on the CPU, divided by the temperature
-    labels: Tensor  # int64 (N,), or float32 (N, K) of 0 and 1 where an image has several labels
+    labels: Tensor  # int64 (N,), or float32 (N, K) of 0 and 1 where images have multiple labels
     indices: Tensor  # int64 (N,): which images of the split the rows are
     classes: tuple[str, ...]
     unreadable: tuple[tuple[Path, str], ...] = ()
     seconds: float = 0.0  # of reading and computing
 
     @property
-    def several(self) -> bool:
-        """Whether an image may have several labels, or none."""
+    def multi_label(self) -> bool:
+        """Whether an image may have multiple labels, or none."""
         return self.labels.ndim == 2
 
     @property
     def probabilities(self) -> Tensor:
-        """Softmax of the logits, or sigmoid where an image has several labels: float64 (N, K)."""
+        """Softmax of the logits, or sigmoid with multiple labels: float64 (N, K)."""
         logits = self.logits.double()
-        return logits.sigmoid() if self.several else logits.softmax(1)
+        return logits.sigmoid() if self.multi_label else logits.softmax(1)
 
     def take(self, rows: Tensor) -> Scores:
         """The rows at int64 (n,) `rows`, or where bool (N,) `rows` is true."""
         return replace(self, **{name: getattr(self, name)[rows] for name in _TENSORS})
 
 
-def mean(logits: Tensor, several: bool) -> Tensor:
+def mean_logits(logits: Tensor, multi_label: bool) -> Tensor:
     """Logits whose probabilities are the mean of V views' or models': (V, N, K) -> (N, K).
 
-    Their logarithm of the sum of exponentials is the mean too, so that one view keeps its logits.
+    Their logsumexp is the mean too, so that one view keeps its logits.
     """
     x = logits.double()
-    if several:  # log p - log (1 - p)
+    if multi_label:  # log p - log (1 - p)
         present, absent = (F.logsigmoid(sign * x).logsumexp(0) for sign in (1, -1))
         return (present - absent).float()
     log_p = x.log_softmax(2).logsumexp(0) - math.log(len(x))
@@ -58,7 +60,7 @@ def mean(logits: Tensor, several: bool) -> Tensor:
 
 
 def intersect(scores: Sequence[Scores]) -> list[Scores]:
-    """Each with the rows alone that all have.
+    """The rows of each for the images that all have.
 
     Raises CheckpointError where the classes differ, UsageError for none or for other images.
     """
@@ -69,38 +71,86 @@ def intersect(scores: Sequence[Scores]) -> list[Scores]:
     for other in others:
         if other.classes != first.classes:
             pairs = zip_longest(first.classes, other.classes)
-            ours, theirs = next(pair for pair in pairs if pair[0] != pair[1])
-            raise CheckpointError(f"the models' classes differ: {ours} in one, {theirs} in another")
+            left, right = next(pair for pair in pairs if pair[0] != pair[1])
+            raise CheckpointError(f"the models' classes differ: {left} in one, {right} in another")
         shared = shared[torch.isin(shared, other.indices)]
-    parts = [each.take(torch.isin(each.indices, shared)) for each in scores]
-    labels = parts[0].labels
-    if not all(
-        torch.equal(part.indices, shared) and torch.equal(part.labels, labels) for part in parts
-    ):
-        raise UsageError("the scores are of different images: evaluate all on the same split")
-    return parts
+    aligned = [member.take(torch.isin(member.indices, shared)) for member in scores]
+    for member in aligned:
+        same_images = torch.equal(member.indices, shared)
+        if not same_images or not torch.equal(member.labels, aligned[0].labels):
+            raise UsageError("the scores are of different images: evaluate all on the same split")
+    return aligned
 
 
 def ensemble(scores: Sequence[Scores]) -> Scores:
-    """The mean of the probabilities, of the images that all could read. Raises as `common`."""
+    """The mean of the probabilities, of the images that all could read. Raises as `intersect`."""
     if len(scores) == 1:
         return scores[0]
-    parts = intersect(scores)
+    members = intersect(scores)
     # A few rows at a time, since they are averaged in double precision.
-    rows = zip(*(torch.split(part.logits, 4096) for part in parts), strict=True)
+    chunks = zip(*(torch.split(member.logits, 4096) for member in members), strict=True)
+    multi_label = members[0].multi_label
     return replace(
-        parts[0],
-        logits=torch.cat([mean(torch.stack(some), parts[0].several) for some in rows]),
-        unreadable=tuple(dict.fromkeys(bad for part in parts for bad in part.unreadable)),
-        seconds=sum(part.seconds for part in parts),
+        members[0],
+        logits=torch.cat([mean_logits(torch.stack(chunk), multi_label) for chunk in chunks]),
+        unreadable=tuple(dict.fromkeys(file for member in members for file in member.unreadable)),
+        seconds=sum(member.seconds for member in members),
     )
+
+
+def class_presence(labels: Tensor, classes: int) -> Tensor:
+    """Which classes an image has: labels as in `Scores` -> bool (N, classes)."""
+    if labels.ndim == 2:
+        return labels.bool()
+    return labels[:, None] == torch.arange(classes, device=labels.device)
+
+
+def predicted_classes(scores: Scores) -> Tensor:
+    """The most probable class, or with multiple labels those above 0.5: bool (N, K)."""
+    x = scores.logits
+    return x > 0 if scores.multi_label else class_presence(x.argmax(1), x.shape[1])
+
+
+def agreement(scores: Scores) -> Tensor:
+    """Whether a class is predicted exactly where the image has it: bool (N, K)."""
+    return predicted_classes(scores) == class_presence(scores.labels, len(scores.classes))
+
+
+def is_correct(scores: Scores) -> Tensor:
+    """Whether exactly the labels of an image are predicted: bool (N,)."""
+    return agreement(scores).all(1)
+
+
+def error_rate(scores: Scores) -> float:
+    """Fraction of the images that are predicted wrong; nan of none."""
+    return 1 - float(is_correct(scores).double().mean())
+
+
+def confidences(scores: Scores) -> tuple[Tensor, Tensor]:
+    """Each prediction's probability, float64 (M,), and whether it is right, bool (M,).
+
+    M is N, and N * K with multiple labels, where each class is a yes-or-no question of its own.
+    """
+    p = scores.probabilities
+    if scores.multi_label:
+        return torch.maximum(p, 1 - p).flatten(), agreement(scores).flatten()
+    return p.amax(1), is_correct(scores)
+
+
+def losses(scores: Scores) -> Tensor:
+    """Cross-entropy of each image, nats; of multiple labels the classes' mean: float64 (N,)."""
+    x, labels = scores.logits.double(), scores.labels
+    if scores.multi_label:
+        return F.binary_cross_entropy_with_logits(x, labels.double(), reduction="none").mean(1)
+    return F.cross_entropy(x, labels, reduction="none")
 
 
 def save(path: str | Path, scores: Scores) -> None:
     """One safetensors file, replaced in one step. Raises DiskError."""
-    bad = [(str(file), reason) for file, reason in scores.unreadable]
-    metadata = {"classes": scores.classes, "unreadable": bad, "seconds": scores.seconds}
-    save_tensors(path, {name: getattr(scores, name) for name in _TENSORS}, "scores", metadata)
+    tensors = {name: getattr(scores, name) for name in _TENSORS}
+    files = [(str(file), reason) for file, reason in scores.unreadable]
+    metadata = {"classes": scores.classes, "unreadable": files, "seconds": scores.seconds}
+    save_tensors(path, tensors, "scores", metadata)
 
 
 def load(path: str | Path) -> Scores:
@@ -113,43 +163,23 @@ def advice(path: str | Path) -> str:
     return f"Delete it: `resnets resume {Path(path).parent}` writes it anew."
 
 
-def _from_tensors(tensors: dict[str, Tensor], card: dict[str, Any]) -> Scores:
+def _from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Scores:
     logits, labels, indices = (tensors[name] for name in _TENSORS)
-    (count, classes), several = logits.shape, labels.ndim == 2
-    shape(logits, torch.float32, (count, len(card["classes"])), "logits")
-    kind = torch.float32 if several else torch.int64
-    shape(labels, kind, (count, classes) if several else (count,), "labels")
-    shape(indices, torch.int64, (count,), "indices")
-    within(labels, classes if not several else 2, "labels")
-    within(indices, 2**62, "indices")
+    (count, classes), multi_label = logits.shape, labels.ndim == 2
+    check_tensor(logits, torch.float32, (count, len(metadata["classes"])), "logits")
+    dtype = torch.float32 if multi_label else torch.int64
+    check_tensor(labels, dtype, (count, classes) if multi_label else (count,), "labels")
+    check_tensor(indices, torch.int64, (count,), "indices")
+    check_range(labels, 2 if multi_label else classes, "labels")
+    check_range(indices, 2**62, "indices")
     if not torch.isfinite(logits).all():
         raise ValueError("logits are not finite")
-    names, seconds = tuple(map(text, card["classes"])), float(card["seconds"])
-    return Scores(logits, labels, indices, names, unreadable(card), seconds)
+    names = tuple(map(check_text, metadata["classes"]))
+    seconds = float(metadata["seconds"])
+    return Scores(logits, labels, indices, names, unreadable_files(metadata), seconds)
 
 
-def shape(x: Tensor, kind: torch.dtype, wanted: tuple[int, ...], name: str) -> None:
-    """Raise ValueError for a tensor of another type or shape."""
-    if x.dtype != kind or tuple(x.shape) != wanted:
-        raise ValueError(f"{name}: {x.dtype} {tuple(x.shape)}, not {kind} {wanted}")
-
-
-def within(x: Tensor, end: int, name: str) -> None:
-    """Raise ValueError for numbers below 0, or of `end` and more."""
-    if x.numel() and not 0 <= float(x.min()) <= float(x.max()) < end:
-        raise ValueError(f"{name}: values beyond 0 to {end - 1}")
-
-
-def text(value: Any) -> str:
-    """The value. Raises ValueError for another than a text."""
-    if not isinstance(value, str):
-        raise ValueError(f"{str(value)[:50]} is no text")
-    return value
-
-
-def unreadable(card: Mapping[str, Any]) -> tuple[tuple[Path, str], ...]:
-    """The unreadable files of a card. Raises ValueError, KeyError or TypeError."""
-    return tuple((Path(text(name)), text(reason)) for name, reason in card["unreadable"])
-
-
-_TENSORS = ("logits", "labels", "indices")
+def unreadable_files(metadata: Mapping[str, Any]) -> tuple[tuple[Path, str], ...]:
+    """The unreadable files and their reasons. Raises ValueError, KeyError or TypeError."""
+    files = metadata["unreadable"]
+    return tuple((Path(check_text(name)), check_text(reason)) for name, reason in files)

@@ -24,10 +24,16 @@ from resnets.data.loader import ImageOp
 from resnets.data.torch_dataset import PREFIX as DATASET
 from resnets.device import pick_device
 from resnets.errors import CheckpointError, DataError, NotFinite, UsageError
-from resnets.evaluation import metrics
-from resnets.evaluation.metrics import ClassificationMetrics, Comparison
+from resnets.evaluation.calibration import selective_accuracy
+from resnets.evaluation.classification import (
+    ClassificationMetrics,
+    Comparison,
+    classification_metrics,
+    compare_scores,
+    ood_auroc,
+)
 from resnets.evaluation.predictor import Model, check_task, load, match_classes
-from resnets.evaluation.scores import Scores, ensemble
+from resnets.evaluation.scores import Scores, ensemble, error_rate
 
 if TYPE_CHECKING:
     from resnets.evaluation.detection import Detect, DetectionMetrics
@@ -204,23 +210,23 @@ def test_classifiers(
     check_same([target.split for target in targets])
     each = [target.scores() for target in targets]
     scores = each[-1] if options.compare else ensemble(each)
-    result, bad = metrics.classification_metrics(scores, name), scores.unreadable
+    result, bad = classification_metrics(scores, name), scores.unreadable
     images = result.images + len(bad)
     check_read(bad, images, how.max_unreadable, f"{name} split of {data}")
     for path, own in dict(zip(map(model_path, models), each, strict=True)).items():
-        log(path, source.digest, name, 1 - float(metrics.is_correct(own).double().mean()))
+        log(path, source.digest, name, error_rate(own))
     result = replace(result, unreadable=(*source.unreadable, *bad))
     if options.compare:
-        change = name_images(metrics.compare(*each), targets[0].split)
+        change = name_images(compare_scores(*each), targets[0].split)
         result = replace(result, comparison=change)
     if options.at_precision is not None:
-        kept = metrics.selective_accuracy(scores, options.at_precision)
+        kept = selective_accuracy(scores, options.at_precision)
         result = replace(result, abstention=kept)
     if options.ood is not None:
         other = dataset.load(options.ood, max_unreadable=how.max_unreadable, training=False)
         strange = unlabelled(other, scores.labels)
         unfamiliar = ensemble([replace(target, split=strange).scores() for target in targets])
-        result = replace(result, familiarity=metrics.ood_auroc(scores, unfamiliar))
+        result = replace(result, ood_auroc=ood_auroc(scores, unfamiliar))
     if options.corruptions:
         from resnets.evaluation.corruptions import robustness  # here: torchvision delays a start
 

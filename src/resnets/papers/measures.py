@@ -88,7 +88,7 @@ def errors_at_view(
     view: View, factor: float, models: Sequence[Model], split: Split | None
 ) -> dict[str, Any]:
     """The test error in %, of a view, of images `factor` times as large."""
-    from resnets.evaluation.metrics import classification_metrics
+    from resnets.evaluation.classification import classification_metrics
 
     if split is None:
         return {}
@@ -132,7 +132,7 @@ def localizer_metrics(
 def ensemble_errors(models: Sequence[Model], split: Split | None) -> dict[str, Any]:
     """The errors in % of the models' mean."""
     from resnets.evaluation import scores
-    from resnets.evaluation.metrics import classification_metrics
+    from resnets.evaluation.classification import classification_metrics
 
     if split is None:
         return {}

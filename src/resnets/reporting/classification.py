@@ -19,10 +19,16 @@ from resnets.data.loader import test_batches
 from resnets.data.splits import Split
 from resnets.data.transforms import statistics
 from resnets.errors import UsageError
-from resnets.evaluation import metrics
-from resnets.evaluation.metrics import ClassificationMetrics
+from resnets.evaluation import calibration
+from resnets.evaluation.classification import ClassificationMetrics
 from resnets.evaluation.predictor import Model, load
-from resnets.evaluation.scores import Scores
+from resnets.evaluation.scores import (
+    Scores,
+    class_presence,
+    confidences,
+    is_correct,
+    predicted_classes,
+)
 from resnets.reporting import plots
 from resnets.reporting.facts import RunFacts, figures, percent, times
 from resnets.reporting.page import Chart, Gallery, ImageName, Page, PageInputs, Picture, error_curve
@@ -51,7 +57,7 @@ def findings(facts: RunFacts, name: ImageName) -> Iterator[str]:
     recall, worst = min(rows, default=(1.0, ""))
     if float(recall) < result.balanced_accuracy - 0.1:
         yield f"The weakest class is “{worst}”: {percent(float(recall))} of its images are found."
-    confidence, accuracy = (float(x.double().mean()) for x in metrics.decisions(scores))
+    confidence, accuracy = (float(x.double().mean()) for x in confidences(scores))
     means = f"on average it is {percent(confidence)} sure and {percent(accuracy)} right"
     if abs(confidence - accuracy) > 0.02:
         much, trust = ("over", "less") if confidence > accuracy else ("under", "more")
@@ -63,7 +69,7 @@ def findings(facts: RunFacts, name: ImageName) -> Iterator[str]:
 
 def doubtful_labels(scores: Scores, name: ImageName) -> Iterator[str]:
     """Images that look like another class than their label, where they are few."""
-    suspects = [] if scores.several else analysis.label_errors(scores).tolist()
+    suspects = [] if scores.multi_label else analysis.label_errors(scores).tolist()
     if not 0 < len(suspects) <= DOUBTFUL * len(scores.labels):
         return
     others = scores.logits.scatter(1, scores.labels[:, None], -math.inf).argmax(1)
@@ -129,7 +135,7 @@ def with_bounds(
 
 def reliability(scores: Scores, result: ClassificationMetrics, model: Model | None) -> Chart:
     """Accuracy by confidence."""
-    drawn = plots.svg(plots.reliability(metrics.reliability(scores)), "reliability")
+    drawn = plots.svg(plots.reliability(calibration.reliability(scores)), "reliability")
     temperature = model.card.temperature if model else None
     divided = f"; logits are divided by a temperature of {temperature:.3f}" if temperature else ""
     return "reliability", drawn, f"{RELIABILITY} {percent(result.ece)} apart{divided}."
@@ -137,7 +143,7 @@ def reliability(scores: Scores, result: ClassificationMetrics, model: Model | No
 
 def answers(model: Model, tested: Split, scores: Scores, name: ImageName) -> list[Gallery]:
     """The most wrong answers and the surest right ones."""
-    right = metrics.is_correct(scores)
+    right = is_correct(scores)
     confidence = scores.probabilities.amax(1).where(right, -1)
     best = confidence.argsort(descending=True)[: min(BEST, int(right.sum()))]
     chosen = {"Most wrong": analysis.most_wrong(scores, WORST), "Most surely right": best}
@@ -165,7 +171,7 @@ def strips(split: Split, facts: RunFacts) -> list[str]:
     """The first images of each of the first classes, side by side."""
     preprocess, drawn = Preprocess(**facts.source["preprocess"]), list[str]()
     first = min(CLASSES, len(facts.classes))
-    for has in metrics.target_probabilities(split.labels, first).T[:first]:
+    for has in class_presence(split.labels, first).T[:first]:
         chosen = has.nonzero()[:EACH, 0]
         pixels = inputs(split, chosen, preprocess)[1] if len(chosen) else torch.empty(0)
         if not len(pixels):
@@ -184,11 +190,11 @@ def gallery(
     """The images of `rows` of the scores; beside each the Grad-CAM of the most probable class."""
     images, pixels, readable = inputs(split, scores.indices[rows], model.card.preprocess)
     scores, classes = scores.take(rows[readable]), scores.classes
-    predicted, chances = metrics.predicted_classes(scores), scores.probabilities
+    predicted, chances = predicted_classes(scores), scores.probabilities
     best = scores.logits.argmax(1).to(model.device)
     heats = grad_cam(model.classifier, images.to(model.device), best).cpu()
     pictures = []
-    for k, has in enumerate(metrics.target_probabilities(scores.labels, len(classes))):
+    for k, has in enumerate(class_presence(scores.labels, len(classes))):
         shares = map(percent, chances[k].tolist())
         texts = [f"{kind} with {share}" for kind, share in zip(classes, shares, strict=True)]
         true = analysis.class_names(has, classes)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from resnets.errors import UsageError
-from resnets.evaluation import metrics
+from resnets.evaluation.classification import compare_scores
 from resnets.reporting.facts import RunFacts, percent, read_facts
 from resnets.training.run import Run
 
@@ -66,7 +66,7 @@ def against(first: RunFacts, other: RunFacts) -> dict[str, Any] | None:
     """How much more a network has right than the first, and whether more than chance; or None."""
     if first is other or not (first.scores and other.scores) or images(first) != images(other):
         return None
-    found = metrics.compare(first.scores, other.scores)
+    found = compare_scores(first.scores, other.scores)
     return {
         "difference": found.difference,
         "difference_interval_95": found.interval,

@@ -13,8 +13,8 @@ from resnets.config import recipe as recipes
 from resnets.config.recipe import Recipe
 from resnets.config.tasks import TaskText
 from resnets.errors import CheckpointError
-from resnets.evaluation import metrics, scores
-from resnets.evaluation.metrics import ClassificationMetrics
+from resnets.evaluation import scores
+from resnets.evaluation.classification import ClassificationMetrics, classification_metrics
 from resnets.evaluation.scores import Scores
 from resnets.models.cost import cost as network_cost
 from resnets.training.run import Run
@@ -79,7 +79,7 @@ def read_facts(run: Run) -> RunFacts:
     ended |= {f"mask_{name}": value for name, value in (ended.get("masks") or {}).items()}
     path = run.path / "scores.safetensors"
     found = scores.load(path) if ended and path.exists() else None
-    result = metrics.classification_metrics(found, ended["split"]) if found else None
+    result = classification_metrics(found, ended["split"]) if found else None
     return RunFacts(run, recipe, source, run.rows("metrics.jsonl"), ended, found, result)
 
 

@@ -16,8 +16,8 @@ from resnets.config import arch as archs
 from resnets.config import recipe as room
 from resnets.device import environment
 from resnets.errors import CheckpointError, UsageError
-from resnets.evaluation import metrics
 from resnets.evaluation import scores as scores_room
+from resnets.evaluation.classification import classification_metrics
 from resnets.evaluation.predictor import Model, load
 from resnets.files import check_outside
 from resnets.models import Network
@@ -266,4 +266,4 @@ def rescale(run: Run, factor: float) -> None:
         said = replace(said, logits=said.logits / factor)
         scores_room.save(path, said)
         split = run.read_json("result.json")["split"]
-        run.write_json("result.json", metrics.classification_metrics(said, split).summary())
+        run.write_json("result.json", classification_metrics(said, split).summary())

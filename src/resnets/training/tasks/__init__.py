@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 from resnets.config import arch as archs
 from resnets.config.arch import Arch
 from resnets.errors import UsageError, nearest
+from resnets.evaluation.classification import ClassificationMetrics
 from resnets.evaluation.detection import DetectionMetrics
 from resnets.evaluation.localization import LocalizationMetrics
-from resnets.evaluation.metrics import ClassificationMetrics
 from resnets.evaluation.segmentation import SegmentationMetrics
 from resnets.training.plan import Task, TaskMetrics
 from resnets.training.tasks.classification import CLASSIFICATION

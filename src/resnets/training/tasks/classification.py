@@ -16,8 +16,8 @@ from resnets.config.recipes import RECIPES
 from resnets.config.tasks import CLASSIFY
 from resnets.data.dataset import Source, Split
 from resnets.data.mixup import mix_batch
-from resnets.evaluation import classification, metrics, scores, targets
-from resnets.evaluation.metrics import ClassificationMetrics
+from resnets.evaluation import calibration, classification, scores, targets
+from resnets.evaluation.classification import ClassificationMetrics, classification_metrics
 from resnets.evaluation.predictor import Model
 from resnets.models import Network
 from resnets.training.losses import (
@@ -126,7 +126,7 @@ def fit_temperature(plan: Plan, model: Model) -> float | None:
     """The temperature by which the probabilities are true of the validation images."""
     if plan.source.val is None:
         return None
-    return metrics.fit_temperature(
+    return calibration.fit_temperature(
         model.scores(plan.source.val, batch=plan.micro, workers=plan.workers)
     )
 
@@ -135,7 +135,7 @@ def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> Cla
     """Every figure of the scores, which are kept in the folder."""
     answers = model.scores(split, batch=plan.micro, workers=plan.workers)
     scores.save(folder / SCORES, answers)
-    return metrics.classification_metrics(answers, name)
+    return classification_metrics(answers, name)
 
 
 CLASSIFICATION = Task(

@@ -8,14 +8,9 @@ import sklearn.metrics as theirs
 import torch
 import torchmetrics.functional.classification as tm
 
-from resnets.evaluation import metrics
-from resnets.evaluation.metrics import classification_metrics, compare
+from resnets.evaluation.classification import classification_metrics, compare_scores, ood_auroc
 
-from ._helpers import drawn, scores
-
-
-def close(value):
-    return pytest.approx(value, rel=1e-12, abs=1e-12)
+from ._helpers import close, drawn, scores
 
 
 def test_every_figure_by_hand():
@@ -53,8 +48,8 @@ def test_every_figure_of_several_labels_by_hand():
 
 
 def test_nothing_is_no_division():
-    for several in (False, True):
-        none = drawn(3, several=several).take(torch.tensor([], dtype=torch.int64))
+    for multi_label in (False, True):
+        none = drawn(3, multi_label=multi_label).take(torch.tensor([], dtype=torch.int64))
         figures = classification_metrics(none)
         assert (figures.images, figures.top1, figures.ece) == (0, 0, 0)
         assert (figures.balanced_accuracy, figures.macro_f1) == (0, 0)
@@ -85,7 +80,7 @@ def test_figures_of_one_label_are_scikit_learns(classes):
 
 
 def test_figures_of_several_labels_are_scikit_learns():
-    said = drawn(several=True)
+    said = drawn(multi_label=True)
     figures, true = classification_metrics(said), said.labels.numpy()
     given = said.logits.numpy() > 0
     assert figures.top1 == close(theirs.accuracy_score(true, given))
@@ -102,135 +97,29 @@ def test_figures_of_several_labels_are_scikit_learns():
     assert figures.loss == close(np.mean(losses))
 
 
-def test_the_calibration_error_is_torchmetrics():
-    said = drawn(2000)
-    found = metrics.calibration_error(said)
-    expected = tm.multiclass_calibration_error(said.probabilities, said.labels, 7, n_bins=15)
-    assert found == pytest.approx(float(expected), rel=1e-6)  # theirs is of float32
-    counts, sure, hits = zip(*metrics.reliability(said), strict=True)
-    assert sum(counts) == 2000
-    assert np.dot(counts, hits) == close(2000 * classification_metrics(said).top1)
-    for k, (count, mean) in enumerate(zip(counts, sure, strict=True)):
-        assert k / 15 <= mean <= (k + 1) / 15 or not count
-    said = drawn(several=True)
-    p = said.probabilities.flatten()
-    sure, hits = torch.maximum(p, 1 - p), (p > 0.5) == said.labels.flatten()
-    binary = tm.binary_calibration_error(sure, hits.long(), n_bins=15)
-    assert classification_metrics(said).ece == pytest.approx(float(binary), rel=1e-6)
-
-
-def test_certain_answers_are_in_the_last_bin():
-    rows = metrics.reliability(scores([[800.0, 0.0], [800.0, 0.0]], [0, 1]))
-    assert rows[-1] == (2, 1.0, 0.5)
-
-
-def test_the_interval_is_the_bootstraps():
-    right = torch.arange(1000) < 900
-    generator = np.random.default_rng(1)
-    means = [generator.choice(right.numpy(), 1000).mean() for _ in range(4000)]
-    low, high = np.quantile(means, (0.025, 0.975))
-    assert metrics.bootstrap(right) == pytest.approx((low, high), abs=0.003)
-    assert metrics.bootstrap(right) == metrics.bootstrap(right)
-    losses = torch.rand(500, generator=torch.Generator().manual_seed(0)).double()
-    low, high = metrics.bootstrap(losses)
-    half = 1.96 * float(losses.std()) / math.sqrt(500)
-    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("hits", "images", "low", "high"),
-    [
-        # Newcombe 1998, Table I, method 3
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilsons_interval(hits: int, images: int, low: float, high: float):
-    found = metrics.interval(torch.arange(images) < hits)
-    assert found == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
-
-
-@pytest.mark.parametrize("images", [898, 200])
-def test_the_interval_covers_the_truth_as_often_as_it_says(images: int):
-    """Exact: each number of hits with its binomial probability, for accuracies of 0.9 to 0.999."""
-    hits = torch.arange(images + 1)
-    low, high = zip(*(metrics.interval(torch.arange(images) < k) for k in hits), strict=True)
-    truths = torch.linspace(0.9, 0.999, 100, dtype=torch.float64)
-    chance = torch.distributions.Binomial(images, truths[:, None]).log_prob(hits.double()).exp()
-    inside = (torch.tensor(low) <= truths[:, None]) & (truths[:, None] <= torch.tensor(high))
-    assert 0.94 <= float((chance * inside).sum(1).mean()) <= 0.97
-
-
-def test_all_right_is_not_certain():
-    # Wilson's: 1 / (1 + z^2 / n)
-    low, high = metrics.interval(torch.ones(20, dtype=torch.bool))
-    assert (low, high) == (pytest.approx(1 / (1 + 1.959964**2 / 20)), 1)
-
-
-def test_the_temperature_is_found_again():
-    g = torch.Generator().manual_seed(0)
-    logits = 2 * torch.randn(20_000, 5, generator=g)
-    labels = logits.softmax(1).multinomial(1, generator=g)[:, 0]
-    said = scores(3 * logits, labels)
-    assert metrics.fit_temperature(said) == pytest.approx(3, rel=0.03)
-    several = (torch.rand(20_000, 5, generator=g) < logits.sigmoid()).float()
-    assert metrics.fit_temperature(scores(logits / 2, several)) == pytest.approx(0.5, rel=0.03)
-
-
-def test_few_easy_images_say_little_of_the_temperature():
-    said = scores(torch.tensor([[4.0, 0.0]]).expand(30, 2), [0] * 30)
-    # The derivative of 30 log(1 + exp(-4 / t)) + log(t)^2 / 2 by log t is 0.
-    t = metrics.fit_temperature(said)
-    assert 0.4 < t < 1
-    slope = 30 * 4 / t / (1 + math.exp(4 / t)) + math.log(t)
-    assert slope == pytest.approx(0, abs=0.01)
-    assert metrics.fit_temperature(said.take(torch.arange(0))) == pytest.approx(1, abs=1e-3)
-
-
-def test_abstention_by_hand():
-    # confidences .9 right, .8 right, .8 wrong, .7 right, .6 wrong
-    p = torch.tensor([0.9, 0.8, 0.8, 0.7, 0.6]).double()
-    said = scores(torch.stack([p, 1 - p], 1).log(), [0, 0, 1, 0, 1])
-    assert metrics.selective_accuracy(said, 1.0) == (pytest.approx(0.9), 0.2)
-    assert metrics.selective_accuracy(said, 0.7) == (pytest.approx(0.7), 0.8)
-    assert metrics.selective_accuracy(said, 0.6) == (pytest.approx(0.6), 1)
-    assert metrics.selective_accuracy(scores([[0.0, 1.0]], [0]), 0.5) == (math.inf, 0)
-
-
-def test_answers_above_the_threshold_have_the_precision():
-    said = drawn(1000)
-    threshold, coverage = metrics.selective_accuracy(said, 0.9)
-    confidence, right = metrics.decisions(said)
-    kept = confidence >= threshold
-    assert float(right[kept].double().mean()) >= 0.9 > classification_metrics(said).top1
-    assert coverage == float(kept.double().mean())
-
-
 def test_what_is_unknown_is_less_certain():
     said = drawn(200)
     other = scores(said.logits[:50] / 3, said.labels[:50])
     p = torch.cat([said.probabilities, other.probabilities]).amax(1)
     expected = theirs.roc_auc_score([1] * 200 + [0] * 50, p)
-    assert metrics.ood_auroc(said, other) == close(expected)
-    assert metrics.ood_auroc(said, said) == 0.5
+    assert ood_auroc(said, other) == close(expected)
+    assert ood_auroc(said, said) == 0.5
 
 
 def test_a_comparison_by_hand():
     good, bad = [2.0, 0.0], [0.0, 2.0]
     first = scores([good] * 6 + [bad] * 4, [0] * 10)
     second = scores([good] * 5 + [bad] + [good] * 4, [0] * 10)
-    found = compare(first, second)
+    found = compare_scores(first, second)
     assert (found.images, found.fixed, found.broken) == (10, (6, 7, 8, 9), (5,))
     assert found.difference == close(0.3)
     assert found.p == close(2 * (1 + 5) / 2**5)  # at most one of five, either way
     low, high = found.interval
     assert low < 0.3 < high
-    assert compare(first, first).p == 1
-    assert compare(first, first).interval == (0, 0)
+    assert compare_scores(first, first).p == 1
+    assert compare_scores(first, first).interval == (0, 0)
     # an image that one could not read does not count
-    part = compare(first, second.take(torch.arange(8)))
+    part = compare_scores(first, second.take(torch.arange(8)))
     assert (part.images, part.fixed) == (8, (6, 7))
 
 
