@@ -10,7 +10,7 @@ from torchvision.ops import box_iou, nms
 from resnets.config.arch import DetectorArch
 from resnets.config.families import TINY, c4, tiny
 from resnets.evaluation import box_refinement
-from resnets.evaluation.box_refinement import multi_scale_scores, refined_detections, views
+from resnets.evaluation.box_refinement import multi_scale_scores, refined_detections, scaled_maps
 from resnets.models import build
 from resnets.models.detection import boxes as box
 from resnets.models.detection.faster_rcnn import FasterRCNN
@@ -90,11 +90,11 @@ def test_refined_boxes_are_those_of_a_loop(name):
     found = refined_detections([network], refine=True)(x, sizes=SIZES)
     maps = network.features(x)
     rois, _ = network.propose(maps, (96, 128), SIZES)
-    first, boxes = network.judge(maps, rois, SIZES)
+    first, boxes = network.classify_rois(maps, rois, SIZES)
     best = first[..., 1:].argmax(2).tolist()
     moved = [[boxes[i, r, k] for r, k in enumerate(row)] for i, row in enumerate(best)]
     moved = box.clip(torch.stack([torch.stack(row) for row in moved]), SIZES)
-    second, further = network.judge(maps, moved, SIZES)
+    second, further = network.classify_rois(maps, moved, SIZES)
     moves = 0
     for i in range(2):
         rows = settled(
@@ -112,7 +112,7 @@ def test_refined_boxes_are_those_of_a_loop(name):
 @torch.no_grad()
 def test_nothing_to_refine():
     network = detector()
-    network.threshold = 2.0
+    network.score_thresh = 2.0
     found = refined_detections([network], refine=True)(images(), sizes=SIZES)
     assert (found.classes == -1).all()
     assert (found.boxes == 0).all()
@@ -128,7 +128,7 @@ def test_each_region_is_judged_at_its_two_nearest_scales(name, monkeypatch):
     network, x, scales = detector(name), images(), (0.5, 1.0, 1.5, 2.0)
     maps = network.features(x)
     rois, _ = network.propose(maps, (96, 128), SIZES)
-    seen = views(network, maps, x, scales)
+    seen = scaled_maps(network, maps, x, scales)
     # 48 x 64 pixels are seen as 64 x 64, sides in steps of 32
     assert seen[0][1].tolist() == pytest.approx([0.5, 2 / 3, 0.5, 2 / 3])
     assert seen[1][0] is maps
@@ -144,14 +144,14 @@ def test_each_region_is_judged_at_its_two_nearest_scales(name, monkeypatch):
             assert abs(two[0] - two[1]) == 1
             chosen.add(tuple(sorted(two)))
             features = [
-                network.describe(
+                network.box_features(
                     {level: m[i : i + 1] for level, m in seen[k][0].items()},
                     (roi * seen[k][1])[None, None],
                     (SIZES[i] * seen[k][1][[1, 0]])[None],
                 )
                 for k in two
             ]
-            wanted = network.decide(torch.maximum(*features), roi[None, None])
+            wanted = network.predict_boxes(torch.maximum(*features), roi[None, None])
             torch.testing.assert_close(probabilities[i, r], wanted[0][0, 0], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(boxes[i, r], wanted[1][0, 0], rtol=1e-4, atol=1e-3)
     assert len(chosen) > 1
@@ -164,8 +164,8 @@ def test_one_scale_is_the_network_on_the_resized_image():
     maps = network.features(x)
     rois, _ = network.propose(maps, (96, 128), SIZES)
     large = F.interpolate(x, (192, 256), mode="bilinear", antialias=True)
-    wanted, moved = network.judge(network.features(large), rois * 2, SIZES * 2)
-    found, boxes = multi_scale_scores(network, views(network, maps, x, (2.0,)), rois, SIZES)
+    wanted, moved = network.classify_rois(network.features(large), rois * 2, SIZES * 2)
+    found, boxes = multi_scale_scores(network, scaled_maps(network, maps, x, (2.0,)), rois, SIZES)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(boxes * 2, moved, rtol=1e-4, atol=1e-2)
 
@@ -181,9 +181,9 @@ def test_an_ensemble_judges_all_proposals_and_averages():
         maps = network.features(x)
         rois.append(network.propose(maps, (96, 128), SIZES)[0])
     for network in (one, other):
-        said.append(network.judge(network.features(x), torch.cat(rois, 1), SIZES))
+        said.append(network.classify_rois(network.features(x), torch.cat(rois, 1), SIZES))
     mean = [(a + b) / 2 for a, b in zip(*said, strict=True)]
-    wanted = one.select(*mean, SIZES)
+    wanted = one.postprocess(*mean, SIZES)
     assert (wanted.classes >= 0).sum() > 5
     same(refined_detections([one, other])(x, sizes=SIZES), wanted)
 

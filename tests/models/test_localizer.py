@@ -37,7 +37,9 @@ def localizer(arch: LocalizerArch, spread: float = 0.1) -> Localizer:
 
 def look(network: Localizer, images: Tensor) -> list[RegionFeatures]:
     """All of the images, at one scale."""
-    return network.look(images, torch.tensor([images.shape[2:]]).expand(len(images), 2))
+    return network.multi_scale_features(
+        images, torch.tensor([images.shape[2:]]).expand(len(images), 2)
+    )
 
 
 def targets(*rows: tuple[float, ...], images: int = 1, padding: int = 0) -> DetectionTargets:
@@ -58,7 +60,7 @@ def test_scores_and_boxes_are_those_of_the_layers_at_the_anchors() -> None:
         deltas = network.regression(last).view(2, 4, 5, 4, 3, 2)
         anchors = box.anchors([(3, 2)], [(32, 32)], [SMALL.anchors], SMALL.ratios).view(3, 2, 4, 4)
         classes = torch.tensor([[3, 0], [1, 4]])
-        boxes, scores = network.candidates(look(network, images), classes, 24)
+        boxes, scores = network.proposals(look(network, images), classes, 24)
         assert boxes.shape == (2, 2, 24, 4)
         for i in range(2):
             for k in range(2):
@@ -151,7 +153,7 @@ def test_losses_by_hand() -> None:
         box.iou(boxes[0], rows[0, :1, :4]) < 0.5,
         box.iou(boxes[1], rows[1, 1:, :4]) < 0.5,
     ]
-    assert network.parts == ("classification", "boxes")
+    assert network.loss_names == ("classification", "boxes")
     assert found[2] == pytest.approx(sum(map(float, missed)) / 3)
 
 
@@ -274,7 +276,7 @@ def test_the_rcnn_judges_the_best_proposals_of_each_class() -> None:
     images, classes = torch.randn(2, 3, 96, 64), torch.tensor([[3, 0], [1, 4]])
     with torch.no_grad():
         boxes, scores = network.best(images, classes)
-        proposed, _ = network.candidates(look(network, images), classes, 7)
+        proposed, _ = network.proposals(look(network, images), classes, 7)
         for i in range(2):
             for k in range(2):
                 c = int(classes[i, k])
@@ -294,7 +296,7 @@ def test_the_rcnn_judges_the_best_proposals_of_each_class() -> None:
 def test_the_rcnn_learns_of_true_boxes_too() -> None:
     network = localizer(JUDGED)
     assert network.rcnn is not None
-    assert network.parts == ("classification", "boxes", "judgement", "movement")
+    assert network.loss_names == ("classification", "boxes", "rcnn_classification", "rcnn_boxes")
     images, objects = torch.randn(2, 3, 96, 96), targets((30.0, 30, 70, 80, 2, 1), images=2)
     torch.manual_seed(0)
     losses = network(images, objects)

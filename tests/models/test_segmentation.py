@@ -203,7 +203,7 @@ def test_losses_by_hand(head: str, scene: tuple[Tensor, Tensor]) -> None:
     known = masks != 255
     wrong = [(logits[i].argmax(0) != masks[i])[known[i]].float().mean().item() for i in range(3)]
     expected = torch.tensor([mean(logits), AUXILIARY * mean(aux), sum(wrong) / 4])
-    assert network.parts == ("pixels", "auxiliary")
+    assert network.loss_names == ("pixels", "auxiliary")
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 

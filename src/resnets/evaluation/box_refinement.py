@@ -1,9 +1,9 @@
 """The test-time improvements of 1512.03385, appendix B, on detectors in two stages.
 
-Boxes are refined: regions are judged a second time where the first judgement moved them, and all
-these boxes vote on the ones that are left. Regions are judged at several sizes of the image, each
-at the two where it is nearest to 224 pixels square, by the larger of the two features. Several
-detectors judge the regions that all of them propose. The fourth improvement, global context, is
+Boxes are refined: regions are classified a second time where the first time moved them, and all
+these boxes vote on the ones that are left. Regions are classified at several sizes of the image,
+each at the two where it is nearest to 224 pixels square, by the larger of the two features. Several
+detectors classify the regions that all of them propose. The fourth improvement, global context, is
 part of a network.
 """
 
@@ -17,14 +17,20 @@ from torch import Tensor
 
 from resnets.evaluation.detection import Detect
 from resnets.models.detection import boxes as box
-from resnets.models.detection.faster_rcnn import SMALLEST, Detections, FasterRCNN, top_k_detections
-from resnets.models.detection.rpn import gather_rows, scaled
+from resnets.models.detection.faster_rcnn import (
+    Detections,
+    FasterRCNN,
+    flatten_classes,
+    top_k_detections,
+)
+from resnets.models.detection.rpn import gather_rows, rescale
 
 SIDE = 224  # pixels: regions of the size that classifiers are trained on
-OVERLAP = 0.3  # IoU beyond which a refined box suppresses another of its class
-VOTING = 0.5  # IoU from which on a box votes (Gidaris and Komodakis 2015, section 5)
+NMS_THRESH = 0.3  # IoU beyond which a refined box suppresses another of its class
+VOTE_IOU = 0.5  # from which on a box votes (Gidaris and Komodakis 2015, section 5)
 
-View = tuple[dict[str, Tensor], Tensor]  # maps, and how much larger x, y, x, y are, (4,)
+# Maps of the images at one scale, and the factors of x, y, x, y between input and scale, (4,).
+ScaledMaps = tuple[dict[str, Tensor], Tensor]
 
 
 def refined_detections(
@@ -37,76 +43,80 @@ def refined_detections(
     """
 
     def detect(images: Tensor, *, sizes: Tensor) -> Detections:
-        whole = [detector.features(images) for detector in detectors]
-        pairs = list(zip(detectors, whole, strict=True))
-        seen = [views(detector, maps, images, scales) for detector, maps in pairs]
+        maps = [detector.features(images) for detector in detectors]
+        pairs = list(zip(detectors, maps, strict=True))
+        scaled = [scaled_maps(detector, own, images, scales) for detector, own in pairs]
         shape = images.shape[2], images.shape[3]
-        rois = torch.cat([one.propose(maps, shape, sizes)[0] for one, maps in pairs], 1)
+        rois = torch.cat([detector.propose(own, shape, sizes)[0] for detector, own in pairs], 1)
 
-        def judge(rois: Tensor) -> tuple[Tensor, Tensor]:
-            said = [
-                multi_scale_scores(*each, rois, sizes) for each in zip(detectors, seen, strict=True)
+        def classify(rois: Tensor) -> tuple[Tensor, Tensor]:
+            outputs = [
+                multi_scale_scores(detector, own, rois, sizes)
+                for detector, own in zip(detectors, scaled, strict=True)
             ]
-            probabilities, boxes = (torch.stack(x).mean(0) for x in zip(*said, strict=True))
+            probabilities, boxes = (torch.stack(x).mean(0) for x in zip(*outputs, strict=True))
             return probabilities, boxes
 
-        probabilities, boxes = judge(rois)
+        probabilities, boxes = classify(rois)
         if refine:
             best = probabilities[..., 1:].argmax(2)[..., None, None]
             moved = box.clip(boxes.take_along_dim(best, 2)[:, :, 0], sizes)
-            again, further = judge(moved)
-            every = torch.cat([probabilities, again], 1), torch.cat([boxes, further], 1)
-            found = vote_boxes(detectors[0], *every, sizes)
+            again, boxes_again = classify(moved)
+            probabilities = torch.cat([probabilities, again], 1)
+            boxes = torch.cat([boxes, boxes_again], 1)
+            detections = vote_boxes(detectors[0], probabilities, boxes, sizes)
         else:
-            found = detectors[0].select(probabilities, boxes, sizes)
-        return detectors[0].draw(whole[0], found)
+            detections = detectors[0].postprocess(probabilities, boxes, sizes)
+        return detectors[0].add_masks(maps[0], detections)
 
     return detect
 
 
-def views(
+def scaled_maps(
     detector: FasterRCNN, maps: dict[str, Tensor], images: Tensor, scales: Sequence[float]
-) -> list[View]:
-    """What a detector sees of images at each of the scales; `maps` is what it sees at 1."""
-    seen = []
+) -> list[ScaledMaps]:
+    """The maps of images at each of the scales; `maps` are those at 1."""
+    found = []
     for scale in scales:
-        view, ratio = scaled(images, scale)
-        seen.append((maps if scale == 1 else detector.features(view), ratio))
-    return seen
+        view, ratio = rescale(images, scale)
+        found.append((maps if scale == 1 else detector.features(view), ratio))
+    return found
 
 
 def multi_scale_scores(
-    detector: FasterRCNN, seen: Sequence[View], rois: Tensor, sizes: Tensor
+    detector: FasterRCNN, scaled: Sequence[ScaledMaps], rois: Tensor, sizes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As `Detector.judge`, by the larger of a region's features in the two nearest views."""
-    growth = torch.stack([ratio[:2].prod() for _, ratio in seen])
-    far = (box.area(rois)[..., None] * growth - SIDE**2).abs()
-    nearest = far.topk(min(2, len(seen)), largest=False).indices
+    """As `FasterRCNN.classify_rois`, by the maximum of features at the two nearest scales."""
+    growth = torch.stack([ratio[:2].prod() for _, ratio in scaled])
+    distance = (box.area(rois)[..., None] * growth - SIDE**2).abs()
+    nearest = distance.topk(min(2, len(scaled)), largest=False).indices
     parts = []
-    for k, (maps, ratio) in enumerate(seen):
+    for k, (maps, ratio) in enumerate(scaled):
         used = (nearest == k).any(2)
         count = int(used.sum(1).max())
         index = used.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
-        x = detector.describe(maps, gather_rows(rois, index) * ratio, sizes * ratio[:2].flip(0))
+        own = gather_rows(rois, index) * ratio
+        x = detector.box_features(maps, own, sizes * ratio[:2].flip(0))
         x = x.masked_fill(~used.gather(1, index)[..., None], -math.inf)
         parts.append((index[..., None].expand_as(x), x))
     features = parts[0][1].new_full((*rois.shape[:2], parts[0][1].shape[2]), -math.inf)
     for index, x in parts:
         features.scatter_reduce_(1, index, x, "amax")
-    return detector.decide(features, rois)
+    return detector.predict_boxes(features, rois)
 
 
 def vote_boxes(
     detector: FasterRCNN, probabilities: Tensor, boxes: Tensor, sizes: Tensor
 ) -> Detections:
-    """As `Detector.select`, and all boxes of a class that overlap one that is left move it."""
-    count, kinds = boxes.shape[1:3]
-    boxes, scores = box.clip(boxes.flatten(1, 2), sizes), probabilities[..., 1:].flatten(1)
-    classes = torch.arange(kinds, device=boxes.device).repeat(count).expand(len(boxes), -1)
-    large = (boxes[..., 2:] - boxes[..., :2]).amin(2) >= SMALLEST
-    votes = scores * (large & (scores > detector.threshold))
-    votes, few = votes.topk(max(1, int((votes > 0).sum(1).max())))
-    boxes, classes = gather_rows(boxes, few), classes.gather(1, few)
-    found = top_k_detections(boxes, votes, classes, votes > 0, OVERLAP, detector.kept)
-    moved = box.box_voting(found.boxes, boxes, votes, found.classes, classes, VOTING)
-    return found._replace(boxes=moved)
+    """As `FasterRCNN.postprocess`; all boxes of a class that overlap one that is left move it."""
+    boxes, scores, classes, valid = flatten_classes(
+        probabilities, boxes, sizes, detector.score_thresh
+    )
+    votes = scores * valid
+    votes, voters = votes.topk(max(1, int((votes > 0).sum(1).max())))
+    boxes, classes = gather_rows(boxes, voters), classes.gather(1, voters)
+    detections = top_k_detections(
+        boxes, votes, classes, votes > 0, NMS_THRESH, detector.detections_per_img
+    )
+    moved = box.box_voting(detections.boxes, boxes, votes, detections.classes, classes, VOTE_IOU)
+    return detections._replace(boxes=moved)

@@ -191,12 +191,12 @@ def _object(model: Model, file: str, image: Tensor) -> LocalizationPrediction:
 
 
 def _pixels(model: Model, file: str, image: Tensor) -> SegmentationPrediction:
-    from resnets.models.layers import finite
+    from resnets.models.layers import check_finite
 
     x, inside, _ = _whole_view(model, image)
     (height, width) = inside[0].tolist()
     try:
-        logits = finite(predict_batch(model.network, x, bfloat16=model.bfloat16))
+        logits = check_finite(predict_batch(model.network, x, bfloat16=model.bfloat16))
     except NotFinite:
         raise NotFinite(model.path) from None
     logits = logits[..., :height, :width]

@@ -18,7 +18,7 @@ from resnets.data.loader import Batch
 from resnets.data.splits import Split
 from resnets.evaluation.classification import predict_batch
 from resnets.evaluation.loading import LoaderOptions, sized_batches
-from resnets.models.layers import finite
+from resnets.models.layers import check_finite
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def class_maps(
         maps = []
         logits = predict_batch(network, batch.images, bfloat16=bfloat16) if len(own) else ()
         for row, (h, w), size in zip(
-            map(finite, logits), sizes.tolist(), own.tolist(), strict=True
+            map(check_finite, logits), sizes.tolist(), own.tolist(), strict=True
         ):
             whole = F.interpolate(row[None, :, :h, :w], size, mode="bilinear", align_corners=False)
             maps.append(whole[0].argmax(0))

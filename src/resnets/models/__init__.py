@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # maps an input to logits (N, classes).
 Classifier: TypeAlias = ResNet | DenseNet | Mlp | VisionTransformer | ExternalNetwork
 CLASSIFIERS = (ResNet, DenseNet, Mlp, VisionTransformer, ExternalNetwork)
-# Each has `arch` and `parts`, the names of its losses, which it gives for images and targets.
+# Each has `arch` and `loss_names`, and gives these losses for images and targets.
 DenseTaskNetwork: TypeAlias = "FasterRCNN | RetinaNet | Segmenter | Localizer"
 Network: TypeAlias = "Classifier | DenseTaskNetwork"
 

@@ -61,7 +61,7 @@ class LayerFactory:
         return nn.Sequential(pool, Blur(self.dims, 2)) if blur else pool
 
 
-def finite(x: Tensor) -> Tensor:
+def check_finite(x: Tensor) -> Tensor:
     """The same. Raises NotFinite where a value of it is NaN or infinite."""
     if not torch.isfinite(x).all():
         raise NotFinite

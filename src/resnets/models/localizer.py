@@ -1,9 +1,9 @@
-"""Where the object of a class is: per-class proposals and an R-CNN, 1512.03385 appendix C.
+"""Localisation of the object of a class: per-class proposals and an R-CNN, 1512.03385 appendix C.
 
 Two sibling 1x1 layers on the last map, both with outputs of their own for each class: one says
 whether an anchor holds an object of the class (a logistic regression for each class by itself),
-one moves the anchor onto it. The R-CNN is a second network that sees one region at a time, cut out
-of the image, and says the same of it.
+one moves the anchor onto it. The R-CNN is a second network that gets one region at a time, cut out
+of the image, and predicts the same of it.
 """
 
 from __future__ import annotations
@@ -21,31 +21,33 @@ from resnets.config.arch import LocalizerArch
 from resnets.errors import UsageError
 from resnets.models.detection import boxes as box
 from resnets.models.detection.faster_rcnn import Detections
+from resnets.models.detection.roi_align import sampling_grid
 from resnets.models.detection.rpn import (
     HIGH,
     LOW,
     flatten_levels,
     gather_rows,
-    inside,
+    image_sizes,
     make_anchors,
     per_image_mean,
-    scaled,
+    rescale,
     smooth_l1,
 )
-from resnets.models.layers import finite, global_mean
+from resnets.models.layers import check_finite, global_mean
 from resnets.models.resnet import ResNet
 
 if TYPE_CHECKING:  # `data` takes longer to import than the networks
     from resnets.data.detection.targets import DetectionTargets
 
-SAMPLED, POSITIVE_SHARE = 8, 0.5  # anchors of an image that are learnt from: appendix C
-RIGHT = 0.5  # IoU from which on a region is an object
-AT_ONCE = 64  # regions that the R-CNN sees in a forward pass at test
-MOST, JUDGED = 100, 5  # boxes of an image, each of another class; where an R-CNN judges them
+SAMPLED, POSITIVE_SHARE = 8, 0.5  # anchors of an image in the loss: appendix C
+IOU = 0.5  # from which on a region is of an object
+ROI_BATCH = 64  # regions in a forward pass of the R-CNN at test
+# Boxes of an image, each of another class; where an R-CNN scores them.
+DETECTIONS_PER_IMG, RCNN_DETECTIONS_PER_IMG = 100, 5
 
 
 class RegionFeatures(NamedTuple):
-    """What the network makes of images, on P positions with A anchors each."""
+    """Features of images at one scale, on P positions with A anchors each."""
 
     ratio: Tensor  # (4,): how much larger x, y, x, y are than on the images
     features: Tensor  # (B, P, C)
@@ -54,7 +56,7 @@ class RegionFeatures(NamedTuple):
     sizes: Tensor  # int64 (B, 2): height, width of the images
 
 
-def predictors(classification: nn.Module, regression: nn.Module, classes: int) -> None:
+def init_predictors(classification: nn.Module, regression: nn.Module, classes: int) -> None:
     """The first weights of two layers: at first every class is as likely as in the sample.
 
     Half of that has one.
@@ -64,7 +66,7 @@ def predictors(classification: nn.Module, regression: nn.Module, classes: int) -
         nn.init.constant_(layer.bias, bias)  # type: ignore[arg-type]
 
 
-def backbone(arch: LocalizerArch, checkpoint: int) -> ResNet:
+def make_backbone(arch: LocalizerArch, checkpoint: int) -> ResNet:
     """The backbone without its classifier."""
     body = ResNet(replace(arch.backbone, channels=arch.channels), checkpoint=checkpoint)
     body.add_module("fc", nn.Identity())
@@ -72,18 +74,20 @@ def backbone(arch: LocalizerArch, checkpoint: int) -> ResNet:
 
 
 class RCNN(nn.Module):
-    """Regions of images, cut out and warped: a score and a movement for each class."""
+    """Regions of images, cut out and warped: a logit and deltas for each class.
+
+    Shapes: (B, C, H, W), boxes (B, R, 4) -> float32 (B, R, K), float32 (B, R, K, 4).
+    """
 
     def __init__(self, arch: LocalizerArch, *, checkpoint: int = 0) -> None:
         super().__init__()
-        self.crop, self.body = arch.crop, backbone(arch, checkpoint)
+        self.crop, self.body = arch.crop, make_backbone(arch, checkpoint)
         channels, _ = list(self.body.levels.values())[-1]
         self.cls_score = nn.Linear(channels, arch.classes)
         self.bbox_pred = nn.Linear(channels, 4 * arch.classes)
-        predictors(self.cls_score, self.bbox_pred, arch.classes)
+        init_predictors(self.cls_score, self.bbox_pred, arch.classes)
 
     def forward(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W), (B, R, 4) -> logits float32 (B, R, K), deltas float32 (B, R, K, 4)."""
         maps = list(self.body.features(crop_regions(images, boxes, self.crop)).values())
         x, shape = global_mean(maps[-1]), boxes.shape[:2]
         logits, deltas = self.cls_score(x), self.bbox_pred(x)
@@ -93,43 +97,43 @@ class RCNN(nn.Module):
 @torch.no_grad()
 def crop_regions(images: Tensor, boxes: Tensor, side: int) -> Tensor:
     """Boxes (B, R, 4) of images (B, C, H, W), warped to squares: (B * R, C, side, side)."""
-    shape = (*boxes.shape[:2], side, side)
-    corner, length = boxes[..., None, :2], (boxes[..., 2:] - boxes[..., :2])[..., None, :]
-    middles = (torch.arange(side, device=boxes.device) + 0.5) / side
-    points = corner + length * middles[:, None]  # of the columns, of the rows: (B, R, side, 2)
-    x, y = (2 * points / points.new_tensor(images.shape[:1:-1]) - 1).unbind(3)
-    grid = torch.stack([x[:, :, None].expand(shape), y[..., None].expand(shape)], 4).flatten(1, 2)
-    found = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
-    views = found.to(images).view(len(images), -1, *shape[1:]).transpose(1, 2).flatten(0, 1)
-    return views.contiguous(memory_format=torch.channels_last)
+    height, width = images.shape[2:]
+    whole = boxes.new_tensor([0, 0, width, height]).expand_as(boxes)
+    grid = sampling_grid(boxes, whole, side).flatten(1, 2)  # regions below each other
+    crops = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    crops = crops.to(images).view(*images.shape[:2], boxes.shape[1], side, side)
+    return crops.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
 class Localizer(nn.Module):
-    """Images (B, C, H, W), any H and W, to a box for each class.
+    """Images (B, C, H, W), any H and W, to the best box for each class.
 
-    With targets (B, M) it gives the losses `parts` and the share of images whose best proposal of
-    the true class has an IoU below 0.5: float32 (len(parts) + 1,). The class of an image is that of
-    its first object; other classes' objects are ignored. Raises UsageError for numbers of regions
-    that cannot be meant.
+    Detections: the best box of each of the `DETECTIONS_PER_IMG` best classes, or of the
+    `RCNN_DETECTIONS_PER_IMG` best with an R-CNN. With targets (B, M): float32
+    (len(loss_names) + 1,), the losses, each a mean over images, and the share of images whose best
+    proposal of the true class has an IoU below 0.5. The class of an image is that of its first
+    object; other classes' objects are ignored. Raises UsageError for numbers of regions that cannot
+    be meant.
     """
 
     def __init__(self, arch: LocalizerArch, *, checkpoint: int = 0) -> None:
         super().__init__()
         self.arch = arch
-        judged = arch.regions != (0, 0)
-        if judged and (arch.regions[0] < 2 or arch.regions[1] < 1 or arch.crop < 1):
+        has_rcnn = arch.regions != (0, 0)
+        if has_rcnn and (arch.regions[0] < 2 or arch.regions[1] < 1 or arch.crop < 1):
             raise UsageError(
                 f"arch.regions={arch.regions}: two or more to learn from, of which half may have "
-                f"the object, and one or more to judge; arch.crop={arch.crop}: from 1 on"
+                f"the object, and one or more to score; arch.crop={arch.crop}: from 1 on"
             )
-        self.parts = ("classification", "boxes", *["judgement", "movement"] * judged)
-        self.backbone = backbone(arch, checkpoint)
+        rcnn_losses = ["rcnn_classification", "rcnn_boxes"] * has_rcnn
+        self.loss_names = ("classification", "boxes", *rcnn_losses)
+        self.backbone = make_backbone(arch, checkpoint)
         channels, _ = list(self.backbone.levels.values())[-1]
         self.shapes = len(arch.anchors) * len(arch.ratios)
         self.classification = nn.Conv2d(channels, arch.classes * self.shapes, 1)
         self.regression = nn.Conv2d(channels, arch.classes * self.shapes * 4, 1)
-        predictors(self.classification, self.regression, arch.classes)
-        self.rcnn = RCNN(arch, checkpoint=checkpoint) if judged else None
+        init_predictors(self.classification, self.regression, arch.classes)
+        self.rcnn = RCNN(arch, checkpoint=checkpoint) if has_rcnn else None
         self.scales: tuple[float, ...] = (1.0,)  # of the images at test: dense testing
 
     def forward(
@@ -138,15 +142,14 @@ class Localizer(nn.Module):
         targets: DetectionTargets | None = None,
         sizes: Tensor | None = None,
     ) -> Detections | Tensor:
-        """Detections: the best box of each of the best `MOST` classes. Or the losses."""
-        sizes = inside(images, sizes)
+        sizes = image_sizes(images, sizes)
         if targets is not None:
             return self.losses(images, sizes, targets)
-        seen = self.look(images, sizes)
-        best = torch.stack([one.logits.amax(2) for one in seen]).amax(0)
-        count = MOST if self.rcnn is None else JUDGED
+        features = self.multi_scale_features(images, sizes)
+        best = torch.stack([each.logits.amax(2) for each in features]).amax(0)
+        count = DETECTIONS_PER_IMG if self.rcnn is None else RCNN_DETECTIONS_PER_IMG
         classes = best.topk(min(count, best.shape[1])).indices
-        boxes, scores = self.located(images, seen, classes)
+        boxes, scores = self.localize(images, features, classes)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return Detections(gather_rows(boxes, order), scores, classes.gather(1, order), None)
 
@@ -154,108 +157,113 @@ class Localizer(nn.Module):
         self, images: Tensor, classes: Tensor, sizes: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The best box of given classes int64 (B, k): boxes (B, k, 4), scores 0..1 (B, k)."""
-        return self.located(images, self.look(images, inside(images, sizes)), classes)
+        features = self.multi_scale_features(images, image_sizes(images, sizes))
+        return self.localize(images, features, classes)
 
-    def located(
-        self, images: Tensor, seen: Sequence[RegionFeatures], classes: Tensor
+    def localize(
+        self, images: Tensor, features: Sequence[RegionFeatures], classes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As `best`, of what was seen: the R-CNN's best of the best proposals, where there is one.
+        """As `best`, given the features; with an R-CNN its best of the best proposals.
 
-        Some regions are judged at a time, which bounds the memory.
+        It gets a few regions at a time, which bounds the memory.
         """
-        boxes, scores = self.candidates(seen, classes, self.arch.regions[1] or 1)
+        boxes, scores = self.proposals(features, classes, self.arch.regions[1] or 1)
         if self.rcnn is None:
             return boxes[:, :, 0], scores[:, :, 0]
-        kept = []
+        best_boxes, best_scores = [], []
         for k, own in enumerate(classes.unbind(1)):
-            proposed, sizes = boxes[:, k], seen[0].sizes
-            some = torch.split(proposed, max(1, AT_ONCE // len(proposed)), 1)
-            judged = zip(*[self.rcnn(images, regions) for regions in some], strict=True)
-            logits, deltas = (torch.cat(x, 1) for x in judged)
+            rois, sizes = boxes[:, k], features[0].sizes
+            chunks = torch.split(rois, max(1, ROI_BATCH // len(rois)), 1)
+            outputs = zip(*[self.rcnn(images, chunk) for chunk in chunks], strict=True)
+            logits, deltas = (torch.cat(x, 1) for x in outputs)
             which = own[:, None, None]
             score, best = logits.take_along_dim(which, 2).max(1, keepdim=True)  # (B, 1, 1)
-            way = deltas.take_along_dim(which[..., None], 2)[:, :, 0].take_along_dim(best, 1)
-            moved = box.decode(way, proposed.take_along_dim(best, 1))
-            kept.append((box.clip(moved, sizes), score[..., 0].sigmoid()))
-        found, certain = (torch.cat(x, 1) for x in zip(*kept, strict=True))
-        return found, certain
+            own_deltas = deltas.take_along_dim(which[..., None], 2)[:, :, 0]
+            moved = box.decode(own_deltas.take_along_dim(best, 1), rois.take_along_dim(best, 1))
+            best_boxes.append(box.clip(moved, sizes))
+            best_scores.append(score[..., 0].sigmoid())
+        return torch.cat(best_boxes, 1), torch.cat(best_scores, 1)
 
-    def look(self, images: Tensor, sizes: Tensor) -> list[RegionFeatures]:
-        """The features at each of the `scales`, and how each class scores each anchor."""
-        return [self.seen(*scaled(images, scale), sizes) for scale in self.scales]
+    def multi_scale_features(self, images: Tensor, sizes: Tensor) -> list[RegionFeatures]:
+        """The features at each of the `scales`."""
+        return [self.region_features(images, scale, sizes) for scale in self.scales]
 
-    def seen(self, images: Tensor, ratio: Tensor, sizes: Tensor) -> RegionFeatures:
-        """The same at one scale."""
+    def region_features(self, images: Tensor, scale: float, sizes: Tensor) -> RegionFeatures:
+        """The last map of images at one scale, and the logit of each class at each anchor."""
+        images, ratio = rescale(images, scale)
         height, width = images.shape[2:]
         last = list(self.features(images).values())[-1]
-        anchors, _ = flatten_levels([last], (height, width), [self.arch.anchors], self.arch.ratios)
-        logits = make_anchors([self.classification(last)], self.arch.classes).mT.float()
+        anchors, _ = make_anchors([last], (height, width), [self.arch.anchors], self.arch.ratios)
+        logits = flatten_levels([self.classification(last)], self.arch.classes).mT.float()
         return RegionFeatures(ratio, last.flatten(2).mT, logits, anchors, sizes)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """The levels of the backbone."""
+        """The levels of the backbone: (B, C, H, W) -> {level: (B, C', H / stride, W / stride)}."""
         return self.backbone.features(images)
 
-    def candidates(
-        self, seen: Sequence[RegionFeatures], classes: Tensor, count: int
+    def proposals(
+        self, features: Sequence[RegionFeatures], classes: Tensor, count: int
     ) -> tuple[Tensor, Tensor]:
         """The `count` best boxes of classes (B, k), best first: (B, k, n, 4), scores (B, k, n)."""
-        found = [self.proposed(one, classes, count) for one in seen]
+        found = [self.proposals_at_scale(each, classes, count) for each in features]
         boxes, scores = (torch.cat(x, 2) for x in zip(*found, strict=True))
         scores, best = scores.topk(min(count, scores.shape[2]))
         return boxes.take_along_dim(best[..., None], 2), scores
 
-    def proposed(self, seen: RegionFeatures, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def proposals_at_scale(
+        self, features: RegionFeatures, classes: Tensor, count: int
+    ) -> tuple[Tensor, Tensor]:
         """The same at one scale."""
-        own = gather_rows(seen.logits, classes)
-        scores, index = own.topk(min(count, own.shape[2]))
-        boxes = box.decode(self.deltas(seen, classes, index), seen.anchors[index]) / seen.ratio
-        clipped = box.clip(boxes.flatten(1, 2), seen.sizes).view_as(boxes)
-        return clipped, finite(scores).sigmoid()
+        logits = gather_rows(features.logits, classes)
+        logits, index = logits.topk(min(count, logits.shape[2]))
+        deltas = self.deltas(features, classes, index)
+        boxes = box.decode(deltas, features.anchors[index]) / features.ratio
+        clipped = box.clip(boxes.flatten(1, 2), features.sizes).view_as(boxes)
+        return clipped, check_finite(logits).sigmoid()
 
-    def deltas(self, seen: RegionFeatures, classes: Tensor, index: Tensor) -> Tensor:
+    def deltas(self, features: RegionFeatures, classes: Tensor, index: Tensor) -> Tensor:
         """How classes (B, k) move anchors index (B, k, n): (B, k, n, 4).
 
         Of the regression's 4 A K outputs at each position only these are computed.
         """
         image = torch.arange(len(index), device=index.device)[:, None, None]
-        x = seen.features[image, index // self.shapes]
+        x = features.features[image, index // self.shapes]
         which = index % self.shapes * self.arch.classes + classes[..., None]
         weight = self.regression.weight.view(-1, 4, x.shape[-1])[which]
         bias = self.regression.bias.view(-1, 4)[which]  # type: ignore[union-attr]
         return (weight @ x[..., None])[..., 0].float() + bias
 
     def losses(self, images: Tensor, sizes: Tensor, targets: DetectionTargets) -> Tensor:
-        """The losses, each a mean over images, and the share of images located wrongly."""
-        seen = self.seen(*scaled(images, 1), sizes)
+        """As `forward` with targets: float32 (len(loss_names) + 1,)."""
+        features = self.region_features(images, 1, sizes)
         targets = targets.pad(targets.boxes.shape[1] + 1)  # one at least, if only of padding
         first = targets.is_object.byte().argmax(1, keepdim=True)
         label = targets.classes.gather(1, first)  # (B, 1)
         targets = targets.ignore(targets.is_object & (targets.classes != label))
 
-        matched = box.match(seen.anchors[None], targets, LOW, HIGH, rescue=True)
+        matched = box.match(features.anchors[None], targets, LOW, HIGH, rescue=True)
         index, chosen = box.sample(matched, SAMPLED, POSITIVE_SHARE)
-        logits = seen.logits.gather(2, index[:, None].expand(-1, self.arch.classes, -1))
-        deltas = self.deltas(seen, label, index[:, None])[:, 0]
-        at = matched.gather(1, index)
-        lost = trained_levels(logits.mT, deltas, seen.anchors[index], label, targets, at, chosen)
+        logits = features.logits.gather(2, index[:, None].expand(-1, self.arch.classes, -1))
+        deltas = self.deltas(features, label, index[:, None])[:, 0]
+        matched, anchors = matched.gather(1, index), features.anchors[index]
+        losses = sampled_losses(logits.mT, deltas, anchors, label, targets, matched, chosen)
         with torch.no_grad():
-            proposed = self.candidates([seen], label, self.arch.regions[1] or 1)[0][:, 0]
-            overlap = (box.iou(proposed[:, :1], targets.boxes)[:, 0] * targets.is_object).amax(1)
+            rois = self.proposals([features], label, self.arch.regions[1] or 1)[0][:, 0]
+            overlap = (box.iou(rois[:, :1], targets.boxes)[:, 0] * targets.is_object).amax(1)
             wrong = (targets.is_object.any(1) & (overlap < 0.5)).float()
         if self.rcnn is not None:
             # The true boxes are among the regions, as nothing else may be right at first.
-            proposed = torch.cat([proposed, targets.boxes], 1)
-            matched = box.match(proposed, targets, RIGHT, RIGHT, rescue=False)
+            rois = torch.cat([rois, targets.boxes], 1)
+            matched = box.match(rois, targets, IOU, IOU, rescue=False)
             index, chosen = box.sample(matched, self.arch.regions[0], POSITIVE_SHARE)
-            regions, at = gather_rows(proposed, index), matched.gather(1, index)
-            logits, moves = self.rcnn(images, regions)
-            deltas = moves.take_along_dim(label[..., None, None], 2)[:, :, 0]
-            lost += trained_levels(logits, deltas, regions, label, targets, at, chosen)
-        return torch.stack([*lost, wrong.mean()])
+            rois, matched = gather_rows(rois, index), matched.gather(1, index)
+            logits, deltas = self.rcnn(images, rois)
+            deltas = deltas.take_along_dim(label[..., None, None], 2)[:, :, 0]
+            losses += sampled_losses(logits, deltas, rois, label, targets, matched, chosen)
+        return torch.stack([*losses, wrong.mean()])
 
 
-def trained_levels(
+def sampled_losses(
     logits: Tensor,
     deltas: Tensor,
     boxes: Tensor,
@@ -264,13 +272,15 @@ def trained_levels(
     matched: Tensor,
     chosen: Tensor,
 ) -> list[Tensor]:
-    """Both losses of n sampled boxes: logits (B, n, K), deltas of the label's class (B, n, 4)."""
+    """Classification and box loss of n sampled boxes (B, n, 4), each a mean over images.
+
+    Logits are (B, n, K), deltas (B, n, 4) of the label's class (B, 1).
+    """
     positive = chosen & (matched >= 0)
-    wanted = torch.zeros_like(logits)
-    wanted.scatter_(2, label[..., None].expand(-1, logits.shape[1], 1), positive[..., None].float())
-    lost = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-    goals = box.encode(gather_rows(targets.boxes, matched.clamp(min=0)), boxes)
-    return [
-        per_image_mean(lost.sum(2), chosen),
-        per_image_mean(smooth_l1(deltas, goals) * positive, chosen),
-    ]
+    one_hot = torch.zeros_like(logits)
+    index = label[..., None].expand(-1, logits.shape[1], 1)
+    one_hot.scatter_(2, index, positive[..., None].float())
+    class_loss = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
+    true_boxes = gather_rows(targets.boxes, matched.clamp(min=0))
+    box_loss = smooth_l1(deltas, box.encode(true_boxes, boxes)) * positive
+    return [per_image_mean(class_loss.sum(2), chosen), per_image_mean(box_loss, chosen)]

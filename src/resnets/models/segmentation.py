@@ -25,15 +25,16 @@ RATES = (12, 24, 36)  # dilations of ASPP at an output stride of 8: Chen et al. 
 class Segmenter(nn.Module):
     """Images (B, C, H, W), any H and W, to logits (B, classes, H, W).
 
-    With masks, uint8 (B, H, W) of class indices and 255 for pixels that do not count, it gives the
-    losses `parts`, the auxiliary one weighted, and the share of wrong pixels: each the mean over
-    images of the mean over an image's pixels, and 0 for an image without any that counts.
+    With masks, uint8 (B, H, W) of class indices and 255 for pixels that do not count: float32
+    (len(loss_names) + 1,), the losses, the auxiliary one weighted, and the share of wrong pixels,
+    each the mean over images of the mean over an image's pixels, and 0 for an image without any
+    that counts.
     """
 
     def __init__(self, arch: SegmenterArch, *, checkpoint: int = 0) -> None:
         super().__init__()
         self.arch = arch
-        self.parts = ("pixels", "auxiliary") if arch.auxiliary else ("pixels",)
+        self.loss_names = ("pixels", "auxiliary") if arch.auxiliary else ("pixels",)
         self.backbone = ResNet(
             replace(arch.backbone, channels=arch.channels), checkpoint=checkpoint
         )

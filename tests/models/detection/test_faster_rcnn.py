@@ -121,7 +121,7 @@ def test_rows_of_different_scores_may_not_swap() -> None:
 def test_same_as_torchvision(name: str) -> None:
     images = torch.randn(2, 3, 128, 160, generator=torch.Generator().manual_seed(1))
     theirs, ours = twins(name, images, SIZES)
-    theirs.roi_heads.detections_per_img = ours.kept = 8 if ours.arch.masks else 100
+    theirs.roi_heads.detections_per_img = ours.detections_per_img = 8 if ours.arch.masks else 100
     sizes = torch.tensor(SIZES)
     maps = ours.features(images)
     rois, scores = ours.propose(maps, (128, 160), sizes)
@@ -133,7 +133,7 @@ def test_same_as_torchvision(name: str) -> None:
         torch.testing.assert_close(like, other, rtol=1e-4, atol=1e-4)
 
     found = ours(images, sizes=sizes)
-    assert found.boxes.shape == (2, ours.kept, 4)
+    assert found.boxes.shape == (2, ours.detections_per_img, 4)
     for i, other in enumerate(theirs(list(images))):
         many = len(other["boxes"])
         assert many > 7
@@ -181,7 +181,7 @@ def test_losses_are_torchvisions() -> None:
     expected = theirs.train()(list(images), [target])
 
     ours.rpn.sampled, ours.arch = everything, replace(ours.arch, sampled=1000)
-    losses = dict(zip([*ours.parts, "wrong"], ours(images, own[None]), strict=True))
+    losses = dict(zip([*ours.loss_names, "wrong"], ours(images, own[None]), strict=True))
     torch.testing.assert_close(losses["objectness"], expected["loss_objectness"])
     torch.testing.assert_close(losses["proposals"], expected["loss_rpn_box_reg"])
     torch.testing.assert_close(losses["classes"], expected["loss_classifier"])
@@ -251,7 +251,7 @@ def test_losses_are_finite(name: str, bfloat16: bool) -> None:
         network.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             losses = network(images, batch(SCENES[scene]))
-        assert losses.shape == (len(network.parts) + 1,)
+        assert losses.shape == (len(network.loss_names) + 1,)
         assert losses.dtype == torch.float32
         assert losses.isfinite().all(), scene
         assert 0 <= losses[-1] <= 1
@@ -278,7 +278,7 @@ def test_losses_of_halves(name: str) -> None:
 @torch.no_grad()
 def test_detections(name: str) -> None:
     network = TINIES[name]().eval()
-    network.threshold = 0.0
+    network.score_thresh = 0.0
     images, sizes = torch.randn(2, 3, 64, 96), torch.tensor([[64, 96], [50, 60]])
     found = network(images, sizes=sizes)
     there = found.classes >= 0
@@ -293,9 +293,9 @@ def test_detections(name: str) -> None:
     # the stages that test-time procedures put together, and no regions at all
     maps = network.features(images)
     rois, _ = network.propose(maps, (64, 96), sizes)
-    again = network.select(*network.judge(maps, rois, sizes), sizes)
+    again = network.postprocess(*network.classify_rois(maps, rois, sizes), sizes)
     torch.testing.assert_close(again.boxes, found.boxes)
-    nothing = network.judge(maps, rois[:, :0], sizes)
+    nothing = network.classify_rois(maps, rois[:, :0], sizes)
     assert nothing[0].shape == (2, 0, K + 1)
     assert nothing[1].shape == (2, 0, K, 4)
 
@@ -307,12 +307,12 @@ def test_context_is_the_whole_image() -> None:
     images, sizes = torch.randn(2, 3, 64, 96), torch.tensor([[64, 96], [50, 60]])
     maps = network.features(images)
     rois = torch.tensor([[[8.0, 8, 40, 50]], [[0.0, 0, 60, 50]]])
-    own, whole = network.describe(maps, rois, sizes).chunk(2, 2)
+    own, whole = network.box_features(maps, rois, sizes).chunk(2, 2)
     torch.testing.assert_close(own[1], whole[1])
     assert not torch.allclose(own[0], whole[0])
     box = torch.tensor([[[0.0, 0, 96, 64]]])
     first = {name: m[:1] for name, m in maps.items()}
-    torch.testing.assert_close(network.describe(first, box)[..., :32], whole[:1])
+    torch.testing.assert_close(network.box_features(first, box)[..., :32], whole[:1])
 
 
 def test_mask_in_a_region() -> None:

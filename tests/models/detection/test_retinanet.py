@@ -83,7 +83,7 @@ def twins(name: str, images: Tensor) -> tuple[nn.Module, nn.Module]:
 def test_same_as_torchvision(name: str) -> None:
     images = torch.randn(2, 3, 128, 160, generator=torch.Generator().manual_seed(1))
     theirs, ours = twins(name, images)
-    theirs.score_thresh = ours.threshold = 0.02
+    theirs.score_thresh = ours.score_thresh = 0.02
     with torch.no_grad():
         found = ours(images, sizes=torch.tensor(SIZES))
         expected = theirs(list(images))
@@ -145,7 +145,7 @@ def test_losses_are_finite(norm: str, bfloat16: bool) -> None:
         network.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             losses = network(images, batch(scenes))
-        assert losses.shape == (len(network.parts) + 1,)
+        assert losses.shape == (len(network.loss_names) + 1,)
         assert losses.dtype == torch.float32
         assert losses.isfinite().all(), scene
         losses[:-1].sum().backward()

@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision import ops as tv
 from torchvision.ops.poolers import LevelMapper
 
-from resnets.models.detection.roi_align import pool, pyramid_level, roi_align
+from resnets.models.detection.roi_align import pyramid_level, roi_align, roi_pool
 
 STRIDES = [4.0, 8.0, 16.0]
 IMAGES, ROIS, CHANNELS = 3, 40, 16
@@ -114,19 +114,19 @@ def test_boxes_that_are_no_numbers_show_nothing() -> None:
 def test_pooled_regions_and_their_gradients_are_torchvisions() -> None:
     maps, boxes = pyramid(), rois()
     levels = torch.randint(0, 3, (IMAGES, ROIS))
-    found = pool(maps, boxes, STRIDES, levels, 7)
+    found = roi_pool(maps, boxes, STRIDES, levels, 7)
     exact = theirs(tv.roi_pool, maps, boxes, levels, 7)
     assert torch.equal(found, exact)
     weight = torch.randn_like(exact)
     got = torch.autograd.grad((found * weight).sum(), maps)
     for a, b in zip(got, torch.autograd.grad((exact * weight).sum(), maps), strict=True):
         close(a, b)
-    low = pool([m.bfloat16() for m in maps], boxes, STRIDES, levels, 7)
+    low = roi_pool([m.bfloat16() for m in maps], boxes, STRIDES, levels, 7)
     assert low.dtype == torch.bfloat16
     close(low.float(), exact, 0.01)
 
 
-@pytest.mark.parametrize("call", [roi_align, pool])
+@pytest.mark.parametrize("call", [roi_align, roi_pool])
 def test_no_regions(call) -> None:
     empty = call(pyramid(), torch.zeros(IMAGES, 0, 4), STRIDES, torch.zeros(IMAGES, 0).long(), 7)
     assert empty.shape == (0, CHANNELS, 7, 7)

@@ -1,4 +1,4 @@
-"""Detectors in two stages: regions are proposed, then judged, and with `masks` drawn.
+"""Detectors in two stages: regions are proposed, then classified; with `masks`, segmented.
 
 Faster R-CNN on conv4 as in He et al. 2015, appendix A; on a feature pyramid (1612.03144); Mask
 R-CNN (1703.06870). Where torchvision has the network, the names of the tensors are torchvision's.
@@ -23,25 +23,25 @@ from resnets.models.detection.fpn import EXTRA_LEVELS, FeaturePyramid
 from resnets.models.detection.rpn import (
     RegionProposalNetwork,
     gather_rows,
-    inside,
+    image_sizes,
     per_image_mean,
     smooth_l1,
 )
-from resnets.models.layers import LayerFactory, finite, global_mean
+from resnets.models.layers import LayerFactory, check_finite, global_mean
 
 if TYPE_CHECKING:  # `data` takes longer to import than the networks
     from resnets.data.detection.targets import DetectionTargets
 
-IOU = 0.5  # of a region with the object that it is taken for
+IOU = 0.5  # from which on a region is of an object
 POSITIVE_SHARE = 0.25  # of the regions that training learns from, at most
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of dx, dy, dw, dh: about 1 / their standard deviations
 SMALLEST = 1e-2  # side of a detection, in pixels
 CELLS = {"fpn": 7, "c4": 14}  # of a region; conv5 halves the 14
-MASK_CELLS = 14  # of a region that is drawn; the mask has twice as many
+MASK_CELLS = 14  # of a region for the mask head; the mask has twice as many
 
 
 class Detections(NamedTuple):
-    """What was found, the best first; D is fixed."""
+    """Detections of each image, the best first; D is fixed."""
 
     boxes: Tensor  # float32 (B, D, 4), pixels of the input
     scores: Tensor  # float32 (B, D), 0 where there is none
@@ -69,7 +69,7 @@ class FasterRCNN(nn.Module):
     """Faster R-CNN and Mask R-CNN, forms "c4" and "fpn".
 
     Images (B, C, H, W), sizes int64 (B, 2) of each inside the input (None: all of it) ->
-    Detections. With targets (B, M): float32 (len(parts) + 1,), the losses, each the mean over
+    Detections. With targets (B, M): float32 (len(loss_names) + 1,), the losses, each the mean over
     images of its mean over the image's sampled anchors or regions, and the share of sampled regions
     of wrong class.
 
@@ -81,12 +81,12 @@ class FasterRCNN(nn.Module):
     def __init__(self, arch: DetectorArch, *, checkpoint: int = 0) -> None:
         super().__init__()
         self.arch = arch
-        self.parts = ("objectness", "proposals", "classes", "boxes", *["masks"] * arch.masks)
+        self.loss_names = ("objectness", "proposals", "classes", "boxes", *["masks"] * arch.masks)
         self.backbone = FeaturePyramid(arch, checkpoint=checkpoint)
         levels = list(self.backbone.levels.values())
         channels = levels[0][0]
         self.rpn = RegionProposalNetwork(channels, arch.width, arch.anchors, arch.ratios)
-        # Levels that regions are read from; those further up only propose.
+        # Of the levels that regions are read from; those further up are for proposals only.
         self.strides = [s for _, s in levels[: len(levels) - len(EXTRA_LEVELS[arch.form])]]
         heads: dict[str, nn.Module] = {}
         features = arch.hidden
@@ -101,11 +101,11 @@ class FasterRCNN(nn.Module):
             heads["mask_head"] = MaskRCNNHeads(channels, [arch.width] * 4, 1, group)
             heads["mask_predictor"] = MaskRCNNPredictor(arch.width, arch.width, arch.classes + 1)
         self.roi_heads = nn.ModuleDict(heads)
-        # Best anchors of a level that suppression looks at, in training and at test. conv4 alone
-        # has all sizes on one, so that most go: 12,000 and 6,000 for Ren et al.'s 2,000 and 300.
+        # Anchors of a level that go into suppression, in training and at test. conv4 alone has all
+        # sizes on one level, so many overlap: Ren et al.'s 12,000 and 6,000 for 2,000 and 300.
         many, few = arch.proposals
-        self.considered = (6 * many, 20 * few) if arch.form == "c4" else arch.proposals
-        self.threshold, self.overlap, self.kept = 0.05, 0.5, 100  # of detections, see `select`
+        self.pre_nms_top_n = (6 * many, 20 * few) if arch.form == "c4" else arch.proposals
+        self.score_thresh, self.nms_thresh, self.detections_per_img = 0.05, 0.5, 100
 
     def forward(
         self,
@@ -114,13 +114,13 @@ class FasterRCNN(nn.Module):
         sizes: Tensor | None = None,
     ) -> Tensor | Detections:
         height, width = images.shape[2:]
-        sizes = inside(images, sizes)
+        sizes = image_sizes(images, sizes)
         maps = self.features(images)
         if targets is not None:
             return self.losses(maps, targets, (height, width), sizes)
         rois, _ = self.propose(maps, (height, width), sizes)
-        found = self.select(*self.judge(maps, rois, sizes), sizes)
-        return self.draw(maps, found)
+        detections = self.postprocess(*self.classify_rois(maps, rois, sizes), sizes)
+        return self.add_masks(maps, detections)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """(B, C, H, W) -> {level: (B, width, h, w)}."""
@@ -130,29 +130,33 @@ class FasterRCNN(nn.Module):
     def propose(
         self, maps: dict[str, Tensor], image_shape: tuple[int, int], sizes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Regions (B, R, 4) and their logits (B, R), best first; else no area and -inf."""
-        said = self.rpn(list(maps.values()), image_shape)
-        finite(said.logits)
-        return self.rpn.propose(said, sizes, self.considered[1], self.arch.proposals[1])
+        """Regions (B, R, 4) and their logits (B, R), best first; padded by empty ones and -inf."""
+        output = self.rpn(list(maps.values()), image_shape)
+        check_finite(output.logits)
+        return self.rpn.propose(output, sizes, self.pre_nms_top_n[1], self.arch.proposals[1])
 
-    def judge(
+    def classify_rois(
         self, maps: dict[str, Tensor], rois: Tensor, sizes: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Regions (B, R, 4) -> probabilities (B, R, K + 1), background first; boxes (B, R, K, 4).
 
         With `context` the sizes (B, 2) say what the whole image is; without them it is the input.
         """
-        return self.decide(self.describe(maps, rois, sizes), rois)
+        return self.predict_boxes(self.box_features(maps, rois, sizes), rois)
 
-    def describe(
+    def box_features(
         self, maps: dict[str, Tensor], rois: Tensor, sizes: Tensor | None = None
     ) -> Tensor:
-        """What the layers before the siblings make of regions: (B, R, 4) -> (B, R, D)."""
+        """The input of the two sibling layers: (B, R, 4) -> (B, R, D).
+
+        With `context` a region's features are followed by those of the whole image (1512.03385,
+        appendix B).
+        """
         if self.arch.context:
-            rois = torch.cat([self.whole(maps, rois, sizes), rois], 1)
-        x = self.read(maps, rois, CELLS[self.arch.form])
+            rois = torch.cat([self.image_box(maps, rois, sizes), rois], 1)
+        x = self.roi_features(maps, rois, CELLS[self.arch.form])
         if self.arch.form == "c4":
-            x = global_mean(self.backbone.rest(x))
+            x = global_mean(self.backbone.run_roi_stages(x))
         else:
             x = self.roi_heads["box_head"](x)
         x = x.view(*rois.shape[:2], x.shape[1])
@@ -161,30 +165,58 @@ class FasterRCNN(nn.Module):
             x = torch.cat([x, whole.expand_as(x)], 2)
         return x
 
-    def decide(self, features: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
-        """The sibling layers: (B, R, D), (B, R, 4) -> as `judge`."""
-        logits, deltas = self.siblings(features)
+    def predict_boxes(self, features: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, R, D), (B, R, 4) -> probabilities (B, R, K + 1), boxes (B, R, K, 4)."""
+        logits, deltas = self.predict_deltas(features)
         boxes = box.decode(deltas[:, :, 1:].float(), rois[:, :, None], WEIGHTS)
-        return finite(logits.float()).softmax(2), boxes
+        return check_finite(logits.float()).softmax(2), boxes
 
-    def select(self, probabilities: Tensor, boxes: Tensor, sizes: Tensor) -> Detections:
-        """What `judge` gave -> the best `kept` after suppression within each class."""
-        count, kinds = boxes.shape[1:3]
-        classes = torch.arange(kinds, device=boxes.device).repeat(count).expand(len(boxes), -1)
-        boxes, scores = box.clip(boxes.flatten(1, 2), sizes), probabilities[..., 1:].flatten(1)
-        large = (boxes[..., 2:] - boxes[..., :2]).amin(2) >= SMALLEST
-        valid = large & (scores > self.threshold)
-        return top_k_detections(boxes, scores, classes, valid, self.overlap, self.kept)
+    def predict_deltas(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The sibling layers: (B, R, D) -> logits (B, R, K + 1), deltas (B, R, K + 1, 4)."""
+        logits, deltas = self.roi_heads["box_predictor"](features.flatten(0, 1))
+        shape = features.shape[:2]
+        return logits.unflatten(0, shape), deltas.unflatten(0, shape).unflatten(2, (-1, 4))
 
-    def draw(self, maps: dict[str, Tensor], found: Detections) -> Detections:
+    def postprocess(self, probabilities: Tensor, boxes: Tensor, sizes: Tensor) -> Detections:
+        """What `classify_rois` gave -> the best `detections_per_img` after suppression."""
+        rows = flatten_classes(probabilities, boxes, sizes, self.score_thresh)
+        return top_k_detections(*rows, self.nms_thresh, self.detections_per_img)
+
+    def add_masks(self, maps: dict[str, Tensor], detections: Detections) -> Detections:
         """With the masks of the detections; without a mask head they stay as they are."""
         if not self.arch.masks:
-            return found
-        most = max(1, int((found.classes >= 0).sum(1).max()))
-        logits = self.outline(maps, found.boxes[:, :most], found.classes[:, :most].clamp(min=0))
-        drawn = logits.sigmoid() * (found.classes[:, :most, None, None] >= 0)
-        empty = (0, 0, 0, 0, 0, found.classes.shape[1] - most)
-        return found._replace(masks=F.pad(drawn, empty))
+            return detections
+        valid = detections.classes >= 0
+        most = max(1, int(valid.sum(1).max()))  # valid ones come first
+        boxes, classes = detections.boxes[:, :most], detections.classes[:, :most]
+        logits = self.mask_logits(maps, boxes, classes.clamp(min=0))
+        masks = logits.sigmoid() * valid[:, :most, None, None]
+        padding = (0, 0, 0, 0, 0, valid.shape[1] - most)
+        return detections._replace(masks=F.pad(masks, padding))
+
+    def mask_logits(self, maps: dict[str, Tensor], rois: Tensor, classes: Tensor) -> Tensor:
+        """Mask logits of one class for each region: (B, R, 4), int64 (B, R) -> (B, R, 28, 28)."""
+        x = self.roi_heads["mask_head"](self.roi_features(maps, rois, MASK_CELLS))
+        logits = self.roi_heads["mask_predictor"](x)
+        own = logits.take_along_dim(classes.view(-1, 1, 1, 1) + 1, 1)[:, 0]
+        own_logits: Tensor = own.float().unflatten(0, rois.shape[:2])
+        return own_logits
+
+    def roi_features(self, maps: dict[str, Tensor], rois: Tensor, cells: int) -> Tensor:
+        """The maps inside regions, each of its level: (B, R, 4) -> (B*R, C, cells, cells)."""
+        levels = list(maps.values())[: len(self.strides)]
+        at = 4 - int(math.log2(self.strides[0]))  # a region of 224 pixels is read at stride 16
+        which = roi_align.pyramid_level(rois, len(levels), at=at)
+        pool = roi_align.roi_align if self.arch.pool == "align" else roi_align.roi_pool
+        return pool(levels, rois, self.strides, which, cells)
+
+    def image_box(self, maps: dict[str, Tensor], rois: Tensor, sizes: Tensor | None) -> Tensor:
+        """The box of each whole image, in the type of the regions: (B, 1, 4)."""
+        if sizes is None:
+            height, width = next(iter(maps.values())).shape[2:]
+            shape = [[height * self.strides[0], width * self.strides[0]]]
+            sizes = torch.tensor(shape, device=rois.device).expand(len(rois), 2)
+        return F.pad(sizes.flip(1), (2, 0))[:, None].to(rois)
 
     def losses(
         self,
@@ -193,27 +225,27 @@ class FasterRCNN(nn.Module):
         image_shape: tuple[int, int],
         sizes: Tensor,
     ) -> Tensor:
-        """As `forward` with targets."""
+        """As `forward` with targets: float32 (len(loss_names) + 1,)."""
         targets = targets.pad(1)  # there is one to index
-        said = self.rpn(list(maps.values()), image_shape)
-        first = self.rpn.losses(said, targets)
+        output = self.rpn(list(maps.values()), image_shape)
+        rpn_losses = self.rpn.losses(output, targets)
 
-        rois, _ = self.rpn.propose(said, sizes, self.considered[0], self.arch.proposals[0])
+        rois, _ = self.rpn.propose(output, sizes, self.pre_nms_top_n[0], self.arch.proposals[0])
         rois = torch.cat([rois, targets.boxes], 1)
         matched = box.match(rois, targets, IOU, IOU, rescue=False)
         index, chosen = box.sample(matched, self.arch.sampled, POSITIVE_SHARE)
         rois, matched = gather_rows(rois, index), matched.gather(1, index)
         positive, matched = chosen & (matched >= 0), matched.clamp(min=0)
-        true = gather_rows(targets.boxes, matched)
+        true_boxes = gather_rows(targets.boxes, matched)
         labels = (targets.classes.gather(1, matched) + 1) * positive
 
-        logits, deltas = self.siblings(self.describe(maps, rois, sizes))
+        logits, deltas = self.predict_deltas(self.box_features(maps, rois, sizes))
         logits = logits.float()
-        wrong = F.cross_entropy(logits.mT, labels, reduction="none")
-        own = deltas.take_along_dim(labels[..., None, None], 2)[:, :, 0]
-        far = smooth_l1(own, box.encode(true, rois, WEIGHTS)) * positive
-        missed = per_image_mean((logits.argmax(2) != labels).float(), chosen)
-        second = [per_image_mean(wrong, chosen), per_image_mean(far, chosen)]
+        class_loss = F.cross_entropy(logits.mT, labels, reduction="none")
+        own_deltas = deltas.take_along_dim(labels[..., None, None], 2)[:, :, 0]
+        box_loss = smooth_l1(own_deltas, box.encode(true_boxes, rois, WEIGHTS)) * positive
+        wrong = per_image_mean((logits.argmax(2) != labels).float(), chosen)
+        roi_losses = [per_image_mean(class_loss, chosen), per_image_mean(box_loss, chosen)]
 
         if self.arch.masks:
             if targets.masks is None:
@@ -221,48 +253,43 @@ class FasterRCNN(nn.Module):
             most = max(1, int(positive.sum(1).max()))  # positives come first
             rois, positive, labels = rois[:, :most], positive[:, :most], labels[:, :most]
             masks = targets.masks.take_along_dim(matched[:, :most, None, None], 1)
-            goals = crop_masks(masks, true[:, :most], rois, 2 * MASK_CELLS)
-            drawn = self.outline(maps, rois, (labels - 1).clamp(min=0))
-            off = F.binary_cross_entropy_with_logits(drawn, goals, reduction="none")
-            second.append(per_image_mean(off.mean((2, 3)), positive))
-        return torch.cat([first, torch.stack([*second, missed])])
+            true_masks = crop_masks(masks, true_boxes[:, :most], rois, 2 * MASK_CELLS)
+            mask_logits = self.mask_logits(maps, rois, (labels - 1).clamp(min=0))
+            mask_loss = F.binary_cross_entropy_with_logits(
+                mask_logits, true_masks, reduction="none"
+            )
+            roi_losses.append(per_image_mean(mask_loss.mean((2, 3)), positive))
+        return torch.cat([rpn_losses, torch.stack([*roi_losses, wrong])])
 
-    def read(self, maps: dict[str, Tensor], rois: Tensor, cells: int) -> Tensor:
-        """The maps inside regions (B, R, 4): (B*R, C, cells, cells)."""
-        levels = list(maps.values())[: len(self.strides)]
-        at = 4 - int(math.log2(self.strides[0]))  # a region of 224 pixels is read at stride 16
-        which = roi_align.pyramid_level(rois, len(levels), at=at)
-        read = roi_align.roi_align if self.arch.pool == "align" else roi_align.pool
-        return read(levels, rois, self.strides, which, cells)
 
-    def whole(self, maps: dict[str, Tensor], rois: Tensor, sizes: Tensor | None) -> Tensor:
-        """The box of each whole image: (B, 1, 4)."""
-        if sizes is None:
-            height, width = next(iter(maps.values())).shape[2:]
-            shape = [[height * self.strides[0], width * self.strides[0]]]
-            sizes = torch.tensor(shape, device=rois.device).expand(len(rois), 2)
-        return F.pad(sizes.flip(1), (2, 0))[:, None].to(rois)
+def flatten_classes(
+    probabilities: Tensor, boxes: Tensor, sizes: Tensor, score_thresh: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A row for each region and class, of what `FasterRCNN.classify_rois` gave.
 
-    def siblings(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, R, D) -> logits (B, R, K + 1), deltas (B, R, K + 1, 4)."""
-        logits, deltas = self.roi_heads["box_predictor"](features.flatten(0, 1))
-        shape = features.shape[:2]
-        return logits.unflatten(0, shape), deltas.unflatten(0, shape).unflatten(2, (-1, 4))
-
-    def outline(self, maps: dict[str, Tensor], rois: Tensor, classes: Tensor) -> Tensor:
-        """Mask logits of a class in each region: (B, R, 4), int64 (B, R) -> (B, R, 28, 28)."""
-        x = self.roi_heads["mask_head"](self.read(maps, rois, MASK_CELLS))
-        logits = self.roi_heads["mask_predictor"](x)
-        own = logits.take_along_dim(classes.view(-1, 1, 1, 1) + 1, 1)[:, 0]
-        drawn: Tensor = own.float().unflatten(0, rois.shape[:2])
-        return drawn
+    Boxes (B, R*K, 4) inside the images, and (B, R*K) each: scores, classes, and whether a row may
+    be a detection.
+    """
+    count, kinds = boxes.shape[1:3]
+    classes = torch.arange(kinds, device=boxes.device).repeat(count).expand(len(boxes), -1)
+    boxes, scores = box.clip(boxes.flatten(1, 2), sizes), probabilities[..., 1:].flatten(1)
+    large = (boxes[..., 2:] - boxes[..., :2]).amin(2) >= SMALLEST
+    return boxes, scores, classes, large & (scores > score_thresh)
 
 
 def top_k_detections(
-    boxes: Tensor, scores: Tensor, classes: Tensor, valid: Tensor, overlap: float, kept: int
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    valid: Tensor,
+    nms_thresh: float,
+    detections_per_img: int,
 ) -> Detections:
-    """Suppression within each image and class, and the best `kept`: (B, R, 4), (B, R) three."""
-    index, valid = box.nms(boxes, scores, classes, valid, overlap, kept)
+    """Suppression within each image and class, and the best of each image.
+
+    boxes (B, R, 4); scores, classes and valid (B, R).
+    """
+    index, valid = box.nms(boxes, scores, classes, valid, nms_thresh, detections_per_img)
     return Detections(
         gather_rows(boxes, index) * valid[..., None],
         scores.gather(1, index) * valid,
@@ -276,12 +303,6 @@ def crop_masks(masks: Tensor, boxes: Tensor, rois: Tensor, cells: int) -> Tensor
 
     The bilinear value at the middle of each cell; outside of the box there is nothing.
     """
-    middles = (torch.arange(cells, device=rois.device) + 0.5) / cells
-    corner, size = rois[..., :2, None], (rois[..., 2:] - rois[..., :2])[..., None]
-    origin, extent = boxes[..., :2, None], (boxes[..., 2:] - boxes[..., :2])[..., None]
-    points = 2 * (corner + size * middles - origin) / extent.clamp(min=box.TINY) - 1
-    x, y = points.flatten(0, 1).unbind(1)  # (B*R, cells), -1 to 1 inside of the box
-    shape = (-1, cells, cells)
-    grid = torch.stack([x[:, None].expand(shape), y[:, :, None].expand(shape)], 3)
-    planes = F.grid_sample(masks.flatten(0, 1)[:, None], grid, align_corners=False)
-    return planes.view(*rois.shape[:2], cells, cells)
+    grid = roi_align.sampling_grid(rois, boxes, cells).flatten(0, 1)
+    cropped = F.grid_sample(masks.flatten(0, 1)[:, None], grid, align_corners=False)
+    return cropped.view(*rois.shape[:2], cells, cells)

@@ -1,4 +1,4 @@
-"""What the detectors see of an image: the levels of a residual network, and a pyramid on them."""
+"""Backbones of detectors: levels of a residual network, and a feature pyramid on them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class FeaturePyramid(nn.Module):
 
     1612.03144, section 3. Form "fpn" has one level more, every second pixel of the last; "retina"
     two, by convolutions of stride 2 (1708.02002, section 4); "c4" has the network's level alone,
-    and the stages after it are for regions (`rest`). With `norm="group"` each convolution of the
-    pyramid but P6 and P7 is followed by a group normalisation. Names are torchvision's.
+    and the stages after it are for regions (`run_roi_stages`). With `norm="group"` each convolution
+    of the pyramid but P6 and P7 is followed by a group normalisation. Names are torchvision's.
 
     `levels` is {level: (channels, stride)} of what `forward` gives. Shapes: (B, C, H, W) ->
     {level: (B, width, H / stride, W / stride)}. Raises UsageError for levels that the network does
@@ -41,14 +41,14 @@ class FeaturePyramid(nn.Module):
         stages = list(body.stages)
         check(arch, stages)
         deepest = stages.index(arch.levels[-1]) + 1
-        self.shared, self.own = stages[:deepest], stages[deepest:]
+        self.image_stages, self.roi_stages = stages[:deepest], stages[deepest:]
         self.levels = {name: body.levels[name] for name in arch.levels}
         if arch.form == "c4":
             self.fpn: nn.Module = nn.Identity()
             return
-        if self.own:  # what nothing learns from must not wait for gradients
+        if self.roi_stages:  # what nothing learns from must not wait for gradients
             body.add_module("final", nn.Identity())
-        for name in self.own:
+        for name in self.roi_stages:
             delattr(body, name)
             del body.levels[name]
         group = LayerFactory(norm_kind="group").norm if arch.norm == "group" else None
@@ -64,16 +64,16 @@ class FeaturePyramid(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         body, maps = self.body, {}
         x = body.maxpool(body.stem(images))
-        for name in self.shared:
+        for name in self.image_stages:
             maps[name] = x = body.get_submodule(name)(x)
-        if not self.own:
+        if not self.roi_stages:
             maps[name] = body.final(x)
         levels: dict[str, Tensor] = self.fpn({n: maps[n] for n in self.levels if n in maps})
         return levels
 
-    def rest(self, x: Tensor) -> Tensor:
+    def run_roi_stages(self, x: Tensor) -> Tensor:
         """The stages after the last level: (N, C, h, w) -> (N, C', h', w')."""
-        for name in self.own:
+        for name in self.roi_stages:
             x = self.body.get_submodule(name)(x)
         y: Tensor = self.body.final(x)
         return y

@@ -14,14 +14,19 @@ from resnets.config.arch import DetectorArch
 from resnets.models.detection import boxes as box
 from resnets.models.detection.faster_rcnn import Detections, top_k_detections
 from resnets.models.detection.fpn import FeaturePyramid
-from resnets.models.detection.rpn import RPNOutput, flatten_levels, gather_rows, inside
-from resnets.models.layers import LayerFactory, finite
+from resnets.models.detection.rpn import (
+    RPNOutput,
+    gather_rows,
+    image_sizes,
+    make_anchors,
+)
+from resnets.models.layers import LayerFactory, check_finite
 
 if TYPE_CHECKING:  # `data` takes longer to import than the networks
     from resnets.data.detection.targets import DetectionTargets
 
 LOW, HIGH = 0.4, 0.5  # IoU of an anchor that is background, and of one that is an object
-PRE_NMS_TOP_N = 1000  # best pairs of anchor and class of a level that suppression looks at
+PRE_NMS_TOP_N = 1000  # pairs of anchor and class of a level that go into suppression
 
 
 class RetinaNet(nn.Module):
@@ -39,7 +44,7 @@ class RetinaNet(nn.Module):
     that do not fit the levels.
     """
 
-    parts = ("classes", "boxes")
+    loss_names = ("classes", "boxes")
 
     def __init__(self, arch: DetectorArch, *, checkpoint: int = 0) -> None:
         super().__init__()
@@ -48,7 +53,7 @@ class RetinaNet(nn.Module):
         group = LayerFactory(norm_kind="group").norm if arch.norm == "group" else None
         shapes = len(arch.anchors[0]) * len(arch.ratios)
         self.head = RetinaNetHead(arch.width, shapes, arch.classes, group)
-        self.threshold, self.overlap, self.kept = 0.05, 0.5, 300  # of detections, see `select`
+        self.score_thresh, self.nms_thresh, self.detections_per_img = 0.05, 0.5, 300
 
     def forward(
         self,
@@ -58,45 +63,50 @@ class RetinaNet(nn.Module):
     ) -> Tensor | Detections:
         height, width = images.shape[2:]
         maps = list(self.features(images).values())
-        said = self.head(maps)
-        anchors, counts = flatten_levels(maps, (height, width), self.arch.anchors, self.arch.ratios)
-        seen = RPNOutput(said["cls_logits"].float(), said["bbox_regression"], anchors, counts)
+        head = self.head(maps)
+        anchors, counts = make_anchors(maps, (height, width), self.arch.anchors, self.arch.ratios)
+        output = RPNOutput(head["cls_logits"].float(), head["bbox_regression"], anchors, counts)
         if targets is not None:
-            return losses(seen, targets)
-        return self.select(seen, inside(images, sizes))
+            return losses(output, targets)
+        return self.postprocess(output, image_sizes(images, sizes))
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """(B, C, H, W) -> {level: (B, width, h, w)}."""
         maps: dict[str, Tensor] = self.backbone(images)
         return maps
 
-    def select(self, seen: RPNOutput, sizes: Tensor) -> Detections:
+    def postprocess(self, output: RPNOutput, sizes: Tensor) -> Detections:
         """The best pairs of anchor and class of each level, and what suppression leaves of them."""
         # The best pairs are among the anchors whose best class is best: much less to sort.
-        index = seen.best(seen.logits.amax(2), PRE_NMS_TOP_N)
-        boxes, logits = seen.boxes(index, sizes), gather_rows(seen.logits, index)
+        index = output.top_k(output.logits.amax(2), PRE_NMS_TOP_N)
+        boxes, logits = output.decode(index, sizes), gather_rows(output.logits, index)
         kinds = logits.shape[2]
-        counts = [min(PRE_NMS_TOP_N, count) * kinds for count in seen.counts]
-        pairs = seen._replace(counts=counts).best(logits.flatten(1), PRE_NMS_TOP_N)
-        scores = finite(logits.flatten(1).gather(1, pairs)).sigmoid()
-        valid = scores > self.threshold
-        boxes = gather_rows(boxes, pairs // kinds)
-        return top_k_detections(boxes, scores, pairs % kinds, valid, self.overlap, self.kept)
+        counts = [min(PRE_NMS_TOP_N, count) * kinds for count in output.counts]
+        pairs = output._replace(counts=counts).top_k(logits.flatten(1), PRE_NMS_TOP_N)
+        scores = check_finite(logits.flatten(1).gather(1, pairs)).sigmoid()
+        boxes, classes = gather_rows(boxes, pairs // kinds), pairs % kinds
+        valid = scores > self.score_thresh
+        return top_k_detections(
+            boxes, scores, classes, valid, self.nms_thresh, self.detections_per_img
+        )
 
 
-def losses(seen: RPNOutput, targets: DetectionTargets) -> Tensor:
-    """As `RetinaNet` with targets."""
-    matched = box.match(seen.anchors[None], targets, LOW, HIGH, rescue=True)
+def losses(output: RPNOutput, targets: DetectionTargets) -> Tensor:
+    """As `RetinaNet` with targets: float32 (3,). The focal loss has alpha 0.25 and gamma 2."""
+    matched = box.match(output.anchors[None], targets, LOW, HIGH, rescue=True)
     known, positive = matched != -2, matched >= 0
     image, anchor = positive.nonzero(as_tuple=True)
     row = matched[image, anchor]
     classes = targets.classes[image, row]
     count = positive.sum(1).clamp(min=1)
-    goals = torch.zeros_like(seen.logits)
-    goals[image, anchor, classes] = 1
-    focal = sigmoid_focal_loss(seen.logits, goals, alpha=0.25, gamma=2.0).sum(2) * known
-    deltas = box.encode(targets.boxes[image, row], seen.anchors[anchor])
-    far = F.l1_loss(seen.deltas[image, anchor].float(), deltas, reduction="none").sum(1)
-    missed = (seen.logits.argmax(2)[image, anchor] != classes).float()
-    share = 1 / (count[image] * len(targets))  # of the mean over images of the means of each
-    return torch.stack([(focal.sum(1) / count).mean(), (far * share).sum(), (missed * share).sum()])
+    one_hot = torch.zeros_like(output.logits)
+    one_hot[image, anchor, classes] = 1
+    focal = sigmoid_focal_loss(output.logits, one_hot, alpha=0.25, gamma=2.0).sum(2) * known
+    true_deltas = box.encode(targets.boxes[image, row], output.anchors[anchor])
+    deltas = output.deltas[image, anchor].float()
+    box_loss = F.l1_loss(deltas, true_deltas, reduction="none").sum(1)
+    wrong = (output.logits.argmax(2)[image, anchor] != classes).float()
+    weight = 1 / (count[image] * len(targets))  # of the mean over images of the means of each
+    return torch.stack(
+        [(focal.sum(1) / count).mean(), (box_loss * weight).sum(), (wrong * weight).sum()]
+    )

@@ -1,4 +1,4 @@
-"""What a map shows inside a box: RoIAlign and RoI pooling over several levels and images."""
+"""RoIAlign and RoI pooling over several levels and images, and grids to warp regions by."""
 
 from __future__ import annotations
 
@@ -8,7 +8,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnets.models.detection.boxes import area
+from resnets.models.detection.boxes import TINY, area
+
+
+def sampling_grid(rois: Tensor, frames: Tensor, cells: int) -> Tensor:
+    """The middles of cells x cells cells of each RoI, for `grid_sample` of planes of `frames`.
+
+    rois (*, 4) and the boxes (*, 4) that the planes show -> (*, cells, cells, 2), x and y, -1 to 1
+    inside of the frame.
+    """
+    middles = (torch.arange(cells, device=rois.device) + 0.5) / cells
+    corner, size = rois[..., :2, None], (rois[..., 2:] - rois[..., :2])[..., None]
+    origin, extent = frames[..., :2, None], (frames[..., 2:] - frames[..., :2])[..., None]
+    points = 2 * (corner + size * middles - origin) / extent.clamp(min=TINY) - 1
+    x, y = points.unbind(-2)  # (*, cells)
+    shape = (*x.shape, cells)
+    return torch.stack([x[..., None, :].expand(shape), y[..., :, None].expand(shape)], -1)
 
 
 def pyramid_level(rois: Tensor, count: int, canonical: float = 224, at: int = 2) -> Tensor:
@@ -87,16 +102,16 @@ def _bilinear(at: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([low, high], -1).int(), weight
 
 
-def pool(
+def roi_pool(
     maps: Sequence[Tensor], rois: Tensor, strides: Sequence[float], levels: Tensor, cells: int
 ) -> Tensor:
-    """RoI pooling (Fast R-CNN, 1504.08083): the largest value of each cell; else as `align`."""
-    from torchvision.ops import roi_pool
+    """RoI pooling (Fast R-CNN, 1504.08083): the largest value of each cell; else as `roi_align`."""
+    from torchvision import ops
 
     image = torch.arange(len(rois), device=rois.device).repeat_interleave(rois.shape[1])
     boxes = torch.cat([image[:, None], rois.detach().flatten(0, 1).float()], 1)
     out = boxes.new_zeros(len(boxes), maps[0].shape[1], cells, cells)
     for i, (m, stride) in enumerate(zip(maps, strides, strict=True)):
         here = levels.flatten() == i
-        out[here] = roi_pool(m.float(), boxes[here], cells, 1 / stride)
+        out[here] = ops.roi_pool(m.float(), boxes[here], cells, 1 / stride)
     return out.to(maps[0].dtype)

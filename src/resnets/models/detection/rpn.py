@@ -1,4 +1,4 @@
-"""Where there may be an object: the region proposal network, Ren et al. 2015, arXiv 1506.01497."""
+"""The region proposal network, Ren et al. 2015, arXiv 1506.01497."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:  # `data` takes longer to import than the networks
     from resnets.data.detection.targets import DetectionTargets
 
 LOW, HIGH = 0.3, 0.7  # IoU of an anchor that is background, and of one that is an object
-OVERLAP = 0.7  # IoU beyond which the better proposal suppresses the other
+NMS_THRESH = 0.7  # IoU beyond which the better proposal suppresses the other
 SMALLEST = 1e-3  # side of a proposal, in pixels
 
 
 class RPNOutput(NamedTuple):
-    """What a network says of each of A anchors, level after level."""
+    """The output of a network for each of A anchors, level after level."""
 
     logits: Tensor  # (B, A), or (B, A, K) of K classes
     deltas: Tensor  # (B, A, 4)
     anchors: Tensor  # float32 (A, 4)
     counts: list[int]  # anchors of each level
 
-    def best(self, scores: Tensor, count: int) -> Tensor:
+    def top_k(self, scores: Tensor, count: int) -> Tensor:
         """The anchors of the best `count` scores (B, A) of each level: int64 (B, n)."""
         parts, first = [], 0
         for level in torch.split(scores, self.counts, 1):
@@ -38,19 +38,19 @@ class RPNOutput(NamedTuple):
             first += level.shape[1]
         return torch.cat(parts, 1)
 
-    def boxes(self, index: Tensor, sizes: Tensor) -> Tensor:
+    def decode(self, index: Tensor, sizes: Tensor) -> Tensor:
         """The boxes that anchors int64 (B, n) become, inside images of `sizes`: (B, n, 4)."""
         return box.clip(box.decode(gather_rows(self.deltas, index), self.anchors[index]), sizes)
 
 
-def inside(images: Tensor, sizes: Tensor | None) -> Tensor:
+def image_sizes(images: Tensor, sizes: Tensor | None) -> Tensor:
     """Height and width of each image of (B, C, H, W), all of it without `sizes`: int64 (B, 2)."""
     if sizes is not None:
         return sizes
     return torch.tensor([images.shape[2:]], device=images.device).expand(len(images), 2)
 
 
-def scaled(images: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def rescale(images: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Images (B, C, H, W) at another size, and how much larger x, y, x, y are there: (4,)."""
     if scale == 1:
         return images, torch.ones(4, device=images.device)
@@ -85,55 +85,55 @@ class RegionProposalNetwork(nn.Module):
         super().__init__()
         self.sizes, self.ratios = sizes, ratios
         self.head = RPNHead(c_in, width, len(sizes[0]) * len(ratios))
-        self.sampled = 256  # anchors of an image that training learns from, at most half positive
+        self.sampled = 256  # anchors of an image in the loss, at most half of them positive
 
     def forward(self, maps: Sequence[Tensor], image_shape: tuple[int, int]) -> RPNOutput:
         head = self.head
-        seen = [head.conv(m) for m in maps]
-        logits = make_anchors([head.cls_logits(x) for x in seen], 1)[..., 0].float()
-        deltas = make_anchors([head.bbox_pred(x) for x in seen], 4)
-        anchors, counts = flatten_levels(maps, image_shape, self.sizes, self.ratios)
+        hidden = [head.conv(m) for m in maps]
+        logits = flatten_levels([head.cls_logits(x) for x in hidden], 1)[..., 0].float()
+        deltas = flatten_levels([head.bbox_pred(x) for x in hidden], 4)
+        anchors, counts = make_anchors(maps, image_shape, self.sizes, self.ratios)
         return RPNOutput(logits, deltas, anchors, counts)
 
     @torch.no_grad()
     def propose(
-        self, said: RPNOutput, sizes: Tensor, considered: int, kept: int
+        self, output: RPNOutput, sizes: Tensor, pre_nms_top_n: int, post_nms_top_n: int
     ) -> tuple[Tensor, Tensor]:
-        """The best `considered` boxes of each level, and what suppression leaves, at most `kept`.
+        """Suppression within the best `pre_nms_top_n` of each level, and the best of what is left.
 
-        Gives boxes (B, R, 4) and logits (B, R), best first; where there are fewer than R, boxes
-        without area and -inf.
+        Gives boxes (B, R, 4) and logits (B, R), best first, R at most `post_nms_top_n`; where there
+        are fewer than R, boxes without area and -inf.
         """
-        index = said.best(said.logits, considered)
-        boxes, scores = said.boxes(index, sizes), said.logits.gather(1, index)
-        level = torch.bucketize(index, torch.tensor(said.counts).cumsum(0).to(index), right=True)
+        index = output.top_k(output.logits, pre_nms_top_n)
+        boxes, scores = output.decode(index, sizes), output.logits.gather(1, index)
+        level = torch.bucketize(index, torch.tensor(output.counts).cumsum(0).to(index), right=True)
         large = (boxes[..., 2:] - boxes[..., :2]).amin(2) >= SMALLEST
-        count = min(kept, boxes.shape[1])
-        index, valid = box.nms(boxes, scores, level, large, OVERLAP, count)
+        count = min(post_nms_top_n, boxes.shape[1])
+        index, valid = box.nms(boxes, scores, level, large, NMS_THRESH, count)
         scores = scores.gather(1, index).where(valid, -math.inf)
         return gather_rows(boxes, index) * valid[..., None], scores
 
-    def losses(self, said: RPNOutput, targets: DetectionTargets) -> Tensor:
+    def losses(self, output: RPNOutput, targets: DetectionTargets) -> Tensor:
         """Of the scores, and of the boxes: float32 (2,). Targets (B, M), M > 0."""
-        matched = box.match(said.anchors[None], targets, LOW, HIGH, rescue=True)
+        matched = box.match(output.anchors[None], targets, LOW, HIGH, rescue=True)
         index, chosen = box.sample(matched, self.sampled, 0.5)
         matched = matched.gather(1, index)
         positive = chosen & (matched >= 0)
-        scores = said.logits.gather(1, index)
-        wrong = F.binary_cross_entropy_with_logits(scores, positive.float(), reduction="none")
-        true = gather_rows(targets.boxes, matched.clamp(min=0))
-        goals = box.encode(true, said.anchors[index])
-        far = smooth_l1(gather_rows(said.deltas, index), goals) * positive
-        return torch.stack([per_image_mean(wrong, chosen), per_image_mean(far, chosen)])
+        scores = output.logits.gather(1, index)
+        score_loss = F.binary_cross_entropy_with_logits(scores, positive.float(), reduction="none")
+        true_boxes = gather_rows(targets.boxes, matched.clamp(min=0))
+        true_deltas = box.encode(true_boxes, output.anchors[index])
+        box_loss = smooth_l1(gather_rows(output.deltas, index), true_deltas) * positive
+        return torch.stack([per_image_mean(score_loss, chosen), per_image_mean(box_loss, chosen)])
 
 
-def make_anchors(maps: Sequence[Tensor], values: int) -> Tensor:
+def flatten_levels(maps: Sequence[Tensor], values: int) -> Tensor:
     """Maps (B, A * values, h, w) as one (B, anchors, values), in the order of the anchors."""
     rows = [m.permute(0, 2, 3, 1).reshape(len(m), -1, values) for m in maps]
     return torch.cat(rows, 1)
 
 
-def flatten_levels(
+def make_anchors(
     maps: Sequence[Tensor],
     image_shape: tuple[int, int],
     sizes: Sequence[Sequence[float]],
