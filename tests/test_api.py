@@ -21,8 +21,8 @@ PLACE = {
     "analyze": ("signal", "resnet8"), "calibrate": ("run", "digits"), "create": ("resnet8",),
     "data_check": ("digits",), "data_get": ("cifar10",), "data_info": ("digits",),
     "evaluate": ("run", "digits"), "explain": ("run", "x.png"), "find_rate": (None,),
-    "load": ("run",), "plan": ("digits",), "predict": ("run", "x.png"), "report": ("run",),
-    "train": ("digits",), "tune": ("digits",),
+    "fit": (None,), "load": ("run",), "plan": ("digits",), "predict": ("run", "x.png"),
+    "report": ("run",), "train": ("digits",), "tune": ("digits",),
 }  # fmt: skip
 
 

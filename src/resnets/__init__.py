@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         evaluate,
         explain,
         find_rate,
+        fit,
         list_models,
         load,
         plan,
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "analyze", "calibrate", "create", "data_check", "data_get", "data_info", "doctor", "evaluate",
-    "explain", "find_rate", "list_models", "load", "plan", "predict", "report", "resume", "runs",
-    "runs_compare", "train", "tune",
+    "explain", "find_rate", "fit", "list_models", "load", "plan", "predict", "report", "resume",
+    "runs", "runs_compare", "train", "tune",
 ]  # fmt: skip
 
 

@@ -17,10 +17,10 @@ from resnets.api.info import (
     runs,
     runs_compare,
 )
-from resnets.api.training import find_rate, plan, resume, train, tune
+from resnets.api.training import find_rate, fit, plan, resume, train, tune
 
 __all__ = [
     "analyze", "calibrate", "create", "data_check", "data_get", "data_info", "doctor", "evaluate",
-    "explain", "find_rate", "list_models", "load", "plan", "predict", "report", "resume", "runs",
-    "runs_compare", "train", "tune",
+    "explain", "find_rate", "fit", "list_models", "load", "plan", "predict", "report", "resume",
+    "runs", "runs_compare", "train", "tune",
 ]  # fmt: skip

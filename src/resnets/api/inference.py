@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,12 +63,18 @@ def load(
 @public
 def create(
     model: str | Arch, *, classes: int | None = None, channels: int | None = None,
-    checkpoint: int = 0,
+    checkpoint: int = 0, norm: Callable[[int], Module] | None = None,
+    act: Callable[[], Module] | None = None,
+    shortcut: Callable[[int, int, int], Module] | None = None,
+    block: Callable[[int, int, int], Module] | None = None,
 ) -> Network:  # fmt: skip
     """A network by name or description, with other numbers of classes or input channels.
 
     With `checkpoint` its training keeps the input of each segment of that many residual units and
-    recomputes the rest. Raises UsageError with the nearest known names.
+    recomputes the rest. A residual network takes parts of yours: see `models.create`; it is then
+    trained as a module, `train(data, model=network)`.
+
+    Raises UsageError with the nearest known names, and for parts where there are none.
     """
     from resnets.config import families
 
@@ -76,7 +82,10 @@ def create(
         families.arch(model)
     from resnets import models
 
-    return models.create(model, classes=classes, channels=channels, checkpoint=checkpoint)
+    return models.create(
+        model, classes=classes, channels=channels, checkpoint=checkpoint, norm=norm, act=act,
+        shortcut=shortcut, block=block,
+    )  # fmt: skip
 
 
 @public

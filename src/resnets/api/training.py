@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -240,6 +240,36 @@ def train(
 def train_and_report(
     run: Run, plan: Plan, watch: Callable[[Progress], None], more: str = ""
 ) -> TrainResult:
+    """As `steps_to_report`, with each progress given to `watch`."""
+    steps = steps_to_report(run, plan, more)
+    while True:
+        try:
+            watch(next(steps))
+        except StopIteration as end:
+            result: TrainResult = end.value
+            return result
+
+
+@public
+def fit(plan: Plan, /, *, run: str | Path | None = None) -> Generator[Progress, None, TrainResult]:
+    """Train a plan as `train` does, as a generator of its progress: the loop is yours.
+
+    A progress comes about twice a second and at each evaluation, where `loss`, `train_error`,
+    `eval_error` and `eval_metrics` are set. After the last one the network is tested and the report
+    written. A loop that is left early leaves a run that `resume` goes on with.
+
+    Raises as `train`; UsageError for a folder that holds a run at once.
+
+    Args:
+        run: The run folder; runs/DATA-MODEL when left out.
+    """
+    from resnets.training import runner
+
+    check_run(run, plan.recipe.data)
+    return steps_to_report(runner.create_run(plan, run), plan)
+
+
+def steps_to_report(run: Run, plan: Plan, more: str = "") -> Generator[Progress, None, TrainResult]:
     """Train from where a run stands to its end, test it, and write its result and its report.
 
     What is there already stays. `more` follows the command that resumes it after a signal.
@@ -248,7 +278,7 @@ def train_and_report(
 
     again = f"`resnets resume {run.path}`{more}"
     with runner.hold(run, plan) as stop:
-        result = runner.train_and_test(run, plan, stop, watch, again)
+        result = yield from runner.train_and_test(run, plan, stop, again)
         with stop.interruptible(again):
             if plan.world.is_main and not set(runner.PAGES).isdisjoint(runner.missing_results(run)):
                 write_report(run, plan.source, network=plan.external)
@@ -287,7 +317,7 @@ def train_seeds(
 
 @public
 def resume(
-    run: str | Path | None = None, *, data: Data | None = None,
+    run: str | Path | None = None, *, data: Data | Plan | None = None,
     model: str | Module | None = None, device: str = "auto", workers: int = 2,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> TrainResult:  # fmt: skip
@@ -299,7 +329,8 @@ def resume(
 
     Args:
         run: The run folder.
-        data: Where the data is now, if it was moved.
+        data: Where the data is now, if it was moved. In Python also the Dataset that the run was
+            started on, or a plan whose task you have changed.
         model: Your own code, where the network was trained from that: my_module:build, in Python
             also a module.
         watch: Called with the progress after each step.
@@ -326,27 +357,46 @@ def resume(
             f"{run} is a trial of a study, which goes on by its own command:\n"
             f"`resnets tune {recipe.data} --run {folder.path.parent}` with the options it had"
         )
+    resumed = plan_again(folder, recipe, data, model, device, workers)
+    return train_and_report(folder, resumed, watch)
+
+
+def plan_again(
+    folder: Run, recipe: Recipe, data: Any, model: Any, device: str, workers: int
+) -> Plan:
+    """The plan of a run that is resumed: as it was, or as it is given. Errors as `resume`."""
+    run, started = folder.path, folder.read_json("source.json")
     if data is None and recipe.data.startswith("dataset-"):
         raise UsageError(
             f"{run} was trained on a torch Dataset: resnets.resume({str(run)!r}, data=...) in "
             "Python, with\nthe same Dataset or dictionary"
         )
-    data = recipe.data if data is None else data
-    started = folder.read_json("source.json")
-    check_code(run, started["arch"], model)
-    resumed = plan(data, recipe=recipe, model=model, device=device, workers=workers)
+    if data is not None and not isinstance(data, str | Path) and is_plan(data):
+        resumed: Plan = data
+        if replace(resumed.recipe, data=recipe.data) != recipe:
+            whose = f"recipe={str(run / 'recipe.json')!r}"
+            raise UsageError(f"the plan has another recipe than {run}: make it with {whose}")
+    else:
+        check_code(run, started, model)
+        place = recipe.data if data is None else data
+        resumed = plan(place, recipe=recipe, model=model, device=device, workers=workers)
     if resumed.source.digest != started["digest"]:
         raise DataError(
             f"{resumed.source.name} has changed since {run} was started: digest "
             f"{resumed.source.digest[:12]}, was {started['digest'][:12]}.\n"
             "Restore the data, or start a new run."
         )
+    return resumed
 
-    return train_and_report(folder, resumed, watch)
 
-
-def check_code(run: str | Path, arch: Mapping[str, Any], model: object) -> None:
-    """Raise UsageError where a network from a person's own code is resumed without it."""
+def check_code(run: str | Path, started: Mapping[str, Any], model: object) -> None:
+    """Raise UsageError where a run with a person's own code is resumed without it."""
+    arch, replaced = started["arch"], started.get("replaced")
+    if replaced:
+        raise UsageError(
+            f"{run} was trained with your own {', '.join(replaced)}: resnets.resume({str(run)!r}, "
+            "data=plan)\nwith a plan whose task has them"
+        )
     if arch.get("kind") == "external" and model is None:
         builder = arch.get("builder")
         raise UsageError(

@@ -56,6 +56,7 @@ class Source(pydantic.BaseModel):
     preprocess: Preprocess | None = None
     images: pydantic.StrictInt = 0
     plan: dict[str, str] = {}
+    replaced: list[str] = []
 
 
 class Result(pydantic.BaseModel):

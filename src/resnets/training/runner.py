@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from resnets.training.run import Run, log_test_access
 from resnets.training.signals import SignalFlags
 from resnets.training.state import State, TrainProgress
 from resnets.training.stream import batches
-from resnets.training.tasks import TaskMetrics, task_of_run
+from resnets.training.tasks import TASKS, TaskMetrics, task_of_run
 
 PAGES = ("README.md", "report.html")  # what is written of a run after its result
 
@@ -131,6 +131,7 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
             "images": len(plan.train),
             "plan": plan.summary(),
             "licence": licence(plan.source.root),
+            "replaced": replaced_parts(plan),
         }
         run.write_json("source.json", source)
         run.write_json("environment.json", environment())
@@ -138,6 +139,13 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
             run.write_csv("split.csv", ("file", "label", "split"), table)
         run.write_json("recipe.json", room.to_dict(plan.recipe))  # last: now it is a run
     return run
+
+
+def replaced_parts(plan: Plan) -> list[str]:
+    """What a person replaced of the plan's task, as make_loss: a recipe does not say it."""
+    standard = TASKS.get(plan.task.name, plan.task)
+    names = [field.name for field in fields(plan.task)]
+    return [name for name in names if getattr(plan.task, name) != getattr(standard, name)]
 
 
 def missing_results(run: Run) -> list[str]:
@@ -162,17 +170,17 @@ def hold(run: Run, plan: Plan) -> Iterator[SignalFlags]:
 
 
 def train_and_test(
-    run: Run, plan: Plan, stop: SignalFlags, watch: Callable[[Progress], None], again: str
-) -> TrainResult:
+    run: Run, plan: Plan, stop: SignalFlags, again: str
+) -> Generator[Progress, None, TrainResult]:
     """Train from where the run stands, then test and write the result, or what it lacks.
 
-    The caller holds the run and writes its report. `again` is what resumes it after a signal.
+    Yields the progress. The caller holds the run and writes its report. `again` is what resumes it
+    after a signal.
     """
     world = plan.world
     if not world.broadcast(run.finished):
         with world.report_dead_ranks():
-            for progress in fit(run, plan, stop):
-                watch(progress)
+            yield from fit(run, plan, stop)
             world.leave()
     with stop.interruptible(again):
         seconds = time.monotonic() - plan.began
