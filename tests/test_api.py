@@ -3,6 +3,8 @@
 import inspect
 import json
 import os
+import pydoc
+import rlcompleter
 import subprocess
 import sys
 import time
@@ -253,3 +255,15 @@ def test_the_budget_of_each_seed_begins_with_its_training(monkeypatch, tmp_path)
     late = replace(plan, began=plan.began - 1000)  # a program that was slow to start
     assert len(list(training.train_seeds(late, tmp_path / "r", 2, print))) == 2
     assert all(0 <= seconds < 10 for seconds in began)
+
+
+def test_help_and_completion_list_everything():
+    completer = rlcompleter.Completer({"resnets": resnets})
+    found = [completer.complete("resnets.", k) for k in range(len(dir(resnets)))]
+    assert {f"resnets.{name}" for name in resnets.__all__} <= {str(x).split("(")[0] for x in found}
+    for name in resnets.__all__:
+        function = getattr(resnets, name)
+        text = pydoc.render_doc(function, renderer=pydoc.plaintext)
+        for parameter in inspect.signature(function).parameters:
+            assert parameter in text
+    assert "NAME" not in pydoc.render_doc(resnets.train, renderer=pydoc.plaintext)

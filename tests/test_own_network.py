@@ -119,7 +119,7 @@ def test_a_function_of_the_working_folder_is_a_model_on_the_command_line(cli, tm
         ("wrong", "has 3 outputs"),
         ("broken", "ZeroDivisionError"),
         ("none", "did not return a network"),
-        ("number", "is a int"),
+        ("number", "is not a function, but int"),
     ):
         code, _, err = cli("train", "digits", "--model", f"{name}:{wrong}", *steps)
         assert code == 2
@@ -144,3 +144,17 @@ def test_a_file_holds_no_code():
     assert from_dict(json.loads(json.dumps(data))) == arch
     with pytest.raises(ValueError, match="unknown fields of a external: make"):
         from_dict({**data, "make": "os:system"})
+
+
+def test_a_module_that_is_not_trained_is_no_model(tmp_path):
+    calls = (
+        lambda: resnets.load(own()),
+        lambda: resnets.evaluate(own(), "digits"),
+        lambda: resnets.predict(own(), torch.rand(1, 8, 8)),
+        lambda: resnets.explain(own(), torch.rand(1, 8, 8), out=tmp_path / "out"),
+    )
+    for call in calls:
+        with pytest.raises(UsageError, match="a Sequential is no model: give a run folder"):
+            call()
+    with pytest.raises(UsageError, match="not a type"):
+        resnets.plan("digits", model=nn.Linear)

@@ -36,7 +36,7 @@ def test_python(tmp_path, monkeypatch):
 def test_a_block_of_your_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_section("extending.md", "A block of your own")
-    assert names["outcome"].result.images == 899
+    assert names["outcome"].result.images == 898
     assert len(names["model"].card.classes) == 10
     text = (DOCS / "extending.md").read_text()
     block = text[text.index("class AttentionBlock") : text.index("network = resnets.create")]
@@ -64,7 +64,7 @@ def test_a_metric_of_your_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_section("extending.md", "A metric of your own")
     rows = (names["outcome"].run / "metrics.jsonl").read_text().splitlines()
-    logged = json.loads(rows[-1])["test_top3"]
+    logged = json.loads(rows[-1])["val_top3"]
     right = (names["best"] == names["scores"].labels[:, None]).any(1).float().mean()
     assert logged == pytest.approx(float(right), abs=5e-3)  # bfloat16 or float32
 
@@ -90,4 +90,4 @@ def test_a_loop_that_is_left_early_is_resumed(tmp_path):
     assert not (tmp_path / "run" / "result.json").exists()
     with pytest.raises(UsageError, match="already holds a run"):
         resnets.fit(plan, run=tmp_path / "run")
-    assert resnets.resume(tmp_path / "run", device="cpu").result.images == 899
+    assert resnets.resume(tmp_path / "run", device="cpu").result.images == 898

@@ -133,7 +133,7 @@ def test_a_module_of_ones_own(cli, tmp_path):
         (["signal", "mine:build", "--input", "7"], "mine:build takes no input of 7"),
         (["signal", "mine:number"], "mine:number returns int, not a torch.nn.Module"),
         (["signal", "mine:broken"], "ZeroDivisionError: division by zero"),
-        (["signal", "mine:value"], "'int' object is not callable"),
+        (["signal", "mine:value"], "is not a function, but int"),
         (["signal", "mine:nothing"], "has no attribute 'nothing'"),
         (["signal", "nowhere:build"], "No module named 'nowhere'"),
         (["signal", "resnet21"], "unknown model 'resnet21': did you mean"),

@@ -112,6 +112,15 @@ def check_models(*models: object) -> None:
     for model in models:
         if isinstance(model, str | Path):
             find_model_file(model)
+            continue
+        from resnets.evaluation.predictor import Model
+
+        if not isinstance(model, Model):
+            raise UsageError(
+                f"a {type(model).__name__} is no model: give a run folder, a model file, or what "
+                "resnets.load gives;\na module has no class names and preprocessing before it is "
+                "trained: resnets.train(data, model=module)"
+            )
 
 
 def check_empty(path: Path) -> None:

@@ -11,7 +11,7 @@ from resnets.api import checks
 from resnets.api.checks import public
 from resnets.config.types import InferenceOptions, Task
 from resnets.errors import UsageError
-from resnets.files import check_inputs, check_outside, find_model_file
+from resnets.files import check_inputs, check_outside
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -40,7 +40,7 @@ def load(
     See `evaluation.predictor.load`, also for the errors; `overrides` are arch.FIELD=VALUE. A file
     of a network from your own code needs that again, as `network`: a module, or my_module:build.
     """
-    find_model_file(path)
+    checks.check_models(path)
     from resnets.device import pick_device
     from resnets.evaluation import predictor
 

@@ -179,7 +179,7 @@ def _item(name: str, dataset: Any, index: int) -> tuple[NDArray[np.uint8], Any]:
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise DataError(
             f"{where} is a {type(item).__name__}, not (image, label): give a Dataset whose [i] "
-            "is a pair,\nas [(row['image'], row['label']) for row in dataset]"
+            "is a pair,\nas list(zip(images, labels))"
         )
     image, label = item
     grey = isinstance(image, Image.Image) and image.mode in ("1", "L")

@@ -134,7 +134,7 @@ def describe(model: str | nn.Module | ExternalArch | object) -> ExternalArch:
         except Exception as error:  # whatever a person's code does
             raise _no_network(model, error) from error
     if not callable(function):
-        raise UsageError(f"{model} is a {type(function).__name__}, not a function")
+        raise UsageError(f"{model} is not a function, but {type(function).__name__}")
     return ExternalArch(
         builder=model, digest=source_digest(function), make=lambda: _call(model, function)
     )
