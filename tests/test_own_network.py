@@ -158,3 +158,18 @@ def test_a_module_that_is_not_trained_is_no_model(tmp_path):
             call()
     with pytest.raises(UsageError, match="not a type"):
         resnets.plan("digits", model=nn.Linear)
+
+
+@pytest.mark.slow
+def test_each_seed_and_each_trial_trains_the_module(tmp_path):
+    pytest.importorskip("optuna")
+    quick = {**QUICK, "overrides": {**QUICK["overrides"], "val_fraction": 0.1}}
+    outcome = resnets.train("digits", model=own(), run=tmp_path / "run", seeds=2, **quick)
+    for seed in (0, 1):
+        source = Run(tmp_path / f"run-seed{seed}").read_json("source.json")
+        assert source["arch"]["builder"] == "Sequential"
+    assert outcome.compared
+    *_, trials = resnets.tune(
+        "digits", model=own(), run=tmp_path / "study", trials=1, search=["lr"], **quick
+    )
+    assert len(trials) == 1

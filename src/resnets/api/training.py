@@ -308,6 +308,7 @@ def train_seeds(
                 data, recipe=own, device=str(first.device), workers=first.workers,
                 model=first.external,
             )  # fmt: skip
+            chosen = replace(chosen, task=first.task)  # whose parts may be a person's own
         folder = folder if begun else runner.create_run(chosen, folder.path)
         # The same budget for each seed: the first would pay for the start of the program.
         chosen = replace(chosen, began=time.monotonic())

@@ -229,7 +229,14 @@ def run_trial(
     proposed = propose(study.space, shared.recipe.seed, done, running)
     recipe = recipes.replace_fields(shared.recipe, proposed.params | study.length)
     plan = fit_to_memory(
-        resolve(recipe, shared.source, shared.device, shared.workers, task=shared.task)
+        resolve(
+            recipe,
+            shared.source,
+            shared.device,
+            shared.workers,
+            task=shared.task,
+            external=shared.external,
+        )
     )
     trial = Trial(len(done) + 1, proposed.params)
     run = Run(study.folder.path / f"trial-{trial.number:04d}")
