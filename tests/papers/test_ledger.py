@@ -67,7 +67,9 @@ def test_notes_of_files_beside_the_training_do_not_change_it(tmp_path, monkeypat
     ("note", "protocol"),
     [
         (None, "paper"),
-        ("step-00000002 is damaged: {}; the one before it is taken", "paper"),
+        ("step-00000002 is damaged: {}; the one before it is used", "paper"),
+        ("step-00000002 is damaged: {}; the one before it is taken", "paper"),  # an older run's
+        ("metrics.jsonl is gone: what it said up to step 9 is lost", "paper"),
         (CHANGED[0], False),
     ],
 )
