@@ -470,6 +470,8 @@ def test_what_pixels_leave_out_is_counted(tmp_path):
     (top / "e.png").write_bytes((tmp_path / "train" / "b" / "000.png").read_bytes())
     assert sorted(note.partition(": ")[2] for note in load(tmp_path).notes) == [
         f"1 images are CMYK: made RGB without a colour profile, first {top / 'c.jpg'}",
+        "1 images have copies of another class, byte for byte, first "
+        f"{tmp_path / 'train' / 'b' / '000.png'}, which is {top / 'e.png'}",
         f"1 images have transparency: it is put on white, first {top / 'd.png'}",
         f"4 images have further frames or pages: the first is used, first {top / 'a.gif'}",
     ]

@@ -127,13 +127,25 @@ def _note_unused(origin: Path, info: dict[Path, ImageInfo], issues: Issues) -> N
 
 
 def _note_copies(origin: Path, parts: dict[str, Split], issues: Issues) -> None:
-    """Note images to test on whose very file is for training, too."""
-    train = _files(parts["train"])
-    for name in ("val", "test"):
-        copies = find_copies(train, _files(parts[name]))
+    """Note files of the same bytes in train and in val or test, or with different classes."""
+    splits, labels = dict[Path, str](), dict[Path, object]()
+    for name, part in parts.items():
+        files = _files(part)
+        splits |= dict.fromkeys(files, name)
+        labels |= {} if part.scene else dict(zip(files, part.labels.tolist(), strict=True))
+    leaked: dict[str, list[str]] = {"val": [], "test": []}
+    relabelled = list[str]()
+    for group in find_copies(splits):
+        train = next((path for path in group if splits[path] == "train"), None)
+        for path in group:
+            if train and splits[path] != "train":
+                leaked[splits[path]].append(f"{path}, which is {train}; remove one of each")
+            if labels.get(path) != labels.get(group[0]):
+                relabelled.append(f"{path}, which is {group[0]}")
+    for name, examples in leaked.items():
         what = f"images of {name} are in train too, byte for byte, so its figures are too good"
-        examples = [f"{a}, which is {b}; remove one of each" for a, b in copies if a != b]
         issues.note(what, examples, origin)
+    issues.note("images have copies of another class, byte for byte", relabelled, origin)
 
 
 def file_entry(path: Path, root: Path) -> list[object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -23,7 +24,7 @@ from resnets.data.decode import (
 from resnets.errors import DataError
 
 CHECKED = 10_000  # files that are decoded whole before a run; of more, every k-th
-_BLOCK = 2**16  # bytes that are compared before files of one size are read whole
+_BLOCK = 4096  # bytes that are compared before files of one size are read whole
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -102,38 +103,29 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> lis
         return pool.map(function, items, chunksize=16)
 
 
-def find_copies(train: Sequence[Path], other: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """(file of `other`, file of `train`) for those with the same bytes.
+def find_copies(paths: Iterable[Path]) -> list[list[Path]]:
+    """Groups of files with the same bytes.
 
     Files of one size are compared by their first bytes, and only those that agree are read whole.
     """
-    fingerprints: dict[Path, tuple[object, ...]] = dict.fromkeys((*train, *other), ())
-    for fingerprint in (_size, _first_block, _sha256):
+    fingerprints: dict[Path, tuple[object, ...]] = dict.fromkeys(paths, ())
+    groups = dict[tuple[object, ...], list[Path]]()
+    for fingerprint in (os.path.getsize, _first_block, _sha256):
+        groups.clear()
         values = in_threads(fingerprint, list(fingerprints))
-        known = zip(fingerprints.items(), values, strict=True)
-        fingerprints = {path: (*before, value) for (path, before), value in known}
-        shared = _present(fingerprints, train) & _present(fingerprints, other)
-        fingerprints = {path: key for path, key in fingerprints.items() if key in shared}
-    original = {fingerprints[path]: path for path in reversed(train) if path in fingerprints}
-    copies = [path for path in other if path in fingerprints]
-    return [(path, original[fingerprints[path]]) for path in copies]
+        for (path, before), value in zip(fingerprints.items(), values, strict=True):
+            groups.setdefault((*before, value), []).append(path)
+        fingerprints = {
+            path: key for key, group in groups.items() if len(group) > 1 for path in group
+        }
+    return [group for group in groups.values() if len(group) > 1]
 
 
-def _present(
-    fingerprints: dict[Path, tuple[object, ...]], paths: Sequence[Path]
-) -> set[tuple[object, ...]]:
-    return {fingerprints[path] for path in paths if path in fingerprints}
-
-
-def _size(path: Path) -> object:
-    return os.path.getsize(path) if path.exists() else path
-
-
-def _first_block(path: Path) -> object:
+def _first_block(path: Path) -> int:
     with path.open("rb") as file:
-        return hashlib.sha256(file.read(_BLOCK)).digest()
+        return zlib.crc32(file.read(_BLOCK))
 
 
-def _sha256(path: Path) -> object:
+def _sha256(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

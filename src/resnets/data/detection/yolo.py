@@ -240,7 +240,7 @@ def _resolve_entry(root: Path, base: str, entry: str, table: Path, issues: Issue
         folder = os.path.normpath(root / base if base else written)
         raise DataError(
             f"{table}: {quote(entry)} lies outside the file's folder, so it is not read.\n"
-            f"Copy {table.name} into {quote(folder)[1:-1]}, or the folder that has images and "
+            f"Copy {table.name} into {repr(folder)[1:-1][:200]}, or the folder that has images and "
             "labels,\nand give that copy."
         )
     if moved is None:
