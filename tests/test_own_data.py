@@ -53,3 +53,11 @@ def test_a_single_dataset_has_its_own_test_images(parts, tmp_path, monkeypatch):
     assert outcome.result.images == 20
     again = resnets.evaluate(outcome.run, parts["train"])
     assert (again.split, again.images, again.top1) == ("test", 20, outcome.result.top1)
+
+
+def test_a_dataset_is_described_and_checked(parts):
+    facts = resnets.data_info(parts)
+    assert {name: sum(counts) for name, counts in facts["images"].items()} == {
+        "train": 200, "test": 60,
+    }  # fmt: skip
+    assert resnets.data_check(parts) == []

@@ -135,7 +135,7 @@ def evaluate(
 
 @public
 def calibrate(
-    model: str | Path, data: str | Path, /, *, split: Literal["val", "all"] = "val",
+    model: str | Path, data: Data, /, *, split: Literal["val", "all"] = "val",
     network: str | Module | None = None, device: str = "auto", workers: int = 2,
 ) -> Calibration:  # fmt: skip
     """Fit the temperature of MODEL on images that it was not trained on, and keep it in its file.
@@ -158,7 +158,7 @@ def calibrate(
     from resnets.training.run import Run
 
     how = InferenceOptions(split=split, network=network, device=device, workers=workers)
-    source = dataset.load(str(data), training=False)
+    source = dataset.load(checks.data_place(data), training=False)
     target = targets.load_target(model, source, how)
     card = target.model.card
     if not card.provenance:
@@ -182,7 +182,7 @@ def calibrate(
 
 @public
 def analyze(
-    kind: Instrument, model: str | Path, data: str | Path | None = None, /, *,
+    kind: Instrument, model: str | Path, data: Data | None = None, /, *,
     out: str | Path | None = None, input: str = "", seed: int = 0,
     split: Literal["test", "val", "train", "all"] | None = None, max_unreadable: float = 0.01,
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
@@ -238,7 +238,9 @@ def analyze(
 
     source = None
     if data is not None:
-        source = dataset.load(str(data), max_unreadable=max_unreadable, training=False)
+        source = dataset.load(
+            checks.data_place(data), max_unreadable=max_unreadable, training=False
+        )
     torch.manual_seed(seed)
     side = shape[-1] if shape else 0
     suitable: SplitName = "val" if kind in ERRORS_MEASURED else "train"

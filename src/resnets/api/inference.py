@@ -142,7 +142,7 @@ def predict(
 
 @public
 def explain(
-    model: str | Path | Model, /, *inputs: Input, out: str | Path,
+    model: str | Path | Model, /, *inputs: Input | list[Input], out: str | Path,
     data: Data | None = None, level: str | None = None,
     method: Literal["grad-cam", "occlusion"] = "grad-cam", top: int = 1,
     split: Literal["test", "val", "train", "all"] | None = None, max_unreadable: float = 0.01,
@@ -170,8 +170,9 @@ def explain(
         raise UsageError("give images, a data set or both: resnets explain MODEL IMAGE --data DATA")
     if not inputs and (level or method != "grad-cam" or top != 1):
         raise UsageError("--level, --method and --top are for images: name some")
+    images: Any = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], list) else inputs
     if inputs:
-        check_inputs(inputs)
+        check_inputs(images)
     checks.check_empty(Path(out))
     if data is not None:
         checks.check_data(data)
@@ -181,7 +182,7 @@ def explain(
         fields=checks.arch_overrides(overrides), network=network, device=device, workers=workers,
     )  # fmt: skip
     if inputs:
-        return explain_images(model, inputs, Path(out), data, level, method, top, how)
+        return explain_images(model, images, Path(out), data, level, method, top, how)
     return explore_split(model, Path(out), data, how)
 
 

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
     from resnets.config.arch import ExternalArch
     from resnets.data.dataset import Source
+    from resnets.data.torch_dataset import Data
     from resnets.training.run import Run
 else:  # so that the annotations can be read without torch
-    Module = Any
+    Data, Module = str | Path | Any, Any
 
 
 @public
@@ -64,7 +65,7 @@ def data_get(
 
 
 @public
-def data_info(data: str | Path, /, *, task: Task | None = None) -> dict[str, Any]:
+def data_info(data: Data, /, *, task: Task | None = None) -> dict[str, Any]:
     """Show what DATA holds: splits, classes, sizes, digest, unreadable files, problems.
 
     Args:
@@ -73,11 +74,11 @@ def data_info(data: str | Path, /, *, task: Task | None = None) -> dict[str, Any
     checks.check_data(data)
     from resnets.data.info import describe
 
-    return describe(str(data), task)
+    return describe(checks.data_place(data), task)
 
 
 @public
-def data_check(data: str | Path, /, *, task: Task | None = None) -> list[dict[str, Any]]:
+def data_check(data: Data, /, *, task: Task | None = None) -> list[dict[str, Any]]:
     """List everything that is wrong with DATA, with its place; exit code 3 if training refuses it.
 
     Args:
@@ -87,7 +88,7 @@ def data_check(data: str | Path, /, *, task: Task | None = None) -> list[dict[st
     from resnets.config.recipe import Recipe
     from resnets.data.info import list_problems
 
-    return list_problems(str(data), task, Recipe(model="resnet18").max_unreadable)
+    return list_problems(checks.data_place(data), task, Recipe(model="resnet18").max_unreadable)
 
 
 @public

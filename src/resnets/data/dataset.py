@@ -126,8 +126,10 @@ def name_in_recipe(data: object, source: Source) -> str:
     return str(data) if source.root is None else str(Path(data).resolve())
 
 
-def task_of(data: str | Path) -> Task:
+def task_of(data: str | Path | object) -> Task:
     """What the labels of `data` look like: objects before masks, masks before classes."""
+    if not isinstance(data, str | Path):
+        return "classify"
     path = Path(data)
     if path.exists() and find_reader(path):
         return "detect"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from resnets.config.types import Task
 from resnets.data import dataset
+from resnets.data.torch_dataset import Data
 from resnets.errors import DataErrors
 
 
-def describe(data: str, task: Task | None) -> dict[str, Any]:
+def describe(data: Data, task: Task | None) -> dict[str, Any]:
     """What a data set holds: splits, classes, sizes, digest, unreadable files, problems."""
     source = dataset.load(data, max_unreadable=1.0, task=task or dataset.task_of(data))
     names, kinds = ("name", "task", "digest", "channels", "size", "mean", "std"), source.classes
@@ -33,7 +35,7 @@ def describe(data: str, task: Task | None) -> dict[str, Any]:
     return facts
 
 
-def list_problems(data: str, task: Task | None, max_unreadable: float) -> list[dict[str, Any]]:
+def list_problems(data: Data, task: Task | None, max_unreadable: float) -> list[dict[str, Any]]:
     """Everything that is wrong with data, with its place, and whether training refuses it.
 
     Training refuses more unreadable files than `max_unreadable` of all.
@@ -41,7 +43,8 @@ def list_problems(data: str, task: Task | None, max_unreadable: float) -> list[d
     refused: list[tuple[str, str]] = []
     try:
         source = dataset.load(data, max_unreadable=1.0, task=task or dataset.task_of(data))
-        noted = [*((data, text) for text in source.notes), *source.problems]
+        place = str(data) if isinstance(data, str | Path) else source.name
+        noted = [*((place, text) for text in source.notes), *source.problems]
         unreadable = [(str(path), f"unreadable: {reason}") for path, reason in source.unreadable]
         few = len(unreadable) <= max_unreadable * source.files
         (noted if few else refused).extend(unreadable)
