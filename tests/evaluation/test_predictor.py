@@ -7,9 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
+import resnets
 from resnets.config.families import arch
 from resnets.config.recipe import Preprocess
+from resnets.data.dataset import unlabelled_split
 from resnets.errors import DataError, UsageError
+from resnets.evaluation import detection, segmentation
+from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.predictor import Model
 from resnets.models import create
 from resnets.models.io.model_file import ModelMetadata, save
@@ -104,8 +108,6 @@ def test_a_model_says_what_it_is_and_escapes_it(tmp_path):
 
 
 def test_a_loaded_model_is_taken_wherever_a_path_is(tmp_path):
-    import resnets
-
     model = made("resnet8", classes=10)
     names = tuple("0123456789")
     card = replace(model.card, classes=names, provenance={"data": "digits", "labels": "one"})
@@ -116,3 +118,25 @@ def test_a_loaded_model_is_taken_wherever_a_path_is(tmp_path):
     assert resnets.evaluate(loaded, "digits", batch=500) == path
     assert resnets.predict(loaded, IMAGES[0]) == loaded.predict(IMAGES[0])
     assert len(resnets.predict(tmp_path / "m.safetensors", [IMAGES[0], IMAGES[1]])) == 2
+
+
+@pytest.mark.parametrize("name", ["maskrcnn_tiny_fpn", "semanticfpn_tiny"])
+def test_the_answers_are_those_of_an_evaluation(tmp_path, name):
+    model = made(name, size=64)
+    Image.fromarray(IMAGES[0]).save(tmp_path / "x.png")
+    split, _ = unlabelled_split([tmp_path / "x.png"])
+    reading = LoaderOptions(preprocess=model.card.preprocess, device=model.device, batch=1)
+    found = model.predict(tmp_path / "x.png", score=0)
+    if name == "semanticfpn_tiny":
+        ((_, (class_map,)),) = segmentation.class_maps(model.network, split, reading)
+        assert torch.equal(found.class_map, class_map)
+        return
+    pytest.importorskip("faster_coco_eval")
+    expected = detection.detect(model.network, split, reading)
+    assert torch.equal(found.boxes, expected.boxes)
+    assert found.scores == tuple(expected.scores.tolist())
+    assert found.labels == tuple("abc"[k] for k in expected.classes.tolist())
+    masks = torch.stack([torch.as_tensor(detection.decoded(m)).bool() for m in expected.masks])
+    assert torch.equal(found.masks, masks)
+    with pytest.raises(UsageError, match="give a folder, out="):
+        resnets.predict(model, IMAGES[0], refine=True)

@@ -136,6 +136,8 @@ def predict(
     given = {"refine": refine, "scales": how.scales != (1.0,), "top": top != 5}
     checks.refuse_others("predict", purpose, {**given, "out": out is not None})
     if out is None:
+        if given["refine"] or given["scales"]:
+            raise UsageError("refine and scales are for pictures: give a folder, out=...")
         return loaded.predict(inputs, top=top, score=score, batch=how.images_per_batch(32))
     return draw_predictions(loaded, inputs, Path(out), score, how)
 
