@@ -114,7 +114,7 @@ def test_the_plan_has_ten_lines_and_dry_run_stops_there(cli, tmp_path):
 def test_seeds_are_trained_where_they_stand_and_compared(cli, tmp_path, monkeypatch):
     """Errors of two seeds: s = |a - b| / sqrt(2), and 12.7062 s / sqrt(2) is half the interval."""
 
-    def pages(run, source):  # the true ones take seconds
+    def pages(run, source, **_):  # the true ones take seconds
         for name in ("README.md", "report.html"):
             (run.path / name).touch()
 

@@ -67,7 +67,7 @@ def test_estimates_use_multiply_adds_within_a_tenth():
 def test_counts_are_what_the_papers_print(one):
     for arm in one.arms:
         if arm.recipe is None:
-            found = arm.measure([], None)
+            found = arm.compute()
             for name, printed in arm.paper.items():
                 assert found[name] == pytest.approx(printed, rel=0.04), arm.name
 
@@ -75,13 +75,13 @@ def test_counts_are_what_the_papers_print(one):
 def test_equations_hold_in_double_precision():
     for arm in get_experiment("r2.eq").arms:
         ((name, value),) = arm.paper.items()
-        assert arm.measure([], None)[name] == pytest.approx(value, abs=1e-10)
+        assert arm.compute()[name] == pytest.approx(value, abs=1e-10)
 
 
 @pytest.mark.slow
 def test_gradients_of_a_plain_network_with_normalisation_do_not_vanish():
     """They grow on their way back (1512.03385 says only that they are healthy)."""
-    plain, residual = (measures.gradient_norms(name, [], None) for name in ("plain56", "resnet56"))
+    plain, residual = (measures.gradient_norms(name) for name in ("plain56", "resnet56"))
     assert len(plain["gradient_norms"]) == 56
     assert min(plain["gradient_norms"]) > 0.05
     assert plain["first_over_last"] > 1000 > 1 > residual["first_over_last"] > 0.1

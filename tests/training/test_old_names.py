@@ -41,7 +41,7 @@ def tensors(run):
 
 @pytest.mark.slow
 def test_a_run_of_0_1_0_is_resumed_and_ends_as_the_unbroken_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("resnets.api.training.write_report", lambda *_: None)
+    monkeypatch.setattr("resnets.api.training.write_report", lambda *_, **__: None)
     plan = resnets.plan("digits", overrides=FIELDS)
     whole, halves = (runner.create_run(plan, tmp_path / name) for name in ("whole", "halves"))
     run_to(whole.path, plan)

@@ -116,7 +116,7 @@ class Job:
 
     @property
     def images(self) -> int:
-        """Images in training, each counted as often as it is shown."""
+        """Images in training, each counted as often as it is used."""
         return self.iterations * self.recipe.batch if self.recipe else 0
 
     @property
@@ -127,11 +127,12 @@ class Job:
             return 0.0
         network = with_fields(arch(recipe.model), recipe.arch)
         backbone: Arch = getattr(network, "backbone", network)
-        usual = arch(recipe.model).depth
-        part = self.layers / usual * (self.size / backbone.size) ** 2  # MACS are of that side
+        full_depth = arch(recipe.model).depth
+        # MACS are for the full depth and the backbone's own side.
+        scale = self.layers / full_depth * (self.size / backbone.size) ** 2
         if getattr(network, "form", "") == "c4":  # conv5 is a tenth of a network, for each region
-            part += 0.1 * getattr(network, "sampled", 0)
-        return part * MACS[usual] * 1e6 * self.images
+            scale += 0.1 * getattr(network, "sampled", 0)
+        return scale * MACS[full_depth] * 1e6 * self.images
 
     @property
     def trainings(self) -> list[Job]:

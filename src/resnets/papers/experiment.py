@@ -6,14 +6,14 @@ paper says came out, in %.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from resnets.config.recipe import Recipe
 from resnets.papers import measures
-from resnets.papers.measures import Measure
+from resnets.papers.measures import Measure, Metrics
 
 PaperFigures = Mapping[str, float | str]
 EXTERNAL_DATA = {  # data that has to be named, and in what form
@@ -33,6 +33,7 @@ class Arm:
     name: str
     recipe: Recipe | None = None  # None: nothing is trained
     measure: Measure | None = None  # what is measured beside the errors
+    compute: Callable[[], Metrics] | None = None  # what is computed where nothing is trained
     paper: PaperFigures = field(default_factory=dict)  # "fail" is a test error above 20 %
     members: tuple[Arm, ...] = ()  # what else is trained for it
 
@@ -82,7 +83,7 @@ def make_arms(
 def count_rows(what: str, printed: PaperFigures) -> tuple[Arm, ...]:
     """Arms whose layers, parameters and multiply-adds are counted."""
     return tuple(
-        Arm(name=name, measure=partial(measures.count_size, name), paper={what: figure})
+        Arm(name=name, compute=partial(measures.count_size, name), paper={what: figure})
         for name, figure in printed.items()
     )
 

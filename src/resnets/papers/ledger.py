@@ -123,18 +123,18 @@ def format_mean_std(values: Sequence[float | None], digits: int = 2) -> str:
 
 
 def seconds_per_mac(rows: Iterable[Row], machine: str, layers: int, size: int) -> float:
-    """Seconds for an image and a multiply-add: of the runs most alike in layers and side of images.
+    """Seconds for an image and a multiply-add, of the runs most alike in layers and side of images.
 
-    Those of this machine count, if there are some. A shared machine is up to ten times slower at
-    times, so it is the median of them.
+    Only runs on this machine count, if there are any. A shared machine is up to ten times slower at
+    times, so it is their median.
     """
-    every = [row for row in rows if row.get("images")]
-    known = select(every, machine=machine) or every
+    trained = [row for row in rows if row.get("images")]
+    known = select(trained, machine=machine) or trained
 
     def distance(row: Row) -> float:
         return abs(log(row["layers"] / layers)) + abs(log(row["size"] / size))
 
     least = min(map(distance, known), default=0.0)
     alike = [row for row in known if distance(row) <= least + 1e-9]
-    each = [row["seconds"] / (row["images"] * row["multiply_adds"]) for row in alike]
-    return median(each) if each else SECONDS_PER_MAC
+    paces = [row["seconds"] / (row["images"] * row["multiply_adds"]) for row in alike]
+    return median(paces) if paces else SECONDS_PER_MAC

@@ -12,11 +12,13 @@ from resnets.config.types import InferenceOptions
 if TYPE_CHECKING:
     from resnets.config.types import View
     from resnets.data.dataset import Split
+    from resnets.evaluation.classification import ClassificationMetrics
     from resnets.evaluation.predictor import Model
     from resnets.models import Network
 
-# Trained models, the first of which is the arm's own, and test images; to figures by name.
-Measure = Callable[[Sequence["Model"], "Split | None"], dict[str, Any]]
+Metrics = dict[str, Any]  # by name
+# Of trained models, the first of which is the arm's own, on test images.
+Measure = Callable[[Sequence["Model"], "Split"], Metrics]
 
 
 def seeded_network(name: str, *, size: int = 0) -> Network:
@@ -30,18 +32,16 @@ def seeded_network(name: str, *, size: int = 0) -> Network:
     return build(replace(arch(name), size=size) if size else arch(name))
 
 
-def count_size(name: str, _: Sequence[Model], __: Split | None) -> dict[str, Any]:
+def count_size(name: str) -> Metrics:
     """Layers, parameters and multiply-adds of an image."""
     from resnets.config.families import arch
     from resnets.models.cost import cost
 
-    price = cost(arch(name))
-    return {"layers": arch(name).depth, "parameters": price.parameters, "macs": price.macs}
+    size = cost(arch(name))
+    return {"layers": arch(name).depth, "parameters": size.parameters, "macs": size.macs}
 
 
-def equation_residual(
-    which: str, name: str, _: Sequence[Model], __: Split | None
-) -> dict[str, Any]:
+def equation_residual(which: str, name: str) -> Metrics:
     """The relative residual of an equation of 1603.05027 for noise, in double precision.
 
     "product" is of the shortcuts' scales (eq. 8), as a power of two.
@@ -57,7 +57,7 @@ def equation_residual(
     return {"residual": getattr(depth, which)(network, x)}
 
 
-def gradient_norms(name: str, _: Sequence[Model], __: Split | None) -> dict[str, Any]:
+def gradient_norms(name: str) -> Metrics:
     """Norms of the layers' gradients before the first step, for 128 images of noise."""
     import torch
 
@@ -68,75 +68,64 @@ def gradient_norms(name: str, _: Sequence[Model], __: Split | None) -> dict[str,
     return {"gradient_norms": norms, "first_over_last": norms[0] / norms[-1]}
 
 
-def response_stds(models: Sequence[Model], split: Split | None) -> dict[str, Any]:
+def response_stds(models: Sequence[Model], split: Split) -> Metrics:
     """Standard deviations of the responses of the 3x3 layers on the first 500 test images."""
     import torch
 
     from resnets.analysis.signal import responses
     from resnets.data.loader import test_batches
 
-    if split is None:
-        return {}
     model = models[0]
     see = model.card.preprocess
     batch = next(test_batches(split, preprocess=see, batch=500, device=model.device))
-    found = [std for *_, std in responses(model.network, batch.images.contiguous())]
-    return {"stds": found, "median_std": float(torch.tensor(found).median())}
+    stds = [std for *_, std in responses(model.network, batch.images.contiguous())]
+    return {"stds": stds, "median_std": float(torch.tensor(stds).median())}
 
 
-def errors_at_view(
-    view: View, factor: float, models: Sequence[Model], split: Split | None
-) -> dict[str, Any]:
+def errors_at_view(view: View, factor: float, models: Sequence[Model], split: Split) -> Metrics:
     """The test error in %, of a view, of images `factor` times as large."""
     from resnets.evaluation.classification import classification_metrics
 
-    if split is None:
-        return {}
-    size = models[0].card.preprocess.size
-    other = round(factor * size) if factor != 1 else 0
-    found = classification_metrics(models[0].scores(split, view=view, size=other, batch=64))
-    return {"test_error": 100 * found.error, "top5_error": 100 * (1 - found.top5), "view": view}
+    own_size = models[0].card.preprocess.size
+    size = round(factor * own_size) if factor != 1 else 0  # 0: the model's own
+    metrics = classification_metrics(models[0].scores(split, view=view, size=size, batch=64))
+    return errors_of(metrics) | {"view": view}
 
 
 def detector_metrics(
-    refine: bool, scales: Sequence[float], models: Sequence[Model], split: Split | None
-) -> dict[str, Any]:
+    refine: bool, scales: Sequence[float], models: Sequence[Model], split: Split
+) -> Metrics:
     """Averages in % of the models as one, with the improvements of 1512.03385, appendix B."""
     from resnets.evaluation import detection, targets
 
-    if split is None:
-        return {}
-    how = InferenceOptions(refine=refine, scales=tuple(scales) or (1.0,))
-    first = models[0]
-    found = detection.detect(targets.refinement(models, how), split, targets.reading(first, how))
-    figures = detection.evaluate_predictions(found, split, first.card.classes)
-    said = {"map50": figures.map50, "map": figures.map, "voc07": figures.voc07}
-    return {name: 100 * value for name, value in said.items() if value is not None}
+    options = InferenceOptions(refine=refine, scales=tuple(scales) or (1.0,))
+    detector = targets.refinement(models, options)
+    predictions = detection.detect(detector, split, targets.reading(models[0], options))
+    metrics = detection.evaluate_predictions(predictions, split, models[0].card.classes)
+    averages = {"map50": metrics.map50, "map": metrics.map, "voc07": metrics.voc07}
+    return {name: 100 * value for name, value in averages.items() if value is not None}
 
 
-def localizer_metrics(
-    scales: Sequence[float], models: Sequence[Model], split: Split | None
-) -> dict[str, Any]:
+def localizer_metrics(scales: Sequence[float], models: Sequence[Model], split: Split) -> Metrics:
     """Errors in % given the class, and of the network's own five classes."""
     from resnets.evaluation import targets
     from resnets.evaluation.localization import evaluate
 
-    if split is None:
-        return {}
-    how = InferenceOptions(scales=tuple(scales) or (1.0,))
-    network: Any = targets.refinement(models, how)
-    found = evaluate(network, split, targets.reading(models[0], how))
-    return {"given_error": 100 * found.error, "five_error": 100 * found.top5_error}
+    options = InferenceOptions(scales=tuple(scales) or (1.0,))
+    network: Any = targets.refinement(models, options)
+    metrics = evaluate(network, split, targets.reading(models[0], options))
+    return {"given_error": 100 * metrics.error, "five_error": 100 * metrics.top5_error}
 
 
-def ensemble_errors(models: Sequence[Model], split: Split | None) -> dict[str, Any]:
+def ensemble_errors(models: Sequence[Model], split: Split) -> Metrics:
     """The errors in % of the models' mean."""
     from resnets.evaluation import scores
     from resnets.evaluation.classification import classification_metrics
 
-    if split is None:
-        return {}
-    found = classification_metrics(
-        scores.ensemble([model.scores(split, batch=64) for model in models])
-    )
-    return {"test_error": 100 * found.error, "top5_error": 100 * (1 - found.top5)}
+    members = [model.scores(split, batch=64) for model in models]
+    return errors_of(classification_metrics(scores.ensemble(members)))
+
+
+def errors_of(metrics: ClassificationMetrics) -> Metrics:
+    """Top-1 and top-5 error in %."""
+    return {"test_error": 100 * metrics.error, "top5_error": 100 * (1 - metrics.top5)}

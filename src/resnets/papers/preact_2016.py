@@ -33,7 +33,7 @@ EXPERIMENTS_2016 = (
         arms=tuple(
             Arm(
                 name=f"{name}+{what}",
-                measure=partial(measures.equation_residual, what, name),
+                compute=partial(measures.equation_residual, what, name),
                 paper=paper,
             )
             for name, what, paper in (

@@ -170,12 +170,12 @@ def run_job(job: Job, root: Path, device: str, workers: int, watch: Watch) -> Ro
     except Diverged as error:
         row |= {"protocol": False, "test_error": None, "notes": [str(error)]}
     else:
-        split = None
         if job.recipe and folders:
-            split = test_split(job, job.recipe)
             row |= describe_run(job, job.recipe, folders[0], root)
-        if job.arm.measure:
-            row |= job.arm.measure(models, split)
+            if job.arm.measure and (split := test_split(job, job.recipe)):
+                row |= job.arm.measure(models, split)
+        if job.arm.compute:
+            row |= job.arm.compute()
     ledger.append(root, row)
     return row
 

@@ -162,7 +162,7 @@ EXPERIMENTS_2015 = (
         id="r1.grads",
         title="Section 4.1: gradients of plain networks at the start",
         arms=tuple(
-            Arm(name=name, measure=partial(measures.gradient_norms, name))
+            Arm(name=name, compute=partial(measures.gradient_norms, name))
             for name in ("plain20", "plain56", "plain110", "resnet56")
         ),
         short_run_claim="exact: norm of the first layer's gradient over the last's, for one batch",

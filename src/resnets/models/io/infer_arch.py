@@ -37,17 +37,18 @@ def meta_model(arch: Arch) -> Network:
 
 
 def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """What tensors lack, have too much or have in another shape, in one line; "" if none."""
-    both = [(n, (*found[n].shape,), (*t.shape,)) for n, t in wanted.items() if n in found]
-    lone = {name for name in wanted.keys() ^ found if not name.endswith(COUNTER)}
-    kinds = (
-        [f"{name} is {shape}, not {like}" for name, shape, like in both if shape != like],
-        [f"no {name}" for name in wanted if name in lone],
-        [f"unexpected {clip(name, 60)}" for name in found if name in lone],
-    )
-    parts = [part for kind in kinds for part in kind[:2]]
-    more = sum(map(len, kinds)) - len(parts)
-    return "; ".join(parts) + (f"; and {more} more" if more else "")
+    """Missing, unexpected and wrongly shaped tensors, in one line; "" if there are none."""
+    shapes, missing = list[str](), list[str]()
+    for name, tensor in wanted.items():
+        if name not in found:
+            missing += [] if name.endswith(COUNTER) else [f"no {name}"]
+        elif found[name].shape != tensor.shape:
+            shapes.append(f"{name} is {(*found[name].shape,)}, not {(*tensor.shape,)}")
+    others = [name for name in found if name not in wanted and not name.endswith(COUNTER)]
+    unexpected = [f"unexpected {clip(name, 60)}" for name in others]
+    examples = [*shapes[:2], *missing[:2], *unexpected[:2]]
+    more = len(shapes) + len(missing) + len(unexpected) - len(examples)
+    return "; ".join(examples) + (f"; and {more} more" if more else "")
 
 
 def infer_arch(
@@ -260,9 +261,9 @@ def guess_segmenter(shapes: Mapping[str, Shape]) -> SegmenterArch:
 
 def guess_backbone(shapes: Mapping[str, Shape], prefix: str) -> tuple[ResNetArch, int]:
     """The backbone of a detector or segmenter, and how many channels its images have."""
-    own = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
-    trunk = guess_resnet(own)
-    return replace(trunk, channels=3), trunk.channels
+    inner = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
+    backbone = guess_resnet(inner)
+    return replace(backbone, channels=3), backbone.channels
 
 
 def guess_resnet(shapes: Mapping[str, Shape]) -> ResNetArch:
