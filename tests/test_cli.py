@@ -260,6 +260,26 @@ def test_grey_above_the_models_white_is_told(cli, digits_run, models_white, tmp_
     code, _, err = cli("evaluate", models_white, "data", "--split", "all")
     assert (code, err.count(told)) == (0, 1)
     assert "become white" not in cli("predict", digits_run, "data")[2]
+    code, _, err = cli("explain", models_white, "data", "--out", "why")
+    assert (code, err.count(told)) == (0, 1)
+
+
+@pytest.mark.parametrize("utf8", ["0", "1"])
+def test_a_path_shows_as_it_was_typed_in_the_c_locale(tmp_path, utf8):
+    environment = {"LC_ALL": "C", "PYTHONUTF8": utf8, "PATH": os.environ["PATH"]}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, "-m", "resnets", "data", "info", "bör 猫"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, env=environment, check=False)
+    assert done.returncode == 3
+    assert "no data 'bör 猫', neither" in done.stderr.decode()
+
+
+def test_a_wrong_field_in_a_runs_recipe_is_named_with_its_file(cli, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text('{"model": "resnet8", "lrr": 1}')
+    code, _, err = cli("resume", "run")
+    assert code == 2
+    assert "run/recipe.json: unknown field 'lrr': did you mean lr?" in err
 
 
 def test_a_missing_input_does_not_lose_the_answers_for_the_others(cli, digits_run, tmp_path):
@@ -501,7 +521,9 @@ def test_what_a_source_notes_is_said_by_info_check_and_plan(cli, monkeypatch):
 def test_doctor(cli):
     code, out, _ = cli("doctor", "--quick", "--json")
     assert code == 0
-    assert set(json.loads(out)) >= {"torch", "processor", "features", "gpu", "memory", "disk"}
+    assert set(json.loads(out)) >= {
+        "torch", "processor", "features", "gpu", "memory", "disk", "training kernels",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

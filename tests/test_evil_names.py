@@ -62,6 +62,12 @@ def test_every_sign_that_does_not_show_is_written_out():
     assert lines("one\ntwo\r") == "one\n  two\\r"
 
 
+def test_bytes_of_a_file_name_are_read_as_utf_8_where_they_are_it():
+    assert visible("b\udcc3\udcb6r") == "bör"
+    assert visible("\udcff ö \ud800") == "\\udcff ö \\ud800"
+    assert visible("\udce2\udc80\udcae") == "\\u202e"  # and what they hold is escaped
+
+
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(1)", " =1", "\uff1d1", "\t=1", "\r=1"])
 def test_a_cell_is_no_formula(text):
     assert cell(text)[0] in "'\\"

@@ -31,11 +31,17 @@ class DataError(ResnetsError, exit_code=3):
 Problem = tuple[str, str]  # where, and what
 
 
+def shorten(text: str, limit: int = 200) -> str:
+    """Text of at most `limit` characters; an ellipsis stands for what is left out."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 class DataErrors(DataError, exit_code=3):
     """Data that training refuses; `refused` and `noted` are all its problems."""
 
     def __init__(self, data: str | Path, refused: list[Problem], noted: list[Problem]) -> None:
         first = "; ".join(f"{place}: {reason}" for place, reason in refused[:3])
+        first += "; …" * (len(refused) > 3)
         super().__init__(
             f"{data} has {len(refused):,} problems that training refuses. First: {first}\n"
             f"Mend them, or remove those lines or files; `resnets data check {data}` lists all."

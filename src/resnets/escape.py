@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from typing import Any
 from unicodedata import category
 
@@ -21,6 +22,8 @@ def visible(text: str, keep: str = "") -> str:
     """Text whose signs all show: others stand as in JSON, `\\u001b` and `\\n`, but for `keep`."""
     if text.isascii() and text.isprintable():
         return text
+    with suppress(UnicodeEncodeError):  # where a locale lacks them, names of files hold bytes
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return "".join(sign if sign in keep else _shown(sign) for sign in text)
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from resnets.errors import CheckpointError, DiskError
+from resnets.errors import CheckpointError, DiskError, shorten
 from resnets.files import write_whole
 
 T = TypeVar("T")
@@ -100,7 +100,7 @@ def load_tensors(
         *(SafetensorError, ValueError, TypeError, LookupError),
         *(AttributeError, RuntimeError, RecursionError),
     ) as error:
-        reason = str(error)[:200]
+        reason = shorten(str(error))
     raise CheckpointError(f"{path} has no {key} of this version ({reason}).\n{advice}")
 
 

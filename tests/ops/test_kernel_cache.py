@@ -1,11 +1,14 @@
 """The compiled kernels are loaded from a folder and a file that are this user's alone."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from resnets.config.families import FAMILY
+from resnets.models.accelerate import describe_kernels
 from resnets.ops import cpu_fused
 
 
@@ -51,3 +54,33 @@ def test_what_others_may_write_is_not_loaded(cache, monkeypatch, what):
 def test_any_failure_falls_back_and_is_kept_for_doctor(cache):
     assert cpu_fused.library.__wrapped__() is None  # "made here" is no library
     assert "OSError" in cpu_fused.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "bfloat16", "library", "problem", "amx", "words"),
+    [
+        ("resnet20", True, {}, "", False, r"^fused convolution, normalisation and ReLU$"),
+        ("resnet20", False, {}, "", False, r"^fused normalisation .* convolutions \(in float32\)"),
+        ("resnet20", True, {}, "", True, r"^fused normalisation .* \(which use AMX\)"),
+        ("resnet20", True, None, "", False, r"own kernels \(this processor has no AVX512-BF16\)"),
+        ("resnet20", True, None, "no C++ compiler", False, r"own kernels \(no C\+\+ compiler\)"),
+        ("vit_s_16", True, {}, "", False, r"own kernels \(no batch normalisation"),
+    ],
+)
+def test_a_plan_says_which_kernels_train(
+    monkeypatch, model, bfloat16, library, problem, amx, words
+):
+    monkeypatch.setattr(cpu_fused, "library", lambda: library)
+    monkeypatch.setattr(cpu_fused, "problems", [problem] if problem else [])
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert re.search(words, describe_kernels(FAMILY[model], torch.device("cpu"), bfloat16))
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(OSError, match=r"no C\+\+ compiler"):
+        cpu_fused._compiled(Path("k.cpp"))
+
+
+def test_the_fused_kernels_are_for_the_processor():
+    assert "for the CPU" in describe_kernels(FAMILY["resnet20"], torch.device("cuda"), True)

@@ -82,8 +82,9 @@ def explain(
     explained, seen = list[Explained](), list[tuple[Tensor, Tensor]]()
     if known:
         points, rows = embedding.embeddings(model, known, batch=batch, workers=workers)
-    for number, (name, item) in enumerate(expand_inputs(inputs), 1):
-        (said,) = model.answers([(name, item)], top=top)
+    named = list(expand_inputs(inputs))
+    answers = zip(model.answers(named, top=top), named, strict=True)
+    for number, (said, (name, item)) in enumerate(answers, 1):
         answer = Explained(**asdict(said))
         if said.problem is None:
             pixels, _ = read_image(item, see.channels, see.white)

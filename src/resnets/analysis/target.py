@@ -16,7 +16,7 @@ from resnets.config.types import InferenceOptions, SplitName
 from resnets.data.dataset import Source, Split
 from resnets.data.loader import Batch, test_batches
 from resnets.device import pick_device
-from resnets.errors import DataError, UsageError
+from resnets.errors import DataError, UsageError, shorten
 from resnets.evaluation import classification, targets
 from resnets.evaluation.predictor import Model, load
 from resnets.evaluation.scores import error_rate
@@ -156,7 +156,9 @@ def input_images(
             answer = target.model.network(images[:2])
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         size = "x".join(map(str, images.shape[1:]))
-        raise UsageError(f"{target.path} takes no input of {size}: {str(error)[:200]}") from error
+        raise UsageError(
+            f"{target.path} takes no input of {size}: {shorten(str(error))}"
+        ) from error
     if target.split is not None and answer.shape[1:] != (len(card.classes),):
         raise UsageError(
             f"{target.path} answers each image with {tuple(answer.shape[1:])}, the data has "

@@ -98,7 +98,7 @@ def check_data(data: object) -> None:
     """Raise DataError where there is no data of that name or path."""
     if isinstance(data, str | Path) and str(data) not in DATA and not Path(data).exists():
         raise DataError(
-            f"no data {str(data)!r}, neither a folder nor a known name: {nearest(str(data), DATA)}"
+            f"no data '{data}', neither a folder nor a known name: {nearest(str(data), DATA)}"
         )
 
 

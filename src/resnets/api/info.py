@@ -181,8 +181,9 @@ def doctor(*, quick: bool = False) -> dict[str, str]:
     Args:
         quick: Leave out the speed check.
     """
+    from resnets.config.families import FAMILY
     from resnets.device import environment, pick_device, processor_flags, use_bfloat16
-    from resnets.ops import cpu_fused
+    from resnets.models.accelerate import describe_kernels
     from resnets.training.memory import available_bytes
 
     flags = processor_flags()
@@ -199,8 +200,9 @@ def doctor(*, quick: bool = False) -> dict[str, str]:
     there = importlib.util.find_spec("tensorboard") is not None
     facts["tensorboard"] = "installed" if there else "missing: pip install 'resnets[track]'"
     facts["precision"] = "bfloat16" if use_bfloat16("auto", pick_device()) else "float32"
-    if cpu_fused.library() is None and cpu_fused.problems:
-        facts["fused kernels"] = f"not used: {cpu_fused.problems[0]}"
+    facts["training kernels"] = describe_kernels(
+        FAMILY["resnet20"], pick_device(), facts["precision"] == "bfloat16"
+    )
     for precision in () if quick else ("float32", "bfloat16"):
         rate = training_rate(precision)
         facts[f"ResNet-20 {precision}"] = f"{rate:,.0f} images/s in training, 32 px, batch 128"

@@ -336,7 +336,6 @@ def resume(
             also a module.
         watch: Called with the progress after each step.
     """
-    from resnets.config.recipe import parse
     from resnets.training.run import Run
 
     if run is None:
@@ -344,7 +343,7 @@ def resume(
         if time.time() - written > 86_400:
             raise UsageError(f"the newest unfinished run, {run}, is older than a day: name it")
     folder = Run(Path(run))
-    recipe = parse(folder.read_json("recipe.json"))
+    recipe = folder.read_recipe()
     if folder.finished:
         from resnets.training.runner import missing_results
         from resnets.training.tasks import task_of_run

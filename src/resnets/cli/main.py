@@ -5,6 +5,7 @@ torch is imported inside a function only, so that `--help` and a typing error an
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import io
@@ -372,7 +373,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.showwarning = lambda message, *_, **__: terminal.note(f"note: {message}", always=True)
     for stream in (sys.stdout, sys.stderr):  # what their encoding lacks is escaped
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            # As Python itself takes the C locale for UTF-8, unless told otherwise.
+            ascii_only = codecs.lookup(stream.encoding).name == "ascii"
+            encoding = "utf-8" if ascii_only else stream.encoding
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
     try:
         app.meta(tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()

@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from resnets.data.limits import TooCostly, check_header, check_opened, check_scans
-from resnets.errors import Assumption, DataError
+from resnets.errors import Assumption, DataError, shorten
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 # How the names of images end that are read; a camera's MPO opens as the JPEG that it begins with.
@@ -111,7 +111,7 @@ def open_image(image: str | Path | bytes) -> Iterator[ImageFile]:
         raise Unreadable(name, f"over {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow's readers raise anything on broken files
         kind = type(error).__name__
-        line = (str(error).splitlines() or [kind])[0][:200]
+        line = shorten((str(error).splitlines() or [kind])[0])
         reason = error.strerror or line if isinstance(error, OSError) else f"{kind}: {line}"
         raise Unreadable(name, reason) from None
 

@@ -29,7 +29,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from resnets.data.splits import Source, Split, in_memory
-from resnets.errors import DataError, DiskError, UsageError, nearest
+from resnets.errors import DataError, DiskError, UsageError, nearest, shorten
 from resnets.files import write_whole
 
 SERVER = "https://www.cs.toronto.edu/~kriz/"  # RESNETS_CIFAR_URL replaces it
@@ -126,7 +126,7 @@ def get(name: str, watch: Watch = lambda done, total: None) -> Path:
         except DataError as error:
             failures.append(f"{way}: {error}")
         except Exception as error:  # what foreign bytes do to the readers of archives has no end
-            reason = " ".join(str(error).split())[:200]
+            reason = shorten(" ".join(str(error).split()))
             failures.append(f"{way}: it cannot be read ({type(error).__name__}: {reason})")
         else:
             facts = {"classes": json.dumps(classes), "sha256": digest}

@@ -23,7 +23,7 @@ from resnets.data.dataset import Split
 from resnets.data.decode import warn_clipped
 from resnets.data.inputs import Input, expand_inputs, is_single, read_image
 from resnets.data.loader import ImageOp, test_batches
-from resnets.errors import CheckpointError, DataError, NotFinite, UsageError
+from resnets.errors import CheckpointError, DataError, NotFinite, UsageError, shorten
 from resnets.escape import visible
 from resnets.evaluation import classification, inference
 from resnets.evaluation.inference import AnyPrediction
@@ -238,14 +238,16 @@ def load(
     classes: Sequence[str] | None = None,
     task: Task | None = None,
     fields: Mapping[str, Any] = MappingProxyType({}),
+    hints: Mapping[str, Any] = MappingProxyType({}),
     network: str | nn.Module | ExternalArch | None = None,
 ) -> Model:
     """A model from a run folder, one of our model files, or a foreign weights file.
 
     A foreign file does not say its classes and preprocessing: `classes` does, else they are
     numbered; the preprocessing is ImageNet's (`Model.normalized` changes mean and deviation). What
-    its tensors leave open of the network, `fields` settle. A file of a network from a person's own
-    code needs that again, as `network`: a module, or my_module:function.
+    its tensors leave open of the network, `fields` settle, and `hints` where they concern it. A
+    file of a network from a person's own code needs that again, as `network`: a module, or
+    my_module:function.
 
     Raises UsageError where there is no such file, the run is not finished, the network is not for
     the `task`, or one of the `fields` is not open; CheckpointError where the file is refused or not
@@ -253,7 +255,7 @@ def load(
     """
     path = find_model_file(path)
     external = None if network is None else describe_module(network)
-    opened, card = open_model(path, fields, external)
+    opened, card = open_model(path, fields, external, hints)
     if not is_2d(opened.arch):
         raise CheckpointError(
             f"{path} takes no 2-D images: resnets.models.io.model_file.open_model gives its network"
@@ -305,7 +307,7 @@ def match_classes(split: Split, classes: tuple[str, ...], model: Model) -> Split
         raise CheckpointError(
             f"the model does not know {len(unknown)} classes of the data: "
             f"{', '.join(unknown[:5])}\nIt knows: {', '.join(model.card.classes[:8])}"
-            + (f"\nRename what differs in case or space only: {alike[:200]}" if alike else "")
+            + (f"\nRename what differs in case or space only: {shorten(alike)}" if alike else "")
         )
     table = torch.tensor([known[name] for name in classes], device=split.labels.device)
     if split.labels.ndim == 1:

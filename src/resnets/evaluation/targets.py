@@ -23,7 +23,7 @@ from resnets.data.decode import warn_clipped
 from resnets.data.loader import ImageOp
 from resnets.data.torch_dataset import PREFIX as DATASET
 from resnets.device import pick_device
-from resnets.errors import CheckpointError, DataError, NotFinite, UsageError
+from resnets.errors import CheckpointError, DataError, NotFinite, UsageError, shorten
 from resnets.evaluation.calibration import selective_accuracy
 from resnets.evaluation.classification import (
     ClassificationMetrics,
@@ -152,7 +152,7 @@ def held_out_split(path: AnyModel, model: Model, source: Source, split: str | No
         held = TrainingData.model_validate_json(model.card.provenance.get("recipe", "{}"))
     except pydantic.ValidationError as error:
         raise CheckpointError(
-            f"{path}: provenance.recipe, {arch.field_problem(error)[0][:200]}"
+            f"{path}: provenance.recipe, {shorten(arch.field_problem(error)[0])}"
         ) from None
     if same and held.trainval and source.val is not None:
         source = dataset.merge_val_into_train(source)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import MethodType
 
+import torch
 from torch import Tensor, nn
 
+from resnets.config.arch import Arch
 from resnets.models.blocks import ExclusiveGate, PreActivation, Residual, SharedPreActivation, Unit
 from resnets.models.external import ExternalNetwork
+from resnets.models.io.infer_arch import meta_model
 from resnets.models.resnet import ResNet
 from resnets.ops import cpu_fused
 from resnets.ops.cpu_fused import Plus, run_layers
@@ -27,6 +30,13 @@ def accelerate(network: nn.Module) -> None:
         if replaced := FUSED.get(type(module)):
             name, method = replaced
             setattr(module, name, MethodType(method, module))
+
+
+def describe_kernels(arch: Arch, device: torch.device, bfloat16: bool) -> str:
+    """Which kernels compute a training step of such a network, and why not the fused ones."""
+    if device.type != "cpu":
+        return "PyTorch's own kernels (the fused ones are for the CPU)"
+    return cpu_fused.describe(meta_model(arch), bfloat16)
 
 
 def _residual(unit: Residual, x: Tensor) -> Tensor:

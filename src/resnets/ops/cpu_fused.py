@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import shutil
 import stat
 import subprocess
 import tempfile
@@ -24,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from resnets.files import write_whole
 
 problems: list[str] = []  # why there are no kernels, where they could run
+NO_AVX512 = "this processor has no AVX512-BF16"
 NHWC = torch.channels_last
 AVX512 = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "bf16")]
 FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fopenmp", "-fno-math-errno", "-w", *AVX512]
@@ -93,18 +95,42 @@ def fits(norm: nn.BatchNorm2d, x: Tensor, conv: nn.Conv2d | None) -> bool:
     )
 
 
+def describe(network: nn.Module, bfloat16: bool) -> str:
+    """Which kernels compute a training step of this network on the CPU, and why not the fused."""
+    if library() is None:
+        return f"PyTorch's own kernels ({problems[0] if problems else NO_AVX512})"
+    norms = [m for m in network.modules() if type(m) is nn.BatchNorm2d]
+    if all(norm.num_features % 16 for norm in norms):
+        return "PyTorch's own kernels (no batch normalisation of 16, 32, ... channels to fuse)"
+    if not bfloat16:
+        reason = "in float32"
+    elif torch.cpu._is_amx_tile_supported():
+        reason = "which use AMX"
+    elif not any(type(m) is nn.Conv2d and _is_fusible(m) for m in network.modules()):
+        reason = "none of which match"
+    else:
+        return "fused convolution, normalisation and ReLU"
+    return f"fused normalisation and ReLU, PyTorch's own convolutions ({reason})"
+
+
+def _is_fusible(conv: nn.Conv2d) -> bool:
+    return (
+        conv.bias is None
+        and (conv.kernel_size, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1))
+        and conv.stride in ((1, 1), (2, 2))
+        and conv.groups == 1
+        and conv.in_channels % 16 == 0
+    )
+
+
 def _convolution_fits(conv: nn.Conv2d, x: Tensor) -> bool:
     return (
         type(conv) is nn.Conv2d
         and torch.is_autocast_enabled("cpu")
         and x.dtype == torch.bfloat16
         and conv.weight.dtype == torch.float32
-        and conv.bias is None
-        and (conv.kernel_size, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1))
-        and conv.stride in ((1, 1), (2, 2))
-        and conv.groups == 1
+        and _is_fusible(conv)
         and conv.in_channels == x.shape[1]
-        and conv.in_channels % 16 == 0
         and x.shape[2] % conv.stride[0] == 0
         and x.shape[3] % (8 * conv.stride[0]) == 0
         and not torch.cpu._is_amx_tile_supported()  # oneDNN is faster with it
@@ -215,6 +241,8 @@ def _check_own(path: Path, kind: Callable[[int], bool], others: int) -> None:
 
 
 def _compiled(source: Path) -> bytes:
+    if shutil.which("c++") is None:
+        raise OSError("no C++ compiler: c++ is not installed")
     with tempfile.TemporaryDirectory() as folder:
         made, linked = f"{folder}/fused.o", f"{folder}/fused.so"
         # Linked without -fopenmp: the threads are those of the OpenMP that torch has loaded.

@@ -89,7 +89,6 @@ def find_folder(job: Job, recipe: Recipe, root: Path) -> Run:
     A folder's name ends in a digest of the recipe, which is another one in earlier versions, so
     folders that differ in this alone are searched for the recipe itself.
     """
-    from resnets.config.recipe import parse
     from resnets.training.run import Run
 
     of_machine = {name: getattr(recipe, name) for name in OF_MACHINE}
@@ -97,7 +96,7 @@ def find_folder(job: Job, recipe: Recipe, root: Path) -> Run:
         del of_machine["precision"]
 
     def is_of_job(folder: Run) -> bool:
-        return replace(parse(folder.read_json("recipe.json")), **of_machine) == recipe
+        return replace(folder.read_recipe(), **of_machine) == recipe
 
     named = Run(root / "runs" / job.budget / job.name)
     stem = job.name.rpartition("-")[0]

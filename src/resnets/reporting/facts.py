@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from resnets.config import arch as archs
-from resnets.config import recipe as recipes
 from resnets.config.recipe import Recipe
 from resnets.config.tasks import TaskText
 from resnets.errors import CheckpointError
@@ -74,7 +73,7 @@ class RunFacts:
 
 def read_facts(run: Run) -> RunFacts:
     """What is in the folder. Raises UsageError where it is none, CheckpointError for a bad file."""
-    recipe, source = recipes.parse(run.read_json("recipe.json")), run.read_json("source.json")
+    recipe, source = run.read_recipe(), run.read_json("source.json")
     ended = run.read_json("result.json") if run.finished else {}
     ended |= {f"mask_{name}": value for name, value in (ended.get("masks") or {}).items()}
     path = run.path / "scores.safetensors"

@@ -21,7 +21,7 @@ import safetensors.torch
 from torch import Tensor
 
 from resnets.config.arch import field_problem
-from resnets.errors import CheckpointError, DiskError
+from resnets.errors import CheckpointError, DiskError, shorten
 from resnets.files import sync_folder, write_synced
 from resnets.tensor_files import check_digest, check_tensors, digest, with_digest
 from resnets.training.state import TrainProgress
@@ -151,7 +151,7 @@ def read(path: Path) -> Checkpoint:
         return Checkpoint(tensors, progress)
     except pydantic.ValidationError as error:
         raise Damaged(
-            f"{path / 'state.json'} is damaged: progress.{field_problem(error)[0][:200]}"
+            f"{path / 'state.json'} is damaged: progress.{shorten(field_problem(error)[0])}"
         ) from None
     except TypeError:
         raise CheckpointError(

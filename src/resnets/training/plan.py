@@ -27,6 +27,7 @@ from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.predictor import Model
 from resnets.evaluation.targets import AnyModel, LogAccess
 from resnets.models import Network
+from resnets.models.accelerate import describe_kernels
 from resnets.models.cost import cost
 from resnets.models.io.model_file import ModelMetadata
 from resnets.training.distributed import SINGLE_PROCESS, World
@@ -257,7 +258,8 @@ class Plan:
             "optimiser": f"{recipe.optimizer}, rate {recipe.peak:g} {recipe.schedule}, "
             f"weight decay {recipe.weight_decay:g}",
             "machine": f"{self.device}, {recipe.precision}, {self.world.size} processes, "
-            f"{torch.get_num_threads()} threads, {self.workers} workers",
+            f"{torch.get_num_threads()} threads, {self.workers} workers, "
+            f"{describe_kernels(self.arch, self.device, self.bfloat16)}",
         }
 
 

@@ -49,7 +49,7 @@ def resolve(
 
     Raises UsageError that names all contradictions.
     """
-    base = load(recipe.weights) if recipe.weights else None
+    base = load(recipe.weights, hints=recipe.arch) if recipe.weights else None
     asked = external or families.arch(recipe.model)
     task = task or TASKS[archs.task(asked)]
     same = base is not None and archs.task(base.card.arch) == archs.task(asked)

@@ -37,8 +37,8 @@ import pydantic
 from filelock import FileLock, Timeout
 
 from resnets.config import arch as archs
-from resnets.config.recipe import Preprocess
-from resnets.errors import CheckpointError, DiskError, UsageError
+from resnets.config.recipe import Preprocess, Recipe, parse
+from resnets.errors import CheckpointError, DiskError, UsageError, shorten
 from resnets.escape import cell
 from resnets.files import sync_folder, write_whole
 
@@ -107,7 +107,7 @@ def invalid_file(path: Path, error: Exception) -> CheckpointError:
     reason = (
         archs.field_problem(error)[0] if isinstance(error, pydantic.ValidationError) else str(error)
     )
-    return CheckpointError(f"cannot read {path}: {reason[:200]}")
+    return CheckpointError(f"cannot read {path}: {shorten(reason)}")
 
 
 def unreadable_file(path: Path, error: OSError) -> DiskError:
@@ -200,6 +200,14 @@ class Run:
             raise unreadable_file(path, error) from None
         except (ValueError, TypeError, RecursionError) as error:
             raise invalid_file(path, error) from None
+
+    def read_recipe(self) -> Recipe:
+        """The recipe. Raises as `read_json`; UsageError names the file and its wrong fields."""
+        values = self.read_json("recipe.json")
+        try:
+            return parse(values)
+        except UsageError as error:
+            raise UsageError(f"{self.path / 'recipe.json'}: {error}") from None
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one line to a JSON-lines file. Raises DiskError; half a line is cut off again."""

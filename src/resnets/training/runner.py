@@ -88,7 +88,7 @@ def seed_runs(plan: Plan, path: str | Path | None, seeds: int) -> dict[int, Run]
             run.check_free()
             continue
         wanted = room.to_dict(plan.recipe) | {"seed": seed, "digest": plan.source.digest}
-        there = room.to_dict(room.parse(run.read_json("recipe.json")))
+        there = room.to_dict(run.read_recipe())
         there |= {"digest": run.read_json("source.json")["digest"]}
         if other := [key for key in wanted if wanted[key] != there[key]]:
             raise UsageError(

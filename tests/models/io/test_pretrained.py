@@ -590,6 +590,18 @@ def test_what_cannot_be_settled(settled: str, error: Any, words: str, tmp_path: 
         resnets.load(tmp_path / "w.pth", overrides=[settled])
 
 
+def test_fields_of_a_new_network_settle_what_they_can(tmp_path: Path) -> None:
+    """As in training, where most fields are not of what a file leaves open."""
+    torch.save(build(replace(THIN, stride_on="1x1")).state_dict(), tmp_path / "w.pth")
+    hints = {"stride_on": "1x1", "order": "post", "output_stride": 32, "drop_path": 0.1}
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        network, _ = open_model(tmp_path / "w.pth", hints=hints)
+    assert isinstance(network.arch, ResNetArch)
+    assert network.arch.stride_on == "1x1"
+    assert "stride_on" not in str(notes[0].message)
+
+
 @pytest.mark.parametrize("heads", ["0", "-1", "7", "999999999"])
 def test_heads_that_cannot_be(heads: str, tmp_path: Path) -> None:
     arch = VitArch(blocks=1, width=64, heads=1, hidden=8, patch=4, size=8)

@@ -102,6 +102,7 @@ def open_model(
     path: str | Path,
     chosen: Mapping[str, Any] = MappingProxyType({}),
     external: ExternalArch | None = None,
+    hints: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Network, ModelMetadata | None]:
     """One of our model files with its metadata, or a foreign weights file without; by content.
 
@@ -109,7 +110,8 @@ def open_model(
     neither its tensors nor a name settle it. Such a name is the checkpoint's own ("arch"), timm's
     ("architecture" in a config.json beside the file), or torchvision's (NAME-<8 digits>.pth).
     `external` is the code of a network that is not of this package, as in `load`.
-    `chosen` fields of the network settle what is assumed, whatever a name says.
+    `chosen` fields of the network settle what is assumed, whatever a name says; so do `hints`, but
+    those that a file does not leave open are ignored.
 
     Raises CheckpointError for a file that is refused or not recognised, or whose tensors are not of
     a network with those fields; UsageError where one of them is not open.
@@ -128,6 +130,7 @@ def open_model(
         if known := [name for name in chosen if name not in unseen]:
             open_ones = ", ".join(f"arch.{name}" for name in unseen) or "nothing"
             raise UsageError(f"arch.{known[0]}: {path} leaves open {open_ones}")
+        chosen = {name: value for name, value in hints.items() if name in unseen} | dict(chosen)
         if chosen:
             changed = architectures.with_fields(arch, chosen)
             arch, tensors = infer_arch(file.tensors, changed)
