@@ -17,7 +17,8 @@ from resnets.api.info import (
     runs,
     runs_compare,
 )
-from resnets.api.training import find_rate, fit, plan, resume, train, tune
+from resnets.api.plans import plan
+from resnets.api.training import find_rate, fit, resume, train, tune
 
 __all__ = [
     "analyze", "calibrate", "create", "data_check", "data_get", "data_info", "doctor", "evaluate",

@@ -1,4 +1,4 @@
-"""Training as functions: `plan`, `train`, `resume`, `tune` and `find_rate`."""
+"""Training as functions: `train`, `resume`, `tune` and `find_rate`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from resnets.api import checks
 from resnets.api.checks import public
 from resnets.api.info import runs_compare, write_report
+from resnets.api.plans import plan, planned
 from resnets.config.types import Task
 from resnets.errors import DataError, ResnetsError, UsageError
-from resnets.files import check_outside, find_model_file
+from resnets.files import check_outside
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -33,148 +34,6 @@ else:  # so that the annotations can be read without torch
     Recipe = TrainResult = Progress = Plan = Trial = Any
 
 
-DOWNLOADS = ("imagenet", "default", "true", "pretrained")  # what others' weights are called
-PLANNED = (  # arguments of `plan` that `train` and `tune` pass on
-    "task", "model", "recipe", "weights", "epochs", "budget", "lr", "batch", "size", "seed",
-    "overrides", "device", "workers",
-)  # fmt: skip
-
-
-@public
-def plan(
-    data: Data, *, task: Task | None = None, model: str | Module | ExternalArch | None = None,
-    recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
-    epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
-    batch: int | None = None, size: int | None = None, seed: int | None = None,
-    overrides: Mapping[str, Any] | Sequence[str] | None = None, devices: int = 1,
-    device: str = "auto", workers: int = 2,
-) -> Plan:  # fmt: skip
-    """Everything a training run will do, chosen from the data where nothing is given.
-
-    Raises UsageError for an unknown model, recipe or field, a value of the wrong type, or a model
-    of another task; DataError where the data is missing, empty, broken or has one class.
-
-    Args:
-        data: digits, cifar10, cifar100, a folder of class folders, or a CSV of path,label. In
-            Python also a torch Dataset of (image, label), which is split by chance, or a
-            dictionary of Datasets called train, val and test: see `data.torch_dataset.load`.
-        task: What the network is for; the model's task when left out, else classification.
-        model: A name from `resnets models`, or my_module:build, a function found here that returns
-            a torch module, in Python also a module; chosen from the data when left out.
-        recipe: A published recipe (paper-cifar10, quick-cifar10, ...), a TOML file, or a run's
-            recipe.json.
-        weights: A run folder or a file to start from, ours, torchvision's or timm's; without it
-            training starts from random weights.
-        epochs: Passes over the training images.
-        budget: A time instead of epochs, as 90s, 30m or 1.5h: as many steps as fit.
-        lr: The learning rate at its peak.
-        batch: Images of an optimiser step, over all devices.
-        size: Side of the input in pixels.
-        seed: Of the initial weights, the order of the images and their augmentation.
-        overrides: FIELD=VALUE of the recipe; may be repeated.
-        devices: Processes (GPUs, where there are some) that share each batch.
-        device: auto, cpu, cuda or cuda:N.
-        workers: Processes that decode image files.
-    """
-    from resnets.config import arch, families, recipes
-    from resnets.config.recipe import Recipe, rename_old_fields
-
-    # The command line and a launcher of ranks say since when a budget counts.
-    began = time.monotonic() - (now := time.time()) + float(os.environ.pop("RESNETS_BEGAN", now))
-    checks.check_data(data)
-    external, name = read_model(model)
-    named = {
-        "model": name, "weights": weights and str(weights), "epochs": epochs, "lr": lr,
-        "budget": budget if budget is None else checks.seconds(budget),
-        "batch": batch, "size": size, "seed": seed,
-    }  # fmt: skip
-    changes = {name: value for name, value in named.items() if value is not None}
-    fields = checks.assignments(overrides or {})
-    if twice := changes.keys() & fields:
-        raise UsageError(f"{min(twice)} is given twice, by its own option and by --set")
-    changes |= rename_old_fields(fields)
-    base = recipes.read_recipe(recipe) if recipe is not None else None
-    shortened = base is None or not {"epochs", "steps", "budget"}.isdisjoint(changes)
-    if shortened and {"eval_every", "early_stop_patience", "patience"}.isdisjoint(changes):
-        changes.setdefault("evaluations", 5)  # a short run has a curve too
-    check = recipes.replace_fields(base or Recipe(model="resnet18"), changes)
-    for field in ("weights", "teacher"):
-        check_weights(field, getattr(check, field))
-    chosen = base is not None or "model" in changes
-    known = external or (families.arch(check.model) if chosen else None)
-    network_task = arch.task(known) if known else task or "classify"
-    if network_task != (task or network_task):
-        raise UsageError(f"{check.model} is not for `resnets {task}`, but to {network_task}")
-    if not check.weights and (check.freeze_backbone_epochs or check.norm == "frozen"):
-        raise UsageError(
-            "freeze_backbone_epochs=N and norm=frozen need weights to start from: "
-            "--weights FILE|RUN"
-        )
-
-    from resnets.data import dataset
-    from resnets.device import pick_device
-    from resnets.training import distributed, memory
-    from resnets.training.resolve import resolve, training_images
-    from resnets.training.tasks import find_task
-
-    ranks = distributed.join(device) if distributed.launched() else distributed.World(size=devices)
-    place = ranks.device if distributed.launched() else pick_device(device)
-    chosen_task = find_task(network_task)
-    chosen_task.require()
-    source = dataset.load(
-        checks.data_place(data), max_unreadable=check.max_unreadable, task=network_task
-    )
-    train = training_images(source)
-    base = base or chosen_task.default_recipe(source, train, place)
-    resolved = recipes.replace_fields(base, changes)
-    # A run is resumed from anywhere, so places are kept whole; a name stays a name.
-    resolved = replace(
-        resolved,
-        data=dataset.name_in_recipe(data, source),
-        weights=resolved.weights and str(Path(resolved.weights).resolve()),
-        teacher=resolved.teacher and str(Path(resolved.teacher).resolve()),
-    )
-    if resolved.trainval:
-        source = dataset.merge_val_into_train(source)
-    if resolved.val_fraction:
-        source = dataset.hold_out(source, resolved.val_fraction, resolved.seed)
-    result = resolve(resolved, source, place, workers, ranks, chosen_task, external)
-    if name is not None and result.recipe.model != name:
-        raise UsageError(
-            f"--model {name}: {resolved.weights} is {result.recipe.model}; leave it out"
-        )
-    return replace(memory.fit_to_memory(result), began=began, data=data)
-
-
-def read_model(model: str | Module | ExternalArch | None) -> tuple[ExternalArch | None, str | None]:
-    """The code of a network, where a person's own is given, and the name that a recipe has of it.
-
-    Raises UsageError for an unknown name, and for code that is no module.
-    """
-    from resnets.config import families
-
-    if model is None or (isinstance(model, str) and ":" not in model):
-        if model is not None:
-            families.arch(model)
-        return None, model
-    from resnets.models import external
-
-    described = external.describe(model)
-    return described, described.builder
-
-
-def check_weights(field: str, path: str) -> None:
-    """Raise UsageError where `path` is neither a file nor a run; "" is none."""
-    if path and (path.lower() in DOWNLOADS or "imagenet1k" in path.lower()):
-        raise UsageError(
-            f"--weights {path}: there are no weights to download yet. --weights FILE|RUN starts "
-            "from a\nfile that you have (torchvision's and timm's .pth and .safetensors load as "
-            "they are) or from a run."
-        )
-    if path:
-        find_model_file(path, option=f"--{field} {path}: ")
-
-
 def check_run(run: str | Path | None, data: object) -> None:
     """Raise UsageError where a new run cannot be in that folder; a rank of torchrun goes on."""
     from resnets.training.run import Run
@@ -182,25 +41,6 @@ def check_run(run: str | Path | None, data: object) -> None:
     if run is not None and "TORCHELASTIC_RUN_ID" not in os.environ:
         check_outside(Path(run), data)
         Run(Path(run)).check_free()
-
-
-def planned(data: Any, values: Mapping[str, Any]) -> Plan:
-    """The plan itself, or that of data and of the `values` among which are its arguments."""
-    given = {name: values[name] for name in PLANNED}
-    if isinstance(data, str | Path) or not is_plan(data):
-        return plan(data, **given)
-    usual = {**dict.fromkeys(PLANNED), "device": "auto", "workers": 2}
-    if changed := [name for name in PLANNED if given[name] != usual[name]]:
-        raise UsageError(f"{changed[0]} is an argument of `plan`: this plan is made already")
-    made: Plan = data
-    return made
-
-
-def is_plan(data: object) -> bool:
-    """Whether `plan` made it."""
-    from resnets.training.plan import Plan
-
-    return isinstance(data, Plan)
 
 
 @public

@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from cyclopts import CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
 
-from resnets.api.training import PLANNED
+from resnets.api.plans import PLANNED
 from resnets.config.recipe import Augment, Recipe
 
 WRITTEN: dict[str, tuple[Any, str]] = {  # how arguments are written that are not of a simple type

@@ -21,7 +21,7 @@ from resnets.data.issues import Issues
 from resnets.data.scan import ImageInfo, ScanResult, scan_images
 from resnets.data.splits import Polygon, Shape, Source, Split
 from resnets.data.values import parse_number, quote
-from resnets.errors import DataError
+from resnets.errors import DataError, shorten
 
 MAX_FLAT = 0.01  # fraction of the objects that may have no width or height; they are left out
 MAX_OVERHANG = 1.0  # pixels that a box may reach out of its image without a warning
@@ -67,7 +67,7 @@ class ParsedAnnotations:
 
 def parse_error_reason(error: Exception) -> str:
     """The reason of a problem, from what was raised."""
-    text = " ".join(str(error).split())[:200]
+    text = shorten(" ".join(str(error).split()))
     return f"broken: {text} is missing" if isinstance(error, KeyError) else f"broken: {text}"
 
 

@@ -34,7 +34,7 @@ from resnets.data.folders import files_with_suffix, image_files, visible_files
 from resnets.data.issues import Issues
 from resnets.data.tables import read_lines, read_text
 from resnets.data.values import parse_number, quote
-from resnets.errors import DataError, MissingPackage
+from resnets.errors import DataError, MissingPackage, shorten
 
 NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "labels/obj.names")
 MAX_YAML_BYTES = 1_000_000  # its parser is slow, and class names are short
@@ -75,7 +75,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(read_text(path), Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from None
+        raise DataError(f"{path} is not YAML: {shorten(' '.join(str(error).split()))}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} has no keys")
     return content

@@ -1,0 +1,217 @@
+"""The plan of a training run: what is asked for is checked, then data and network are chosen."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnets.api import checks
+from resnets.api.checks import public
+from resnets.config.types import Task
+from resnets.errors import UsageError
+from resnets.files import find_model_file
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from resnets.config.arch import Arch, ExternalArch
+    from resnets.config.recipe import Recipe
+    from resnets.data.torch_dataset import Data
+    from resnets.training.plan import Plan
+else:  # so that the annotations can be read without torch
+    Data = str | Path | Any
+    Module = Arch = ExternalArch = Recipe = Plan = Any
+
+
+DOWNLOADS = ("imagenet", "default", "true", "pretrained")  # what others' weights are called
+PLANNED = (  # arguments of `plan` that `train` and `tune` pass on
+    "task", "model", "recipe", "weights", "epochs", "budget", "lr", "batch", "size", "seed",
+    "overrides", "device", "workers",
+)  # fmt: skip
+
+
+@public
+def plan(
+    data: Data, *, task: Task | None = None, model: str | Module | ExternalArch | None = None,
+    recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
+    epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
+    batch: int | None = None, size: int | None = None, seed: int | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None, devices: int = 1,
+    device: str = "auto", workers: int = 2,
+) -> Plan:  # fmt: skip
+    """Everything a training run will do, chosen from the data where nothing is given.
+
+    Raises UsageError for an unknown model, recipe or field, a value of the wrong type, or a model
+    of another task; DataError where the data is missing, empty, broken or has one class.
+
+    Args:
+        data: digits, cifar10, cifar100, a folder of class folders, or a CSV of path,label. In
+            Python also a torch Dataset of (image, label), which is split by chance, or a
+            dictionary of Datasets called train, val and test: see `data.torch_dataset.load`.
+        task: What the network is for; the model's task when left out, else classification.
+        model: A name from `resnets models`, or my_module:build, a function found here that returns
+            a torch module, in Python also a module; chosen from the data when left out.
+        recipe: A published recipe (paper-cifar10, quick-cifar10, ...), a TOML file, or a run's
+            recipe.json.
+        weights: A run folder or a file to start from, ours, torchvision's or timm's; without it
+            training starts from random weights.
+        epochs: Passes over the training images.
+        budget: A time instead of epochs, as 90s, 30m or 1.5h: as many steps as fit.
+        lr: The learning rate at its peak.
+        batch: Images of an optimiser step, over all devices.
+        size: Side of the input in pixels.
+        seed: Of the initial weights, the order of the images and their augmentation.
+        overrides: FIELD=VALUE of the recipe; may be repeated.
+        devices: Processes (GPUs, where there are some) that share each batch.
+        device: auto, cpu, cuda or cuda:N.
+        workers: Processes that decode image files.
+    """
+    from resnets.config import families, recipes
+    from resnets.config.recipe import Recipe
+
+    # The command line and a launcher of ranks say since when a budget counts.
+    began = time.monotonic() - (now := time.time()) + float(os.environ.pop("RESNETS_BEGAN", now))
+    checks.check_data(data)
+    external, name = read_model(model)
+    named = {
+        "model": name, "weights": weights and str(weights), "epochs": epochs, "lr": lr,
+        "budget": budget if budget is None else checks.seconds(budget),
+        "batch": batch, "size": size, "seed": seed,
+    }  # fmt: skip
+    changes = read_changes(named, overrides or {})
+    base = recipes.read_recipe(recipe) if recipe is not None else None
+    shortened = base is None or not {"epochs", "steps", "budget"}.isdisjoint(changes)
+    if shortened and {"eval_every", "early_stop_patience", "patience"}.isdisjoint(changes):
+        changes.setdefault("evaluations", 5)  # a short run has a curve too
+    wanted = recipes.replace_fields(base or Recipe(model="resnet18"), changes)
+    network: Arch | None = external
+    if network is None and (base is not None or "model" in changes):
+        network = families.arch(wanted.model)
+    network_task = check_recipe(wanted, network, task)
+    result = load_and_resolve(
+        data, base, changes, network_task, external, wanted.max_unreadable, devices, device, workers
+    )
+    if name is not None and result.recipe.model != name:
+        start, model_of_it = result.recipe.weights, result.recipe.model
+        raise UsageError(f"--model {name}: {start} is {model_of_it}; leave it out")
+    return replace(result, began=began)
+
+
+def read_changes(
+    named: Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str]
+) -> dict[str, Any]:
+    """The fields of a recipe that are given, by arguments of their own or as FIELD=VALUE."""
+    from resnets.config.recipe import rename_old_fields
+
+    changes = {name: value for name, value in named.items() if value is not None}
+    fields = checks.assignments(overrides)
+    if twice := changes.keys() & fields:
+        raise UsageError(f"{min(twice)} is given twice, by its own option and by --set")
+    return changes | rename_old_fields(fields)
+
+
+def check_recipe(recipe: Recipe, network: Arch | None, task: Task | None) -> Task:
+    """The task of a recipe and its network, if one is chosen. Raises UsageError.
+
+    It names weights or a teacher that are not there, and a network of another task.
+    """
+    from resnets.config import arch
+
+    for field in ("weights", "teacher"):
+        check_weights(field, getattr(recipe, field))
+    network_task = arch.task(network) if network else task or "classify"
+    if network_task != (task or network_task):
+        raise UsageError(f"{recipe.model} is not for `resnets {task}`, but to {network_task}")
+    if not recipe.weights and (recipe.freeze_backbone_epochs or recipe.norm == "frozen"):
+        raise UsageError(
+            "freeze_backbone_epochs=N and norm=frozen need weights to start from: "
+            "--weights FILE|RUN"
+        )
+    return network_task
+
+
+def load_and_resolve(
+    data: Data, base: Recipe | None, changes: Mapping[str, Any], task_name: Task,
+    external: ExternalArch | None, max_unreadable: float, devices: int, device: str, workers: int,
+) -> Plan:  # fmt: skip
+    """Read the data, choose what is open, and resolve the plan, as large as memory allows."""
+    from resnets.config import recipes
+    from resnets.data import dataset
+    from resnets.device import pick_device
+    from resnets.training import distributed, memory
+    from resnets.training.resolve import resolve, training_images
+    from resnets.training.tasks import find_task
+
+    launched = distributed.launched()
+    ranks = distributed.join(device) if launched else distributed.World(size=devices)
+    place = ranks.device if launched else pick_device(device)
+    task = find_task(task_name)
+    task.require()
+    source = dataset.load(checks.data_place(data), max_unreadable=max_unreadable, task=task_name)
+    base = base or task.default_recipe(source, training_images(source), place)
+    recipe = recipes.replace_fields(base, changes)
+    # A run is resumed from anywhere, so paths are kept whole; a name stays a name.
+    recipe = replace(
+        recipe,
+        data=dataset.name_in_recipe(data, source),
+        weights=recipe.weights and str(Path(recipe.weights).resolve()),
+        teacher=recipe.teacher and str(Path(recipe.teacher).resolve()),
+    )
+    if recipe.trainval:
+        source = dataset.merge_val_into_train(source)
+    if recipe.val_fraction:
+        source = dataset.hold_out(source, recipe.val_fraction, recipe.seed)
+    result = resolve(recipe, source, place, workers, ranks, task, external)
+    return replace(memory.fit_to_memory(result), data=data)
+
+
+def read_model(model: str | Module | ExternalArch | None) -> tuple[ExternalArch | None, str | None]:
+    """The code of a network, where a person's own is given, and the name that a recipe has of it.
+
+    Raises UsageError for an unknown name, and for code that is no module.
+    """
+    from resnets.config import families
+
+    if model is None or (isinstance(model, str) and ":" not in model):
+        if model is not None:
+            families.arch(model)
+        return None, model
+    from resnets.models import external
+
+    described = external.describe(model)
+    return described, described.builder
+
+
+def check_weights(field: str, path: str) -> None:
+    """Raise UsageError where `path` is neither a file nor a run; "" is none."""
+    if path and (path.lower() in DOWNLOADS or "imagenet1k" in path.lower()):
+        raise UsageError(
+            f"--weights {path}: there are no weights to download yet. --weights FILE|RUN starts "
+            "from a\nfile that you have (torchvision's and timm's .pth and .safetensors load as "
+            "they are) or from a run."
+        )
+    if path:
+        find_model_file(path, option=f"--{field} {path}: ")
+
+
+def planned(data: Any, values: Mapping[str, Any]) -> Plan:
+    """The plan itself, or that of data and of the `values` among which are its arguments."""
+    given = {name: values[name] for name in PLANNED}
+    if isinstance(data, str | Path) or not is_plan(data):
+        return plan(data, **given)
+    usual = {**dict.fromkeys(PLANNED), "device": "auto", "workers": 2}
+    if changed := [name for name in PLANNED if given[name] != usual[name]]:
+        raise UsageError(f"{changed[0]} is an argument of `plan`: this plan is made already")
+    made: Plan = data
+    return made
+
+
+def is_plan(data: object) -> bool:
+    """Whether `plan` made it."""
+    from resnets.training.plan import Plan
+
+    return isinstance(data, Plan)
