@@ -285,7 +285,7 @@ def test_a_real_terminal_gets_no_byte_of_it(model, data, columns):
 def test_what_is_printed_is_escaped_in_one_place(capsys):
     terminal.out.print("a\x1b[2J\n\u202e[bold]:smile:")
     terminal.err.print("a\nresnets: everything is fine\x07")
-    terminal.table([{"a\x1b_b": "c\x9b\n", "n": 1}])
+    terminal.print_table([{"a\x1b_b": "c\x9b\n", "n": 1}])
     out, err = capsys.readouterr()
     assert harmless(out).startswith("a\\u001b[2J\\n\\u202e[bold]:smile:\n")
     assert harmless(err) == "a\n  resnets: everything is fine\\u0007\n"

@@ -17,5 +17,5 @@ def test_a_plan_says_how_far_a_budget_reaches(monkeypatch, capsys, measured, wor
     """Of 60 epochs that take `measured` seconds a budget of 60 seconds is that part."""
     monkeypatch.setattr(terminal.out, "quiet", True)
     chosen = resnets.plan("digits", budget=60)
-    format.plan(chosen, measured, asked_for=True)
+    format.print_plan(chosen, measured, asked_for=True)
     assert f': {words}"' in capsys.readouterr().out

@@ -88,7 +88,7 @@ class Interrupted(ResnetsError):
     """A signal stopped training after a step; everything is saved, and `again` goes on."""
 
     def __init__(self, again: str, signal: int) -> None:
-        super().__init__(f"stopped; everything is saved. Go on with {again}")
+        super().__init__(f"stopped; everything is saved. Resume with {again}")
         self.exit_code = 128 + signal
 
 

@@ -68,7 +68,7 @@ def find_model_file(path: str | Path, option: str = "") -> Path:
         if not file.exists():
             raise UsageError(
                 f"{path} has no model.safetensors: the run is not finished.\n"
-                f"Go on with `resnets resume {path}`."
+                f"Resume with `resnets resume {path}`."
                 if (Path(path) / "recipe.json").exists()
                 else f"{path} is not a run folder: it has no model.safetensors"
             )

@@ -50,7 +50,7 @@ def evaluate(
     network: str | Module | None = None, batch: int | None = None, device: str = "auto",
     workers: int = 2,
 ) -> Tested:  # fmt: skip
-    """Test MODEL... on one split of DATA: several models are an ensemble.
+    """Test MODEL... on one split of DATA; several models form an ensemble.
 
     In Python what is asked for beside the figures stands in fields of the result.
 
@@ -60,36 +60,35 @@ def evaluate(
     DataError where too many images are unreadable, or there is no such split.
 
     Args:
-        places: Run folders, model files, or foreign .pth or .safetensors files; and last the data.
-            In Python a model may be loaded already, and stays on its device; the data may be a
-            torch Dataset, of which all is taken where the model was not trained on it.
+        places: Run folders, model files, or foreign .pth or .safetensors files, followed by the
+            data. In Python a model may be loaded already, and stays on its device; the data may be
+            a torch Dataset, of which all is taken where the model was not trained on it.
         task: What the models are for, when they should be refused otherwise.
-        split: The test split when left out; `all` for a folder whose images are all new to the
-            model.
-        view: center, flip (and its mirror image), ten-crop or multi-scale; or one for each model,
-            as ten-crop,flip.
-        compare: The second of two models against the first: which images changed, and whether that
-            is more than chance.
-        at_precision: From which probability on this part of the answers is right, and how many
-            answers that leaves.
-        ood: Other data, on which the model ought to be unsure.
-        corruptions: Also the errors on noisy, blurred and otherwise worsened images.
-        classifier: A model that says the five classes that a localiser looks for.
-        refine: Judge the boxes once more and vote (1512.03385, appendix B); of detectors in two
-            stages.
-        scales: Sizes of the image as parts of the model's, as 0.5,1,1.5. Each region takes the two
-            that suit it (appendix B); a localiser the best box of all (appendix C).
-        size: Side of the input in pixels; the model's own when left out.
-        normalize: Mean and deviation for a foreign file that does not say its own.
-        overrides: arch.FIELD=VALUE, where a foreign file leaves that open, as
-            arch.stride_on=1x1; may be repeated.
-        precision: Of the numbers that the network computes with.
-        max_unreadable: Part of the images that may be unreadable and left out.
+        split: test when left out; `all` is for data of which the model has seen no image.
+        view: center, flip (adds the mirror image), ten-crop or multi-scale; one for all models, or
+            one each, as ten-crop,flip.
+        compare: Compare the second of two models with the first: which images changed, and whether
+            the difference is significant.
+        at_precision: Report the confidence threshold that reaches this precision, and the coverage
+            there.
+        ood: Out-of-distribution data: report how well confidence tells it apart (AUROC).
+        corruptions: Also report the error on noisy, blurred and otherwise corrupted images.
+        classifier: A classifier that gives a localiser its five candidate classes.
+        refine: Box refinement and voting (1512.03385, appendix B); two-stage detectors only.
+        scales: Image scales relative to the model's size, as 0.5,1,1.5. Each region uses the two
+            that suit it best (appendix B), a localiser the best box of all (appendix C).
+        size: Side length of the input in pixels; the model's own when left out.
+        normalize: Mean and standard deviation for a foreign file, which does not say its own.
+        overrides: arch.FIELD=VALUE for what a foreign file leaves open, as arch.stride_on=1x1; may
+            be repeated.
+        precision: Number format that the network computes in.
+        max_unreadable: Fraction of the images that may be unreadable; they are left out.
         network: Your own code of a network that was trained from it, as my_module:build; in Python
             also a module.
-        batch: Images of a forward pass; 128, of detection, localisation and segmentation 4.
+        batch: Images per forward pass; when left out 128, or 4 for detection, localisation and
+            segmentation.
         device: auto, cpu, cuda or cuda:N.
-        workers: Processes that decode image files.
+        workers: Number of processes that decode image files.
     """
     given: tuple[Any, ...] = places or ("",)
     *models, data = given
@@ -138,10 +137,10 @@ def calibrate(
     model: str | Path, data: Data, /, *, split: Literal["val", "all"] = "val",
     network: str | Module | None = None, device: str = "auto", workers: int = 2,
 ) -> Calibration:  # fmt: skip
-    """Fit the temperature of MODEL on images that it was not trained on, and keep it in its file.
+    """Fit a temperature on images that MODEL was not trained on, and store it in the model file.
 
-    The answers stay the same; their probabilities become what they say (1706.04599). Figures and
-    report of a run follow.
+    The predicted classes stay the same; their probabilities become calibrated (1706.04599). The
+    figures and the report of a run are updated.
 
     Args:
         split: val, the validation images (`--set val_fraction` holds some out), or all, for a data
@@ -190,10 +189,11 @@ def analyze(
     network: str | Module | None = None, batch: int | None = None, device: str = "auto",
     workers: int = 2,
 ) -> Analysis:  # fmt: skip
-    """Look inside MODEL: a table, a CSV file, a picture, and what they say in a sentence.
+    """Analyse MODEL layer by layer: a table, a CSV file, a plot, and a summary in one sentence.
 
-    Without DATA the network sees normal noise with random labels. With it, training images; where
-    errors are measured (lesions, swaps, precise) the validation images, else the test images.
+    Without DATA the inputs are Gaussian noise with random labels, with DATA they are training
+    images. Errors (lesions, swaps, precise) are measured on the validation images, or on the test
+    images where there are none.
 
     Args:
         kind: Responses, signal or gradients by layer; equations of identity shortcuts; lesions or
@@ -201,9 +201,9 @@ def analyze(
         model: A run folder, a model file, foreign weights, a name from `resnets models` (fresh
             weights), or my_module:build, a function found here that returns a torch module.
         out: A new folder; analysis/KIND-MODEL when left out.
-        input: Shape of one input, as 3x32x32, where neither network nor DATA says it.
-        seed: Of fresh weights, of noise, and of all that is drawn.
-        batch: Images of a forward pass.
+        input: Shape of one input, as 3x32x32, where neither the network nor DATA gives it.
+        seed: Seed of fresh weights, noise and sampling.
+        batch: Images per forward pass.
     """
     from resnets.config import families
 

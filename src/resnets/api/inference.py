@@ -115,9 +115,9 @@ def predict(
     Args:
         inputs: Image files, folders or patterns.
         task: What the model is for, when it should be refused otherwise.
-        top: How many classes to name.
+        top: Number of classes to list.
         out: A new folder for the pictures and the file; predictions when left out.
-        score: From which score on an object is drawn; all are written.
+        score: Objects from this score on are drawn; all are written.
     """
     checks.check_models(model)
     check_inputs(inputs)
@@ -153,19 +153,20 @@ def explain(
     network: str | Module | None = None, batch: int | None = None, device: str = "auto",
     workers: int = 2,
 ) -> Iterator[Explained | RandomizationCheck | dict[str, int]]:  # fmt: skip
-    """Draw why MODEL answers what it answers: for images, or for a whole data set.
+    """Explain predictions (Grad-CAM, occlusion), or find the errors and duplicates of a data set.
 
     In Python: the answer to each image, or how many there are of each finding; errors as
     `evaluate`.
 
     Args:
-        inputs: Image files, folders or patterns: what speaks for the answer to each.
+        inputs: Image files, folders or patterns to explain.
         out: A new folder for the pictures.
-        data: Beside images: their nearest training images. Alone: the most wrong, most unsure and
-            likely mislabelled images of a split, duplicates of training images, and a map.
-        level: Which level's map Grad-CAM takes, as layer3; the last when left out.
-        method: Occlusion needs no gradient and is slower.
-        top: How many answers are explained.
+        data: With images: their nearest training images are shown. Alone: the most wrong, most
+            uncertain and likely mislabelled images of a split, duplicates of training images, and a
+            map.
+        level: Feature level for Grad-CAM, as layer3; the last when left out.
+        method: Occlusion needs no gradients and is slower.
+        top: Number of classes to explain for each image.
     """
     checks.check_models(model)
     if data is None and not inputs:

@@ -30,7 +30,7 @@ else:  # so that the annotations can be read without torch
 
 @public
 def list_models(pattern: str = "*", /) -> Iterator[dict[str, Any]]:
-    """List the networks: name, depth, parameters, multiply-adds, input, source."""
+    """List networks: name, depth, parameters, multiply-adds, input, source."""
     from resnets.config.families import FAMILY
     from resnets.models.cost import cost
 
@@ -54,7 +54,7 @@ def data_get(
     name: Literal["cifar10", "cifar100"], /, *,
     watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:  # fmt: skip
-    """Fetch a data set into the cache (RESNETS_DATA, else the user's cache folder).
+    """Download a data set into the cache (RESNETS_DATA, else the user's cache folder).
 
     Args:
         watch: Called with the bytes that have come, and their number or 0.
@@ -79,7 +79,7 @@ def data_info(data: Data, /, *, task: Task | None = None) -> dict[str, Any]:
 
 @public
 def data_check(data: Data, /, *, task: Task | None = None) -> list[dict[str, Any]]:
-    """List everything that is wrong with DATA, with its place; exit code 3 if training refuses it.
+    """List the problems of DATA and where they are; exit code 3 if training would refuse it.
 
     Args:
         task: What the labels are for; guessed from the files when left out.
@@ -93,7 +93,7 @@ def data_check(data: Data, /, *, task: Task | None = None) -> list[dict[str, Any
 
 @public
 def runs(root: str | Path = "runs", /) -> list[dict[str, Any]]:
-    """List the runs below a folder: path, model, data, progress, error on which images."""
+    """List the runs in a folder: path, model, data, progress, error on which images."""
     from resnets.config.arch import task
     from resnets.config.families import FAMILY
     from resnets.config.tasks import TASK_TEXTS
@@ -120,9 +120,10 @@ def runs(root: str | Path = "runs", /) -> list[dict[str, Any]]:
 
 @public
 def runs_compare(*runs: str | Path) -> dict[str, Any]:
-    """Put runs side by side: their figures, and what differs in recipe, data, code and machine.
+    """Compare runs: their figures, and what differs in recipe, data, code and machine.
 
-    Runs that differ in seed only are one group: mean, deviation and interval of their errors.
+    Runs that differ only in the seed form one group: mean, standard deviation and confidence
+    interval of their errors.
     """
     from resnets.training.run import Run
 
@@ -138,7 +139,7 @@ def runs_compare(*runs: str | Path) -> dict[str, Any]:
 def report(
     run: str | Path, /, *, data: str | Path | None = None, network: str | Module | None = None
 ) -> Path:
-    """Write report.html and the model card README.md of RUN anew.
+    """Write report.html and the model card README.md of RUN again.
 
     In Python the path of the report is returned.
 
@@ -176,10 +177,10 @@ def write_report(
 
 @public
 def doctor(*, quick: bool = False) -> dict[str, str]:
-    """Look at this machine: versions, processor, GPU, memory, disk, and a ten-second speed check.
+    """Show this machine's versions, processor, GPU, memory and disk, and its speed in ten seconds.
 
     Args:
-        quick: Leave out the speed check.
+        quick: Skip the speed check.
     """
     from resnets.config.families import FAMILY
     from resnets.device import environment, pick_device, processor_flags, use_bfloat16

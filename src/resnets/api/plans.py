@@ -57,18 +57,18 @@ def plan(
             a torch module, in Python also a module; chosen from the data when left out.
         recipe: A published recipe (paper-cifar10, quick-cifar10, ...), a TOML file, or a run's
             recipe.json.
-        weights: A run folder or a file to start from, ours, torchvision's or timm's; without it
-            training starts from random weights.
+        weights: A run folder or a weights file to start from: ours, torchvision's or timm's.
+            Without it training starts from random weights.
         epochs: Passes over the training images.
-        budget: A time instead of epochs, as 90s, 30m or 1.5h: as many steps as fit.
-        lr: The learning rate at its peak.
-        batch: Images of an optimiser step, over all devices.
-        size: Side of the input in pixels.
-        seed: Of the initial weights, the order of the images and their augmentation.
-        overrides: FIELD=VALUE of the recipe; may be repeated.
-        devices: Processes (GPUs, where there are some) that share each batch.
+        budget: Training time instead of epochs, as 90s, 30m or 1.5h: as many steps as fit.
+        lr: The peak learning rate.
+        batch: Images per optimiser step, over all devices.
+        size: Side length of the input in pixels.
+        seed: Seed of the initial weights, the image order and the augmentation.
+        overrides: A field of the recipe, as lr=0.2; may be repeated.
+        devices: Number of processes (one GPU each, if there are any) that share each batch.
         device: auto, cpu, cuda or cuda:N.
-        workers: Processes that decode image files.
+        workers: Number of processes that decode image files.
     """
     from resnets.config import families, recipes
     from resnets.config.recipe import Recipe

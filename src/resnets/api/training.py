@@ -53,16 +53,17 @@ def train(
     seeds: int = 1, device: str = "auto", workers: int = 2,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> TrainResult:  # fmt: skip
-    """Train a network on DATA, test it, and leave a run folder.
+    """Train a network on DATA, test it, and write a run folder.
 
-    In Python `data` may be a plan. The arguments without a word here, and the errors, are those of
-    `plan`. Raises Interrupted when a signal stopped it: `resume` goes on. The outcome of several
-    seeds is that of the first, without a result where it was finished before, with `compared`.
+    In Python `data` may be a plan. Arguments that are not explained here, and the errors, are those
+    of `plan`. Raises Interrupted when a signal stopped it; `resume` continues. The outcome of
+    several seeds is that of the first, without a result where it was finished before, with
+    `compared`.
 
     Args:
         run: The run folder; runs/DATA-MODEL when left out.
-        seeds: Runs with the seeds from `seed` on, in RUN-seed0, RUN-seed1, ..., which are compared;
-            the same command again goes on where they stand.
+        seeds: Number of runs, with the seeds from --seed on, in RUN-seed0, RUN-seed1, ...; they are
+            compared at the end. Repeat the command to resume.
         watch: Called with the progress after each step.
     """
     given = dict(locals())
@@ -162,7 +163,7 @@ def resume(
     model: str | Module | None = None, device: str = "auto", workers: int = 2,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> TrainResult:  # fmt: skip
-    """Go on with an interrupted run; without RUN with the newest unfinished one.
+    """Resume an interrupted run; without RUN, the newest unfinished one.
 
     Raises UsageError where there is nothing to resume, the newest one is older than a day, or it is
     a trial of a study; DataError where the data is not what the run was started on; CheckpointError
@@ -282,18 +283,18 @@ def tune(
     overrides: Mapping[str, Any] | Sequence[str] | None = None, device: str = "auto",
     workers: int = 2, watch: Callable[[Progress], None] = lambda progress: None,
 ) -> Iterator[list[Trial]]:  # fmt: skip
-    """Search for better fields of a recipe by the error on validation images; again goes on.
+    """Search a recipe's fields for the lowest validation error; repeat the command to resume.
 
-    In Python `data` may be a plan. The arguments without a word here are those of `plan`. Yields
-    the trials that have ended, after each. Raises MissingPackage without Optuna.
+    In Python `data` may be a plan. Arguments that are not explained here are those of `plan`.
+    Yields the trials that have ended, after each. Raises MissingPackage without Optuna.
 
     Args:
         run: The folder of the study; runs/DATA-MODEL-tune when left out.
-        trials: How many choices are tried; those that fall behind are stopped early.
+        trials: Number of trials; those that fall behind are stopped early.
         search: FIELD=LOW:HIGH, FIELD=LOW:HIGH:log, FIELD=A,B,C, or FIELD of those that are searched
             when left out: lr, weight_decay, warmup, label_smoothing, ema, augment.policy,
             augment.mixup.
-        budget: A time for all of them, as 30m or 8h, that they share evenly.
+        budget: Total time of all trials, as 30m or 8h.
         watch: Called with the progress after each step.
     """
     chosen = planned(data, {**locals(), "budget": None})

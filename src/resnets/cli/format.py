@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnets.cli import terminal
-from resnets.cli.terminal import dump, note, out, percent, seconds, table
+from resnets.cli.terminal import format_percent, format_seconds, note, out, print_json, print_table
 from resnets.config.tasks import TASK_TEXTS
 from resnets.errors import DataError
 from resnets.training.run import Run
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from resnets.training.tune import Trial
 
 
-def plan(
+def print_plan(
     chosen: Plan, estimate: float, runs: Sequence[Run] = (), *, asked_for: bool = False
 ) -> None:
     """The plan of a run, or of `runs` with several seeds, and by name what is wrong with its data.
@@ -47,13 +47,13 @@ def plan(
     problems = chosen.source.problems
     if out.quiet and asked_for:
         left_out = [{"file": str(path), "reason": reason} for path, reason in unreadable]
-        dump(
+        print_json(
             {**lines, "seconds": round(estimate, 1), "unreadable": left_out}
             | {"problems": [{"place": place, "problem": reason} for place, reason in problems]}
             | {"notes": chosen.source.notes}
         )
         return
-    lines["time"] = f"about {seconds(estimate)}, measured on this machine"
+    lines["time"] = f"about {format_seconds(estimate)}, measured on this machine"
     for what, value in lines.items():
         note(f"{what:>10}  {value}", always=asked_for)
     for text in chosen.source.notes:
@@ -66,16 +66,16 @@ def plan(
         note(f"{len(problems) - 10:>10,}  more, which `resnets data check` lists", always=True)
 
 
-def outcome(finished: TrainResult) -> None:
+def print_outcome(finished: TrainResult) -> None:
     """The end of a run: its test figures, and what to type next."""
-    if not terminal.chief:
+    if not terminal.is_main:
         return
     result, folder = finished.result, finished.run
     figures = {"error": result.error, "images": result.images} if result else {}
-    dump({"run": str(folder), "seconds": round(finished.seconds, 1), **figures})
+    print_json({"run": str(folder), "seconds": round(finished.seconds, 1), **figures})
     if result is not None:
         out.print(result.headline())
-    out.print(f"trained in {seconds(finished.seconds)}; everything is in {folder}")
+    out.print(f"trained in {format_seconds(finished.seconds)}; everything is in {folder}")
     command, place = f"resnets {TASK_TEXTS[finished.task].command}", shlex.quote(str(folder))
     after = f"next: {command}predict {place} IMAGE"
     if result is not None:
@@ -85,29 +85,29 @@ def outcome(finished: TrainResult) -> None:
     note(after)
 
 
-def result(figures: Tested) -> None:
+def print_result(figures: Tested) -> None:
     """The figures of an evaluation, class by class, and what was asked for beside them."""
     from resnets.evaluation.classification import ClassificationMetrics
 
     for path, reason in figures.unreadable:
         note(f"left out {path}: {reason}", always=True)
-    dump(figures.summary())
+    print_json(figures.summary())
     out.print(figures.headline())
     if isinstance(figures, ClassificationMetrics):
-        extras(figures)
+        print_extras(figures)
     if not terminal.quiet and (rows := figures.per_class()):
-        table(rows)
+        print_table(rows)
 
 
-def compared(found: Mapping[str, Any]) -> None:
+def print_comparison(found: Mapping[str, Any]) -> None:
     """Runs side by side: a table, or numbers as JSON."""
     from resnets.reporting.compare import rows
 
-    dump(found)
-    table(rows(found))
+    print_json(found)
+    print_table(rows(found))
 
 
-def extras(figures: ClassificationMetrics) -> None:
+def print_extras(figures: ClassificationMetrics) -> None:
     """What was asked for beside the figures, a line each."""
     if found := figures.comparison:
         low, high = (f"{100 * x:+.2f}" for x in found.interval)
@@ -120,7 +120,9 @@ def extras(figures: ClassificationMetrics) -> None:
             note(f"{what}: {' '.join(map(str, indices[:20]))}{' ...' * (len(indices) > 20)}")
     if figures.abstention:
         threshold, coverage = figures.abstention
-        out.print(f"answers from probability {threshold:.4f} on: {percent(coverage)} of them")
+        out.print(
+            f"answers from probability {threshold:.4f} on: {format_percent(coverage)} of them"
+        )
     if figures.ood_auroc is not None:
         out.print(
             f"AUROC of the greatest probability against the other data {figures.ood_auroc:.4f}"
@@ -129,41 +131,43 @@ def extras(figures: ClassificationMetrics) -> None:
         from resnets.evaluation.corruptions import mean_corruption_error
 
         kinds = dict.fromkeys(kind for kind, _, _ in figures.corruptions)
-        table(
+        print_table(
             [
                 {"corruption": kind} | {str(s): e for k, s, e in figures.corruptions if k == kind}
                 for kind in kinds
             ]
         )
-        out.print(f"mean corruption error {percent(mean_corruption_error(figures.corruptions))}")
+        out.print(
+            f"mean corruption error {format_percent(mean_corruption_error(figures.corruptions))}"
+        )
 
 
-def calibration(found: Calibration) -> None:
+def print_calibration(found: Calibration) -> None:
     """The temperature, and the figures before and after in a table."""
     pairs = {"before": found.before, "after": found.after}
     names = ("images", "ece", "loss", "top1")
     rows = [{"when": when} | {n: getattr(r, n) for n in names} for when, r in pairs.items()]
-    dump({"temperature": found.temperature, "figures": rows})
+    print_json({"temperature": found.temperature, "figures": rows})
     out.print(f"temperature {found.temperature:.4g}")
-    table(rows)
+    print_table(rows)
 
 
-def analysis(found: Analysis) -> None:
+def print_analysis(found: Analysis) -> None:
     """The rows of an instrument, and what they say."""
-    dump({"verdict": found.verdict, "folder": str(found.folder), "rows": found.rows})
+    print_json({"verdict": found.verdict, "folder": str(found.folder), "rows": found.rows})
     if not terminal.quiet:
-        table(found.rows)
+        print_table(found.rows)
     out.print(found.verdict)
     note(f"the table and the picture are in {found.folder}")
 
 
-def place(path: Path) -> None:
+def print_path(path: Path) -> None:
     """Where a file was written."""
-    dump(str(path))
+    print_json(str(path))
     out.print(str(path))
 
 
-def explained(found: Iterable[Any], folder: Path) -> None:
+def print_explanations(found: Iterable[Any], folder: Path) -> None:
     """What was found in how many images; or the answers to each, as `predictions`."""
     images, more = list[Any](), dict[str, Any]()
     for item in found:
@@ -175,12 +179,14 @@ def explained(found: Iterable[Any], folder: Path) -> None:
         else:
             images.append(item)
     if not images:
-        table([{"what": what, "images": count} for what, count in more.items()])
+        print_table([{"what": what, "images": count} for what, count in more.items()])
     note(f"the pictures are in {folder}")
-    predictions(images, more)
+    print_predictions(images, more)
 
 
-def predictions(items: Iterable[Prediction], findings: Mapping[str, Any] | None = None) -> None:
+def print_predictions(
+    items: Iterable[Prediction], findings: Mapping[str, Any] | None = None
+) -> None:
     """One line an image. Raises SystemExit(3) at the end where some could not be read."""
     done, rows = [], []
     for item in items:
@@ -192,55 +198,55 @@ def predictions(items: Iterable[Prediction], findings: Mapping[str, Any] | None 
         best = [{"class": name, "probability": round(p, 6)} for name, p in pairs]
         rows.append({"file": item.file, "problem": item.problem, "classes": best})
         done.append(item)
-    dump(rows if findings is None else {"images": done, **findings})
-    end(rows)
+    print_json(rows if findings is None else {"images": done, **findings})
+    exit_if_unreadable(rows)
 
 
-def seen(rows: Sequence[Mapping[str, str]]) -> None:
+def print_findings(rows: Sequence[Mapping[str, str]]) -> None:
     """What is on scenes, a line each; ends as `predictions`."""
-    dump(rows)
+    print_json(rows)
     for row in rows:
         if row["problem"]:
             note(f"{row['file']}: {row['problem']}", always=True)
         else:
             out.print(f"{row['file']}  {row['found']}")
-    end(rows)
+    exit_if_unreadable(rows)
 
 
-def end(rows: Iterable[Mapping[str, Any]]) -> None:
+def exit_if_unreadable(rows: Iterable[Mapping[str, Any]]) -> None:
     """Raise SystemExit(3) where images could not be read."""
     if any(row["problem"] for row in rows):
         raise SystemExit(DataError.exit_code)
 
 
-def rates(tried: Sequence[float], losses: Sequence[float], suggestion: float) -> None:
+def print_rates(tried: Sequence[float], losses: Sequence[float], suggestion: float) -> None:
     """Every fifth line of a range test, and the rate that follows."""
-    dump({"suggestion": suggestion, "rates": tried, "losses": losses})
+    print_json({"suggestion": suggestion, "rates": tried, "losses": losses})
     for rate, loss in list(zip(tried, losses, strict=True))[::5]:
         note(f"{rate:10.3g}  {loss:.4f}")
     best = f"{10 * suggestion:.2g}"
     out.print(f"--set lr={suggestion:.2g}, a tenth of {best} where the loss is lowest")
 
 
-def trial(done: Sequence[Trial], trials: int) -> None:
+def print_trial(done: Sequence[Trial], trials: int) -> None:
     """The trial that has just ended, and the time that the others will take."""
     if done:
-        left = seconds((trials - len(done)) * sum(t.seconds for t in done) / len(done))
-        note(f"trial {done[-1].number} of {trials}: {fields(done[-1])}; about {left} left")
+        left = format_seconds((trials - len(done)) * sum(t.seconds for t in done) / len(done))
+        note(f"trial {done[-1].number} of {trials}: {describe_trial(done[-1])}; about {left} left")
 
 
-def fields(trial: Trial) -> str:
+def describe_trial(trial: Trial) -> str:
     """How a trial ended, and what it had, in a line."""
     pairs = trial.fields.items()
     texts = (f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in pairs)
-    return f"{trial.state} {percent(trial.error)}  {' '.join(texts)}"
+    return f"{trial.state} {format_percent(trial.error)}  {' '.join(texts)}"
 
 
-def study(done: Sequence[Trial], folder: Path) -> None:
+def print_study(done: Sequence[Trial], folder: Path) -> None:
     """The trials from the best on, what their errors are worth, and what to type next."""
-    dump({"best": str(folder / "best.json"), "trials": done})
+    print_json({"best": str(folder / "best.json"), "trials": done})
     for t in sorted(done, key=lambda t: (t.error is None, t.error)):
-        out.print(f"{t.number:4d}  {fields(t)}")
+        out.print(f"{t.number:4d}  {describe_trial(t)}")
     note(
         f"The best of {len(done)} errors on the same validation images is optimistic; "
         "the test images were not used."
@@ -248,7 +254,7 @@ def study(done: Sequence[Trial], folder: Path) -> None:
     note(f"next: resnets train DATA --recipe {folder / 'best.json'}")
 
 
-def reached(row: Mapping[str, Any]) -> None:
+def print_experiment(row: Mapping[str, Any]) -> None:
     """What came out of an arm of an experiment, in a line."""
     if out.quiet:
         print(terminal.json_text(row))
@@ -273,9 +279,9 @@ def reached(row: Mapping[str, Any]) -> None:
     out.print(f"{head}: {figures}")
 
 
-def data(facts: Mapping[str, Any]) -> None:
+def print_data(facts: Mapping[str, Any]) -> None:
     """What a data set holds."""
-    dump(facts)
+    print_json(facts)
     size = f"{facts['size']} pixels on the shorter side"
     out.print(f"{facts['name']}: {facts['channels']} channels, {size}, digest {facts['digest']}")
     counted = facts.get("objects", facts["images"])
@@ -283,7 +289,9 @@ def data(facts: Mapping[str, Any]) -> None:
         out.print("objects of each class, without those that are ignored:")
     splits = {name: [*counts, sum(counts)] for name, counts in counted.items()}
     names = [*facts["classes"], "all"]
-    table([{"class": name, **{s: splits[s][k] for s in splits}} for k, name in enumerate(names)])
+    print_table(
+        [{"class": name, **{s: splits[s][k] for s in splits}} for k, name in enumerate(names)]
+    )
     for text in facts["notes"]:
         out.print(f"note: {text}")
     for path, reason in facts["unreadable"]:
@@ -292,9 +300,9 @@ def data(facts: Mapping[str, Any]) -> None:
         out.print(f"{place}: {reason}")
 
 
-def checked(rows: Sequence[Mapping[str, Any]]) -> None:
+def print_problems(rows: Sequence[Mapping[str, Any]]) -> None:
     """What is wrong with data, a line each. Raises SystemExit(3) where training refuses it."""
-    dump(rows)
+    print_json(rows)
     for row in rows:
         out.print(f"{row['place']}: {row['problem']}")
     refused = sum(row["refused"] for row in rows)
@@ -303,9 +311,9 @@ def checked(rows: Sequence[Mapping[str, Any]]) -> None:
         raise SystemExit(DataError.exit_code)
 
 
-def pairs(rows: Mapping[str, str]) -> None:
+def print_facts(rows: Mapping[str, str]) -> None:
     """Name and value, a line each."""
-    dump(rows)
+    print_json(rows)
     width = max(map(len, rows))
     for name, value in rows.items():
         out.print(f"{name:>{width}}  {value}")

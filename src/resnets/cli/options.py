@@ -19,7 +19,7 @@ from resnets.config.recipe import Augment, Recipe
 WRITTEN: dict[str, tuple[Any, str]] = {  # how arguments are written that are not of a simple type
     "overrides": (list[str] | None, "FIELD=VALUE"),
     "search": (list[str], "FIELD=RANGE"),
-    "fail_under": (list[str] | None, "FIGURE=VALUE"),
+    "fail_under": (list[str] | None, "METRIC=VALUE"),
     "budget": (str | None, "TIME"),
     "recipe": (str | None, "NAME|FILE"),
     "weights": (str | None, "FILE|RUN"),
@@ -27,7 +27,7 @@ WRITTEN: dict[str, tuple[Any, str]] = {  # how arguments are written that are no
     "view": (str, "VIEW"),
 }
 NAMES = {"overrides": "--set"}
-UNSAID = (None, False, "", "1", ())  # defaults that say nothing
+SILENT_DEFAULTS = (None, False, "", "1", ())  # defaults that say nothing
 HABITS = {  # what users of torchvision, timm and Ultralytics write, and what it is here
     "--learning-rate --lr0 --base-lr": "--lr X",
     "--batch-size -b --bs --imgs-per-batch": "--batch N",
@@ -62,16 +62,22 @@ HABITS = {  # what users of torchvision, timm and Ultralytics write, and what it
 }
 
 
-def documented(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     """What a docstring says of the function to all users, and of each argument, in one line."""
     text, _, rest = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:\n")
     text = re.split(r"\n\n(?=In Python|Raises)", text)[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n     +.*)*)", rest, re.MULTILINE)
     whole = "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
-    return whole, {name: " ".join(words.split()) for name, words in entries}
+    return whole, {name: for_commands(" ".join(words.split())) for name, words in entries}
 
 
-def option(name: str, hint: Any, default: Any, words: str) -> Any:
+def for_commands(text: str) -> str:
+    """The explanation of an argument without what only Python can give."""
+    text = re.sub(r" In Python .*?\.(?= [A-Z]|$)", "", text)
+    return re.sub(r"[,;] in Python .*?(?=[;.] |[;.]?$)", "", text)
+
+
+def annotate(name: str, hint: Any, default: Any, words: str) -> Any:
     """The annotation of an argument on the command line."""
     metavar = None
     if name in WRITTEN:
@@ -86,12 +92,12 @@ def option(name: str, hint: Any, default: Any, words: str) -> Any:
             name=NAMES.get(name),
             help=words,
             metavar=metavar,
-            show_default=default is not inspect.Parameter.empty and default not in UNSAID,
+            show_default=default is not inspect.Parameter.empty and default not in SILENT_DEFAULTS,
         ),
     ]
 
 
-def command(
+def make_command(
     function: Callable[..., Any],
     run: Callable[..., Any],
     *,
@@ -105,9 +111,9 @@ def command(
     `hide` are arguments of `function` that are no options, `given` those that are set here. What
     its docstring does not explain is looked up in that of `like`; `words` come first.
     """
-    text, help = documented(function)
-    mine, more = documented(run)
-    help = (documented(like)[1] if like else {}) | help | more | dict(words)
+    text, help = read_docstring(function)
+    mine, more = read_docstring(run)
+    help = (read_docstring(like)[1] if like else {}) | help | more | dict(words)
     parameters, hints = dict[str, inspect.Parameter](), get_type_hints(function)
     hints |= get_type_hints(run)
     for one in (run, function):
@@ -121,7 +127,7 @@ def command(
                 value = value.replace(kind=value.POSITIONAL_ONLY)
             hint = str if variadic else hints[key]
             parameters[key] = value.replace(
-                annotation=option(key, hint, value.default, help.get(key, ""))
+                annotation=annotate(key, hint, value.default, help.get(key, ""))
             )
 
     order = sorted(parameters.values(), key=lambda parameter: parameter.kind)
@@ -138,18 +144,18 @@ def command(
     return call
 
 
-def explain(error: CycloptsError) -> str:
+def explain_error(error: CycloptsError) -> str:
     """What is wrong with a command line, with the nearest option by what it means or is called."""
     if isinstance(error, UnknownOptionError):
         typed = (error.token.keyword or error.token.value or "").partition("=")[0]
         known = [name for x in error.argument_collection if x.parse for name in x.names]
-        return f"unknown option {typed}: {hint(typed, known)}"
+        return f"unknown option {typed}: {suggest_option(typed, known)}"
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
-        return f"unexpected {unexpected(error.unused_tokens[0])}"
+        return f"unexpected {explain_word(error.unused_tokens[0])}"
     return str(error)
 
 
-def unexpected(word: str) -> str:
+def explain_word(word: str) -> str:
     """A word that has no place, and where it would have one."""
     field, sign, value = word.partition("=")
     if not sign:
@@ -159,7 +165,7 @@ def unexpected(word: str) -> str:
     return f"{word!r}: write {f'--{field} {value}' if field in PLANNED else f'--set {word}'}"
 
 
-def hint(typed: str, known: Sequence[str]) -> str:
+def suggest_option(typed: str, known: Sequence[str]) -> str:
     """What to write instead of an option that is not there."""
     for habits, here in HABITS.items():
         needs = "--recipe" if here.startswith("--set") else here.split()[0]

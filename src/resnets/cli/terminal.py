@@ -5,6 +5,8 @@ Standard output is either: `out` is quiet where JSON is asked for, and `dump` wh
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import os
 import sys
@@ -47,9 +49,9 @@ plain = partial(Terminal, markup=False, emoji=False, highlight=False, soft_wrap=
 out = plain(width=None if sys.stdout.isatty() else 240)  # in a pipe a table's row is one line
 err = plain(stderr=True)
 quiet = verbose = False
-chief = os.environ.get("RANK", "0") == "0"  # of the ranks that torchrun started
+is_main = os.environ.get("RANK", "0") == "0"  # of the ranks that torchrun started
 
-FORMS: dict[str, Callable[[Any], str]] = {  # of columns; others go by their values' types
+COLUMN_FORMATS: dict[str, Callable[[Any], str]] = {  # of columns; others go by their values' types
     "multiply_adds": lambda count: f"{count / 1e6:,.1f} M",
     "epoch": lambda epoch: f"{epoch:.1f}",
     "loss": lambda nats: f"{nats:.4f}",
@@ -57,19 +59,19 @@ FORMS: dict[str, Callable[[Any], str]] = {  # of columns; others go by their val
         ("std", "sorted_std", "forward", "backward", "weight", "product", "norm", "alpha"),
         lambda value: f"{value:.4g}",
     ),
-    "images_x_macs": lambda count: counted(count),
-    **dict.fromkeys(("cpu", "full", "seconds", "left", "written"), lambda time: days(time)),
+    "images_x_macs": lambda count: format_count(count),
+    **dict.fromkeys(("cpu", "full", "seconds", "left", "written"), lambda time: format_days(time)),
 }
 
 
 def note(text: str, *, always: bool = False) -> None:
     """A line on standard error, so that standard output holds results only."""
-    if chief and (always or not quiet):
+    if is_main and (always or not quiet):
         with suppress(OSError):  # what nobody reads does not end a training
             err.print(text)
 
 
-def give_up(stream: TextIO) -> None:
+def flush_or_close(stream: TextIO) -> None:
     """Flush a stream; where that fails, so that it does not fail again at the exit, let it go."""
     try:
         stream.flush()
@@ -78,7 +80,17 @@ def give_up(stream: TextIO) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def dump(data: Any) -> None:
+def escape_what_streams_lack() -> None:
+    """Write what the encoding of standard output and error lacks as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # As Python itself takes the C locale for UTF-8, unless told otherwise.
+            ascii_only = codecs.lookup(stream.encoding).name == "ascii"
+            encoding = "utf-8" if ascii_only else stream.encoding
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+def print_json(data: Any) -> None:
     """JSON on standard output where that is asked for: null for what is not finite."""
     if out.quiet:
         finite = json.loads(json.dumps(data, default=asdict), parse_constant=lambda _: None)
@@ -90,38 +102,38 @@ def json_text(data: Any, indent: int | None = None) -> str:
     return json.dumps(data, indent=indent).replace("\x7f", "\\u007f")
 
 
-def percent(part: float | None) -> str:
+def format_percent(part: float | None) -> str:
     """0.0827 as 8.27 %."""
     return "-" if part is None else f"{100 * part:.2f} %"
 
 
-def counted(number: float) -> str:
+def format_count(number: float) -> str:
     """1.8e9 as 1.8 G."""
     from resnets.papers.ledger import format_count
 
     return format_count(number)
 
 
-def seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
     """Seconds as h:mm:ss or m:ss."""
     whole = round(value)
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
-def days(value: float) -> str:
+def format_days(value: float) -> str:
     """Seconds as h:mm:ss, or as days where they are more than two."""
-    return seconds(value) if value < 2 * 86_400 else f"{value / 86_400:,.0f} days"
+    return format_seconds(value) if value < 2 * 86_400 else f"{value / 86_400:,.0f} days"
 
 
-def moving(*columns: ProgressColumn) -> Progress:
+def make_progress(*columns: ProgressColumn) -> Progress:
     """A bar on a terminal; nothing elsewhere."""
-    disable = quiet or not chief or not err.is_terminal
+    disable = quiet or not is_main or not err.is_terminal
     return Progress(*columns, console=err, transient=True, disable=disable)
 
 
 @contextmanager
-def bar() -> Iterator[Callable[[Standing], None]]:
+def training_bar() -> Iterator[Callable[[Standing], None]]:
     """A bar, and what moves it, which also prints a line for each evaluation."""
     head = " epoch      loss   train error   held out   rate      images/s   left"
 
@@ -129,7 +141,10 @@ def bar() -> Iterator[Callable[[Standing], None]]:
         nonlocal head
         for text in standing.notes:
             note(text, always=True)
-        speed, left = f"{standing.images_per_second:,.0f}", seconds(standing.remaining_seconds)
+        speed, left = (
+            f"{standing.images_per_second:,.0f}",
+            format_seconds(standing.remaining_seconds),
+        )
         where = f"{standing.step}/{standing.steps} steps {speed} images/s {left} left"
         progress.update(task, completed=standing.step, total=standing.steps, description=where)
         if standing.loss is None:
@@ -138,56 +153,57 @@ def bar() -> Iterator[Callable[[Standing], None]]:
             note(head)
             head = ""
         note(
-            f"{standing.epoch:6.1f}  {standing.loss:8.4f}  {percent(standing.train_error):>12}"
-            f"  {percent(standing.eval_error):>9}   {standing.lr:<8.4g}  {speed:>8}   {left}"
+            f"{standing.epoch:6.1f}  {standing.loss:8.4f}"
+            f"  {format_percent(standing.train_error):>12}"
+            f"  {format_percent(standing.eval_error):>9}   {standing.lr:<8.4g}  {speed:>8}   {left}"
             + "".join(f"   {name} {value:.4f}" for name, value in standing.eval_metrics)
         )
 
     columns = BarColumn(bar_width=30), TextColumn("{task.description}", markup=False)
-    with moving(*columns) as progress:
+    with make_progress(*columns) as progress:
         task = progress.add_task("", total=1)
         yield update
 
 
 @contextmanager
-def download(name: str) -> Iterator[Callable[[int, int], None]]:
+def download_bar(name: str) -> Iterator[Callable[[int, int], None]]:
     """A bar of bytes, and what moves it."""
-    with moving() as progress:
+    with make_progress() as progress:
         task = progress.add_task(name, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total or None)
 
 
-def cell(name: str, value: Any) -> str:
+def format_cell(name: str, value: Any) -> str:
     """A value of a table's column: counts with commas, parts as percent."""
     if isinstance(value, str):
         return visible(value)
     if value is None:
         return "-"
-    if name in FORMS:
-        return FORMS[name](value)
+    if name in COLUMN_FORMATS:
+        return COLUMN_FORMATS[name](value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return percent(value)
+    return format_percent(value)
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> None:
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """A table with the keys as its head; columns of numbers to the right."""
     shown = Table(box=None, pad_edge=False)
     for name in rows[0]:
         words = any(isinstance(row[name], str | bool) for row in rows)
         shown.add_column(visible(name).replace("_", " "), justify="left" if words else "right")
     for row in rows:
-        shown.add_row(*map(cell, row, row.values()))
+        shown.add_row(*map(format_cell, row, row.values()))
     out.print(shown)
 
 
-def listed(found: Iterable[Mapping[str, Any]]) -> None:
+def print_rows(found: Iterable[Mapping[str, Any]]) -> None:
     """Rows, of which there may be none."""
     rows = list(found)
-    dump(rows)
+    print_json(rows)
     if rows:
-        table(rows)
+        print_table(rows)
     elif not out.quiet:
         note("none found", always=True)

@@ -19,7 +19,7 @@ class TaskText:
     command: str = ""  # what its commands begin with after `resnets`: its group and a blank
     help: str = ""  # of the group
     data_help: str = ""
-    predict_help: str = "Draw what is found on images, and write it as COCO JSON or as masks."
+    predict_help: str = "Draw predictions on images, and write them as COCO JSON or as masks."
     # The arguments of `evaluate` and `predict` that it has, of those that not every task has.
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     pipeline: str = "other"  # its name on a model hub
@@ -40,8 +40,7 @@ CLASSIFY = TaskText(
         "evaluate": ("view", "compare", "at_precision", "ood", "corruptions", "size"),
         "predict": ("top",),
     },
-    predict_help="Name what is on images: files, folders, patterns, or - for an image on standard "
-    "input.",
+    predict_help="Classify images: files, folders, patterns, or - for an image on standard input.",
     thresholds=("top1", "top5", "balanced_accuracy", "macro_f1", "mean_average_precision"),
     metrics={"accuracy": "top1", "f1": "macro_f1"},
     figures={
@@ -59,7 +58,7 @@ DENSE_OTHERS = "What is of another class is not found, or taken for one of these
 DETECT = TaskText(
     name="detect",
     command="detect ",
-    help="Find objects: boxes, and masks where the data has them.",
+    help="Detect objects: boxes, and masks where the data has them.",
     data_help="COCO, PASCAL VOC, YOLO, or a CSV of boxes.",
     options={
         "evaluate": ("compare", "refine", "scales"),
@@ -88,7 +87,7 @@ DETECT = TaskText(
 LOCALIZE = TaskText(
     name="localize",
     command="localize ",
-    help="Find the one object of an image, given its class or not.",
+    help="Locate the one object of an image, with or without its class.",
     data_help="COCO, PASCAL VOC, YOLO, or a CSV of boxes, with one object an image.",
     options={
         "evaluate": ("classifier", "refine", "scales"),
@@ -112,7 +111,7 @@ LOCALIZE = TaskText(
 SEGMENT = TaskText(
     name="segment",
     command="segment ",
-    help="Give each pixel its class.",
+    help="Assign a class to each pixel.",
     data_help="A folder of images and masks.",
     options={"predict": ("score", "out", "workers")},
     pipeline="image-segmentation",

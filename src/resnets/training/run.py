@@ -151,7 +151,7 @@ class Run:
         if (self.path / "recipe.json").exists():
             raise UsageError(
                 f"{self.path} already holds a run.\n"
-                f"Go on with `resnets resume {self.path}` or give another folder with --run."
+                f"Resume with `resnets resume {self.path}` or give another folder with --run."
             )
         for path in (self.model, self.path / "report.html", self.path / "README.md"):
             if path.exists():

@@ -86,7 +86,7 @@ def test_a_signal_after_the_last_step(driver, whole, tmp_path, at, name, code):
     ended, told = driver.train(run, Fault(at, 1, name))
     assert ended == code
     if code:
-        assert told == (f"stopped; everything is saved. Go on with `resnets resume {run}`\n")
+        assert told == (f"stopped; everything is saved. Resume with `resnets resume {run}`\n")
         assert not (run / gone[0]).exists()
         assert driver.train(run) == (0, "")
     ends_as(whole, run)

@@ -22,7 +22,7 @@ def test_one_signal_saves_and_ends(driver, whole, tmp_path, at, name, code):
     run = tmp_path / "run"
     ended, told = driver.train(run, Fault(at, 10, name), save_seconds=SELDOM)
     assert ended == code
-    assert told.startswith("stopped; everything is saved. Go on with `resnets resume")
+    assert told.startswith("stopped; everything is saved. Resume with `resnets resume")
     assert len(steps(run)) == 1
     rows = Run(run).rows("metrics.jsonl")
     if at == "evaluated batch":  # broken off: nothing is logged of it

@@ -1,0 +1,270 @@
+"""What each command does: it calls a function of `resnets.api`, and prints what that returns.
+
+torch is imported inside a function only, so that `--help` and a typing error answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import MISSING, fields, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+
+from resnets import api
+from resnets.api import training
+from resnets.api.checks import (
+    check_metric_floors,
+    check_value,
+    literal_values,
+    metric_floors,
+    public,
+    seconds,
+)
+from resnets.cli import format, terminal
+from resnets.config.recipe import Augment, Recipe
+from resnets.config.types import Task
+from resnets.errors import UsageError
+from resnets.files import check_inputs, find_model_file
+
+if TYPE_CHECKING:
+    from resnets.training.tune import Trial
+
+STDIN = "\0-"  # for "-", which cyclopts takes for an option: no file has such a name
+
+
+def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any) -> None:
+    """Train a network on DATA, test it, and write a run folder.
+
+    Args:
+        dry_run: Print the plan and stop.
+        devices: Number of processes (one GPU each, if there are any) that share each batch;
+            torchrun starts them.
+    """
+    run, seeds = options.pop("run"), options.pop("seeds")
+    check_value("seeds", seeds, ())
+    if seeds > 1 and devices > 1:
+        raise UsageError("with --devices each seed needs a command of its own: --seed N")
+    if seeds == 1:
+        training.check_run(run, data)
+    plan = api.plan(data, devices=devices, **options)
+    from resnets.training import runner
+    from resnets.training.clock import estimate
+
+    # What is wrong with a folder is told before anything is measured.
+    runs = runner.seed_runs(plan, run, seeds) if seeds > 1 else {}
+    if not runs:
+        runner.run_folder(plan, run)
+    format.print_plan(plan, estimate(plan), list(runs.values()), asked_for=dry_run)
+    if dry_run:
+        return
+    if runs:
+        with terminal.training_bar() as watch:
+            for done in training.train_seeds(plan, run, seeds, watch):
+                terminal.note(f"{done.run} is finished")
+        format.print_comparison(api.runs_compare(*(one.path for one in runs.values())))
+        return
+    folder = runner.create_run(plan, run)
+    terminal.note(f"run folder {folder.path}")
+    if devices > 1:  # the ranks are other processes; this one ends with theirs
+        os.environ["RESNETS_BEGAN"] = str(time.time() - time.monotonic() + plan.began)
+        run_ranks(devices, folder.path, options, plan.recipe.model if plan.external else None)
+    with terminal.training_bar() as watch:
+        outcome = training.train_and_report(folder, plan, watch)
+    format.print_outcome(outcome)
+
+
+def run_ranks(devices: int, run: str | Path, options: dict[str, Any], model: str | None) -> None:
+    """Resume a run in as many processes, and exit as they do."""
+    from resnets.training.distributed import launch
+
+    words = ["--device", options["device"], "--workers", str(options["workers"])]
+    words += ["--model", model] if model else []
+    words += ["--json"] * terminal.out.quiet
+    raise SystemExit(launch(devices, ["resume", str(run), *words]))
+
+
+def tune(data: str, *, rate_only: bool = False, **options: Any) -> None:
+    """Search a recipe's fields for the lowest validation error; repeat the command to resume.
+
+    Args:
+        rate_only: Only suggest a learning rate, by a range test of some seconds; no folder is
+            written.
+    """
+    run, trials, search = (options.pop(name) for name in ("run", "trials", "search"))
+    budget = options.pop("budget")
+    plan = api.plan(data, **options)
+    if rate_only:
+        format.print_rates(*api.find_rate(plan))
+        return
+    from resnets.training.clock import estimate
+
+    format.print_plan(plan, seconds(budget) if budget else trials * estimate(plan))
+    folder = Path(run or training.study_folder(plan))
+    done: list[Trial] = []
+    with terminal.training_bar() as watch:
+        for done in api.tune(
+            plan, run=folder, trials=trials, budget=budget, search=search, watch=watch
+        ):
+            format.print_trial(done, trials)
+    format.print_study(done, folder)
+
+
+def resume(run: str | None = None, *, yes: bool = False, devices: int = 1, **options: Any) -> None:
+    """Resume an interrupted run; without RUN, the newest unfinished one.
+
+    Args:
+        yes: Without RUN, do not ask before resuming a run that is older than a day.
+        devices: Number of processes (one GPU each, if there are any) that share each batch.
+    """
+    if devices > 1:
+        if run is None or options["data"] is not None:
+            raise UsageError("--devices needs RUN, and its data where it was")
+        run_ranks(devices, run, options, options["model"])
+    with terminal.training_bar() as watch:
+        outcome = api.resume(run or newest_unfinished(yes), **options, watch=watch)
+    format.print_outcome(outcome)
+
+
+def newest_unfinished(yes: bool) -> Path:
+    """The newest unfinished run; an old one only after a question. Raises UsageError."""
+    run, written = training.newest_unfinished()
+    age = timedelta(seconds=round(time.time() - written))
+    terminal.note(f"the newest unfinished run is {run}, last written {age} ago", always=True)
+    if age > timedelta(days=1) and not yes:
+        answer = ""
+        if sys.stdin.isatty():
+            terminal.note("resume it? [y/N]", always=True)
+            answer = sys.stdin.readline()
+        if answer.strip().lower() not in ("y", "yes"):
+            raise UsageError(f"not resumed: name it, `resnets resume {run}`, or give --yes")
+    return run
+
+
+def evaluate(*places: str, task: Task, fail_under: list[str] | None = None, **options: Any) -> None:
+    """Test MODEL... on one split of DATA; several models form an ensemble.
+
+    Args:
+        fail_under: METRIC=VALUE: exit with code 1 if it is lower; may be repeated.
+    """
+    wanted = metric_floors(task, fail_under or [])
+    result = api.evaluate(*places, task=task, **options)
+    format.print_result(result)
+    check_metric_floors(wanted, result)
+
+
+def predict(model: str, *inputs: str, task: Task, **options: Any) -> None:
+    """Classify images: files, folders, patterns, or - for an image on standard input."""
+    items = [sys.stdin.buffer.read() if item == STDIN else item for item in inputs]
+    if "out" in options:
+        options["out"] = options["out"] or "predictions"
+        rows = api.predict(model, items, task=task, **options)
+        terminal.note(f"the pictures are in {options['out']}")
+        format.print_findings(rows)
+        return
+    find_model_file(model)
+    check_inputs(items)
+    names = {f"input {k}": "-" for k, item in enumerate(inputs) if item == STDIN}
+    answers = api.predict(model, iter(items), task=task, **options)  # each is shown at once
+    format.print_predictions(replace(one, file=names.get(one.file, one.file)) for one in answers)
+
+
+def explain(model: str, *inputs: str, out: str, **options: Any) -> None:  # noqa: D103
+    format.print_explanations(api.explain(model, *inputs, out=out, **options), Path(out))
+
+
+@public
+def reproduce(
+    *ids: str,
+    budget: Literal["smoke", "cpu", "gpu", "full"] | None = None,
+    arm: list[str] | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    status: bool = False,
+    data: str | None = None,
+    weights: str = "",
+    root: Path = Path(),
+    dry_run: bool = False,
+    device: str = "auto",
+    workers: int = 2,
+) -> None:
+    """Rerun tables and figures of the papers; without --budget, list them.
+
+    Args:
+        ids: Experiments from the list, as r1.tab6; all when left out.
+        budget: smoke: digits, two steps; cpu: some hundred steps at half the resolution, gpu: some
+            thousand; full: the paper's protocol.
+        arm: One row of an experiment, as resnet20; may be repeated.
+        seed: The first seed.
+        seeds: Number of runs of each network, with the seeds that follow.
+        precision: float32 is the papers'; bfloat16 is reported separately; auto takes what the
+            machine has.
+        status: Show the progress of unfinished runs, and stop.
+        data: Where ImageNet is, for the full budget; VOC, COCO or other boxes, for all but smoke.
+        weights: A classifier that detectors and localisers start from with the full budget.
+        root: Folder of runs/, results/ledger.jsonl and docs/results.md; with the smoke budget
+            ROOT/runs/smoke.
+        dry_run: Show what would be run and how long it would take here, and stop.
+    """
+    from resnets.papers import budgets, planning, reproduce, results
+    from resnets.papers.experiments import EXPERIMENTS
+    from resnets.papers.status import status as run_statuses
+
+    if status:
+        terminal.print_rows(run_statuses(root))
+        return
+    if budget is None:
+        terminal.print_rows(planning.overview(root))
+        if under_way := len(run_statuses(root)):
+            terminal.note(f"{under_way} under way: `resnets reproduce --status`", always=True)
+        return
+    if budget == "smoke":
+        root = root / "runs" / "smoke"
+    arms = arm or []
+    wanted = budgets.select_experiments(ids, budget, data, arms)
+    runnable = [e for e in EXPERIMENTS.values() if not e.not_runnable]
+    if not ids and (left_out := [e.id for e in runnable if e not in wanted]):
+        names = ", ".join(left_out)
+        terminal.note(f"left out, since their data has to be named with --data: {names}")
+    jobs = [
+        job
+        for one in wanted
+        for job in budgets.jobs(
+            one, budget, seeds, data, weights, seed=seed, arms=arms, precision=precision
+        )
+    ]
+    if dry_run:
+        terminal.print_rows(planning.plan_jobs(jobs, root, device))
+        return
+    with terminal.training_bar() as watch:
+        for job in jobs:
+            row = reproduce.run(job, root, device=device, workers=workers, watch=watch)
+            if row is None:
+                text = f"{job.experiment.id} {job.arm.name} seed {job.seed}"
+                terminal.note(f"{text}: left out, another process is at it", always=True)
+            else:
+                format.print_experiment(row)
+    format.print_path(results.write_page(root))
+
+
+def data_get(name: Literal["cifar10", "cifar100"]) -> None:  # noqa: D103 - the API's
+    with terminal.download_bar(name) as watch:
+        path = api.data_get(name, watch=watch)
+    terminal.note(f"{name} is in {path}", always=True)
+
+
+def list_fields() -> None:
+    """List the fields of a recipe for --set: name, default, meaning."""
+    rows = []
+    for kind, prefix in ((Recipe, ""), (Augment, "augment.")):
+        hints = get_type_hints(kind)
+        for field in fields(kind):
+            if meaning := field.metadata.get("meaning"):
+                default = {} if field.default is MISSING else field.default
+                choices = ", ".join(map(str, literal_values(hints[field.name])))
+                row = {"field": prefix + field.name, "default": str(default)}
+                rows.append(row | {"meaning": f"{meaning} ({choices})" if choices else meaning})
+    terminal.print_rows(rows)
