@@ -14,7 +14,7 @@ import argparse
 from resnets.config.types import InferenceOptions
 from resnets.data import dataset
 from resnets.device import pick_device, use_bfloat16
-from resnets.evaluation import detection, targets
+from resnets.evaluation import dense_targets, detection, targets
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     source = dataset.load(args.data, task="detect")
     half = use_bfloat16("auto", pick_device())
     how = InferenceOptions(precision="bfloat16" if half else "float32", batch=8, workers=0)
-    model = targets.faster(targets.load_model(args.run, source, how, "detect"))
+    model = dense_targets.fold_norms(targets.load_model(args.run, source, how, "detect"))
     split = targets.held_out_split(args.run, model, source, args.split)
     scales = (0.75, 1.0, 1.5)
     rows = {
@@ -39,14 +39,16 @@ def main() -> None:
         "both": ([model], InferenceOptions(refine=True, scales=scales)),
     }
     if args.context:
-        other = targets.faster(targets.load_model(args.context, source, how, "detect"))
+        other = dense_targets.fold_norms(targets.load_model(args.context, source, how, "detect"))
         rows["global context"] = ([other], how)
         rows["all three"] = ([other], InferenceOptions(refine=True, scales=scales))
         rows["ensemble of the two"] = ([model, other], how)
     plain = None
     for name, (models, asked) in rows.items():
-        network = targets.refinement(models, asked)
-        found = detection.detect(network, split, targets.reading(model, how), bfloat16=half)
+        network = dense_targets.prepare_detector(models, asked)
+        found = detection.detect(
+            network, split, dense_targets.loader_options(model, how), bfloat16=half
+        )
         figures = detection.evaluate_predictions(found, split, source.classes)
         plain = plain or found
         change = detection.compare(plain, found, split, len(source.classes))

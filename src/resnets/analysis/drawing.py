@@ -22,7 +22,7 @@ from resnets.data.detection.coco import UniqueIds, unused_id
 from resnets.data.inputs import Input, expand_inputs
 from resnets.data.splits import Split
 from resnets.escape import visible
-from resnets.evaluation import detection, segmentation, targets
+from resnets.evaluation import dense_targets, detection, segmentation, targets
 from resnets.evaluation.detection import Detect, DetectionPredictions
 from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.predictor import Model
@@ -189,7 +189,7 @@ def draw_predictions(
     how: InferenceOptions,
 ) -> list[dict[str, str]]:
     """Draw what a detector, localiser or segmenter finds on images; a row says what, or why not."""
-    model = targets.faster(targets.load_model(path, None, how))
+    model = dense_targets.fold_norms(targets.load_model(path, None, how))
     ids = UniqueIds()
     given: Sequence[Any] = inputs if isinstance(inputs, list | tuple) else [inputs]
     rest = [x for x in given if not isinstance(x, str | Path) or not ids.add(Path(x))]
@@ -198,12 +198,12 @@ def draw_predictions(
     assert isinstance(split.images, tuple)
     values = {path: largest_value_of_file(path) for path in split.images}
     warn_clipped(values, model.card.preprocess.white)
-    with targets.name_model_in_errors(path):
+    with dense_targets.name_model_in_errors(path):
         if isinstance(model.network, Segmenter):
-            rows = draw_segmentation(model, split, out, targets.reading(model, how))
+            rows = draw_segmentation(model, split, out, dense_targets.loader_options(model, how))
         else:
-            network = targets.refinement([model], how)
+            network = dense_targets.prepare_detector([model], how)
             rows = draw_detections(
-                network, model, split, out, score, ids, targets.reading(model, how)
+                network, model, split, out, score, ids, dense_targets.loader_options(model, how)
             )
     return [csv_row(file, problem=why) for file, why in bad] + rows

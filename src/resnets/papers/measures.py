@@ -96,11 +96,13 @@ def detector_metrics(
     refine: bool, scales: Sequence[float], models: Sequence[Model], split: Split
 ) -> Metrics:
     """Averages in % of the models as one, with the improvements of 1512.03385, appendix B."""
-    from resnets.evaluation import detection, targets
+    from resnets.evaluation import dense_targets, detection
 
     options = InferenceOptions(refine=refine, scales=tuple(scales) or (1.0,))
-    detector = targets.refinement(models, options)
-    predictions = detection.detect(detector, split, targets.reading(models[0], options))
+    detector = dense_targets.prepare_detector(models, options)
+    predictions = detection.detect(
+        detector, split, dense_targets.loader_options(models[0], options)
+    )
     metrics = detection.evaluate_predictions(predictions, split, models[0].card.classes)
     averages = {"map50": metrics.map50, "map": metrics.map, "voc07": metrics.voc07}
     return {name: 100 * value for name, value in averages.items() if value is not None}
@@ -108,12 +110,12 @@ def detector_metrics(
 
 def localizer_metrics(scales: Sequence[float], models: Sequence[Model], split: Split) -> Metrics:
     """Errors in % given the class, and of the network's own five classes."""
-    from resnets.evaluation import targets
+    from resnets.evaluation import dense_targets
     from resnets.evaluation.localization import evaluate
 
     options = InferenceOptions(scales=tuple(scales) or (1.0,))
-    network: Any = targets.refinement(models, options)
-    metrics = evaluate(network, split, targets.reading(models[0], options))
+    network: Any = dense_targets.prepare_detector(models, options)
+    metrics = evaluate(network, split, dense_targets.loader_options(models[0], options))
     return {"given_error": 100 * metrics.error, "five_error": 100 * metrics.top5_error}
 
 

@@ -13,7 +13,7 @@ from resnets.config.recipe import Recipe
 from resnets.config.recipes import RECIPES
 from resnets.config.tasks import DETECT
 from resnets.data.dataset import Source, Split
-from resnets.evaluation import detection, targets
+from resnets.evaluation import dense_targets, detection
 from resnets.evaluation.detection import DetectionMetrics
 from resnets.evaluation.predictor import Model
 from resnets.models import Network
@@ -76,5 +76,5 @@ DETECTION = Task(
     test=test,
     details=DETECTIONS,
     require=require_coco,
-    evaluate=partial(targets.evaluate_dense, "detect", targets.test_detectors),
+    evaluate=partial(dense_targets.evaluate_dense, "detect", dense_targets.test_detectors),
 )

@@ -13,7 +13,7 @@ from resnets.config.recipe import Recipe
 from resnets.config.recipes import RECIPES
 from resnets.config.tasks import LOCALIZE
 from resnets.data.dataset import Source, Split
-from resnets.evaluation import localization, targets
+from resnets.evaluation import dense_targets, localization
 from resnets.evaluation.localization import LocalizationMetrics
 from resnets.evaluation.predictor import Model
 from resnets.models import Network
@@ -60,5 +60,5 @@ LOCALIZATION = Task(
     example_inputs=dense.example_objects,
     validate=validate,
     test=test,
-    evaluate=partial(targets.evaluate_dense, "localize", targets.test_localizer),
+    evaluate=partial(dense_targets.evaluate_dense, "localize", dense_targets.test_localizer),
 )

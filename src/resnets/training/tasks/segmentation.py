@@ -14,7 +14,7 @@ from resnets.config.recipe import Recipe
 from resnets.config.recipes import RECIPES
 from resnets.config.tasks import SEGMENT
 from resnets.data.dataset import Source, Split
-from resnets.evaluation import segmentation, targets
+from resnets.evaluation import dense_targets, segmentation
 from resnets.evaluation.predictor import Model
 from resnets.evaluation.segmentation import SegmentationMetrics
 from resnets.models import Network
@@ -68,5 +68,5 @@ SEGMENTATION = Task(
     example_inputs=example_pixels,
     validate=validate,
     test=test,
-    evaluate=partial(targets.evaluate_dense, "segment", targets.test_segmenter),
+    evaluate=partial(dense_targets.evaluate_dense, "segment", dense_targets.test_segmenter),
 )
