@@ -302,8 +302,7 @@ def tune(
 
     total = 0.0 if budget is None else checks.seconds(budget)
     folder = runner.run_folder(chosen, run or study_folder(chosen))
-    create, finish = runner.create_run, runner.finish
-    return tune.search(folder, chosen, search, trials, total, create, finish, watch)
+    return tune.search(folder, chosen, search, trials, total, watch)
 
 
 def study_folder(chosen: Plan) -> Path:

@@ -17,7 +17,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -33,6 +32,7 @@ from resnets.training.memory import fit_to_memory
 from resnets.training.plan import Plan
 from resnets.training.resolve import resolve
 from resnets.training.run import Run, invalid_file
+from resnets.training.runner import create_run, finish
 from resnets.training.signals import SignalFlags
 
 try:
@@ -110,14 +110,11 @@ def search(
     asked: Sequence[str],
     trials: int,
     budget: float,
-    create: Callable[[Plan, Path], Run],
-    finish: Callable[[Run, Plan, float], object],
     watch: Callable[[Progress], None],
 ) -> Iterator[list[Trial]]:
     """Run trials until `trials` of them have ended; yields all that have, at first and after each.
 
     With a `budget` each has the same share of these seconds, those of earlier calls included.
-    `create` and `finish` make a run folder and write a run's result.
 
     Raises UsageError for a wrong field or range, another study in the folder, or another process
     there; Interrupted by a signal, after which the same call goes on with the current trial.
@@ -134,7 +131,7 @@ def search(
         done, running = read_trials(folder)
         yield done
         while len(done) < trials:
-            run_trial(study, done, running, create, finish, watch, stop)
+            run_trial(study, done, running, watch, stop)
             done, running = read_trials(folder)
             names = ("number", "state", "error", "seconds")
             rows = ([*map(asdict(t).get, names), *map(t.fields.get, space)] for t in done)
@@ -219,8 +216,6 @@ def run_trial(
     study: Study,
     done: Sequence[Trial],
     running: Sequence[Trial],
-    create: Callable[[Plan, Path], Run],
-    finish: Callable[[Run, Plan, float], object],
     watch: Callable[[Progress], None],
     stop: SignalFlags,
 ) -> None:
@@ -243,8 +238,8 @@ def run_trial(
     run.path.mkdir(exist_ok=True)
     run.write_json("trial.json", asdict(trial))
     if not (run.path / "recipe.json").exists():
-        create(plan, run.path)
-    run.write_json("trial.json", asdict(train(run, plan, trial, proposed, finish, watch, stop)))
+        create_run(plan, run.path)
+    run.write_json("trial.json", asdict(train(run, plan, trial, proposed, watch, stop)))
 
 
 def train(
@@ -252,7 +247,6 @@ def train(
     plan: Plan,
     trial: Trial,
     proposed: optuna.Trial,
-    finish: Callable[[Run, Plan, float], object],
     watch: Callable[[Progress], None],
     stop: SignalFlags,
 ) -> Trial:
