@@ -39,7 +39,7 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
     """
     signature, choices = inspect.signature(function), dict[str, list[Any]]()
     for name, hint in get_type_hints(function).items():
-        choices[name] = [x for part in (hint, *get_args(hint)) for x in literal_values(part)]
+        choices[name] = [x for kind in (hint, *get_args(hint)) for x in literal_values(kind)]
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     known = [name for name, parameter in signature.parameters.items() if parameter.kind in kinds]
 
@@ -142,12 +142,12 @@ def numbers(values: str | float | Sequence[float]) -> tuple[float, ...]:
     """The scales of "0.5,1,1.5" or of numbers; all are above 0."""
     items = values.split(",") if isinstance(values, str) else values
     try:
-        found = tuple(float(x) for x in ([items] if isinstance(items, int | float) else items))
+        scales = tuple(float(x) for x in ([items] if isinstance(items, int | float) else items))
     except (TypeError, ValueError):
-        found = ()
-    if not found or not all(0 < x < math.inf for x in found):
+        scales = ()
+    if not scales or not all(0 < x < math.inf for x in scales):
         raise UsageError(f"invalid scales {values!r}: write 0.5,1,1.5")
-    return found
+    return scales
 
 
 def views(value: str | Sequence[str], models: int) -> tuple[View, ...]:
@@ -189,10 +189,10 @@ def metric_floors(task: Task, fields: Mapping[str, Any] | Sequence[str]) -> dict
 
 def check_metric_floors(wanted: Mapping[str, float], result: object) -> None:
     """Raise ResnetsError where a figure of `result` is less, UsageError where it has none."""
-    found = {name: getattr(result, name) for name in wanted}
-    if none := [name for name, value in found.items() if value is None]:
+    reached = {name: getattr(result, name) for name in wanted}
+    if none := [name for name, value in reached.items() if value is None]:
         raise UsageError(f"--fail-under {none[0]}: these images have no such figure")
-    if short := [f"{k} {found[k]:.4f} < {v:g}" for k, v in wanted.items() if found[k] < v]:
+    if short := [f"{k} {reached[k]:.4f} < {v:g}" for k, v in wanted.items() if reached[k] < v]:
         raise ResnetsError(f"--fail-under: {', '.join(short)}")
 
 

@@ -44,14 +44,14 @@ def load(
     from resnets.device import pick_device
     from resnets.evaluation import predictor
 
-    place, bfloat16, fields = (
+    where, bfloat16, fields = (
         pick_device(device),
         precision == "bfloat16",
         checks.arch_overrides(overrides),
     )
     return predictor.load(
         path,
-        device=place,
+        device=where,
         bfloat16=bfloat16,
         classes=classes,
         task=task,

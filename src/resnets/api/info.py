@@ -168,11 +168,11 @@ def write_report(
     """
     from resnets.reporting import card, facts, report  # here, since matplotlib delays every start
 
-    found = facts.read_facts(run)
+    run_facts = facts.read_facts(run)
     if data is not None:
-        found = replace(found, recipe=replace(found.recipe, data=data))
-    card.write(found)
-    return report.write(found, source, network)
+        run_facts = replace(run_facts, recipe=replace(run_facts.recipe, data=data))
+    card.write(run_facts)
+    return report.write(run_facts, source, network)
 
 
 @public
@@ -198,8 +198,10 @@ def doctor(*, quick: bool = False) -> dict[str, str]:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         facts["memory"] = f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
     facts["disk"] = f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here"
-    there = importlib.util.find_spec("tensorboard") is not None
-    facts["tensorboard"] = "installed" if there else "missing: pip install 'resnets[track]'"
+    has_tensorboard = importlib.util.find_spec("tensorboard") is not None
+    facts["tensorboard"] = (
+        "installed" if has_tensorboard else "missing: pip install 'resnets[track]'"
+    )
     facts["precision"] = "bfloat16" if use_bfloat16("auto", pick_device()) else "float32"
     facts["training kernels"] = describe_kernels(
         FAMILY["resnet20"], pick_device(), facts["precision"] == "bfloat16"

@@ -148,11 +148,11 @@ def load_and_resolve(
 
     launched = distributed.launched()
     ranks = distributed.join(device) if launched else distributed.World(size=devices)
-    place = ranks.device if launched else pick_device(device)
+    target = ranks.device if launched else pick_device(device)
     task = find_task(task_name)
     task.require()
     source = dataset.load(checks.data_place(data), max_unreadable=max_unreadable, task=task_name)
-    base = base or task.default_recipe(source, training_images(source), place)
+    base = base or task.default_recipe(source, training_images(source), target)
     recipe = recipes.replace_fields(base, changes)
     # A run is resumed from anywhere, so paths are kept whole; a name stays a name.
     recipe = replace(
@@ -165,7 +165,7 @@ def load_and_resolve(
         source = dataset.merge_val_into_train(source)
     if recipe.val_fraction:
         source = dataset.hold_out(source, recipe.val_fraction, recipe.seed)
-    result = resolve(recipe, source, place, workers, ranks, task, external)
+    result = resolve(recipe, source, target, workers, ranks, task, external)
     return replace(memory.fit_to_memory(result), data=data)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from resnets.api import checks
 from resnets.api.checks import public
 from resnets.api.info import runs_compare, write_report
-from resnets.api.plans import plan, planned
+from resnets.api.plans import is_plan, plan, planned
 from resnets.config.types import Task
 from resnets.errors import DataError, ResnetsError, UsageError
 from resnets.files import check_outside
@@ -74,8 +74,8 @@ def train(
 
     if seeds == 1:
         return train_and_report(runner.create_run(chosen, run), chosen, watch)
-    done = list(train_seeds(chosen, run, seeds, watch))
-    return replace(done[0], compared=runs_compare(*(one.run for one in done)))
+    results = list(train_seeds(chosen, run, seeds, watch))
+    return replace(results[0], compared=runs_compare(*(result.run for result in results)))
 
 
 def train_and_report(
@@ -142,11 +142,11 @@ def train_seeds(
             continue
         chosen, begun = first, (folder.path / "recipe.json").exists()
         if begun or seed != first.recipe.seed:
-            own = recipes.read_recipe(folder.path / "recipe.json") if begun else first.recipe
-            own = replace(own, seed=seed)
-            data = own.data if first.data is None else first.data
+            recipe = recipes.read_recipe(folder.path / "recipe.json") if begun else first.recipe
+            recipe = replace(recipe, seed=seed)
+            data = recipe.data if first.data is None else first.data
             chosen = plan(
-                data, recipe=own, device=str(first.device), workers=first.workers,
+                data, recipe=recipe, device=str(first.device), workers=first.workers,
                 model=first.external,
             )  # fmt: skip
             chosen = replace(chosen, task=first.task)  # whose parts may be a person's own

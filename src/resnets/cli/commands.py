@@ -64,7 +64,7 @@ def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any)
         with terminal.training_bar() as watch:
             for done in training.train_seeds(plan, run, seeds, watch):
                 terminal.note(f"{done.run} is finished")
-        format.print_comparison(api.runs_compare(*(one.path for one in runs.values())))
+        format.print_comparison(api.runs_compare(*(run.path for run in runs.values())))
         return
     folder = runner.create_run(plan, run)
     terminal.note(f"run folder {folder.path}")
@@ -168,7 +168,9 @@ def predict(model: str, *inputs: str, task: Task, **options: Any) -> None:
     check_inputs(items)
     names = {f"input {k}": "-" for k, item in enumerate(inputs) if item == STDIN}
     answers = api.predict(model, iter(items), task=task, **options)  # each is shown at once
-    format.print_predictions(replace(one, file=names.get(one.file, one.file)) for one in answers)
+    format.print_predictions(
+        replace(answer, file=names.get(answer.file, answer.file)) for answer in answers
+    )
 
 
 def explain(model: str, *inputs: str, out: str, **options: Any) -> None:  # noqa: D103
@@ -231,9 +233,9 @@ def reproduce(
         terminal.note(f"left out, since their data has to be named with --data: {names}")
     jobs = [
         job
-        for one in wanted
+        for experiment in wanted
         for job in budgets.jobs(
-            one, budget, seeds, data, weights, seed=seed, arms=arms, precision=precision
+            experiment, budget, seeds, data, weights, seed=seed, arms=arms, precision=precision
         )
     ]
     if dry_run:

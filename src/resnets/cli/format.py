@@ -1,4 +1,4 @@
-"""What each command tells: figures in a line, the rest in tables, what to type next."""
+"""What each command prints: text, or with --json JSON, never both; and what to type next."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def print_plan(
 
 
 def print_outcome(finished: TrainResult) -> None:
-    """The end of a run: its test figures, and what to type next."""
+    """The result of a run, and what to type next."""
     if not terminal.is_main:
         return
     result, folder = finished.result, finished.run
@@ -76,17 +76,17 @@ def print_outcome(finished: TrainResult) -> None:
     if result is not None:
         out.print(result.headline())
     out.print(f"trained in {format_seconds(finished.seconds)}; everything is in {folder}")
-    command, place = f"resnets {TASK_TEXTS[finished.task].command}", shlex.quote(str(folder))
-    after = f"next: {command}predict {place} IMAGE"
+    command, path = f"resnets {TASK_TEXTS[finished.task].command}", shlex.quote(str(folder))
+    after = f"next: {command}predict {path} IMAGE"
     if result is not None:
         data = shlex.quote(Run(folder).read_json("recipe.json")["data"])
         split = "" if result.split == "test" else f" --split {result.split}"
-        after += f"    {command}evaluate {place} {data}{split}"
+        after += f"    {command}evaluate {path} {data}{split}"
     note(after)
 
 
 def print_result(figures: Tested) -> None:
-    """The figures of an evaluation, class by class, and what was asked for beside them."""
+    """The metrics of an evaluation, of each class too, and the extras that were asked for."""
     from resnets.evaluation.classification import ClassificationMetrics
 
     for path, reason in figures.unreadable:
@@ -99,24 +99,24 @@ def print_result(figures: Tested) -> None:
         print_table(rows)
 
 
-def print_comparison(found: Mapping[str, Any]) -> None:
+def print_comparison(comparison: Mapping[str, Any]) -> None:
     """Runs side by side: a table, or numbers as JSON."""
     from resnets.reporting.compare import rows
 
-    print_json(found)
-    print_table(rows(found))
+    print_json(comparison)
+    print_table(rows(comparison))
 
 
 def print_extras(figures: ClassificationMetrics) -> None:
-    """What was asked for beside the figures, a line each."""
-    if found := figures.comparison:
-        low, high = (f"{100 * x:+.2f}" for x in found.interval)
+    """The extras of an evaluation, one line each."""
+    if comparison := figures.comparison:
+        low, high = (f"{100 * x:+.2f}" for x in comparison.interval)
         out.print(
-            f"the second model against the first: {100 * found.difference:+.2f} points "
-            f"({low} to {high} at 95 % by bootstrap), p = {found.p:.2g}; "
-            f"{len(found.fixed)} images mended, {len(found.broken)} broken"
+            f"the second model against the first: {100 * comparison.difference:+.2f} points "
+            f"({low} to {high} at 95 % by bootstrap), p = {comparison.p:.2g}; "
+            f"{len(comparison.fixed)} images mended, {len(comparison.broken)} broken"
         )
-        for what, indices in (("mended", found.fixed), ("broken", found.broken)):
+        for what, indices in (("mended", comparison.fixed), ("broken", comparison.broken)):
             note(f"{what}: {' '.join(map(str, indices[:20]))}{' ...' * (len(indices) > 20)}")
     if figures.abstention:
         threshold, coverage = figures.abstention
@@ -142,23 +142,23 @@ def print_extras(figures: ClassificationMetrics) -> None:
         )
 
 
-def print_calibration(found: Calibration) -> None:
+def print_calibration(calibration: Calibration) -> None:
     """The temperature, and the figures before and after in a table."""
-    pairs = {"before": found.before, "after": found.after}
+    pairs = {"before": calibration.before, "after": calibration.after}
     names = ("images", "ece", "loss", "top1")
     rows = [{"when": when} | {n: getattr(r, n) for n in names} for when, r in pairs.items()]
-    print_json({"temperature": found.temperature, "figures": rows})
-    out.print(f"temperature {found.temperature:.4g}")
+    print_json({"temperature": calibration.temperature, "figures": rows})
+    out.print(f"temperature {calibration.temperature:.4g}")
     print_table(rows)
 
 
-def print_analysis(found: Analysis) -> None:
+def print_analysis(analysis: Analysis) -> None:
     """The rows of an instrument, and what they say."""
-    print_json({"verdict": found.verdict, "folder": str(found.folder), "rows": found.rows})
+    print_json({"verdict": analysis.verdict, "folder": str(analysis.folder), "rows": analysis.rows})
     if not terminal.quiet:
-        print_table(found.rows)
-    out.print(found.verdict)
-    note(f"the table and the picture are in {found.folder}")
+        print_table(analysis.rows)
+    out.print(analysis.verdict)
+    note(f"the table and the picture are in {analysis.folder}")
 
 
 def print_path(path: Path) -> None:
@@ -167,10 +167,10 @@ def print_path(path: Path) -> None:
     out.print(str(path))
 
 
-def print_explanations(found: Iterable[Any], folder: Path) -> None:
-    """What was found in how many images; or the answers to each, as `predictions`."""
+def print_explanations(explanations: Iterable[Any], folder: Path) -> None:
+    """The explanation of each image, or the number of images of each finding."""
     images, more = list[Any](), dict[str, Any]()
-    for item in found:
+    for item in explanations:
         if isinstance(item, dict):
             more |= item
         elif hasattr(item, "verdict"):

@@ -137,9 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         terminal.flush_or_close(sys.stdout)
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
-        place = f": {error.filename}" if error.filename else ""
+        file = f": {error.filename}" if error.filename else ""
         code = (DiskError if full else DataError).exit_code
-        fail(f"{error.strerror or error}{place}", code)
+        fail(f"{error.strerror or error}{file}", code)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -64,10 +64,10 @@ HABITS = {  # what users of torchvision, timm and Ultralytics write, and what it
 
 def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     """What a docstring says of the function to all users, and of each argument, in one line."""
-    text, _, rest = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:\n")
+    text, _, arguments = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:\n")
     text = re.split(r"\n\n(?=In Python|Raises)", text)[0]
-    entries = re.findall(r"^    (\w+): (.*(?:\n     +.*)*)", rest, re.MULTILINE)
-    whole = "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+    entries = re.findall(r"^    (\w+): (.*(?:\n     +.*)*)", arguments, re.MULTILINE)
+    whole = "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
     return whole, {name: for_commands(" ".join(words.split())) for name, words in entries}
 
 
@@ -116,10 +116,10 @@ def make_command(
     help = (read_docstring(like)[1] if like else {}) | help | more | dict(words)
     parameters, hints = dict[str, inspect.Parameter](), get_type_hints(function)
     hints |= get_type_hints(run)
-    for one in (run, function):
-        for key, value in inspect.signature(one).parameters.items():
+    for source in (run, function):
+        for key, value in inspect.signature(source).parameters.items():
             variadic = value.kind is value.VAR_POSITIONAL
-            if value.kind is value.VAR_KEYWORD or (one is run and key == "arguments"):
+            if value.kind is value.VAR_KEYWORD or (source is run and key == "arguments"):
                 continue
             if key in hide or key in given or key in parameters:
                 continue

@@ -102,9 +102,9 @@ def json_text(data: Any, indent: int | None = None) -> str:
     return json.dumps(data, indent=indent).replace("\x7f", "\\u007f")
 
 
-def format_percent(part: float | None) -> str:
+def format_percent(share: float | None) -> str:
     """0.0827 as 8.27 %."""
-    return "-" if part is None else f"{100 * part:.2f} %"
+    return "-" if share is None else f"{100 * share:.2f} %"
 
 
 def format_count(number: float) -> str:
@@ -199,9 +199,9 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     out.print(shown)
 
 
-def print_rows(found: Iterable[Mapping[str, Any]]) -> None:
+def print_rows(items: Iterable[Mapping[str, Any]]) -> None:
     """Rows, of which there may be none."""
-    rows = list(found)
+    rows = list(items)
     print_json(rows)
     if rows:
         print_table(rows)

@@ -88,14 +88,14 @@ def load_model(
 
 def pick_split(source: Source, name: str) -> Split:
     """The split of that name, or "all". Raises DataError that says which there are."""
-    there = source.splits
+    splits = source.splits
     if name == "all":
-        return functools.reduce(Split.plus, there.values())
-    if name not in there:
+        return functools.reduce(Split.plus, splits.values())
+    if name not in splits:
         keep = "\nTrain with --set val_fraction=0.1 to keep some images." if name == "val" else ""
-        known = f"it has: {', '.join(there)} (--split){keep}"
+        known = f"it has: {', '.join(splits)} (--split){keep}"
         raise DataError(f"{source.name} has no {name} split; {known}")
-    return there[name]
+    return splits[name]
 
 
 def load_target(
@@ -182,8 +182,8 @@ def check_read(bad: Sequence[tuple[Path, str]], images: int, allowed: float, wha
 
 def unlabelled(source: Source, like: Tensor) -> Split:
     """All images of a data set, with placeholder labels shaped like `like`."""
-    every = functools.reduce(Split.plus, source.splits.values())
-    return replace(every, labels=like.new_zeros(len(every), *like.shape[1:]))
+    images = functools.reduce(Split.plus, source.splits.values())
+    return replace(images, labels=like.new_zeros(len(images), *like.shape[1:]))
 
 
 def test_classifiers(

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from resnets.config import arch as archs
-from resnets.config import recipe as room
+from resnets.config import recipe as recipes
 from resnets.device import environment
 from resnets.errors import CheckpointError, UsageError
-from resnets.evaluation import scores as scores_room
+from resnets.evaluation import scores as score_files
 from resnets.evaluation.classification import classification_metrics
 from resnets.evaluation.predictor import Model, load
 from resnets.files import check_outside
@@ -36,7 +36,7 @@ from resnets.training.state import State, TrainProgress
 from resnets.training.stream import batches
 from resnets.training.tasks import TASKS, TaskMetrics, task_of_run
 
-PAGES = ("README.md", "report.html")  # what is written of a run after its result
+PAGES = ("README.md", "report.html")  # written after the result
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class TrainResult:
 
 
 def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
-    """Where a plan's run will be, without a path runs/DATA-MODEL, numbered where that is taken.
+    """The run folder of a plan; without a path runs/DATA-MODEL, numbered if that is taken.
 
-    Raises UsageError where a run is already, or among the data. Under torchrun, which may start a
-    command again, a run that is there is for `create_run`.
+    Raises UsageError for the folder of a run, or one inside the data. Under torchrun, which may
+    start a command again, an existing run is left to `create_run`.
     """
     stem = default_name(plan)
     names = chain([stem], (f"{stem}-{number}" for number in count(2)))
@@ -67,7 +67,7 @@ def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
 
 
 def default_name(plan: Plan) -> str:
-    """Where a plan's run is, when nothing is said."""
+    """The default run folder of a plan."""
     network = plan.recipe.model.replace(":", "-")  # my_module:build
     return f"runs/{Path(plan.recipe.data).stem or 'data'}-{network}"
 
@@ -75,22 +75,22 @@ def default_name(plan: Plan) -> str:
 def seed_runs(plan: Plan, path: str | Path | None, seeds: int) -> dict[int, Run]:
     """The runs of a plan with its seed and those that follow: PATH-seed0, PATH-seed1, ...
 
-    Those that are there go on. Raises UsageError where one is of another recipe or other data, or
+    Existing ones are resumed. Raises UsageError where one is of another recipe or other data, or
     under torchrun; and as `Run.check_free`.
     """
     if launched():
         raise UsageError("under torchrun each seed needs a command of its own: --seed N")
-    place, first = Path(path or default_name(plan)), plan.recipe.seed
-    runs = {seed: Run(Path(f"{place}-seed{seed}")) for seed in range(first, first + seeds)}
+    base, first = Path(path or default_name(plan)), plan.recipe.seed
+    runs = {seed: Run(Path(f"{base}-seed{seed}")) for seed in range(first, first + seeds)}
     for seed, run in runs.items():
         check_outside(run.path, plan.recipe.data)
         if not (run.path / "recipe.json").exists():
             run.check_free()
             continue
-        wanted = room.to_dict(plan.recipe) | {"seed": seed, "digest": plan.source.digest}
-        there = room.to_dict(run.read_recipe())
-        there |= {"digest": run.read_json("source.json")["digest"]}
-        if other := [key for key in wanted if wanted[key] != there[key]]:
+        wanted = recipes.to_dict(plan.recipe) | {"seed": seed, "digest": plan.source.digest}
+        stored = recipes.to_dict(run.read_recipe())
+        stored |= {"digest": run.read_json("source.json")["digest"]}
+        if other := [key for key in wanted if wanted[key] != stored[key]]:
             raise UsageError(
                 f"{run.path} holds a run with other {', '.join(other)}: repeat its command, or "
                 "give another folder with --run"
@@ -101,15 +101,15 @@ def seed_runs(plan: Plan, path: str | Path | None, seeds: int) -> dict[int, Run]
 def create_run(plan: Plan, path: str | Path | None = None) -> Run:
     """Create the run folder of a plan; errors as in `run_folder`, and DiskError.
 
-    Under torchrun, which starts a command again after a failure, a run that is there goes on.
+    Under torchrun, which starts a command again after a failure, an existing run is resumed.
     """
     world, run = plan.world, Run(Path(path or "."))
     if launched():
         if path is None:
             raise UsageError("under torchrun give a folder that all its restarts share: --run DIR")
         if world.broadcast(run.finished and not missing_results(run)):
-            verb = f"resnets {plan.task.text.command}evaluate"
-            raise UsageError(f"{path} is finished; `{verb} {path} DATA` uses it")
+            command = f"resnets {plan.task.text.command}evaluate"
+            raise UsageError(f"{path} is finished; `{command} {path} DATA` uses it")
         if world.broadcast((run.path / "recipe.json").exists()):
             return run
     if not world.is_main:
@@ -137,7 +137,7 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
         run.write_json("environment.json", environment())
         if table := plan.source.split_table():
             run.write_csv("split.csv", ("file", "label", "split"), table)
-        run.write_json("recipe.json", room.to_dict(plan.recipe))  # last: now it is a run
+        run.write_json("recipe.json", recipes.to_dict(plan.recipe))  # last: now it is a run
     return run
 
 
@@ -149,7 +149,7 @@ def replaced_parts(plan: Plan) -> list[str]:
 
 
 def missing_results(run: Run) -> list[str]:
-    """What a run without a result, or one that was broken off after it, does not have yet."""
+    """The files that a run without a result, or one interrupted after it, still lacks."""
     if not run.finished:
         return ["result.json"]
     ended, source = run.read_json("result.json"), run.read_json("source.json")
@@ -164,7 +164,7 @@ def missing_results(run: Run) -> list[str]:
 
 @contextmanager
 def hold(run: Run, plan: Plan) -> Iterator[SignalFlags]:
-    """Hold a run's folder, where this process writes it, and turn signals into flags."""
+    """Lock the run folder, if this process writes it, and turn signals into flags."""
     with run.locked() if plan.world.is_main else nullcontext(), SignalFlags() as stop:
         yield stop
 
@@ -174,7 +174,7 @@ def train_and_test(
 ) -> Generator[Progress, None, TrainResult]:
     """Train from where the run stands, then test and write the result, or what it lacks.
 
-    Yields the progress. The caller holds the run and writes its report. `again` is what resumes it
+    Yields the progress. The caller locks the run and writes its report. `again` is what resumes it
     after a signal.
     """
     world = plan.world
@@ -190,9 +190,9 @@ def train_and_test(
 
 
 def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:
-    """Write model.safetensors, calibrated, and what it says and reaches, tested once.
+    """Write the calibrated model.safetensors, its scores and its metrics, tested once.
 
-    Where the result is there already only what is missing beside it is written.
+    If there is a result already, only what is missing beside it is written.
     """
     task, missing = plan.task, missing_results(run)
     no_model = not run.finished or "model.safetensors" in missing
@@ -222,7 +222,7 @@ def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:
 
 
 def licence(root: Path | None) -> str:
-    """What a LICENSE file or COCO annotations say of the licence of the data; empty for nothing."""
+    """The licence of the data by its LICENSE file or COCO annotations; empty if there is none."""
     if root is None or not root.is_dir():
         return ""
     for path in sorted(root.iterdir()):
@@ -256,22 +256,22 @@ def write_model(run: Run, plan: Plan, network: Network, progress: TrainProgress)
 
 def last_state(run: Run, plan: Plan) -> tuple[State, TrainProgress]:
     """The state after the last step. Raises CheckpointError where it is gone."""
-    found = checkpoint.newest(run.path / "checkpoints")
-    if found is None or not found.progress.done:
+    newest = checkpoint.newest(run.path / "checkpoints")
+    if newest is None or not newest.progress.done:
         raise CheckpointError(
             f"{run.path} has no checkpoint of its last step, from which its result is written"
         )
     state = State.start(plan.recipe, plan.arch, plan.device)
-    state.restore(found.tensors, found.progress)
-    return state, found.progress
+    state.restore(newest.tensors, newest.progress)
+    return state, newest.progress
 
 
 def rescale(run: Run, factor: float) -> None:
     """Divide the logits of a run's scores by a factor of its temperature, and renew its figures."""
     path = run.path / "scores.safetensors"
     if path.exists():
-        said = scores_room.load(path)
-        said = replace(said, logits=said.logits / factor)
-        scores_room.save(path, said)
+        scores = score_files.load(path)
+        scores = replace(scores, logits=scores.logits / factor)
+        score_files.save(path, scores)
         split = run.read_json("result.json")["split"]
-        run.write_json("result.json", classification_metrics(said, split).summary())
+        run.write_json("result.json", classification_metrics(scores, split).summary())
