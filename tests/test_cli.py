@@ -566,9 +566,9 @@ def test_a_signal_saves_and_resume_goes_on(tmp_path, number, code):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["evaluate"], ("Side of the input", "ten-crop,flip", "Images of a forward pass")),
-        (["localize", "evaluate"], ("Judge the boxes", "Sizes of the image", "five classes")),
-        (["segment", "predict"], ("Images of a forward pass", "Mean and deviation")),
+        (["evaluate"], ("Side length of the input", "ten-crop,flip", "Images per forward pass")),
+        (["localize", "evaluate"], ("Box refinement", "Image scales", "five candidate classes")),
+        (["segment", "predict"], ("Images per forward pass", "Mean and standard deviation")),
     ],
 )
 def test_options_that_verbs_share_are_explained(cli, command, words):
