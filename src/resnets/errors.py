@@ -1,4 +1,4 @@
-"""What can go wrong for a person, each with its exit code.
+"""The errors that a user can meet, each with its exit code.
 
 The message says what is wrong, which file or key, and what to do, in three lines at most. The
 command line prints it without a traceback and exits with the code; in Python it is an exception.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class ResnetsError(Exception):
-    """Something a person can mend; `exit_code` is the command line's."""
+    """An error that the user can fix; `exit_code` is the command line's."""
 
     exit_code = 1
 
@@ -25,7 +25,7 @@ class UsageError(ResnetsError, exit_code=2):
 
 
 class DataError(ResnetsError, exit_code=3):
-    """Data that is missing, empty, broken or not what was said."""
+    """Data that is missing, empty, broken or not what was stated."""
 
 
 Problem = tuple[str, str]  # where, and what
@@ -85,7 +85,7 @@ class MissingPackage(ResnetsError, exit_code=8):
 
 
 class Interrupted(ResnetsError):
-    """A signal stopped training after a step; everything is saved, and `again` goes on."""
+    """A signal stopped training after a step; everything is saved, and `again` resumes it."""
 
     def __init__(self, again: str, signal: int) -> None:
         super().__init__(f"stopped; everything is saved. Resume with {again}")
@@ -93,7 +93,7 @@ class Interrupted(ResnetsError):
 
 
 class Assumption(UserWarning):
-    """What was taken for granted of files that do not say it, or left out of them."""
+    """An assumption about files that do not say it, or what was left out of them."""
 
 
 SYNONYMS = {  # what other programs call a thing, and what it is called here

@@ -1,7 +1,7 @@
-"""Names from outside, made harmless where they are written: one function for each place.
+"""Escapes for text from outside: one function for each kind of output.
 
-Class names, names of files and values of recipes may hold anything: sequences that steer a
-terminal, marks that turn the direction of text, lines that look like ours, formulas.
+Class names, file names and values of recipes may hold anything: control sequences of a terminal,
+marks that reverse the direction of text, lines that look like ours, formulas.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BLANK = set("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164
 
 
 def visible(text: str, keep: str = "") -> str:
-    """Text whose signs all show: others stand as in JSON, `\\u001b` and `\\n`, but for `keep`."""
+    """Text with invisible characters escaped as in JSON, `\\u001b` and `\\n`, except for `keep`."""
     if text.isascii() and text.isprintable():
         return text
     with suppress(UnicodeEncodeError):  # where a locale lacks them, names of files hold bytes
@@ -34,15 +34,15 @@ def _shown(sign: str) -> str:
 
 
 def lines(text: str) -> str:
-    """A message of several lines for a terminal: those after the first are indented.
+    """A message of several lines for a terminal, indented from the second line on.
 
-    So a name with a line break in it cannot begin a line that looks like one of ours.
+    So a name that contains a line break cannot start a line that looks like one of ours.
     """
     return visible(text, "\n").replace("\n", "\n  ")
 
 
 def cell(value: Any) -> Any:
-    """A value for a CSV file: no text that a spreadsheet takes for a formula."""
+    """A value for a CSV file; text that a spreadsheet would take for a formula is quoted."""
     if not isinstance(value, str):
         return value
     text = visible(value)
@@ -50,7 +50,7 @@ def cell(value: Any) -> Any:
 
 
 def markdown(text: str) -> str:
-    """Text whose signs mean nothing in Markdown: no markup, list, link, mention or formula."""
+    """Text without meaning in Markdown: no markup, list, link, mention or formula."""
     signs = r"[\\`*_\[\]<>|&#~$@]|:(?=[^\s\d])|(?<=\b[wW]{3})\.|^[-+=]|(?<=^\d)[.)]"
     return re.sub(signs, lambda sign: f"&#{ord(sign[0])};", visible(text))
 

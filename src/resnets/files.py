@@ -61,7 +61,7 @@ def glob_paths(pattern: str | Path) -> list[str]:
 
 
 def find_model_file(path: str | Path, option: str = "") -> Path:
-    """The file of a model, or of a run folder. Raises UsageError where there is none."""
+    """The model file at a path or in a run folder. Raises UsageError if there is none."""
     file = Path(path)
     if file.is_dir():
         file = file / "model.safetensors"
@@ -78,7 +78,7 @@ def find_model_file(path: str | Path, option: str = "") -> Path:
 
 
 def check_outside(path: Path, data: object) -> None:
-    """Raise UsageError for a folder among the data's; a CSV may lie beside what is made of it."""
+    """Raise UsageError for a path inside the folder `data`; beside a CSV file is allowed."""
     root = Path(data) if isinstance(data, str | Path) else None
     if root and root.is_dir() and path.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{path} would lie in the data {data}: give another, --run or --out")

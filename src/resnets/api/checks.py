@@ -65,7 +65,7 @@ def literal_values(hint: object) -> tuple[Any, ...]:
 
 
 def check_value(name: str, value: object, choices: Sequence[Any]) -> None:
-    """Raise UsageError where a value is none of the choices, or a number out of its range."""
+    """Raise UsageError for a value that is none of the choices, or a number out of its range."""
     if value is None:
         return
     if choices and value not in choices:
@@ -80,7 +80,7 @@ def check_value(name: str, value: object, choices: Sequence[Any]) -> None:
 
 
 def check_device(name: str) -> None:
-    """Raise UsageError for what is no device, or a GPU that Linux does not know; no torch yet."""
+    """Raise UsageError for an unknown device, or a GPU without a driver; torch is not imported."""
     if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", name):
         raise UsageError(f"device {name!r}: {nearest(name, ('auto', 'cpu', 'cuda', 'cuda:0'))}")
     drivers = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
@@ -108,7 +108,7 @@ def data_place(data: Any) -> Any:
 
 
 def check_models(*models: object) -> None:
-    """Raise UsageError where one is neither loaded nor a file or run."""
+    """Raise UsageError for one that is neither loaded nor a file or a run folder."""
     for model in models:
         if isinstance(model, str | Path):
             find_model_file(model)
@@ -124,7 +124,7 @@ def check_models(*models: object) -> None:
 
 
 def check_empty(path: Path) -> None:
-    """Raise UsageError for a path that is a file, or a folder with files."""
+    """Raise UsageError for a path that is a file, or a folder that is not empty."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"{path} has files, which nothing here overwrites: choose a new --out")
 
@@ -139,7 +139,7 @@ def seconds(text: float | str) -> float:
 
 
 def numbers(values: str | float | Sequence[float]) -> tuple[float, ...]:
-    """The scales of "0.5,1,1.5" or of numbers; all are above 0."""
+    """Scales above 0, from "0.5,1,1.5" or numbers."""
     items = values.split(",") if isinstance(values, str) else values
     try:
         scales = tuple(float(x) for x in ([items] if isinstance(items, int | float) else items))
@@ -151,7 +151,7 @@ def numbers(values: str | float | Sequence[float]) -> tuple[float, ...]:
 
 
 def views(value: str | Sequence[str], models: int) -> tuple[View, ...]:
-    """A view for each of so many models, of "flip" or "center,flip"."""
+    """One view for each of `models` models, from "flip" or "center,flip"."""
     known, names = get_args(View), value.split(",") if isinstance(value, str) else list(value)
     for name in names:
         if name not in known:
@@ -163,7 +163,7 @@ def views(value: str | Sequence[str], models: int) -> tuple[View, ...]:
 
 
 def arch_overrides(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
-    """What a foreign file leaves open of its network, of arch.FIELD=VALUE. Raises UsageError."""
+    """Fields of the network in a foreign file, from arch.FIELD=VALUE. Raises UsageError."""
     values = assignments(overrides or {}, "--set arch.stride_on=1x1")
     for key in values:
         if not key.startswith("arch."):
@@ -172,7 +172,7 @@ def arch_overrides(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict[
 
 
 def metric_floors(task: Task, fields: Mapping[str, Any] | Sequence[str]) -> dict[str, float]:
-    """What figures have to reach, of FIGURE=VALUE. Raises UsageError."""
+    """The least value of each metric, from METRIC=VALUE. Raises UsageError."""
     wanted = dict[str, float]()
     known = TASK_TEXTS[task].thresholds
     for name, text in assignments(fields, f"--fail-under {known[0]}=0.9").items():
@@ -188,7 +188,7 @@ def metric_floors(task: Task, fields: Mapping[str, Any] | Sequence[str]) -> dict
 
 
 def check_metric_floors(wanted: Mapping[str, float], result: object) -> None:
-    """Raise ResnetsError where a figure of `result` is less, UsageError where it has none."""
+    """Raise ResnetsError if a metric of `result` is lower, UsageError if it has none."""
     reached = {name: getattr(result, name) for name in wanted}
     if none := [name for name, value in reached.items() if value is None]:
         raise UsageError(f"--fail-under {none[0]}: these images have no such figure")
@@ -199,7 +199,7 @@ def check_metric_floors(wanted: Mapping[str, float], result: object) -> None:
 def assignments(
     fields: Mapping[str, Any] | Sequence[str], like: str = "--set lr=0.1"
 ) -> dict[str, Any]:
-    """Fields by name, or FIELD=VALUE texts, as a dictionary; a comma makes a list."""
+    """A dictionary of fields, from one or from FIELD=VALUE texts; a comma makes a list."""
     if isinstance(fields, Mapping):
         return dict(fields)
     values: dict[str, Any] = {}
@@ -212,7 +212,7 @@ def assignments(
 
 
 def refuse_others(function: str, task: Task, given: Mapping[str, bool]) -> None:
-    """Raise UsageError for an argument of `evaluate` or `predict` that is given to other tasks."""
+    """Raise UsageError for an argument of `evaluate` or `predict` that the task does not have."""
     missing = missing_options(function, TASK_TEXTS[task])
     for name, is_given in given.items():
         if is_given and name in missing:

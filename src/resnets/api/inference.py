@@ -99,7 +99,7 @@ def predict(
     network: str | Module | None = None, batch: int | None = None, device: str = "auto",
     workers: int = 2,
 ) -> Any:  # fmt: skip
-    """Say what is on images: a classifier names them, other models draw what they find.
+    """Predict images: a classifier names classes, other models draw what they find.
 
     Of objects, pictures are written into the new folder `out` and detections.json, in COCO's form
     of results with the file's name; of pixels a PNG of class indices for each image. A row says
@@ -216,7 +216,7 @@ def explain_images(
 def explore_split(
     model: str | Path | Model, out: Path, data: Any, how: InferenceOptions
 ) -> Iterator[dict[str, int]]:
-    """How many images of a split deserve a look, by finding."""
+    """The number of images of a split by finding."""
     from resnets.analysis import explain
     from resnets.data import dataset
     from resnets.evaluation import targets

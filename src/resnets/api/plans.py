@@ -170,7 +170,7 @@ def load_and_resolve(
 
 
 def read_model(model: str | Module | ExternalArch | None) -> tuple[ExternalArch | None, str | None]:
-    """The code of a network, where a person's own is given, and the name that a recipe has of it.
+    """The code of a network, if it is the user's own, and its name in a recipe.
 
     Raises UsageError for an unknown name, and for code that is no module.
     """
@@ -187,7 +187,7 @@ def read_model(model: str | Module | ExternalArch | None) -> tuple[ExternalArch 
 
 
 def check_weights(field: str, path: str) -> None:
-    """Raise UsageError where `path` is neither a file nor a run; "" is none."""
+    """Raise UsageError if `path` is neither a file nor a run; "" is no weights."""
     if path and (path.lower() in DOWNLOADS or "imagenet1k" in path.lower()):
         raise UsageError(
             f"--weights {path}: there are no weights to download yet. --weights FILE|RUN starts "
@@ -199,7 +199,7 @@ def check_weights(field: str, path: str) -> None:
 
 
 def planned(data: Any, values: Mapping[str, Any]) -> Plan:
-    """The plan itself, or that of data and of the `values` among which are its arguments."""
+    """The plan itself, or one of data and the arguments of `plan` among `values`."""
     given = {name: values[name] for name in PLANNED}
     if isinstance(data, str | Path) or not is_plan(data):
         return plan(data, **given)

@@ -35,7 +35,7 @@ else:  # so that the annotations can be read without torch
 
 
 def check_run(run: str | Path | None, data: object) -> None:
-    """Raise UsageError where a new run cannot be in that folder; a rank of torchrun goes on."""
+    """Raise UsageError if a new run cannot be in that folder; ranks of torchrun resume there."""
     from resnets.training.run import Run
 
     if run is not None and "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -129,7 +129,7 @@ def steps_to_report(run: Run, plan: Plan, more: str = "") -> Generator[Progress,
 def train_seeds(
     first: Plan, run: str | Path | None, seeds: int, watch: Callable[[Progress], None]
 ) -> Iterator[TrainResult]:
-    """Train a plan with its seed and those that follow, each where it stands, one after another.
+    """Train or resume a plan with its seed and those that follow, one after another.
 
     Raises UsageError as `runner.seed_runs`, before anything is trained.
     """
@@ -247,7 +247,7 @@ def check_code(run: str | Path, started: Mapping[str, Any], model: object) -> No
 
 
 def newest_unfinished(root: Path = Path("runs")) -> tuple[Path, float]:
-    """The unfinished run that was written to last, and when. Raises UsageError for none.
+    """The unfinished run that was written last, and when. Raises UsageError if there is none.
 
     One that was broken off while its result or report was written is unfinished too.
     """
@@ -263,7 +263,7 @@ def newest_unfinished(root: Path = Path("runs")) -> tuple[Path, float]:
 
 
 def _lacks(path: Path) -> bool:
-    """Whether `resume` has something to write for a run with a result; not where that is unread."""
+    """Whether a run with a result lacks files that `resume` writes; False if it is unreadable."""
     from resnets.training.run import Run
     from resnets.training.runner import missing_results
 
@@ -306,7 +306,7 @@ def tune(
 
 
 def study_folder(chosen: Plan) -> Path:
-    """Where a study of that plan is, when nothing is said."""
+    """The default folder of a study."""
     return Path(f"runs/{Path(chosen.recipe.data).stem}-{chosen.recipe.model}-tune")
 
 

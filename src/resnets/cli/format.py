@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def print_plan(
     chosen: Plan, estimate: float, runs: Sequence[Run] = (), *, asked_for: bool = False
 ) -> None:
-    """The plan of a run, or of `runs` with several seeds, and by name what is wrong with its data.
+    """The plan of a run, or of `runs` with several seeds, and the problems of its data.
 
     `estimate` is the measured time of one.
     """
@@ -153,7 +153,7 @@ def print_calibration(calibration: Calibration) -> None:
 
 
 def print_analysis(analysis: Analysis) -> None:
-    """The rows of an instrument, and what they say."""
+    """The rows of an instrument, and its verdict."""
     print_json({"verdict": analysis.verdict, "folder": str(analysis.folder), "rows": analysis.rows})
     if not terminal.quiet:
         print_table(analysis.rows)
@@ -203,7 +203,7 @@ def print_predictions(
 
 
 def print_findings(rows: Sequence[Mapping[str, str]]) -> None:
-    """What is on scenes, a line each; ends as `predictions`."""
+    """What was found on each image, one line each; ends as `print_predictions`."""
     print_json(rows)
     for row in rows:
         if row["problem"]:
@@ -220,7 +220,7 @@ def exit_if_unreadable(rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def print_rates(tried: Sequence[float], losses: Sequence[float], suggestion: float) -> None:
-    """Every fifth line of a range test, and the rate that follows."""
+    """Every fifth line of a range test, and the suggested rate."""
     print_json({"suggestion": suggestion, "rates": tried, "losses": losses})
     for rate, loss in list(zip(tried, losses, strict=True))[::5]:
         note(f"{rate:10.3g}  {loss:.4f}")
@@ -229,21 +229,21 @@ def print_rates(tried: Sequence[float], losses: Sequence[float], suggestion: flo
 
 
 def print_trial(done: Sequence[Trial], trials: int) -> None:
-    """The trial that has just ended, and the time that the others will take."""
+    """The trial that has just ended, and the time left."""
     if done:
         left = format_seconds((trials - len(done)) * sum(t.seconds for t in done) / len(done))
         note(f"trial {done[-1].number} of {trials}: {describe_trial(done[-1])}; about {left} left")
 
 
 def describe_trial(trial: Trial) -> str:
-    """How a trial ended, and what it had, in a line."""
+    """The state, error and fields of a trial, in one line."""
     pairs = trial.fields.items()
     texts = (f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in pairs)
     return f"{trial.state} {format_percent(trial.error)}  {' '.join(texts)}"
 
 
 def print_study(done: Sequence[Trial], folder: Path) -> None:
-    """The trials from the best on, what their errors are worth, and what to type next."""
+    """The trials, best first, how far their errors can be trusted, and what to type next."""
     print_json({"best": str(folder / "best.json"), "trials": done})
     for t in sorted(done, key=lambda t: (t.error is None, t.error)):
         out.print(f"{t.number:4d}  {describe_trial(t)}")
@@ -255,7 +255,7 @@ def print_study(done: Sequence[Trial], folder: Path) -> None:
 
 
 def print_experiment(row: Mapping[str, Any]) -> None:
-    """What came out of an arm of an experiment, in a line."""
+    """The result of one arm of an experiment, in one line."""
     if out.quiet:
         print(terminal.json_text(row))
         return
@@ -301,7 +301,7 @@ def print_data(facts: Mapping[str, Any]) -> None:
 
 
 def print_problems(rows: Sequence[Mapping[str, Any]]) -> None:
-    """What is wrong with data, a line each. Raises SystemExit(3) where training refuses it."""
+    """The problems of data, one line each. Raises SystemExit(3) if training would refuse it."""
     print_json(rows)
     for row in rows:
         out.print(f"{row['place']}: {row['problem']}")

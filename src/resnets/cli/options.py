@@ -1,4 +1,4 @@
-"""Commands made of functions: their arguments become options, with the help of their docstrings."""
+"""Functions as commands: arguments become options, explained by the docstrings."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ HABITS = {  # what users of torchvision, timm and Ultralytics write, and what it
 
 
 def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
-    """What a docstring says of the function to all users, and of each argument, in one line."""
+    """The description of a function and of each argument, from its docstring."""
     text, _, arguments = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:\n")
     text = re.split(r"\n\n(?=In Python|Raises)", text)[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n     +.*)*)", arguments, re.MULTILINE)
@@ -145,7 +145,7 @@ def make_command(
 
 
 def explain_error(error: CycloptsError) -> str:
-    """What is wrong with a command line, with the nearest option by what it means or is called."""
+    """The message for a wrong command line, with the option that is nearest in meaning or name."""
     if isinstance(error, UnknownOptionError):
         typed = (error.token.keyword or error.token.value or "").partition("=")[0]
         known = [name for x in error.argument_collection if x.parse for name in x.names]
@@ -156,7 +156,7 @@ def explain_error(error: CycloptsError) -> str:
 
 
 def explain_word(word: str) -> str:
-    """A word that has no place, and where it would have one."""
+    """The message for a word that is not expected, and how to write it."""
     field, sign, value = word.partition("=")
     if not sign:
         return f"{word!r}: options begin with --; --help lists them"
@@ -166,7 +166,7 @@ def explain_word(word: str) -> str:
 
 
 def suggest_option(typed: str, known: Sequence[str]) -> str:
-    """What to write instead of an option that is not there."""
+    """What to write instead of an unknown option."""
     for habits, here in HABITS.items():
         needs = "--recipe" if here.startswith("--set") else here.split()[0]
         if typed in habits.split() and (not here.startswith("--") or needs in known):

@@ -1,4 +1,4 @@
-"""The terminal: lines, tables and bars, plain lines in a pipe, JSON when asked.
+"""Output: lines, tables and progress bars on a terminal, plain lines in a pipe, or JSON.
 
 Standard output is either: `out` is quiet where JSON is asked for, and `dump` where it is not.
 """
@@ -31,7 +31,7 @@ for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
 
 
 class Terminal(Console):
-    """A console on which names from outside steer nothing and begin no line.
+    """A console on which names from outside control nothing and start no line.
 
     It leaves a broken pipe to `main`; rich's own exits with 1.
     """
@@ -72,7 +72,7 @@ def note(text: str, *, always: bool = False) -> None:
 
 
 def flush_or_close(stream: TextIO) -> None:
-    """Flush a stream; where that fails, so that it does not fail again at the exit, let it go."""
+    """Flush a stream, or close it if that fails, so that it does not fail again at the exit."""
     try:
         stream.flush()
     except (OSError, ValueError):
@@ -81,7 +81,7 @@ def flush_or_close(stream: TextIO) -> None:
 
 
 def escape_what_streams_lack() -> None:
-    """Write what the encoding of standard output and error lacks as escapes."""
+    """Escape characters that the encoding of standard output and error lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # As Python itself takes the C locale for UTF-8, unless told otherwise.
@@ -91,14 +91,14 @@ def escape_what_streams_lack() -> None:
 
 
 def print_json(data: Any) -> None:
-    """JSON on standard output where that is asked for: null for what is not finite."""
+    """Print JSON with --json; null for numbers that are not finite."""
     if out.quiet:
         finite = json.loads(json.dumps(data, default=asdict), parse_constant=lambda _: None)
         print(json_text(finite, indent=2))
 
 
 def json_text(data: Any, indent: int | None = None) -> str:
-    """JSON of ASCII alone, in which all signs format."""
+    """JSON in ASCII, without invisible characters."""
     return json.dumps(data, indent=indent).replace("\x7f", "\\u007f")
 
 
@@ -122,19 +122,19 @@ def format_seconds(value: float) -> str:
 
 
 def format_days(value: float) -> str:
-    """Seconds as h:mm:ss, or as days where they are more than two."""
+    """Seconds as h:mm:ss, or as days if there are more than two."""
     return format_seconds(value) if value < 2 * 86_400 else f"{value / 86_400:,.0f} days"
 
 
 def make_progress(*columns: ProgressColumn) -> Progress:
-    """A bar on a terminal; nothing elsewhere."""
+    """A progress bar on a terminal, nothing elsewhere."""
     disable = quiet or not is_main or not err.is_terminal
     return Progress(*columns, console=err, transient=True, disable=disable)
 
 
 @contextmanager
 def training_bar() -> Iterator[Callable[[Standing], None]]:
-    """A bar, and what moves it, which also prints a line for each evaluation."""
+    """A progress bar: its update function also prints a line for each evaluation."""
     head = " epoch      loss   train error   held out   rate      images/s   left"
 
     def update(standing: Standing) -> None:
@@ -167,14 +167,14 @@ def training_bar() -> Iterator[Callable[[Standing], None]]:
 
 @contextmanager
 def download_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes, and what moves it."""
+    """A progress bar of bytes, and its update function."""
     with make_progress() as progress:
         task = progress.add_task(name, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total or None)
 
 
 def format_cell(name: str, value: Any) -> str:
-    """A value of a table's column: counts with commas, parts as percent."""
+    """A value in a column of a table: counts with commas, fractions as percent."""
     if isinstance(value, str):
         return visible(value)
     if value is None:
@@ -189,7 +189,7 @@ def format_cell(name: str, value: Any) -> str:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table with the keys as its head; columns of numbers to the right."""
+    """Print a table with the keys as its header; numbers are aligned to the right."""
     shown = Table(box=None, pad_edge=False)
     for name in rows[0]:
         words = any(isinstance(row[name], str | bool) for row in rows)
@@ -200,7 +200,7 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_rows(items: Iterable[Mapping[str, Any]]) -> None:
-    """Rows, of which there may be none."""
+    """Print rows, or that there are none."""
     rows = list(items)
     print_json(rows)
     if rows:
