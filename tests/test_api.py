@@ -266,4 +266,3 @@ def test_help_and_completion_list_everything():
         text = pydoc.render_doc(function, renderer=pydoc.plaintext)
         for parameter in inspect.signature(function).parameters:
             assert parameter in text
-    assert "NAME" not in pydoc.render_doc(resnets.train, renderer=pydoc.plaintext)

@@ -52,7 +52,9 @@ def evaluate(
 ) -> Tested:  # fmt: skip
     """Test MODEL... on one split of DATA; several models form an ensemble.
 
-    In Python what is asked for beside the figures stands in fields of the result.
+    In Python what is asked for beside the figures stands in fields of the result. A model may be
+    loaded already, and stays on its device; the data may be a torch Dataset, of which all is taken
+    where the model was not trained on it; `network` may be a module.
 
     Raises UsageError for no `split`, where the data has none of its own and is not that of the
     training, models whose number does not suit, or an option of another task; CheckpointError for a
@@ -61,8 +63,7 @@ def evaluate(
 
     Args:
         places: Run folders, model files, or foreign .pth or .safetensors files, followed by the
-            data. In Python a model may be loaded already, and stays on its device; the data may be
-            a torch Dataset, of which all is taken where the model was not trained on it.
+            data.
         task: What the models are for, when they should be refused otherwise.
         split: test when left out; `all` is for data of which the model has seen no image.
         view: center, flip (adds the mirror image), ten-crop or multi-scale; one for all models, or
@@ -83,8 +84,7 @@ def evaluate(
             be repeated.
         precision: Number format that the network computes in.
         max_unreadable: Fraction of the images that may be unreadable; they are left out.
-        network: Your own code of a network that was trained from it, as my_module:build; in Python
-            also a module.
+        network: Your own code of a network that was trained from it, as my_module:build.
         batch: Images per forward pass; when left out 128, or 4 for detection, localisation and
             segmentation.
         device: auto, cpu, cuda or cuda:N.

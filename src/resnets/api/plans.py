@@ -45,16 +45,18 @@ def plan(
 ) -> Plan:  # fmt: skip
     """Everything a training run will do, chosen from the data where nothing is given.
 
+    In Python `data` may be a torch Dataset of (image, label), which is split by chance, or a
+    dictionary of Datasets called train, val and test (`data.torch_dataset.load`); `model` may be a
+    module that answers images with logits, which starts from the weights that it has.
+
     Raises UsageError for an unknown model, recipe or field, a value of the wrong type, or a model
     of another task; DataError where the data is missing, empty, broken or has one class.
 
     Args:
-        data: digits, cifar10, cifar100, a folder of class folders, or a CSV of path,label. In
-            Python also a torch Dataset of (image, label), which is split by chance, or a
-            dictionary of Datasets called train, val and test: see `data.torch_dataset.load`.
+        data: digits, cifar10, cifar100, a folder of class folders, or a CSV of path,label.
         task: What the network is for; the model's task when left out, else classification.
         model: A name from `resnets models`, or my_module:build, a function found here that returns
-            a torch module, in Python also a module; chosen from the data when left out.
+            a torch module; chosen from the data when left out.
         recipe: A published recipe (paper-cifar10, quick-cifar10, ...), a TOML file, or a run's
             recipe.json.
         weights: A run folder or a weights file to start from: ours, torchvision's or timm's.

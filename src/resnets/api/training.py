@@ -165,16 +165,17 @@ def resume(
 ) -> TrainResult:  # fmt: skip
     """Resume an interrupted run; without RUN, the newest unfinished one.
 
+    In Python `data` may be the Dataset or dictionary that the run was started on, or a plan whose
+    task you have changed, and `model` a module.
+
     Raises UsageError where there is nothing to resume, the newest one is older than a day, or it is
     a trial of a study; DataError where the data is not what the run was started on; CheckpointError
     where no checkpoint of the run is whole.
 
     Args:
         run: The run folder.
-        data: Where the data is now, if it was moved. In Python also the Dataset that the run was
-            started on, or a plan whose task you have changed.
-        model: Your own code, where the network was trained from that: my_module:build, in Python
-            also a module.
+        data: Where the data is now, if it was moved.
+        model: Your own code, where the network was trained from that: my_module:build.
         watch: Called with the progress after each step.
     """
     from resnets.training.run import Run
