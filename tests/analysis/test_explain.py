@@ -132,7 +132,7 @@ def test_exploring_digits(tmp_path):
     source = dataset.load("digits")
     whole = model(1, source.classes)
     test = large(source.test.take(torch.arange(60)))
-    train = large(source.train.take(torch.arange(20))).plus(test.take(torch.tensor([7])))
+    train = large(source.train.take(torch.arange(20))).concat(test.take(torch.tensor([7])))
     logits = 8 * torch.nn.functional.one_hot(test.labels, 10).float()
     wrong = [4, 30]
     logits[wrong] = logits[wrong].roll(1, 1)

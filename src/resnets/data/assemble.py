@@ -7,23 +7,22 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 
 from resnets.config.recipe import Preprocess
 from resnets.data.decode import white_of
 from resnets.data.issues import Issues
 from resnets.data.scan import ImageInfo, ScanResult, find_copies, read_image_info
-from resnets.data.splits import Source, Split, describe_missing_classes
+from resnets.data.splits import Source, Split, describe_missing_classes, split_by_name
 
 
 def make_dataset(
     origin: Path,
     root: Path,
     *,
-    task: Literal["classify", "detect", "segment"],
+    task: str,
     classes: tuple[str, ...],
     images: Split,
     splits: Sequence[str | None],
@@ -36,27 +35,21 @@ def make_dataset(
 
     Where one has no split, all are split 80 : 10 : 10 by chance and stratified.
     """
-    automatic = None in splits
-    if automatic:
-        tenth = round(len(images) / 10)
-        test, val, train = images.divided(seed, tenth, 2 * tenth)
-    else:
-        masks = [torch.tensor([split == s for split in splits]) for s in ("train", "val", "test")]
-        train, val, test = (images.take(mask.nonzero()[:, 0]) for mask in masks)
-    info, white = _scale_grey16(origin, scan.images, _files(train), issues)
+    parts = split_by_name(images, splits, seed)
+    training = _files(parts["train"]) if "train" in parts else []
+    info, white = _scale_grey16(origin, scan.images, training, issues)
     _note_unused(origin, info, issues)
-    parts = {"train": train, "val": val, "test": test}
     _note_copies(origin, parts, issues)
-    for name, part in parts.items() if automatic else ():
-        if len(part) and (text := describe_missing_classes(name, part, images, classes)):
+    for name, part in parts.items() if None in splits else ():
+        if text := describe_missing_classes(name, part, images, classes):
             issues.notes.append(f"{origin}: the split by chance {text}")
-    mean, std = _statistics([info[path] for path in _files(train)])
+    mean, std = _statistics([info[path] for path in training])
     return Source(
         name=origin.name or origin.resolve().name,
         classes=classes,
-        train=train or None,
-        val=val or None,
-        test=test or None,
+        train=parts.get("train"),
+        val=parts.get("val"),
+        test=parts.get("test"),
         channels=3,
         size=int(np.median([min(image.height, image.width) for image in info.values()])),
         digest=digest,
@@ -68,7 +61,7 @@ def make_dataset(
         problems=tuple(issues.warnings),
         notes=tuple(issues.notes),
         root=root,
-        automatic=automatic,
+        automatic=None in splits,
         task=task,
     )
 
@@ -132,7 +125,8 @@ def _note_copies(origin: Path, parts: dict[str, Split], issues: Issues) -> None:
     for name, part in parts.items():
         files = _files(part)
         splits |= dict.fromkeys(files, name)
-        labels |= {} if part.scene else dict(zip(files, part.labels.tolist(), strict=True))
+        if not part.has_spatial_labels:
+            labels |= zip(files, part.labels.tolist(), strict=True)
     leaked: dict[str, list[str]] = {"val": [], "test": []}
     relabelled = list[str]()
     for group in find_copies(splits):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resnets.data.classification import LabelledFile, classification_dataset
 from resnets.data.decode import IMAGE_SUFFIXES
-from resnets.data.file_names import SPLITS, split_in_name, split_name
+from resnets.data.file_names import split_in_name, split_name
 from resnets.data.folders import (
     is_hidden_by_user,
     is_image_file,
@@ -18,7 +18,7 @@ from resnets.data.folders import (
     walk,
 )
 from resnets.data.issues import Issues
-from resnets.data.splits import Source
+from resnets.data.splits import SPLITS, Source
 from resnets.errors import DataError
 
 _NO_CLASSES = {"images", "labels"}

@@ -81,7 +81,7 @@ def load(
     if named:
         if read is not read_classes:
             raise DataError(f"{data} has one class for each image, neither boxes nor masks")
-        return digits() if data == "digits" else download.read(str(data))
+        return digits() if data == "digits" else download.load_cached(str(data))
     if not path.exists():
         near = nearest(str(data), ["digits", *download.ARCHIVES])
         raise DataError(f"no data {str(data)!r}, neither a folder nor a known name: {near}")
@@ -143,7 +143,7 @@ def digits() -> Source:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images * 255 / 16).round().to(torch.uint8)[:, None]
     split = Split(images, torch.from_numpy(bunch.target).long())
-    test, train = split.divided(0, len(split) // 2)
+    test, train = split.split_stratified(0, len(split) // 2)
     return in_memory("digits", tuple("0123456789"), train, test)
 
 

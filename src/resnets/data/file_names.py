@@ -11,10 +11,10 @@ from pathlib import Path
 
 from resnets.data.folders import image_files
 from resnets.data.issues import Issues
+from resnets.data.splits import SPLITS
 from resnets.data.values import quote
 from resnets.errors import nearest
 
-SPLITS = ("train", "val", "test")
 WITH_TRAINVAL = (*SPLITS, "trainval")
 _SPLIT = re.compile(r"(trainval|train|val|test)(ing|id|idate|idation)?(set|data|images)?")
 _OTHER_SPLIT_NAMES = {"dev": "val", "eval": "val", "minival": "val"}

@@ -98,7 +98,7 @@ def train_batches(
     """
     side = sides or (lambda _: preprocess.size)
     check(preprocess, augment, batch, ranks, side(start))
-    (joint_transforms if split.scene else transforms).check(preprocess, augment)
+    (joint_transforms if split.has_spatial_labels else transforms).check(preprocess, augment)
     mean, std = transforms.statistics(preprocess, device)
     rows = stream(seed, len(split), batch, start, stop, augment.repeated_aug, rank, ranks)
     steps = (
@@ -106,14 +106,15 @@ def train_batches(
         for step, (indices, views) in enumerate(rows, start)
     )
     view_fn: ViewFn
-    if split.scene:
+    if split.has_spatial_labels:
         view_fn = functools.partial(
             joint_transforms.augment_views, preprocess=preprocess, augment=augment
         )
     else:
         alone = functools.partial(transforms.views, preprocess=preprocess, augment=augment)
         view_fn = functools.partial(_labelled, alone)
-    augment = replace(augment, flip=augment.flip and not split.scene)  # boxes are mirrored with it
+    # boxes are mirrored with their images
+    augment = replace(augment, flip=augment.flip and not split.has_spatial_labels)
     fill = transforms.colour(preprocess)
     for view, indices, draws, bad in _read(
         split, view_fn, fill, preprocess.white, steps, device, workers
@@ -164,7 +165,7 @@ def test_batches(
     """
     mean, std = transforms.statistics(preprocess, device)
     view_fn: ViewFn
-    if split.scene:
+    if split.has_spatial_labels:
         view_fn = functools.partial(
             joint_transforms.augment_views, preprocess=preprocess, augment=Augment()
         )

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnets.data.decode import IMAGE_SUFFIXES
-from resnets.data.file_names import SPLITS, resolve_case_insensitive, split_in_name, split_name
+from resnets.data.file_names import resolve_case_insensitive, split_in_name, split_name
 from resnets.data.folders import files_with_suffix, subfolders, visible_files
 from resnets.data.issues import Issues
+from resnets.data.splits import SPLITS
 from resnets.data.tables import read_lines
 from resnets.errors import DataError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
@@ -17,6 +17,7 @@ from resnets.data.detection.targets import DetectionTargets
 from resnets.data.rng import stratified_order
 from resnets.errors import UsageError
 
+SPLITS = ("train", "val", "test")
 Polygon = tuple[float, ...]  # x, y, x, y, ... in pixels
 # What draws the mask of an object: polygons, or COCO's run lengths as (height, width, counts).
 Shape = tuple[Polygon, ...] | tuple[int, int, bytes]
@@ -43,11 +44,11 @@ class Split:
         return len(self.labels)
 
     @property
-    def scene(self) -> bool:
+    def has_spatial_labels(self) -> bool:
         """Whether the labels are of places in the images, not of whole images."""
         return self.objects is not None or bool(self.masks)
 
-    def present(self, classes: int) -> Tensor:
+    def class_presence(self, classes: int) -> Tensor:
         """Whether a class is in an image, as its label or among its objects: bool (N, classes)."""
         if self.labels.ndim == 1:
             return F.one_hot(self.labels, classes).bool()
@@ -55,9 +56,9 @@ class Split:
 
     def counts(self, classes: int) -> Tensor:
         """How many images each class has: int64 (classes,)."""
-        return self.present(classes).sum(0)
+        return self.class_presence(classes).sum(0)
 
-    def plus(self, other: Split) -> Split:
+    def concat(self, other: Split) -> Split:
         """These images, then the other's."""
         labels = torch.cat([self.labels, other.labels])
         if isinstance(self.images, Tensor) and isinstance(other.images, Tensor):
@@ -87,7 +88,7 @@ class Split:
             None if self.objects is None else self.objects[indices],
         )
 
-    def divided(self, seed: int, *ends: int) -> list[Split]:
+    def split_stratified(self, seed: int, *ends: int) -> list[Split]:
         """Stratified samples by chance, from each of `ends` to the next, in the images' order.
 
         The strata are the classes; an image of several counts for the rarest of them, and those of
@@ -153,16 +154,31 @@ class Source:
             (Path(os.path.relpath(path, self.root)).as_posix(), "|".join(named), name)
             for name, split in self.splits.items()
             if self.root and not isinstance(split.images, Tensor)
-            for path, seen in zip(split.images, split.present(kinds).tolist(), strict=True)
+            for path, seen in zip(split.images, split.class_presence(kinds).tolist(), strict=True)
             for named in [compress(self.classes, seen)]
         ]
+
+
+def split_by_name(images: Split, names: Sequence[str | None], seed: int) -> dict[str, Split]:
+    """The images of train, val and test, of which `names` has one for each; those that have any.
+
+    Where an image has no name, all are split 80 : 10 : 10 by chance and stratified.
+    """
+    if None in names:
+        tenth = round(len(images) / 10)
+        test, val, train = images.split_stratified(seed, tenth, 2 * tenth)
+        splits = {"train": train, "val": val, "test": test}
+    else:
+        rows = {name: [k for k, own in enumerate(names) if own == name] for name in SPLITS}
+        splits = {name: images.take(torch.tensor(k).long()) for name, k in rows.items()}
+    return {name: split for name, split in splits.items() if len(split)}
 
 
 def merge_val_into_train(source: Source) -> Source:
     """`source` with its validation images among those of the training."""
     if source.train is None or source.val is None:
         raise UsageError(f"trainval: {source.name} has no validation images; leave it out")
-    return replace(source, train=source.train.plus(source.val), val=None)
+    return replace(source, train=source.train.concat(source.val), val=None)
 
 
 def describe_missing_classes(
@@ -188,9 +204,9 @@ def hold_out(source: Source, part: float, seed: int) -> Source:
     count = round(part if part >= 1 else part * n)
     if not 0 < count < n:
         raise UsageError(f"val_fraction={part:g} would keep {count} of {n} images for validation")
-    val, train = source.train.divided(seed, count)
+    val, train = source.train.split_stratified(seed, count)
     lost = describe_missing_classes("train", train, source.train, source.classes)
-    if lost and not train.scene:
+    if lost and not train.has_spatial_labels:
         raise UsageError(
             f"val_fraction={part:g} {lost}: add images, hold out fewer, or set val_fraction=0"
         )

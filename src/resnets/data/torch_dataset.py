@@ -19,12 +19,18 @@ from torch import Tensor
 
 from resnets.data import download
 from resnets.data.inputs import KINDS, read_image
-from resnets.data.splits import Source, Split, channel_statistics, describe_missing_classes
+from resnets.data.splits import (
+    SPLITS,
+    Source,
+    Split,
+    channel_statistics,
+    describe_missing_classes,
+    split_by_name,
+)
 from resnets.errors import DataError, UsageError
 
 Pairs: TypeAlias = torch.utils.data.Dataset[Any] | Sequence[tuple[Any, Any]]
 Data: TypeAlias = str | Path | Pairs | Mapping[str, Pairs]
-SPLITS = ("train", "val", "test")
 PREFIX = "dataset-"  # of the name in a recipe, since a Dataset has no path
 MEMORY = 2 * 2**30  # bytes of images that are kept in memory; more of them become files
 TWICE = 16  # items that are read twice: a random transform gives another image
@@ -67,7 +73,7 @@ def load(data: object, *, seed: int = 0, training: bool = True) -> Source:
         root, images = _as_files(parts, scan)
         notes = [f"{len(images):,} images of {name} were written into {root}"]
     every = Split(images if root else _stack(scan), scan.labels)
-    splits = _split(every, scan.splits, seed)
+    splits = split_by_name(every, [name or None for name in scan.splits], seed)
     train = splits.get("train")
     text = train and describe_missing_classes("train", train, every, classes)
     if training and "" in parts and text:
@@ -248,18 +254,6 @@ def _stack(scan: _Scan) -> Tensor:
     images = scan.images or []
     whole = np.stack([np.broadcast_to(x, (*x.shape[:2], scan.channels)) for x in images])
     return torch.from_numpy(np.ascontiguousarray(whole.transpose(0, 3, 1, 2)))
-
-
-def _split(every: Split, names: list[str], seed: int) -> dict[str, Split]:
-    if names[0] == "":
-        tenth = round(len(every) / 10)
-        parts = every.divided(seed, tenth, 2 * tenth)
-        drawn = dict(zip(("test", "val", "train"), parts, strict=True))
-        return {name: split for name, split in drawn.items() if len(split)}
-    rows = {
-        name: [k for k, own in enumerate(names) if own == name] for name in dict.fromkeys(names)
-    }
-    return {name: every.take(torch.tensor(indices)) for name, indices in rows.items()}
 
 
 def _statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -90,7 +90,7 @@ def pick_split(source: Source, name: str) -> Split:
     """The split of that name, or "all". Raises DataError that says which there are."""
     splits = source.splits
     if name == "all":
-        return functools.reduce(Split.plus, splits.values())
+        return functools.reduce(Split.concat, splits.values())
     if name not in splits:
         keep = "\nTrain with --set val_fraction=0.1 to keep some images." if name == "val" else ""
         known = f"it has: {', '.join(splits)} (--split){keep}"
@@ -182,7 +182,7 @@ def check_read(bad: Sequence[tuple[Path, str]], images: int, allowed: float, wha
 
 def unlabelled(source: Source, like: Tensor) -> Split:
     """All images of a data set, with placeholder labels shaped like `like`."""
-    images = functools.reduce(Split.plus, source.splits.values())
+    images = functools.reduce(Split.concat, source.splits.values())
     return replace(images, labels=like.new_zeros(len(images), *like.shape[1:]))
 
 
