@@ -15,7 +15,7 @@ from resnets.config.recipe import Preprocess, Recipe
 from resnets.data.dataset import Source, Split, normalization
 from resnets.device import use_bfloat16
 from resnets.errors import DataError, UsageError
-from resnets.evaluation.predictor import is_2d, load
+from resnets.evaluation.predictor import Model, is_2d, load
 from resnets.models.cost import measured
 from resnets.training.distributed import SINGLE_PROCESS, World
 from resnets.training.plan import Plan, Task
@@ -52,44 +52,36 @@ def resolve(
     base = load(recipe.weights, hints=recipe.arch) if recipe.weights else None
     asked = external or families.arch(recipe.model)
     task = task or TASKS[archs.task(asked)]
-    same = base is not None and archs.task(base.card.arch) == archs.task(asked)
-    network = archs.with_fields(base.card.arch if base and same else asked, recipe.arch)
+    if base and archs.task(base.card.arch) == archs.task(asked):
+        asked = base.card.arch
+        recipe = replace(recipe, model=model_name(asked) or recipe.model)
+    network = archs.with_fields(asked, recipe.arch)
     if not is_2d(network):
         raise UsageError(f"{recipe.model} takes no 2-D images; `resnets models` lists others")
     if task.whole_images:
         recipe = replace(recipe, size=recipe.size or network.size)
-    preprocess = preprocessing(recipe, source, task)
-    card = base.card.preprocess if base else preprocess
-    if len(card.mean) == card.channels == preprocess.channels:
-        # The weights know the moments that they were trained with.
-        preprocess = replace(preprocess, mean=card.mean, std=card.std)
+    preprocess = preprocessing(recipe, source, task, base)
     network = replace(
         network, channels=preprocess.channels, classes=len(source.classes), size=preprocess.size
     )
     if isinstance(network, ExternalArch):
         network = measured(network)
     train = training_images(source)
-    if isinstance(train.images, torch.Tensor):
-        workers = 0
     bfloat16 = use_bfloat16(recipe.precision, device)
-    # With the precision said, the recipe repeats the run on another machine too.
-    recipe = replace(recipe, precision="bfloat16" if bfloat16 else "float32")
-    if base and same and (model := model_name(base.card.arch)):
-        recipe = replace(recipe, model=model)
-    teacher = load(recipe.teacher, classes=source.classes) if recipe.teacher else None
     plan = Plan(
         task=task,
-        recipe=recipe,
+        # With the precision in it, the recipe repeats the run on another machine too.
+        recipe=replace(recipe, precision="bfloat16" if bfloat16 else "float32"),
         arch=network,
         source=source,
         train=train,
         preprocess=preprocess,
         device=device,
         bfloat16=bfloat16,
-        workers=workers,
+        workers=0 if isinstance(train.images, torch.Tensor) else workers,
         world=world,
         base=base,
-        teacher=teacher,
+        teacher=load(recipe.teacher, classes=source.classes) if recipe.teacher else None,
     )
     if problems := [*task.contradictions(plan), *contradictions(plan)]:
         raise UsageError("\n".join(problems))
@@ -144,7 +136,7 @@ def model_name(arch: Arch) -> str | None:
     return next((name for name, k in families.FAMILY.items() if replace(k, **own) == arch), None)
 
 
-def preprocessing(recipe: Recipe, source: Source, task: Task) -> Preprocess:
+def preprocessing(recipe: Recipe, source: Source, task: Task, base: Model | None) -> Preprocess:
     """How this run turns an image into the network's input, at test time."""
     images = training_images(source).images
     files = not isinstance(images, torch.Tensor)
@@ -155,10 +147,22 @@ def preprocessing(recipe: Recipe, source: Source, task: Task) -> Preprocess:
         resize = 0
     if resize > 2**13:
         raise UsageError(f"size={size} of a crop_pct={recipe.crop_pct} is over 8,192 pixels")
-    see = Preprocess(size=size, resize=resize, channels=source.channels, white=source.white)
+    mean, std = input_statistics(recipe, source, size)
+    if base and len(base.card.preprocess.mean) == base.card.preprocess.channels == source.channels:
+        # The weights know the statistics that they were trained with.
+        mean, std = base.card.preprocess.mean, base.card.preprocess.std
+    return Preprocess(
+        size=size, resize=resize, channels=source.channels, mean=mean, std=std, white=source.white
+    )
+
+
+def input_statistics(
+    recipe: Recipe, source: Source, size: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, or with normalize=pixel of each value of the input."""
     if recipe.normalize != "pixel":
-        mean, std = normalization(recipe.normalize, source, source.channels)
-        return replace(see, mean=mean, std=std)
+        return normalization(recipe.normalize, source, source.channels)
+    images = training_images(source).images
     if not isinstance(images, torch.Tensor) or images.shape[-1] != size:
         raise UsageError(
             "normalize=pixel needs a data set in memory (digits, cifar10, cifar100) at its own "
@@ -166,4 +170,4 @@ def preprocessing(recipe: Recipe, source: Source, task: Task) -> Preprocess:
         )
     mean_image = images.double().mean(0) / 255  # (C, H, W): 1512.03385, section 4.2
     mean = tuple(round(value, 7) for value in mean_image.flatten().tolist())
-    return replace(see, mean=mean, std=(1.0,) * source.channels)
+    return mean, (1.0,) * source.channels
