@@ -96,7 +96,7 @@ def test_the_card_says_the_task_and_the_figures(runs, task, pipeline, metric, fi
 
 
 def test_errors_are_called_what_they_are(runs):
-    compared = compare.rows(compare.compare([Run(runs / t) for t in TASKS]))
+    compared = compare.table_rows(compare.compare([Run(runs / t) for t in TASKS]))
     (row,) = [r for r in compared if r["what"] == "error"]
     labels = ("1 - mAP at IoU 0.5", "localisation error", "1 - mean IoU")
     for task, label in zip(TASKS, labels, strict=True):

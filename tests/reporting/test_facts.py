@@ -23,8 +23,9 @@ def row(epoch, train, test=None):
 
 def test_the_headline_has_the_figure_and_its_interval(tmp_path):
     head, sure = facts.headline(facts.read_facts(folder(tmp_path / "a", said=two())))
-    assert head == "resnet8 answers 62.50\u00a0% of the test images of made right."
-    assert sure.startswith("8 images say so; with 95 % confidence (Wilson) it is 30.57\u00a0% to ")
+    assert head == "resnet8 classifies 62.50\u00a0% of the test images of made correctly."
+    start = "Tested on 8 images; the 95 % confidence interval (Wilson) is 30.57\u00a0% to "
+    assert sure.startswith(start)
 
 
 def test_an_unfinished_run_says_where_it_stands(tmp_path):
@@ -46,8 +47,8 @@ def test_what_the_answers_say(tmp_path):
     assert "The weakest class is “dog”: 50.00\u00a0% of its images are found." in sentences
     sure = 100 * float(torch.maximum(RIGHT, 1 - RIGHT).double().mean())
     assert (
-        "The network is over-confident, trust it less than it says: on average it is "
-        f"{sure:.2f}\u00a0% sure and 62.50\u00a0% right."
+        "The network is over-confident, trust it less than it says: mean confidence "
+        f"{sure:.2f}\u00a0%, accuracy 62.50\u00a0%."
     ) in sentences
 
 
@@ -74,7 +75,7 @@ def test_too_short_or_too_long(tmp_path, errors, words):
     run = folder(tmp_path / "a", rows=rows, said=two(), recipe=Recipe(model="resnet8", data="made"))
     sentences = said(run)
     assert any(s.startswith(words) for s in sentences)
-    assert sentences[0].startswith("The test split was looked at 3 times during training")
+    assert sentences[0].startswith("The test split was evaluated 3 times during training")
 
 
 def test_less_than_an_epoch_is_told(tmp_path):
@@ -93,7 +94,7 @@ def test_rare_classes_and_opened_tests_are_told(tmp_path):
         "Training has 1,200 of “cat” and 100 of “dog”: class_weights=balanced may help."
         in sentences
     )
-    assert sentences[0].startswith("The test split was opened 2 times for a result; each look")
+    assert sentences[0].startswith("The test split was evaluated 2 times for a result; each use")
 
 
 def test_two_runs_side_by_side(tmp_path):
@@ -101,7 +102,9 @@ def test_two_runs_side_by_side(tmp_path):
     better.logits[6:] = better.logits[6:].flip(1)  # the two dogs that were cats
     one = folder(tmp_path / "a", said=two())
     other = folder(tmp_path / "b", said=better, recipe=Recipe(model="resnet8", data="made", lr=0.2))
-    rows = {r.pop("what"): list(r.values()) for r in compare.rows(compare.compare([one, other]))}
+    rows = {
+        r.pop("what"): list(r.values()) for r in compare.table_rows(compare.compare([one, other]))
+    }
     assert rows["lr"] == ["0.1", "0.2"]
     against = "this network against the first (not their recipes)"
     assert set(rows) == {"error", against, "lr"}
@@ -148,7 +151,7 @@ def test_a_folder_may_be_called_as_the_key(tmp_path, monkeypatch):
     names = ("a", "what")
     for seed, name in enumerate(names):
         folder(tmp_path / name, recipe=Recipe(model="resnet8", data="made", seed=seed))
-    rows = compare.rows(compare.compare([compare.Run(Path(name)) for name in names]))
+    rows = compare.table_rows(compare.compare([compare.Run(Path(name)) for name in names]))
     assert {"what": "seed", "a": "0", "./what": "1"} in rows
     with pytest.raises(UsageError, match="each once"):
         compare.compare([compare.Run(Path("a")), compare.Run(tmp_path / "a")])

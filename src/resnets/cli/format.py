@@ -101,10 +101,10 @@ def print_result(figures: Tested) -> None:
 
 def print_comparison(comparison: Mapping[str, Any]) -> None:
     """Runs side by side: a table, or numbers as JSON."""
-    from resnets.reporting.compare import rows
+    from resnets.reporting.compare import table_rows
 
     print_json(comparison)
-    print_table(rows(comparison))
+    print_table(table_rows(comparison))
 
 
 def print_extras(figures: ClassificationMetrics) -> None:

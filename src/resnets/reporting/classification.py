@@ -37,11 +37,10 @@ DOUBTFUL = 0.05  # part of the labels from which on it is the network that is in
 EACH, CLASSES = 6, 20  # pictures of a class; classes with pictures, and of a confusion matrix
 WORST, BEST = 9, 3  # answers with heat maps
 SIDE, THUMB = 224, 64  # pixels of a picture beside its heat map, and of one in a row
-HEAT = "Heat map of what spoke for this answer"
+HEAT = "Heat map of the regions that support this answer"
 RELIABILITY = (
-    "How often an answer is right, by its confidence. On the dashed line a network is right as "
-    "often as it says, below it is too sure of itself; the larger a dot, the more answers. On "
-    "average they are"
+    "Accuracy by confidence. On the dashed line they are equal, below it the network is "
+    "over-confident; the larger a dot, the more answers. Their mean distance is"
 )
 
 
@@ -58,12 +57,12 @@ def findings(facts: RunFacts, name: ImageName) -> Iterator[str]:
     if float(recall) < result.balanced_accuracy - 0.1:
         yield f"The weakest class is “{worst}”: {percent(float(recall))} of its images are found."
     confidence, accuracy = (float(x.double().mean()) for x in confidences(scores))
-    means = f"on average it is {percent(confidence)} sure and {percent(accuracy)} right"
+    means = f"mean confidence {percent(confidence)}, accuracy {percent(accuracy)}"
     if abs(confidence - accuracy) > 0.02:
         much, trust = ("over", "less") if confidence > accuracy else ("under", "more")
         yield f"The network is {much}-confident, trust it {trust} than it says: {means}."
     else:
-        yield f"Its confidence is near the truth: {means}."
+        yield f"Its confidence is well calibrated: {means}."
     yield from doubtful_labels(scores, name)
 
 
@@ -138,7 +137,7 @@ def reliability(scores: Scores, result: ClassificationMetrics, model: Model | No
     drawn = plots.svg(plots.reliability(calibration.reliability(scores)), "reliability")
     temperature = model.card.temperature if model else None
     divided = f"; logits are divided by a temperature of {temperature:.3f}" if temperature else ""
-    return "reliability", drawn, f"{RELIABILITY} {percent(result.ece)} apart{divided}."
+    return "reliability", drawn, f"{RELIABILITY} {percent(result.ece)}{divided}."
 
 
 def answers(model: Model, tested: Split, scores: Scores, name: ImageName) -> list[Gallery]:
@@ -180,7 +179,7 @@ def strips(split: Split, facts: RunFacts) -> list[str]:
         sides = [min(THUMB, preprocess.size)] * 2
         small = resize(pixels, sides, antialias=True).expand(-1, 3, -1, -1)
         opaque = torch.cat([small, torch.full_like(small[:, :1], 255)], 1)  # gaps are clear
-        drawn.append(plots.uri(to_pil_image(make_grid(opaque, EACH))))
+        drawn.append(plots.image_uri(to_pil_image(make_grid(opaque, EACH))))
     return drawn
 
 
@@ -202,6 +201,6 @@ def gallery(
         file, verdict = name(int(scores.indices[k])), f"{true}, answered {answer}"
         image = to_pil_image(pixels[k]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         heat = overlay(pixels[k], heats[k]).resize((SIDE, SIDE))
-        pair = [(plots.uri(image), f"{file}: {verdict}"), (plots.uri(heat), HEAT)]
+        pair = [(plots.image_uri(image), f"{file}: {verdict}"), (plots.image_uri(heat), HEAT)]
         pictures.append({"name": file, "verdict": verdict, "images": pair, "legend": ()})
     return pictures

@@ -29,22 +29,21 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     every = {str(run.path): read_facts(run) for run in runs}
     first, *_ = every.values()
     made = {name: settings(facts) for name, facts in every.items()}
+    tests = {name: compare_to_first(first, facts) for name, facts in every.items()}
     keys = dict.fromkeys(key for values in made.values() for key in values)
     values = {key: {name: made[name].get(key) for name in made} for key in keys}
     return {
         "schema": SCHEMA,
-        "runs": [{"run": name} | figures(facts) for name, facts in every.items()],
-        "networks_against_the_first": [
-            {"run": name} | found for name, f in every.items() if (found := against(first, f))
-        ],
-        "seeds": seeds(every),
+        "runs": [{"run": name} | run_figures(facts) for name, facts in every.items()],
+        "networks_against_the_first": [{"run": name} | row for name, row in tests.items() if row],
+        "seeds": group_seeds(every),
         "differences": {
             k: row for k, row in values.items() if len(set(map(str, row.values()))) > 1
         },
     }
 
 
-def figures(facts: RunFacts) -> dict[str, Any]:
+def run_figures(facts: RunFacts) -> dict[str, Any]:
     """The error, what it is and of which images, and what the run did; None where it has none."""
     ended, result = facts.ended, facts.result
     last = facts.rows[-1] if facts.rows else {}
@@ -62,9 +61,10 @@ def figures(facts: RunFacts) -> dict[str, Any]:
     }
 
 
-def against(first: RunFacts, other: RunFacts) -> dict[str, Any] | None:
+def compare_to_first(first: RunFacts, other: RunFacts) -> dict[str, Any] | None:
     """How much more a network has right than the first, and whether more than chance; or None."""
-    if first is other or not (first.scores and other.scores) or images(first) != images(other):
+    comparable = first is not other and tested_images(first) == tested_images(other)
+    if not (comparable and first.scores and other.scores):
         return None
     found = compare_scores(first.scores, other.scores)
     return {
@@ -76,7 +76,7 @@ def against(first: RunFacts, other: RunFacts) -> dict[str, Any] | None:
     }
 
 
-def seeds(every: Mapping[str, RunFacts]) -> list[dict[str, Any]]:
+def group_seeds(every: Mapping[str, RunFacts]) -> list[dict[str, Any]]:
     """Of the runs that differ in seed only: mean error, deviation, Student's 95 % interval."""
     groups: dict[str, list[str]] = {}
     for name, facts in every.items():
@@ -86,12 +86,12 @@ def seeds(every: Mapping[str, RunFacts]) -> list[dict[str, Any]]:
     rows = []
     for names in groups.values():
         if len(names) > 1:
-            errors = [figures(every[name])["error"] for name in names]
-            rows.append({"runs": names} | over_seeds(errors))
+            errors = [run_figures(every[name])["error"] for name in names]
+            rows.append({"runs": names} | seed_statistics(errors))
     return rows
 
 
-def over_seeds(errors: Sequence[float]) -> dict[str, Any]:
+def seed_statistics(errors: Sequence[float]) -> dict[str, Any]:
     """Mean, deviation (n - 1) and Student's 95 % interval of the mean of two errors or more."""
     from scipy.special import stdtrit  # here, since it takes a while to import
 
@@ -100,7 +100,7 @@ def over_seeds(errors: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "deviation": deviation, "mean_interval_95": [mean - half, mean + half]}
 
 
-def images(facts: RunFacts) -> tuple[object, ...]:
+def tested_images(facts: RunFacts) -> tuple[object, ...]:
     """What decides which images the scores are of."""
     drawn = (facts.recipe.val_fraction, facts.recipe.seed) if facts.split == "validation" else ()
     return facts.source["digest"], facts.split, *drawn
@@ -113,13 +113,13 @@ def settings(facts: RunFacts) -> dict[str, Any]:
     return made | {"digest": facts.source["digest"]} | facts.run.read_json("environment.json")
 
 
-def rows(compared: Mapping[str, Any]) -> list[dict[str, str]]:
+def table_rows(compared: Mapping[str, Any]) -> list[dict[str, str]]:
     """`compare`'s answer as a table: what is compared (key "what"), and each run's value."""
     # A folder called `what` goes by another of its names: that key is taken.
     names = {
         row["run"]: "./what" if row["run"] == "what" else row["run"] for row in compared["runs"]
     }
-    table = [{"what": "error"} | {names[row["run"]]: error(row) for row in compared["runs"]}]
+    table = [{"what": "error"} | {names[row["run"]]: error_text(row) for row in compared["runs"]}]
     trained = {
         names[row["run"]]: "-"
         if row["epochs"] is None
@@ -132,7 +132,7 @@ def rows(compared: Mapping[str, Any]) -> list[dict[str, str]]:
     if tests := {row["run"]: row for row in compared["networks_against_the_first"]}:
         what = "this network against the first (not their recipes)"
         table.append(
-            {"what": what} | {names[n]: test(tests[n]) if n in tests else "-" for n in names}
+            {"what": what} | {names[n]: test_text(tests[n]) if n in tests else "-" for n in names}
         )
     for group in compared["seeds"]:
         low, high = (f"{100 * x:.2f}" for x in group["mean_interval_95"])
@@ -147,7 +147,7 @@ def rows(compared: Mapping[str, Any]) -> list[dict[str, str]]:
     return table
 
 
-def error(row: Mapping[str, Any]) -> str:
+def error_text(row: Mapping[str, Any]) -> str:
     """The error with its interval, and on which images."""
     if row["error"] is None:
         return "not finished"
@@ -158,7 +158,7 @@ def error(row: Mapping[str, Any]) -> str:
     return f"{percent(row['error'])} ({low} to {high}, Wilson), {split}"
 
 
-def test(row: Mapping[str, Any]) -> str:
+def test_text(row: Mapping[str, Any]) -> str:
     """How far another network is better or worse, and whether that is more than chance."""
     low, high = (f"{100 * x:+.2f}" for x in row["difference_interval_95"])
     points = f"{100 * row['difference']:+.2f} points right ({low} to {high}, bootstrap)"

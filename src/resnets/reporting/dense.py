@@ -32,7 +32,7 @@ def findings(facts: RunFacts, name: ImageName) -> Iterator[str]:
         rows = [row for row in facts.ended.get("per_class", ()) if key in row]
         known = [(row[key], row["class"]) for row in rows if row[key] is not None]
         if missing := len(rows) - len(known):
-            yield f"{missing:,} of {len(rows):,} classes are not on these images, nor judged."
+            yield f"{missing:,} of {len(rows):,} classes are not in these images."
         worst, kind = min(known, default=(1.0, ""))
         if worst < (facts.figure(average) or 0) - 0.1:
             yield f"The weakest class is “{kind}”: its {what} is {percent(worst)}."
@@ -114,7 +114,7 @@ def crop_uri(picture: Tensor, window: Sequence[int], side: int) -> str:
     """What x1, y1, x2, y2 hold of a picture, the longer side made `side` pixels, as an address."""
     x1, y1, x2, y2 = window
     sides = [max(1, side * n // max(x2 - x1, y2 - y1)) for n in (y2 - y1, x2 - x1)]
-    return plots.uri(to_pil_image(resize(picture[:, y1:y2, x1:x2], sides, antialias=True)))
+    return plots.image_uri(to_pil_image(resize(picture[:, y1:y2, x1:x2], sides, antialias=True)))
 
 
 def whole_uri(picture: Tensor) -> str:

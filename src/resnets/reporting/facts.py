@@ -154,11 +154,11 @@ def about_test(facts: RunFacts) -> Iterator[str]:
         why = "Test images are kept away from trials" if trial else "There is no test split"
         yield f"{why}: the figures are of the validation images{best}."
     if watched := sum("test_error" in row for row in facts.rows):
-        looked = f"The test split was looked at {times(watched)} during training (monitor=test)"
-        yield f"{looked}; no choice was made by it."
+        looked = f"The test split was evaluated {times(watched)} during training (monitor=test)"
+        yield f"{looked}; no choice was based on it."
     if opened := len(facts.run.rows("opened.jsonl")):
-        later = "; each look after the first makes it less honest" if opened > 1 else ""
-        yield f"The test split was opened {times(opened)} for a result{later}."
+        later = "; each use after the first makes it less honest" if opened > 1 else ""
+        yield f"The test split was evaluated {times(opened)} for a result{later}."
     if bad := len(facts.ended.get("unreadable", ())):
         yield f"{bad:,} images could not be read and are not counted."
 
@@ -169,23 +169,30 @@ def about_training(facts: RunFacts, counts: Sequence[int]) -> Iterator[str]:
         named = dict(zip(counts, facts.classes, strict=True))
         few, many = (f"{count:,} of “{named[count]}”" for count in (min(counts), max(counts)))
         yield f"Training has {many} and {few}: {facts.text.balance} may help."
-    for row in facts.rows[-1:]:
-        kinds = {"val_error": "validation", "test_error": "test", "train_error": "training"}
-        key, kind = next(pair for pair in kinds.items() if pair[0] in row)
-        before = [earlier[key] for earlier in facts.rows[:-1] if key in earlier]
-        change = f"from {percent(min(before))} to {percent(row[key])}" if before else ""
-        if row["epoch"] < 1:
-            why = f" in {facts.recipe.budget:g} seconds" if facts.recipe.budget else ""
-            never = percent(1 - row["epoch"])
-            yield f"It saw less than one epoch{why}: {never} of the training images were not used."
-        if before and row[key] < FALLING * min(before):
-            yield f"The {kind} error was still falling, {change} at the end: train longer."
-        elif before and row[key] > RISING * min(before) + 0.005:
-            yield f"The {kind} error rose again, {change}: train shorter, or augment more."
-        elif 1 <= row["epoch"] < 10:
-            yield f"It trained only {row['epoch']:.1f} epochs: more may help."
-        if facts.result and facts.result.error > 2 * row["train_error"] + 0.05:
-            yield (
-                f"It knows its training images better ({percent(row['train_error'])} wrong) than "
-                f"new ones ({percent(facts.result.error)}): more images or augmentation may help."
-            )
+    if not facts.rows:
+        return
+    last = facts.rows[-1]
+    if last["epoch"] < 1:
+        why = f" in {facts.recipe.budget:g} seconds" if facts.recipe.budget else ""
+        unused = percent(1 - last["epoch"])
+        yield f"It saw less than one epoch{why}: {unused} of the training images were not used."
+    yield from about_length(facts.rows)
+    if facts.result and facts.result.error > 2 * last["train_error"] + 0.05:
+        yield (
+            f"It knows its training images better ({percent(last['train_error'])} wrong) than "
+            f"new ones ({percent(facts.result.error)}): more images or augmentation may help."
+        )
+
+
+def about_length(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Whether the error was still falling at the end, or had risen again."""
+    kinds = {"val_error": "validation", "test_error": "test", "train_error": "training"}
+    key = next(key for key in kinds if key in rows[-1])
+    *before, last = (row[key] for row in rows if key in row)
+    change = f"from {percent(min(before))} to {percent(last)}" if before else ""
+    if before and last < FALLING * min(before):
+        yield f"The {kinds[key]} error was still falling, {change} at the end: train longer."
+    elif before and last > RISING * min(before) + 0.005:
+        yield f"The {kinds[key]} error rose again, {change}: train shorter, or augment more."
+    elif 1 <= rows[-1]["epoch"] < 10:
+        yield f"It trained only {rows[-1]['epoch']:.1f} epochs: more may help."

@@ -125,7 +125,7 @@ def svg(figure: Figure, caption: str) -> Markup:
     return Markup(start + text[text.index("viewBox") :])
 
 
-def uri(image: Image.Image) -> str:
+def image_uri(image: Image.Image) -> str:
     """The picture as an address that holds it."""
     file = io.BytesIO()
     image.save(file, "WEBP", quality=85)

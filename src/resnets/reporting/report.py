@@ -41,7 +41,7 @@ def write(facts: RunFacts, source: Source | None = None, network: Any = None) ->
     """
     run, missing = facts.run, ""
     try:
-        source = source or reread(facts)
+        source = source or reload_data(facts)
     except ResnetsError as error:
         missing = f"There are no pictures: {error}"
     splits = source.splits if source else {}
@@ -64,7 +64,7 @@ def write(facts: RunFacts, source: Source | None = None, network: Any = None) ->
     return path
 
 
-def reread(facts: RunFacts) -> Source:
+def reload_data(facts: RunFacts) -> Source:
     """The run's data, split as for the run. Raises DataError where it is gone or another."""
     recipe = facts.recipe
     source = dataset.load(recipe.data, max_unreadable=recipe.max_unreadable, task=facts.task.name)
