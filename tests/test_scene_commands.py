@@ -137,7 +137,7 @@ def test_ids_that_two_coco_files_give_to_different_images_are_refused(cli, model
         (tmp_path / f"data/{split}/x.coco.json").write_text(json.dumps(content))
     code, _, err = cli("detect", "predict", models["detect"], "data", "--out", "out")
     assert code == 3
-    assert "id 1; give one of them" in err
+    assert "use the id 1 for different things; give one" in err
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import resnets
+from resnets.config.recipes import replace_fields
 from resnets.data.splits import Split, in_memory
 from resnets.errors import UsageError
 from resnets.models.io.model_file import load
@@ -42,7 +43,7 @@ def bright(count, seed):
 def planned(task, steps=40):
     source = in_memory("bright", ("brightness",), bright(256, 0), bright(64, 1))
     recipe = task.default_recipe(source, source.train, CPU)
-    recipe = resnets.config.recipes.merged(recipe, {"steps": steps, "eval_every": 2, "ema": 0.5})
+    recipe = replace_fields(recipe, {"steps": steps, "eval_every": 2, "ema": 0.5})
     return resolve(recipe, source, CPU, 0, task=task)
 
 
