@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from resnets.config.tasks import TASK_TEXTS, missing_options, tasks_with
-from resnets.config.types import Task, View
+from resnets.config.types import TaskName, View
 from resnets.errors import DataError, ResnetsError, UsageError, nearest
 from resnets.files import find_model_file
 
@@ -171,7 +171,7 @@ def arch_overrides(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict[
     return {key.removeprefix("arch."): value for key, value in values.items()}
 
 
-def metric_floors(task: Task, fields: Mapping[str, Any] | Sequence[str]) -> dict[str, float]:
+def metric_floors(task: TaskName, fields: Mapping[str, Any] | Sequence[str]) -> dict[str, float]:
     """The least value of each metric, from METRIC=VALUE. Raises UsageError."""
     wanted = dict[str, float]()
     known = TASK_TEXTS[task].thresholds
@@ -211,7 +211,7 @@ def assignments(
     return values
 
 
-def refuse_others(function: str, task: Task, given: Mapping[str, bool]) -> None:
+def refuse_others(function: str, task: TaskName, given: Mapping[str, bool]) -> None:
     """Raise UsageError for an argument of `evaluate` or `predict` that the task does not have."""
     missing = missing_options(function, TASK_TEXTS[task])
     for name, is_given in given.items():

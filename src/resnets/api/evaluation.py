@@ -18,7 +18,7 @@ from resnets.config.types import (
     InferenceOptions,
     Instrument,
     SplitName,
-    Task,
+    TaskName,
 )
 from resnets.errors import CheckpointError, UsageError
 from resnets.files import check_outside, find_model_file, write_whole
@@ -38,7 +38,7 @@ else:  # so that the annotations can be read without torch
 
 @public
 def evaluate(
-    *places: str | Path | Model | Data, task: Task | None = None,
+    *places: str | Path | Model | Data, task: TaskName | None = None,
     split: Literal["test", "val", "train", "all"] | None = None,
     view: str | Sequence[str] = "center", compare: bool = False,
     at_precision: float | None = None, ood: Data | None = None, corruptions: bool = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resnets.api import checks
 from resnets.api.checks import public
-from resnets.config.types import InferenceOptions, Task
+from resnets.config.types import InferenceOptions, TaskName
 from resnets.errors import UsageError
 from resnets.files import check_inputs, check_outside
 
@@ -30,7 +30,7 @@ else:  # so that the annotations can be read without torch
 
 @public
 def load(
-    path: str | Path, *, task: Task | None = None, classes: Sequence[str] | None = None,
+    path: str | Path, *, task: TaskName | None = None, classes: Sequence[str] | None = None,
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     network: str | Module | None = None, device: str = "cpu",
@@ -90,7 +90,7 @@ def create(
 
 @public
 def predict(
-    model: str | Path | Model, inputs: Input | Iterable[Input], *, task: Task | None = None,
+    model: str | Path | Model, inputs: Input | Iterable[Input], *, task: TaskName | None = None,
     top: int = 5, out: str | Path | None = None, score: float = 0.5, refine: bool = False,
     scales: str | Sequence[float] = "1",
     normalize: Literal["data", "imagenet", "none"] | None = None,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resnets.api import checks
 from resnets.api.checks import public
-from resnets.config.types import Task
+from resnets.config.types import TaskName
 from resnets.errors import ResnetsError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def data_get(
 
 
 @public
-def data_info(data: Data, /, *, task: Task | None = None) -> dict[str, Any]:
+def data_info(data: Data, /, *, task: TaskName | None = None) -> dict[str, Any]:
     """Show what DATA holds: splits, classes, sizes, digest, unreadable files, problems.
 
     Args:
@@ -78,7 +78,7 @@ def data_info(data: Data, /, *, task: Task | None = None) -> dict[str, Any]:
 
 
 @public
-def data_check(data: Data, /, *, task: Task | None = None) -> list[dict[str, Any]]:
+def data_check(data: Data, /, *, task: TaskName | None = None) -> list[dict[str, Any]]:
     """List the problems of DATA and where they are; exit code 3 if training would refuse it.
 
     Args:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnets.api import checks
 from resnets.api.checks import public
-from resnets.config.types import Task
+from resnets.config.types import TaskName
 from resnets.errors import UsageError
 from resnets.files import find_model_file
 
@@ -36,7 +36,7 @@ PLANNED = (  # arguments of `plan` that `train` and `tune` pass on
 
 @public
 def plan(
-    data: Data, *, task: Task | None = None, model: str | Module | ExternalArch | None = None,
+    data: Data, *, task: TaskName | None = None, model: str | Module | ExternalArch | None = None,
     recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
     epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
     batch: int | None = None, size: int | None = None, seed: int | None = None,
@@ -116,7 +116,7 @@ def read_changes(
     return changes | rename_old_fields(fields)
 
 
-def check_recipe(recipe: Recipe, network: Arch | None, task: Task | None) -> Task:
+def check_recipe(recipe: Recipe, network: Arch | None, task: TaskName | None) -> TaskName:
     """The task of a recipe and its network, if one is chosen. Raises UsageError.
 
     It names weights or a teacher that are not there, and a network of another task.
@@ -137,7 +137,7 @@ def check_recipe(recipe: Recipe, network: Arch | None, task: Task | None) -> Tas
 
 
 def load_and_resolve(
-    data: Data, base: Recipe | None, changes: Mapping[str, Any], task_name: Task,
+    data: Data, base: Recipe | None, changes: Mapping[str, Any], task_name: TaskName,
     external: ExternalArch | None, max_unreadable: float, devices: int, device: str, workers: int,
 ) -> Plan:  # fmt: skip
     """Read the data, choose what is open, and resolve the plan, as large as memory allows."""

@@ -13,7 +13,7 @@ from resnets.api import checks
 from resnets.api.checks import public
 from resnets.api.info import runs_compare, write_report
 from resnets.api.plans import is_plan, plan, planned
-from resnets.config.types import Task
+from resnets.config.types import TaskName
 from resnets.errors import DataError, ResnetsError, UsageError
 from resnets.files import check_outside
 
@@ -45,7 +45,7 @@ def check_run(run: str | Path | None, data: object) -> None:
 
 @public
 def train(
-    data: Data | Plan, *, task: Task | None = None, model: str | Module | None = None,
+    data: Data | Plan, *, task: TaskName | None = None, model: str | Module | None = None,
     recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
     epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
     batch: int | None = None, size: int | None = None, seed: int | None = None,
@@ -277,7 +277,7 @@ def _lacks(path: Path) -> bool:
 @public
 def tune(
     data: Data | Plan, *, run: str | Path | None = None, trials: int = 20,
-    search: Sequence[str] = (), task: Task | None = None, model: str | Module | None = None,
+    search: Sequence[str] = (), task: TaskName | None = None, model: str | Module | None = None,
     recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
     epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
     batch: int | None = None, size: int | None = None, seed: int | None = None,

@@ -25,7 +25,7 @@ from resnets.api.checks import (
 )
 from resnets.cli import format, terminal
 from resnets.config.recipe import Augment, Recipe
-from resnets.config.types import Task
+from resnets.config.types import TaskName
 from resnets.errors import UsageError
 from resnets.files import check_inputs, find_model_file
 
@@ -143,7 +143,9 @@ def newest_unfinished(yes: bool) -> Path:
     return run
 
 
-def evaluate(*places: str, task: Task, fail_under: list[str] | None = None, **options: Any) -> None:
+def evaluate(
+    *places: str, task: TaskName, fail_under: list[str] | None = None, **options: Any
+) -> None:
     """Test MODEL... on one split of DATA; several models form an ensemble.
 
     Args:
@@ -155,7 +157,7 @@ def evaluate(*places: str, task: Task, fail_under: list[str] | None = None, **op
     check_metric_floors(wanted, result)
 
 
-def predict(model: str, *inputs: str, task: Task, **options: Any) -> None:
+def predict(model: str, *inputs: str, task: TaskName, **options: Any) -> None:
     """Classify images: files, folders, patterns, or - for an image on standard input."""
     items = [sys.stdin.buffer.read() if item == STDIN else item for item in inputs]
     if "out" in options:

@@ -26,7 +26,7 @@ Order = Literal["post", "bn_after_add", "relu_before_add", "relu_only_pre", "pre
 LAYERS = {"single": 1, "basic": 2, "bottleneck": 3}  # convolutions of a residual unit
 
 if TYPE_CHECKING:
-    from resnets.config.types import Task
+    from resnets.config.types import TaskName
 
 HE2015 = "He et al. 2015, arXiv 1512.03385"
 HE2016 = "He et al. 2016, arXiv 1603.05027"
@@ -256,7 +256,7 @@ ARCH_TYPES: dict[str, type[Arch]] = {
 }
 
 
-def task(arch: Arch) -> Task:
+def task(arch: Arch) -> TaskName:
     """What a network is for."""
     match arch:
         case DetectorArch():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Task = Literal["classify", "detect", "localize", "segment"]  # what a network is for
+TaskName = Literal["classify", "detect", "localize", "segment"]  # what a network is for
 View = Literal["center", "flip", "ten-crop", "multi-scale"]  # of an image
 SplitName = Literal["test", "val", "train", "all"]  # of a split
 Normalize = Literal["data", "imagenet", "none"]

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from resnets.config.recipe import Preprocess
-from resnets.config.types import Task
+from resnets.config.types import TaskName
 from resnets.data import download, tables, torch_dataset
 from resnets.data.class_folders import read_folder
 from resnets.data.class_table import read_class_table
@@ -58,7 +58,7 @@ def load(
     DataErrors, a DataError, for data that training refuses.
     """
     if not isinstance(data, str | Path):
-        if task != "classify":
+        if READERS.get(task) is not read_classes:
             raise DataError("a Dataset has one class an image: boxes and masks are read from files")
         return torch_dataset.load(data, seed=seed, training=training)
     path = Path(data)
@@ -126,7 +126,7 @@ def name_in_recipe(data: object, source: Source) -> str:
     return str(data) if source.root is None else str(Path(data).resolve())
 
 
-def task_of(data: str | Path | object) -> Task:
+def task_of(data: str | Path | object) -> TaskName:
     """What the labels of `data` look like: objects before masks, masks before classes."""
     if not isinstance(data, str | Path):
         return "classify"

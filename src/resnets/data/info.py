@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from resnets.config.types import Task
+from resnets.config.types import TaskName
 from resnets.data import dataset
 from resnets.data.torch_dataset import Data
 from resnets.errors import DataErrors
 
 
-def describe(data: Data, task: Task | None) -> dict[str, Any]:
+def describe(data: Data, task: TaskName | None) -> dict[str, Any]:
     """What a data set holds: splits, classes, sizes, digest, unreadable files, problems."""
     source = dataset.load(data, max_unreadable=1.0, task=task or dataset.task_of(data))
     names, kinds = ("name", "task", "digest", "channels", "size", "mean", "std"), source.classes
@@ -35,7 +35,7 @@ def describe(data: Data, task: Task | None) -> dict[str, Any]:
     return facts
 
 
-def list_problems(data: Data, task: Task | None, max_unreadable: float) -> list[dict[str, Any]]:
+def list_problems(data: Data, task: TaskName | None, max_unreadable: float) -> list[dict[str, Any]]:
     """Everything that is wrong with data, with its place, and whether training refuses it.
 
     Training refuses more unreadable files than `max_unreadable` of all.

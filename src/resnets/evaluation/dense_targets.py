@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from resnets.config.types import EvaluateOptions, InferenceOptions, Task
+from resnets.config.types import EvaluateOptions, InferenceOptions, TaskName
 from resnets.data import dataset
 from resnets.data.dataset import Source, Split
 from resnets.errors import CheckpointError, NotFinite, UsageError
@@ -64,7 +64,7 @@ class DenseTargets:
     how: InferenceOptions
     options: EvaluateOptions
 
-    def only(self, task: Task) -> Model:
+    def only(self, task: TaskName) -> Model:
         """The one model. Raises UsageError for more."""
         if len(self.models) > 1:
             raise UsageError(f"only detectors make an ensemble: one model for `resnets {task}`")
@@ -72,7 +72,7 @@ class DenseTargets:
 
 
 def evaluate_dense(
-    task: Task,
+    task: TaskName,
     test: Callable[[DenseTargets], DenseMetrics],
     paths: Sequence[AnyModel],
     data: Any,

@@ -18,7 +18,7 @@ from resnets.config.arch import task as task_of
 from resnets.config.families import label
 from resnets.config.recipe import Preprocess
 from resnets.config.tasks import TASK_TEXTS
-from resnets.config.types import Task, View
+from resnets.config.types import TaskName, View
 from resnets.data.dataset import Split
 from resnets.data.decode import warn_clipped
 from resnets.data.inputs import Input, expand_inputs, is_single, read_image
@@ -236,7 +236,7 @@ def load(
     device: torch.device | None = None,
     bfloat16: bool = False,
     classes: Sequence[str] | None = None,
-    task: Task | None = None,
+    task: TaskName | None = None,
     fields: Mapping[str, Any] = MappingProxyType({}),
     hints: Mapping[str, Any] = MappingProxyType({}),
     network: str | nn.Module | ExternalArch | None = None,
@@ -285,7 +285,7 @@ def load(
     return Model(opened.to(device).eval(), card, device, bfloat16, path)
 
 
-def check_task(arch: Arch, path: Path, task: Task | None) -> Task:
+def check_task(arch: Arch, path: Path, task: TaskName | None) -> TaskName:
     """What a network is for. Raises UsageError where it is not the `task`."""
     if (own := task_of(arch)) != (task or own):
         raise UsageError(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from resnets.config import arch
 from resnets.config.recipe import FINITE, rename_old_fields
-from resnets.config.types import EvaluateOptions, InferenceOptions, Task, View
+from resnets.config.types import EvaluateOptions, InferenceOptions, TaskName, View
 from resnets.data import dataset
 from resnets.data.dataset import Source, Split, normalization
 from resnets.data.decode import warn_clipped
@@ -62,7 +62,7 @@ class Calibration:
 
 
 def load_model(
-    path: AnyModel, source: Source | None, how: InferenceOptions, task: Task | None = None
+    path: AnyModel, source: Source | None, how: InferenceOptions, task: TaskName | None = None
 ) -> Model:
     """A model, normalised as asked for; errors as `evaluation.model.load`.
 
@@ -235,7 +235,7 @@ def name_images(comparison: Comparison, split: Split) -> Comparison:
     return replace(comparison, fixed=fixed, broken=broken)
 
 
-def task_of(path: AnyModel, how: InferenceOptions) -> Task:
+def task_of(path: AnyModel, how: InferenceOptions) -> TaskName:
     """What the network of a model, a run or a foreign file is for; errors as `load`."""
     model = path if isinstance(path, Model) else load(path, fields=how.fields, network=how.network)
     return arch.task(model.card.arch)

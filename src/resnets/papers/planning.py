@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from resnets.config import arch as archs
+from resnets.config.arch import DenseTaskArch
 from resnets.config.families import arch
 from resnets.config.recipe import Augment, Recipe
 from resnets.papers import ledger
@@ -82,7 +82,7 @@ def measure_steps(
         recipe = job.recipe
         if recipe is None or (job.layers, job.size) in known or count >= MAX_MEASURED:
             continue
-        dense = archs.task(arch(recipe.model)) != "classify"
+        dense = isinstance(arch(recipe.model), DenseTaskArch)
         model, changes = ("resnet50_v1", {}) if dense else (recipe.model, dict(recipe.arch))
         side = min(job.size, 224)
         batch = max(2, min(recipe.batch, int(4e9 * job.images / job.cost)))
