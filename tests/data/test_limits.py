@@ -151,7 +151,7 @@ def test_scans_are_those_of_the_image_alone(monkeypatch):
     # A thumbnail before it and a film behind it have bytes that look like scans.
     thumbnail = b"\xff\xe2\0\x42" + b"\xff\xda" * 32
     data = SMALL[:2] + thumbnail + SMALL[2:] + b"\xff\xda" * 99
-    monkeypatch.setattr(limits, "SCANS", 1)
+    monkeypatch.setattr(limits, "MAX_SCANS", 1)
     assert decode(data, 3).shape == (8, 8, 3)
     with pytest.raises(Unreadable, match="scans"):
         decode(jpeg(8, 1), 3)
@@ -159,7 +159,7 @@ def test_scans_are_those_of_the_image_alone(monkeypatch):
 
 def test_scans_inside_a_tiff_file(monkeypatch):
     data = saved(Image.new("L", (64, 64)), "TIFF", compression="jpeg")
-    monkeypatch.setattr(limits, "SCANNED", 64 * 64 - 1)
+    monkeypatch.setattr(limits, "MAX_SCANNED_PIXELS", 64 * 64 - 1)
     with pytest.raises(Unreadable, match="1 scans of 64 x 64, the limit is 0"):
         decode(data, 3)
 

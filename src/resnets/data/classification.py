@@ -73,16 +73,21 @@ def classification_dataset(
         seed=seed,
         digest=_digest(files, root, multi_label),
     )
-    if training and source.automatic and source.train is not None:
-        counts = source.train.counts(len(classes)).tolist()
-        if bare := [name for name, count in zip(classes, counts, strict=True) if not count]:
-            issues.error(
-                origin,
-                f"the split by chance leaves {_count(bare, 'classes')} without training images: "
-                "add images (three of each), or make the splits yourself: train/, val/, test/",
-            )
-            raise issues.to_error(origin, scan.unreadable)
+    if training and source.automatic:
+        _check_drawn_classes(source, origin, issues)
     return source
+
+
+def _check_drawn_classes(source: Source, origin: Path, issues: Issues) -> None:
+    """Raise DataErrors where a split by chance leaves a class without training images."""
+    counts = source.train.counts(len(source.classes)).tolist() if source.train else []
+    if bare := [name for name, count in zip(source.classes, counts, strict=False) if not count]:
+        issues.error(
+            origin,
+            f"the split by chance leaves {_count(bare, 'classes')} without training images: "
+            "add images (three of each), or make the splits yourself: train/, val/, test/",
+        )
+        raise issues.to_error(origin, source.unreadable)
 
 
 def _count(names: Sequence[str], what: str) -> str:

@@ -64,17 +64,7 @@ def load(
     path = Path(data)
     named = data == "digits" or data in download.ARCHIVES
     if named and path.exists():
-        note = f"{data} is read from {path.resolve()}, and is not the data set of that name"
-        try:
-            source = load(
-                path, seed=seed, max_unreadable=max_unreadable, task=task, training=training
-            )
-        except DataErrors as errors:
-            errors.noted.append((str(data), note))
-            raise
-        except DataError as error:
-            raise DataError(f"{error}\n{note}") from None
-        return replace(source, notes=(note, *source.notes))
+        return _load_path_of_name(path, seed, max_unreadable, task, training)
     if task not in READERS:
         raise DataError(f"nothing here reads data for {task!r}: give a Source")
     read = READERS[task]
@@ -86,6 +76,21 @@ def load(
         near = nearest(str(data), ["digits", *download.ARCHIVES])
         raise DataError(f"no data {str(data)!r}, neither a folder nor a known name: {near}")
     return read(path, seed, max_unreadable, training)
+
+
+def _load_path_of_name(
+    path: Path, seed: int, max_unreadable: float, task: str, training: bool
+) -> Source:
+    """The data at a path that is also the name of a data set, which is noted."""
+    note = f"{path} is read from {path.resolve()}, and is not the data set of that name"
+    try:
+        source = load(path, seed=seed, max_unreadable=max_unreadable, task=task, training=training)
+    except DataErrors as errors:
+        errors.noted.append((str(path), note))
+        raise
+    except DataError as error:
+        raise DataError(f"{error}\n{note}") from None
+    return replace(source, notes=(note, *source.notes))
 
 
 def read_classes(path: Path, seed: int, max_unreadable: float, training: bool) -> Source:

@@ -15,8 +15,8 @@ from PIL.ImageFile import ImageFile
 PARTS = 30_000  # chunks, blocks, segments, and bytes between them: 0.2 s
 TAGS = 1_000  # of a TIFF file
 EXIF = 256 * 2**10  # bytes
-SCANS = 500
-SCANNED = 1_000_000_000  # pixels of an image times its scans: a second of CPU
+MAX_SCANS = 500
+MAX_SCANNED_PIXELS = 1_000_000_000  # pixels of an image times its scans: a second of CPU
 RUN_LENGTH = 5_000_000  # pixels of a run-length BMP, which Pillow reads in Python: a second
 # A marker of a JPEG file: not a stuffed byte, a restart or filling.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
@@ -64,7 +64,7 @@ def check_scans(picture: ImageFile) -> None:
     data = picture.fp.read()
     pixels = max(1, picture.width * picture.height)
     area = min(pixels, _tile(picture) or pixels) if in_tiff else pixels
-    limit = SCANNED // area if in_tiff else min(SCANS, SCANNED // pixels)
+    limit = MAX_SCANNED_PIXELS // area if in_tiff else min(MAX_SCANS, MAX_SCANNED_PIXELS // pixels)
     if (count := data.count(b"\xff\xda")) <= limit:
         return  # which counts those of thumbnails and films behind the image, too
     if not in_tiff and (count := _scans(data)) <= limit:
@@ -74,12 +74,12 @@ def check_scans(picture: ImageFile) -> None:
 
 def _scans(data: bytes) -> int:
     """The scans of a JPEG image up to its end."""
-    count, place = 0, 2
-    while found := _MARKER.search(data, place):
-        if found[0] == b"\xff\xd9":
+    count, position = 0, 2
+    while marker := _MARKER.search(data, position):
+        if marker[0] == b"\xff\xd9":
             break
-        count += found[0] == b"\xff\xda"
-        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+        count += marker[0] == b"\xff\xda"
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
     return count
 
 
@@ -107,12 +107,12 @@ def _check_segments(file: BytesIO | BufferedReader) -> None:
                 continue
             case code:
                 size = int.from_bytes(file.read(2), "big") - 2
-                place = file.tell()
+                position = file.tell()
                 # Pillow joins those of one image, copying all of them for each.
                 exif += size * (code == b"\xe1" and file.read(4) == b"Exif")
                 if exif > EXIF:
                     raise TooCostly(f"over {EXIF:,} bytes of EXIF")
-                file.seek(place + max(0, size))
+                file.seek(position + max(0, size))
     raise TooCostly(f"a JPEG header of over {PARTS:,} segments")
 
 

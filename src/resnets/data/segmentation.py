@@ -45,19 +45,9 @@ def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
     _check_palettes(root, pairs, counts, issues)
     if issues.errors:
         raise issues.to_error(root, scan.unreadable)
-    ignored = counts[:, IGNORE_INDEX].copy()
-    counts[:, IGNORE_INDEX] = 0
-    named = _class_names(root)
-    present = np.flatnonzero(counts.any(0)).tolist()
-    if named:
-        _check_named_classes(root, pairs, counts, ignored, named, issues)
-    else:
-        _check_unnamed_classes(root, present, issues)
-    _note_ignored_foreground(root, pairs, counts, ignored, issues)
+    classes = _check_classes(root, pairs, counts, issues)
     if issues.errors:
         raise issues.to_error(root, scan.unreadable)
-    last = max(named or present, default=-1)
-    classes = tuple(named.get(value, str(value)) for value in range(last + 1))
     if len(classes) < 2:
         raise DataError(
             f"{root}: the masks have {len(classes)} classes; segmentation needs at least two.\n"
@@ -81,6 +71,23 @@ def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
         seed=seed,
         digest=_digest(root, classes, pairs, counts),
     )
+
+
+def _check_classes(
+    root: Path, pairs: list[MaskedImage], counts: Counts, issues: Issues
+) -> tuple[str, ...]:
+    """The names of the classes, checked against the values; `counts` loses what is ignored."""
+    ignored = counts[:, IGNORE_INDEX].copy()
+    counts[:, IGNORE_INDEX] = 0
+    named = _class_names(root)
+    present = np.flatnonzero(counts.any(0)).tolist()
+    if named:
+        _check_named_classes(root, pairs, counts, ignored, named, issues)
+    else:
+        _check_unnamed_classes(root, present, issues)
+    _note_ignored_foreground(root, pairs, counts, ignored, issues)
+    last = max(named or present, default=-1)
+    return tuple(named.get(value, str(value)) for value in range(last + 1))
 
 
 def _digest(root: Path, classes: tuple[str, ...], pairs: list[MaskedImage], counts: Counts) -> str:

@@ -136,8 +136,8 @@ class Source:
     @property
     def splits(self) -> dict[str, Split]:
         """The splits that there are, by name."""
-        every = {"train": self.train, "val": self.val, "test": self.test}
-        return {name: split for name, split in every.items() if split is not None}
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in splits.items() if split is not None}
 
     @property
     def files(self) -> int:
@@ -169,7 +169,7 @@ def split_by_name(images: Split, names: Sequence[str | None], seed: int) -> dict
         test, val, train = images.split_stratified(seed, tenth, 2 * tenth)
         splits = {"train": train, "val": val, "test": test}
     else:
-        rows = {name: [k for k, own in enumerate(names) if own == name] for name in SPLITS}
+        rows = {name: [k for k, other in enumerate(names) if other == name] for name in SPLITS}
         splits = {name: images.take(torch.tensor(k).long()) for name, k in rows.items()}
     return {name: split for name, split in splits.items() if len(split)}
 
@@ -185,8 +185,8 @@ def describe_missing_classes(
     name: str, split: Split, whole: Split, classes: tuple[str, ...]
 ) -> str:
     """Which classes that have images in the whole a split by chance has none of; "" for none."""
-    parts = (each.counts(len(classes)).tolist() for each in (split, whole))
-    bare = [kind for kind, own, all_ in zip(classes, *parts, strict=True) if all_ and not own]
+    counts = (images.counts(len(classes)).tolist() for images in (split, whole))
+    bare = [c for c, here, total in zip(classes, *counts, strict=True) if total and not here]
     text = f"leaves {name} without {len(bare):,} of {len(classes):,} classes, first "
     return f"{text}{bare[0]!r}" if bare else ""
 

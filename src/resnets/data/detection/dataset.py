@@ -140,19 +140,13 @@ def detection_dataset(
     scan = scan_images([image.path for image in images], max_unreadable)
     digest = _digest(images, root, parsed.classes)
     images = [image for image in images if image.path in scan.images]
-    if repeated := [b.path for a, b in pairwise(images) if a.path == b.path]:
-        reason = f"{len(repeated):,} images are listed again, in one split or two, first "
-        issues.warn(data, f"{reason}{repeated[0]}")
+    _warn_repeated(data, images, issues)
     training = [image for image in images if image.split in (None, "train")] or images
     names = {annotation.class_name for image in training for annotation in image.objects}
     classes = parsed.classes or tuple(sorted(names))
 
     objects, index, targets = _check_objects(parsed, images, scan, classes)
-    masked = sum(annotation.shape is not None for annotation in objects)
-    if masked not in (0, len(objects)):
-        place = next(annotation.place for annotation in objects if not annotation.shape)
-        reason = f"{masked:,} of {len(objects):,} objects have masks, but not {place}: none is used"
-        issues.warn(data, reason)
+    shapes = _shapes_of_all(data, objects, issues)
     if len(objects) and not parsed.relative and targets.boxes.max() <= 1:
         reason = "all boxes lie within one pixel: are they fractions of the sides? Use pixels"
         issues.error(data, reason)
@@ -162,15 +156,12 @@ def detection_dataset(
     if not learnt or not (any(learnt) or training is images):
         raise _nothing_to_learn(data, images, objects, issues)
     _note_unused([image.path for image in parsed.images], classes, names, issues)
-    shapes = [annotation.shape for annotation in objects if annotation.shape]
     return make_dataset(
         data,
         root,
         task="detect",
         classes=classes,
-        images=_to_split(
-            images, scan, index, targets, shapes if masked == len(objects) else [], len(classes)
-        ),
+        images=_to_split(images, scan, index, targets, shapes, len(classes)),
         splits=[image.split for image in images],
         scan=scan,
         issues=issues,
@@ -185,6 +176,23 @@ def _digest(images: Sequence[AnnotatedImage], root: Path, classes: Sequence[str]
         objects = [[one.class_name, one.kind, one.box, one.shape] for one in image.objects]
         entries.append([*file_entry(image.path, root), image.split, image.stated_size, objects])
     return digest_of_entries(entries)
+
+
+def _warn_repeated(data: Path, images: list[AnnotatedImage], issues: Issues) -> None:
+    if repeated := [b.path for a, b in pairwise(images) if a.path == b.path]:
+        reason = f"{len(repeated):,} images are listed again, in one split or two, first "
+        issues.warn(data, f"{reason}{repeated[0]}")
+
+
+def _shapes_of_all(data: Path, objects: list[Annotation], issues: Issues) -> list[Shape]:
+    """The shapes of objects that all have one; of others none is used, with a warning."""
+    shapes = [annotation.shape for annotation in objects if annotation.shape]
+    if len(shapes) in (0, len(objects)):
+        return shapes
+    place = next(annotation.place for annotation in objects if not annotation.shape)
+    count = f"{len(shapes):,} of {len(objects):,}"
+    issues.warn(data, f"{count} objects have masks, but not {place}: none is used")
+    return []
 
 
 def _nothing_to_learn(
