@@ -1,7 +1,7 @@
-"""results/ledger.jsonl: a line for each run of an experiment. It never flatters.
+"""results/ledger.jsonl: a row for each run of an experiment.
 
 experiment, arm      what was run: `resnets reproduce` lists both
-budget, protocol     "paper", its protocol: full length, float32, nothing left out on the way;
+budget, protocol     "paper", its protocol: full length, float32, nothing left out;
                      "paper in bfloat16"; false: less than that
 seed, command        how to run it again
 recipe               SHA-256 of the fields that differ from their defaults, but for the precision
@@ -9,7 +9,7 @@ model, layers, data, digest (SHA-256 of the images), size, iterations, images, m
 train_error          in %, the mean over the last part of the iterations
 test_error           in %; null: the training diverged
 ...                  other figures of the experiment
-notes                what a person should know of the run
+notes                events of the run worth knowing, as in its notes.jsonl
 precision, seconds, date, machine
 starts               when, at which step, by which code and where it began and went on after each
                      of its `interruptions`
@@ -31,9 +31,7 @@ from resnets.errors import DataError
 from resnets.files import write_whole
 
 Row = Mapping[str, Any]
-SECONDS_PER_MAC = (
-    1.5e-10  # seconds of training for an image and a multiply-add, where nothing is measured
-)
+SECONDS_PER_MAC = 1.5e-10  # of training, for an image and a multiply-add, if nothing is measured
 
 # Notes of a run about what is written beside the training, or was read again: the training is the
 # same without them. All others (steps left out, memory that ran out, ...) change it.
