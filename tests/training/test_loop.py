@@ -122,7 +122,7 @@ def test_a_damaged_best_state_is_told_at_once_with_a_way_out(tmp_path):
     ]
     assert [row["note"] for row in run.rows("notes.jsonl")] == told
     run.best.write_bytes(whole)
-    assert read_best(run)
+    assert read_best(run, plan)
 
 
 def test_a_best_state_that_cannot_be_read_now_is_left_alone(tmp_path, monkeypatch):
