@@ -68,13 +68,7 @@ def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     text = re.split(r"\n\n(?=In Python|Raises)", text)[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n     +.*)*)", arguments, re.MULTILINE)
     whole = "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
-    return whole, {name: for_commands(" ".join(words.split())) for name, words in entries}
-
-
-def for_commands(text: str) -> str:
-    """The explanation of an argument without what only Python can give."""
-    text = re.sub(r" In Python .*?\.(?= [A-Z]|$)", "", text)
-    return re.sub(r"[,;] in Python .*?(?=[;.] |[;.]?$)", "", text)
+    return whole, {name: " ".join(words.split()) for name, words in entries}
 
 
 def annotate(name: str, hint: Any, default: Any, words: str) -> Any:
