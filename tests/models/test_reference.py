@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from resnets.config.families import FAMILY
 from resnets.models import build
-from resnets.models.transformer import NAMES, renamed
+from resnets.models.transformer import NAMES, rename_parts
 
 FAST = ["resnet18", "resnet34", "resnet50", "resnext50_32x4d", "densenet121"]
 SLOW = [
@@ -79,8 +79,8 @@ def test_vision_transformer() -> None:
     with torch.device("meta"):
         theirs, ours = torchvision.models.vit_b_16(), build(FAMILY["vit_b_16"])
     theirs = randomised(theirs)
-    ours.load_state_dict(renamed(theirs.state_dict(), OURS), strict=True, assign=True)
-    theirs.load_state_dict(renamed(ours.state_dict(), NAMES), strict=True, assign=True)
+    ours.load_state_dict(rename_parts(theirs.state_dict(), OURS), strict=True, assign=True)
+    theirs.load_state_dict(rename_parts(ours.state_dict(), NAMES), strict=True, assign=True)
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(images), theirs(images), rtol=1e-5, atol=1e-5)
@@ -89,10 +89,10 @@ def test_vision_transformer() -> None:
 def test_names_of_the_transformer_go_both_ways() -> None:
     with torch.device("meta"):
         state = build(FAMILY["vit_s_16"]).state_dict()
-    back = renamed(renamed(state, NAMES), OURS)
+    back = rename_parts(rename_parts(state, NAMES), OURS)
     assert list(back) == list(state)
     assert all(back[name] is state[name] for name in state)
     with pytest.raises(KeyError):
-        renamed({"fc.weight": torch.empty(0)}, OURS)
+        rename_parts({"fc.weight": torch.empty(0)}, OURS)
     with pytest.raises(KeyError):
-        renamed({"heads.head.weight": torch.empty(0)}, NAMES)
+        rename_parts({"heads.head.weight": torch.empty(0)}, NAMES)

@@ -12,7 +12,7 @@ from resnets.config.arch import ResNetArch, SegmenterArch
 from resnets.config.families import FAMILY, TINY, dilated
 from resnets.errors import UsageError
 from resnets.models import build
-from resnets.models.segmentation import AUXILIARY, Segmenter, upsample_like
+from resnets.models.segmentation import AUX_WEIGHT, Segmenter, upsample_like
 
 NARROW = replace(TINY, blocks=(1, 1, 1, 1), widths=(8, 16, 24, 32), stem_width=8)
 SMALL = SegmenterArch(backbone=dilated(NARROW), width=16, classes=3)
@@ -202,7 +202,7 @@ def test_losses_by_hand(head: str, scene: tuple[Tensor, Tensor]) -> None:
 
     known = masks != 255
     wrong = [(logits[i].argmax(0) != masks[i])[known[i]].float().mean().item() for i in range(3)]
-    expected = torch.tensor([mean(logits), AUXILIARY * mean(aux), sum(wrong) / 4])
+    expected = torch.tensor([mean(logits), AUX_WEIGHT * mean(aux), sum(wrong) / 4])
     assert network.loss_names == ("pixels", "auxiliary")
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 

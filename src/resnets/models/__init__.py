@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from resnets.models.localizer import Localizer
     from resnets.models.segmentation import Segmenter
 
-# Each has `arch`, `levels` ({level: (channels, stride)}) and `features(x)` ({level: map}), and
-# maps an input to logits (N, classes).
+# Each has `arch`, maps an input to logits (N, classes), and has `levels`, {level: (channels,
+# stride)} from the finest to the coarsest, and `features(x)`, {level: map (N, channels, *S /
+# stride)}. These two are all that detectors, segmenters, Grad-CAM and embeddings know of a network.
 Classifier: TypeAlias = ResNet | DenseNet | Mlp | VisionTransformer | ExternalNetwork
 CLASSIFIERS = (ResNet, DenseNet, Mlp, VisionTransformer, ExternalNetwork)
 # Each has `arch` and `loss_names`, and gives these losses for images and targets.

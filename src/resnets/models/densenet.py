@@ -48,7 +48,7 @@ class Features(nn.Module):
         for block, count in enumerate(arch.blocks, 1):
             if block > 1:
                 reduced = int(c * arch.compression)
-                self.add_module(f"transition{block - 1}", transition(make, c, reduced))
+                self.add_module(f"transition{block - 1}", make_transition(make, c, reduced))
                 c, stride = reduced, stride * 2
             layers = {}
             for i in range(1, count + 1):
@@ -91,7 +91,7 @@ class DenseLayer(nn.Sequential):
         return torch.cat([x, y], 1)
 
 
-def transition(make: LayerFactory, c_in: int, c_out: int) -> nn.Sequential:
+def make_transition(make: LayerFactory, c_in: int, c_out: int) -> nn.Sequential:
     """BN-ReLU-1x1, then a 2x2 mean. Shapes: (N, C, H, W) -> (N, C', H // 2, W // 2)."""
     norm, conv = make.norm(c_in), make.conv(c_in, c_out, 1)
     return nn.Sequential(OrderedDict(norm=norm, relu=nn.ReLU(), conv=conv, pool=nn.AvgPool2d(2, 2)))

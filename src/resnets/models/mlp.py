@@ -16,7 +16,7 @@ class Mlp(nn.Module):
         self.arch = arch
         self.levels = {"units": (arch.width, 1)}
         self.first = nn.Linear(arch.channels, arch.width)
-        self.units = make_stage({str(i): unit(arch) for i in range(arch.blocks)}, checkpoint)
+        self.units = make_stage({str(i): make_unit(arch) for i in range(arch.blocks)}, checkpoint)
         self.final = nn.Sequential(nn.BatchNorm1d(arch.width), nn.ReLU())
         self.fc = nn.Linear(arch.width, arch.classes)
 
@@ -29,12 +29,12 @@ class Mlp(nn.Module):
         return logits
 
 
-def unit(arch: MlpArch) -> PreActivation:
+def make_unit(arch: MlpArch) -> PreActivation:
     """x + Dropout(Linear(Dropout(ReLU(Linear(BatchNorm(x))))))."""
-    return PreActivation(nn.BatchNorm1d(arch.width), layers(arch, nn.ReLU()), nn.Identity())
+    return PreActivation(nn.BatchNorm1d(arch.width), feed_forward(arch, nn.ReLU()), nn.Identity())
 
 
-def layers(arch: MlpArch | VitArch, activation: nn.Module) -> dict[str, nn.Module]:
+def feed_forward(arch: MlpArch | VitArch, activation: nn.Module) -> dict[str, nn.Module]:
     """Linear, activation, dropout, linear, dropout: (..., width) -> (..., width)."""
     return {
         "linear1": nn.Linear(arch.width, arch.hidden),

@@ -18,8 +18,8 @@ from resnets.errors import UsageError
 from resnets.models.layers import LayerFactory, initialise
 from resnets.models.resnet import ResNet
 
-AUXILIARY = 0.4  # the weight of its loss: Zhao et al. 2016, section 3.3
-RATES = (12, 24, 36)  # dilations of ASPP at an output stride of 8: Chen et al. 2017, section 3.3
+AUX_WEIGHT = 0.4  # the weight of its loss: Zhao et al. 2016, section 3.3
+ASPP_DILATIONS = (12, 24, 36)  # at an output stride of 8: Chen et al. 2017, section 3.3
 
 
 class Segmenter(nn.Module):
@@ -47,11 +47,13 @@ class Segmenter(nn.Module):
         elif arch.head == "deeplabv3":
             aspp = ASPP(make, widths[-1], arch.width)
             self.classifier = nn.Sequential(
-                aspp, *layer(make, arch.width, arch.width, 3), scores(arch.width, arch.classes)
+                aspp,
+                *conv_norm_relu(make, arch.width, arch.width, 3),
+                score_conv(arch.width, arch.classes),
             )
         else:
-            self.classifier = fcn(make, widths[-1], arch.classes)
-        self.aux_classifier = fcn(make, widths[-2], arch.classes) if arch.auxiliary else None
+            self.classifier = fcn_head(make, widths[-1], arch.classes)
+        self.aux_classifier = fcn_head(make, widths[-2], arch.classes) if arch.auxiliary else None
 
     def forward(
         self, images: Tensor, masks: Tensor | None = None, sizes: Tensor | None = None
@@ -68,7 +70,7 @@ class Segmenter(nn.Module):
         losses = [image_mean(cross_entropy(logits, masks), known)]
         if self.aux_classifier is not None:
             other = upsample_like(self.aux_classifier(middle).float(), images)
-            losses.append(AUXILIARY * image_mean(cross_entropy(other, masks), known))
+            losses.append(AUX_WEIGHT * image_mean(cross_entropy(other, masks), known))
         wrong = image_mean((logits.argmax(1) != masks).float(), known)
         return torch.stack([*losses, wrong])
 
@@ -94,14 +96,16 @@ def upsample_like(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
 
 
-def layer(make: LayerFactory, c_in: int, c_out: int, k: int, rate: int = 1) -> list[nn.Module]:
+def conv_norm_relu(
+    make: LayerFactory, c_in: int, c_out: int, k: int, rate: int = 1
+) -> list[nn.Module]:
     """Convolution, normalisation and ReLU."""
     layers = [make.conv(c_in, c_out, k, dilation=rate), make.norm(c_out), nn.ReLU()]
     initialise(layers[0])
     return layers
 
 
-def scores(c_in: int, classes: int) -> nn.Module:
+def score_conv(c_in: int, classes: int) -> nn.Module:
     """The last 1x1 convolution; at first all classes are about equally likely."""
     last = nn.Conv2d(c_in, classes, 1)
     nn.init.normal_(last.weight, std=0.01)
@@ -109,10 +113,12 @@ def scores(c_in: int, classes: int) -> nn.Module:
     return last
 
 
-def fcn(make: LayerFactory, c_in: int, classes: int) -> nn.Sequential:
+def fcn_head(make: LayerFactory, c_in: int, classes: int) -> nn.Sequential:
     """The head of torchvision's FCN."""
     inner = c_in // 4
-    return nn.Sequential(*layer(make, c_in, inner, 3), nn.Dropout(0.1), scores(inner, classes))
+    return nn.Sequential(
+        *conv_norm_relu(make, c_in, inner, 3), nn.Dropout(0.1), score_conv(inner, classes)
+    )
 
 
 class ASPP(nn.Module):
@@ -124,10 +130,14 @@ class ASPP(nn.Module):
 
     def __init__(self, make: LayerFactory, c_in: int, width: int) -> None:
         super().__init__()
-        dilated = [nn.Sequential(*layer(make, c_in, width, 3, rate)) for rate in RATES]
-        pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), *layer(make, c_in, width, 1))
-        self.convs = nn.ModuleList([nn.Sequential(*layer(make, c_in, width, 1)), *dilated, pooled])
-        joined = layer(make, width * len(self.convs), width, 1)
+        dilated = [
+            nn.Sequential(*conv_norm_relu(make, c_in, width, 3, rate)) for rate in ASPP_DILATIONS
+        ]
+        pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), *conv_norm_relu(make, c_in, width, 1))
+        self.convs = nn.ModuleList(
+            [nn.Sequential(*conv_norm_relu(make, c_in, width, 1)), *dilated, pooled]
+        )
+        joined = conv_norm_relu(make, width * len(self.convs), width, 1)
         self.project = nn.Sequential(*joined, nn.Dropout(0.5))
         self.batch = make.norm_kind == "batch"
 
@@ -152,12 +162,12 @@ class SemanticFPNHead(nn.Module):
         inner = width // 2
         self.levels = nn.ModuleList(
             nn.ModuleList(
-                nn.Sequential(*layer(make, inner if step else width, inner, 3))
+                nn.Sequential(*conv_norm_relu(make, inner if step else width, inner, 3))
                 for step in range(max(1, level))
             )
             for level in range(levels)
         )
-        self.scores = scores(inner, classes)
+        self.scores = score_conv(inner, classes)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         brought = []

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from resnets.config.arch import VitArch
 from resnets.errors import UsageError
 from resnets.models.blocks import PreActivation, make_stage
-from resnets.models.mlp import layers
+from resnets.models.mlp import feed_forward
 
 
 class VisionTransformer(nn.Module):
@@ -37,7 +37,7 @@ class VisionTransformer(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(1, 1, arch.width))
         self.positions = nn.Parameter(torch.empty(1, tokens, arch.width).normal_(std=0.02))
         self.dropout = nn.Dropout(arch.dropout)
-        self.blocks = make_stage({str(i): block(arch) for i in range(arch.blocks)}, checkpoint)
+        self.blocks = make_stage({str(i): make_block(arch) for i in range(arch.blocks)}, checkpoint)
         self.norm = nn.LayerNorm(arch.width, eps=1e-6)
         self.fc = nn.Linear(arch.width, arch.classes)
         # As torchvision: patches ~ N(0, 1 / fan-in), a classifier of zeros.
@@ -67,10 +67,10 @@ class VisionTransformer(nn.Module):
         return logits
 
 
-def block(arch: VitArch) -> nn.Sequential:
+def make_block(arch: VitArch) -> nn.Sequential:
     """x + attention(norm(x)), then x + mlp(norm(x))."""
     mix, drop = Attention(arch.width, arch.heads), nn.Dropout(arch.dropout)
-    mlp = layers(arch, nn.GELU())
+    mlp = feed_forward(arch, nn.GELU())
     for linear in (mlp["linear1"], mlp["linear2"]):
         nn.init.xavier_uniform_(linear.weight)  # type: ignore[arg-type]
         nn.init.normal_(linear.bias, std=1e-6)  # type: ignore[arg-type]
@@ -123,7 +123,7 @@ NAMES = {
 }
 
 
-def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+def rename_parts(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """Tensors of a vision transformer under torchvision's names (`vit_b_16` and kin): by `NAMES`.
 
     Raises KeyError for a name that is not put together from `names`.

@@ -11,7 +11,7 @@ from torch import Tensor
 from resnets.config.arch import LAYERS, Arch, ResNetArch, VitArch
 from resnets.errors import CheckpointError, refuse_file
 from resnets.escape import clip
-from resnets.models.transformer import NAMES, renamed
+from resnets.models.transformer import NAMES, rename_parts
 
 PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.|model\.)+")  # data parallel, compiled, Lightning
 # One tensor of each kind of network, behind the prefix of what wraps it.
@@ -136,7 +136,7 @@ def from_foreign(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under our names. Raises CheckpointError for a ViT with an unknown one."""
     if "encoder.pos_embedding" in tensors:
         try:
-            return renamed(tensors, {theirs: ours for ours, theirs in NAMES.items()})
+            return rename_parts(tensors, {theirs: ours for ours, theirs in NAMES.items()})
         except KeyError as error:
             raise CheckpointError(f"a ViT with a tensor that is not known: {error}") from None
     changed = {}
@@ -150,7 +150,7 @@ def from_foreign(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def to_torchvision(tensors: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
     """Our tensors under torchvision's names: a ViT has others, the rest of the family the same."""
-    return renamed(tensors, NAMES) if isinstance(arch, VitArch) else dict(tensors)
+    return rename_parts(tensors, NAMES) if isinstance(arch, VitArch) else dict(tensors)
 
 
 def move_zeros_last(tensors: dict[str, Tensor], arch: ResNetArch) -> dict[str, Tensor]:
