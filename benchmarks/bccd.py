@@ -28,7 +28,8 @@ from resnets.data import dataset
 from resnets.data.dataset import Split
 from resnets.data.decode import decode
 from resnets.device import use_bfloat16
-from resnets.evaluation.detection import DetectionPredictions, evaluate_predictions
+from resnets.evaluation.detection import evaluate_predictions
+from resnets.evaluation.predictions import DetectionPredictions
 
 HALF = use_bfloat16("auto", torch.device("cpu"))
 

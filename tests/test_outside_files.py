@@ -18,6 +18,7 @@ from resnets.data.detection.coco import read_coco
 from resnets.data.detection.voc import read_voc
 from resnets.errors import CheckpointError, DataError, ResnetsError, UsageError
 from resnets.evaluation import detection, scores
+from resnets.evaluation.predictions import DetectionPredictions
 from resnets.models import build
 from resnets.models.io import model_file
 from resnets.papers import ledger
@@ -96,7 +97,7 @@ def test_a_wrong_value_in_a_run_is_named(name, content, key, tmp_path):
 SCORES = scores.Scores(
     torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.arange(4), ("a", "b", "c")
 )
-FOUND = detection.DetectionPredictions(
+FOUND = DetectionPredictions(
     *(torch.tensor([0, 1]), torch.tensor([0, 2]), torch.rand(2), torch.rand(2, 4)),
     *(((9, 9, b"1"), (9, 9, b"22")), torch.arange(2)),
 )

@@ -18,7 +18,6 @@ from resnets.data.detection.targets import DetectionTargets
 from resnets.errors import CheckpointError, MissingPackage, UsageError
 from resnets.evaluation import detection, voc
 from resnets.evaluation.detection import (
-    DetectionPredictions,
     compare,
     concatenate,
     detect,
@@ -29,6 +28,7 @@ from resnets.evaluation.detection import (
 )
 from resnets.evaluation.diagnosis import diagnose
 from resnets.evaluation.loading import LoaderOptions
+from resnets.evaluation.predictions import DetectionPredictions
 from resnets.models.detection.faster_rcnn import Detections
 from tests.data._helpers import rows_of, split_of_rows
 

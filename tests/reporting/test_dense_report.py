@@ -10,7 +10,7 @@ from PIL import Image
 import resnets
 from resnets.api.info import write_report
 from resnets.evaluation import detection
-from resnets.evaluation.detection import DetectionPredictions
+from resnets.evaluation.predictions import DetectionPredictions
 from resnets.reporting import compare, dense, plots
 from resnets.reporting import detection as report
 from resnets.reporting.facts import percent, read_facts

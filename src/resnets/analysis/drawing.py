@@ -23,8 +23,9 @@ from resnets.data.inputs import Input, expand_inputs
 from resnets.data.splits import Split
 from resnets.escape import visible
 from resnets.evaluation import dense_targets, detection, segmentation, targets
-from resnets.evaluation.detection import Detect, DetectionPredictions
+from resnets.evaluation.detection import Detect
 from resnets.evaluation.loading import LoaderOptions
+from resnets.evaluation.predictions import DetectionPredictions
 from resnets.evaluation.predictor import Model
 from resnets.files import write_whole
 from resnets.models.segmentation import Segmenter

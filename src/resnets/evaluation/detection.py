@@ -18,6 +18,7 @@ from resnets.errors import MissingPackage, UsageError
 from resnets.evaluation import voc
 from resnets.evaluation.diagnosis import diagnose
 from resnets.evaluation.loading import LoaderOptions, never, sized_batches
+from resnets.evaluation.predictions import DetectionPredictions, Rle
 from resnets.evaluation.scores import advice, unreadable_files
 from resnets.models.detection.boxes import clip
 from resnets.tensor_files import check_range, check_tensor, load_tensors, save_tensors
@@ -25,27 +26,11 @@ from resnets.tensor_files import check_range, check_tensor, load_tensors, save_t
 if TYPE_CHECKING:  # torchvision takes 1.7 s to import
     from resnets.models.detection.faster_rcnn import Detections
 
-Rle = tuple[int, int, bytes]  # height, width and COCO's compressed run lengths of a mask
-
 
 class Detect(Protocol):
     """A detector, or a procedure that is used like one."""
 
     def __call__(self, images: Tensor, *, sizes: Tensor) -> Detections: ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DetectionPredictions:
-    """All detections of a split, image after image, on the CPU."""
-
-    images: Tensor  # int64 (D,): indices in the split, ascending
-    classes: Tensor  # int64 (D,)
-    scores: Tensor  # float32 (D,)
-    boxes: Tensor  # float32 (D, 4): x1, y1, x2, y2 in pixels of the upright image
-    masks: tuple[Rle, ...] | None  # at the image's size; None where the network draws none
-    indices: Tensor  # int64 (N,): the images that were looked at, ascending
-    unreadable: tuple[tuple[Path, str], ...] = ()
-    seconds: float = 0.0  # of reading and computing
 
 
 _TENSORS = ("images", "classes", "scores", "boxes", "indices")

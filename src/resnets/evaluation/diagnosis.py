@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,9 +10,7 @@ from torch import Tensor
 
 from resnets.data.splits import Split
 from resnets.evaluation.box_matching import overlapping_pairs
-
-if TYPE_CHECKING:
-    from resnets.evaluation.detection import DetectionPredictions
+from resnets.evaluation.predictions import DetectionPredictions
 
 MANY = 0.3  # part of the objects that makes a reason
 LOW = 0.05  # score that detectors leave out

@@ -7,7 +7,6 @@ object the surest is right, the others are wrong (Everingham et al. 2010, sectio
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +14,7 @@ from numpy.typing import NDArray
 
 from resnets.data.splits import Split
 from resnets.evaluation.box_matching import Floats, Ints, overlapping_pairs
-
-if TYPE_CHECKING:
-    from resnets.evaluation.detection import DetectionPredictions
+from resnets.evaluation.predictions import DetectionPredictions
 
 DRAWS = 200
 

@@ -18,7 +18,7 @@ from resnets.data.splits import Shape, Split
 from resnets.errors import CheckpointError
 from resnets.evaluation import detection
 from resnets.evaluation.box_matching import Floats, Ints, overlapping_pairs, pairs_of_equal_keys
-from resnets.evaluation.detection import DetectionPredictions
+from resnets.evaluation.predictions import DetectionPredictions
 from resnets.models.detection.boxes import area, intersection_area
 from resnets.reporting import plots
 from resnets.reporting.dense import SHOWN, build_page, crop_uri, limit_size, spread, whole_uri

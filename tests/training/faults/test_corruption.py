@@ -11,6 +11,7 @@ import torch
 
 from resnets.errors import CheckpointError, DiskError
 from resnets.evaluation import detection, scores
+from resnets.evaluation.predictions import DetectionPredictions
 from resnets.tensor_files import digest
 from resnets.training import checkpoint
 from resnets.training.run import Run
@@ -192,7 +193,7 @@ def scores_file(path):
 
 def detections_file(path):
     one, two, three = (torch.tensor([n]) for n in (1, 2, 3))
-    found = detection.DetectionPredictions(
+    found = DetectionPredictions(
         one, two, torch.tensor([0.5]), torch.rand(1, 4), indices=three, masks=((2, 2, b"13"),)
     )
     detection.save(path, found)
