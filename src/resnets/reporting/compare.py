@@ -66,13 +66,13 @@ def compare_to_first(first: RunFacts, other: RunFacts) -> dict[str, Any] | None:
     comparable = first is not other and tested_images(first) == tested_images(other)
     if not (comparable and first.scores and other.scores):
         return None
-    found = compare_scores(first.scores, other.scores)
+    change = compare_scores(first.scores, other.scores)
     return {
-        "difference": found.difference,
-        "difference_interval_95": found.interval,
-        "p": found.p,
-        "fixed": len(found.fixed),
-        "broken": len(found.broken),
+        "difference": change.difference,
+        "difference_interval_95": change.interval,
+        "p": change.p,
+        "fixed": len(change.fixed),
+        "broken": len(change.broken),
     }
 
 

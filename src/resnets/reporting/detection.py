@@ -105,41 +105,45 @@ def misses(
 
     i, j, overlap = overlapping_pairs(at, boxes, where[:, 0], objects.boxes, 0.1)
     same = classes.numpy()[i] == objects.classes.numpy()[j]
-    own, own_iou = most_overlapping(i[same], j[same], overlap[same], len(order))
+    nearest, iou = most_overlapping(i[same], j[same], overlap[same], len(order))
     other, other_iou = most_overlapping(i[~same], j[~same], overlap[~same], len(order))
 
     # The surest of those that claim an object is right; detections are in this order.
     right = np.zeros(len(order), bool)
-    claiming = np.flatnonzero(own_iou >= 0.5)
-    right[claiming[np.unique(own[claiming], return_index=True)[1]]] = True
-    wrong = np.flatnonzero(~right & ~mostly_ignored(at, boxes, targets))
+    claiming = np.flatnonzero(iou >= 0.5)
+    right[claiming[np.unique(nearest[claiming], return_index=True)[1]]] = True
     kinds = np.select(
-        [own_iou >= 0.5, other_iou >= 0.5, own_iou > 0],
+        [iou >= 0.5, other_iou >= 0.5, iou > 0],
         [DUPLICATE, WRONG_CLASS, POORLY_PLACED],
         BACKGROUND,
     )
 
-    found = set(own[right].tolist())
-    every = list[Miss]()
-    for k in wrong.tolist():
+    explained, wrong = set(nearest[right].tolist()), list[Miss]()
+    for k in np.flatnonzero(~right & ~mostly_ignored(at, boxes, targets)).tolist():
         kind, row, end = str(kinds[k]), int(order[k]), ""
         if kind == WRONG_CLASS:
             end = f", marked as “{names[int(objects.classes[other[k]])]}”"
-            found.add(int(other[k]))
+            explained.add(int(other[k]))
         elif kind == POORLY_PLACED:
-            found.add(int(own[k]))
+            explained.add(int(nearest[k]))
         elif kind == BACKGROUND:
             end = ", where none is marked"
         score, image = float(predictions.scores[row]), int(predictions.images[row])
         text = f"“{names[int(classes[k])]}” with {score:.2f}{end}"
-        every.append(Miss(kind, image, row, boxes[k], score, text))
-    for k in sorted(set(range(len(objects))) - found):
-        image, row = int(predictions.indices[where[k, 0]]), int(where[k, 1])
+        wrong.append(Miss(kind, image, row, boxes[k], score, text))
+    for k in sorted(set(range(len(objects))) - explained):
+        image, row = where[k].tolist()
+        before = int((~targets.is_padding[image, :row]).sum())  # as `labelled_objects` counts
         box, name = objects.boxes[k], names[int(objects.classes[k])]
-        width, height = (box[2:] - box[:2]).tolist()
-        text = f"“{name}” of {width:.0f} x {height:.0f} pixels is not found"
-        every.append(Miss(MISSED, image, row, box, width * height, text))
-    return int(right.sum()), sorted(every, key=lambda miss: miss.image)
+        wrong.append(missed_object(int(predictions.indices[image]), before, box, name))
+    return int(right.sum()), sorted(wrong, key=lambda miss: miss.image)
+
+
+def missed_object(image: int, row: int, box: Tensor, name: str) -> Miss:
+    """An object that no detection explains; the larger, the worse."""
+    width, height = (box[2:] - box[:2]).tolist()
+    text = f"“{name}” of {width:.0f} x {height:.0f} pixels is not found"
+    return Miss(MISSED, image, row, box, width * height, text)
 
 
 def most_overlapping(i: Ints, j: Ints, overlap: Floats, count: int) -> tuple[Ints, Floats]:

@@ -32,11 +32,11 @@ class RunFacts:
     rows: Sequence[Mapping[str, Any]]  # of metrics.jsonl
     ended: dict[str, Any]  # result.json
     scores: Scores | None
-    result: ClassificationMetrics | None  # of a classifier; figures of scenes are those of `ended`
+    result: ClassificationMetrics | None  # of a classifier; other tasks have `ended` alone
 
     @property
     def name(self) -> str:
-        """The folder's name, however its path was said."""
+        """The folder's name, however its path was given."""
         return self.run.path.resolve().name
 
     @property
@@ -77,9 +77,9 @@ def read_facts(run: Run) -> RunFacts:
     ended = run.read_json("result.json") if run.finished else {}
     ended |= {f"mask_{name}": value for name, value in (ended.get("masks") or {}).items()}
     path = run.path / "scores.safetensors"
-    found = scores.load(path) if ended and path.exists() else None
-    result = classification_metrics(found, ended["split"]) if found else None
-    return RunFacts(run, recipe, source, run.rows("metrics.jsonl"), ended, found, result)
+    logits = scores.load(path) if ended and path.exists() else None
+    result = classification_metrics(logits, ended["split"]) if logits else None
+    return RunFacts(run, recipe, source, run.rows("metrics.jsonl"), ended, logits, result)
 
 
 def percent(part: float) -> str:
@@ -120,8 +120,12 @@ def headline(facts: RunFacts) -> tuple[str, str]:
 
 def figures(facts: RunFacts) -> list[tuple[str, str, str]]:
     """The figures that there are: name, meaning and value."""
-    every = ((*said, facts.figure(name)) for name, said in facts.text.figures.items())
-    return [(what, how, percent(value)) for what, how, value in every if value is not None]
+    rows = []
+    for key, (name, meaning) in facts.text.figures.items():
+        value = facts.figure(key)
+        if value is not None:
+            rows.append((name, meaning, percent(value)))
+    return rows
 
 
 def cost(facts: RunFacts) -> dict[str, str]:
@@ -146,7 +150,7 @@ def times(count: int) -> str:
 
 
 def about_test(facts: RunFacts) -> Iterator[str]:
-    """What the figures were measured on; only the first look at a test split is fully honest."""
+    """What the figures were measured on; only the first use of a test split is fully honest."""
     if facts.split == "validation":
         chose = ", which also chose the best state, so they are optimistic"
         best = chose if facts.recipe.select == "best" else ""
