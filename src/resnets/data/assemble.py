@@ -38,12 +38,12 @@ def make_dataset(
     parts = split_by_name(images, splits, seed)
     training = _files(parts["train"]) if "train" in parts else []
     info, white = _scale_grey16(origin, scan.images, training, issues)
-    _note_unused(origin, info, issues)
+    _note_unused_content(origin, info, issues)
     _note_copies(origin, parts, issues)
     for name, part in parts.items() if None in splits else ():
         if text := describe_missing_classes(name, part, images, classes):
             issues.notes.append(f"{origin}: the split by chance {text}")
-    mean, std = _statistics([info[path] for path in training])
+    mean, std = _mean_and_std([info[path] for path in training])
     return Source(
         name=origin.name or origin.resolve().name,
         classes=classes,
@@ -75,7 +75,7 @@ def _greatest(info: dict[Path, ImageInfo]) -> dict[Path, int]:
     return {path: image.greatest for path, image in info.items() if image.greatest is not None}
 
 
-def _statistics(images: list[ImageInfo]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _mean_and_std(images: list[ImageInfo]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the channels; ImageNet's where no image was decoded."""
     decoded = [image.moments for image in images if image.moments is not None]
     if not decoded:
@@ -109,7 +109,7 @@ def _scale_grey16(
     return info, white
 
 
-def _note_unused(origin: Path, info: dict[Path, ImageInfo], issues: Issues) -> None:
+def _note_unused_content(origin: Path, info: dict[Path, ImageInfo], issues: Issues) -> None:
     """Note each kind of content that the pixels of images leave out."""
     kinds: dict[str, list[Path]] = {}
     for path, image in info.items():

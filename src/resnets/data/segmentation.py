@@ -45,7 +45,7 @@ def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
     _check_palettes(root, pairs, counts, issues)
     if issues.errors:
         raise issues.to_error(root, scan.unreadable)
-    classes = _check_classes(root, pairs, counts, issues)
+    classes = _name_classes(root, pairs, counts, issues)
     if issues.errors:
         raise issues.to_error(root, scan.unreadable)
     if len(classes) < 2:
@@ -73,7 +73,7 @@ def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
     )
 
 
-def _check_classes(
+def _name_classes(
     root: Path, pairs: list[MaskedImage], counts: Counts, issues: Issues
 ) -> tuple[str, ...]:
     """The names of the classes, checked against the values; `counts` loses what is ignored."""

@@ -155,7 +155,7 @@ def detection_dataset(
     learnt = [images[k].split in (None, "train") for k in index[targets.is_object.numpy()]]
     if not learnt or not (any(learnt) or training is images):
         raise _nothing_to_learn(data, images, objects, issues)
-    _note_unused([image.path for image in parsed.images], classes, names, issues)
+    _note_unlisted([image.path for image in parsed.images], classes, names, issues)
     return make_dataset(
         data,
         root,
@@ -257,7 +257,7 @@ def _assign_trainval(parsed: ParsedAnnotations) -> None:
         parsed.issues.note("images of trainval are in neither train nor val, and not read", paths)
 
 
-def _note_unused(
+def _note_unlisted(
     paths: Sequence[Path], classes: Sequence[str], names: set[str], issues: Issues
 ) -> None:
     """Note images beside those of the data set, and classes that nothing is learnt of."""

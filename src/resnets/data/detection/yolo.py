@@ -190,7 +190,7 @@ def read_yolo(table: Path) -> ParsedAnnotations:
     parsed.classes = tuple(names.values())
     rows: list[tuple[Path, str | None]] = []
     for split, entry in entries:
-        if split == "test" and len(entries) > 1 and not _exists(root, base, entry):
+        if split == "test" and len(entries) > 1 and not _entry_exists(root, base, entry):
             issues.notes.append(f"{table}: there is no {quote(entry)}, so no test split")
             continue
         location = _resolve_entry(root, base, entry, table, issues)
@@ -216,7 +216,7 @@ def _is_list(path: Path) -> bool:
     return os.path.splitext(text.split("\n")[0].strip())[1].casefold() in READABLE
 
 
-def _exists(root: Path, base: str, entry: str) -> bool:
+def _entry_exists(root: Path, base: str, entry: str) -> bool:
     """Whether what a YAML file names exists: Roboflow names a test split that may be missing."""
     paths = (root / base / entry, root / entry)
     return any(map(os.path.exists, paths)) or resolve_inside(root, f"{base}/{entry}") is not None
