@@ -51,7 +51,7 @@ def main() -> None:
         )
         figures = detection.evaluate_predictions(found, split, source.classes)
         plain = plain or found
-        change = detection.compare(plain, found, split, len(source.classes))
+        change = detection.compare_detections(plain, found, split, len(source.classes))
         low, high = change.interval
         print(
             f"{name:24} mAP@.5 {figures.map50:.4f}  AP@[.5,.95] {figures.map:.4f}  "

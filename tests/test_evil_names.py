@@ -243,6 +243,48 @@ def test_explanations_hold_no_such_byte(cli, model, data):
     assert json.loads(text)["images"]
 
 
+LAYERS = """
+from torch import nn
+
+def build():
+    network = nn.Sequential()
+    for name in ["<img src=x onerror=alert(1)>&", "=HYPERLINK(1)", "\\x1b[2J"]:
+        network.add_module(name, nn.Linear(3, 3))
+    return network
+"""
+
+
+@pytest.mark.parametrize("kind", ["signal", "gradients"])
+def test_an_analysis_of_layers_with_evil_names(cli, kind):
+    Path("evil.py").write_text(LAYERS)
+    code, out, err = cli("analyze", kind, "evil:build", "--input", 3, "--out", "text")
+    assert code == 0, err
+    harmless(out), harmless(err)
+    code, out, err = cli("analyze", kind, "evil:build", "--input", 3, "--out", "json", "--json")
+    assert code == 0, err
+    assert len(json.loads(harmless(out))["rows"]) == 3
+    table = harmless(Path("json", f"{kind}.csv").read_text())
+    assert "'=HYPERLINK(1)" in table
+    assert "<img" not in harmless(Path("json", f"{kind}.svg").read_text())
+
+
+def test_an_analysis_of_classes_with_evil_names(cli, model, data):
+    code, out, err = cli("analyze", "responses", model, data, "--split", "test", "--out", "classes")
+    assert code == 0, err
+    harmless(out), harmless(err)
+    for file in Path("classes").iterdir():
+        text = harmless(file.read_text())
+        assert "<img" not in text
+
+
+def test_an_exploration_of_evil_names_is_no_formula_and_no_line_of_ours(cli, model, data):
+    code, out, err = cli("explain", model, "--data", data, "--split", "test", "--out", "found")
+    assert code == 0, err
+    harmless(out), harmless(err)
+    tables = [harmless(file.read_text()) for file in Path("found").glob("*.csv")]
+    assert any("'=HYPERLINK(1)" in table for table in tables)
+
+
 def test_words_on_pictures_are_written_out(monkeypatch, tmp_path):
     picture(tmp_path / "a.png")
     words = []

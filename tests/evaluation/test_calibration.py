@@ -76,3 +76,9 @@ def test_answers_above_the_threshold_have_the_precision():
     kept = confidence >= threshold
     assert float(right[kept].double().mean()) >= 0.9 > classification_metrics(said).top1
     assert coverage == float(kept.double().mean())
+
+
+def test_a_confidence_at_the_edge_of_two_bins_is_in_the_upper():
+    rows = reliability(scores([[0.0, 0.0, 0.0]], [0]))  # 1/3, where the sixth of 15 bins begins
+    assert [k for k, (count, _, _) in enumerate(rows) if count] == [5]
+    assert rows[5] == (1, close(1 / 3), 1)

@@ -8,7 +8,16 @@ import sklearn.metrics as theirs
 import torch
 import torchmetrics.functional.classification as tm
 
-from resnets.evaluation.classification import classification_metrics, compare_scores, ood_auroc
+from resnets.data.loader import Batch
+from resnets.evaluation.classification import (
+    classification_metrics,
+    compare_scores,
+    confusion_matrix,
+    ood_auroc,
+    predict_scores,
+    running_means,
+    running_sums,
+)
 
 from ._helpers import close, drawn, scores
 
@@ -133,3 +142,47 @@ def test_a_class_without_images_has_no_figures_and_few_classes_no_top_5():
     assert "top5" in said_so
     few = replace(said, logits=said.logits[:, :4], classes=said.classes[:4])
     assert "top5" not in classification_metrics(few).summary()
+
+
+def test_a_confusion_matrix_by_hand():
+    target, predicted = torch.tensor([2, 2, 0, 1, 2]), torch.tensor([2, 0, 0, 2, 2])
+    expected = [[1, 0, 0], [0, 0, 1], [1, 0, 2]]
+    assert confusion_matrix(target, predicted, 3).tolist() == expected
+    assert confusion_matrix(target[:0], predicted[:0], 2).tolist() == [[0, 0], [0, 0]]
+
+
+def test_the_fifth_class_is_among_five_and_the_sixth_is_not():
+    logits = torch.tensor([[6.0, 5, 4, 3, 2, 1]])
+    assert [classification_metrics(scores(logits, [k])).top5 for k in (0, 4, 5)] == [1, 1, 0]
+
+
+def test_a_probability_of_one_half_is_not_above_it():
+    metrics = classification_metrics(scores([[0.0, 1.0]], [[0.0, 1.0]]))
+    assert (metrics.top1, metrics.counts) == (1, ((0, 0), (1, 1)))
+
+
+def test_a_class_that_no_image_has_counts_in_no_mean():
+    metrics = classification_metrics(scores([[1.0, -1, 1], [-1, -1, -1]], [[1.0, 0, 0], [0, 0, 0]]))
+    assert metrics.average_precision[0] == 1
+    assert all(math.isnan(x) for x in metrics.average_precision[1:])
+    assert metrics.mean_average_precision == 1
+    assert metrics.balanced_accuracy == 1
+    assert metrics.macro_f1 == 0.5  # of the third class, which is predicted only, it is 0
+
+
+def test_scores_have_every_batch_and_the_last_is_smaller():
+    """Each image has two crops; the logits are the means of their probabilities."""
+
+    def batch(*indices):
+        rows = torch.tensor(indices).repeat_interleave(2)
+        images = rows[:, None].float() + torch.tensor([0.0, 0.5]).repeat(len(indices))[:, None]
+        return Batch(images, rows % 3, rows)
+
+    batches = [batch(0, 1, 2), batch(3, 4, 5), batch(6)]
+    found = predict_scores(lambda x: torch.cat([x, 0 * x, -x], 1), batches, ("a", "b", "c"))
+    assert found.indices.tolist() == list(range(7))
+    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    views = torch.tensor([[[6.0, 0, -6]], [[6.5, 0, -6.5]]])
+    expected = views.softmax(2).mean(0)[0]
+    torch.testing.assert_close(found.probabilities[6], expected.double(), rtol=1e-6, atol=1e-9)
+    assert running_means(running_sums(found)).images == 7

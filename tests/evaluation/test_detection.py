@@ -18,12 +18,12 @@ from resnets.data.detection.targets import DetectionTargets
 from resnets.errors import CheckpointError, MissingPackage, UsageError
 from resnets.evaluation import detection, voc
 from resnets.evaluation.detection import (
-    compare,
+    compare_detections,
     concatenate,
     detect,
     evaluate_predictions,
     load,
-    pasted,
+    paste_mask,
     save,
 )
 from resnets.evaluation.diagnosis import diagnose
@@ -294,7 +294,7 @@ def test_which_detections_are_right():
     ]
     flags = voc.flags(found_of(rows, 2), split, 3)
     assert flags.classes.tolist() == [0, 0, 0, 1, 0, 2]
-    assert flags.right.tolist() == [True, False, False, False, True, False]
+    assert flags.correct.tolist() == [True, False, False, False, True, False]
     assert flags.rows.tolist() == [0, 0, 0, 0, 1, 1]
     assert flags.objects.tolist() == [[1, 1, 0], [1, 0, 0]]
     # class 0: hits at 1 and 2/4 of 2 objects; class 1: nothing; class 2 does not occur
@@ -304,7 +304,7 @@ def test_which_detections_are_right():
 def test_a_class_beyond_those_of_the_data_takes_no_object_of_the_next_image():
     split = split_of([[], [(0, 0, 10, 10, 0, 1)]])
     flags = voc.flags(found_of([(0, 3, 0.9, 0, 0, 10, 10)], 2), split, 3)
-    assert not flags.right.any()
+    assert not flags.correct.any()
 
 
 def test_voc_and_coco_agree_where_their_rules_do():
@@ -346,10 +346,10 @@ def test_weights_are_copies_of_images():
         )
     copies = voc.flags(concatenate(parts), split.take(chosen), 6)
     # the copies of one score are told apart by their order, weights count them at once
-    assert voc.weighted(flags, weights.astype(float))[0] == pytest.approx(
+    assert voc.weighted_map(flags, weights.astype(float))[0] == pytest.approx(
         voc.all_points(copies), abs=0.02
     )
-    assert voc.weighted(flags, np.ones((1, 8)))[0] == voc.all_points(flags)
+    assert voc.weighted_map(flags, np.ones((1, 8)))[0] == voc.all_points(flags)
 
 
 def test_the_interval_holds_the_value_and_shrinks_with_the_images():
@@ -367,16 +367,16 @@ def test_the_interval_holds_the_value_and_shrinks_with_the_images():
 def test_a_paired_difference_is_surer_than_two_figures():
     split, found = drawn(7, images=200)
     shaken = replace(found, boxes=found.boxes + 3)
-    same = compare(found, found, split, 6)
+    same = compare_detections(found, found, split, 6)
     assert (same.images, same.difference, same.interval) == (200, 0.0, (0.0, 0.0))
-    worse = compare(found, shaken, split, 6)
+    worse = compare_detections(found, shaken, split, 6)
     one, other = (evaluate_predictions(f, split, tuple("abcdef")) for f in (found, shaken))
     assert worse.difference == pytest.approx(other.voc - one.voc)
     assert worse.interval[0] < worse.difference < worse.interval[1]
     apart = one.interval[1] - one.interval[0] + other.interval[1] - other.interval[0]
     assert worse.interval[1] - worse.interval[0] < 0.7 * apart
     with pytest.raises(UsageError, match="different images"):
-        compare(found, replace(found, indices=torch.arange(100)), split, 6)
+        compare_detections(found, replace(found, indices=torch.arange(100)), split, 6)
 
 
 # --- Why ------------------------------------------------------------------------------------------
@@ -567,7 +567,7 @@ def test_masks_are_pasted_as_torchvision_pastes_them():
     masks[4], masks[5], masks[0] = 0, 1, 1
     expected = paste_masks_in_image(masks, boxes, (height, width))[:, 0] > 0.5
     for mask, box, pixels in zip(masks[:, 0], boxes, expected, strict=True):
-        h, w, counts = pasted(mask, box, height, width)
+        h, w, counts = paste_mask(mask, box, height, width)
         assert (h, w) == (height, width)
         assert isinstance(counts, bytes)
         assert (coding.decode({"size": [h, w], "counts": counts}) == pixels.numpy()).all()
@@ -588,7 +588,7 @@ def test_detections_are_kept(tmp_path, masks):
         assert torch.equal(getattr(again, name), getattr(found, name)), name
     assert again.masks == found.masks
     assert (again.unreadable, again.seconds) == (found.unreadable, 2.5)
-    save(tmp_path / "e.safetensors", detection.NOTHING)
+    save(tmp_path / "e.safetensors", detection.NO_DETECTIONS)
     assert load(tmp_path / "e.safetensors").masks is None
 
 

@@ -128,7 +128,7 @@ def test_the_answers_are_those_of_an_evaluation(tmp_path, name):
     reading = LoaderOptions(preprocess=model.card.preprocess, device=model.device, batch=1)
     found = model.predict(tmp_path / "x.png", score=0)
     if name == "semanticfpn_tiny":
-        ((_, (class_map,)),) = segmentation.class_maps(model.network, split, reading)
+        ((_, (class_map,)),) = segmentation.predict_class_maps(model.network, split, reading)
         assert torch.equal(found.class_map, class_map)
         return
     pytest.importorskip("faster_coco_eval")
@@ -136,7 +136,7 @@ def test_the_answers_are_those_of_an_evaluation(tmp_path, name):
     assert torch.equal(found.boxes, expected.boxes)
     assert found.scores == tuple(expected.scores.tolist())
     assert found.labels == tuple("abc"[k] for k in expected.classes.tolist())
-    masks = torch.stack([torch.as_tensor(detection.decoded(m)).bool() for m in expected.masks])
+    masks = torch.stack([torch.as_tensor(detection.decode_mask(m)).bool() for m in expected.masks])
     assert torch.equal(found.masks, masks)
     with pytest.raises(UsageError, match="give a folder, out="):
         resnets.predict(model, IMAGES[0], refine=True)

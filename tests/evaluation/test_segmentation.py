@@ -17,10 +17,10 @@ from resnets.data.splits import Split
 from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.segmentation import (
     SegmentationMetrics,
-    class_maps,
     confusion,
     evaluate,
     evaluate_split,
+    predict_class_maps,
 )
 
 CLASSES = ("sky", "sea", "sand", "ship")
@@ -120,7 +120,9 @@ def test_at_the_size_of_the_file(split):
 
 
 def test_maps_are_the_logits_enlarged_and_cut(split):
-    (only,) = (maps for batch, maps in class_maps(Red(), split.take(torch.tensor([0])), LOADER))
+    (only,) = (
+        maps for batch, maps in predict_class_maps(Red(), split.take(torch.tensor([0])), LOADER)
+    )
     (batch,) = LOADER.batches(split.take(torch.tensor([0])))
     assert batch.images.shape == (1, 3, 64, 128)
     # 40 x 90 is seen as 47 x 106: the longer side is at most 5/3 of 64
@@ -151,3 +153,29 @@ def test_a_broken_mask_is_named(split, tmp_path):
     result = evaluate_split(Red(), split, CLASSES, LOADER)
     assert result.images == 4
     assert [path.name for path, _ in result.unreadable] == ["2_mask.png"]
+
+
+def test_a_confusion_by_hand_counts_the_last_class_both_ways():
+    target = torch.tensor([[0, 3, 3, 255], [3, 1, 255, 3]], dtype=torch.uint8)
+    predicted = torch.tensor([[3, 3, 0, 1], [3, 1, 3, 2]])
+    expected = [[0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 1, 2]]
+    assert confusion(target, predicted, 4).tolist() == expected
+    rows = SegmentationMetrics(2, tuple(map(tuple, expected)), CLASSES, (), "test").per_class()
+    assert rows[3] == {"class": "ship", "pixels": 4, "answers": 3, "iou": 2 / 5}
+
+
+def test_the_last_class_of_a_split_counts(tmp_path):
+    """Every pixel is of the last class, and half of them are predicted so."""
+    red = np.zeros((64, 64, 3), np.uint8)
+    red[:32, :, 0] = 150
+    Image.fromarray(red).save(tmp_path / "image.png")
+    Image.fromarray(np.full((64, 64), 3, np.uint8)).save(tmp_path / "mask.png")
+    split = Split(
+        images=(tmp_path / "image.png",),
+        labels=torch.ones(1, 4),
+        masks=(tmp_path / "mask.png",),
+        sizes=torch.tensor([[64, 64]]),
+    )
+    result = evaluate_split(Red(), split, CLASSES, LOADER)
+    assert result.confusion == ((0,) * 4, (0,) * 4, (0,) * 4, (2048, 0, 0, 2048))
+    assert result.pixel_accuracy == 0.5

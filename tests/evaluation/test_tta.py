@@ -16,7 +16,7 @@ from resnets.evaluation import classification
 from resnets.evaluation.classification import classification_metrics, running_means, running_sums
 from resnets.evaluation.predictor import Model, load, match_classes
 from resnets.evaluation.scores import ensemble
-from resnets.evaluation.tta import class_activation_logits, passes
+from resnets.evaluation.tta import dense_logits, passes
 from resnets.models.io.model_file import ModelMetadata, save
 
 CPU = torch.device("cpu")
@@ -126,10 +126,10 @@ def test_the_convolutional_head_at_training_size_is_the_head(name, size):
     model = made(name, replace(SEE, size=size))
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        places = class_activation_logits(model.network, x, size)
+        places = dense_logits(model.network, x, size)
         assert places.shape == (2, 5, 1, 1)
         torch.testing.assert_close(places[:, :, 0, 0], model.network(x), rtol=1e-5, atol=1e-5)
-        assert class_activation_logits(model.network, x, size // 2).shape[2] > 1
+        assert dense_logits(model.network, x, size // 2).shape[2] > 1
 
 
 def test_the_published_protocols_in_numbers():

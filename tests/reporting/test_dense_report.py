@@ -143,7 +143,7 @@ def made(folder):
     classes, scores, boxes = zip(*given, strict=True)
     zeros = torch.zeros(len(given), dtype=torch.int64)
     columns = torch.tensor(classes), torch.tensor(scores), torch.tensor(boxes).float()
-    square = detection.pasted(torch.ones(28, 28), columns[2][0], 120, 160)
+    square = detection.paste_mask(torch.ones(28, 28), columns[2][0], 120, 160)
     return split, DetectionPredictions(zeros, *columns, (square,) * len(given), torch.tensor([0]))
 
 

@@ -1,4 +1,4 @@
-"""Which parts of an input an answer rests on: heat maps, a picture of them, whether to trust them.
+"""Which parts of an input a prediction rests on: heat maps, their pictures, a check of them.
 
 Classifiers are in evaluation mode; inputs are normalised, so 0 is the mean of the training data.
 """
@@ -99,13 +99,13 @@ def occlusion(
     *,
     window: int = 0,
     stride: int = 0,
-    several: bool = False,
+    multi_label: bool = False,
 ) -> Tensor:
     """How far the target's probability falls when a window of the mean hides a place.
 
     Zeiler and Fergus 2014 (1311.2901), section 4.2; the mean over the windows that hide it. Needs
     no gradient. `window` 0 is a quarter of the shortest side, `stride` 0 half the window;
-    `several` says that an image may have several classes.
+    `multi_label` says that an image may have multiple classes.
 
     Shapes: (B, C, *S) and int64 (B,) -> (B, *S) in -1..1; below 0 where hiding helps.
     """
@@ -120,17 +120,18 @@ def occlusion(
     views = torch.cat([torch.zeros_like(hidden[:1]), hidden])
     heats = []
     for image, target in zip(images, targets, strict=True):
-        parts = [image * (1 - part[:, None]) for part in torch.split(views, 64)]
-        logits = torch.cat([network(part) for part in parts])
-        chance = (logits.sigmoid() if several else logits.softmax(1))[:, target]
-        heats.append(torch.einsum("p,p...->...", chance[0] - chance[1:], hidden) / hidden.sum(0))
+        occluded = [image * (1 - masks[:, None]) for masks in torch.split(views, 64)]
+        logits = torch.cat([network(chunk) for chunk in occluded])
+        probability = (logits.sigmoid() if multi_label else logits.softmax(1))[:, target]
+        drop = probability[0] - probability[1:]
+        heats.append(torch.einsum("p,p...->...", drop, hidden) / hidden.sum(0))
     return torch.stack(heats)
 
 
 def normalize_heatmap(heat: Tensor) -> Tensor:
-    """What speaks for the class, divided by its maximum: (B, *S) -> (B, *S) in 0..1."""
-    most = heat.flatten(1).amax(1).view(-1, *(1,) * (heat.ndim - 1))
-    return heat.clamp_min(0) / torch.where(most > 0, most, 1)
+    """The evidence for the class, divided by its maximum: (B, *S) -> (B, *S) in 0..1."""
+    maximum = heat.flatten(1).amax(1).view(-1, *(1,) * (heat.ndim - 1))
+    return heat.clamp_min(0) / torch.where(maximum > 0, maximum, 1)
 
 
 def overlay(image: Tensor, heat: Tensor, side: int = 224) -> Image.Image:
@@ -148,9 +149,9 @@ def overlay(image: Tensor, heat: Tensor, side: int = 224) -> Image.Image:
 
 @dataclass(frozen=True, slots=True)
 class RandomizationCheck:
-    """Rank correlation (Spearman) of maps with those of networks that know less and less.
+    """Rank correlation (Spearman) of heat maps with those of networks with random weights.
 
-    By the part down to which, from the classifier on, weights are random; the last is all of them.
+    By the module down to which, from the classifier on, weights are random; at the last all are.
     """
 
     correlations: dict[str, float | None]  # None where no image has heat in both maps
@@ -200,14 +201,16 @@ def check_randomization(
             if isinstance(network, ExternalNetwork)  # which may not know how to begin anew
             else build(network.arch).state_dict()
         )
-    parts: dict[str, dict[str, Tensor]] = {}
+    modules: dict[str, dict[str, Tensor]] = {}
     for name, tensor in fresh.items():
-        parts.setdefault(name.removeprefix("features.").split(".")[0], {})[name] = tensor
-    learned, other, correlations = ranks(network), copy.deepcopy(network), dict[str, float | None]()
-    for part, tensors in reversed(parts.items()):
-        other.load_state_dict(tensors, strict=False)
+        modules.setdefault(name.removeprefix("features.").split(".")[0], {})[name] = tensor
+    trained, randomized = ranks(network), copy.deepcopy(network)
+    correlations = dict[str, float | None]()
+    for module, tensors in reversed(modules.items()):
+        randomized.load_state_dict(tensors, strict=False)
         if any(tensor.ndim > 1 for tensor in tensors.values()):
-            rho = F.cosine_similarity(learned, drawn := ranks(other))
-            told = learned.any(1) & drawn.any(1) & rho.isfinite()
-            correlations[part] = rho[told].mean().item() if told.any() else None
+            random = ranks(randomized)
+            rho = F.cosine_similarity(trained, random)
+            valid = trained.any(1) & random.any(1) & rho.isfinite()
+            correlations[module] = rho[valid].mean().item() if valid.any() else None
     return RandomizationCheck(correlations)

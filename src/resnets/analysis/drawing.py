@@ -92,7 +92,7 @@ def draw_prediction(
     words = [f"{visible(names[k])} {chance:.2f}" for k, chance in zip(kinds, chances, strict=True)]
     masks = None
     if found.masks is not None and len(rows):
-        masks = torch.stack([detection.decoded(found.masks[row]) for row in rows.tolist()])
+        masks = torch.stack([detection.decode_mask(found.masks[row]) for row in rows.tolist()])
     return draw_box(read_picture(split, index), found.boxes[rows], kinds, words, masks)
 
 
@@ -157,7 +157,7 @@ def draw_segmentation(
     assert not isinstance(split.images, Tensor)
     names, rows = model.card.classes, list[dict[str, str]]()
     folder.mkdir(parents=True, exist_ok=True)
-    for batch, maps in segmentation.class_maps(
+    for batch, maps in segmentation.predict_class_maps(
         model.network, split, loader, bfloat16=model.bfloat16
     ):
         rows += [csv_row(path, problem=why) for path, why in batch.unreadable]

@@ -1,4 +1,4 @@
-"""Folders of pictures with their figures beside them: answers explained, a data set explored."""
+"""Folders of pictures with tables beside them: predictions explained, a data set explored."""
 
 from __future__ import annotations
 
@@ -38,17 +38,37 @@ SHOWN = 24  # images of a contact sheet
 POINTS = 2000  # images of a map: t-SNE of more takes minutes and is a blot
 NEIGHBOURS = 5
 SMALLEST = 16  # side of images in memory, in pixels, of which hashes say something
-CHECKED = 4  # images that the randomisation check looks at
-ABOUT = ("image", "label", "answer", "highest probability")  # what is said of each image
-Tile = tuple[Image.Image, str]  # a picture, and what stands above it
+CHECKED = 4  # images of the randomisation check
+COLUMNS = ("image", "label", "answer", "highest probability")  # of tables of images
+Tile = tuple[Image.Image, str]  # a picture, and the text above it
 
 
 @dataclass(frozen=True)
 class Explained(Prediction):
-    """With the picture that says why, a file of the folder, and the known images nearest to it."""
+    """With the picture that explains it, a file of the folder, and the nearest known images."""
 
     picture: str | None = None
     neighbours: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class KnownImages:
+    """Labelled images by their embeddings, in which neighbours are looked up."""
+
+    split: Split
+    points: Tensor  # float32 (N, D), of norm 1
+    indices: Tensor  # int64 (N,): which images of the split
+
+    def nearest(self, point: Tensor, classes: Sequence[str]) -> tuple[list[str], list[Tile]]:
+        """The names and the pictures of the images nearest to an embedding (1, D)."""
+        cosines, rows = embedding.nearest_neighbours(self.points, point, NEIGHBOURS)
+        indices = self.indices[rows[0]]
+        presence = class_presence(self.split.labels[indices], len(classes))
+        tiles = list[Tile]()
+        for index, present, cosine in zip(indices.tolist(), presence, cosines[0], strict=True):
+            text = f"{findings.class_names(present, classes)}\ncosine {cosine:.3f}"
+            tiles.append((whole_image(self.split, index), text))
+        return [findings.image_name(self.split, index) for index in indices.tolist()], tiles
 
 
 def explain(
@@ -63,9 +83,9 @@ def explain(
     batch: int = 250,
     workers: int = 0,
 ) -> Iterator[Explained | cam.RandomizationCheck]:
-    """Draw what speaks for the `top` classes of each image; the randomisation check comes last.
+    """Draw the evidence for the `top` classes of each image; the randomisation check comes last.
 
-    The folder gets a picture for each image, and explain.json with all that is given here. With
+    The folder gets a picture for each image, and explain.json with all that is yielded here. With
     `known` images, of the model's classes, those whose features are nearest are drawn beside it.
 
     Raises:
@@ -75,52 +95,63 @@ def explain(
     """
     if level and method == "occlusion":
         raise UsageError(f"occlusion hides parts of the image, not of {level!r}: leave out --level")
-    _new(out)
-    hidden, hot = partial(cam.occlusion, several=model.several), partial(cam.grad_cam, level=level)
-    heat = hidden if method == "occlusion" else hot
-    see, device, names = model.card.preprocess, model.device, model.card.classes
-    explained, seen = list[Explained](), list[tuple[Tensor, Tensor]]()
+    _make_empty_folder(out)
+    heatmap: cam.Heatmap = partial(cam.grad_cam, level=level)
+    if method == "occlusion":
+        heatmap = partial(cam.occlusion, multi_label=model.several)
+    neighbours = None
     if known:
-        points, rows = embedding.embeddings(model, known, batch=batch, workers=workers)
+        vectors = embedding.embeddings(model, known, batch=batch, workers=workers)
+        neighbours = KnownImages(known, *vectors)
+    explained, checked = list[Explained](), list[tuple[Tensor, Tensor]]()
     named = list(expand_inputs(inputs))
-    answers = zip(model.answers(named, top=top), named, strict=True)
-    for number, (said, (name, item)) in enumerate(answers, 1):
-        answer = Explained(**asdict(said))
-        if said.problem is None:
-            pixels, _ = read_image(item, see.channels, see.white)
-            shown = preprocess_image(torch.from_numpy(pixels), see)
-            x = normalize(shown[None].to(device), *statistics(see, device))
-            targets = torch.tensor([names.index(name) for name in said.classes], device=device)
-            heats = cam.normalize_heatmap(
-                heat(model.classifier, x.expand(len(targets), *x.shape[1:]), targets)
-            )
-            texts = [f"{c}  {p:.1%}" for c, p in zip(said.classes, said.probabilities, strict=True)]
-            tiles = [*zip((cam.overlay(shown, h) for h in heats), texts, strict=True)]
-            near = list[str]()
-            if known:
-                cosines, found = embedding.nearest_neighbours(
-                    points, embedding.embedding(model, x), NEIGHBOURS
-                )
-                which = rows[found[0]]
-                near = [findings.image_name(known, index) for index in which.tolist()]
-                whose = class_presence(known.labels[which], len(names))
-                for index, has, cosine in zip(which.tolist(), whose, cosines[0], strict=True):
-                    text = f"{findings.class_names(has, names)}\ncosine {cosine:.3f}"
-                    tiles.append((picture(known, index), text))
+    predictions = zip(model.answers(named, top=top), named, strict=True)
+    for number, (prediction, (name, item)) in enumerate(predictions, 1):
+        answer = Explained(**asdict(prediction))
+        if prediction.problem is None:
             file = f"{number:04}-{Path(name).stem[:50]}.png"  # 255 bytes are the most
-            _draw(out / file, contact_sheet([(_image(shown), Path(name).name), *tiles]))
-            answer = replace(answer, picture=file, neighbours=(*near,))
-            seen = [*seen, (x, targets[:1])][:CHECKED]
+            x, targets, tiles = _heatmaps(model, item, prediction, heatmap)
+            tiles[0] = (tiles[0][0], Path(name).name)
+            names = list[str]()
+            if neighbours:
+                point = embedding.embedding(model, x)
+                names, near_tiles = neighbours.nearest(point, model.card.classes)
+                tiles += near_tiles
+            _write_figure(out / file, contact_sheet(tiles))
+            answer = replace(answer, picture=file, neighbours=tuple(names))
+            if len(checked) < CHECKED:
+                checked.append((x, targets[:1]))
         explained.append(answer)
         yield answer
     facts: dict[str, Any] = {"method": method, "level": level, "images": [*map(asdict, explained)]}
-    if seen:
-        images, targets = (torch.cat(column) for column in zip(*seen, strict=True))
-        check = cam.check_randomization(model.classifier, images, targets, heat=heat)
+    if checked:
+        images, targets = (torch.cat(column) for column in zip(*checked, strict=True))
+        check = cam.check_randomization(model.classifier, images, targets, heat=heatmap)
         facts["sanity"] = {"verdict": check.verdict, **asdict(check)}
     write_whole(out / "explain.json", json.dumps(facts, indent=2).encode())
-    if seen:
+    if checked:
         yield check
+
+
+def _heatmaps(
+    model: Model, item: Input, prediction: Prediction, heatmap: cam.Heatmap
+) -> tuple[Tensor, Tensor, list[Tile]]:
+    """The network's input (1, C, H, W), the predicted classes (top,), and pictures.
+
+    The first picture is the image, without a text; the others are a heat map for each class.
+    """
+    preprocess, device, classes = model.card.preprocess, model.device, model.card.classes
+    pixels, _ = read_image(item, preprocess.channels, preprocess.white)
+    view = preprocess_image(torch.from_numpy(pixels), preprocess)
+    x = normalize(view[None].to(device), *statistics(preprocess, device))
+    targets = torch.tensor([classes.index(name) for name in prediction.classes], device=device)
+    heats = heatmap(model.classifier, x.expand(len(targets), *x.shape[1:]), targets)
+    tiles = [(_to_pil(view), "")]
+    for heat, name, probability in zip(
+        cam.normalize_heatmap(heats), prediction.classes, prediction.probabilities, strict=True
+    ):
+        tiles.append((cam.overlay(view, heat), f"{name}  {probability:.1%}"))
+    return x, targets, tiles
 
 
 def explore(
@@ -133,58 +164,80 @@ def explore(
     batch: int = 250,
     workers: int = 0,
 ) -> dict[str, int]:
-    """Draw what deserves a look in a split of which these are the model's scores.
+    """Draw the images of a split that are worth inspecting, given the model's scores of them.
 
-    The folder gets a CSV file and a picture of each of: the most wrong, the most unsure, the likely
-    mislabelled images, near-duplicates among the training images, and a map of images spread over
-    the split. Where images have several labels an answer is the classes above 0.5, maybe none.
+    The folder gets a CSV file and a picture of each of: the most wrong, the most uncertain, the
+    likely mislabelled images, near-duplicates among the training images, and a map of images spread
+    over the split. With multiple labels a prediction is the classes above 0.5, maybe none.
     Returns how many there are of each. Raises UsageError and DiskError as `explain`.
     """
-    _new(out)
-    labels, given = (
-        class_presence(scores.labels, len(scores.classes)),
-        predicted_classes(scores),
-    )
-    shares = scores.probabilities.amax(1)
-
-    def about(row: int) -> tuple[str, ...]:
-        name = findings.image_name(split, int(scores.indices[row]))
-        words = (findings.class_names(has[row], scores.classes) for has in (labels, given))
-        return name, *words, f"{shares[row]:.4f}"
-
-    found = {
+    _make_empty_folder(out)
+    findings_by_kind = {
         "most-wrong": findings.most_wrong(scores, SHOWN),
         "most-unsure": findings.most_uncertain(scores, SHOWN),
         "mislabelled": findings.label_errors(scores),
     }
-    counts = {kind: len(rows) for kind, rows in found.items()}
-    for kind, rows in found.items():
-        images = [picture(split, index) for index in scores.indices[rows[:SHOWN]].tolist()]
-        _table(out / kind, ABOUT, [*map(about, rows.tolist())], images)
+    counts = {kind: len(rows) for kind, rows in findings_by_kind.items()}
+    for kind, rows in findings_by_kind.items():
+        shown = scores.indices[rows[:SHOWN]].tolist()
+        images = [whole_image(split, index) for index in shown]
+        _write_table(out / kind, COLUMNS, describe(scores, split, rows), images)
     tiny = isinstance(split.images, Tensor) and min(split.images.shape[2:]) < SMALLEST
     if train and not tiny:
         pairs = embedding.duplicates(split, train, model=model, batch=batch, workers=workers)
         counts["duplicates"] = len(pairs)
-        alike = [
-            (findings.image_name(split, i), findings.image_name(train, j), *rest)
-            for i, j, *rest in pairs
-        ]
-        sides = ((picture(split, i), picture(train, j)) for i, j, *_ in pairs[:SHOWN])
-        beside = (map(np.asarray, (a, b.resize(a.size))) for a, b in sides)
-        images = [Image.fromarray(np.hstack([*both])) for both in beside]
-        _table(out / "duplicates", ("image", "training", "bits", "correlation"), alike, images)
-    rows = torch.linspace(0, len(labels) - 1, min(POINTS, len(labels))).long()
+        _write_duplicates(out, pairs, split, train)
+    rows = torch.linspace(0, len(scores.labels) - 1, min(POINTS, len(scores.labels))).long()
     if len(rows) >= 3:
-        chosen = split.take(scores.indices[rows])
-        points, _ = embedding.embeddings(model, chosen, batch=batch, workers=workers)
-        places = embedding.project(points)
-        axes = [f"{method} {axis}" for method in places for axis in "xy"]
-        spots = torch.cat([*places.values()], 1).tolist()
-        lines = [(*about(row), *spot) for row, spot in zip(rows.tolist(), spots, strict=True)]
-        _table(out / "map", (*ABOUT, *axes), lines)
-        _draw(out / "map.png", scatter(places, [label for _, label, *_ in lines]))
+        sample = split.take(scores.indices[rows])
+        points, _ = embedding.embeddings(model, sample, batch=batch, workers=workers)
+        _write_map(out, embedding.project(points), describe(scores, split, rows))
         counts["map"] = len(rows)
     return counts
+
+
+def describe(scores: Scores, split: Split, rows: Tensor) -> list[tuple[str, ...]]:
+    """The `COLUMNS` of images, given as rows of their scores."""
+    scores = scores.take(rows)
+    labels = class_presence(scores.labels, len(scores.classes))
+    predicted, confidence = predicted_classes(scores), scores.probabilities.amax(1)
+    return [
+        (
+            findings.image_name(split, index),
+            findings.class_names(labels[k], scores.classes),
+            findings.class_names(predicted[k], scores.classes),
+            f"{confidence[k]:.4f}",
+        )
+        for k, index in enumerate(scores.indices.tolist())
+    ]
+
+
+def _write_duplicates(
+    out: Path, pairs: Sequence[embedding.DuplicatePair], split: Split, train: Split
+) -> None:
+    """duplicates.csv, and duplicates.png with both images of the first pairs side by side."""
+    lines = [
+        (findings.image_name(split, first), findings.image_name(train, second), *similarity)
+        for first, second, *similarity in pairs
+    ]
+    images = []
+    for pair in pairs[:SHOWN]:
+        left, right = whole_image(split, pair.first), whole_image(train, pair.second)
+        both = np.hstack([np.asarray(left), np.asarray(right.resize(left.size))])
+        images.append(Image.fromarray(both))
+    columns = ("image", "training", "bits", "correlation")
+    _write_table(out / "duplicates", columns, lines, images)
+
+
+def _write_map(
+    out: Path, projections: Mapping[str, Tensor], lines: Sequence[tuple[str, ...]]
+) -> None:
+    """map.csv with each image's place by each method, and map.png."""
+    axes = [f"{method} {axis}" for method in projections for axis in "xy"]
+    places = torch.cat([*projections.values()], 1).tolist()
+    rows = [(*line, *place) for line, place in zip(lines, places, strict=True)]
+    _write_table(out / "map", (*COLUMNS, *axes), rows)
+    _write_figure(out / "map.png", scatter(projections, [label for _, label, *_ in lines]))
 
 
 def contact_sheet(tiles: Sequence[Tile], columns: int = 6) -> Figure:
@@ -203,49 +256,48 @@ def contact_sheet(tiles: Sequence[Tile], columns: int = 6) -> Figure:
     return figure
 
 
-def scatter(places: Mapping[str, Tensor], labels: Sequence[str]) -> Figure:
-    """Points (N, 2) by the method that placed them, in the colour of their label, with its name."""
-    figure = Figure(figsize=(6.5 * len(places), 6.3), layout="constrained")
-    kinds = sorted(set(labels))
-    drawn = figure.subplots(1, len(places), squeeze=False)[0]
-    for axes, (method, points) in zip(drawn, places.items(), strict=True):
+def scatter(projections: Mapping[str, Tensor], labels: Sequence[str]) -> Figure:
+    """Points (N, 2) of each method, in the colour and the marker of their label, with its name."""
+    figure = Figure(figsize=(6.5 * len(projections), 6.3), layout="constrained")
+    names = sorted(set(labels))
+    panels = figure.subplots(1, len(projections), squeeze=False)[0]
+    for axes, (method, points) in zip(panels, projections.items(), strict=True):
         axes.set(title=method, xticks=[], yticks=[])
-        for k, kind in enumerate(kinds):
-            some = points[[label == kind for label in labels]]
+        for k, name in enumerate(names):
+            members = points[[label == name for label in labels]]
             marker, colour = MARKERS[k % len(MARKERS)], COLOURS[k % len(COLOURS)]
-            axes.scatter(*some.T, 10, colour, marker=marker, alpha=0.6, linewidths=0)
-            if len(kinds) <= len(COLOURS) * len(MARKERS):
+            axes.scatter(*members.T, 10, colour, marker=marker, alpha=0.6, linewidths=0)
+            if len(names) <= len(COLOURS) * len(MARKERS):
                 box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": colour, "alpha": 0.85}
-                axes.annotate(
-                    visible(kind), some.median(0).values, ha="center", bbox=box, parse_math=False
-                )
+                centre = members.median(0).values
+                axes.annotate(visible(name), centre, ha="center", bbox=box, parse_math=False)
     return figure
 
 
-def picture(split: Split, index: int) -> Image.Image:
+def whole_image(split: Split, index: int) -> Image.Image:
     """One image of a split, whole. Raises DataError for a file that cannot be read any more."""
     if isinstance(split.images, Tensor):
-        return _image(split.images[index])
+        return _to_pil(split.images[index])
     return Image.fromarray(decode(split.images[index], 3, 0))
 
 
-def _image(pixels: Tensor) -> Image.Image:
+def _to_pil(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())
 
 
-def _new(out: Path) -> None:
+def _make_empty_folder(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
         raise UsageError(f"{out} has files, which nothing here overwrites: choose a new folder")
 
 
-def _draw(path: Path, figure: Figure) -> None:
+def _write_figure(path: Path, figure: Figure) -> None:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     write_whole(path, file.getvalue())
 
 
-def _table(
+def _write_table(
     path: Path,
     columns: Sequence[str],
     lines: Sequence[Sequence[Any]],
@@ -256,4 +308,4 @@ def _table(
     if images:
         named = (zip(columns, line, strict=True) for line in lines)
         texts = ("\n".join(f"{column} {value}" for column, value in line) for line in named)
-        _draw(path.with_suffix(".png"), contact_sheet([*zip(images, texts, strict=False)]))
+        _write_figure(path.with_suffix(".png"), contact_sheet([*zip(images, texts, strict=False)]))

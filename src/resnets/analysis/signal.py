@@ -1,4 +1,4 @@
-"""The signal inside a deep network: what its layers respond, and what gradient comes back to them.
+"""The signal inside a deep network: the responses of its layers, and the gradients at them.
 
 For any torch module, on a copy: weights, gradients and statistics of the caller's stay.
 """
@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from resnets.errors import UsageError
 
-FAR = 1e3  # a signal that much smaller or larger is told of
+FAR = 1e3  # a signal that is so many times smaller or larger is reported
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,67 +64,70 @@ def responses(network: nn.Module, images: Tensor) -> list[tuple[int, str, str, f
     1512.03385, Fig. 7: after the layer's normalisation, before ReLU or addition. Where it stands
     before the convolution (order "pre"), or nothing normalises the convolution's very output, the
     response is that output; "where taken" is the name of the layer whose output it is. Statistics
-    as in `settled`. Raises UsageError where there is no such layer.
+    as in `eval_copy`. Raises UsageError where there is no such layer.
     """
     network = eval_copy(network, images.dtype)
     names = {module: name for name, module in network.named_modules()}
-    before = getattr(getattr(network, "arch", None), "order", None) == "pre"
-    found, last = list[tuple[int, str, str, float]](), None
+    pre_activation = getattr(getattr(network, "arch", None), "order", None) == "pre"
+    rows, last = list[tuple[int, str, str, float]](), None
 
-    def see(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    def record(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         nonlocal last
         if isinstance(layer, _ConvNd):
             last = output if max(layer.kernel_size) > 1 else None
             if last is not None:
-                found.append((len(found) + 1, names[layer], names[layer], format_range(output)))
-        elif inputs[0] is last and not before:
-            found[-1] = (*found[-1][:2], names[layer], format_range(output))
+                name = names[layer]
+                rows.append((len(rows) + 1, name, name, standard_deviation(output)))
+        elif inputs[0] is last and not pre_activation:
+            rows[-1] = (*rows[-1][:2], names[layer], standard_deviation(output))
 
     for module in names:
         if isinstance(module, _ConvNd | _NormBase | nn.GroupNorm | nn.LayerNorm):
-            module.register_forward_hook(see)
+            module.register_forward_hook(record)
     network(images)
-    if not found:
-        raise UsageError("the network has no convolution wider than 1; `signal` sees linear layers")
-    return found
+    if not rows:
+        raise UsageError(
+            "the network has no convolution wider than 1; `signal` measures linear layers"
+        )
+    return rows
 
 
 def signal(
     module: nn.Module, images: Tensor, labels: Tensor | None = None, *, seed: int = 0
 ) -> list[LayerStatistics]:
-    """What each convolution and linear layer responds and gets back in a step of training.
+    """Response and gradient of each convolution and linear layer in a step of training.
 
     In training mode, with the batch's statistics; labels and errors as in `loss`. Raises UsageError
     too where no such layer is called.
     """
     module = copy.deepcopy(module).train().requires_grad_()
-    called, gradients = list[tuple[str, nn.Module, float]](), dict[int, float]()
+    calls, gradients = list[tuple[str, nn.Module, float]](), dict[int, float]()
 
-    def back(number: int, gradient: Tensor) -> None:
-        gradients[number] = gradient.double().square().mean().sqrt().item()
+    def record_gradient(call: int, gradient: Tensor) -> None:
+        gradients[call] = gradient.double().square().mean().sqrt().item()
 
-    def see(name: str, layer: nn.Module, _: object, output: Tensor) -> None:
+    def record(name: str, layer: nn.Module, _: object, output: Tensor) -> None:
         if output.requires_grad:
-            output.register_hook(partial(back, len(called)))  # type: ignore[no-untyped-call]
-        called.append((name, layer, format_range(output.detach())))
+            output.register_hook(partial(record_gradient, len(calls)))  # type: ignore[no-untyped-call]
+        calls.append((name, layer, standard_deviation(output.detach())))
 
     hooks = [
-        layer.register_forward_hook(partial(see, name))
+        layer.register_forward_hook(partial(record, name))
         for name, layer in module.named_modules()
         if isinstance(layer, _ConvNd | nn.Linear)
     ]
-    off = torch.autocast(images.device.type, enabled=False)
-    with torch.random.fork_rng(), torch.enable_grad(), off:
+    float32 = torch.autocast(images.device.type, enabled=False)
+    with torch.random.fork_rng(), torch.enable_grad(), float32:
         torch.manual_seed(seed)  # of dropout
         error = loss(module(images), labels, seed)
         for hook in hooks:  # what recomputes in the backward pass calls its layers again
             hook.remove()
-        if not called:
+        if not calls:
             raise UsageError("the network calls no convolution and no linear layer")
         error.backward()  # type: ignore[no-untyped-call]
     return [
-        LayerStatistics(k + 1, name, forward, gradients.get(k, 0.0), _weight(layer))
-        for k, (name, layer, forward) in enumerate(called)
+        LayerStatistics(k + 1, name, forward, gradients.get(k, 0.0), _weight_gradient_norm(layer))
+        for k, (name, layer, forward) in enumerate(calls)
     ]
 
 
@@ -134,29 +137,31 @@ def without_row(module: nn.Module, layers: Sequence[LayerStatistics]) -> list[st
     return [n for n, p in module.named_parameters() if p.ndim > 1 and n not in rows]
 
 
-def format_range(x: Tensor) -> float:
+def standard_deviation(x: Tensor) -> float:
     """Standard deviation of all values."""
     return x.double().std(correction=0).item()
 
 
 def verdict(layers: Sequence[LayerStatistics]) -> str:
-    """One sentence: where the signal dies, explodes or is not finite, or that it is healthy.
+    """One sentence: where the signal vanishes, explodes or is not finite, or that it is healthy.
 
-    Responses are held against the first layer's, gradients against those of the last layer before
+    Responses are compared with the first layer's, gradients with those of the last layer before
     the classifier: healthy is what stays within a factor of 1,000 of it.
     """
-    back = [*reversed(layers[:-1] if len(layers) > 2 else layers)]
-    said = [
-        _trouble("response", "first", [(x.forward, x) for x in layers]),
-        _trouble("gradient", "last", [(x.backward, x) for x in back]),
+    backward = list(reversed(layers[:-1] if len(layers) > 2 else layers))
+    problems = [
+        _describe_problem("response", "first", [(x.forward, x) for x in layers]),
+        _describe_problem("gradient", "last", [(x.backward, x) for x in backward]),
     ]
-    if told := "; ".join(filter(None, said)):
-        return f"{told[0].upper()}{told[1:]}."
-    size = [x.backward for x in back]
-    return f"The signal is healthy: its gradients differ {max(size) / min(size):.2g}-fold."
+    text = "; ".join(problem for problem in problems if problem)
+    if text:
+        return f"{text[0].upper()}{text[1:]}."
+    gradients = [layer.backward for layer in backward]
+    ratio = max(gradients) / min(gradients)
+    return f"The signal is healthy: its gradients differ {ratio:.2g}-fold."
 
 
-def _trouble(what: str, end: str, course: Sequence[tuple[float, LayerStatistics]]) -> str:
+def _describe_problem(what: str, end: str, course: Sequence[tuple[float, LayerStatistics]]) -> str:
     """What is wrong with values in the order in which they are computed; empty if nothing is."""
     start, origin = course[0]
     for value, layer in course:
@@ -178,6 +183,6 @@ def _trouble(what: str, end: str, course: Sequence[tuple[float, LayerStatistics]
     )
 
 
-def _weight(layer: nn.Module) -> float:
+def _weight_gradient_norm(layer: nn.Module) -> float:
     gradient = layer.weight.grad if isinstance(layer.weight, Tensor) else None
     return 0.0 if gradient is None else gradient.double().norm().item()

@@ -154,7 +154,7 @@ def test_detectors(target: DenseTargets) -> DetectionMetrics:
     """Figures of detectors as one, or where that is asked of the second against the first."""
     from resnets.evaluation import detection
 
-    detection.coco()  # is missed now, not after all images
+    detection.import_coco()  # is missed now, not after all images
     models, split, how = target.models, target.split, target.how
     first, compare = models[0], target.options.compare
     if any(model.card.classes != first.card.classes for model in models):
@@ -168,7 +168,9 @@ def test_detectors(target: DenseTargets) -> DetectionMetrics:
     figures = detection.evaluate_predictions(detections[-1], split, first.card.classes, target.name)
     if not compare:
         return figures
-    change = detection.compare(detections[0], detections[1], split, len(first.card.classes))
+    change = detection.compare_detections(
+        detections[0], detections[1], split, len(first.card.classes)
+    )
     return replace(figures, comparison=change)
 
 

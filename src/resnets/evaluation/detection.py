@@ -1,4 +1,4 @@
-"""What a detector finds on a split, and every figure of that, without looking at images again."""
+"""Detections of a network on a split, and every figure of them, computed without the images."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from resnets.data.splits import Shape, Split
 from resnets.errors import MissingPackage, UsageError
 from resnets.evaluation import voc
 from resnets.evaluation.diagnosis import diagnose
+from resnets.evaluation.intervals import percentile_interval
 from resnets.evaluation.loading import LoaderOptions, never, sized_batches
 from resnets.evaluation.predictions import DetectionPredictions, Rle
 from resnets.evaluation.scores import advice, unreadable_files
@@ -35,7 +36,7 @@ class Detect(Protocol):
 
 _TENSORS = ("images", "classes", "scores", "boxes", "indices")
 _NONE = torch.empty(0, dtype=torch.int64)
-NOTHING = DetectionPredictions(_NONE, _NONE, torch.empty(0), torch.empty(0, 4), None, _NONE)
+NO_DETECTIONS = DetectionPredictions(_NONE, _NONE, torch.empty(0), torch.empty(0, 4), None, _NONE)
 
 
 @torch.inference_mode()
@@ -47,50 +48,54 @@ def detect(
     bfloat16: bool = False,
     stopped: Callable[[], bool] = never,
 ) -> DetectionPredictions:
-    """What a network in evaluation mode finds; of several ranks each has a part, see `join`.
+    """Detections of a network in evaluation mode; each rank has a share, see `concatenate`.
 
     Raises as `test_batches`, and MissingPackage for masks.
     """
-    began, parts = time.monotonic(), [NOTHING]
-    for batch, sizes, own in sized_batches(split, loader, stopped):
-        parts.append(replace(NOTHING, indices=batch.indices, unreadable=batch.unreadable))
-        if not len(own):
+    start, parts = time.monotonic(), [NO_DETECTIONS]
+    for batch, sizes, file_sizes in sized_batches(split, loader, stopped):
+        parts.append(replace(NO_DETECTIONS, indices=batch.indices, unreadable=batch.unreadable))
+        if not len(file_sizes):
             continue
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bfloat16):
-            said = network(batch.images, sizes=sizes)
-        there = said.classes.cpu() >= 0
-        rows = there.nonzero()[:, 0]
-        scale = (own / sizes.cpu()).flip(1).repeat(1, 2)[:, None]
-        boxes = clip(said.boxes.float().cpu() * scale, own)[there]
+            output = network(batch.images, sizes=sizes)
+        valid = output.classes.cpu() >= 0
+        rows = valid.nonzero()[:, 0]
+        scale = (file_sizes / sizes.cpu()).flip(1).repeat(1, 2)[:, None]
+        boxes = clip(output.boxes.float().cpu() * scale, file_sizes)[valid]
         masks = None
-        if said.masks is not None:
-            drawn = zip(said.masks.float().cpu()[there], boxes, own[rows].tolist(), strict=True)
-            masks = tuple(pasted(mask, box, *size) for mask, box, size in drawn)
-        classes, scores = said.classes.cpu()[there], said.scores.float().cpu()[there]
+        if output.masks is not None:
+            mask_rows = output.masks.float().cpu()[valid]
+            sides = file_sizes[rows].tolist()
+            masks = tuple(
+                paste_mask(mask, box, *size)
+                for mask, box, size in zip(mask_rows, boxes, sides, strict=True)
+            )
+        classes, scores = output.classes.cpu()[valid], output.scores.float().cpu()[valid]
         parts.append(
             DetectionPredictions(batch.indices[rows], classes, scores, boxes, masks, _NONE)
         )
-    return replace(concatenate(parts), seconds=time.monotonic() - began)
+    return replace(concatenate(parts), seconds=time.monotonic() - start)
 
 
 def concatenate(parts: Sequence[DetectionPredictions]) -> DetectionPredictions:
-    """What was found on several parts of a split, as by several ranks."""
-    whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
-    order = whole["images"].argsort(stable=True)
+    """The detections of the parts of a split, as by the ranks, in the split's order."""
+    columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
+    order = columns["images"].argsort(stable=True)
     masks = [mask for part in parts for mask in part.masks or ()]
-    drawn = any(part.masks is not None for part in parts)
-    indices = whole.pop("indices").sort().values
+    has_masks = any(part.masks is not None for part in parts)
+    indices = columns.pop("indices").sort().values
     return DetectionPredictions(
-        **{name: column[order] for name, column in whole.items()},
-        masks=tuple(masks[i] for i in order.tolist()) if drawn else None,
+        **{name: column[order] for name, column in columns.items()},
+        masks=tuple(masks[i] for i in order.tolist()) if has_masks else None,
         indices=indices,
         unreadable=tuple(bad for part in parts for bad in part.unreadable),
         seconds=max(part.seconds for part in parts),
     )
 
 
-def coco() -> Any:
-    """The package that knows COCO's figures and masks. Raises MissingPackage."""
+def import_coco() -> Any:
+    """The package for COCO's metrics and masks. Raises MissingPackage."""
     try:
         import faster_coco_eval
     except ImportError:
@@ -100,54 +105,60 @@ def coco() -> Any:
     return faster_coco_eval
 
 
-def pasted(mask: Tensor, box: Tensor, height: int, width: int) -> Rle:
+def paste_mask(mask: Tensor, box: Tensor, height: int, width: int) -> Rle:
     """Where a mask (28, 28), 0..1 inside its box (4,), is above 0.5 in an image.
 
     The pixels are those of torchvision's `paste_masks_in_image`. Raises MissingPackage.
     """
     side = mask.shape[0]
     half = (box[2:] - box[:2]) * 0.5 * ((side + 2) / side)
-    middle = (box[2:] + box[:2]) * 0.5
-    x1, y1, x2, y2 = torch.cat([middle - half, middle + half]).long().tolist()
-    framed, sides = F.pad(mask, (1, 1, 1, 1))[None, None], (y2 - y1 + 1, x2 - x1 + 1)
-    large = F.interpolate(framed, sides, mode="bilinear", align_corners=False)[0, 0]
+    center = (box[2:] + box[:2]) * 0.5
+    x1, y1, x2, y2 = torch.cat([center - half, center + half]).long().tolist()
+    padded, sides = F.pad(mask, (1, 1, 1, 1))[None, None], (y2 - y1 + 1, x2 - x1 + 1)
+    enlarged = F.interpolate(padded, sides, mode="bilinear", align_corners=False)[0, 0]
     left, top = max(0, x1), max(0, y1)
-    inside = large[top - y1 : height - y1, left - x1 : width - x1] > 0.5
-    # Run lengths go down the image's columns; only what is inside of the box is looked at.
+    inside = enlarged[top - y1 : height - y1, left - x1 : width - x1] > 0.5
+    # Run lengths go down the image's columns; only pixels inside of the box are counted.
     x, y = inside.T.numpy().nonzero()
-    at = (left + x) * height + top + y
-    ends = np.flatnonzero(np.diff(at, prepend=-2, append=height * width + 1) != 1)
-    runs = np.stack([at[ends[:-1]], at[ends[1:] - 1] + 1], 1).ravel()
+    positions = (left + x) * height + top + y
+    ends = np.flatnonzero(np.diff(positions, prepend=-2, append=height * width + 1) != 1)
+    runs = np.stack([positions[ends[:-1]], positions[ends[1:] - 1] + 1], 1).ravel()
     counts = np.trim_zeros(np.diff(runs, prepend=0, append=height * width), "b").tolist()
-    coded = coco().mask.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
-    return height, width, coded["counts"]
+    encoded = import_coco().mask.frPyObjects(
+        {"counts": counts, "size": [height, width]}, height, width
+    )
+    return height, width, encoded["counts"]
 
 
-def save(path: str | Path, found: DetectionPredictions) -> None:
+def save(path: str | Path, detections: DetectionPredictions) -> None:
     """One safetensors file, replaced in one step. Raises DiskError."""
-    bad = [(str(file), reason) for file, reason in found.unreadable]
-    card = {"unreadable": bad, "seconds": found.seconds, "drawn": found.masks is not None}
-    tensors = {name: getattr(found, name) for name in _TENSORS}
-    masks = found.masks or ()
-    shapes = [(height, width, len(counts)) for height, width, counts in masks]
+    files = [(str(file), reason) for file, reason in detections.unreadable]
+    metadata = {
+        "unreadable": files,
+        "seconds": detections.seconds,
+        "drawn": detections.masks is not None,
+    }
+    tensors = {name: getattr(detections, name) for name in _TENSORS}
+    masks = detections.masks or ()
+    shapes = [(height, width, len(runs)) for height, width, runs in masks]
     tensors["shapes"] = torch.tensor(shapes, dtype=torch.int64).view(-1, 3)
-    counts = np.frombuffer(b"".join(counts for *_, counts in masks), np.uint8)
-    tensors["counts"] = torch.from_numpy(counts.copy())
-    save_tensors(path, tensors, "detections", card)
+    runs = np.frombuffer(b"".join(runs for *_, runs in masks), np.uint8)
+    tensors["counts"] = torch.from_numpy(runs.copy())
+    save_tensors(path, tensors, "detections", metadata)
 
 
 def load(path: str | Path) -> DetectionPredictions:
     """What `save` wrote. Raises as `load_tensors`."""
-    return load_tensors(path, "detections", _found, advice(path))
+    return load_tensors(path, "detections", _from_tensors, advice(path))
 
 
-def _found(tensors: dict[str, Tensor], card: dict[str, Any]) -> DetectionPredictions:
+def _from_tensors(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> DetectionPredictions:
     count, (images,) = len(tensors["scores"]), tensors["indices"].shape
     for name, kind in zip(_TENSORS[:3], (torch.int64, torch.int64, torch.float32), strict=True):
         check_tensor(tensors[name], kind, (count,), name)
     check_tensor(tensors["boxes"], torch.float32, (count, 4), "boxes")
     check_tensor(tensors["indices"], torch.int64, (images,), "indices")
-    check_tensor(tensors["shapes"], torch.int64, (count if card["drawn"] else 0, 3), "shapes")
+    check_tensor(tensors["shapes"], torch.int64, (count if metadata["drawn"] else 0, 3), "shapes")
     check_tensor(tensors["counts"], torch.uint8, (len(tensors["counts"]),), "counts")
     check_range(tensors["shapes"], 2**31, "shapes")
     check_range(tensors["classes"], 2**31, "classes")
@@ -155,12 +166,15 @@ def _found(tensors: dict[str, Tensor], card: dict[str, Any]) -> DetectionPredict
     if not all(torch.isfinite(tensors[name]).all() for name in ("scores", "boxes")):
         raise ValueError("scores or boxes are not finite")
     shapes, counts = tensors.pop("shapes"), tensors.pop("counts")
-    parts = torch.split(counts, shapes[:, 2].tolist())
-    drawn = zip(shapes.tolist(), parts, strict=True)
-    masks = tuple((height, width, bytes(part.numpy())) for (height, width, _), part in drawn)
-    masked = masks if card["drawn"] else None
+    runs = torch.split(counts, shapes[:, 2].tolist())
+    pairs = zip(shapes.tolist(), runs, strict=True)
+    masks = tuple((height, width, bytes(part.numpy())) for (height, width, _), part in pairs)
+    all_masks = masks if metadata["drawn"] else None
     return DetectionPredictions(
-        **tensors, masks=masked, unreadable=unreadable_files(card), seconds=float(card["seconds"])
+        **tensors,
+        masks=all_masks,
+        unreadable=unreadable_files(metadata),
+        seconds=float(metadata["seconds"]),
     )
 
 
@@ -196,16 +210,16 @@ class CocoMetrics:
 
 
 @dataclass(frozen=True)
-class Change:
-    """What a second detector finds more than a first on the same images."""
+class DetectionComparison:
+    """A second detector against a first on the same images."""
 
     images: int
-    difference: float  # of `Detected.voc`, the second minus the first
+    difference: float  # of `DetectionMetrics.voc`, the second minus the first
     interval: tuple[float, float]  # of it, 95 %, images drawn in pairs
 
     @property
-    def said(self) -> str:
-        """In a line."""
+    def text(self) -> str:
+        """One line."""
         low, high = (f"{100 * x:+.2f}" for x in self.interval)
         return (
             f"the second detector against the first: {100 * self.difference:+.2f} points of VOC's "
@@ -225,10 +239,10 @@ class DetectionMetrics(CocoMetrics):
     counts: tuple[tuple[int, int], ...]  # of each class: images that have it, objects
     classes: tuple[str, ...]
     masks: CocoMetrics | None  # where the network and the data have masks
-    why: str  # in plain words, where next to nothing is right
+    why: str  # a diagnosis, where almost nothing is right
     unreadable: tuple[tuple[Path, str], ...]
     split: str
-    comparison: Change | None = None  # with another detector, where that was asked for
+    comparison: DetectionComparison | None = None  # with another detector, where that was asked for
 
     @property
     def error(self) -> float:
@@ -247,15 +261,15 @@ class DetectionMetrics(CocoMetrics):
         ]
 
     def headline(self) -> str:
-        """The averages in a line; and why, where next to nothing is right."""
+        """The averages in a line; a diagnosis where almost nothing is right."""
         low, high = self.interval
-        drawn = f", of masks {_said(self.masks.map)}" if self.masks else ""
+        masks = f", of masks {_decimal(self.masks.map)}" if self.masks else ""
         return (
-            f"{self.split} mAP {_said(self.map)}{drawn}; at IoU 0.5 {_said(self.map50)}, as of VOC "
-            f"{_said(self.voc)} ({low:.4f} to {high:.4f} at 95 % by bootstrap), "
+            f"{self.split} mAP {_decimal(self.map)}{masks}; at IoU 0.5 {_decimal(self.map50)}, "
+            f"as of VOC {_decimal(self.voc)} ({low:.4f} to {high:.4f} at 95 % by bootstrap), "
             f"{self.objects:,} objects on {self.images:,} images"
             + f"\n{self.why}" * bool(self.why)
-            + (f"\n{self.comparison.said}" if self.comparison else "")
+            + (f"\n{self.comparison.text}" if self.comparison else "")
         )
 
     def summary(self) -> dict[str, Any]:
@@ -275,43 +289,44 @@ class DetectionMetrics(CocoMetrics):
         }
 
 
-def _said(mean: float | None) -> str:
+def _decimal(mean: float | None) -> str:
     return "-" if mean is None else f"{mean:.4f}"
 
 
 def evaluate_predictions(
-    found: DetectionPredictions, split: Split, classes: tuple[str, ...], name: str = "test"
+    detections: DetectionPredictions, split: Split, classes: tuple[str, ...], name: str = "test"
 ) -> DetectionMetrics:
-    """All figures of the images that were looked at. Raises MissingPackage."""
-    flags = voc.flags(found, split, len(classes))
-    boxes = figures(found, split, "bbox", len(classes))
-    drawn = bool(split.masks) and found.masks is not None
+    """All figures of the evaluated images. Raises MissingPackage."""
+    flags = voc.flags(detections, split, len(classes))
+    boxes = coco_metrics(detections, split, "bbox", len(classes))
+    has_masks = bool(split.masks) and detections.masks is not None
     images, objects = (x.sum(0).astype(int).tolist() for x in (flags.objects > 0, flags.objects))
     return DetectionMetrics(
         **vars(boxes),
-        images=len(found.indices),
+        images=len(detections.indices),
         objects=sum(objects),
         voc=voc.all_points(flags),
         voc07=voc.eleven_points(flags),
-        interval=voc.interval(voc.resampled(flags)),
+        interval=percentile_interval(voc.bootstrap_map(flags)),
         counts=tuple(zip(images, objects, strict=True)),
         classes=classes,
-        masks=figures(found, split, "segm", len(classes)) if drawn else None,
-        why=diagnose(found, split, classes) if (boxes.map50 or 0) < 0.01 else "",
-        unreadable=found.unreadable,
+        masks=coco_metrics(detections, split, "segm", len(classes)) if has_masks else None,
+        why=diagnose(detections, split, classes) if (boxes.map50 or 0) < 0.01 else "",
+        unreadable=detections.unreadable,
         split=name,
     )
 
 
-def figures(
-    found: DetectionPredictions, split: Split, kind: Literal["bbox", "segm"], kinds: int
+def coco_metrics(
+    detections: DetectionPredictions, split: Split, kind: Literal["bbox", "segm"], num_classes: int
 ) -> CocoMetrics:
     """COCO's figures of boxes or of masks, those of pycocotools. Raises MissingPackage."""
-    package = coco()
+    package = import_coco()
     assert split.sizes is not None
     assert split.objects is not None
-    sizes = dict(zip(found.indices.tolist(), split.sizes[found.indices].tolist(), strict=True))
-    truths, given = list[dict[str, Any]](), list[dict[str, Any]]()
+    indices = detections.indices
+    sizes = dict(zip(indices.tolist(), split.sizes[indices].tolist(), strict=True))
+    annotations, predictions = list[dict[str, Any]](), list[dict[str, Any]]()
     for image, size in sizes.items():
         shapes = split.masks[image] if split.masks else ()
         assert not isinstance(shapes, Path)
@@ -321,61 +336,66 @@ def figures(
             *(targets.boxes.tolist(), targets.classes.tolist(), targets.is_ignored.tolist()),
             strict=True,
         )
-        for k, ((x1, y1, x2, y2), which, crowd) in enumerate(rows):
+        for k, ((x1, y1, x2, y2), class_index, crowd) in enumerate(rows):
             # A number of 0 would mean that a detection matches nothing.
-            row = {"id": len(truths) + 1, "image_id": image, "category_id": which}
+            row = {"id": len(annotations) + 1, "image_id": image, "category_id": class_index}
             row |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
             if shapes:
-                mask = rle(shapes[k], *size)
+                mask = to_rle(shapes[k], *size)
                 row |= {"segmentation": mask, "area": float(package.mask.area(mask))}
-            truths.append(row | {"iscrowd": int(crowd)})
-    corners, ends = found.boxes.double().tensor_split(2, 1)
-    boxes, columns = torch.cat([corners, ends - corners], 1), (found.images, found.classes)
-    drawn = found.masks if found.masks and kind == "segm" else [None] * len(boxes)
-    for image, which, score, box, mask in zip(
-        *(x.tolist() for x in (*columns, found.scores.double(), boxes)), drawn, strict=True
+            annotations.append(row | {"iscrowd": int(crowd)})
+    corners, ends = detections.boxes.double().tensor_split(2, 1)
+    boxes = torch.cat([corners, ends - corners], 1)
+    columns = (detections.images, detections.classes, detections.scores.double(), boxes)
+    masks = detections.masks if detections.masks and kind == "segm" else [None] * len(boxes)
+    for image, class_index, score, box, mask in zip(
+        *(column.tolist() for column in columns), masks, strict=True
     ):
-        row = {"image_id": image, "category_id": which, "score": score}
-        given.append(row | ({"segmentation": rle(mask)} if mask else {"bbox": box}))
+        row = {"image_id": image, "category_id": class_index, "score": score}
+        predictions.append(row | ({"segmentation": to_rle(mask)} if mask else {"bbox": box}))
     data = {
         "images": [{"id": image, "height": h, "width": w} for image, (h, w) in sizes.items()],
-        "categories": [{"id": k, "name": str(k)} for k in range(kinds)],
-        "annotations": truths,
+        "categories": [{"id": k, "name": str(k)} for k in range(num_classes)],
+        "annotations": annotations,
     }
-    known = package.COCO(data)
-    test = package.COCOeval_faster(known, known.loadRes(given), kind)
+    ground_truth = package.COCO(data)
+    test = package.COCOeval_faster(ground_truth, ground_truth.loadRes(predictions), kind)
     test.run()
-    every = test.eval["precision"][..., 0, 2]  # (IoU, recall, class) of all sizes, 100 detections
-    each = [every[..., k] if every[0, 0, k] >= 0 else None for k in range(kinds)]
+    # (IoU, recall, class), of objects of all sizes and 100 detections
+    precision = test.eval["precision"][..., 0, 2]
+    per_class = [precision[..., k] if precision[0, 0, k] >= 0 else None for k in range(num_classes)]
     names = (field.name for field in fields(CocoMetrics))
     return CocoMetrics(
         **{name: None if x < 0 else float(x) for name, x in zip(names, test.stats, strict=False)},
-        ap=tuple(None if x is None else float(x.mean()) for x in each),
-        ap50=tuple(None if x is None else float(x[0].mean()) for x in each),
-        precision=tuple(() if x is None else tuple(x[0].tolist()) for x in each),
+        ap=tuple(None if x is None else float(x.mean()) for x in per_class),
+        ap50=tuple(None if x is None else float(x[0].mean()) for x in per_class),
+        precision=tuple(() if x is None else tuple(x[0].tolist()) for x in per_class),
     )
 
 
-def rle(shape: Shape, height: int = 0, width: int = 0) -> dict[str, Any]:
+def to_rle(shape: Shape, height: int = 0, width: int = 0) -> dict[str, Any]:
     """A mask as COCO's package has it; polygons need the sides of their image."""
     if isinstance(shape[0], int):
         return {"size": shape[:2], "counts": shape[2]}
-    mask = coco().mask
-    drawn: dict[str, Any] = mask.merge(mask.frPyObjects(list(map(list, shape)), height, width))
-    return drawn
+    mask = import_coco().mask
+    merged: dict[str, Any] = mask.merge(mask.frPyObjects(list(map(list, shape)), height, width))
+    return merged
 
 
-def decoded(mask: Rle) -> Tensor:
+def decode_mask(mask: Rle) -> Tensor:
     """The pixels of a mask: bool (H, W). Raises MissingPackage."""
-    return torch.from_numpy(coco().mask.decode(rle(mask))).bool()
+    return torch.from_numpy(import_coco().mask.decode(to_rle(mask))).bool()
 
 
-def compare(
+def compare_detections(
     first: DetectionPredictions, second: DetectionPredictions, split: Split, kinds: int
-) -> Change:
-    """The gain of the second. Raises UsageError where they looked at different images."""
+) -> DetectionComparison:
+    """The gain of the second. Raises UsageError where they are of different images."""
     if not torch.equal(first.indices, second.indices):
         raise UsageError("the detections are of different images: take both on the same split")
-    one, other = (voc.flags(found, split, kinds) for found in (first, second))
-    gain = voc.interval(voc.resampled(other) - voc.resampled(one))
-    return Change(len(first.indices), voc.all_points(other) - voc.all_points(one), gain)
+    before, after = (voc.flags(detections, split, kinds) for detections in (first, second))
+    return DetectionComparison(
+        images=len(first.indices),
+        difference=voc.all_points(after) - voc.all_points(before),
+        interval=percentile_interval(voc.bootstrap_map(after) - voc.bootstrap_map(before)),
+    )

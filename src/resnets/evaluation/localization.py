@@ -30,12 +30,12 @@ class Locate(Protocol):
 
 @dataclass(frozen=True)
 class LocalizationMetrics:
-    """The part of the images whose object is not found: no box has an IoU of 0.5 with one."""
+    """Fractions of the images whose object is missed: no box has an IoU of 0.5 with one."""
 
     images: int
-    error: float  # by the box of the true class
+    error: float  # of the box of the true class
     error_interval: tuple[float, float]  # 95 %
-    top5_error: float  # by those of five classes, of which the true one has to be one
+    top5_error: float  # of the boxes of five classes, which have to include the true one
     top5_interval: tuple[float, float]
     unreadable: tuple[tuple[Path, str], ...]
     split: str
@@ -94,9 +94,9 @@ def evaluate(
     `predicted` are five classes of each image of the split by a classifier, int64 (N, 5); without
     it the network's own are taken. Raises as `test_batches`.
     """
-    hits, bad = [torch.empty(0, 2, dtype=torch.bool)], list[tuple[Path, str]]()
+    hits, unreadable = [torch.empty(0, 2, dtype=torch.bool)], list[tuple[Path, str]]()
     for batch, sizes, _ in sized_batches(split, loader, stopped):
-        bad += batch.unreadable
+        unreadable += batch.unreadable
         images, objects = batch.images, batch.objects
         if objects is None or not objects.kind.numel():
             continue
@@ -104,24 +104,24 @@ def evaluate(
         label = objects.classes.gather(1, first)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
             if predicted is None:
-                found = network(images, sizes=sizes)
-                classes, five = found.classes[:, :5], found.boxes[:, :5]
-                own_box, _ = network.best(images, label, sizes)
-                boxes = torch.cat([own_box, five], 1)
+                output = network(images, sizes=sizes)
+                classes = output.classes[:, :5]
+                true_class_box, _ = network.best(images, label, sizes)
+                boxes = torch.cat([true_class_box, output.boxes[:, :5]], 1)
             else:
                 classes = predicted[batch.indices].to(images.device)
                 boxes, _ = network.best(images, torch.cat([label, classes], 1), sizes)
-        right = objects.is_object & (objects.classes == label)
-        near = (iou(boxes.float(), objects.boxes) * right[:, None]).amax(2) >= 0.5
-        among = (near[:, 1:] & (classes == label)).any(1)
-        hits.append(torch.stack([near[:, 0], among], 1)[objects.is_object.any(1)].cpu())
-    given, five = torch.cat(hits).unbind(1)
+        of_class = objects.is_object & (objects.classes == label)
+        is_near = (iou(boxes.float(), objects.boxes) * of_class[:, None]).amax(2) >= 0.5
+        in_top5 = (is_near[:, 1:] & (classes == label)).any(1)
+        hits.append(torch.stack([is_near[:, 0], in_top5], 1)[objects.is_object.any(1)].cpu())
+    top1, top5 = torch.cat(hits).unbind(1)
     return LocalizationMetrics(
-        len(given), *count_errors(given), *count_errors(five), tuple(bad), name
+        len(top1), *error_interval(top1), *error_interval(top5), tuple(unreadable), name
     )
 
 
-def count_errors(hits: Tensor) -> tuple[float, tuple[float, float]]:
-    """The part of bool (N,) that is false, and its 95 % interval by Wilson."""
+def error_interval(hits: Tensor) -> tuple[float, tuple[float, float]]:
+    """The fraction of bool (N,) that is false, and its 95 % interval by Wilson."""
     low, high = wilson_interval(hits)
     return float((~hits).double().mean()) if len(hits) else 1.0, (1 - high, 1 - low)

@@ -28,7 +28,7 @@ from resnets.escape import visible
 from resnets.evaluation import classification, inference
 from resnets.evaluation.inference import AnyPrediction
 from resnets.evaluation.scores import Scores, ensemble
-from resnets.evaluation.tta import forward, passes
+from resnets.evaluation.tta import passes, view_forward
 from resnets.files import check_inputs, find_model_file
 from resnets.models import CLASSIFIERS, Classifier, Network
 from resnets.models.external import describe as describe_module
@@ -82,7 +82,7 @@ class Model:
         UsageError for a view that the network cannot have.
         """
         see, parts = self.card.preprocess, list[Scores]()
-        network = forward(self.classifier, view, see, size)
+        network = view_forward(self.classifier, view, see, size)
         batch = self.together(batch, size)
         for each in passes(view, see, size):
             batches = test_batches(

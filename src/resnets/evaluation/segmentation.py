@@ -1,4 +1,4 @@
-"""What a segmenter says of each pixel."""
+"""Classes of pixels, and every figure of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resnets.config.arch import IGNORE_INDEX
 from resnets.data.joint_transforms import class_map
 from resnets.data.loader import Batch
 from resnets.data.splits import Split
-from resnets.evaluation.classification import predict_batch
+from resnets.evaluation.classification import confusion_matrix, predict_batch
 from resnets.evaluation.loading import LoaderOptions, sized_batches
 from resnets.models.layers import check_finite
 
@@ -26,21 +26,21 @@ class SegmentationMetrics:
     """Figures of a segmenter on one split, of all its pixels that have a class."""
 
     images: int
-    confusion: tuple[tuple[int, ...], ...]  # pixels, [true class][class given]
+    confusion: tuple[tuple[int, ...], ...]  # pixels, [true class][predicted class]
     classes: tuple[str, ...]
     unreadable: tuple[tuple[Path, str], ...]
     split: str
 
     @property
     def mean_iou(self) -> float:
-        """Mean over the classes that occur in masks or answers; 0 without any."""
+        """Mean over the classes that occur in masks or predictions; 0 without any."""
         return fmean([row["iou"] for row in self.per_class() if row["iou"] is not None] or [0.0])
 
     @property
     def pixel_accuracy(self) -> float:
-        """The part of the pixels that are given their class."""
-        right = sum(row[k] for k, row in enumerate(self.confusion))
-        return right / max(1, sum(map(sum, self.confusion)))
+        """Fraction of the pixels whose class is predicted."""
+        correct = sum(row[k] for k, row in enumerate(self.confusion))
+        return correct / max(1, sum(map(sum, self.confusion)))
 
     @property
     def error(self) -> float:
@@ -48,13 +48,13 @@ class SegmentationMetrics:
         return 1 - self.mean_iou
 
     def per_class(self) -> list[dict[str, Any]]:
-        """Pixels, pixels given, and IoU of each class; None where it does not occur."""
+        """Pixels, predicted pixels and IoU of each class; None where it does not occur."""
         rows = []
         for k, name in enumerate(self.classes):
-            own, given = sum(self.confusion[k]), sum(row[k] for row in self.confusion)
+            true, predicted = sum(self.confusion[k]), sum(row[k] for row in self.confusion)
             both = self.confusion[k][k]
-            share = both / (own + given - both) if own + given else None
-            rows.append({"class": name, "pixels": own, "answers": given, "iou": share})
+            iou = both / (true + predicted - both) if true + predicted else None
+            rows.append({"class": name, "pixels": true, "answers": predicted, "iou": iou})
         return rows
 
     def headline(self) -> str:
@@ -76,11 +76,10 @@ class SegmentationMetrics:
         }
 
 
-def confusion(truth: Tensor, given: Tensor, classes: int) -> Tensor:
-    """Pixels of each true and each given class, int64 (K, K); 255 is no true class."""
-    known = truth != IGNORE_INDEX
-    pairs = truth[known].long() * classes + given[known]
-    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+def confusion(target: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """Pixels of each true and each predicted class, int64 (K, K); 255 is ignored in `target`."""
+    labelled = target != IGNORE_INDEX
+    return confusion_matrix(target[labelled], predicted[labelled], classes)
 
 
 def evaluate(
@@ -93,17 +92,17 @@ def evaluate(
 ) -> SegmentationMetrics:
     """Figures at the size of the views, of a network in evaluation mode.
 
-    Where several ranks have a part of the images each, `total` adds up their sums, int64
+    Where each rank has a share of the images, `total` adds up their sums, int64
     (K * K + 1,).
     """
-    sums, bad = empty_mask(network, classes), list[tuple[Path, str]]()
+    sums, unreadable = empty_sums(network, classes), list[tuple[Path, str]]()
     for batch in batches:
-        bad += batch.unreadable
+        unreadable += batch.unreadable
         if len(batch.indices):
-            given = predict_batch(network, batch.images, bfloat16=bfloat16).argmax(1)
-            sums[1:] += confusion(batch.labels, given, len(classes)).flatten()
-            sums[0] += len(given)
-    return segmentation_metrics(total(sums), classes, bad)
+            predicted = predict_batch(network, batch.images, bfloat16=bfloat16).argmax(1)
+            sums[1:] += confusion(batch.labels, predicted, len(classes)).flatten()
+            sums[0] += len(predicted)
+    return segmentation_metrics(total(sums), classes, unreadable)
 
 
 def evaluate_split(
@@ -117,49 +116,53 @@ def evaluate_split(
     total: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> SegmentationMetrics:
     """Figures at the size of the mask files, of a network in evaluation mode; as `evaluate`."""
-    sums, bad = empty_mask(network, classes), list[tuple[Path, str]]()
-    for batch, maps in class_maps(network, split, loader, bfloat16=bfloat16):
-        bad += batch.unreadable
-        for index, given in zip(batch.indices.tolist(), maps, strict=True):
+    sums, unreadable = empty_sums(network, classes), list[tuple[Path, str]]()
+    for batch, maps in predict_class_maps(network, split, loader, bfloat16=bfloat16):
+        unreadable += batch.unreadable
+        for index, predicted in zip(batch.indices.tolist(), maps, strict=True):
             file = split.masks[index]
             assert isinstance(file, Path)
-            truth = torch.from_numpy(class_map(file, *given.shape)).to(given.device)
-            sums[1:] += confusion(truth, given, len(classes)).flatten()
+            target = torch.from_numpy(class_map(file, *predicted.shape)).to(predicted.device)
+            sums[1:] += confusion(target, predicted, len(classes)).flatten()
             sums[0] += 1
-    return segmentation_metrics(total(sums), classes, bad, name)
+    return segmentation_metrics(total(sums), classes, unreadable, name)
 
 
 @torch.inference_mode()
-def class_maps(
+def predict_class_maps(
     network: nn.Module, split: Split, loader: LoaderOptions, *, bfloat16: bool = False
 ) -> Iterator[tuple[Batch, list[Tensor]]]:
     """Each batch, and the class of each pixel of its images at their own size: int64 (H, W).
 
-    It is the logits that are enlarged. The network must be in evaluation mode. Raises as
+    The logits are enlarged, not the classes. The network must be in evaluation mode. Raises as
     `test_batches`.
     """
-    for batch, sizes, own in sized_batches(split, loader):
-        maps = []
-        logits = predict_batch(network, batch.images, bfloat16=bfloat16) if len(own) else ()
-        for row, (h, w), size in zip(
-            map(check_finite, logits), sizes.tolist(), own.tolist(), strict=True
-        ):
-            whole = F.interpolate(row[None, :, :h, :w], size, mode="bilinear", align_corners=False)
-            maps.append(whole[0].argmax(0))
+    for batch, view_sizes, file_sizes in sized_batches(split, loader):
+        maps, logits = [], tuple[Tensor, ...]()
+        if len(file_sizes):
+            logits = predict_batch(network, batch.images, bfloat16=bfloat16).unbind()
+        sizes = zip(view_sizes.tolist(), file_sizes.tolist(), strict=True)
+        for image_logits, ((h, w), size) in zip(logits, sizes, strict=True):
+            view = check_finite(image_logits)[None, :, :h, :w]
+            enlarged = F.interpolate(view, size, mode="bilinear", align_corners=False)
+            maps.append(enlarged[0].argmax(0))
         yield batch, maps
 
 
-def empty_mask(network: nn.Module, classes: tuple[str, ...]) -> Tensor:
-    """No image yet, and no pixel of K x K kinds: int64 (K * K + 1,) where the network is."""
+def empty_sums(network: nn.Module, classes: tuple[str, ...]) -> Tensor:
+    """Zero images, and a confusion matrix of zeros: int64 (K * K + 1,) on the network's device."""
     device = next(network.parameters()).device
     return torch.zeros(len(classes) ** 2 + 1, dtype=torch.int64, device=device)
 
 
 def segmentation_metrics(
-    sums: Tensor, classes: tuple[str, ...], bad: Sequence[tuple[Path, str]], name: str = "val"
+    sums: Tensor,
+    classes: tuple[str, ...],
+    unreadable: Sequence[tuple[Path, str]],
+    name: str = "val",
 ) -> SegmentationMetrics:
-    """What the sums of all images say."""
+    """The figures of the sums of all images."""
     images, *pixels = sums.tolist()
     k = len(classes)
     rows = tuple(tuple(pixels[first : first + k]) for first in range(0, k * k, k))
-    return SegmentationMetrics(images, rows, classes, tuple(bad), name)
+    return SegmentationMetrics(images, rows, classes, tuple(unreadable), name)

@@ -48,19 +48,19 @@ def passes(view: View, preprocess: Preprocess, size: int = 0) -> tuple[Pass, ...
     """
     see = preprocess
     if size and size != see.size:
-        see = by_channel(replace(see, size=size, resize=size))
+        see = channel_statistics(replace(see, size=size, resize=size))
     if view == "ten-crop":
         # 256 for 224, where the preprocessing cuts from no more than its size
         resize = see.resize if see.resize > see.size else round(see.size * 8 / 7)
         return (Pass(replace(see, resize=resize), "corners", mirrored=True),)
     if view == "multi-scale":
         sides = (round(see.size * side / SIDES[0]) for side in SIDES)
-        seen = (replace(by_channel(see), resize=side) for side in sides)
+        seen = (replace(channel_statistics(see), resize=side) for side in sides)
         return tuple(Pass(each, "whole", mirrored=True) for each in seen)
     return (Pass(see, mirrored=view == "flip"),)
 
 
-def by_channel(preprocess: Preprocess) -> Preprocess:
+def channel_statistics(preprocess: Preprocess) -> Preprocess:
     """With one mean and one deviation for each channel: means over the pixels."""
     channels = preprocess.channels
     mean, std = (
@@ -70,7 +70,7 @@ def by_channel(preprocess: Preprocess) -> Preprocess:
     return replace(preprocess, mean=mean, std=std)
 
 
-def class_activation_logits(network: ResNet | DenseNet, images: Tensor, size: int) -> Tensor:
+def dense_logits(network: ResNet | DenseNet, images: Tensor, size: int) -> Tensor:
     """Logits of every place: (N, C, H, W) -> (N, K, places down, places across).
 
     At each place stands the head of the network over so much of the last map as an image of `size`
@@ -83,7 +83,7 @@ def class_activation_logits(network: ResNet | DenseNet, images: Tensor, size: in
     return F.conv2d(F.avg_pool2d(last, window, 1), head.weight[:, :, None, None], head.bias)
 
 
-def forward(network: Classifier, view: View, preprocess: Preprocess, size: int = 0) -> Forward:
+def view_forward(network: Classifier, view: View, preprocess: Preprocess, size: int = 0) -> Forward:
     """What gives the logits of the images of a view's passes, (N, C, H, W) -> (N, K).
 
     "multi-scale" averages the class scores over the places. Raises UsageError for networks whose
@@ -92,7 +92,7 @@ def forward(network: Classifier, view: View, preprocess: Preprocess, size: int =
     if isinstance(network, ResNet | DenseNet):
         if view != "multi-scale":
             return network
-        return lambda images: class_activation_logits(network, images, preprocess.size).mean((2, 3))
+        return lambda images: dense_logits(network, images, preprocess.size).mean((2, 3))
     if view == "multi-scale" or size not in (0, preprocess.size):
         raise UsageError(
             f"{type(network).__name__} takes images of {preprocess.size} pixels only: choose the "

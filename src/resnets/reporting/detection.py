@@ -56,7 +56,7 @@ def page(given: PageInputs) -> Page:
     for numbers, count in ((predictions.classes, len(classes)), (predictions.images, len(tested))):
         if len(numbers) and int(numbers.max()) >= count:
             raise CheckpointError(f"{path} is of other classes or images than those of the run")
-    precisions = detection.figures(predictions, tested, "bbox", len(classes)).precision
+    precisions = detection.coco_metrics(predictions, tested, "bbox", len(classes)).precision
     curves = {kind: curve for kind, curve in zip(classes, precisions, strict=True) if curve}
     drawn = plots.svg(plots.precision(curves), "precision")
     # As many as there are objects: there precision equals recall.
@@ -204,8 +204,8 @@ def draw_objects(
     shapes = cast(tuple[Shape, ...], split.masks[index] if split.masks else ())[only]
     masks = None
     if shapes:
-        runs = [detection.rle(shape, height, width)["counts"] for shape in shapes]
-        masks = torch.stack([detection.decoded((height, width, run)) for run in runs])
+        runs = [detection.to_rle(shape, height, width)["counts"] for shape in shapes]
+        masks = torch.stack([detection.decode_mask((height, width, run)) for run in runs])
     image, texts = drawing.read_picture(split, index), [names[k] for k in kinds]
     return drawing.draw_box(image, rows.boxes, kinds, texts, masks)
 

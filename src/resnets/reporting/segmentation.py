@@ -35,7 +35,7 @@ def page(given: PageInputs) -> Page:
         return build_page(facts, given.splits)
     model, chosen = load(facts.run.path), spread(torch.arange(len(tested)), RANKED)
     few, ranked = tested.take(chosen), list[tuple[float, Picture]]()
-    for batch, maps in segmentation.class_maps(model.network, few, loader_options(model)):
+    for batch, maps in segmentation.predict_class_maps(model.network, few, loader_options(model)):
         for index, predicted in zip(batch.indices.tolist(), maps, strict=True):
             file = name(int(chosen[index]))
             ranked.append(compare_maps(few, index, predicted.cpu(), facts.classes, file))

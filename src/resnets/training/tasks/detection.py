@@ -62,7 +62,7 @@ def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> Det
 
 def require_coco() -> None:
     """Raise MissingPackage before the training where COCO's figures could not be computed."""
-    detection.coco()
+    detection.import_coco()
 
 
 DETECTION = Task(
