@@ -268,23 +268,6 @@ def test_an_analysis_of_layers_with_evil_names(cli, kind):
     assert "<img" not in harmless(Path("json", f"{kind}.svg").read_text())
 
 
-def test_an_analysis_of_classes_with_evil_names(cli, model, data):
-    code, out, err = cli("analyze", "responses", model, data, "--split", "test", "--out", "classes")
-    assert code == 0, err
-    harmless(out), harmless(err)
-    for file in Path("classes").iterdir():
-        text = harmless(file.read_text())
-        assert "<img" not in text
-
-
-def test_an_exploration_of_evil_names_is_no_formula_and_no_line_of_ours(cli, model, data):
-    code, out, err = cli("explain", model, "--data", data, "--split", "test", "--out", "found")
-    assert code == 0, err
-    harmless(out), harmless(err)
-    tables = [harmless(file.read_text()) for file in Path("found").glob("*.csv")]
-    assert any("'=HYPERLINK(1)" in table for table in tables)
-
-
 def test_words_on_pictures_are_written_out(monkeypatch, tmp_path):
     picture(tmp_path / "a.png")
     words = []

@@ -22,53 +22,53 @@ from resnets.models.resnet import Pad, Scale, ShortcutGate
 
 Unit = Residual | PreActivation
 Score = Callable[[], float]
-Call = tuple[Unit, Tensor, Tensor]  # a unit, what it was given, and what it gave
+Call = tuple[Unit, Tensor, Tensor]  # a unit, its input and its output
 
 
 def capture_unit_io(network: nn.Module, images: Tensor) -> tuple[list[Call], Tensor]:
     """The calls of the residual units in one forward pass, in order, and its logits."""
-    seen = list[Call]()
+    calls = list[Call]()
     hooks = [
-        unit.register_forward_hook(lambda unit, inputs, y: seen.append((unit, *inputs, y)))
+        unit.register_forward_hook(lambda unit, inputs, y: calls.append((unit, *inputs, y)))
         for unit in units(network).values()
     ]
     logits = network(images)
     for hook in hooks:
         hook.remove()
-    return seen, logits
+    return calls, logits
 
 
-def same_shape_runs(seen: Sequence[Call]) -> list[list[Call]]:
+def same_shape_runs(calls: Sequence[Call]) -> list[list[Call]]:
     """Units in a row that keep their input's shape: the parts of stages in which x can stay x.
 
     Raises UsageError where there are none.
     """
-    found = list[list[Call]]()
-    for unit, x, y in seen:
+    runs = list[list[Call]]()
+    for unit, x, y in calls:
         if x.shape == y.shape:
-            if not found or found[-1][-1][2] is not x:
-                found.append([])
-            found[-1].append((unit, x, y))
-    if not found:
+            if not runs or runs[-1][-1][2] is not x:
+                runs.append([])
+            runs[-1].append((unit, x, y))
+    if not runs:
         raise UsageError("no unit of the network keeps the shape of its input")
-    return found
+    return runs
 
 
 @torch.no_grad()
 def equation4(network: nn.Module, x: Tensor) -> float:
-    """max |x_L - x_l - sum F(x_i)| / max |x_L|, over any two units of a stretch: 1603.05027, eq. 4.
+    """max |x_L - x_l - sum F(x_i)| / max |x_L|, over any two units of a run: 1603.05027, eq. 4.
 
     In float64; it is rounding where shortcuts are identities and nothing follows the addition.
     """
-    seen, _ = capture_unit_io(eval_copy(network, torch.float64), x.double())
+    calls, _ = capture_unit_io(eval_copy(network, torch.float64), x.double())
     worst = 0.0
-    for part in same_shape_runs(seen):
-        (_, start, _), (_, _, end) = part[0], part[-1]
+    for run in same_shape_runs(calls):
+        (_, start, _), (_, _, end) = run[0], run[-1]
         total = low = high = torch.zeros_like(start)
-        for unit, x_i, y in part:
+        for unit, x_i, y in run:
             total = total + unit.skip_and_branch(x_i)[1]
-            rest = y - start - total  # from unit l to L it is the difference of two of these
-            low, high = torch.minimum(low, rest), torch.maximum(high, rest)
+            residual = y - start - total  # from unit l to L it is the difference of two of these
+            low, high = torch.minimum(low, residual), torch.maximum(high, residual)
         worst = max(worst, ((high - low).max() / end.abs().max()).item())
     return worst
 
@@ -78,24 +78,24 @@ def equation5(
 ) -> float:
     """max |dE/dx_l - (dE/dx_L + dE/dx_L d(sum F)/dx_l)| / max |dE/dx_l|: 1603.05027, eq. 5.
 
-    From the first unit of a stretch to its last, in float64; E is `signal.loss`. The second term is
+    From the first unit of a run to its last, in float64; E is `signal.loss`. The second term is
     a vector-Jacobian product of its own, from x_l through F alone to the sum.
     """
     network = eval_copy(network, torch.float64).requires_grad_()
     worst = 0.0
     with torch.enable_grad():
-        seen, logits = capture_unit_io(network, x.double())
+        calls, logits = capture_unit_io(network, x.double())
         error = loss(logits, labels, seed)
-        for part in same_shape_runs(seen):
-            (_, start, _), (_, _, end) = part[0], part[-1]
+        for run in same_shape_runs(calls):
+            (_, start, _), (_, _, end) = run[0], run[-1]
             at_start, at_end = torch.autograd.grad(error, (start, end), retain_graph=True)
             x_l = x_i = start.detach().requires_grad_()
             total = torch.zeros_like(x_l)
-            for unit, _, _ in part:
+            for unit, _, _ in run:
                 total, x_i = total + unit.skip_and_branch(x_i)[1], unit(x_i)
             (through,) = torch.autograd.grad(total, x_l, at_end)
-            rest = (at_start - at_end - through).abs().max() / at_start.abs().max()
-            worst = max(worst, rest.item())
+            residual = (at_start - at_end - through).abs().max() / at_start.abs().max()
+            worst = max(worst, residual.item())
     return worst
 
 
@@ -108,8 +108,8 @@ def shortcut_products(network: nn.Module, x: Tensor) -> list[float]:
     """
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        seen, _ = capture_unit_io(eval_copy(network, torch.float64), x.double())
-        scales = [_scale(unit, x_i) for unit, x_i, _ in seen]
+        calls, _ = capture_unit_io(eval_copy(network, torch.float64), x.double())
+        scales = [_scale(unit, x_i) for unit, x_i, _ in calls]
     return [*accumulate(reversed(scales), mul)][::-1]
 
 
@@ -139,7 +139,7 @@ def _scale(h: nn.Module, x: Tensor) -> float:
 
 
 def skip_branch(unit: Unit, inputs: tuple[Tensor], _: object = None) -> Tensor:
-    """The answer of a unit without its branch, as of a hook: y = act(h(x))."""
+    """The output of a unit without its branch, as of a forward hook: y = act(h(x))."""
     return after_addition(unit, unit.skip_and_branch(*inputs)[0])
 
 
@@ -168,19 +168,19 @@ def swap_units(
     The pairs are drawn from all of the same stage and shape; there may be fewer. The network is
     whole again before each is given. Raises UsageError where no two units are alike.
     """
-    alike, own = dict[object, list[str]](), units(network)
-    for name, unit in own.items():
+    alike, all_units = dict[object, list[str]](), units(network)
+    for name, unit in all_units.items():
         shapes = tuple(tensor.shape for tensor in unit.state_dict().values())
         strides = tuple(getattr(module, "stride", 1) for module in unit.modules())
         alike.setdefault((name.partition(".")[0], type(unit), shapes, strides), []).append(name)
-    every = [pair for names in alike.values() for pair in combinations(names, 2)]
-    if not every:
+    candidates = [pair for names in alike.values() for pair in combinations(names, 2)]
+    if not candidates:
         raise UsageError("no two units of a stage have the same shape: nothing can be exchanged")
-    for a, b in random.Random(seed).sample(every, min(pairs, len(every))):
-        one, other = own[a], own[b]
+    for a, b in random.Random(seed).sample(candidates, min(pairs, len(candidates))):
+        first, second = all_units[a], all_units[b]
         with (
-            one.register_forward_hook(lambda _, x, y, other=other: other.forward(*x)),
-            other.register_forward_hook(lambda _, x, y, one=one: one.forward(*x)),
+            first.register_forward_hook(lambda _, x, y, second=second: second.forward(*x)),
+            second.register_forward_hook(lambda _, x, y, first=first: first.forward(*x)),
         ):
             value = score()
         yield a, b, value
@@ -199,12 +199,12 @@ def path_gradients(
     1605.06431, section 5: the forward pass is whole; the gradient of `signal.loss` goes back to the
     first unit's input through the branch of k units that are drawn, and past those of the others.
     """
-    network, drawn = eval_copy(network, images.dtype).requires_grad_(), random.Random(seed)
+    network, generator = eval_copy(network, images.dtype).requires_grad_(), random.Random(seed)
     with torch.enable_grad():
-        seen, logits = capture_unit_io(network, images)
-        (at_end,) = torch.autograd.grad(loss(logits, labels, seed), seen[-1][2])
+        calls, logits = capture_unit_io(network, images)
+        (at_end,) = torch.autograd.grad(loss(logits, labels, seed), calls[-1][2])
         links = []
-        for unit, x_i, _ in seen:
+        for unit, x_i, _ in calls:
             x = x_i.detach().requires_grad_()
             h, r = unit.skip_and_branch(x)
             z = (h + r).detach().requires_grad_()
@@ -221,7 +221,7 @@ def path_gradients(
     rows = []
     for k in range(n + 1):
         count = math.comb(n, k)
-        norms = [length(drawn.sample(range(n), k)) for _ in range(min(samples, count))]
+        norms = [length(generator.sample(range(n), k)) for _ in range(min(samples, count))]
         rows.append((k, count, sum(norms) / len(norms)))
     return rows
 
@@ -242,16 +242,16 @@ def landscape(
     own; parameters of one dimension stay. Afterwards the weights are the same bits as before.
     """
     weights = [p for p in network.parameters() if p.ndim > 1]
-    drawn = torch.Generator().manual_seed(seed)
-    before, along = [w.clone() for w in weights], []
+    generator = torch.Generator().manual_seed(seed)
+    before, direction = [w.clone() for w in weights], []
     for w in weights:
-        d = torch.randn(w.shape, generator=drawn).to(w)
-        size, own = (t.flatten(1).norm(dim=1).view(-1, *(1,) * (w.ndim - 1)) for t in (d, w))
-        along.append(d * own / size)
+        d = torch.randn(w.shape, generator=generator).to(w)
+        size, norm = (t.flatten(1).norm(dim=1).view(-1, *(1,) * (w.ndim - 1)) for t in (d, w))
+        direction.append(d * norm / size)
     rows = []
     try:
         for alpha in torch.linspace(-span, span, points, dtype=torch.float64).tolist():
-            for w, b, d in zip(weights, before, along, strict=True):
+            for w, b, d in zip(weights, before, direction, strict=True):
                 w.copy_(b + alpha * d)
             rows.append((alpha, score()))
     finally:

@@ -1,4 +1,4 @@
-"""Images as points: neighbours, a map of a data set, and the same picture twice."""
+"""Embeddings of images: neighbours, a map of a data set, near-duplicates."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from resnets.config.recipe import Preprocess
 from resnets.data.loader import test_batches
 from resnets.data.splits import Split
 from resnets.errors import UsageError
+from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.predictor import Model
 from resnets.models.layers import global_mean
 
@@ -41,13 +42,14 @@ def embedding(model: Model, images: Tensor) -> Tensor:
 def embeddings(
     model: Model, split: Split, *, batch: int = 250, workers: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The `vector` of each readable image, and which images these are.
+    """The `embedding` of each readable image, and which images these are.
 
     Returns float32 (N, D) and int64 (N,), on the CPU.
     """
-    see, device = model.card.preprocess, model.device
-    batches = test_batches(split, preprocess=see, batch=batch, device=device, workers=workers)
-    rows = [(embedding(model, part.images), part.indices) for part in batches]
+    loader = LoaderOptions(
+        preprocess=model.card.preprocess, device=model.device, batch=batch, workers=workers
+    )
+    rows = [(embedding(model, part.images), part.indices) for part in loader.batches(split)]
     points, indices = (torch.cat(column) for column in zip(*rows, strict=True))
     return points, indices
 
@@ -67,8 +69,8 @@ def nearest_neighbours(points: Tensor, queries: Tensor, count: int) -> tuple[Ten
 
     Shapes: (N, D), (Q, D), both of norm 1 -> float (Q, n), int64 (Q, n); n = min(count, N).
     """
-    found = (queries @ points.T).topk(min(count, len(points)))
-    return found.values, found.indices
+    nearest = (queries @ points.T).topk(min(count, len(points)))
+    return nearest.values, nearest.indices
 
 
 class DuplicatePair(NamedTuple):
@@ -81,7 +83,7 @@ class DuplicatePair(NamedTuple):
 
 
 class PerceptualHashes(NamedTuple):
-    """What stays of an image that is shifted a little, compressed again or made brighter."""
+    """Hashes that hardly change if an image is shifted, compressed again or made brighter."""
 
     bits: Tensor  # float32 (N, 64) of -1 and 1: is a cell of 8 x 9 darker than the next?
     thumbnails: Tensor  # float32 (N, 288): 16 x 18 in grey, of mean 0 and norm 1
@@ -100,31 +102,31 @@ def perceptual_hashes(split: Split, *, workers: int = 0) -> PerceptualHashes:
 
 
 def duplicates(
-    one: Split, other: Split, *, model: Model | None = None, batch: int = 250, workers: int = 0
+    first: Split, second: Split, *, model: Model | None = None, batch: int = 250, workers: int = 0
 ) -> list[DuplicatePair]:
-    """Near-duplicates across two splits, the surest first.
+    """Near-duplicates across two splits, the most similar first.
 
     Their difference hashes are nearly the same and their thumbnails correlate; with a `model` also
-    those whose hashes are less near and whose vectors agree. Images of one colour are left out.
+    those whose hashes are less near and whose embeddings agree. Images of one colour are left out.
     """
-    a, b = (perceptual_hashes(split, workers=workers) for split in (one, other))
-    found = []
-    for part in torch.split(torch.arange(len(a.rows)), 128):
-        distance = 32 - a.bits[part] @ b.bits.T / 2
-        alike = a.thumbnails[part] @ b.thumbnails.T
-        near = (distance <= (FAR if model else NEAR)) & (alike >= CORRELATION)
+    a, b = (perceptual_hashes(split, workers=workers) for split in (first, second))
+    candidates = []
+    for rows in torch.split(torch.arange(len(a.rows)), 128):
+        distance = 32 - a.bits[rows] @ b.bits.T / 2
+        correlation = a.thumbnails[rows] @ b.thumbnails.T
+        near = (distance <= (FAR if model else NEAR)) & (correlation >= CORRELATION)
         i, j = near.nonzero(as_tuple=True)
-        found.append(
-            torch.stack([a.rows[part[i]], b.rows[j], distance[near], alike[near].double()])
+        candidates.append(
+            torch.stack([a.rows[rows[i]], b.rows[j], distance[near], correlation[near].double()])
         )
-    i, j, distance, alike = torch.cat(found, 1)
-    sure = distance <= NEAR
-    if model and not sure.all():
+    i, j, distance, correlation = torch.cat(candidates, 1)
+    certain = distance <= NEAR
+    if model and not certain.all():
         x, y = (
-            embeddings(model, split.take(images[~sure].long()), batch=batch, workers=workers)[0]
-            for split, images in ((one, i), (other, j))
+            embeddings(model, split.take(images[~certain].long()), batch=batch, workers=workers)[0]
+            for split, images in ((first, i), (second, j))
         )
-        sure[~sure] = (x * y).sum(1) >= COSINE
-    order = alike[sure].argsort(descending=True)
-    pairs = torch.stack([i, j, distance, alike])[:, sure][:, order].T.tolist()
+        certain[~certain] = (x * y).sum(1) >= COSINE
+    order = correlation[certain].argsort(descending=True)
+    pairs = torch.stack([i, j, distance, correlation])[:, certain][:, order].T.tolist()
     return [DuplicatePair(int(i), int(j), int(bits), float(c)) for i, j, bits, c in pairs]

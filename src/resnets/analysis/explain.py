@@ -114,9 +114,8 @@ def explain(
             tiles[0] = (tiles[0][0], Path(name).name)
             names = list[str]()
             if neighbours:
-                point = embedding.embedding(model, x)
-                names, near_tiles = neighbours.nearest(point, model.card.classes)
-                tiles += near_tiles
+                names, near = neighbours.nearest(embedding.embedding(model, x), model.card.classes)
+                tiles += near
             _write_figure(out / file, contact_sheet(tiles))
             answer = replace(answer, picture=file, neighbours=tuple(names))
             if len(checked) < CHECKED:

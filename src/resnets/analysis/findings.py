@@ -1,4 +1,4 @@
-"""Which images of a split deserve a look: rows of its `Scores`, worst first."""
+"""Which images of a split are worth inspecting: rows of its `Scores`, worst first."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnets.data.splits import Split
+from resnets.evaluation.classification import confusion_matrix
 from resnets.evaluation.scores import Scores, is_correct, losses
 
 
@@ -56,16 +57,15 @@ def confusions(scores: Scores) -> list[tuple[str, str, int]]:
     """Pairs of classes and how often one was taken for the other, most often first.
 
     The first is taken for the second at least as often as the other way round. There are none
-    where an image has several labels.
+    with multiple labels.
     """
     if scores.multi_label:
         return []
-    answers, k = scores.logits.argmax(1), len(scores.classes)
-    counts = torch.bincount(scores.labels * k + answers, minlength=k * k).view(k, k)
-    first = (counts > counts.T) | (counts == counts.T).triu()
-    both = ((counts + counts.T) * first).fill_diagonal_(0)
-    rows = sorted(both.nonzero().tolist(), key=lambda pair: -int(both[*pair]))
-    return [(scores.classes[i], scores.classes[j], int(both[i, j])) for i, j in rows]
+    counts = confusion_matrix(scores.labels, scores.logits.argmax(1), len(scores.classes))
+    kept = (counts > counts.T) | (counts == counts.T).triu()
+    totals = ((counts + counts.T) * kept).fill_diagonal_(0)
+    pairs = sorted(totals.nonzero().tolist(), key=lambda pair: -int(totals[*pair]))
+    return [(scores.classes[i], scores.classes[j], int(totals[i, j])) for i, j in pairs]
 
 
 def class_names(has: Tensor, names: Sequence[str]) -> str:

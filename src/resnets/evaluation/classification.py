@@ -210,29 +210,24 @@ class ClassificationMetrics:
         names = ["error", "top1", "top5", "loss", "balanced_accuracy", "macro_f1", "ece"]
         if len(self.classes) <= 5:  # then every class is among the first five
             names.remove("top5")
-        optional: dict[str, Any] = {}
-        if self.mean_average_precision is not None:
-            optional["mean_average_precision"] = self.mean_average_precision
-        if self.comparison:
-            optional["comparison"] = asdict(self.comparison)
-        if self.abstention:
-            threshold, coverage = self.abstention
-            reached = threshold if math.isfinite(threshold) else None
-            optional["abstention"] = {"threshold": reached, "coverage": coverage}
-        if self.ood_auroc is not None:
-            optional["ood_auroc"] = self.ood_auroc
-        if self.corruptions:
-            keys = ("kind", "strength", "error")
-            optional["corruptions"] = [
-                dict(zip(keys, row, strict=True)) for row in self.corruptions
-            ]
+        threshold, coverage = self.abstention or (math.inf, None)
+        reached = threshold if math.isfinite(threshold) else None
+        keys = ("kind", "strength", "error")
+        corruptions = [dict(zip(keys, row, strict=True)) for row in self.corruptions]
+        optional = {
+            "mean_average_precision": self.mean_average_precision,
+            "comparison": self.comparison and asdict(self.comparison),
+            "abstention": self.abstention and {"threshold": reached, "coverage": coverage},
+            "ood_auroc": self.ood_auroc,
+            "corruptions": corruptions or None,
+        }
         return {
             "split": self.split,
             "images": self.images,
             **{name: round(getattr(self, name), 6) for name in names},
             "top1_interval_95": [round(x, 6) for x in self.interval],
             "interval": "Wilson",
-            **optional,
+            **{name: value for name, value in optional.items() if value is not None},
             "unreadable": [str(path) for path, _ in self.unreadable],
             "per_class": self.per_class(),
             "confusion": self.confusion,

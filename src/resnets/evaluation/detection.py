@@ -65,12 +65,9 @@ def detect(
         boxes = clip(output.boxes.float().cpu() * scale, file_sizes)[valid]
         masks = None
         if output.masks is not None:
-            mask_rows = output.masks.float().cpu()[valid]
-            sides = file_sizes[rows].tolist()
-            masks = tuple(
-                paste_mask(mask, box, *size)
-                for mask, box, size in zip(mask_rows, boxes, sides, strict=True)
-            )
+            columns = output.masks.float().cpu()[valid], boxes, file_sizes[rows].tolist()
+            triples = zip(*columns, strict=True)
+            masks = tuple(paste_mask(mask, box, *size) for mask, box, size in triples)
         classes, scores = output.classes.cpu()[valid], output.scores.float().cpu()[valid]
         parts.append(
             DetectionPredictions(batch.indices[rows], classes, scores, boxes, masks, _NONE)

@@ -156,13 +156,10 @@ def empty_sums(network: nn.Module, classes: tuple[str, ...]) -> Tensor:
 
 
 def segmentation_metrics(
-    sums: Tensor,
-    classes: tuple[str, ...],
-    unreadable: Sequence[tuple[Path, str]],
-    name: str = "val",
+    sums: Tensor, classes: tuple[str, ...], files: Sequence[tuple[Path, str]], name: str = "val"
 ) -> SegmentationMetrics:
-    """The figures of the sums of all images."""
+    """The figures of the sums of all images, and the unreadable `files`."""
     images, *pixels = sums.tolist()
     k = len(classes)
     rows = tuple(tuple(pixels[first : first + k]) for first in range(0, k * k, k))
-    return SegmentationMetrics(images, rows, classes, tuple(unreadable), name)
+    return SegmentationMetrics(images, rows, classes, tuple(files), name)
