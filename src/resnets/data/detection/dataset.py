@@ -108,8 +108,7 @@ def compare_with_corners(
             left, top, right, bottom = annotation.box
             fits = x1 < x2 <= width + tolerance and y1 < y2 <= height + tolerance
             fits = fits and min(x1, y1) >= -tolerance
-            leaves = min(left, top) < -tolerance
-            leaves = leaves or right > width + tolerance or bottom > height + tolerance
+            leaves = min(left, top) < -tolerance or max(right - width, bottom - height) > tolerance
             total, fitting, leaving = total + 1, fitting + fits, leaving + (fits and leaves)
     return total, fitting, leaving
 
@@ -336,9 +335,8 @@ def _report_bad_boxes(
     states = np.select(wrong, range(len(wrong)), -1)
     few_flat = np.count_nonzero(states == 2) <= MAX_FLAT * len(objects)
     for i in np.flatnonzero(states >= 0):
-        reason = f"{reasons[states[i]]}: box {_box_text(boxes[i])}"
-        if states[i] == 0:
-            reason = f"unknown class {objects[i].class_name!r}"
+        what = f" {objects[i].class_name!r}" if states[i] == 0 else f": box {_box_text(boxes[i])}"
+        reason = reasons[states[i]] + what
         if states[i] == 2 and few_flat:
             issues.warn(objects[i].place, f"{reason}; left out")
         else:
