@@ -53,16 +53,8 @@ def load(data: object, *, seed: int = 0, training: bool = True) -> Source:
     Raises UsageError for another object; DataError that names the item for what cannot be used, for
     items that differ when they are read again, and, to train, for less than two classes.
     """
-    parts = {"": data} if not isinstance(data, Mapping) else dict(data)
-    if unknown := [name for name in parts if name not in ("", *SPLITS)]:
-        raise UsageError(f"data has {unknown[0]!r}: its Datasets are called {', '.join(SPLITS)}")
-    for name, dataset in parts.items():
-        _check_dataset(name, dataset)
-    first = next(iter(parts.values()), None)
-    if first is None:
-        raise UsageError("data is an empty dictionary: give Datasets called train, val and test")
-    for name, dataset in parts.items():
-        _check_repeatable(name, dataset)
+    parts = _named_parts(data)
+    first = next(iter(parts.values()))
     scan = _scan(parts)
     classes = _class_names(parts, scan.labels)
     if training and len(classes) < 2:
@@ -94,6 +86,19 @@ def load(data: object, *, seed: int = 0, training: bool = True) -> Source:
         root=root,
         automatic="" in parts,
     )
+
+
+def _named_parts(data: object) -> dict[str, Any]:
+    """The Datasets by the split that each is, "" for a single one. Raises as `load`."""
+    parts = {"": data} if not isinstance(data, Mapping) else dict(data)
+    if unknown := [name for name in parts if name not in ("", *SPLITS)]:
+        raise UsageError(f"data has {unknown[0]!r}: its Datasets are called {', '.join(SPLITS)}")
+    if not parts:
+        raise UsageError("data is an empty dictionary: give Datasets called train, val and test")
+    for name, dataset in parts.items():
+        _check_dataset(name, dataset)
+        _check_repeatable(name, dataset)
+    return parts
 
 
 @dataclass

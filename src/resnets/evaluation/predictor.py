@@ -261,16 +261,7 @@ def load(
             f"{path} takes no 2-D images: resnets.models.io.model_file.open_model gives its network"
         )
     check_task(opened.arch, path, task)
-    if card is None:
-        arch = opened.arch
-        names = tuple(classes or map(str, range(arch.classes)))
-        known = isinstance(arch, ClassifierArch) and arch.size >= 64
-        blank = IMAGENET if known else Preprocess(size=arch.size)
-        if arch.channels not in (1, 3):
-            raise CheckpointError(f"{path} takes {arch.channels} channels; images have 1 or 3")
-        if arch.channels == 1:
-            blank = replace(blank, channels=1, mean=(0.449,), std=(0.226,))  # of the three
-        card = ModelMetadata(arch=arch, classes=names, preprocess=blank)
+    card = card or foreign_metadata(path, opened.arch, classes)
     if len(card.classes) != card.arch.classes:
         raise CheckpointError(
             f"{path} has {card.arch.classes} outputs, the data has {len(card.classes)} classes"
@@ -283,6 +274,18 @@ def load(
             f"limit is {LARGEST >> 30}. Get another file."
         )
     return Model(opened.to(device).eval(), card, device, bfloat16, path)
+
+
+def foreign_metadata(path: Path, arch: Arch, classes: Sequence[str] | None) -> ModelMetadata:
+    """What is assumed of a foreign file. Raises CheckpointError where it takes no such images."""
+    names = tuple(classes or map(str, range(arch.classes)))
+    known = isinstance(arch, ClassifierArch) and arch.size >= 64
+    preprocess = IMAGENET if known else Preprocess(size=arch.size)
+    if arch.channels not in (1, 3):
+        raise CheckpointError(f"{path} takes {arch.channels} channels; images have 1 or 3")
+    if arch.channels == 1:
+        preprocess = replace(preprocess, channels=1, mean=(0.449,), std=(0.226,))  # of the three
+    return ModelMetadata(arch=arch, classes=names, preprocess=preprocess)
 
 
 def check_task(arch: Arch, path: Path, task: TaskName | None) -> TaskName:
