@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -266,6 +267,23 @@ def test_an_analysis_of_layers_with_evil_names(cli, kind):
     table = harmless(Path("json", f"{kind}.csv").read_text())
     assert "'=HYPERLINK(1)" in table
     assert "<img" not in harmless(Path("json", f"{kind}.svg").read_text())
+
+
+@pytest.mark.slow
+def test_an_analysis_and_an_exploration_of_evil_classes_and_files(cli, model, data):
+    """Names of classes and files reach the tables as text, and no drawing as markup."""
+    for split in ("train", "test"):
+        shutil.rmtree(data / split / "[bold red]cat[")  # its / makes a folder of another name
+    how = ("--split", "test", "--max-unreadable", 0.1)
+    for command in (("analyze", "responses", model, data), ("explain", model, "--data", data)):
+        code, out, err = cli(*command, *how, "--out", command[0])
+        assert code == 0, err
+        harmless(out), harmless(err)
+        tables = [harmless(file.read_text()) for file in Path(command[0]).glob("*.csv")]
+        drawings = [harmless(file.read_text()) for file in Path(command[0]).glob("*.svg")]
+        assert tables
+        assert not any("<img" in drawing for drawing in drawings)
+    assert any("'=HYPERLINK(1)" in table for table in tables)
 
 
 def test_words_on_pictures_are_written_out(monkeypatch, tmp_path):
