@@ -64,7 +64,7 @@ def train(
         run: The run folder; runs/DATA-MODEL when left out.
         seeds: Number of runs, with the seeds from --seed on, in RUN-seed0, RUN-seed1, ...; they are
             compared at the end. Repeat the command to resume.
-        watch: Called with the progress after each step.
+        watch: Called with the progress, about twice a second and at each evaluation.
     """
     given = dict(locals())
     if seeds == 1:
@@ -99,7 +99,7 @@ def fit(plan: Plan, /, *, run: str | Path | None = None) -> Generator[Progress, 
     `eval_error` and `eval_metrics` are set. After the last one the network is tested and the report
     written. A loop that is left early leaves a run that `resume` goes on with.
 
-    Raises as `train`; UsageError for a folder that holds a run at once.
+    Raises as `train`; before the loop begins, UsageError for a folder that holds a run.
 
     Args:
         run: The run folder; runs/DATA-MODEL when left out.
@@ -176,7 +176,7 @@ def resume(
         run: The run folder.
         data: Where the data is now, if it was moved.
         model: Your own code, where the network was trained from that: my_module:build.
-        watch: Called with the progress after each step.
+        watch: Called with the progress, about twice a second and at each evaluation.
     """
     from resnets.training.run import Run
 
@@ -296,7 +296,7 @@ def tune(
             when left out: lr, weight_decay, warmup, label_smoothing, ema, augment.policy,
             augment.mixup.
         budget: Total time of all trials, as 30m or 8h.
-        watch: Called with the progress after each step.
+        watch: Called with the progress, about twice a second and at each evaluation.
     """
     chosen = planned(data, {**locals(), "budget": None})
     from resnets.training import runner, tune

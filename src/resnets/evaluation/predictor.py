@@ -78,7 +78,7 @@ class Model:
     ) -> Scores:
         """What the network says of each image of a labelled split whose classes are this model's.
 
-        `view` and `size` are those of `views.passes`, `change` that of `test_batches`. Raises
+        `view` and `size` are those of `tta.passes`, `change` that of `test_batches`. Raises
         UsageError for a view that the network cannot have.
         """
         see, parts = self.card.preprocess, list[Scores]()

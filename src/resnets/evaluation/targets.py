@@ -64,7 +64,7 @@ class Calibration:
 def load_model(
     path: AnyModel, source: Source | None, how: InferenceOptions, task: TaskName | None = None
 ) -> Model:
-    """A model, normalised as asked for; errors as `evaluation.model.load`.
+    """A model, normalised as asked for; errors as `evaluation.predictor.load`.
 
     One that is loaded already stays on its device.
     """

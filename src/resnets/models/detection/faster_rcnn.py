@@ -73,9 +73,9 @@ class FasterRCNN(nn.Module):
     images of its mean over the image's sampled anchors or regions, and the share of sampled regions
     of wrong class.
 
-    `norm="group"`: a group normalisation follows each convolution of the pyramid (P6 and P7 have
-    none), and stands before the ReLU of each 3x3 of the mask head. Raises UsageError for anchors
-    that do not fit the levels, and in training for masks that the targets lack.
+    `norm="group"`: a group normalisation follows each convolution of the pyramid, and each 3x3 of
+    the mask head, before its ReLU. Raises UsageError for anchors that do not fit the levels, and in
+    training for masks that the targets lack.
     """
 
     def __init__(self, arch: DetectorArch, *, checkpoint: int = 0) -> None:
