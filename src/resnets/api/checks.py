@@ -18,15 +18,8 @@ from resnets.errors import DataError, ResnetsError, UsageError, nearest
 from resnets.files import find_model_file
 
 DATA = ("digits", "cifar10", "cifar100")  # known by name
-MINIMUM = {
-    "batch": 1,
-    "size": 1,
-    "top": 1,
-    "trials": 1,
-    "devices": 1,
-    "seeds": 1,
-    "workers": 0,
-}  # whole numbers
+# The least of whole numbers.
+MINIMUM = dict.fromkeys(("batch", "size", "top", "trials", "devices", "seeds"), 1) | {"workers": 0}
 UNIT_INTERVAL = ("score", "max_unreadable", "at_precision")  # between 0 and 1
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -84,11 +77,8 @@ def check_device(name: str) -> None:
     if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", name):
         raise UsageError(f"device {name!r}: {nearest(name, ('auto', 'cpu', 'cuda', 'cuda:0'))}")
     drivers = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-    if (
-        name.startswith("cuda")
-        and sys.platform == "linux"
-        and not any(map(os.path.exists, drivers))
-    ):
+    possible = sys.platform != "linux" or any(map(os.path.exists, drivers))
+    if name.startswith("cuda") and not possible:
         raise UsageError(
             f"--device {name} cannot be used: this machine has no GPU driver; auto or cpu"
         )

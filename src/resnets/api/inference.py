@@ -44,20 +44,10 @@ def load(
     from resnets.device import pick_device
     from resnets.evaluation import predictor
 
-    where, bfloat16, fields = (
-        pick_device(device),
-        precision == "bfloat16",
-        checks.arch_overrides(overrides),
-    )
     return predictor.load(
-        path,
-        device=where,
-        bfloat16=bfloat16,
-        classes=classes,
-        task=task,
-        fields=fields,
-        network=network,
-    )
+        path, device=pick_device(device), bfloat16=precision == "bfloat16", classes=classes,
+        task=task, fields=checks.arch_overrides(overrides), network=network,
+    )  # fmt: skip
 
 
 @public

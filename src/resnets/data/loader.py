@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import os
 import pickle
@@ -10,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def stream(
     e + 2**32 * (q % repeats), by which its draws are hashed. A batch may end one epoch and begin
     the next.
     """
-    permutation = functools.lru_cache(maxsize=2)(lambda epoch: order(seed, epoch, n))
+    permutation = lru_cache(maxsize=2)(lambda epoch: order(seed, epoch, n))
     share = batch // ranks
     for step in range(start, stop):
         first = step * batch + rank * share
@@ -107,12 +107,10 @@ def train_batches(
     )
     view_fn: ViewFn
     if split.has_spatial_labels:
-        view_fn = functools.partial(
-            joint_transforms.augment_views, preprocess=preprocess, augment=augment
-        )
+        view_fn = partial(joint_transforms.augment_views, preprocess=preprocess, augment=augment)
     else:
-        alone = functools.partial(transforms.views, preprocess=preprocess, augment=augment)
-        view_fn = functools.partial(_labelled, alone)
+        image_views = partial(transforms.views, preprocess=preprocess, augment=augment)
+        view_fn = partial(_labelled, image_views)
     # boxes are mirrored with their images
     augment = replace(augment, flip=augment.flip and not split.has_spatial_labels)
     fill = transforms.colour(preprocess)
@@ -166,12 +164,10 @@ def test_batches(
     mean, std = transforms.statistics(preprocess, device)
     view_fn: ViewFn
     if split.has_spatial_labels:
-        view_fn = functools.partial(
-            joint_transforms.augment_views, preprocess=preprocess, augment=Augment()
-        )
+        view_fn = partial(joint_transforms.augment_views, preprocess=preprocess, augment=Augment())
     else:
-        alone = functools.partial(transforms.test_view, preprocess=preprocess, crops=crops)
-        view_fn = functools.partial(_labelled, alone)
+        image_views = partial(transforms.test_view, preprocess=preprocess, crops=crops)
+        view_fn = partial(_labelled, image_views)
     each = 1 if crops == "whole" and not isinstance(split.images, Tensor) else batch
     parts = filter(len, torch.split(torch.arange(len(split))[rank::ranks], each))
     steps = ((indices, torch.zeros(len(indices), 0), preprocess.size) for indices in parts)

@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as V
 from resnets.data.decode import decode
 from resnets.data.loader import ImageOp
 from resnets.data.rng import uniform
-from resnets.evaluation.scores import Scores, is_correct
+from resnets.evaluation.scores import Scores, error_rate
 
 Row = tuple[str, int, float]  # corruption, strength (1 to 5), error
 
@@ -90,7 +90,7 @@ def robustness(score: Callable[[ImageOp], Scores], channels: int) -> Iterator[Ro
     for kind in STRENGTHS:
         for strength in range(1, 6) if kind != "saturate" or channels > 1 else ():
             scores = score(functools.partial(corrupt, kind=kind, strength=strength))
-            yield kind, strength, 1 - float(is_correct(scores).double().mean())
+            yield kind, strength, error_rate(scores)
 
 
 def mean_corruption_error(rows: Iterable[Row]) -> float:

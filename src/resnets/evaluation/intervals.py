@@ -34,6 +34,6 @@ def bootstrap_interval(values: Tensor) -> tuple[float, float]:
 
 
 def percentile_interval(samples: NDArray[np.float64]) -> tuple[float, float]:
-    """From the 2.5th to the 97.5th percentile."""
+    """From the 2.5th to the 97.5th percentile (Efron 1979)."""
     low, high = np.quantile(samples, (0.025, 0.975))
     return float(low), float(high)

@@ -50,10 +50,8 @@ class Model:
 
     def together(self, batch: int, size: int = 0) -> int:
         """How many of `batch` images fit into LARGEST bytes at once."""
-        return max(
-            1,
-            min(batch, LARGEST // bytes_per_image(self.network, size or self.card.preprocess.size)),
-        )
+        image = bytes_per_image(self.network, size or self.card.preprocess.size)
+        return max(1, min(batch, LARGEST // image))
 
     @property
     def classifier(self) -> Classifier:

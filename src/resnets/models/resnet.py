@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -175,10 +176,7 @@ def make_unit(
     act = activation(AFTER.get(arch.order), make, c_out)
     if arch.shortcut == "none":
         return nn.Sequential(OrderedDict(pre=pre, **layers, act=act))
-    if make_shortcut is None:
-        skip = shortcut(arch, make, c_in, c_out, stride)
-    else:
-        skip = make_shortcut(c_in, c_out, stride)
+    skip = (make_shortcut or partial(shortcut, arch, make))(c_in, c_out, stride)
     if arch.join.kind == "exclusive_gate":
         if arch.order in BEFORE:
             known = "exclusive gates are defined for f(h(x) + F(x))"

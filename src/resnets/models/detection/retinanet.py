@@ -14,12 +14,7 @@ from resnets.config.arch import DetectorArch
 from resnets.models.detection import boxes as box
 from resnets.models.detection.faster_rcnn import Detections, top_k_detections
 from resnets.models.detection.fpn import FeaturePyramid
-from resnets.models.detection.rpn import (
-    RPNOutput,
-    gather_rows,
-    image_sizes,
-    make_anchors,
-)
+from resnets.models.detection.rpn import RPNOutput, gather_rows, image_sizes, make_anchors
 from resnets.models.layers import LayerFactory, check_finite
 
 if TYPE_CHECKING:  # `data` takes longer to import than the networks
