@@ -62,14 +62,13 @@ def stream(
     the next.
     """
     permutation = lru_cache(maxsize=2)(lambda epoch: order(seed, epoch, n))
-    share = batch // ranks
+    local_batch = batch // ranks
     for step in range(start, stop):
-        first = step * batch + rank * share
-        places = torch.arange(first, first + share)
-        epochs, within = places // n, places % n
-        parts = range(first // n, (first + share - 1) // n + 1)
-        indices = [permutation(e)[within[epochs == e] // repeats] for e in parts]
-        yield torch.cat(indices), epochs + (within % repeats << 32)
+        first = step * batch + rank * local_batch
+        positions = torch.arange(first, first + local_batch)
+        epochs, q = positions // n, positions % n
+        indices = [permutation(e)[q[epochs == e] // repeats] for e in epochs.unique().tolist()]
+        yield torch.cat(indices), epochs + (q % repeats << 32)
 
 
 def train_batches(
@@ -168,9 +167,10 @@ def test_batches(
     else:
         image_views = partial(transforms.test_view, preprocess=preprocess, crops=crops)
         view_fn = partial(_labelled, image_views)
-    each = 1 if crops == "whole" and not isinstance(split.images, Tensor) else batch
-    parts = filter(len, torch.split(torch.arange(len(split))[rank::ranks], each))
-    steps = ((indices, torch.zeros(len(indices), 0), preprocess.size) for indices in parts)
+    if crops == "whole" and not isinstance(split.images, Tensor):
+        batch = 1
+    chunks = filter(len, torch.split(torch.arange(len(split))[rank::ranks], batch))
+    steps = ((indices, torch.zeros(len(indices), 0), preprocess.size) for indices in chunks)
     fill = transforms.colour(preprocess)
     for view, read, _, bad in _read(split, view_fn, fill, preprocess.white, steps, device, workers):
         x = view.images
@@ -205,22 +205,22 @@ class Decode(Dataset[Answer]):
     """What a worker does with a request.
 
     The request comes with all it needs, so a worker holds no list of files that forking copies.
-    `hands` is shared with the training process: int64 (workers, 2) of the worker's process and the
-    index of the file that it is reading, or -1 - that of the last that it read.
+    `worker_files` is shared with the training process: int64 (workers, 2), of each worker its
+    process id, and the index of the file that it is reading, or -1 - that of the last one.
     """
 
     view_fn: ViewFn
     fill: Tensor  # uint8 (C,), the colour around views that are smaller than others
     white: int  # of grey with 16 bits
-    hands: Tensor
+    worker_files: Tensor
 
     def __getitem__(self, request: Request) -> Answer:
         split: Split
         indices, split, draws, side = pickle.loads(request)
-        hand = self.hands[worker.id if (worker := get_worker_info()) else 0]
+        own_file = self.worker_files[worker.id if (worker := get_worker_info()) else 0]
         views, rows, bad = [], [], []
         for row, (index, path) in enumerate(zip(indices.tolist(), split.images, strict=True)):
-            hand.copy_(torch.tensor([os.getpid(), index]))
+            own_file.copy_(torch.tensor([os.getpid(), index]))
             try:
                 pixels = decode(path, len(self.fill), self.white)
                 image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
@@ -231,7 +231,7 @@ class Decode(Dataset[Answer]):
             else:
                 views.append(view)
                 rows.append(row)
-            hand[1] = -1 - index
+            own_file[1] = -1 - index
         if not views:
             none = torch.empty(0, len(self.fill), side, side, dtype=torch.uint8)
             nothing = split.take(torch.tensor(rows, dtype=torch.int64))
@@ -260,11 +260,11 @@ def _read(
     def request(indices: Tensor, draws: Tensor, side: int) -> Request:
         return pickle.dumps((indices, split.take(indices), draws, side))
 
-    hands = torch.full((max(1, workers), 2), -1)
+    worker_files = torch.full((max(1, workers), 2), -1)
     if workers:
-        hands.share_memory_()  # type: ignore[no-untyped-call]
+        worker_files.share_memory_()  # type: ignore[no-untyped-call]
     loader = DataLoader(
-        Decode(view_fn, fill, white, hands),
+        Decode(view_fn, fill, white, worker_files),
         batch_size=None,  # a request is a whole batch
         sampler=(request(*step) for step in steps),
         num_workers=workers,
@@ -288,7 +288,7 @@ def _read(
                 raise
             raise DataError(
                 f"a process that decodes images died or hung: {error}\n"
-                f"{_worker_status(files, hands)}\n"
+                f"{_worker_status(files, worker_files)}\n"
                 "If memory or /dev/shm is short, use fewer workers, or none: --workers 0"
             ) from None
         waited = 0
@@ -305,13 +305,13 @@ def _to(view: View, device: torch.device | str) -> View:
     )
 
 
-def _worker_status(files: tuple[Path, ...], hands: Tensor) -> str:
+def _worker_status(files: tuple[Path, ...], worker_files: Tensor) -> str:
     """What a dead worker was reading, or else what a living one is, as a sentence."""
     children = multiprocessing.active_children()
     # a process that ends loses its connections first, and is a child for some time after
     ended = wait([child.sentinel for child in children], timeout=1)
     alive = {child.pid for child in children if child.sentinel not in ended}
-    begun = [(pid, index) for pid, index in hands.tolist() if pid > 0]
+    begun = [(pid, index) for pid, index in worker_files.tolist() if pid > 0]
     dead = [index for pid, index in begun if pid not in alive]
     reading = [index for index in dead or (i for _, i in begun) if index >= 0]
     if reading:

@@ -100,12 +100,12 @@ def predict_views(
     """The answers for what `input_view` made of images. Raises NotFinite."""
     match model.card.arch:
         case DetectorArch():
-            return [_objects(model, *pair, score) for pair in zip(files, images, strict=True)]
+            return [_detect(model, *pair, score) for pair in zip(files, images, strict=True)]
         case LocalizerArch():
-            return [_object(model, *pair) for pair in zip(files, images, strict=True)]
+            return [_localize(model, *pair) for pair in zip(files, images, strict=True)]
         case SegmenterArch():
-            return [_pixels(model, *pair) for pair in zip(files, images, strict=True)]
-    return list(_classes(model, files, images, top))
+            return [_segment(model, *pair) for pair in zip(files, images, strict=True)]
+    return [*_classify(model, files, images, top)]
 
 
 def input_view(model: Model, image: NDArray[Any]) -> Tensor:
@@ -125,7 +125,7 @@ def preprocess_image(image: Tensor, preprocess: Preprocess) -> Tensor:
     return crop_resize(image.permute(2, 0, 1)[None], where, preprocess.size)[0]
 
 
-def _classes(
+def _classify(
     model: Model, files: Sequence[str], views: Sequence[Tensor], top: int
 ) -> list[Prediction]:
     preprocess, names = model.card.preprocess, model.card.classes
@@ -135,10 +135,10 @@ def _classes(
     logits = logits / (model.card.temperature or 1.0)
     if not torch.isfinite(logits).all():
         raise NotFinite(model.path)
-    shares = logits.sigmoid() if model.several else logits.softmax(1)
-    best = shares.topk(min(top, shares.shape[1]), dim=1)
+    probabilities = logits.sigmoid() if model.several else logits.softmax(1)
+    best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
     rows = zip(files, best.values.tolist(), best.indices.tolist(), strict=True)
-    return [Prediction(file, tuple(names[i] for i in ks), tuple(ps)) for file, ps, ks in rows]
+    return [Prediction(file, tuple(names[k] for k in ks), tuple(ps)) for file, ps, ks in rows]
 
 
 def _whole_view(model: Model, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,7 +155,7 @@ def _whole_view(model: Model, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x.contiguous(memory_format=torch.channels_last), inside, torch.tensor([[height, width]])
 
 
-def _detections(model: Model, image: Tensor) -> tuple[Any, Tensor]:
+def _find_boxes(model: Model, image: Tensor) -> tuple[Any, Tensor]:
     """What the network finds on one image, and the boxes in its pixels: float32 (D, 4)."""
     from resnets.models.detection.boxes import clip  # torchvision takes 1.7 s to import
 
@@ -170,8 +170,8 @@ def _detections(model: Model, image: Tensor) -> tuple[Any, Tensor]:
     return found, clip(found.boxes.float().cpu() * scale, size)[0]
 
 
-def _objects(model: Model, file: str, image: Tensor, score: float) -> DetectionPrediction:
-    found, boxes = _detections(model, image)
+def _detect(model: Model, file: str, image: Tensor, score: float) -> DetectionPrediction:
+    found, boxes = _find_boxes(model, image)
     classes, scores = found.classes[0].cpu(), found.scores[0].float().cpu()
     kept = (classes >= 0) & (scores >= score)
     masks = None
@@ -184,17 +184,17 @@ def _objects(model: Model, file: str, image: Tensor, score: float) -> DetectionP
     return DetectionPrediction(file, boxes[kept], labels, tuple(scores[kept].tolist()), masks)
 
 
-def _object(model: Model, file: str, image: Tensor) -> LocalizationPrediction:
-    found, boxes = _detections(model, image)
+def _localize(model: Model, file: str, image: Tensor) -> LocalizationPrediction:
+    found, boxes = _find_boxes(model, image)
     label = model.card.classes[int(found.classes[0, 0])]
     return LocalizationPrediction(file, label, tuple(boxes[0].tolist()), float(found.scores[0, 0]))
 
 
-def _pixels(model: Model, file: str, image: Tensor) -> SegmentationPrediction:
+def _segment(model: Model, file: str, image: Tensor) -> SegmentationPrediction:
     from resnets.models.layers import check_finite
 
     x, inside, _ = _whole_view(model, image)
-    (height, width) = inside[0].tolist()
+    height, width = inside[0].tolist()
     try:
         logits = check_finite(predict_batch(model.network, x, bfloat16=model.bfloat16))
     except NotFinite:

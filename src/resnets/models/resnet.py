@@ -78,25 +78,25 @@ class ResNet(nn.Module):
         self.maxpool = make.max_pool(arch.blur) if pooled else nn.Identity()
         self.levels = {"stem": (c_in, 2 if pooled else 1)}
 
-        stride, dilation = 4 if pooled else 1, 1  # of a level against the input
+        net_stride, dilation = 4 if pooled else 1, 1  # of a level against the input
         coarsest = arch.output_stride if arch.output_stride < 32 else math.inf
         number = 0
         for level, (count, c_out) in enumerate(zip(arch.blocks, arch.widths, strict=True), 1):
             units: dict[str, nn.Module] = {}
             for i in range(count):
-                step, before = 2 if level > 1 and i == 0 else 1, dilation
-                if stride * step > coarsest:
-                    step, dilation = 1, 2 * dilation
+                stride, first_dilation = 2 if level > 1 and i == 0 else 1, dilation
+                if net_stride * stride > coarsest:
+                    stride, dilation = 1, 2 * dilation
                 number += 1
                 if block is None:
-                    rates = (before, dilation)
-                    unit = make_unit(arch, make, c_in, c_out, step, number, rates, shortcut)
+                    dilations = (first_dilation, dilation)
+                    unit = make_unit(arch, make, c_in, c_out, stride, number, dilations, shortcut)
                 else:
-                    unit = block(c_in, c_out, step)
+                    unit = block(c_in, c_out, stride)
                 units[str(i)] = unit
-                c_in, stride = c_out, stride * step
+                c_in, net_stride = c_out, net_stride * stride
             self.add_module(f"layer{level}", make_stage(units, checkpoint))
-            self.levels[f"layer{level}"] = (c_out, stride)
+            self.levels[f"layer{level}"] = (c_out, net_stride)
 
         self.final = activation(BEFORE.get(arch.order), make, c_in)
         self.fc = nn.Linear(c_in, arch.classes)
@@ -156,23 +156,24 @@ def make_unit(
     c_out: int,
     stride: int,
     number: int,
-    rates: tuple[int, int],
+    dilations: tuple[int, int],
     make_shortcut: MakeModule | None = None,
 ) -> nn.Module:
     """Residual unit `number`, from 1. The order decides the formula and what follows the addition.
 
-    `rates` are the dilations up to the convolution that has, or would have, the stride; and after.
+    `dilations` are timm's `first_dilation`, up to the convolution that has, or would have, the
+    stride, and `dilation`, after it.
 
     Raises UsageError for exclusive gates in an order that has no f after the addition, and for a
-    dilation where not the convolutions but a blur or a mean takes the pixels.
+    dilation where a blur or a mean subsamples instead of the convolutions.
     """
-    if rates[1] > 1 and (arch.blur or arch.downsample == "avgpool"):
-        taken = "blur" if arch.blur else 'downsample="avgpool"'
-        raise UsageError(f"output_stride {arch.output_stride}: no dilation is defined with {taken}")
+    if dilations[1] > 1 and (arch.blur or arch.downsample == "avgpool"):
+        field = "blur" if arch.blur else 'downsample="avgpool"'
+        raise UsageError(f"output_stride {arch.output_stride}: no dilation is defined with {field}")
     # The stem ends in BN and ReLU, so the first unit needs no activation of its own.
     pre = activation(BEFORE.get(arch.order) if number > 1 else None, make, c_in)
     drop = arch.drop_path * number / sum(arch.blocks)
-    layers = branch(arch, make, c_in, c_out, stride, drop, rates)
+    layers = branch(arch, make, c_in, c_out, stride, drop, dilations)
     act = activation(AFTER.get(arch.order), make, c_out)
     if arch.shortcut == "none":
         return nn.Sequential(OrderedDict(pre=pre, **layers, act=act))
@@ -196,37 +197,37 @@ def branch(
     c_out: int,
     stride: int,
     drop: float,
-    rates: tuple[int, int],
+    dilations: tuple[int, int],
 ) -> dict[str, nn.Module]:
     """F: convolutions with normalisation and ReLU between them, and the order's ending."""
-    inner = round(c_out / arch.squeeze)
-    before, after = rates
+    width = round(c_out / arch.squeeze)
+    first, after = dilations
     on_1x1 = arch.stride_on == "1x1"
-    first, second, rate = (stride, 1, after) if on_1x1 else (1, stride, before)
-    plan = {  # (output channels, kernel, stride, groups, dilation) of each convolution
-        "single": [(c_out, 3, stride, 1, before)],
-        "basic": [(c_out, 3, stride, 1, before), (c_out, 3, 1, 1, after)],
+    stride_1, stride_3, dilation_3 = (stride, 1, after) if on_1x1 else (1, stride, first)
+    convolutions = {  # (output channels, kernel, stride, groups, dilation) of each
+        "single": [(c_out, 3, stride, 1, first)],
+        "basic": [(c_out, 3, stride, 1, first), (c_out, 3, 1, 1, after)],
         "bottleneck": [
-            (inner, 1, first, 1, 1),
-            (inner, 3, second, arch.groups, rate),
+            (width, 1, stride_1, 1, 1),
+            (width, 3, stride_3, arch.groups, dilation_3),
             (c_out, 1, 1, 1, 1),
         ],
     }[arch.unit]
     layers: dict[str, nn.Module] = {}
     norm = None
-    for i, (width, kernel, step, groups, rate) in enumerate(plan, 1):
-        last = i == len(plan)
-        taken = 1 if arch.blur else step
-        layers[f"conv{i}"] = make.conv(c_in, width, kernel, taken, groups, False, rate)
+    for i, (c, kernel, step, groups, dilation) in enumerate(convolutions, 1):
+        last = i == len(convolutions)
+        conv_stride = 1 if arch.blur else step  # a blur subsamples instead
+        layers[f"conv{i}"] = make.conv(c_in, c, kernel, conv_stride, groups, False, dilation)
         if not last or arch.order in ("post", "relu_before_add", "relu_only_pre"):
-            layers[f"bn{i}"] = norm = make.norm(width)
+            layers[f"bn{i}"] = norm = make.norm(c)
         if not last or arch.order == "relu_before_add":
             layers[f"relu{i}"] = make.act()
         if arch.blur and step > 1:
             layers[f"blur{i}"] = Blur(arch.dims, step)
         if arch.dropout and not last:
             layers[f"dropout{i}"] = nn.Dropout(arch.dropout)
-        c_in = width
+        c_in = c
     if arch.se_reduction:
         layers["se"] = SqueezeExcite(make, c_out, arch.se_reduction, arch.se_multiple)
     if arch.join.f_scale != 1:
