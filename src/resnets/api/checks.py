@@ -141,7 +141,7 @@ def numbers(values: str | float | Sequence[float]) -> tuple[float, ...]:
 
 
 def views(value: str | Sequence[str], models: int) -> tuple[View, ...]:
-    """One view for each of `models` models, from "flip" or "center,flip"."""
+    """One view for each of so many models, from "flip" or "center,flip"."""
     known, names = get_args(View), value.split(",") if isinstance(value, str) else list(value)
     for name in names:
         if name not in known:

@@ -174,9 +174,9 @@ def calibrate(
     if (path.parent / "result.json").exists():
         runner.rescale(Run(path.parent), factor)
         write_report(Run(path.parent), network=network)
-    after = replace(scores, logits=scores.logits / factor)
-    before, after_all = (classification_metrics(x, split) for x in (scores, after))
-    return targets.Calibration(temperature, before, after_all)
+    calibrated = replace(scores, logits=scores.logits / factor)
+    before, after = (classification_metrics(x, split) for x in (scores, calibrated))
+    return targets.Calibration(temperature, before, after)
 
 
 @public

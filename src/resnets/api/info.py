@@ -198,10 +198,8 @@ def doctor(*, quick: bool = False) -> dict[str, str]:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         facts["memory"] = f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
     facts["disk"] = f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here"
-    has_tensorboard = importlib.util.find_spec("tensorboard") is not None
-    facts["tensorboard"] = (
-        "installed" if has_tensorboard else "missing: pip install 'resnets[track]'"
-    )
+    missing = importlib.util.find_spec("tensorboard") is None
+    facts["tensorboard"] = "missing: pip install 'resnets[track]'" if missing else "installed"
     facts["precision"] = "bfloat16" if use_bfloat16("auto", pick_device()) else "float32"
     facts["training kernels"] = describe_kernels(
         FAMILY["resnet20"], pick_device(), facts["precision"] == "bfloat16"

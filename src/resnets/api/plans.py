@@ -98,8 +98,8 @@ def plan(
         data, base, changes, network_task, external, wanted.max_unreadable, devices, device, workers
     )
     if name is not None and result.recipe.model != name:
-        start, model_of_it = result.recipe.weights, result.recipe.model
-        raise UsageError(f"--model {name}: {start} is {model_of_it}; leave it out")
+        started = result.recipe
+        raise UsageError(f"--model {name}: {started.weights} is {started.model}; leave it out")
     return replace(result, began=began)
 
 
@@ -140,7 +140,7 @@ def load_and_resolve(
     data: Data, base: Recipe | None, changes: Mapping[str, Any], task_name: TaskName,
     external: ExternalArch | None, max_unreadable: float, devices: int, device: str, workers: int,
 ) -> Plan:  # fmt: skip
-    """Read the data, choose what is open, and resolve the plan, as large as memory allows."""
+    """Load the data and resolve the plan, in micro-batches as large as memory allows."""
     from resnets.config import recipes
     from resnets.data import dataset
     from resnets.device import pick_device

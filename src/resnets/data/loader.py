@@ -31,7 +31,7 @@ from resnets.errors import DataError, UsageError
 ImageOp = Callable[[Tensor, Tensor], Tensor]
 
 PATIENCE = 55  # seconds without a batch after which the workers count as hung
-_LOOK = 5  # seconds after which one looks whether they are alive
+_LOOK = 5  # seconds between looks whether the workers are alive: DataLoader's timeout
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -50,8 +50,8 @@ class LayerFactory:
             return self.make_norm(channels)
         if self.norm_kind == "batch":
             return BATCH_NORM[self.dims](channels)
-        # 32 groups (Wu and He 2018), fewer when narrow: with one channel a group, the map of a
-        # single pixel would be normalised to zero.
+        # 32 groups (Wu and He 2018), fewer when narrow: groups of one channel would normalise a map
+        # of one pixel to zero.
         groups = math.gcd(32, channels // 2) if channels % 2 == 0 else 1
         return nn.GroupNorm(groups, channels)
 
@@ -99,13 +99,13 @@ class SqueezeExcite(nn.Module):
         self, make: LayerFactory, channels: int, reduction: int, multiple: int = 1
     ) -> None:
         super().__init__()
-        self.pixels = tuple(range(2, 2 + make.dims))
+        self.spatial_dims = tuple(range(2, 2 + make.dims))
         squeezed = max(multiple, (channels // reduction + multiple // 2) // multiple * multiple)
         self.fc1 = make.conv(channels, squeezed, 1, bias=True)
         self.fc2 = make.conv(squeezed, channels, 1, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = x.mean(self.pixels, keepdim=True)
+        mean = x.mean(self.spatial_dims, keepdim=True)
         return x * torch.sigmoid(self.fc2(F.relu(self.fc1(mean))))
 
 

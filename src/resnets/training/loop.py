@@ -30,8 +30,8 @@ def fit(run: Run, plan: Plan, stop: SignalFlags) -> Iterator[Progress]:
     """Train to the end or until `stop.signal`, from the newest checkpoint of `run` if it has one.
 
     Yields its progress about twice a second and at each evaluation. When it returns, the last state
-    is saved in `run`. A value that is not finite is never saved: see `Step.update`; where steps
-    cannot just be left out, training goes on from the newest checkpoint at half the rate.
+    is saved in `run`. A value that is not finite is never saved: `Step.update` skips its step, and
+    where it cannot, training goes on from the newest checkpoint at half the rate.
 
     Raises Diverged where values are not finite again and again (the checkpoints are from before),
     DataError for more unreadable images than the recipe allows, DiskError where three checkpoints

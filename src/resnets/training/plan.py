@@ -86,11 +86,11 @@ class Task:
     validate: Callable[[Plan, Network, Split, Stopped], dict[str, float]]
     # The figures of a result on a split of that name; details may be kept in the run's folder.
     test: Callable[[Path, Plan, Model, Split, str], TaskMetrics]
-    # `api.evaluate`: models by their files on data, how, what is asked for, and who logs it.
+    # What `api.evaluate` calls: models on data, and what logs an access to the test split.
     evaluate: Callable[
         [Sequence[AnyModel], Any, InferenceOptions, EvaluateOptions, LogAccess], Any
     ] = cannot_evaluate
-    # What a training step calls the network with: so many images of that side, all zeros.
+    # Arguments of the network in training: so many images of that side, all zeros, and targets.
     example_inputs: Callable[[Plan, int, int], tuple[Tensor | DetectionTargets, ...]] = (
         example_images
     )
@@ -98,7 +98,7 @@ class Task:
     temperature: Callable[[Plan, Model], float | None] = lambda plan, model: None
     # What cannot be meant with this task, each with its remedy.
     contradictions: Callable[[Plan], Iterator[str]] = lambda plan: iter(())
-    # Whether an image may have several classes, or none, given the labels.
+    # Whether the labels are multi-label: an image has several classes, or none.
     is_multi_label: Callable[[Tensor], bool] = lambda labels: False
     whole_images: bool = False  # scaled to the network's size at test time, not cropped
     details: str = ""  # the file of details that `test` leaves
@@ -215,7 +215,7 @@ class Plan:
     def tail_seconds(self, each: float, exact: float) -> float:
         """Seconds that a run needs after its last step.
 
-        Testing takes `each` for an image on all ranks, and `exact` on one in float32.
+        An image takes `each` seconds on all ranks together, `exact` on one rank in float32.
         """
         monitored = len(self.monitor_split or ())
         result = len(self.source.val or ()) + len(self.source.test or ())

@@ -39,9 +39,9 @@ class Step:
     def update(self, batch: Batch) -> Outcome:
         """Set the rate, forward, backward, move the weights, average them.
 
-        "skipped": loss, gradient or normalisation statistics were not finite, and but for the
-        position everything is as before. "diverged": so three times in a row, or the state itself
-        is not finite; it has to be thrown away.
+        "skipped": loss, gradient or normalisation statistics were not finite, and everything but
+        the position is as before. "diverged": that three times in a row, or weights or their
+        average that are not finite: the state has to be thrown away.
         """
         plan, progress, optimizer = self.plan, self.state.progress, self.state.optimizer
         frozen = progress.step < plan.frozen_steps
@@ -66,7 +66,7 @@ class Step:
         self.update_average()
         self.state.totals += sums
         progress.skipped_in_a_row = 0
-        # What is not finite in a moment is so in its weight by now.
+        # A moment of the optimiser that is not finite has made its weight so by now.
         return "done" if self.finite(self.learned) else "diverged"
 
     def set_rates(self) -> None:
@@ -87,7 +87,7 @@ class Step:
             ema_update(self.average, self.current, min(recipe.ema, updates / (updates + 9)))
 
     def finite(self, tensors: list[Tensor]) -> bool:
-        """Whether all are finite, on all ranks: without sharding they have the same."""
+        """Whether all are finite, on all ranks; they differ between ranks only with `fsdp`."""
         bad = not all_finite(tensors)
         return not (self.plan.world.all_reduce_max([bad])[0] if self.plan.recipe.fsdp else bad)
 
@@ -99,8 +99,8 @@ class Step:
     def backward(self, batch: Batch, saved_buffers: list[Tensor]) -> Tensor:
         """Gradients of the batch, in micro-batches; half as large ones where memory runs out.
 
-        All ranks halve together. One whose pass failed sends zeros for what the others still wait
-        for, and all throw the gradients away.
+        All ranks halve together. A rank that ran out of memory sends zeros for the messages that
+        the others still wait for, and all throw the gradients away.
 
         Returns float64 (3,), over all ranks: sum of the losses, wrong answers, images.
         """
@@ -156,7 +156,7 @@ class Step:
         plan, recipe, progress = self.plan, self.plan.recipe, self.state.progress
         sums = torch.zeros_like(self.state.totals)
         self.sent.clear()
-        # As many on each rank, also where an image could not be read: they exchange messages.
+        # As many on each rank, also where images could not be read: the passes exchange messages.
         count = math.ceil(plan.local_batch / progress.micro_batch)
         pairs = zip(
             batch.images.tensor_split(count), batch.targets.tensor_split(count), strict=True
@@ -173,13 +173,13 @@ class Step:
         return sums
 
     def replicate(self, frozen: bool) -> None:
-        """Let all learn, or only what is new, and average gradients over the ranks from now on."""
+        """Train all layers, or if `frozen` the new ones; average gradients over ranks from now on."""
         network = self.state.network
         self.frozen = frozen
         set_training_mode(network, frozen, frozen or self.plan.recipe.norm == "frozen")
         self.state.optimizer.zero_grad()
         self.replica: nn.Module = network
-        gc.collect()  # the replica of before goes, with its hooks on the same weights
+        gc.collect()  # frees the replica of before, which has hooks on the same weights
         if not self.plan.recipe.fsdp:
             inputs = self.plan.task.example_inputs(self.plan, 2, self.plan.preprocess.size)
             self.replica = self.plan.world.replicate(network, inputs, self.sent)

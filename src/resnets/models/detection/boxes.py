@@ -100,10 +100,10 @@ def match(
 ) -> Tensor:
     """The row of `targets` (B, M) of each box: boxes (B or 1, A, 4) -> int64 (B, A).
 
-    It is the object of the largest IoU if that is at least `high`; -1, background, where it is
-    below `low`; else -2. A box also is -2 if it matches nothing and at least `low` of it lies in an
-    object to ignore, or if it is empty. With `rescue` the best boxes of each object that they
-    overlap at all match, whatever their IoU (1506.01497, section 3.1.2).
+    As torchvision's `Matcher`: the object of the largest IoU if that is at least `high`; -1,
+    background, where it is below `low`; else -2. A box also is -2 if it matches nothing and at
+    least `low` of it lies in an ignored object, or if it is empty. `rescue` is torchvision's
+    `allow_low_quality_matches`: the best boxes of an object match (1506.01497, section 3.1.2).
     """
     boxes = boxes.mT.contiguous().mT  # x1 of all boxes side by side: half the time
     own = area(boxes)[:, None]

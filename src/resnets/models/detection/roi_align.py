@@ -29,8 +29,8 @@ def sampling_grid(rois: Tensor, frames: Tensor, cells: int) -> Tensor:
 def pyramid_level(rois: Tensor, count: int, canonical: float = 224, at: int = 2) -> Tensor:
     """The level of each RoI, int64: (..., 4) -> (...), from 0 to count - 1.
 
-    A RoI of area canonical^2 belongs to level `at`, one of twice the side to the next (1612.03144,
-    equation 1, whose P2 is level 0).
+    A RoI of area canonical^2 belongs to level `at`, one of twice the side to the next coarser
+    (1612.03144, equation 1, whose P2 is level 0).
     """
     octave = at + (area(rois).sqrt() / canonical).log2() + 1e-6
     return octave.floor().long().clamp(0, count - 1)
