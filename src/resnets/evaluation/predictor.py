@@ -111,12 +111,7 @@ class Model:
         return replace(self, card=replace(self.card, preprocess=preprocess))
 
     def predict(
-        self,
-        inputs: Input | Iterable[Input],
-        *,
-        top: int = 5,
-        score: float = 0.5,
-        batch: int = 32,
+        self, inputs: Input | Iterable[Input], *, top: int = 5, score: float = 0.5, batch: int = 32
     ) -> Any:
         """The answer for one image, or a list of answers for several, in order.
 

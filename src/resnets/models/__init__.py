@@ -115,10 +115,5 @@ def create(
     if not isinstance(arch, ResNetArch):
         raise UsageError("norm, act, shortcut and block are parts of residual networks alone")
     return ResNet(
-        arch,
-        checkpoint=checkpoint,
-        norm=norm,
-        act=act or nn.ReLU,
-        shortcut=shortcut,
-        block=block,
+        arch, checkpoint=checkpoint, norm=norm, act=act or nn.ReLU, shortcut=shortcut, block=block
     )

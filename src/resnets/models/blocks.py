@@ -68,11 +68,7 @@ class ExclusiveGate(Residual):
     """y = act((1 - g(x)) h(x) + g(x) F(x)): He et al. 2016, section 3.1, exclusive gating."""
 
     def __init__(
-        self,
-        layers: Mapping[str, nn.Module],
-        shortcut: nn.Module,
-        act: nn.Module,
-        gate: nn.Module,
+        self, layers: Mapping[str, nn.Module], shortcut: nn.Module, act: nn.Module, gate: nn.Module
     ) -> None:
         super().__init__(layers, shortcut, act)
         self.gate = gate
@@ -126,14 +122,14 @@ class SharedPreActivation(PreActivation):
 
 def units(network: nn.Module) -> dict[str, Residual | PreActivation]:
     """The residual units by name, from the input on. Raises UsageError where there are none."""
-    named = {
+    found = {
         name: module
         for name, module in network.named_modules()
         if isinstance(module, Residual | PreActivation)
     }
-    if not named:
+    if not found:
         raise UsageError("the network has no residual units: a plain or dense one has none to take")
-    return named
+    return found
 
 
 class CheckpointedStage(nn.Sequential):
@@ -150,8 +146,8 @@ class CheckpointedStage(nn.Sequential):
         units = list(self)
         for start in range(0, len(units), self.segment):
             segment = units[start : start + self.segment]
-            contexts = lambda segment=segment: (nullcontext(), _statistics_kept(segment))  # noqa: E731
-            x = checkpoint(_in_order, segment, x, use_reentrant=False, context_fn=contexts)
+            contexts = lambda segment=segment: (nullcontext(), _freeze_statistics(segment))  # noqa: E731
+            x = checkpoint(_run_units, segment, x, use_reentrant=False, context_fn=contexts)
         return x
 
 
@@ -162,14 +158,14 @@ def make_stage(units: Mapping[str, nn.Module], segment: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(units))
 
 
-def _in_order(units: Sequence[nn.Module], x: Tensor) -> Tensor:
+def _run_units(units: Sequence[nn.Module], x: Tensor) -> Tensor:
     for unit in units:
         x = unit(x)
     return x
 
 
 @contextmanager
-def _statistics_kept(units: Iterable[nn.Module]) -> Iterator[None]:
+def _freeze_statistics(units: Iterable[nn.Module]) -> Iterator[None]:
     # The second forward must not move the running statistics a second time. It cannot switch them
     # off either: it has to save the same tensors for the backward pass as the first.
     norms = [m for unit in units for m in unit.modules() if isinstance(m, _BatchNorm)]

@@ -137,10 +137,7 @@ class Localizer(nn.Module):
         self.scales: tuple[float, ...] = (1.0,)  # of the images at test: dense testing
 
     def forward(
-        self,
-        images: Tensor,
-        targets: DetectionTargets | None = None,
-        sizes: Tensor | None = None,
+        self, images: Tensor, targets: DetectionTargets | None = None, sizes: Tensor | None = None
     ) -> Detections | Tensor:
         sizes = image_sizes(images, sizes)
         if targets is not None:

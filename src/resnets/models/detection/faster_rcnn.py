@@ -108,10 +108,7 @@ class FasterRCNN(nn.Module):
         self.score_thresh, self.nms_thresh, self.detections_per_img = 0.05, 0.5, 100
 
     def forward(
-        self,
-        images: Tensor,
-        targets: DetectionTargets | None = None,
-        sizes: Tensor | None = None,
+        self, images: Tensor, targets: DetectionTargets | None = None, sizes: Tensor | None = None
     ) -> Tensor | Detections:
         height, width = images.shape[2:]
         sizes = image_sizes(images, sizes)

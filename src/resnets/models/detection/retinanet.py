@@ -51,10 +51,7 @@ class RetinaNet(nn.Module):
         self.score_thresh, self.nms_thresh, self.detections_per_img = 0.05, 0.5, 300
 
     def forward(
-        self,
-        images: Tensor,
-        targets: DetectionTargets | None = None,
-        sizes: Tensor | None = None,
+        self, images: Tensor, targets: DetectionTargets | None = None, sizes: Tensor | None = None
     ) -> Tensor | Detections:
         height, width = images.shape[2:]
         maps = list(self.features(images).values())

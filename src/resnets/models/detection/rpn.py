@@ -76,11 +76,7 @@ class RegionProposalNetwork(nn.Module):
     """Scores and moves the anchors of each level; the levels share one head."""
 
     def __init__(
-        self,
-        c_in: int,
-        width: int,
-        sizes: Sequence[Sequence[float]],
-        ratios: Sequence[float],
+        self, c_in: int, width: int, sizes: Sequence[Sequence[float]], ratios: Sequence[float]
     ) -> None:
         super().__init__()
         self.sizes, self.ratios = sizes, ratios

@@ -22,12 +22,7 @@ from resnets.errors import refuse_file
 from resnets.escape import clip
 from resnets.models.io.infer_arch import COUNTER
 from resnets.models.io.pickle_scan import load_pickle
-from resnets.models.io.tensor_names import (
-    FIRST_TENSOR,
-    PREFIXES,
-    describe_tensors,
-    network_tensors,
-)
+from resnets.models.io.tensor_names import FIRST_TENSOR, PREFIXES, describe_tensors, network_tensors
 
 FILE_LIMIT = 8 * 2**30  # bytes; the largest network of the family has 0.4 GB
 HEADER_LIMIT = 16 * 2**20  # bytes of a safetensors header
