@@ -173,7 +173,7 @@ class Step:
         return sums
 
     def replicate(self, frozen: bool) -> None:
-        """Train all layers, or if `frozen` the new ones; average gradients over ranks from now on."""
+        """Train all layers, or if `frozen` the new ones; from now on average gradients."""
         network = self.state.network
         self.frozen = frozen
         set_training_mode(network, frozen, frozen or self.plan.recipe.norm == "frozen")
