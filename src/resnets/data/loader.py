@@ -67,7 +67,7 @@ def stream(
         first = step * batch + rank * local_batch
         positions = torch.arange(first, first + local_batch)
         epochs, q = positions // n, positions % n
-        indices = [permutation(e)[q[epochs == e] // repeats] for e in epochs.unique().tolist()]
+        indices = [permutation(e)[q[epochs == e] // repeats] for e in sorted(set(epochs.tolist()))]
         yield torch.cat(indices), epochs + (q % repeats << 32)
 
 
