@@ -48,7 +48,7 @@ class View(NamedTuple):
     """Decoded images as a network gets them, but for normalisation, and their labels."""
 
     images: Tensor  # uint8 (B, C, h, w)
-    labels: Tensor  # as the split's; of files of classes uint8 (B, h, w)
+    labels: Tensor  # as the split's; of masks that are files, class maps: uint8 (B, h, w)
     objects: DetectionTargets | None = None  # in pixels of the views
 
 
@@ -76,7 +76,7 @@ def augment_views(
     masks are files, the labels of the views are their classes, uint8 (B, h, w). Otherwise objects
     that are hardly visible become padding, and have masks where the split has shapes.
 
-    Raises Unreadable for a file of classes.
+    Raises Unreadable for the file of a mask.
     """
     from torchvision import tv_tensors  # takes 1.7 s
     from torchvision.transforms.v2.functional import pad
@@ -102,7 +102,7 @@ def augment_views(
             classes = move(tv_tensors.Mask(torch.from_numpy(class_map(mask, height, width))))
             maps.append(pad(classes, padding, fill=IGNORE_INDEX))
         elif split.objects is not None:
-            targets.append(_objects(split.objects[i], mask, (height, width), move, mirrored))
+            targets.append(_move_objects(split.objects[i], mask, (height, width), move, mirrored))
     return View(
         torch.stack(views),
         torch.stack(maps) if maps else split.labels,
@@ -128,7 +128,7 @@ def transform_view(x: Tensor, where: Geometry, cut: tuple[int, int], mirrored: b
     return functional.horizontal_flip(x) if mirrored else x
 
 
-def _objects(
+def _move_objects(
     targets: DetectionTargets,
     shapes: Shapes | None,
     canvas: tuple[int, int],
@@ -193,7 +193,7 @@ def rasterize_mask(shape: Shape, window: NDArray[np.float32]) -> Tensor:
         height, width, counts = shape
         middles = corner + (np.arange(samples)[:, None] + 0.5) / samples * sides
         columns, rows = middles.astype(int).clip(0, (width - 1, height - 1)).T
-        grid = np.searchsorted(_ends(counts), rows[:, None] + columns * height, "right") & 1
+        grid = np.searchsorted(_run_ends(counts), rows[:, None] + columns * height, "right") & 1
     else:
         canvas = Image.new("L", (samples, samples))
         for polygon in shape:
@@ -203,7 +203,7 @@ def rasterize_mask(shape: Shape, window: NDArray[np.float32]) -> Tensor:
     return F.avg_pool2d(torch.from_numpy(grid).float()[None], _SAMPLES)[0]
 
 
-def _ends(counts: bytes) -> NDArray[np.int64]:
+def _run_ends(counts: bytes) -> NDArray[np.int64]:
     """The ends of the runs that COCO's compressed `counts` mean, down the columns from outside.
 
     A character has 5 bits of a number, the lowest first, and one that says that more follow; the

@@ -52,7 +52,7 @@ def uniform(seed: int, epochs: Tensor, indices: Tensor, draws: int) -> Tensor:
 def draw_for_step(seed: int, step: int) -> float:
     """What a step draws for the whole batch, in [0, 1).
 
-    The hash is that of an image in a negative epoch, which no image and no `spread` has.
+    The hash is that of an image in epoch -2, which no image has; -1 is `stratified_order`'s.
     """
     return uniform(seed, torch.tensor(-2), torch.tensor([step]), 1).item()
 

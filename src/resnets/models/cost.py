@@ -30,26 +30,26 @@ class Cost:
 def cost(arch: Arch) -> Cost:
     """Count. Multiply-adds are those of convolutions, linear layers and attention, as papers do.
 
-    Of a scene's network they are those of its maps, since the rest depends on what is found.
+    Of detectors, localisers and segmenters they are those of `features`, the rest depends on what
+    is found.
     """
     if isinstance(arch, ExternalArch):
         return Cost(arch.parameters, arch.macs)
-    with torch.no_grad(), _Shapes() as shapes:
+    with torch.no_grad(), _MacCounter() as counter:
         network = meta_model(arch).eval()
-        scene = not isinstance(network, CLASSIFIERS)
-        seen: Any = network.features if scene else network
-        seen(torch.empty(input_shape(arch), device="meta"))
-    return Cost(sum(p.numel() for p in network.parameters()), shapes.macs)
+        forward: Any = network if isinstance(network, CLASSIFIERS) else network.features
+        forward(torch.empty(input_shape(arch), device="meta"))
+    return Cost(sum(p.numel() for p in network.parameters()), counter.macs)
 
 
 def measured(arch: ExternalArch) -> ExternalArch:
     """The description with what is counted of a network that is at hand. Raises as `build`."""
     network = external.build(arch).eval()
-    with torch.no_grad(), _Shapes() as shapes:
+    with torch.no_grad(), _MacCounter() as counter:
         network(torch.zeros(1, arch.channels, arch.size, arch.size))
     layers = sum(isinstance(m, _ConvNd | nn.Linear) for m in network.modules())
     count = sum(p.numel() for p in network.parameters())
-    return replace(arch, depth=layers, parameters=count, macs=shapes.macs)
+    return replace(arch, depth=layers, parameters=count, macs=counter.macs)
 
 
 def input_shape(arch: Arch, batch: int = 1) -> tuple[int, ...]:
@@ -70,8 +70,8 @@ KEEP_SHAPE = {
 }
 
 
-class _Shapes(TorchFunctionMode):
-    """Lets shapes pass through a network and adds up `macs`."""
+class _MacCounter(TorchFunctionMode):
+    """Adds up the `macs` of a forward pass, in which shapes alone are computed."""
 
     macs = 0
 

@@ -57,9 +57,9 @@ class RegionFeatures(NamedTuple):
 
 
 def init_predictors(classification: nn.Module, regression: nn.Module, classes: int) -> None:
-    """The first weights of two layers: at first every class is as likely as in the sample.
+    """The first weights: each class has the prior 1 / (2 K), RetinaNet's pi.
 
-    Half of that has one.
+    Half of the sampled boxes have an object, of one of K classes.
     """
     for layer, bias in (classification, -math.log(2 * classes - 1)), (regression, 0.0):
         nn.init.normal_(layer.weight, std=0.01)  # type: ignore[arg-type]

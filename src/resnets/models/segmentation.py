@@ -62,15 +62,15 @@ class Segmenter(nn.Module):
         maps = self.features(images)
         del maps["stem"]
         *_, middle, last = maps.values()
-        seen = last if self.fpn is None else list(self.fpn(maps).values())
-        logits = upsample_like(self.classifier(seen).float(), images)
+        inputs = last if self.fpn is None else list(self.fpn(maps).values())
+        logits = upsample_like(self.classifier(inputs).float(), images)
         if masks is None:
             return logits
         known = masks != IGNORE_INDEX
         losses = [image_mean(cross_entropy(logits, masks), known)]
         if self.aux_classifier is not None:
-            other = upsample_like(self.aux_classifier(middle).float(), images)
-            losses.append(AUX_WEIGHT * image_mean(cross_entropy(other, masks), known))
+            auxiliary = upsample_like(self.aux_classifier(middle).float(), images)
+            losses.append(AUX_WEIGHT * image_mean(cross_entropy(auxiliary, masks), known))
         wrong = image_mean((logits.argmax(1) != masks).float(), known)
         return torch.stack([*losses, wrong])
 
@@ -97,10 +97,10 @@ def upsample_like(x: Tensor, like: Tensor) -> Tensor:
 
 
 def conv_norm_relu(
-    make: LayerFactory, c_in: int, c_out: int, k: int, rate: int = 1
+    make: LayerFactory, c_in: int, c_out: int, k: int, dilation: int = 1
 ) -> list[nn.Module]:
     """Convolution, normalisation and ReLU."""
-    layers = [make.conv(c_in, c_out, k, dilation=rate), make.norm(c_out), nn.ReLU()]
+    layers = [make.conv(c_in, c_out, k, dilation=dilation), make.norm(c_out), nn.ReLU()]
     initialise(layers[0])
     return layers
 
@@ -130,9 +130,7 @@ class ASPP(nn.Module):
 
     def __init__(self, make: LayerFactory, c_in: int, width: int) -> None:
         super().__init__()
-        dilated = [
-            nn.Sequential(*conv_norm_relu(make, c_in, width, 3, rate)) for rate in ASPP_DILATIONS
-        ]
+        dilated = [nn.Sequential(*conv_norm_relu(make, c_in, width, 3, d)) for d in ASPP_DILATIONS]
         pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), *conv_norm_relu(make, c_in, width, 1))
         self.convs = nn.ModuleList(
             [nn.Sequential(*conv_norm_relu(make, c_in, width, 1)), *dilated, pooled]

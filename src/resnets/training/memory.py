@@ -74,14 +74,11 @@ def available_bytes(root: Path = Path("/")) -> int | None:
         limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail")]
         name = (root / "proc/self/cgroup").read_text("utf-8").partition("::")[2].strip("/\n")
         group = root / "sys/fs/cgroup" / name
-        most, used = (
-            (group / name).read_text("utf-8") for name in ("memory.max", "memory.current")
-        )
-        stat = dict(
-            line.split() for line in (group / "memory.stat").read_text("utf-8").splitlines()
-        )
+        files = ("memory.max", "memory.current", "memory.stat")
+        most, used, stat = ((group / file).read_text("utf-8") for file in files)
         # Pages of files that were read are given back when memory is wanted.
-        limits.append(int(most) - int(used) + int(stat["inactive_file"]))
+        cached = dict(line.split() for line in stat.splitlines())["inactive_file"]
+        limits.append(int(most) - int(used) + int(cached))
     except (OSError, ValueError, KeyError):
         pass  # no Linux, or no limit: memory.max is "max"
     return min(limits, default=None)
