@@ -96,8 +96,8 @@ class Split:
         """
         strata = self.labels
         if strata.ndim > 1:
-            seen = strata > 0
-            rarity = torch.where(seen, seen.sum(0), torch.inf)
+            present = strata > 0
+            rarity = torch.where(present, present.sum(0), torch.inf)
             strata = F.pad(rarity, (0, 1), value=len(self) + 1).argmin(1)
         parts = stratified_order(strata, seed).tensor_split(ends)
         return [self.take(part.sort().values) for part in parts]

@@ -385,12 +385,12 @@ def decode_mask(mask: Rle) -> Tensor:
 
 
 def compare_detections(
-    first: DetectionPredictions, second: DetectionPredictions, split: Split, kinds: int
+    first: DetectionPredictions, second: DetectionPredictions, split: Split, num_classes: int
 ) -> DetectionComparison:
     """The gain of the second. Raises UsageError where they are of different images."""
     if not torch.equal(first.indices, second.indices):
         raise UsageError("the detections are of different images: take both on the same split")
-    before, after = (voc.flags(detections, split, kinds) for detections in (first, second))
+    before, after = (voc.flags(detections, split, num_classes) for detections in (first, second))
     return DetectionComparison(
         images=len(first.indices),
         difference=voc.all_points(after) - voc.all_points(before),

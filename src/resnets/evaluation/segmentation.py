@@ -92,8 +92,7 @@ def evaluate(
 ) -> SegmentationMetrics:
     """Figures at the size of the views, of a network in evaluation mode.
 
-    Where each rank has a share of the images, `total` adds up their sums, int64
-    (K * K + 1,).
+    Where each rank has a share of the images, `total` adds up their sums, int64 (K * K + 1,).
     """
     sums, unreadable = empty_sums(network, classes), list[tuple[Path, str]]()
     for batch in batches:

@@ -202,10 +202,8 @@ def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:
     if no_model:
         write_model(run, plan, state.average, progress)
     if no_cost:
-        run.write_json(
-            "cost.json",
-            {"seconds": round(progress.seconds, 1), "peak_memory": peak_bytes(plan.device)},
-        )
+        cost = {"seconds": round(progress.seconds, 1), "peak_memory": peak_bytes(plan.device)}
+        run.write_json("cost.json", cost)
     result = None
     if plan.result_split is not None and not {"result.json", task.details}.isdisjoint(missing):
         model = load(run.model, device=plan.device, network=plan.external)

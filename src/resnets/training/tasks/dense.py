@@ -10,13 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from resnets.config.recipe import Recipe
+from resnets.config.recipes import RECIPES
 from resnets.data.dataset import Source, Split
 from resnets.data.detection.targets import MASK_SIZE, DetectionTargets, Kind
 from resnets.training.plan import LossFunction, Plan, example_images
 
 
-def fit_length(recipe: Recipe, source: Source, train: Split, least_batch: int = 1) -> Recipe:
-    """The recipe with as many epochs, and as large a batch, as suit the number of images."""
+def default_recipe(
+    name: str,
+    gpu_model: str,
+    source: Source,
+    train: Split,
+    device: torch.device,
+    least_batch: int = 1,
+) -> Recipe:
+    """The published recipe of that name with epochs and a batch that suit the number of images.
+
+    On a GPU it is for `gpu_model`, at the size of that network.
+    """
+    recipe = RECIPES[name]()
+    if device.type == "cuda":
+        recipe = replace(recipe, model=gpu_model, size=0)
     epochs = min(100.0, max(12.0, 30_000 / len(train)))
     batch = max(least_batch, 2 ** max(0, (len(train) // 4).bit_length() - 1))
     return replace(recipe, data=source.name, epochs=epochs, batch=min(recipe.batch, batch))

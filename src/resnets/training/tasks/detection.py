@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
-from resnets.config.recipe import Recipe
-from resnets.config.recipes import RECIPES
 from resnets.config.tasks import DETECT
-from resnets.data.dataset import Source, Split
+from resnets.data.dataset import Split
 from resnets.evaluation import dense_targets, detection
 from resnets.evaluation.detection import DetectionMetrics
 from resnets.evaluation.predictor import Model
@@ -22,14 +17,6 @@ from resnets.training.plan import Plan, Stopped, Task
 from resnets.training.tasks import dense
 
 DETECTIONS = "detections.safetensors"
-
-
-def default_recipe(source: Source, train: Split, device: torch.device) -> Recipe:
-    """By the number of the images; on a GPU the network of the papers."""
-    recipe = RECIPES["detect"]()
-    if device.type == "cuda":
-        recipe = replace(recipe, model="fasterrcnn_resnet50_fpn", size=0)
-    return dense.fit_length(recipe, source, train)
 
 
 def validate(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
@@ -67,7 +54,7 @@ def require_coco() -> None:
 
 DETECTION = Task(
     text=DETECT,
-    default_recipe=default_recipe,
+    default_recipe=partial(dense.default_recipe, "detect", "fasterrcnn_resnet50_fpn"),
     contradictions=dense.contradictions,
     whole_images=True,
     make_loss=dense.make_loss,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from resnets.config.recipe import Recipe
-from resnets.config.recipes import RECIPES
 from resnets.config.tasks import LOCALIZE
-from resnets.data.dataset import Source, Split
+from resnets.data.dataset import Split
 from resnets.evaluation import dense_targets, localization
 from resnets.evaluation.localization import LocalizationMetrics
 from resnets.evaluation.predictor import Model
@@ -20,14 +17,6 @@ from resnets.models import Network
 from resnets.training.distributed import SINGLE_PROCESS
 from resnets.training.plan import Plan, Stopped, Task
 from resnets.training.tasks import dense
-
-
-def default_recipe(source: Source, train: Split, device: torch.device) -> Recipe:
-    """By the number of the images; on a GPU the network of the papers."""
-    recipe = RECIPES["localize"]()
-    if device.type == "cuda":
-        recipe = replace(recipe, model="localizer_resnet50", size=0)
-    return dense.fit_length(recipe, source, train)
 
 
 def validate(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
@@ -53,7 +42,7 @@ def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> Loc
 
 LOCALIZATION = Task(
     text=LOCALIZE,
-    default_recipe=default_recipe,
+    default_recipe=partial(dense.default_recipe, "localize", "localizer_resnet50"),
     contradictions=dense.contradictions,
     whole_images=True,
     make_loss=dense.make_loss,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -10,10 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from resnets.config.recipe import Recipe
-from resnets.config.recipes import RECIPES
 from resnets.config.tasks import SEGMENT
-from resnets.data.dataset import Source, Split
+from resnets.data.dataset import Split
 from resnets.evaluation import dense_targets, segmentation
 from resnets.evaluation.predictor import Model
 from resnets.evaluation.segmentation import SegmentationMetrics
@@ -21,15 +18,6 @@ from resnets.models import Network
 from resnets.training.distributed import SINGLE_PROCESS
 from resnets.training.plan import Plan, Stopped, Task, example_images
 from resnets.training.tasks import dense
-
-
-def default_recipe(source: Source, train: Split, device: torch.device) -> Recipe:
-    """By the number of the images; on a GPU a network for real photographs."""
-    recipe = RECIPES["segment"]()
-    if device.type == "cuda":
-        recipe = replace(recipe, model="deeplabv3_resnet50", size=0)
-    # The networks may normalise an image that is pooled to one value, so it takes two of them.
-    return dense.fit_length(recipe, source, train, least_batch=2)
 
 
 def example_pixels(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
@@ -61,7 +49,8 @@ def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> Seg
 
 SEGMENTATION = Task(
     text=SEGMENT,
-    default_recipe=default_recipe,
+    # The networks may normalise an image that is pooled to one value, so it takes two of them.
+    default_recipe=partial(dense.default_recipe, "segment", "deeplabv3_resnet50", least_batch=2),
     contradictions=dense.contradictions,
     whole_images=True,
     make_loss=dense.make_loss,
