@@ -114,7 +114,7 @@ def test_the_seal_counts_looks_at_the_runs_own_test_images(cli, runs):
     cli("evaluate", runs[1] / "model.safetensors", "digits")
     assert looks() == 3
     assert cli("report", runs[1])[0] == 0
-    assert "opened 3 times" in (runs[1] / "report.html").read_text()
+    assert "evaluated 3 times" in (runs[1] / "report.html").read_text()
 
 
 def test_the_temperature_is_of_the_images_kept_from_training(cli, runs):

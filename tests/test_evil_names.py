@@ -325,7 +325,8 @@ def test_a_real_terminal_gets_no_byte_of_it(model, data, columns):
     harmless(text)
 
 
-def test_what_is_printed_is_escaped_in_one_place(capsys):
+def test_what_is_printed_is_escaped_in_one_place(capsys, monkeypatch):
+    monkeypatch.setattr(terminal.out, "quiet", False)  # a command with --json may have run before
     terminal.out.print("a\x1b[2J\n\u202e[bold]:smile:")
     terminal.err.print("a\nresnets: everything is fine\x07")
     terminal.print_table([{"a\x1b_b": "c\x9b\n", "n": 1}])
