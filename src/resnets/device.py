@@ -31,13 +31,18 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def processor_flags() -> set[str]:
-    """Instruction sets of this processor as Linux lists them; empty elsewhere."""
+def cpuinfo(field: str) -> str:
+    """A field of Linux's /proc/cpuinfo, of the first core; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    return set(next((line.split() for line in lines if line.startswith("flags")), ()))
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+
+
+def processor_flags() -> set[str]:
+    """Instruction sets of this processor as Linux lists them; empty elsewhere."""
+    return set(cpuinfo("flags").split())
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
@@ -91,9 +96,4 @@ def commit() -> str:
 
 def processor() -> str:
     """The processor's model, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine() or "CPU"
+    return cpuinfo("model name") or platform.processor() or platform.machine() or "CPU"

@@ -73,7 +73,7 @@ class MemoryExhausted(ResnetsError, exit_code=5):
 
 
 class DiskError(ResnetsError, exit_code=6):
-    """A file could not be written."""
+    """A file could not be written, or could not be read this time."""
 
 
 class Diverged(ResnetsError, exit_code=7):

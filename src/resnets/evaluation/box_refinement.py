@@ -60,10 +60,9 @@ def refined_detections(
         probabilities, boxes = classify(rois)
         if refine:
             best = probabilities[..., 1:].argmax(2)[..., None, None]
-            moved = box.clip(boxes.take_along_dim(best, 2)[:, :, 0], sizes)
-            again, boxes_again = classify(moved)
-            probabilities = torch.cat([probabilities, again], 1)
-            boxes = torch.cat([boxes, boxes_again], 1)
+            refined = box.clip(boxes.take_along_dim(best, 2)[:, :, 0], sizes)
+            outputs = zip((probabilities, boxes), classify(refined), strict=True)
+            probabilities, boxes = (torch.cat(pair, 1) for pair in outputs)
             detections = vote_boxes(detectors[0], probabilities, boxes, sizes)
         else:
             detections = detectors[0].postprocess(probabilities, boxes, sizes)

@@ -74,15 +74,15 @@ class Model:
         workers: int = 0,
         change: ImageOp | None = None,
     ) -> Scores:
-        """What the network says of each image of a labelled split whose classes are this model's.
+        """The logits of each image of a labelled split whose classes are this model's.
 
         `view` and `size` are those of `tta.passes`, `change` that of `test_batches`. Raises
         UsageError for a view that the network cannot have.
         """
-        see, parts = self.card.preprocess, list[Scores]()
-        network = view_forward(self.classifier, view, see, size)
+        preprocess, parts = self.card.preprocess, list[Scores]()
+        network = view_forward(self.classifier, view, preprocess, size)
         batch = self.together(batch, size)
-        for each in passes(view, see, size):
+        for each in passes(view, preprocess, size):
             batches = test_batches(
                 split,
                 preprocess=each.preprocess,
@@ -92,7 +92,7 @@ class Model:
                 crops=each.crops,
                 change=change,
             )
-            said = classification.predict_scores(
+            scores = classification.predict_scores(
                 network,
                 batches,
                 self.card.classes,
@@ -100,9 +100,9 @@ class Model:
                 temperature=self.card.temperature or 1.0,
                 bfloat16=self.bfloat16,
             )
-            if not torch.isfinite(said.logits).all():
+            if not torch.isfinite(scores.logits).all():
                 raise NotFinite(self.path)
-            parts.append(said)
+            parts.append(scores)
         return ensemble(parts)
 
     def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Model:

@@ -104,8 +104,8 @@ def load_target(
     """A classifier with a split of the data; errors as `api.evaluate`."""
     model = load_model(path, source, how, "classify")
     if not model.card.provenance:  # of a foreign file nothing says what white was
-        see = replace(model.card.preprocess, white=source.white)
-        model = replace(model, card=replace(model.card, preprocess=see))
+        preprocess = replace(model.card.preprocess, white=source.white)
+        model = replace(model, card=replace(model.card, preprocess=preprocess))
     same = source.digest == model.card.provenance.get("digest")
     # Of a Dataset by itself there is nothing else to choose.
     whole = source.automatic and not same and source.name.startswith(DATASET)
@@ -208,16 +208,16 @@ def test_classifiers(
         log(path, source.digest, name, error_rate(own))
     result = replace(result, unreadable=(*source.unreadable, *bad))
     if options.compare:
-        change = name_images(compare_scores(*each), targets[0].split)
-        result = replace(result, comparison=change)
+        comparison = name_images(compare_scores(*each), targets[0].split)
+        result = replace(result, comparison=comparison)
     if options.at_precision is not None:
-        kept = selective_accuracy(scores, options.at_precision)
-        result = replace(result, abstention=kept)
+        abstention = selective_accuracy(scores, options.at_precision)
+        result = replace(result, abstention=abstention)
     if options.ood is not None:
         other = dataset.load(options.ood, max_unreadable=how.max_unreadable, training=False)
-        strange = unlabelled(other, scores.labels)
-        unfamiliar = ensemble([replace(target, split=strange).scores() for target in targets])
-        result = replace(result, ood_auroc=ood_auroc(scores, unfamiliar))
+        ood = unlabelled(other, scores.labels)
+        ood_scores = ensemble([replace(target, split=ood).scores() for target in targets])
+        result = replace(result, ood_auroc=ood_auroc(scores, ood_scores))
     if options.corruptions:
         from resnets.evaluation.corruptions import robustness  # here: torchvision delays a start
 
