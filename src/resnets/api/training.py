@@ -308,7 +308,9 @@ def tune(
 
 def study_folder(chosen: Plan) -> Path:
     """The default folder of a study."""
-    return Path(f"runs/{Path(chosen.recipe.data).stem}-{chosen.recipe.model}-tune")
+    from resnets.training import runner
+
+    return Path(f"{runner.default_name(chosen)}-tune")
 
 
 @public
