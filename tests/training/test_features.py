@@ -329,12 +329,9 @@ def several_labels(**changes):
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [
-        pytest.param({}, marks=pytest.mark.slow),
-        {"class_weights": "balanced", "augment": Augment(mixup=0.2)},
-    ],
+    "fields", [{}, {"class_weights": "balanced", "augment": Augment(mixup=0.2)}]
 )
+@pytest.mark.slow
 def test_images_with_several_labels_are_learned(tmp_path, fields):
     run = run_to(tmp_path / "run", plan := several_labels(steps=150, warmup=0, lr=0.1, **fields))
     first, *_, last = run.rows("metrics.jsonl")

@@ -70,6 +70,7 @@ def test_the_table_and_the_best_recipe_say_the_same(study):
     assert winner == replace(wanted, batch=int(best(done).fields["batch"]))
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_and_ends_as_one_that_was_not_interrupted(study, tmp_path):
     _, done = study
     seen = []

@@ -33,7 +33,15 @@ def ends_as(whole, run):
     ).stat().st_size
 
 
-@pytest.mark.parametrize("gone", [(*PIECES, *PAGES, "opened.jsonl"), PAGES, PIECES[:3]], ids=str)
+@pytest.mark.parametrize(
+    "gone",
+    [
+        pytest.param((*PIECES, *PAGES, "opened.jsonl"), marks=pytest.mark.slow),
+        PAGES,
+        pytest.param(PIECES[:3], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_what_is_missing_is_written(driver, whole, tmp_path, gone):
     run = tmp_path / "run"
     copied(whole, run, *gone)
@@ -69,9 +77,9 @@ def test_a_kill_before_each_piece(driver, whole, tmp_path, name):
 @pytest.mark.parametrize(
     ("at", "name", "code"),
     [
-        ("evaluated batch", "SIGTERM", 143),
+        pytest.param("evaluated batch", "SIGTERM", 143, marks=pytest.mark.slow),
         ("report", "SIGINT", 130),
-        ("report", "SIGHUP", 0),
+        pytest.param("report", "SIGHUP", 0, marks=pytest.mark.slow),
         pytest.param("report", "SIGTERM", 143, marks=pytest.mark.slow),
         pytest.param("report", "SIGUSR1", 0, marks=pytest.mark.slow),
         pytest.param("evaluated batch", "SIGINT", 130, marks=pytest.mark.slow),

@@ -31,7 +31,8 @@ def test_one_signal_saves_and_ends(driver, whole, tmp_path, at, name, code):
     assert differences(run, whole) == []
 
 
-@pytest.mark.parametrize("name", [pytest.param("SIGINT", marks=pytest.mark.slow), "SIGTERM"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_the_second_signal_ends_at_once(driver, whole, tmp_path, name):
     run = tmp_path / "run"
     faults = [Fault("step", 10, name)] * 2  # both within one step

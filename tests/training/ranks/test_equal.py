@@ -107,7 +107,8 @@ def test_weights_do_not_depend_on_the_number_of_ranks(tmp_path):
         assert [r["train_error"] for r in other] == [r["train_error"] for r in rows[0]]
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_synchronous_statistics_are_those_of_the_whole_batch(tmp_path, ranks):
     one, other = (trained(n, tmp_path / str(n), norm="sync") for n in (1, ranks))
     assert distance(other, one, floating(one)) < 1e-5
