@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 import resnets
 from resnets.config.arch import ExternalArch, from_dict, to_dict
 from resnets.errors import Assumption, CheckpointError, UsageError
+from resnets.files import resume_command
 from resnets.models import external
 from resnets.training.run import Run
 
@@ -77,7 +79,7 @@ def test_a_run_of_a_module_is_resumed_with_it_and_reported(run, tmp_path):
     folder = Run(run.run)
     whole = folder.model.read_bytes()
     folder.model.unlink()
-    with pytest.raises(UsageError, match="code of your own, which a recipe never runs"):
+    with pytest.raises(UsageError, match="code of your own, which no file runs"):
         resnets.resume(run.run)
     resnets.resume(run.run, model=own(), device="cpu")
     assert folder.model.read_bytes() == whole
@@ -173,3 +175,47 @@ def test_each_seed_and_each_trial_trains_the_module(tmp_path):
         "digits", model=own(), run=tmp_path / "study", trials=1, search=["lr"], **quick
     )
     assert len(trials) == 1
+
+
+def test_advice_about_a_function_of_ones_own_works_as_it_stands(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("resnets.training.clock.estimate", lambda plan: 1.0)
+    name = f"mine_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(FILE)
+    build, steps = f"{name}:build", ["--set", "steps=2", "--set", "size=8", "--set", "batch=16"]
+    code, _, err = cli("train", "digits", "--model", build, "--run", "run", *steps)
+    assert code == 0, err
+    (after,) = (line for line in err.splitlines() if line.startswith("next: "))
+    assert after.endswith(f"resnets evaluate run digits --network {build}")
+    assert f"resnets predict run IMAGE --network {build}" in Path("run/README.md").read_text()
+    page = Path("run/report.html").read_text().partition('id="next"')[2]
+    assert f"resnets train digits --recipe run/recipe.json --model {build}" in page
+    for wrong, right in (
+        (("evaluate", "run", "digits"), f"--network {build}"),
+        (("resume", "run"), f"run is finished; `resnets evaluate run DATA --network {build}`"),
+        (("train", "digits", "--recipe", "run/recipe.json"), f"give it again, --model {build}"),
+        (("train", "digits", "--weights", "run"), f"give it again, --model {build}"),
+        (("train", "digits", "--set", "teacher=run"), "a teacher is of resnets"),
+        (("train", "digits", "--run", "run"), f"`resnets resume run --model {build}`"),
+    ):
+        code, _, err = cli(*wrong)
+        assert code == 2
+        assert right in err
+    state = resnets.plan("digits", model=build, weights="run", **QUICK).start()
+    trained = safetensors.torch.load_file("run/model.safetensors")
+    assert all(torch.equal(t, trained[n]) for n, t in state.network.state_dict().items())
+    Path("run/model.safetensors").unlink()
+    assert (
+        f"Resume with `resnets resume run --model {build}`" in cli("evaluate", "run", "digits")[2]
+    )
+
+
+def test_advice_about_a_module_is_for_python(run, tmp_path):
+    with pytest.raises(UsageError, match=r"runs:\ngive it again, network=\.\.\. in Python$"):
+        resnets.load(run.run)
+    with pytest.raises(UsageError, match=r"the recipe is for Sequential.*\ngive it again, model="):
+        resnets.plan("digits", recipe=run.run / "recipe.json")
+    assert resume_command(run.run) == f"`resnets.resume({str(run.run)!r}, model=...)` in Python"
+    assert "resnets predict" not in (run.run / "README.md").read_text()
+    described = replace(external.describe(own()), builder="mine:build")
+    with pytest.warns(Assumption, match="from Sequential: mine:build may differ"):
+        resnets.load(run.run, network=described)

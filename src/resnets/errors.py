@@ -58,6 +58,17 @@ def refuse_file(path: Path, what: str, remedy: str) -> CheckpointError:
     return CheckpointError(f"{path}: {what}.\n{remedy}")
 
 
+class MissingCode(UsageError, exit_code=2):
+    """A person's own network, to give again: my_module:build by `option`, a module in Python."""
+
+    def __init__(self, what: str, builder: str, option: str) -> None:
+        command = f"{option} {builder} or " if ":" in builder else ""
+        super().__init__(
+            f"{what} {builder}, code of your own, which no file runs:\n"
+            f"give it again, {command}{option.strip('-')}=... in Python"
+        )
+
+
 class NotFinite(CheckpointError, exit_code=4):
     """A network answers NaN or infinity: its numbers are damaged, or training had diverged."""
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import secrets
+import shlex
+from contextlib import suppress
 from pathlib import Path
 
 from resnets.errors import DataError, DiskError, UsageError
@@ -68,13 +71,34 @@ def find_model_file(path: str | Path, option: str = "") -> Path:
         if not file.exists():
             raise UsageError(
                 f"{path} has no model.safetensors: the run is not finished.\n"
-                f"Resume with `resnets resume {path}`."
+                f"Resume with {resume_command(path)}."
                 if (Path(path) / "recipe.json").exists()
                 else f"{path} is not a run folder: it has no model.safetensors"
             )
     if not file.exists():
         raise UsageError(f"{option}no such file or run folder: {path}")
     return file
+
+
+def code_option(run: str | Path, option: str = "--network") -> str:
+    """What a command on a run needs: " --network my_module:build" for a person's own network."""
+    builder = network_builder(run)
+    return f" {option} {shlex.quote(builder)}" if ":" in builder else ""
+
+
+def resume_command(run: str | Path) -> str:
+    """How a run is resumed; in Python where its network was given as a module."""
+    if (builder := network_builder(run)) and ":" not in builder:
+        return f"`resnets.resume({str(run)!r}, model=...)` in Python"
+    return f"`resnets resume {shlex.quote(str(run))}{code_option(run, '--model')}`"
+
+
+def network_builder(run: str | Path) -> str:
+    """Where the network of a run comes from, if it is a person's own; else empty."""
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        arch = json.loads((Path(run) / "source.json").read_bytes())["arch"]
+        return str(arch["builder"]) if arch["kind"] == "external" else ""
+    return ""
 
 
 def check_outside(path: Path, data: object) -> None:

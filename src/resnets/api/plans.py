@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from resnets.api import checks
 from resnets.api.checks import public
 from resnets.config.types import TaskName
-from resnets.errors import UsageError
-from resnets.files import find_model_file
+from resnets.errors import MissingCode, UsageError
+from resnets.files import find_model_file, network_builder
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -91,6 +91,9 @@ def plan(
         changes.setdefault("evaluations", 5)  # a short run has a curve too
     wanted = recipes.replace_fields(base or Recipe(model="resnet18"), changes)
     network: Arch | None = external
+    beside = network_builder(Path(recipe).parent) if isinstance(recipe, str | Path) else ""
+    if network is None and base is not None and (":" in wanted.model or wanted.model == beside):
+        raise MissingCode("the recipe is for", wanted.model, "--model")
     if network is None and (base is not None or "model" in changes):
         network = families.arch(wanted.model)
     network_task = check_recipe(wanted, network, task)
@@ -124,7 +127,7 @@ def check_recipe(recipe: Recipe, network: Arch | None, task: TaskName | None) ->
     from resnets.config import arch
 
     for field in ("weights", "teacher"):
-        check_weights(field, getattr(recipe, field))
+        check_weights(field, getattr(recipe, field), network)
     network_task = arch.task(network) if network else task or "classify"
     if network_task != (task or network_task):
         raise UsageError(f"{recipe.model} is not for `resnets {task}`, but to {network_task}")
@@ -188,16 +191,22 @@ def read_model(model: str | Module | ExternalArch | None) -> tuple[ExternalArch 
     return described, described.builder
 
 
-def check_weights(field: str, path: str) -> None:
-    """Raise UsageError if `path` is neither a file nor a run; "" is no weights."""
+def check_weights(field: str, path: str, network: Arch | None) -> None:
+    """Raise UsageError if `path` is no file or run for `network`; "" is no weights."""
     if path and (path.lower() in DOWNLOADS or "imagenet1k" in path.lower()):
         raise UsageError(
             f"--weights {path}: there are no weights to download yet. --weights FILE|RUN starts "
             "from a\nfile that you have (torchvision's and timm's .pth and .safetensors load as "
             "they are) or from a run."
         )
-    if path:
-        find_model_file(path, option=f"--{field} {path}: ")
+    if not path:
+        return
+    file = find_model_file(path, option=f"--{field} {path}: ")
+    builder = network_builder(file.parent)
+    if builder and field == "teacher":
+        raise UsageError(f"{path} was trained from {builder}; a teacher is of resnets")
+    if builder and not hasattr(network, "builder"):
+        raise MissingCode(f"{path} was trained from", builder, "--model")
 
 
 def planned(data: Any, values: Mapping[str, Any]) -> Plan:

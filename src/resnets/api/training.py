@@ -14,8 +14,8 @@ from resnets.api.checks import public
 from resnets.api.info import runs_compare, write_report
 from resnets.api.plans import is_plan, plan, planned
 from resnets.config.types import TaskName
-from resnets.errors import DataError, ResnetsError, UsageError
-from resnets.files import check_outside
+from resnets.errors import DataError, MissingCode, ResnetsError, UsageError
+from resnets.files import check_outside, code_option, resume_command
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -117,7 +117,7 @@ def steps_to_report(run: Run, plan: Plan, more: str = "") -> Generator[Progress,
     """
     from resnets.training import runner
 
-    again = f"`resnets resume {run.path}`{more}"
+    again = f"{resume_command(run.path)}{more}"
     with runner.hold(run, plan) as stop:
         result = yield from runner.train_and_test(run, plan, stop, again)
         with stop.interruptible(again):
@@ -192,8 +192,8 @@ def resume(
 
         if not missing_results(folder):
             text = task_of_run(folder.read_json("source.json")).text
-            command = f"resnets {text.command}evaluate"
-            raise UsageError(f"{run} is finished; `{command} {run} DATA` uses it")
+            command = f"resnets {text.command}evaluate {run} DATA{code_option(run)}"
+            raise UsageError(f"{run} is finished; `{command}` uses it")
     if (folder.path / "trial.json").exists():  # it would be tested on the test images
         raise UsageError(
             f"{run} is a trial of a study, which goes on by its own command:\n"
@@ -240,11 +240,7 @@ def check_code(run: str | Path, started: Mapping[str, Any], model: object) -> No
             "data=plan)\nwith a plan whose task has them"
         )
     if arch.get("kind") == "external" and model is None:
-        builder = arch.get("builder")
-        raise UsageError(
-            f"{run} was trained from {builder}, code of your own, which a recipe never runs:\n"
-            f"give it again, --model {builder} or model=... in Python"
-        )
+        raise MissingCode(f"{run} was trained from", arch["builder"], "--model")
 
 
 def newest_unfinished(root: Path = Path("runs")) -> tuple[Path, float]:

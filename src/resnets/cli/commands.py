@@ -27,7 +27,7 @@ from resnets.cli import format, terminal
 from resnets.config.recipe import Augment, Recipe
 from resnets.config.types import TaskName
 from resnets.errors import UsageError
-from resnets.files import check_inputs, find_model_file
+from resnets.files import check_inputs, find_model_file, resume_command
 
 if TYPE_CHECKING:
     from resnets.training.tune import Trial
@@ -109,7 +109,7 @@ def tune(data: str, *, rate_only: bool = False, **options: Any) -> None:
             plan, run=folder, trials=trials, budget=budget, search=search, watch=watch
         ):
             format.print_trial(done, trials)
-    format.print_study(done, folder)
+    format.print_study(done, folder, plan)
 
 
 def resume(run: str | None = None, *, yes: bool = False, devices: int = 1, **options: Any) -> None:
@@ -139,7 +139,7 @@ def newest_unfinished(yes: bool) -> Path:
             terminal.note("resume it? [y/N]", always=True)
             answer = sys.stdin.readline()
         if answer.strip().lower() not in ("y", "yes"):
-            raise UsageError(f"not resumed: name it, `resnets resume {run}`, or give --yes")
+            raise UsageError(f"not resumed: name it, {resume_command(run)}, or give --yes")
     return run
 
 

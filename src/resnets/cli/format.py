@@ -12,6 +12,7 @@ from resnets.cli import terminal
 from resnets.cli.terminal import format_percent, format_seconds, note, out, print_json, print_table
 from resnets.config.tasks import TASK_TEXTS
 from resnets.errors import DataError
+from resnets.files import code_option
 from resnets.training.run import Run
 
 if TYPE_CHECKING:
@@ -77,11 +78,12 @@ def print_outcome(finished: TrainResult) -> None:
         out.print(result.headline())
     out.print(f"trained in {format_seconds(finished.seconds)}; everything is in {folder}")
     command, path = f"resnets {TASK_TEXTS[finished.task].command}", shlex.quote(str(folder))
-    after = f"next: {command}predict {path} IMAGE"
+    code = code_option(folder)
+    after = f"next: {command}predict {path} IMAGE{code}"
     if result is not None:
         data = shlex.quote(Run(folder).read_json("recipe.json")["data"])
         split = "" if result.split == "test" else f" --split {result.split}"
-        after += f"    {command}evaluate {path} {data}{split}"
+        after += f"    {command}evaluate {path} {data}{split}{code}"
     note(after)
 
 
@@ -242,7 +244,7 @@ def describe_trial(trial: Trial) -> str:
     return f"{trial.state} {format_percent(trial.error)}  {' '.join(texts)}"
 
 
-def print_study(done: Sequence[Trial], folder: Path) -> None:
+def print_study(done: Sequence[Trial], folder: Path, plan: Plan) -> None:
     """The trials, best first, how far their errors can be trusted, and what to type next."""
     print_json({"best": str(folder / "best.json"), "trials": done})
     for t in sorted(done, key=lambda t: (t.error is None, t.error)):
@@ -251,7 +253,9 @@ def print_study(done: Sequence[Trial], folder: Path) -> None:
         f"The best of {len(done)} errors on the same validation images is optimistic; "
         "the test images were not used."
     )
-    note(f"next: resnets train DATA --recipe {folder / 'best.json'}")
+    data, best = (shlex.quote(str(path)) for path in (plan.recipe.data, folder / "best.json"))
+    code = f" --model {shlex.quote(plan.recipe.model)}" if plan.external else ""
+    note(f"next: resnets {plan.task.text.command}train {data} --recipe {best}{code}")
 
 
 def print_experiment(row: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnets.errors import CheckpointError, UsageError
+from resnets.files import resume_command
 from resnets.tensor_files import check_range, check_tensor, check_text, load_tensors, save_tensors
 
 _TENSORS = ("logits", "labels", "indices")
@@ -160,7 +161,7 @@ def load(path: str | Path) -> Scores:
 
 def advice(path: str | Path) -> str:
     """What to do about a file of test results that cannot be used."""
-    return f"Delete it: `resnets resume {Path(path).parent}` writes it anew."
+    return f"Delete it: {resume_command(Path(path).parent)} writes it anew."
 
 
 def _from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Scores:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from resnets.config.arch import ExternalArch
-from resnets.errors import UsageError
+from resnets.errors import MissingCode, UsageError
 
 
 class ExternalNetwork(nn.Module):
@@ -188,9 +188,6 @@ def _hash(text: str) -> str:
 def build(arch: ExternalArch) -> ExternalNetwork:
     """The network, on the CPU. Raises UsageError where the module is not at hand."""
     if arch.make is None:
-        raise UsageError(
-            f"the network is {arch.builder}, code of your own, which no file runs: give it again, "
-            f"--network {arch.builder}\nor resnets.load(path, network=...)"
-        )
+        raise MissingCode("the network is", arch.builder, "--network")
     with torch.device("cpu"):  # also where all else is built without memory
         return ExternalNetwork(arch, arch.make())

@@ -14,7 +14,7 @@ from resnets.data import dataset
 from resnets.data.dataset import Source, Split
 from resnets.errors import CheckpointError, DataError, ResnetsError
 from resnets.escape import visible
-from resnets.files import write_whole
+from resnets.files import code_option, write_whole
 from resnets.reporting.facts import RunFacts, cost, headline, percent
 from resnets.reporting.page import PageInputs
 from resnets.reporting.sections import section_of, sentences
@@ -28,7 +28,7 @@ PAGES = jinja2.Environment(
     finalize=lambda value: visible(value) if type(value) is str else value,
 )
 PAGES.filters |= {"percent": percent, "quote": shlex.quote}
-PAGES.globals |= {"cost": cost, "headline": headline}
+PAGES.globals |= {"cost": cost, "headline": headline, "code_option": code_option}
 
 
 def write(facts: RunFacts, source: Source | None = None, network: Any = None) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from resnets.errors import CheckpointError
+from resnets.files import resume_command
 from resnets.models import Network
 from resnets.models.io.model_file import load, save
 from resnets.training.clock import FORWARDS_PER_STEP, Progress
@@ -91,7 +92,7 @@ def read_best(run: Run, plan: Plan) -> Network | None:
     except CheckpointError as error:
         raise CheckpointError(
             f"{str(error).splitlines()[0]}\nNothing was touched. Put back a whole copy; or move it "
-            f"away, and `resnets resume {run.path}`\ngoes on without: the best state of what "
+            f"away, and {resume_command(run.path)}\ngoes on without: the best state of what "
             "follows is the result, or the last one."
         ) from None
 

@@ -23,7 +23,7 @@ from resnets.training.tasks import TASKS
 
 # Fields of a recipe that ask for what is known of the networks of this package.
 KNOWN_NETWORKS_ONLY = (
-    "weights", "freeze_backbone_epochs", "layer_decay", "activation_checkpointing", "arch",
+    "freeze_backbone_epochs", "layer_decay", "activation_checkpointing", "arch",
 )  # fmt: skip
 
 
@@ -49,10 +49,10 @@ def resolve(
 
     Raises UsageError that names all contradictions.
     """
-    base = load(recipe.weights, hints=recipe.arch) if recipe.weights else None
+    base = load(recipe.weights, hints=recipe.arch, network=external) if recipe.weights else None
     asked = external or families.arch(recipe.model)
     task = task or TASKS[archs.task(asked)]
-    if base and archs.task(base.card.arch) == archs.task(asked):
+    if base and not external and archs.task(base.card.arch) == archs.task(asked):
         asked = base.card.arch
         recipe = replace(recipe, model=model_name(asked) or recipe.model)
     network = archs.with_fields(asked, recipe.arch)
@@ -94,6 +94,8 @@ def contradictions(plan: Plan) -> Iterator[str]:
     side = recipe.train_size or plan.preprocess.size
     if isinstance(plan.arch, ExternalArch):
         usual = Recipe(model=recipe.model)
+        if base and not isinstance(base.card.arch, ExternalArch):
+            yield f"{recipe.weights} is of resnets, {recipe.model} is your own: leave it out"
         for name in KNOWN_NETWORKS_ONLY:
             if getattr(recipe, name) != getattr(usual, name):
                 yield f"{name} needs a network of resnets, {recipe.model} is your own: leave it out"

@@ -40,7 +40,7 @@ from resnets.config import arch as archs
 from resnets.config.recipe import Preprocess, Recipe, parse
 from resnets.errors import CheckpointError, DiskError, UsageError, shorten
 from resnets.escape import cell
-from resnets.files import sync_folder, write_whole
+from resnets.files import resume_command, sync_folder, write_whole
 
 Number = Annotated[float, pydantic.Strict()]  # whole ones too
 
@@ -151,7 +151,7 @@ class Run:
         if (self.path / "recipe.json").exists():
             raise UsageError(
                 f"{self.path} already holds a run.\n"
-                f"Resume with `resnets resume {self.path}` or give another folder with --run."
+                f"Resume with {resume_command(self.path)} or give another folder with --run."
             )
         for path in (self.model, self.path / "report.html", self.path / "README.md"):
             if path.exists():
@@ -226,7 +226,7 @@ class Run:
         except OSError as error:
             raise DiskError(
                 f"{path} could not be written: {error.strerror or error}.\n"
-                f"Free some space, then `resnets resume {self.path}`."
+                f"Free some space, then {resume_command(self.path)}."
             ) from None
 
     def rows(self, name: str) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation import scores as score_files
 from resnets.evaluation.classification import classification_metrics
 from resnets.evaluation.predictor import Model, load
-from resnets.files import check_outside
+from resnets.files import check_outside, code_option
 from resnets.models import Network
 from resnets.models.io.model_file import save
 from resnets.training import checkpoint
@@ -108,8 +108,8 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
         if path is None:
             raise UsageError("under torchrun give a folder that all its restarts share: --run DIR")
         if world.broadcast(run.finished and not missing_results(run)):
-            command = f"resnets {plan.task.text.command}evaluate"
-            raise UsageError(f"{path} is finished; `{command} {path} DATA` uses it")
+            command = f"resnets {plan.task.text.command}evaluate {path} DATA{code_option(path)}"
+            raise UsageError(f"{path} is finished; `{command}` uses it")
         if world.broadcast((run.path / "recipe.json").exists()):
             return run
     if not world.is_main:

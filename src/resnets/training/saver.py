@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from resnets.errors import CheckpointError, DiskError
+from resnets.files import resume_command
 from resnets.training import checkpoint
 from resnets.training.distributed import World
 from resnets.training.run import Run
@@ -90,6 +91,6 @@ class Saver:
         if failures and self.failures_in_a_row > allowed:
             raise DiskError(
                 f"{failures[-1]}\nThe earlier checkpoints are whole; free space, then "
-                f"`resnets resume {self.run.path}`."
+                f"{resume_command(self.run.path)}."
             )
         return [f"{failure}; the earlier ones are whole, training goes on" for failure in failures]

@@ -20,11 +20,12 @@ import pydantic
 import torch
 from torch import Tensor
 
+from resnets import errors
 from resnets.config import arch as architectures
 from resnets.config.arch import Arch, ExternalArch
 from resnets.config.families import label
 from resnets.config.recipe import FINITE, Preprocess
-from resnets.errors import Assumption, CheckpointError, ResnetsError, UsageError, refuse_file
+from resnets.errors import Assumption, CheckpointError, MissingCode, UsageError, refuse_file
 from resnets.escape import clip
 from resnets.models import Network
 from resnets.models.io import pretrained
@@ -196,14 +197,14 @@ def with_code(path: Path, arch: Arch, external: ExternalArch | None) -> Arch:
     """
     if not isinstance(arch, ExternalArch):
         if external is not None:
-            raise UsageError(f"{path} is {label(arch)}, which needs no --network: leave it out")
+            raise UsageError(f"{path} is {label(arch)}: leave your own {external.builder} out")
         return arch
     if external is None:
-        raise UsageError(
-            f"{path} was trained from {clip(arch.builder)}, code of your own, which a file never "
-            f"runs:\ngive it again, --network {clip(arch.builder)} or network=... in Python"
-        )
-    if external.digest != arch.digest:
+        raise MissingCode(f"{path} was trained from", clip(arch.builder), "--network")
+    if external.builder != arch.builder:
+        other = f"{path} was trained from {clip(arch.builder)}: {external.builder} may differ"
+        warnings.warn(other, Assumption, stacklevel=2)
+    elif external.digest != arch.digest:
         changed = f"{path}: {external.builder} has changed since it was trained"
         warnings.warn(changed, Assumption, stacklevel=2)
     return replace(arch, make=external.make)
@@ -288,5 +289,5 @@ def meta_network(path: Path, arch: Arch, tensors: int) -> Network:
                 f"arch.blocks: {clip(sum(blocks))} units in {tensors} tensors, at most {UNITS:,}"
             )
         return meta_model(arch)
-    except (ResnetsError, ValueError, ArithmeticError, RuntimeError, TypeError) as error:
+    except (errors.ResnetsError, ValueError, ArithmeticError, RuntimeError, TypeError) as error:
         raise refuse_file(path, f"an impossible network ({clip(error)})", "Get it again.") from None
