@@ -266,3 +266,12 @@ def test_help_and_completion_list_everything():
         text = pydoc.render_doc(function, renderer=pydoc.plaintext)
         for parameter in inspect.signature(function).parameters:
             assert parameter in text
+
+
+def test_data_and_seed_of_a_recipe_are_not_taken_silently():
+    with pytest.raises(UsageError, match="--set data: the data is the first argument"):
+        resnets.plan("digits", overrides={"data": "cifar10"})
+    with pytest.raises(UsageError, match="seed"):
+        resnets.plan("digits", seed=-1)
+    with pytest.raises(DataError, match="no data ''"):
+        resnets.plan("")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import resnets
+from resnets.analysis.cam import grad_cam
 from resnets.config.arch import ExternalArch, from_dict, to_dict
 from resnets.errors import Assumption, CheckpointError, UsageError
 from resnets.files import resume_command
@@ -95,11 +96,13 @@ def test_a_module_is_explained_by_its_last_map_or_one_that_is_named(run, tmp_pat
     model = resnets.load(run.run, network=own())
     assert model.network.levels == {"2": (4, 1)}
     for level in (None, "0"):
-        said, check = resnets.explain(model, image, out=tmp_path / str(level), level=level)
+        answers = resnets.explain(model, image, out=tmp_path / str(level), level=level)
+        said, check = answers
+        assert isinstance(answers, list)
         assert (tmp_path / str(level) / said.picture).exists()
         assert "correlation" in check.verdict or "cannot be told" in check.verdict
     with pytest.raises(UsageError, match="no module 'layer4'"):
-        list(resnets.explain(model, image, out=tmp_path / "x", level="layer4"))
+        resnets.explain(model, image, out=tmp_path / "x", level="layer4")
 
 
 def test_a_function_of_the_working_folder_is_a_model_on_the_command_line(cli, tmp_path):
@@ -137,6 +140,53 @@ def test_code_that_has_changed_is_noted(run):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         resnets.load(run.run, network=own())
+
+
+def test_another_layer_is_another_network():
+    digest = external.describe(own()).digest
+    changed = own()
+    changed[2] = nn.GELU()
+    assert external.describe(own()).digest == digest != external.describe(changed).digest
+
+
+class Wrong(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.network = how, own()
+
+    def forward(self, x):
+        if self.how == "in place":
+            x -= 0.5
+        logits = self.network(x[:1] if self.how == "first" else x)
+        if self.how == "detached":
+            return logits.detach()
+        return (logits, logits) if self.how == "two" and self.training else logits
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("first", r"2 images of 1x8x8 give \(1, 10\)"),
+        ("detached", "has nothing to train: its logits have no gradient"),
+        ("two", "2 images of 1x8x8 in training mode give tuple"),
+    ],
+)
+def test_a_module_that_cannot_be_trained_is_refused(how, words):
+    with pytest.raises(UsageError, match=words):
+        resnets.plan("digits", model=Wrong(how), **QUICK)
+    with pytest.raises(UsageError, match="nothing to train"):
+        resnets.plan("digits", model=own().requires_grad_(False), **QUICK)
+
+
+def test_a_module_may_change_its_input_in_place():
+    described = external.describe(Wrong("in place"))
+    arch = ExternalArch(builder="x", channels=1, classes=10, size=8, make=described.make)
+    network, images = external.build(arch).eval(), torch.rand(2, 1, 8, 8)
+    heat = grad_cam(network, images, torch.tensor([0, 1]))
+    assert torch.equal(heat, grad_cam(network, images, torch.tensor([0, 1])))
+    before = images.clone()
+    assert torch.equal(network(images), network(before))
+    assert torch.equal(images, before)
 
 
 def test_a_file_holds_no_code():

@@ -54,6 +54,8 @@ def glob_paths(pattern: str | Path) -> list[str]:
 
     Of the pattern, the folders that exist are taken as they are called, brackets and all.
     """
+    if not str(pattern):
+        raise UsageError("an empty path: name a file, a folder or a pattern; . is this folder")
     if os.path.exists(pattern):
         return [str(pattern)]
     folder = Path(pattern)

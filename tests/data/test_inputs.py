@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from resnets.data.inputs import expand_inputs, is_single, read_image
-from resnets.errors import DataError
+from resnets.errors import DataError, UsageError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
@@ -99,3 +99,35 @@ def test_several_are_a_folder_a_pattern_a_list_or_a_batch(tmp_path):
     assert [name for name, _ in expand_inputs([PIXELS, tmp_path, PIXELS])] == [
         "input 0", str(tmp_path / "a.png"), "input 2",
     ]  # fmt: skip
+
+
+def test_an_open_file_and_a_bytearray_are_one_image():
+    for file in (io.BytesIO(png(PIXELS)), bytearray(png(PIXELS))):
+        assert is_single(file)
+        ((name, image),) = expand_inputs(file)
+        assert name == "input 0"
+        assert np.array_equal(read_image(image, 3)[0], PIXELS)
+    ((_, first), _) = expand_inputs([io.BytesIO(png(PIXELS)), PIXELS])
+    assert first == png(PIXELS)
+    with pytest.raises(UsageError, match="open for text"):
+        list(expand_inputs(io.StringIO("x")))
+
+
+@pytest.mark.parametrize("inputs", [None, 3, {"a": 1}])
+def test_what_is_neither_an_image_nor_several_is_refused(inputs):
+    with pytest.raises(UsageError, match=f"a {type(inputs).__name__} is no image: give a path"):
+        is_single(inputs)
+
+
+def test_an_empty_path_is_not_the_working_folder():
+    for call in (is_single, lambda path: list(expand_inputs([path]))):
+        with pytest.raises(UsageError, match="an empty path"):
+            call("")
+
+
+def test_a_tensor_of_bfloat16_is_an_image_and_a_sparse_one_is_refused():
+    pixels = torch.tensor([[0.0, 0.5], [1.0, 0.25]])
+    expected = read_image(pixels, 1)[0]
+    assert np.array_equal(read_image(pixels.bfloat16(), 1)[0], expected)
+    with pytest.raises(DataError, match=r"^the image: "):
+        read_image(pixels.to_sparse(), 1)

@@ -135,6 +135,16 @@ class Endless(IterableDataset):
             "classes names 2 classes, the labels go",
         ),
         (Pairs(IMAGES[:0], []), DataError, "empty"),
+        (
+            Pairs(IMAGES, [*LABELS[:39], 10**9]),
+            DataError,
+            "item 39 .* its label is 1000000000; give",
+        ),
+        (
+            {"train": Pairs(IMAGES, LABELS), "val": Pairs(IMAGES[:2], [0, 255])},
+            DataError,
+            "item 1 of the val Dataset: its label is 255, of 42 images: number the classes",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_remedy(data, error, words):
@@ -145,3 +155,14 @@ def test_what_cannot_be_used_is_refused_with_the_remedy(data, error, words):
 def test_boxes_and_masks_are_read_from_files():
     with pytest.raises(DataError, match="boxes and masks are read from files"):
         load(Pairs(IMAGES, LABELS), task="detect")
+
+
+def test_classes_without_images_are_noted_to_train():
+    labels = [10 * (k % 3) for k in range(40)]
+    note = "18 of 21 classes have no images, as '1'"
+    assert note in load(Pairs(IMAGES, labels)).notes
+    assert load(Pairs(IMAGES, labels), training=False).notes == ()
+    assert load(Pairs(IMAGES, LABELS)).notes == ()
+    assert load(Pairs(IMAGES[:4], [0, 1, 2, 90]), training=False).classes[-1] == "90"
+    named = Pairs(np.repeat(IMAGES[:2], 10, 0), [0] * 10 + [98] * 10, [f"c{k}" for k in range(99)])
+    assert "97 of 99 classes have no images, as 'c1'" in load(named).notes

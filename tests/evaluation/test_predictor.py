@@ -140,3 +140,21 @@ def test_the_answers_are_those_of_an_evaluation(tmp_path, name):
     assert torch.equal(found.masks, masks)
     with pytest.raises(UsageError, match="give a folder, out="):
         resnets.predict(model, IMAGES[0], refine=True)
+
+
+@pytest.mark.parametrize(
+    "option", [{"top": -1}, {"top": "a"}, {"score": "a"}, {"score": 2}, {"batch": 0}]
+)
+def test_a_number_out_of_range_is_refused(option):
+    (name,) = option
+    with pytest.raises(UsageError, match=f"^{name}="):
+        made("resnet8").predict(IMAGES[0], **option)
+
+
+def test_what_is_for_classifiers_refuses_a_detector():
+    model = made("fasterrcnn_tiny_fpn", size=64)
+    split, _ = unlabelled_split([])
+    with pytest.raises(UsageError, match="is not to classify, but to detect"):
+        model.scores(split)
+    with pytest.raises(UsageError, match="run is a Model: give the path of a folder"):
+        resnets.report(model)

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from resnets.config.tasks import TASK_TEXTS, missing_options, tasks_with
-from resnets.config.types import TaskName, View
+from resnets.config.types import TaskName, View, check_number
 from resnets.errors import DataError, ResnetsError, UsageError, nearest
 from resnets.files import find_model_file
 
 DATA = ("digits", "cifar10", "cifar100")  # known by name
-# The least of whole numbers.
-MINIMUM = dict.fromkeys(("batch", "size", "top", "trials", "devices", "seeds"), 1) | {"workers": 0}
-UNIT_INTERVAL = ("score", "max_unreadable", "at_precision")  # between 0 and 1
+PATHS = ("run", "runs", "root", "out")  # arguments that are paths
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -63,11 +61,10 @@ def check_value(name: str, value: object, choices: Sequence[Any]) -> None:
         return
     if choices and value not in choices:
         raise UsageError(f"{name}={value!r}: {nearest(str(value), choices)}")
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if name in MINIMUM and not (whole and cast("int", value) >= MINIMUM[name]):
-        raise UsageError(f"{name}={value!r}: a whole number from {MINIMUM[name]} on is needed")
-    if name in UNIT_INTERVAL and not (isinstance(value, int | float) and 0 <= value <= 1):
-        raise UsageError(f"{name}={value!r}: a number from 0 to 1 is needed")
+    check_number(name, value)
+    for path in value if isinstance(value, tuple) else (value,):
+        if name in PATHS and not isinstance(path, str | os.PathLike):
+            raise UsageError(f"{name} is a {type(path).__name__}: give the path of a folder")
     if name == "device":
         check_device(str(value))
 
@@ -86,7 +83,7 @@ def check_device(name: str) -> None:
 
 def check_data(data: object) -> None:
     """Raise DataError where there is no data of that name or path."""
-    if isinstance(data, str | Path) and str(data) not in DATA and not Path(data).exists():
+    if isinstance(data, str | Path) and str(data) not in DATA and not os.path.exists(data):
         raise DataError(
             f"no data '{data}', neither a folder nor a known name: {nearest(str(data), DATA)}"
         )

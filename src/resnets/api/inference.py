@@ -142,7 +142,7 @@ def explain(
     normalize: Literal["data", "imagenet", "none"] | None = None,
     network: str | Module | None = None, batch: int | None = None, device: str = "auto",
     workers: int = 2,
-) -> Iterator[Explained | RandomizationCheck | dict[str, int]]:  # fmt: skip
+) -> list[Explained | RandomizationCheck | dict[str, int]]:  # fmt: skip
     """Explain predictions (Grad-CAM, occlusion), or find the errors and duplicates of a data set.
 
     In Python: the answer to each image, or how many there are of each finding; errors as
@@ -175,8 +175,8 @@ def explain(
         fields=checks.arch_overrides(overrides), network=network, device=device, workers=workers,
     )  # fmt: skip
     if inputs:
-        return explain_images(model, images, Path(out), data, level, method, top, how)
-    return explore_split(model, Path(out), data, how)
+        return [*explain_images(model, images, Path(out), data, level, method, top, how)]
+    return [explore_split(model, Path(out), data, how)]
 
 
 def explain_images(
@@ -197,7 +197,7 @@ def explain_images(
         )
         target = targets.load_target(model, source, replace(how, split=how.split or "train"))
         loaded, known = target.model, target.split
-    yield from explain.explain(
+    return explain.explain(
         loaded, inputs, out, level=level, method=method, top=top,
         known=known, batch=how.images_per_batch(), workers=how.workers,
     )  # fmt: skip
@@ -205,7 +205,7 @@ def explain_images(
 
 def explore_split(
     model: str | Path | Model, out: Path, data: Any, how: InferenceOptions
-) -> Iterator[dict[str, int]]:
+) -> dict[str, int]:
     """The number of images of a split by finding."""
     from resnets.analysis import explain
     from resnets.data import dataset
@@ -220,7 +220,7 @@ def explore_split(
     name, scores = target.name, target.scores()
     error = error_rate(scores)
     log_test_access(target.model.path, source.digest, name, error)
-    yield explain.explore(
+    return explain.explore(
         target.model, target.split, scores, out,
         train=None if name in ("train", "all") else source.train,
         batch=how.images_per_batch(), workers=how.workers,

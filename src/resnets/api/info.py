@@ -7,7 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,19 +29,21 @@ else:  # so that the annotations can be read without torch
 
 
 @public
-def list_models(pattern: str = "*", /) -> Iterator[dict[str, Any]]:
+def list_models(pattern: str = "*", /) -> list[dict[str, Any]]:
     """List networks: name, depth, parameters, multiply-adds, input, source."""
     from resnets.config.families import FAMILY
     from resnets.models.cost import cost
 
     if not any(sign in pattern for sign in "*?["):
         pattern = f"*{pattern}*"
+    rows = []
     for name in sorted(fnmatch.filter(FAMILY, pattern), key=natural):
         arch = FAMILY[name]
         price = cost(arch)
         row = {"name": name, "depth": arch.depth, "parameters": price.parameters}
         row |= {"multiply_adds": price.macs, "channels": arch.channels, "size": arch.size}
-        yield row | {"source": arch.source}
+        rows.append(row | {"source": arch.source})
+    return rows
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -116,6 +116,8 @@ def read_changes(
     fields = checks.assignments(overrides)
     if twice := changes.keys() & fields:
         raise UsageError(f"{min(twice)} is given twice, by its own option and by --set")
+    if "data" in fields:
+        raise UsageError("--set data: the data is the first argument, leave this out")
     return changes | rename_old_fields(fields)
 
 

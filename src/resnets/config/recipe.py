@@ -181,7 +181,7 @@ class Recipe:
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "auto: bfloat16 where the hardware has it")
     fsdp: bool = setting(False, "shard weights, averages and moments over the ranks (FSDP2)")
     activation_checkpointing: NonNegativeInt = setting(0, "residual units of a recomputed segment; 0: none is recomputed")
-    seed: int = setting(0, "of initial weights, order and augmentation")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = setting(0, "of initial weights, order and augmentation")
     eval_every: PositiveFloat = setting(1.0, "epochs between evaluations")
     evaluations: NonNegativeInt = setting(0, "least number of evaluations, where they cost little, whatever `eval_every` is")
     monitor: Literal["val", "test"] = setting("val", "split evaluated during training; test draws the papers' curves and never selects")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+from resnets.errors import UsageError
 
 TaskName = Literal["classify", "detect", "localize", "segment"]  # what a network is for
 View = Literal["center", "flip", "ten-crop", "multi-scale"]  # of an image
@@ -15,7 +17,19 @@ Instrument = Literal[  # of `analyze`
     "responses", "signal", "gradients", "equations", "lesions", "swaps", "paths", "landscape",
     "precise",
 ]  # fmt: skip
+# The least of whole numbers.
+MINIMUM = dict.fromkeys(("batch", "size", "top", "trials", "devices", "seeds"), 1) | {"workers": 0}
+UNIT_INTERVAL = ("score", "max_unreadable", "at_precision")  # between 0 and 1
 ERRORS_MEASURED = ("lesions", "swaps", "precise")  # these measure errors on a whole split
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise UsageError for an argument of that name that is out of its range."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if name in MINIMUM and not (whole and cast("int", value) >= MINIMUM[name]):
+        raise UsageError(f"{name}={value!r}: a whole number from {MINIMUM[name]} on is needed")
+    if name in UNIT_INTERVAL and not (isinstance(value, int | float) and 0 <= value <= 1):
+        raise UsageError(f"{name}={value!r}: a number from 0 to 1 is needed")
 
 
 @dataclass(frozen=True, kw_only=True)

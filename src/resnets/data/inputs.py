@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,21 +22,34 @@ from resnets.data.decode import (
     to_pixels,
 )
 from resnets.data.folders import is_image_file, visible_files
-from resnets.errors import Assumption, DataError
+from resnets.errors import Assumption, DataError, UsageError
 from resnets.files import glob_paths
 
-Input: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any] | Tensor
+Input: TypeAlias = str | Path | bytes | bytearray | BinaryIO | Image.Image | NDArray[Any] | Tensor
 KINDS = "a path, bytes, a PIL image, a NumPy array or a tensor"
 
 
 def is_single(inputs: object) -> bool:
-    """Whether `inputs` is one image, not several: a folder, a pattern or a batch is several."""
+    """Whether it is one image; a folder, a pattern or a batch is not. UsageError for neither."""
     if isinstance(inputs, str | Path):
         paths = glob_paths(inputs)
         return [str(inputs)] == paths and not Path(inputs).is_dir()
     if isinstance(inputs, np.ndarray | Tensor):
         return inputs.ndim < 4
-    return isinstance(inputs, bytes | Image.Image)
+    single = isinstance(inputs, bytes | bytearray | Image.Image) or hasattr(inputs, "read")
+    several = isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__")
+    if isinstance(inputs, Mapping) or not (single or several):
+        raise UsageError(f"a {type(inputs).__name__} is no image: give {KINDS}, or a list of them")
+    return single
+
+
+def _read(item: Any) -> Any:
+    """The bytes of an open file or a bytearray; all else as it is."""
+    if isinstance(item, io.TextIOBase):
+        raise UsageError("a file that is open for text is no image: open(path, 'rb')")
+    if isinstance(item, bytearray):
+        return bytes(item)
+    return item.read() if hasattr(item, "read") else item
 
 
 def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[tuple[str, Input]]:
@@ -45,7 +59,7 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[tuple[str, Input]
     there stays as it is, so that it is named among the answers for the others. Of files in folders
     that are no images an `Assumption` warns. Raises DataError for a folder without any.
     """
-    one: Any = inputs
+    one: Any = _read(inputs)
     whole = isinstance(one, str | bytes | Path | Image.Image | np.ndarray | Tensor)
     items: Iterable[Any] = [one] if whole else one
     skipped = list[Path]()
@@ -65,7 +79,7 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[tuple[str, Input]
                 else:
                     yield path, path
         else:
-            yield f"input {number}", item
+            yield f"input {number}", _read(item)
     if skipped:
         text = f"{len(skipped):,} files that are no images: skipped, first {skipped[0]}"
         warnings.warn(text, Assumption, stacklevel=2)
@@ -96,14 +110,15 @@ def read_image(
         raise (
             DataError(f"{name}: {error.reason}") if isinstance(image, bytes) else error
         ) from None
-    except (DataError, OSError, ValueError) as error:
+    except (DataError, OSError, ValueError, TypeError) as error:  # numpy's of a sparse tensor
         raise DataError(f"{name}: {error}") from None
 
 
 def _picture(image: object) -> Image.Image:
     """An array or tensor as a PIL image. Raises DataError that says what it would have to be."""
     if isinstance(image, Tensor):
-        values = image.detach().cpu().numpy()
+        tensor = image.detach().cpu()  # NumPy has no bfloat16
+        values = (tensor.double() if tensor.is_floating_point() else tensor).numpy()
         if values.ndim == 3:
             _check_channels(values.shape[0], values, "tensor", "(H, W) or (C, H, W)")
             values = np.moveaxis(values, 0, 2)

@@ -56,6 +56,8 @@ class Split:
 
     def counts(self, classes: int) -> Tensor:
         """How many images each class has: int64 (classes,)."""
+        if self.labels.ndim == 1:
+            return torch.bincount(self.labels, minlength=classes)
         return self.class_presence(classes).sum(0)
 
     def concat(self, other: Split) -> Split:

@@ -56,7 +56,7 @@ def load(data: object, *, seed: int = 0, training: bool = True) -> Source:
     parts = _named_parts(data)
     first = next(iter(parts.values()))
     scan = _scan(parts)
-    classes = _class_names(parts, scan.labels)
+    classes = _class_names(parts, scan, training)
     if training and len(classes) < 2:
         raise DataError(f"the Dataset has {len(classes)} classes; it takes two to tell apart")
     name, sides = f"{PREFIX}{_dataset_name(first)}", np.asarray(scan.sizes)
@@ -66,6 +66,9 @@ def load(data: object, *, seed: int = 0, training: bool = True) -> Source:
         notes = [f"{len(images):,} images of {name} were written into {root}"]
     every = Split(images if root else _stack(scan), scan.labels)
     splits = split_by_name(every, [name or None for name in scan.splits], seed)
+    empty = [name for name, n in zip(classes, every.counts(len(classes)), strict=True) if not n]
+    if training and empty:
+        notes.append(f"{len(empty):,} of {len(classes):,} classes have no images, as {empty[0]!r}")
     train = splits.get("train")
     text = train and describe_missing_classes("train", train, every, classes)
     if training and "" in parts and text:
@@ -213,10 +216,10 @@ def _label(where: str, label: Any) -> int | tuple[int, ...]:
     values = label.tolist() if isinstance(label, Tensor | np.ndarray | np.generic) else label
     if isinstance(values, list | tuple) and values and all(value in (0, 1) for value in values):
         return tuple(int(value) for value in values)
-    if isinstance(values, int) and values >= 0:
+    if isinstance(values, int) and 0 <= values < 10**6:  # as many as a model file has
         return int(values)
     raise DataError(
-        f"{where}: its label is {label!r:.60}; give an int from 0 on, or a vector of 0 and 1"
+        f"{where}: its label is {label!r:.60}; give an int in 0..999999, or a vector of 0 and 1"
     )
 
 
@@ -227,8 +230,9 @@ def _label_tensor(labels: list[Any]) -> Tensor:
     return torch.tensor(labels, dtype=torch.float32 if kinds.pop() else torch.int64)
 
 
-def _class_names(parts: Mapping[str, Any], labels: Tensor) -> tuple[str, ...]:
+def _class_names(parts: Mapping[str, Any], scan: _Scan, training: bool) -> tuple[str, ...]:
     """The names in `.classes`, of a Subset those of its Dataset; numbers where there are none."""
+    labels = scan.labels
     count = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
     names = set[tuple[str, ...]]()
     for dataset in parts.values():
@@ -239,6 +243,13 @@ def _class_names(parts: Mapping[str, Any], labels: Tensor) -> tuple[str, ...]:
             names.add(tuple(map(str, given)))
     if len(names) > 1:
         raise DataError("the Datasets have different .classes: give all of them the same")
+    if training and not names and labels.ndim == 1 and count > len(labels):
+        item = int(labels.argmax())
+        where = _where(scan.splits[item], item - scan.splits.index(scan.splits[item]))
+        raise DataError(
+            f"{where}: its label is {count - 1:,}, of {len(labels):,} images: number the classes\n"
+            "from 0 on without gaps, or name all of them in .classes"
+        )
     known = names.pop() if names else tuple(map(str, range(count)))
     if len(known) < count or len(set(known)) < len(known):
         raise DataError(

@@ -8,7 +8,7 @@ from html import escape
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from resnets.config.arch import task as task_of
 from resnets.config.families import label
 from resnets.config.recipe import Preprocess
 from resnets.config.tasks import TASK_TEXTS
-from resnets.config.types import TaskName, View
+from resnets.config.types import TaskName, View, check_number
 from resnets.data.dataset import Split
 from resnets.data.decode import warn_clipped
 from resnets.data.inputs import Input, expand_inputs, is_single, read_image
@@ -55,9 +55,9 @@ class Model:
 
     @property
     def classifier(self) -> Classifier:
-        """The network, where it is for classification."""
-        assert isinstance(self.network, CLASSIFIERS)
-        return self.network
+        """The network. Raises UsageError where it is not for classification."""
+        check_task(self.network.arch, self.path, "classify")
+        return cast("Classifier", self.network)
 
     @property
     def several(self) -> bool:
@@ -115,7 +115,7 @@ class Model:
     ) -> Any:
         """The answer for one image, or a list of answers for several, in order.
 
-        An image is a path, the bytes of a file, a PIL image, an array or a tensor: see
+        An image is a path, an open file, its bytes, a PIL image, an array or a tensor: see
         `data.inputs.read_image` for their shapes and ranges. A folder, a pattern, a list of images,
         or a batch of 4 dimensions is several; of an iterator the answers are an iterator.
 
@@ -125,9 +125,11 @@ class Model:
 
         Raises DataError for one image that cannot be read; among several an unreadable file has a
         `problem` in its answer. Raises DataError also for an array of another shape, type or range,
-        by its number, UsageError for no input, and NotFinite. At the end an `Assumption` warns of
-        images that were clipped at the model's white.
+        by its number, UsageError for no input or a number out of range, and NotFinite. At the end
+        an `Assumption` warns of images that were clipped at the model's white.
         """
+        for name, value in {"top": top, "score": score, "batch": batch}.items():
+            check_number(name, value)
         check_inputs(inputs)
         if is_single(inputs):
             (answer,) = self.answers(expand_inputs(inputs), top=top, score=score)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from resnets.config.arch import Arch, ExternalArch, MlpArch, ResNetArch
+from resnets.errors import UsageError
 from resnets.models import CLASSIFIERS, external
 from resnets.models.io.infer_arch import meta_model
 
@@ -43,8 +45,10 @@ def cost(arch: Arch) -> Cost:
 
 
 def measured(arch: ExternalArch) -> ExternalArch:
-    """The description with what is counted of a network that is at hand. Raises as `build`."""
+    """The description with what is counted of a network to train. Raises as `build`."""
     network = external.build(arch).eval()
+    if not copy.deepcopy(network).check_answer(training=True).requires_grad:
+        raise UsageError(f"{arch.builder} has nothing to train: its logits have no gradient")
     with torch.no_grad(), _MacCounter() as counter:
         network(torch.zeros(1, arch.channels, arch.size, arch.size))
     layers = sum(isinstance(m, _ConvNd | nn.Linear) for m in network.modules())

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ class ExternalNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, size, size) -> (N, classes)."""
-        logits: Tensor = self.module(x)
+        logits: Tensor = self.module(x.clone())  # which it may change in place
         return logits
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
@@ -66,7 +67,7 @@ class ExternalNetwork(nn.Module):
         names = [(n, m) for n, m in self.module.named_modules() if n and level in ("", n)]
         hooks = [module.register_forward_hook(keep(name)) for name, module in names]
         try:
-            logits: Tensor = self.module(x)
+            logits: Tensor = self.module(x.clone())
         finally:
             for handle in hooks:
                 handle.remove()
@@ -80,23 +81,23 @@ class ExternalNetwork(nn.Module):
         """As that of the module."""
         return self.module.load_state_dict(*args, **kwargs)
 
-    @torch.no_grad()
-    def check_answer(self) -> None:
-        """Find the last map. Raises UsageError where zeros are not answered with logits."""
-        arch, training = self.arch, self.module.training
-        shape = (1, arch.channels, arch.size, arch.size)
+    def check_answer(self, training: bool = False) -> Tensor:
+        """The logits of two images of zeros; finds the last map. UsageError for no logits."""
+        arch, before = self.arch, self.module.training
+        shape = (2, arch.channels, arch.size, arch.size)
         device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
-        what = "x".join(map(str, shape[1:]))
+        what = "x".join(map(str, shape[1:])) + " in training mode" * training
         try:
-            maps, logits = self.eval().maps(torch.zeros(shape, device=device))
+            with torch.set_grad_enabled(training):
+                maps, logits = self.train(training).maps(torch.zeros(shape, device=device))
         except Exception as error:  # whatever a person's code does
             line = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise UsageError(f"{arch.builder} takes no input of {what}: {line}") from error
         finally:
-            self.train(training)
+            self.train(before)
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        if not isinstance(given, tuple) or len(given) != 2:
-            raise UsageError(f"{arch.builder} answers with {given}; logits are (N, classes)")
+        if not isinstance(given, tuple) or len(given) != 2 or given[0] != 2:
+            raise UsageError(f"{arch.builder}: 2 images of {what} give {given}, not (2, classes)")
         if given[1] != arch.classes:
             raise UsageError(
                 f"{arch.builder} has {given[1]} outputs, the data has {arch.classes} classes: "
@@ -106,6 +107,7 @@ class ExternalNetwork(nn.Module):
             self.level = next(reversed(maps))
             channels, height = maps[self.level].shape[1:3]
             self.levels = {self.level: (channels, max(1, round(arch.size / height)))}
+        return logits
 
 
 def describe(model: str | nn.Module | ExternalArch | object) -> ExternalArch:
@@ -122,7 +124,7 @@ def describe(model: str | nn.Module | ExternalArch | object) -> ExternalArch:
         whole = copy.deepcopy(model)  # what is done to the caller's later does not matter
         return ExternalArch(
             builder=type(model).__name__,
-            digest=source_digest(type(model)) or _hash(str(model)),
+            digest=module_digest(model),
             make=lambda: copy.deepcopy(whole),
         )
     if not isinstance(model, str):
@@ -171,6 +173,13 @@ def working_folder() -> Iterator[None]:
         yield
     finally:
         sys.path.remove("")
+
+
+def module_digest(module: nn.Module) -> str:
+    """SHA-256 of a module's text, less addresses in memory, and of the code that is not torch's."""
+    classes = {type(m) for m in module.modules() if not type(m).__module__.startswith("torch.")}
+    sources = sorted({source_digest(kind) for kind in classes})
+    return _hash("".join(sources) + re.sub(r" at 0x[0-9a-fA-F]+", "", str(module)))
 
 
 def source_digest(thing: Any) -> str:
