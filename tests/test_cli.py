@@ -79,6 +79,7 @@ def test_help_version_and_module(cli):
     assert code == 0
     for verb in ("train", "resume", "evaluate", "predict", "models", "analyze", "reproduce"):
         assert verb in out
+    assert "Usage: resnets train DATA [OPTIONS]" in cli("train", "--help")[1]
     assert cli("--version")[1].strip() == __version__
     done = subprocess.run(
         [sys.executable, "-m", "resnets", "--version"], capture_output=True, text=True, check=True

@@ -123,7 +123,7 @@ def test_a_function_of_the_working_folder_is_a_model_on_the_command_line(cli, tm
     for wrong, words in (
         ("wrong", "has 3 outputs"),
         ("broken", "ZeroDivisionError"),
-        ("none", "did not return a network"),
+        ("none", "cannot be imported"),
         ("number", "is not a function, but int"),
     ):
         code, _, err = cli("train", "digits", "--model", f"{name}:{wrong}", *steps)
@@ -269,3 +269,34 @@ def test_advice_about_a_module_is_for_python(run, tmp_path):
     described = replace(external.describe(own()), builder="mine:build")
     with pytest.warns(Assumption, match="from Sequential: mine:build may differ"):
         resnets.load(run.run, network=described)
+
+
+def test_an_error_in_ones_own_code_is_shown_with_its_line(cli, tmp_path):
+    name = f"faults_{tmp_path.name.replace('-', '_')}"
+    text = """import torch
+class Bug(torch.nn.Module):
+    def forward(self, x):
+        return undefined_name
+def bug(): return Bug()
+def broken(): return 1 / 0
+"""
+    (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / f"{name}_2.py").write_text("import no_such_module")
+    for model, words in (
+        (f"{name}:bug", f"NameError: name 'undefined_name' is not defined\n  {name}.py, line 4"),
+        (f"{name}:broken", f"ZeroDivisionError: division by zero\n  {name}.py, line 6"),
+        (f"{name}:nope", "cannot be imported: AttributeError"),
+        (f"{name}_2:build", f"No module named 'no_such_module'\n  {name}_2.py, line 1"),
+    ):
+        code, _, err = cli("train", "digits", "--model", model, "--run", "run")
+        assert code == 2
+        assert words in err.replace(f"{tmp_path}/", "")
+
+
+def test_what_a_module_does_not_have_is_refused_by_its_name(run, tmp_path):
+    model = resnets.load(run.run, network=own())
+    with pytest.raises(UsageError, match="no module 'nope': known: 0, 1, 2, 3, 4, 5"):
+        list(resnets.explain(model, torch.rand(1, 8, 8), out=tmp_path / "x", level="nope"))
+    with pytest.raises(UsageError, match=r"arch\.width: Sequential is your own: leave it out"):
+        resnets.plan("digits", model=own(), recipe="digits", overrides={"arch.width": 2})
+    assert {row["error_is"] for row in resnets.runs(run.run.parent)} == {"wrong answers"}

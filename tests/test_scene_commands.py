@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import resnets
 from resnets.config.recipe import Preprocess
 from resnets.data import dataset
 from resnets.evaluation import detection
@@ -225,3 +226,28 @@ def test_segmentation_has_no_improvements(cli, models, drawn):
     code, _, err = cli("segment", "evaluate", models["segment"], drawn["segment"], "--refine")
     assert code == 2
     assert "--refine" in err
+
+
+def test_a_model_of_another_task_and_data_of_another_task_are_sent_to_their_commands(
+    cli, models, drawn, tmp_path
+):
+    Image.new("RGB", (50, 70)).save("image.png")
+    code, _, err = cli("predict", models["detect"], "image.png")
+    assert code == 2
+    assert "`resnets detect predict`" in err
+    voc = tmp_path / "voc"
+    for folder in ("Annotations", "ImageSets", "JPEGImages"):
+        (voc / folder).mkdir(parents=True)
+    (voc / "Annotations/1.xml").write_text("<annotation><filename>1.png</filename></annotation>")
+    Image.new("RGB", (50, 70)).save(voc / "JPEGImages/1.png")
+    code, _, err = cli("train", "voc")
+    assert code == 3
+    assert "voc is data to detect: `resnets detect train voc`" in err
+    assert "remove" not in err
+
+
+def test_a_diagnosis_is_part_of_the_line(models, drawn):
+    result = resnets.evaluate(models["detect"], drawn["detect"], workers=0)
+    told = replace(result, why="No box fits.").headline()
+    assert told.endswith("objects on 6 images. No box fits.")
+    assert told.isprintable()

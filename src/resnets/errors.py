@@ -62,11 +62,9 @@ class MissingCode(UsageError, exit_code=2):
     """A person's own network, to give again: my_module:build by `option`, a module in Python."""
 
     def __init__(self, what: str, builder: str, option: str) -> None:
-        command = f"{option} {builder} or " if ":" in builder else ""
-        super().__init__(
-            f"{what} {builder}, code of your own, which no file runs:\n"
-            f"give it again, {command}{option.strip('-')}=... in Python"
-        )
+        again = f"{option} {builder} or " * (":" in builder) + f"{option.strip('-')}=... in Python"
+        text = f"{what} {builder}, code of your own, which no file runs:\ngive it again, {again}"
+        super().__init__(text)
 
 
 class NotFinite(CheckpointError, exit_code=4):
@@ -113,7 +111,7 @@ SYNONYMS = {  # what other programs call a thing, and what it is called here
     "run": "output output_dir out_dir project save_dir", "weights": "checkpoint pretrained ckpt",
     "weight_decay": "wd decay l2", "optimizer": "opt optim", "schedule": "sched lr_scheduler",
     "label_smoothing": "smoothing", "early_stop_patience": "early_stopping",
-    "val_fraction": "val_split validation_split",
+    "val_fraction": "val_split validation_split hold_out validation_fraction",
     "precision": "amp fp16 bf16 half", "top": "topk", "score": "conf threshold",
 }  # fmt: skip
 
@@ -124,6 +122,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     for here, habits in SYNONYMS.items():
         if plain in habits.split() and here in names:
             return f"did you mean {here}?"
+    if inner := [here for here in names if here.endswith(f".{plain}")]:
+        return f"did you mean {inner[0]}?"
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         return f"did you mean {' or '.join(near)}?"

@@ -114,6 +114,7 @@ def check_inputs(inputs: object) -> None:
     """Raise UsageError for no inputs, DataError where paths are given and none of them is there."""
     if isinstance(inputs, str | Path):
         inputs = [inputs]
+    inputs = [] if getattr(inputs, "shape", ())[:1] == (0,) else inputs  # a batch of none
     if isinstance(inputs, list | tuple):
         if not inputs:
             raise UsageError("no input: give image files, folders or patterns")

@@ -296,3 +296,17 @@ def test_a_field_by_both_names_is_refused(names):
 def test_numbers_are_finite_and_not_negative(field, value):
     with pytest.raises(UsageError, match=field):
         replace_fields(Recipe(model="resnet8"), {field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"hold_out": 0.1}, "did you mean val_fraction"),
+        ({"mixup": 0.2}, "did you mean augment.mixup"),
+        ({"augment": "mixup"}, "augment=mixup: write --set augment.FIELD=VALUE"),
+        ({"arch": "width"}, "arch=width: write --set arch.FIELD=VALUE"),
+    ],
+)
+def test_a_field_by_another_name_is_suggested(field, words):
+    with pytest.raises(UsageError, match=words):
+        recipes.replace_fields(recipes.digits(), field)

@@ -74,7 +74,7 @@ def _external_grad_cam(
     network: ExternalNetwork, images: Tensor, targets: Tensor, level: str | None
 ) -> Tensor:
     """`grad_cam` of a module whose head is not known: of its last map, or a submodule's."""
-    known = dict(network.module.named_modules())
+    known = [name for name, _ in network.module.named_modules() if name]
     if level and level not in known:
         raise UsageError(f"the network has no module {level!r}: {nearest(level, known)}")
     if not network.level:

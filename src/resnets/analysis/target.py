@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from resnets.evaluation import classification, targets
 from resnets.evaluation.predictor import Model, load
 from resnets.evaluation.scores import error_rate
 from resnets.models import create
-from resnets.models.external import import_builder
+from resnets.models.external import describe as describe_module
 from resnets.models.io.model_file import ModelMetadata
 from resnets.training.run import log_test_access
 
@@ -103,7 +103,7 @@ def new_target(
     """A network with fresh weights, by its name or of a person's function."""
     classes, channels = (len(source.classes), source.channels) if source else (None, None)
     if ":" in model:
-        network: Any = import_builder(model)
+        network: Any = cast("Any", describe_module(model)).make()
     else:
         network = create(model, classes=classes, channels=channels)
     split, name, preprocess = None, "", Preprocess(size=1)  # noise is not preprocessed

@@ -16,6 +16,7 @@ from resnets.api import checks
 from resnets.api.checks import public
 from resnets.config.types import TaskName
 from resnets.errors import ResnetsError
+from resnets.files import network_builder
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -114,8 +115,9 @@ def runs(root: str | Path = "runs", /) -> list[dict[str, Any]]:
         row |= {"epoch": last["epoch"], "train_error": last["train_error"]}
         errors = {"val": last.get("val_error")} | errors  # of held-out images beside a test split
         row |= {f"{split}_error": errors.get(split) for split in ("val", "test")}
-        arch = FAMILY.get(recipe["model"])
-        row |= {"error_is": TASK_TEXTS[task(arch)].error if arch else "?"}
+        own = "classify" * bool(network_builder(run.path))
+        name = task(FAMILY[recipe["model"]]) if recipe["model"] in FAMILY else own
+        row |= {"error_is": TASK_TEXTS[name].error if name else "?"}
         rows.append(row | {"finished": run.finished})
     return rows
 

@@ -253,9 +253,9 @@ def print_study(done: Sequence[Trial], folder: Path, plan: Plan) -> None:
         f"The best of {len(done)} errors on the same validation images is optimistic; "
         "the test images were not used."
     )
-    data, best = (shlex.quote(str(path)) for path in (plan.recipe.data, folder / "best.json"))
-    code = f" --model {shlex.quote(plan.recipe.model)}" if plan.external else ""
-    note(f"next: resnets {plan.task.text.command}train {data} --recipe {best}{code}")
+    words = [plan.recipe.data, "--recipe", str(folder / "best.json")]
+    words += ["--model", plan.recipe.model] if plan.external else []
+    note(f"next: resnets {plan.task.text.command}train {shlex.join(words)}")
 
 
 def print_experiment(row: Mapping[str, Any]) -> None:

@@ -65,7 +65,7 @@ def add(
 
 def register() -> None:
     """Give the command line its commands."""
-    training = App(name="train")
+    training = App(name="train", usage="Usage: resnets train DATA [OPTIONS]")
     hidden = ("task", "watch")
     training.default(make_command(api.train, commands.train, hide=hidden, like=api.plan))
     training.command(commands.list_fields, name="--help-fields", group="Parameters")

@@ -13,7 +13,7 @@ ResNet-50 has one, on conv1, which is not reproduced.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -298,6 +298,10 @@ def with_fields(arch: Arch, values: Mapping[str, Any]) -> Arch:
 
     A field that a detector, localiser or segmenter does not have is one of its backbone.
     """
+    if isinstance(arch, ExternalArch):
+        if values:
+            raise UsageError(f"arch.{min(values)}: {arch.builder} is your own: leave it out")
+        return arch
     data = to_dict(arch)
     try:
         # A Literal of numbers takes no text.
@@ -306,10 +310,7 @@ def with_fields(arch: Arch, values: Mapping[str, Any]) -> Arch:
             names = {f.name for f in fields(ResNetArch)} - set(data)
             trunk = {key: new.pop(key) for key in names & set(new)}
             new = {"backbone": data["backbone"] | trunk} | new
-        changed = from_dict({**data, **new})
-        if isinstance(arch, ExternalArch) and isinstance(changed, ExternalArch):
-            return replace(changed, make=arch.make)
-        return changed
+        return from_dict({**data, **new})
     except pydantic.ValidationError as error:
         raise UsageError(f"arch.{field_problem(error)[0]}") from None
     except ValueError as error:

@@ -271,6 +271,9 @@ def parse(values: Mapping[str, Any]) -> Recipe:
     """
     values = rename_old_fields(values)
     augment = values.get("augment")
+    for name in ("arch", "augment"):
+        if isinstance(values.get(name), str | list):
+            raise UsageError(f"{name}={values[name]}: write --set {name}.FIELD=VALUE")
     problems = unknown_fields(Recipe, values)
     problems += unknown_fields(Augment, augment) if isinstance(augment, Mapping) else []
     help_line = "\n`resnets train --help-fields` lists the fields." if problems else ""
@@ -286,5 +289,6 @@ def parse(values: Mapping[str, Any]) -> Recipe:
 def unknown_fields(kind: type[Recipe | Augment], values: Mapping[str, Any]) -> list[str]:
     """A message for each key that is not a field of `kind`, with the nearest that is."""
     known = [f.name for f in fields(kind)]
+    hints = [*known, *(f"augment.{f.name}" for f in fields(Augment))]
     unknown = [key for key in values if key not in known]
-    return [f"unknown field {key!r}: {nearest(key, known)}" for key in unknown]
+    return [f"unknown field {key!r}: {nearest(key, hints)}" for key in unknown]

@@ -75,7 +75,13 @@ def load(
     if not path.exists():
         near = nearest(str(data), ["digits", *download.ARCHIVES])
         raise DataError(f"no data {str(data)!r}, neither a folder nor a known name: {near}")
-    return read(path, seed, max_unreadable, training)
+    try:
+        return read(path, seed, max_unreadable, training)
+    except DataError as error:
+        if read is read_classes and (other := task_of(path)) != "classify":
+            check = f"`resnets data check {path} --task classify` says why it has no classes"
+            error.args = (f"{path} is data to {other}: `resnets {other} train {path}`.\n{check}",)
+        raise
 
 
 def _load_path_of_name(

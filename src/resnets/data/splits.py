@@ -205,7 +205,7 @@ def hold_out(source: Source, part: float, seed: int) -> Source:
     n = len(source.train)
     count = round(part if part >= 1 else part * n)
     if not 0 < count < n:
-        raise UsageError(f"val_fraction={part:g} would keep {count} of {n} images for validation")
+        raise UsageError(f"val_fraction={part:g}: {n} images are too few; set val_fraction=0")
     val, train = source.train.split_stratified(seed, count)
     lost = describe_missing_classes("train", train, source.train, source.classes)
     if lost and not train.has_spatial_labels:

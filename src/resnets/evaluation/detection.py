@@ -265,8 +265,8 @@ class DetectionMetrics(CocoMetrics):
             f"{self.split} mAP {_decimal(self.map)}{masks}; at IoU 0.5 {_decimal(self.map50)}, "
             f"as of VOC {_decimal(self.voc)} ({low:.4f} to {high:.4f} at 95 % by bootstrap), "
             f"{self.objects:,} objects on {self.images:,} images"
-            + f"\n{self.why}" * bool(self.why)
-            + (f"\n{self.comparison.text}" if self.comparison else "")
+            + f". {self.why}" * bool(self.why)
+            + (f". {self.comparison.text}" if self.comparison else "")
         )
 
     def summary(self) -> dict[str, Any]:

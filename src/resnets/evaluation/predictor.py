@@ -286,9 +286,8 @@ def foreign_metadata(path: Path, arch: Arch, classes: Sequence[str] | None) -> M
 def check_task(arch: Arch, path: Path, task: TaskName | None) -> TaskName:
     """What a network is for. Raises UsageError where it is not the `task`."""
     if (own := task_of(arch)) != (task or own):
-        raise UsageError(
-            f"{path} is not to {task}, but to {own}: `resnets {TASK_TEXTS[own].command}evaluate`"
-        )
+        command = f"`resnets {TASK_TEXTS[own].command}predict`, or evaluate"
+        raise UsageError(f"{path} is not to {task}, but to {own}: {command}")
     return own
 
 

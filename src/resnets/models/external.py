@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resnets import errors
 from resnets.config.arch import ExternalArch
 from resnets.errors import MissingCode, UsageError
 
@@ -91,8 +93,7 @@ class ExternalNetwork(nn.Module):
             with torch.set_grad_enabled(training):
                 maps, logits = self.train(training).maps(torch.zeros(shape, device=device))
         except Exception as error:  # whatever a person's code does
-            line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise UsageError(f"{arch.builder} takes no input of {what}: {line}") from error
+            raise failure(f"{arch.builder} fails on an input of {what}", error) from error
         finally:
             self.train(before)
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -134,7 +135,7 @@ def describe(model: str | nn.Module | ExternalArch | object) -> ExternalArch:
         try:
             function = pkgutil.resolve_name(model)
         except Exception as error:  # whatever a person's code does
-            raise _no_network(model, error) from error
+            raise failure(f"{model} cannot be imported", error) from error
     if not callable(function):
         raise UsageError(f"{model} is not a function, but {type(function).__name__}")
     return ExternalArch(
@@ -142,27 +143,25 @@ def describe(model: str | nn.Module | ExternalArch | object) -> ExternalArch:
     )
 
 
-def import_builder(model: str) -> nn.Module:
-    """What the function of my_module:function returns. Raises UsageError that says why not."""
-    make = describe(model).make
-    assert make is not None
-    network: nn.Module = make()
-    return network
-
-
 def _call(model: str, function: Callable[[], Any]) -> nn.Module:
     with working_folder():
         try:
             network = function()
         except Exception as error:  # whatever a person's code does
-            raise _no_network(model, error) from error
+            raise failure(f"{model} did not return a network", error) from error
     if not isinstance(network, nn.Module):
         raise UsageError(f"{model} returns {type(network).__name__}, not a torch.nn.Module")
     return network
 
 
-def _no_network(model: str, error: Exception) -> UsageError:
-    return UsageError(f"{model} did not return a network: {type(error).__name__}: {error}")
+def failure(what: str, error: Exception) -> UsageError:
+    """The error of a person's code, and the last line that is not of a library."""
+    libraries = ("<", *(str(Path(m.__file__ or "").parent) for m in (inspect, torch, errors)))
+    frames = traceback.extract_tb(error.__traceback__)
+    mine = [f for f in frames if not f.filename.startswith(libraries)]
+    at = f"\n{mine[-1].filename}, line {mine[-1].lineno}" if mine else ""
+    line = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return UsageError(f"{what}: {line}{at}")
 
 
 @contextmanager
