@@ -54,8 +54,8 @@ def main() -> None:
     for guess in resnets.predict(outcome.run, files):
         print(f"  {guess.file}: {guess.classes[0]} ({100 * guess.probabilities[0]:.1f} %)")
 
-    print("\n4. Why residual: 56 layers, 100 steps, the same rate; only the shortcuts differ")
-    twins = replace(digits(), size=12, steps=100, ema=0.0, augment=Augment(), eval_every=1e9)
+    print("\n4. Why residual: 56 layers, 110 steps, the same rate; only the shortcuts differ")
+    twins = replace(digits(), size=12, steps=110, ema=0.0, augment=Augment(), eval_every=1e9)
     for name in ("plain56", "resnet56"):
         twin = resnets.train("digits", model=name, recipe=twins, run=RUNS / name)
         print(f"  {name:8} test error {100 * twin.result.error:5.1f} %", flush=True)

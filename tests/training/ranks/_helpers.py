@@ -1,4 +1,7 @@
-"""Ranks for tests, forked, since the import of torch takes seconds."""
+"""Ranks for tests, forked from a process that has imported torch and done nothing else.
+
+Importing takes seconds; a process that has computed gradients with threads cannot be forked.
+"""
 
 import multiprocessing
 import os
@@ -11,7 +14,8 @@ from resnets.cli.main import main
 from resnets.training import distributed
 from resnets.training.distributed import SINGLE_PROCESS
 
-FORKS = multiprocessing.get_context("fork")
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([__name__, "resnets.api.training", "resnets.training.loop"])
 
 
 def start(ranks, work, *rest, patience=None):

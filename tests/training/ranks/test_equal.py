@@ -50,6 +50,12 @@ def smooth_networks(monkeypatch):
     monkeypatch.setattr(models, "build", smooth)
 
 
+def smoothly(world, work, *rest):
+    """A rank's work with networks as those of this process."""
+    models.build = smooth
+    work(world, *rest)
+
+
 def small_plan(world, changes):
     recipe = replace(digits(), model="resnet8", size=8, steps=20, batch=32, eval_every=0.4)
     recipe = replace(recipe, lr=0.02, precision="float32", augment=Augment(crop="pad", pad=1))
@@ -68,7 +74,7 @@ def train(world, folder, changes, stop_after=None):
 
 
 def trained(ranks, folder, **changes):
-    together(ranks, train, folder, changes)
+    together(ranks, smoothly, train, folder, changes)
     return newest(folder)
 
 
@@ -151,7 +157,7 @@ def test_chance_and_a_frozen_start_do_not_depend_on_the_number_of_ranks(tmp_path
 @pytest.mark.slow
 def test_a_run_of_two_ranks_goes_on_with_others(ranks, tmp_path):
     whole = trained(2, tmp_path / "whole", micro_batch=8)
-    together(2, train, tmp_path / "halves", {"micro_batch": 8}, 8)
+    together(2, smoothly, train, tmp_path / "halves", {"micro_batch": 8}, 8)
     assert 0 < checkpoint.newest(tmp_path / "halves" / "checkpoints").progress.step < 20
     halves = trained(ranks, tmp_path / "halves", micro_batch=8)
     assert distance(halves, whole, learned(whole)) < 1e-5
@@ -172,7 +178,7 @@ def count_messages(world, folder):
 
 
 def test_only_the_last_micro_batch_sends_gradients(tmp_path):
-    together(2, count_messages, tmp_path)
+    together(2, smoothly, count_messages, tmp_path)
     for rank in (0, 1):
         whole, *four = json.loads((tmp_path / f"{rank}.json").read_text())
         assert whole > 0
@@ -215,7 +221,7 @@ def test_where_one_rank_is_short_of_memory_all_halve_and_repeat_the_step(tmp_pat
     whole = trained(2, tmp_path / "whole", **GROUP)
     for where, sent in (("forward", "0 of 2"), ("backward", "1 of 2")):
         (folder := tmp_path / where).mkdir()
-        together(2, short_of_memory, folder, where)
+        together(2, smoothly, short_of_memory, folder, where)
         assert (folder / "sent").read_text() == sent
         found = checkpoint.newest(folder / "run" / "checkpoints")
         assert found.progress.micro_batch == 8
@@ -247,7 +253,7 @@ def count_images(world, folder):
 
 def test_every_image_is_tested_once(tmp_path):
     for ranks in (1, 2, 4):
-        together(ranks, count_images, tmp_path)
+        together(ranks, smoothly, count_images, tmp_path)
     one = torch.load(tmp_path / "1-0", weights_only=False)
     assert [(n, r.images) for n, r in one.items()] == [(101, 101), (3, 3)]
     for ranks in (2, 4):
@@ -313,7 +319,7 @@ def test_split_states_learn_what_whole_ones_do(tmp_path, optimizer, limit):
     """
     changes = {"optimizer": optimizer, "clip": 1.0, "micro_batch": 8, "select": "best", "ema": 0.9}
     whole = trained(2, tmp_path / "whole", **changes)
-    together(2, train, tmp_path / "split", changes | {"fsdp": True}, 8)
+    together(2, smoothly, train, tmp_path / "split", changes | {"fsdp": True}, 8)
     split = trained(2, tmp_path / "split", **changes, fsdp=True)
     assert split.keys() == whole.keys()
     assert distance(split, whole, floating(whole)) < limit

@@ -1,6 +1,7 @@
 """What happens to a run when one of its processes fails."""
 
 import datetime
+import multiprocessing
 import os
 import random
 import re
@@ -204,7 +205,8 @@ def waits(folder, ranks):
 
 
 def launches(folder):
-    FORKS.Process(target=waits, args=(folder, [])).start()
+    # Its own child, not the fork server's.
+    multiprocessing.get_context("fork").Process(target=waits, args=(folder, [])).start()
     time.sleep(100)
 
 
