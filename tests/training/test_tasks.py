@@ -66,7 +66,7 @@ def test_a_finished_run_is_tested_and_its_model_finds_the_same(drawn, tmp_path):
     assert len(kept.indices) == outcome.result.images == 6
     _, card = load(tmp_path / "run" / "model.safetensors")
     assert card.classes == ("dark", "red")
-    with pytest.raises(UsageError, match="resnets detect evaluate"):
+    with pytest.raises(UsageError, match="resnets detect predict`, or evaluate"):
         resnets.evaluate(tmp_path / "run", "digits", task="classify")
 
 
