@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from resnets import models
 from resnets.device import use_bfloat16
-from resnets.training.distributed import SINGLE_PROCESS, join
+from resnets.training.distributed import SINGLE_PROCESS, Message, join
 
 HALF = use_bfloat16("auto", torch.device("cpu"))
 
@@ -39,7 +39,8 @@ def work(rank: int, ranks: int, port: int, args: argparse.Namespace, batch: int)
     images = torch.randn(batch // ranks, 3, args.size, args.size)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch // ranks,))
-    replica = world.replicate(network, images[:2])
+    sent: list[Message] = []  # grows by a pass; nobody reads it here
+    replica = world.replicate(network, (images[:2],), sent)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, 0.9, foreach=True)
     buffers = [b for b in network.buffers() if b.is_floating_point()]
 
