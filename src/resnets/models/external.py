@@ -9,7 +9,7 @@ import pkgutil
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,13 +75,17 @@ class ExternalNetwork(nn.Module):
                 handle.remove()
         return found, logits
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def state_dict(  # type: ignore[override]
+        self, *, destination: Any = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Any]:
         """That of the module, under its own names."""
-        return self.module.state_dict(*args, **kwargs)
+        return self.module.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """As that of the module."""
-        return self.module.load_state_dict(*args, **kwargs)
+        return self.module.load_state_dict(state_dict, strict, assign)
 
     def check_answer(self, training: bool = False) -> Tensor:
         """The logits of two images of zeros; finds the last map. UsageError for no logits."""

@@ -102,7 +102,7 @@ class Task:
     is_multi_label: Callable[[Tensor], bool] = lambda labels: False
     whole_images: bool = False  # scaled to the network's size at test time, not cropped
     details: str = ""  # the file of details that `test` leaves
-    require: Callable[[], None] = lambda: None  # raises where an optional package is missing
+    require: Callable[[], object] = lambda: None  # raises where an optional package is missing
 
     @property
     def name(self) -> str:

@@ -47,11 +47,6 @@ def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> Det
     return detection.evaluate_predictions(predictions, split, plan.source.classes, name)
 
 
-def require_coco() -> None:
-    """Raise MissingPackage before the training where COCO's figures could not be computed."""
-    detection.import_coco()
-
-
 DETECTION = Task(
     text=DETECT,
     default_recipe=partial(dense.default_recipe, "detect", "fasterrcnn_resnet50_fpn"),
@@ -62,6 +57,6 @@ DETECTION = Task(
     validate=validate,
     test=test,
     details=DETECTIONS,
-    require=require_coco,
+    require=detection.import_coco,
     evaluate=partial(dense_targets.evaluate_dense, "detect", dense_targets.test_detectors),
 )
