@@ -588,7 +588,7 @@ def test_what_python_sets_is_what_the_command_line_sets():
 
 def test_python_has_the_same_verbs(digits_run):
     model = resnets.load(digits_run)
-    assert model.card.classes == tuple("0123456789")
+    assert model.metadata.classes == tuple("0123456789")
     network = resnets.create("resnet20", classes=7)
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
     with pytest.raises(AttributeError):

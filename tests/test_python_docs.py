@@ -37,7 +37,7 @@ def test_a_block_of_your_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_section("extending.md", "A block of your own")
     assert names["outcome"].result.images == 898
-    assert len(names["model"].card.classes) == 10
+    assert len(names["model"].metadata.classes) == 10
     text = (DOCS / "extending.md").read_text()
     block = text[text.index("class AttentionBlock") : text.index("network = resnets.create")]
     assert len(block.strip().splitlines()) < 30

@@ -25,8 +25,8 @@ def made(name, classes=3, size=32):
     torch.manual_seed(0)
     described = replace(arch(name), classes=classes, size=size)
     names = tuple("abcdefgh"[:classes])
-    card = ModelMetadata(arch=described, classes=names, preprocess=Preprocess(size=size))
-    return Model(create(described).eval(), card, torch.device("cpu"))
+    metadata = ModelMetadata(arch=described, classes=names, preprocess=Preprocess(size=size))
+    return Model(create(described).eval(), metadata, torch.device("cpu"))
 
 
 def test_one_image_has_one_answer_and_several_have_a_list(tmp_path):
@@ -98,7 +98,7 @@ def test_a_localizer_gives_a_class_and_a_box():
 def test_a_model_says_what_it_is_and_escapes_it(tmp_path):
     model = made("resnet8")
     names = ("<script>", "a\u202eb", "c")
-    model = replace(model, card=replace(model.card, classes=names))
+    model = replace(model, metadata=replace(model.metadata, classes=names))
     assert repr(model).startswith("Model(resnet8, 3 x 32 x 32, 3 classes: <script>, ")
     html = model._repr_html_()
     assert "<script>" not in html
@@ -110,9 +110,11 @@ def test_a_model_says_what_it_is_and_escapes_it(tmp_path):
 def test_a_loaded_model_is_taken_wherever_a_path_is(tmp_path):
     model = made("resnet8", classes=10)
     names = tuple("0123456789")
-    card = replace(model.card, classes=names, provenance={"data": "digits", "labels": "one"})
-    card = replace(card, preprocess=Preprocess(size=32, resize=32))
-    save(tmp_path / "m.safetensors", model.network, card)
+    metadata = replace(
+        model.metadata, classes=names, provenance={"data": "digits", "labels": "one"}
+    )
+    metadata = replace(metadata, preprocess=Preprocess(size=32, resize=32))
+    save(tmp_path / "m.safetensors", model.network, metadata)
     loaded = resnets.load(tmp_path / "m.safetensors")
     path = resnets.evaluate(tmp_path / "m.safetensors", "digits", batch=500)
     assert resnets.evaluate(loaded, "digits", batch=500) == path
@@ -125,7 +127,7 @@ def test_the_answers_are_those_of_an_evaluation(tmp_path, name):
     model = made(name, size=64)
     Image.fromarray(IMAGES[0]).save(tmp_path / "x.png")
     split, _ = unlabelled_split([tmp_path / "x.png"])
-    reading = LoaderOptions(preprocess=model.card.preprocess, device=model.device, batch=1)
+    reading = LoaderOptions(preprocess=model.metadata.preprocess, device=model.device, batch=1)
     found = model.predict(tmp_path / "x.png", score=0)
     if name == "semanticfpn_tiny":
         ((_, (class_map,)),) = segmentation.predict_class_maps(model.network, split, reading)

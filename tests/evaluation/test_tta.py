@@ -236,14 +236,14 @@ def test_the_parts_of_ranks_are_the_whole(several):
     parts, sums = [], []
     for rank in range(4):
         rows = shown(split, preprocess=SEE, batch=2, device=CPU, rank=rank, ranks=4)
-        parts.append(classification.predict_scores(model.network, rows, model.card.classes))
+        parts.append(classification.predict_scores(model.network, rows, model.metadata.classes))
         sums.append(running_sums(parts[-1]))
     order = torch.cat([part.indices for part in parts]).argsort()
     torch.testing.assert_close(torch.cat([part.logits for part in parts])[order], whole.logits)
     assert torch.equal(torch.cat([part.labels for part in parts])[order], whole.labels)
     together = running_means(sum(sums))
     rows = shown(split, preprocess=SEE, batch=3, device=CPU)
-    found = classification.evaluate(model.network.train(), rows, model.card.classes)
+    found = classification.evaluate(model.network.train(), rows, model.metadata.classes)
     assert model.network.training
     assert (found.images, found.top1, found.top5) == (11, together.top1, together.top5)
     figures = classification_metrics(whole)
@@ -253,7 +253,7 @@ def test_the_parts_of_ranks_are_the_whole(several):
 
 def test_a_rank_without_images_adds_nothing():
     model = made()
-    found = classification.evaluate(model.network, iter(()), model.card.classes)
+    found = classification.evaluate(model.network, iter(()), model.metadata.classes)
     assert (found.images, found.loss, found.top1) == (0, 0, 0)
 
 

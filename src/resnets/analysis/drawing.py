@@ -113,7 +113,7 @@ def draw_detections(
     """
     assert not isinstance(split.images, Tensor)
     found = detection.detect(network, split, loader, bfloat16=model.bfloat16)
-    names = model.card.classes
+    names = model.metadata.classes
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
     numbers = [
@@ -155,7 +155,7 @@ def draw_segmentation(
     Raises DiskError.
     """
     assert not isinstance(split.images, Tensor)
-    names, rows = model.card.classes, list[dict[str, str]]()
+    names, rows = model.metadata.classes, list[dict[str, str]]()
     folder.mkdir(parents=True, exist_ok=True)
     for batch, maps in segmentation.predict_class_maps(
         model.network, split, loader, bfloat16=model.bfloat16
@@ -198,7 +198,7 @@ def draw_predictions(
     split, bad = dataset.unlabelled_split([*files, *ids.images])
     assert isinstance(split.images, tuple)
     values = {path: largest_value_of_file(path) for path in split.images}
-    warn_clipped(values, model.card.preprocess.white)
+    warn_clipped(values, model.metadata.preprocess.white)
     with dense_targets.name_model_in_errors(path):
         if isinstance(model.network, Segmenter):
             rows = draw_segmentation(model, split, out, dense_targets.loader_options(model, how))

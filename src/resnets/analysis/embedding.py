@@ -47,7 +47,7 @@ def embeddings(
     Returns float32 (N, D) and int64 (N,), on the CPU.
     """
     loader = LoaderOptions(
-        preprocess=model.card.preprocess, device=model.device, batch=batch, workers=workers
+        preprocess=model.metadata.preprocess, device=model.device, batch=batch, workers=workers
     )
     rows = [(embedding(model, part.images), part.indices) for part in loader.batches(split)]
     points, indices = (torch.cat(column) for column in zip(*rows, strict=True))

@@ -114,7 +114,9 @@ def explain(
             tiles[0] = (tiles[0][0], Path(name).name)
             names = list[str]()
             if neighbours:
-                names, near = neighbours.nearest(embedding.embedding(model, x), model.card.classes)
+                names, near = neighbours.nearest(
+                    embedding.embedding(model, x), model.metadata.classes
+                )
                 tiles += near
             _write_figure(out / file, contact_sheet(tiles))
             answer = replace(answer, picture=file, neighbours=tuple(names))
@@ -139,7 +141,7 @@ def _heatmaps(
 
     The first picture is the image, without a text; the others are a heat map for each class.
     """
-    preprocess, device, classes = model.card.preprocess, model.device, model.card.classes
+    preprocess, device, classes = model.metadata.preprocess, model.device, model.metadata.classes
     pixels, _ = read_image(item, preprocess.channels, preprocess.white)
     view = preprocess_image(torch.from_numpy(pixels), preprocess)
     x = normalize(view[None].to(device), *statistics(preprocess, device))

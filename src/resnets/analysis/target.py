@@ -42,7 +42,7 @@ class AnalysisTarget:
     def batches(self, split: Split) -> Iterator[Batch]:
         """The images of a split as the network sees them."""
         batch, workers = self.how.images_per_batch(), self.how.workers
-        preprocess, device = self.model.card.preprocess, self.model.device
+        preprocess, device = self.model.metadata.preprocess, self.model.device
         return test_batches(
             split, preprocess=preprocess, batch=batch, device=device, workers=workers
         )
@@ -50,7 +50,7 @@ class AnalysisTarget:
     def error(self) -> float:
         """Part of the split's images that are answered wrong."""
         assert self.split is not None
-        network, classes = self.model.network, self.model.card.classes
+        network, classes = self.model.network, self.model.metadata.classes
         scores = classification.predict_scores(network, self.batches(self.split), classes)
         return error_rate(scores)
 
@@ -115,10 +115,11 @@ def new_target(
             size=size, channels=source.channels, mean=source.mean, std=source.std
         )
     arch: Any = getattr(network, "arch", None)  # a person's own module does not say
-    card = ModelMetadata(arch=arch, classes=source.classes if source else (), preprocess=preprocess)
+    names = source.classes if source else ()
+    metadata = ModelMetadata(arch=arch, classes=names, preprocess=preprocess)
     device = pick_device(how.device)
     return AnalysisTarget(
-        model, Model(network.to(device).eval(), card, device), how, source, split, name
+        model, Model(network.to(device).eval(), metadata, device), how, source, split, name
     )
 
 
@@ -139,13 +140,13 @@ def input_images(
     Raises UsageError where it does not take such inputs, or answers with other classes.
     """
     generator, count = torch.Generator().manual_seed(seed), target.how.images_per_batch(BATCH)
-    labels, card = None, target.model.card
+    labels, metadata = None, target.model.metadata
     if target.split is not None:
         order = torch.randperm(len(target.split), generator=generator)
         batch = next(target.batches(target.split.take(order[:count].sort().values)))
         images, labels = batch.images, batch.labels
     else:
-        if not shape and (arch := card.arch):
+        if not shape and (arch := metadata.arch):
             sides = 0 if isinstance(arch, MlpArch) else getattr(arch, "dims", 2)
             shape = (arch.channels, *(arch.size,) * sides)
         if not shape:
@@ -159,9 +160,9 @@ def input_images(
         raise UsageError(
             f"{target.path} takes no input of {size}: {shorten(str(error))}"
         ) from error
-    if target.split is not None and answer.shape[1:] != (len(card.classes),):
+    if target.split is not None and answer.shape[1:] != (len(metadata.classes),):
         raise UsageError(
             f"{target.path} answers each image with {tuple(answer.shape[1:])}, the data has "
-            f"{len(card.classes)} classes"
+            f"{len(metadata.classes)} classes"
         )
     return images, labels

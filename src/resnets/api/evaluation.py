@@ -159,18 +159,18 @@ def calibrate(
     how = InferenceOptions(split=split, network=network, device=device, workers=workers)
     source = dataset.load(checks.data_place(data), training=False)
     target = targets.load_target(model, source, how)
-    card = target.model.card
-    if not card.provenance:
+    metadata = target.model.metadata
+    if not metadata.provenance:
         raise CheckpointError(
             f"{model} is a foreign file, which has no place for a temperature: calibrate a run or "
             "a model file of resnets"
         )
-    if split == "all" and card.provenance.get("digest") == source.digest:
+    if split == "all" and metadata.provenance.get("digest") == source.digest:
         raise UsageError(f"{model} was trained on images of {data}: --split val, or other images")
     scores = target.scores()
     factor = fit_temperature(scores)
-    temperature = (card.temperature or 1.0) * factor
-    save(path, target.model.network, replace(card, temperature=temperature))
+    temperature = (metadata.temperature or 1.0) * factor
+    save(path, target.model.network, replace(metadata, temperature=temperature))
     if (path.parent / "result.json").exists():
         runner.rescale(Run(path.parent), factor)
         write_report(Run(path.parent), network=network)

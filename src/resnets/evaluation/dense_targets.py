@@ -37,7 +37,7 @@ def loader_options(model: Model, how: InferenceOptions) -> LoaderOptions:
     from resnets.evaluation.loading import LoaderOptions
 
     batch, workers = model.together(how.images_per_batch(4)), how.workers
-    preprocess, device = model.card.preprocess, model.device
+    preprocess, device = model.metadata.preprocess, model.device
     return LoaderOptions(preprocess=preprocess, device=device, batch=batch, workers=workers)
 
 
@@ -115,7 +115,7 @@ def predict_five_classes(
     CheckpointError where its classes are not `names`.
     """
     model = load_model(path, source, replace(how, fields={}), "classify")
-    if set(model.card.classes) != set(names):
+    if set(model.metadata.classes) != set(names):
         raise CheckpointError(f"{path} knows other classes than the localiser")
     assert isinstance(split.images, tuple)
     count = min(5, len(names))
@@ -157,7 +157,7 @@ def test_detectors(target: DenseTargets) -> DetectionMetrics:
     detection.import_coco()  # is missed now, not after all images
     models, split, how = target.models, target.split, target.how
     first, compare = models[0], target.options.compare
-    if any(model.card.classes != first.card.classes for model in models):
+    if any(model.metadata.classes != first.metadata.classes for model in models):
         raise CheckpointError("the models know different classes, or in another order")
     detections = [
         detection.detect(
@@ -165,11 +165,13 @@ def test_detectors(target: DenseTargets) -> DetectionMetrics:
         )
         for some in ([[model] for model in models] if compare else [models])
     ]
-    figures = detection.evaluate_predictions(detections[-1], split, first.card.classes, target.name)
+    figures = detection.evaluate_predictions(
+        detections[-1], split, first.metadata.classes, target.name
+    )
     if not compare:
         return figures
     change = detection.compare_detections(
-        detections[0], detections[1], split, len(first.card.classes)
+        detections[0], detections[1], split, len(first.metadata.classes)
     )
     return replace(figures, comparison=change)
 
@@ -182,7 +184,11 @@ def test_localizer(target: DenseTargets) -> LocalizationMetrics:
     network: Any = prepare_detector([model], target.how)
     if target.options.classifier is not None:
         predicted = predict_five_classes(
-            target.options.classifier, target.split, target.source, model.card.classes, target.how
+            target.options.classifier,
+            target.split,
+            target.source,
+            model.metadata.classes,
+            target.how,
         )
     return localization.evaluate(
         network,
@@ -202,7 +208,7 @@ def test_segmenter(target: DenseTargets) -> SegmentationMetrics:
     return segmentation.evaluate_split(
         model.network,
         target.split,
-        model.card.classes,
+        model.metadata.classes,
         loader_options(model, target.how),
         name=target.name,
         bfloat16=model.bfloat16,

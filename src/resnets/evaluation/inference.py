@@ -83,7 +83,7 @@ AnyPrediction: TypeAlias = (
 
 def unanswered(model: Model, file: str, problem: str | None) -> AnyPrediction:
     """The record of an image that the model was not asked about, with the reason."""
-    match model.card.arch:
+    match model.metadata.arch:
         case DetectorArch():
             return DetectionPrediction(file, problem=problem)
         case LocalizerArch():
@@ -98,7 +98,7 @@ def predict_views(
     model: Model, files: Sequence[str], images: Sequence[Tensor], top: int, score: float
 ) -> list[AnyPrediction]:
     """The answers for what `input_view` made of images. Raises NotFinite."""
-    match model.card.arch:
+    match model.metadata.arch:
         case DetectorArch():
             return [_detect(model, *pair, score) for pair in zip(files, images, strict=True)]
         case LocalizerArch():
@@ -114,9 +114,9 @@ def input_view(model: Model, image: NDArray[Any]) -> Tensor:
     uint8 (C, size, size) for a classifier; for others, whose images differ in size, (C, H, W).
     """
     pixels = torch.from_numpy(image)
-    if isinstance(model.card.arch, DenseTaskArch):
+    if isinstance(model.metadata.arch, DenseTaskArch):
         return pixels.permute(2, 0, 1)
-    return preprocess_image(pixels, model.card.preprocess)
+    return preprocess_image(pixels, model.metadata.preprocess)
 
 
 def preprocess_image(image: Tensor, preprocess: Preprocess) -> Tensor:
@@ -128,11 +128,11 @@ def preprocess_image(image: Tensor, preprocess: Preprocess) -> Tensor:
 def _classify(
     model: Model, files: Sequence[str], views: Sequence[Tensor], top: int
 ) -> list[Prediction]:
-    preprocess, names = model.card.preprocess, model.card.classes
+    preprocess, names = model.metadata.preprocess, model.metadata.classes
     images = torch.stack([*views]).to(model.device)
     x = normalize(images, *statistics(preprocess, model.device))
     logits = predict_batch(model.classifier, x, bfloat16=model.bfloat16)
-    logits = logits / (model.card.temperature or 1.0)
+    logits = logits / (model.metadata.temperature or 1.0)
     if not torch.isfinite(logits).all():
         raise NotFinite(model.path)
     probabilities = logits.sigmoid() if model.several else logits.softmax(1)
@@ -146,7 +146,7 @@ def _whole_view(model: Model, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     uint8 (C, H, W) -> float32 (1, C, h, w), and int64 (1, 2) of the image inside it and of its own.
     """
-    preprocess, device = model.card.preprocess, model.device
+    preprocess, device = model.metadata.preprocess, model.device
     height, width = image.shape[1:]
     split = Split(image[None], torch.zeros(1, 0))
     views = augment_views(split, torch.zeros(1, 0), preprocess.size, preprocess, Augment())
@@ -180,13 +180,13 @@ def _detect(model: Model, file: str, image: Tensor, score: float) -> DetectionPr
 
         drawn = found.masks[0].float().cpu()[kept][:, None]
         masks = paste_masks_in_image(drawn, boxes[kept], image.shape[1:])[:, 0] > 0.5
-    labels = tuple(model.card.classes[k] for k in classes[kept].tolist())
+    labels = tuple(model.metadata.classes[k] for k in classes[kept].tolist())
     return DetectionPrediction(file, boxes[kept], labels, tuple(scores[kept].tolist()), masks)
 
 
 def _localize(model: Model, file: str, image: Tensor) -> LocalizationPrediction:
     found, boxes = _find_boxes(model, image)
-    label = model.card.classes[int(found.classes[0, 0])]
+    label = model.metadata.classes[int(found.classes[0, 0])]
     return LocalizationPrediction(file, label, tuple(boxes[0].tolist()), float(found.scores[0, 0]))
 
 
@@ -201,4 +201,4 @@ def _segment(model: Model, file: str, image: Tensor) -> SegmentationPrediction:
         raise NotFinite(model.path) from None
     logits = logits[..., :height, :width]
     whole = F.interpolate(logits, image.shape[1:], mode="bilinear", align_corners=False)
-    return SegmentationPrediction(file, whole[0].argmax(0).cpu(), model.card.classes)
+    return SegmentationPrediction(file, whole[0].argmax(0).cpu(), model.metadata.classes)

@@ -40,17 +40,17 @@ IMAGENET = Preprocess(size=224, resize=256)
 
 @dataclass(frozen=True)
 class Model:
-    """A network in evaluation mode, its card, and where it computes."""
+    """A network in evaluation mode, its metadata, and where it computes."""
 
     network: Network
-    card: ModelMetadata
+    metadata: ModelMetadata
     device: torch.device
     bfloat16: bool = False
     path: Path = Path("the network")  # of messages
 
     def together(self, batch: int, size: int = 0) -> int:
         """How many of `batch` images fit into LARGEST bytes at once."""
-        image = bytes_per_image(self.network, size or self.card.preprocess.size)
+        image = bytes_per_image(self.network, size or self.metadata.preprocess.size)
         return max(1, min(batch, LARGEST // image))
 
     @property
@@ -62,7 +62,7 @@ class Model:
     @property
     def several(self) -> bool:
         """Whether it was trained on images with several labels, or none."""
-        return self.card.provenance.get("labels") == "several"
+        return self.metadata.provenance.get("labels") == "several"
 
     def scores(
         self,
@@ -79,7 +79,7 @@ class Model:
         `view` and `size` are those of `tta.passes`, `change` that of `test_batches`. Raises
         UsageError for a view that the network cannot have.
         """
-        preprocess, parts = self.card.preprocess, list[Scores]()
+        preprocess, parts = self.metadata.preprocess, list[Scores]()
         network = view_forward(self.classifier, view, preprocess, size)
         batch = self.together(batch, size)
         for each in passes(view, preprocess, size):
@@ -95,9 +95,9 @@ class Model:
             scores = classification.predict_scores(
                 network,
                 batches,
-                self.card.classes,
+                self.metadata.classes,
                 mirrored=each.mirrored,
-                temperature=self.card.temperature or 1.0,
+                temperature=self.metadata.temperature or 1.0,
                 bfloat16=self.bfloat16,
             )
             if not torch.isfinite(scores.logits).all():
@@ -107,8 +107,8 @@ class Model:
 
     def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Model:
         """The same network behind another mean and deviation."""
-        preprocess = replace(self.card.preprocess, mean=mean, std=std)
-        return replace(self, card=replace(self.card, preprocess=preprocess))
+        preprocess = replace(self.metadata.preprocess, mean=mean, std=std)
+        return replace(self, metadata=replace(self.metadata, preprocess=preprocess))
 
     def predict(
         self, inputs: Input | Iterable[Input], *, top: int = 5, score: float = 0.5, batch: int = 32
@@ -152,7 +152,7 @@ class Model:
         batch: int = 32,
     ) -> Iterator[Any]:
         """As `predict`, of the images and their names that `expand_inputs` gives."""
-        preprocess, rest = self.card.preprocess, iter(named)
+        preprocess, rest = self.metadata.preprocess, iter(named)
         # Whole images are large, so those that are not cut to one size are decoded one by one.
         batch = self.together(batch) if isinstance(self.network, CLASSIFIERS) else 1
         greatest = dict[str, int | None]()
@@ -195,17 +195,17 @@ class Model:
 
 def describe(model: Model) -> dict[str, str]:
     """What a model is, a line each."""
-    card, arch = model.card, model.card.arch
-    names = ", ".join(card.classes[:10]) + (", ..." if len(card.classes) > 10 else "")
+    metadata, arch = model.metadata, model.metadata.arch
+    names = ", ".join(metadata.classes[:10]) + (", ..." if len(metadata.classes) > 10 else "")
     parameters = sum(p.numel() for p in model.network.parameters())
-    size = card.preprocess.size
+    size = metadata.preprocess.size
     rows = {
         "network": label(arch),
         "task": task_of(arch),
         "parameters": f"{parameters:,}",
-        "input": f"{card.preprocess.channels} x {size} x {size}",
-        "classes": f"{len(card.classes)} classes: {names}",
-        "data": card.provenance.get("data", ""),
+        "input": f"{metadata.preprocess.channels} x {size} x {size}",
+        "classes": f"{len(metadata.classes)} classes: {names}",
+        "data": metadata.provenance.get("data", ""),
         "device": str(model.device),
         "file": str(model.path),
     }
@@ -250,25 +250,26 @@ def load(
     """
     path = find_model_file(path)
     external = None if network is None else describe_module(network)
-    opened, card = open_model(path, fields, external, hints)
+    opened, metadata = open_model(path, fields, external, hints)
     if not is_2d(opened.arch):
         raise CheckpointError(
             f"{path} takes no 2-D images: resnets.models.io.model_file.open_model gives its network"
         )
     check_task(opened.arch, path, task)
-    card = card or foreign_metadata(path, opened.arch, classes)
-    if len(card.classes) != card.arch.classes:
+    metadata = metadata or foreign_metadata(path, opened.arch, classes)
+    if len(metadata.classes) != metadata.arch.classes:
         raise CheckpointError(
-            f"{path} has {card.arch.classes} outputs, the data has {len(card.classes)} classes"
+            f"{path} has {metadata.arch.classes} outputs, "
+            f"the data has {len(metadata.classes)} classes"
         )
     device = device or torch.device("cpu")
-    size = card.preprocess.size
+    size = metadata.preprocess.size
     if (memory := bytes_per_image(opened, size)) > LARGEST:
         raise CheckpointError(
             f"{path}: at preprocess.size {size} an image would take {memory / 2**30:.0f} GiB, the "
             f"limit is {LARGEST >> 30}. Get another file."
         )
-    return Model(opened.to(device).eval(), card, device, bfloat16, path)
+    return Model(opened.to(device).eval(), metadata, device, bfloat16, path)
 
 
 def foreign_metadata(path: Path, arch: Arch, classes: Sequence[str] | None) -> ModelMetadata:
@@ -296,14 +297,14 @@ def match_classes(split: Split, classes: tuple[str, ...], model: Model) -> Split
 
     Raises CheckpointError that names the data's classes that the model does not know.
     """
-    known = {name: k for k, name in enumerate(model.card.classes)}
+    known = {name: k for k, name in enumerate(model.metadata.classes)}
     if unknown := [name for name in classes if name not in known]:
         plain = {" ".join(name.casefold().split()): name for name in known}
         near = ((name, plain.get(" ".join(name.casefold().split()))) for name in unknown)
         alike = ", ".join(f"{name!r} is {other!r} to it" for name, other in near if other)
         raise CheckpointError(
             f"the model does not know {len(unknown)} classes of the data: "
-            f"{', '.join(unknown[:5])}\nIt knows: {', '.join(model.card.classes[:8])}"
+            f"{', '.join(unknown[:5])}\nIt knows: {', '.join(model.metadata.classes[:8])}"
             + (f"\nRename what differs in case or space only: {shorten(alike)}" if alike else "")
         )
     table = torch.tensor([known[name] for name in classes], device=split.labels.device)
@@ -312,7 +313,7 @@ def match_classes(split: Split, classes: tuple[str, ...], model: Model) -> Split
     if split.objects is None and split.masks and not torch.equal(table, torch.arange(len(table))):
         raise CheckpointError(
             f"the classes of the masks, {', '.join(classes[:8])}, stand in another order than the "
-            f"model's, {', '.join(model.card.classes[:8])}: renumber the masks"
+            f"model's, {', '.join(model.metadata.classes[:8])}: renumber the masks"
         )
     labels = split.labels.new_zeros(len(split), len(known))
     labels[:, table] = split.labels

@@ -69,7 +69,7 @@ def load_model(
     One that is loaded already stays on its device.
     """
     if isinstance(path, Model):
-        check_task(path.card.arch, path.path, task)
+        check_task(path.metadata.arch, path.path, task)
         model = path
     else:
         model = load(
@@ -82,7 +82,9 @@ def load_model(
             network=how.network,
         )
     if how.normalize is not None:
-        model = model.normalized(*normalization(how.normalize, source, model.card.arch.channels))
+        model = model.normalized(
+            *normalization(how.normalize, source, model.metadata.arch.channels)
+        )
     return model
 
 
@@ -103,15 +105,15 @@ def load_target(
 ) -> EvaluationTarget:
     """A classifier with a split of the data; errors as `api.evaluate`."""
     model = load_model(path, source, how, "classify")
-    if not model.card.provenance:  # of a foreign file nothing says what white was
-        preprocess = replace(model.card.preprocess, white=source.white)
-        model = replace(model, card=replace(model.card, preprocess=preprocess))
-    same = source.digest == model.card.provenance.get("digest")
+    if not model.metadata.provenance:  # of a foreign file nothing says what white was
+        preprocess = replace(model.metadata.preprocess, white=source.white)
+        model = replace(model, metadata=replace(model.metadata, preprocess=preprocess))
+    same = source.digest == model.metadata.provenance.get("digest")
     # Of a Dataset by itself there is nothing else to choose.
     whole = source.automatic and not same and source.name.startswith(DATASET)
     name = how.split or ("all" if whole else "test")
     chosen = held_out_split(path, model, source, name if whole else how.split)
-    if chosen.labels.ndim == 2 and model.card.provenance.get("labels") == "one":
+    if chosen.labels.ndim == 2 and model.metadata.provenance.get("labels") == "one":
         raise UsageError(f"{path} gives one label, the images of {source.name} have several each")
     batch = how.images_per_batch()
     scored = functools.partial(
@@ -138,9 +140,9 @@ class TrainingData(pydantic.BaseModel):
 
 def held_out_split(path: AnyModel, model: Model, source: Source, split: str | None) -> Split:
     """The split that a model is tested on, with its labels; errors as `api.evaluate`."""
-    same = source.digest == model.card.provenance.get("digest")
+    same = source.digest == model.metadata.provenance.get("digest")
     try:
-        held = TrainingData.model_validate_json(model.card.provenance.get("recipe", "{}"))
+        held = TrainingData.model_validate_json(model.metadata.provenance.get("recipe", "{}"))
     except pydantic.ValidationError as error:
         raise CheckpointError(
             f"{path}: provenance.recipe, {shorten(arch.field_problem(error)[0])}"
@@ -158,7 +160,7 @@ def held_out_split(path: AnyModel, model: Model, source: Source, split: str | No
     chosen = pick_split(source, split or "test")
     files = [] if isinstance(chosen.images, Tensor) else chosen.images
     values = {path: source.greatest.get(path) for path in files}
-    warn_clipped(values, model.card.preprocess.white)
+    warn_clipped(values, model.metadata.preprocess.white)
     return match_classes(chosen, source.classes, model)
 
 
@@ -221,7 +223,7 @@ def test_classifiers(
     if options.corruptions:
         from resnets.evaluation.corruptions import robustness  # here: torchvision delays a start
 
-        rows = robustness(targets[0].scores, targets[0].model.card.arch.channels)
+        rows = robustness(targets[0].scores, targets[0].model.metadata.arch.channels)
         result = replace(result, corruptions=tuple(rows))
     return result
 
@@ -238,7 +240,7 @@ def name_images(comparison: Comparison, split: Split) -> Comparison:
 def task_of(path: AnyModel, how: InferenceOptions) -> TaskName:
     """What the network of a model, a run or a foreign file is for; errors as `load`."""
     model = path if isinstance(path, Model) else load(path, fields=how.fields, network=how.network)
-    return arch.task(model.card.arch)
+    return arch.task(model.metadata.arch)
 
 
 def model_path(model: AnyModel) -> Path:

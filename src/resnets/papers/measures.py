@@ -76,7 +76,7 @@ def response_stds(models: Sequence[Model], split: Split) -> Metrics:
     from resnets.data.loader import test_batches
 
     model = models[0]
-    see = model.card.preprocess
+    see = model.metadata.preprocess
     batch = next(test_batches(split, preprocess=see, batch=500, device=model.device))
     stds = [std for *_, std in responses(model.network, batch.images.contiguous())]
     return {"stds": stds, "median_std": float(torch.tensor(stds).median())}
@@ -86,7 +86,7 @@ def errors_at_view(view: View, factor: float, models: Sequence[Model], split: Sp
     """The test error in %, of a view, of images `factor` times as large."""
     from resnets.evaluation.classification import classification_metrics
 
-    own_size = models[0].card.preprocess.size
+    own_size = models[0].metadata.preprocess.size
     size = round(factor * own_size) if factor != 1 else 0  # 0: the model's own
     metrics = classification_metrics(models[0].scores(split, view=view, size=size, batch=64))
     return errors_of(metrics) | {"view": view}
@@ -103,7 +103,7 @@ def detector_metrics(
     predictions = detection.detect(
         detector, split, dense_targets.loader_options(models[0], options)
     )
-    metrics = detection.evaluate_predictions(predictions, split, models[0].card.classes)
+    metrics = detection.evaluate_predictions(predictions, split, models[0].metadata.classes)
     averages = {"map50": metrics.map50, "map": metrics.map, "voc07": metrics.voc07}
     return {name: 100 * value for name, value in averages.items() if value is not None}
 

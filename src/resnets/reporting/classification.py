@@ -135,7 +135,7 @@ def with_bounds(
 def reliability(scores: Scores, result: ClassificationMetrics, model: Model | None) -> Chart:
     """Accuracy by confidence."""
     drawn = plots.svg(plots.reliability(calibration.reliability(scores)), "reliability")
-    temperature = model.card.temperature if model else None
+    temperature = model.metadata.temperature if model else None
     divided = f"; logits are divided by a temperature of {temperature:.3f}" if temperature else ""
     return "reliability", drawn, f"{RELIABILITY} {percent(result.ece)}{divided}."
 
@@ -187,7 +187,7 @@ def gallery(
     model: Model, split: Split, scores: Scores, rows: Tensor, name: ImageName
 ) -> list[Picture]:
     """The images of `rows` of the scores; beside each the Grad-CAM of the most probable class."""
-    images, pixels, readable = inputs(split, scores.indices[rows], model.card.preprocess)
+    images, pixels, readable = inputs(split, scores.indices[rows], model.metadata.preprocess)
     scores, classes = scores.take(rows[readable]), scores.classes
     predicted, chances = predicted_classes(scores), scores.probabilities
     best = scores.logits.argmax(1).to(model.device)

@@ -102,7 +102,7 @@ def validation_curves(facts: RunFacts) -> list[Chart]:
 
 def loader_options(model: Model) -> LoaderOptions:
     """How the few images of a page are read."""
-    return LoaderOptions(preprocess=model.card.preprocess, device=model.device, batch=4)
+    return LoaderOptions(preprocess=model.metadata.preprocess, device=model.device, batch=4)
 
 
 def spread(indices: Tensor, count: int) -> Tensor:

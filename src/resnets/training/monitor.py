@@ -70,7 +70,7 @@ def update_best(
     if progress.best_error is None or error < progress.best_error:
         progress.best_error, progress.evals_since_best, progress.evals_since_drop = error, 0, 0
         if recipe.select == "best" and plan.world.is_main:
-            save(run.best, network, plan.card)
+            save(run.best, network, plan.metadata)
         return
     progress.evals_since_best += 1
     progress.evals_since_drop += 1

@@ -171,7 +171,7 @@ class Plan:
         return self.source.test or self.source.val
 
     @property
-    def card(self) -> ModelMetadata:
+    def metadata(self) -> ModelMetadata:
         """What the model file will say of itself."""
         return ModelMetadata(
             arch=self.arch,

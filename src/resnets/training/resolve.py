@@ -52,8 +52,8 @@ def resolve(
     base = load(recipe.weights, hints=recipe.arch, network=external) if recipe.weights else None
     asked = external or families.arch(recipe.model)
     task = task or TASKS[archs.task(asked)]
-    if base and not external and archs.task(base.card.arch) == archs.task(asked):
-        asked = base.card.arch
+    if base and not external and archs.task(base.metadata.arch) == archs.task(asked):
+        asked = base.metadata.arch
         recipe = replace(recipe, model=model_name(asked) or recipe.model)
     network = archs.with_fields(asked, recipe.arch)
     if not is_2d(network):
@@ -94,7 +94,7 @@ def contradictions(plan: Plan) -> Iterator[str]:
     side = recipe.train_size or plan.preprocess.size
     if isinstance(plan.arch, ExternalArch):
         usual = Recipe(model=recipe.model)
-        if base and not isinstance(base.card.arch, ExternalArch):
+        if base and not isinstance(base.metadata.arch, ExternalArch):
             yield f"{recipe.weights} is of resnets, {recipe.model} is your own: leave it out"
         for name in KNOWN_NETWORKS_ONLY:
             if getattr(recipe, name) != getattr(usual, name):
@@ -109,12 +109,12 @@ def contradictions(plan: Plan) -> Iterator[str]:
         yield "fsdp=true is for optimizer sgd or adamw, and not with freeze_backbone_epochs"
     if recipe.batch % plan.world.size:
         yield f"batch={recipe.batch} cannot be shared by {plan.world.size} processes evenly"
-    if base and (takes := base.card.arch.channels) != source.channels:
+    if base and (takes := base.metadata.arch.channels) != source.channels:
         has = f"{source.name} has {source.channels}"
         yield f"{recipe.weights} takes images of {takes} channels, {has}"
-    if teacher and teacher.card.classes != source.classes:
+    if teacher and teacher.metadata.classes != source.classes:
         yield f"the teacher {recipe.teacher} knows other classes than {source.name}"
-    if teacher and not same_normalization(teacher.card.preprocess, plan.preprocess):
+    if teacher and not same_normalization(teacher.metadata.preprocess, plan.preprocess):
         yield f"the teacher {recipe.teacher} normalises otherwise: --set normalize=..."
     if recipe.warmup > plan.steps and not recipe.budget:
         steps = f"{plan.steps} steps of the run"
@@ -150,9 +150,10 @@ def preprocessing(recipe: Recipe, source: Source, task: Task, base: Model | None
     if resize > 2**13:
         raise UsageError(f"size={size} of a crop_pct={recipe.crop_pct} is over 8,192 pixels")
     mean, std = input_statistics(recipe, source, size)
-    if base and len(base.card.preprocess.mean) == base.card.preprocess.channels == source.channels:
+    known = base.metadata.preprocess if base else None
+    if known and len(known.mean) == known.channels == source.channels:
         # The weights know the statistics that they were trained with.
-        mean, std = base.card.preprocess.mean, base.card.preprocess.std
+        mean, std = known.mean, known.std
     return Preprocess(
         size=size, resize=resize, channels=source.channels, mean=mean, std=std, white=source.white
     )

@@ -247,9 +247,9 @@ def write_model(run: Run, plan: Plan, network: Network, progress: TrainProgress)
         stream = batches(plain, TrainProgress(steps=plan.recipe.precise_bn))
         precise_bn(network, (batch.images for batch in stream))
     steps = {"steps": str(progress.step)}
-    card = replace(plan.card, provenance=plan.card.provenance | steps)
-    temperature = plan.task.temperature(plan, Model(network.eval(), card, plan.device))
-    save(run.model, network, replace(card, temperature=temperature))
+    metadata = replace(plan.metadata, provenance=plan.metadata.provenance | steps)
+    temperature = plan.task.temperature(plan, Model(network.eval(), metadata, plan.device))
+    save(run.model, network, replace(metadata, temperature=temperature))
 
 
 def last_state(run: Run, plan: Plan) -> tuple[State, TrainProgress]:
