@@ -29,7 +29,7 @@ from resnets.evaluation.detection import (
 from resnets.evaluation.diagnosis import diagnose
 from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.predictions import DetectionPredictions
-from resnets.models.detection.faster_rcnn import Detections
+from resnets.models.detection.faster_rcnn import BatchDetections
 from tests.data._helpers import rows_of, split_of_rows
 
 pytest.importorskip("faster_coco_eval", reason="detection figures need resnets[detect]")
@@ -492,7 +492,7 @@ class Told:
         scores = torch.tensor([[0.9, 0.5, 0.0]]).expand(len(images), 3)
         classes = torch.tensor([[1, 0, -1]]).expand(len(images), 3)
         masks = torch.ones(len(images), 3, 28, 28) if self.masks else None
-        return Detections(boxes, scores, classes, masks)
+        return BatchDetections(boxes, scores, classes, masks)
 
 
 SIZES = [(40, 90), (120, 61), (64, 64), (500, 300), (33, 32)]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from resnets.config.recipe import Preprocess
 from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.localization import evaluate
-from resnets.models.detection.faster_rcnn import Detections
+from resnets.models.detection.faster_rcnn import BatchDetections
 from tests.data._helpers import split_of_rows
 
 LOADER = LoaderOptions(preprocess=Preprocess(size=64), device="cpu", batch=2)
@@ -23,7 +23,7 @@ class Told:
     def __call__(self, images, *, sizes):
         classes = torch.arange(K).expand(len(images), K)
         boxes, scores = self.best(images, classes, sizes)
-        return Detections(boxes, scores, classes, None)
+        return BatchDetections(boxes, scores, classes, None)
 
     def best(self, images, classes, sizes):
         left = F.pad(torch.stack([sizes[:, 1] / 2, sizes[:, 0]], 1), (2, 0))[:, None]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnets.config.arch import ResNetArch
+from resnets.config.arch import Join, ResNetArch
 from resnets.models import build
 from resnets.models.accelerate import accelerate
 from resnets.ops import cpu_fused
@@ -216,6 +216,13 @@ def accelerated(arch: ResNetArch, checkpoint: int = 0) -> nn.Module:
     return network
 
 
+def build_like(network: nn.Module, arch: ResNetArch) -> nn.Module:
+    """A network with the same weights that was not accelerated."""
+    twin = build(arch).to(memory_format=NHWC)
+    twin.load_state_dict(network.state_dict())
+    return twin
+
+
 def gradients(network: nn.Module, x: Tensor, bfloat16: bool) -> tuple[Tensor, Tensor]:
     network.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -231,6 +238,24 @@ def test_network_in_float32(order: str, monkeypatch: pytest.MonkeyPatch) -> None
     loss, gradient = gradients(network, x, False)
     monkeypatch.setattr(cpu_fused, "library", lambda: None)
     plain_loss, plain = gradients(network, x, False)
+    torch.testing.assert_close(loss, plain_loss, rtol=1e-5, atol=0)
+    assert error(gradient, plain.double()) < 1e-4
+
+
+@pytest.mark.parametrize("order", ["post", "pre"])
+def test_random_numbers_are_drawn_in_the_same_order(
+    order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout of the shortcut, dropout and drop path of the branch, with and without kernels."""
+    arch = replace(ARCH, order=order, join=Join(kind="dropout"), dropout=0.3, drop_path=0.5)
+    network, x = accelerated(arch), image(4, 3, 16, torch.float32)
+    torch.manual_seed(1)
+    loss, gradient = gradients(network, x, False)
+    drawn = torch.rand(1)
+    monkeypatch.setattr(cpu_fused, "library", lambda: None)
+    torch.manual_seed(1)
+    plain_loss, plain = gradients(build_like(network, arch), x, False)
+    assert torch.equal(torch.rand(1), drawn)
     torch.testing.assert_close(loss, plain_loss, rtol=1e-5, atol=0)
     assert error(gradient, plain.double()) < 1e-4
 

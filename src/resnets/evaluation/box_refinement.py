@@ -18,7 +18,7 @@ from torch import Tensor
 from resnets.evaluation.detection import Detect
 from resnets.models.detection import boxes as box
 from resnets.models.detection.faster_rcnn import (
-    Detections,
+    BatchDetections,
     FasterRCNN,
     flatten_classes,
     top_k_detections,
@@ -42,7 +42,7 @@ def refined_detections(
     Masks are the first detector's. One detector with nothing else is itself.
     """
 
-    def detect(images: Tensor, *, sizes: Tensor) -> Detections:
+    def detect(images: Tensor, *, sizes: Tensor) -> BatchDetections:
         maps = [detector.features(images) for detector in detectors]
         pairs = list(zip(detectors, maps, strict=True))
         scaled = [scaled_maps(detector, own, images, scales) for detector, own in pairs]
@@ -106,7 +106,7 @@ def multi_scale_scores(
 
 def vote_boxes(
     detector: FasterRCNN, probabilities: Tensor, boxes: Tensor, sizes: Tensor
-) -> Detections:
+) -> BatchDetections:
     """As `FasterRCNN.postprocess`; all boxes of a class that overlap one that is left move it."""
     boxes, scores, classes, valid = flatten_classes(
         probabilities, boxes, sizes, detector.score_thresh

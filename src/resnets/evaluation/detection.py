@@ -25,13 +25,13 @@ from resnets.models.detection.boxes import clip
 from resnets.tensor_files import check_range, check_tensor, load_tensors, save_tensors
 
 if TYPE_CHECKING:  # torchvision takes 1.7 s to import
-    from resnets.models.detection.faster_rcnn import Detections
+    from resnets.models.detection.faster_rcnn import BatchDetections
 
 
 class Detect(Protocol):
     """A detector, or a procedure that is used like one."""
 
-    def __call__(self, images: Tensor, *, sizes: Tensor) -> Detections: ...
+    def __call__(self, images: Tensor, *, sizes: Tensor) -> BatchDetections: ...
 
 
 _TENSORS = ("images", "classes", "scores", "boxes", "indices")

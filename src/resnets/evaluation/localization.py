@@ -16,13 +16,13 @@ from resnets.evaluation.loading import LoaderOptions, never, sized_batches
 from resnets.models.detection.boxes import iou
 
 if TYPE_CHECKING:  # torchvision takes 1.7 s to import
-    from resnets.models.detection.faster_rcnn import Detections
+    from resnets.models.detection.faster_rcnn import BatchDetections
 
 
 class Locate(Protocol):
     """A localiser: boxes of its best classes, the best first; or the best of given classes."""
 
-    def __call__(self, images: Tensor, *, sizes: Tensor) -> Detections: ...
+    def __call__(self, images: Tensor, *, sizes: Tensor) -> BatchDetections: ...
 
     def best(self, images: Tensor, classes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """int64 (B, k), (B, 2) -> boxes (B, k, 4), scores (B, k)."""

@@ -22,8 +22,7 @@ def accelerate(network: nn.Module) -> None:
 
     Only methods of the modules are replaced: parameters, names and results stay, and so does what
     happens at test time or where the kernels do not fit. Hooks of layers inside such a call do not
-    run in training; where shortcut and branch both draw for dropout, the shortcut draws first.
-    Without kernels for this machine nothing changes.
+    run in training. Without kernels for this machine nothing changes.
     """
     if cpu_fused.library() is None or isinstance(network, ExternalNetwork):
         return  # a person's own modules may be looked into by hooks, or have other methods

@@ -42,6 +42,10 @@ class Unit(nn.Module):
         y: Tensor = self.downsample(x)
         return y
 
+    def skip_and_branch(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms of the sum. The shortcut comes first: both may draw random numbers."""
+        return self.shortcut(x), self.branch(x)
+
 
 class Residual(Unit):
     """y = act(F(x) + h(x)): He et al. 2015, eq. 1 and 2; He et al. 2016, eq. 1.
@@ -56,12 +60,9 @@ class Residual(Unit):
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.act(self.branch(x) + self.shortcut(x))
+        skip, branch = self.skip_and_branch(x)
+        y: Tensor = self.act(skip + branch)
         return y
-
-    def skip_and_branch(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two terms of the sum."""
-        return self.shortcut(x), self.branch(x)
 
 
 class ExclusiveGate(Residual):
@@ -72,11 +73,6 @@ class ExclusiveGate(Residual):
     ) -> None:
         super().__init__(layers, shortcut, act)
         self.gate = gate
-
-    def forward(self, x: Tensor) -> Tensor:
-        skip, branch = self.skip_and_branch(x)
-        y: Tensor = self.act(skip + branch)
-        return y
 
     def skip_and_branch(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two terms of the sum, each with its gate."""
@@ -97,7 +93,8 @@ class PreActivation(Unit):
         self.pre = pre
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(x) + self.branch(self.pre(x))
+        skip, branch = self.skip_and_branch(x)
+        return skip + branch
 
     def skip_and_branch(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two terms of the sum."""
@@ -110,10 +107,6 @@ class SharedPreActivation(PreActivation):
     Shapes: (N, C, ...) -> (N, C', ...).
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        a = self.pre(x)
-        return self.shortcut(a) + self.branch(a)
-
     def skip_and_branch(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two terms of the sum."""
         a = self.pre(x)
@@ -122,14 +115,14 @@ class SharedPreActivation(PreActivation):
 
 def units(network: nn.Module) -> dict[str, Residual | PreActivation]:
     """The residual units by name, from the input on. Raises UsageError where there are none."""
-    found = {
+    residual_units = {
         name: module
         for name, module in network.named_modules()
         if isinstance(module, Residual | PreActivation)
     }
-    if not found:
+    if not residual_units:
         raise UsageError("the network has no residual units: a plain or dense one has none to take")
-    return found
+    return residual_units
 
 
 class CheckpointedStage(nn.Sequential):

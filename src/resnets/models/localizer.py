@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from resnets.config.arch import LocalizerArch
 from resnets.errors import UsageError
 from resnets.models.detection import boxes as box
-from resnets.models.detection.faster_rcnn import Detections
+from resnets.models.detection.faster_rcnn import BatchDetections
 from resnets.models.detection.roi_align import sampling_grid
 from resnets.models.detection.rpn import (
     HIGH,
@@ -108,7 +108,7 @@ def crop_regions(images: Tensor, boxes: Tensor, side: int) -> Tensor:
 class Localizer(nn.Module):
     """Images (B, C, H, W), any H and W, to the best box for each class.
 
-    Detections: the best box of each of the `DETECTIONS_PER_IMG` best classes, or of the
+    BatchDetections: the best box of each of the `DETECTIONS_PER_IMG` best classes, or of the
     `RCNN_DETECTIONS_PER_IMG` best with an R-CNN. With targets (B, M): float32
     (len(loss_names) + 1,), the losses, each a mean over images, and the share of images whose best
     proposal of the true class has an IoU below 0.5. The class of an image is that of its first
@@ -138,7 +138,7 @@ class Localizer(nn.Module):
 
     def forward(
         self, images: Tensor, targets: DetectionTargets | None = None, sizes: Tensor | None = None
-    ) -> Detections | Tensor:
+    ) -> BatchDetections | Tensor:
         sizes = image_sizes(images, sizes)
         if targets is not None:
             return self.losses(images, sizes, targets)
@@ -148,7 +148,7 @@ class Localizer(nn.Module):
         classes = best.topk(min(count, best.shape[1])).indices
         boxes, scores = self.localize(images, features, classes)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
-        return Detections(gather_rows(boxes, order), scores, classes.gather(1, order), None)
+        return BatchDetections(gather_rows(boxes, order), scores, classes.gather(1, order), None)
 
     def best(
         self, images: Tensor, classes: Tensor, sizes: Tensor | None = None

@@ -40,8 +40,8 @@ CELLS = {"fpn": 7, "c4": 14}  # of a region; conv5 halves the 14
 MASK_CELLS = 14  # of a region for the mask head; the mask has twice as many
 
 
-class Detections(NamedTuple):
-    """Detections of each image, the best first; D is fixed."""
+class BatchDetections(NamedTuple):
+    """The detections of each image of a batch, the best first; D is fixed."""
 
     boxes: Tensor  # float32 (B, D, 4), pixels of the input
     scores: Tensor  # float32 (B, D), 0 where there is none
@@ -69,9 +69,9 @@ class FasterRCNN(nn.Module):
     """Faster R-CNN and Mask R-CNN, forms "c4" and "fpn".
 
     Images (B, C, H, W), sizes int64 (B, 2) of each inside the input (None: all of it) ->
-    Detections. With targets (B, M): float32 (len(loss_names) + 1,), the losses, each the mean over
-    images of its mean over the image's sampled anchors or regions, and the share of sampled regions
-    of wrong class.
+    BatchDetections. With targets (B, M): float32 (len(loss_names) + 1,), the losses, each the mean
+    over images of its mean over the image's sampled anchors or regions, and the share of sampled
+    regions of wrong class.
 
     `norm="group"`: a group normalisation follows each convolution of the pyramid, and each 3x3 of
     the mask head, before its ReLU. Raises UsageError for anchors that do not fit the levels, and in
@@ -109,7 +109,7 @@ class FasterRCNN(nn.Module):
 
     def forward(
         self, images: Tensor, targets: DetectionTargets | None = None, sizes: Tensor | None = None
-    ) -> Tensor | Detections:
+    ) -> Tensor | BatchDetections:
         height, width = images.shape[2:]
         sizes = image_sizes(images, sizes)
         maps = self.features(images)
@@ -174,12 +174,12 @@ class FasterRCNN(nn.Module):
         shape = features.shape[:2]
         return logits.unflatten(0, shape), deltas.unflatten(0, shape).unflatten(2, (-1, 4))
 
-    def postprocess(self, probabilities: Tensor, boxes: Tensor, sizes: Tensor) -> Detections:
+    def postprocess(self, probabilities: Tensor, boxes: Tensor, sizes: Tensor) -> BatchDetections:
         """What `classify_rois` gave -> the best `detections_per_img` after suppression."""
         rows = flatten_classes(probabilities, boxes, sizes, self.score_thresh)
         return top_k_detections(*rows, self.nms_thresh, self.detections_per_img)
 
-    def add_masks(self, maps: dict[str, Tensor], detections: Detections) -> Detections:
+    def add_masks(self, maps: dict[str, Tensor], detections: BatchDetections) -> BatchDetections:
         """With the masks of the detections; without a mask head they stay as they are."""
         if not self.arch.masks:
             return detections
@@ -281,13 +281,13 @@ def top_k_detections(
     valid: Tensor,
     nms_thresh: float,
     detections_per_img: int,
-) -> Detections:
+) -> BatchDetections:
     """Suppression within each image and class, and the best of each image.
 
     boxes (B, R, 4); scores, classes and valid (B, R).
     """
     index, valid = box.nms(boxes, scores, classes, valid, nms_thresh, detections_per_img)
-    return Detections(
+    return BatchDetections(
         gather_rows(boxes, index) * valid[..., None],
         scores.gather(1, index) * valid,
         classes.gather(1, index).where(valid, -1),

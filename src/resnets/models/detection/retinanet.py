@@ -12,7 +12,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from resnets.config.arch import DetectorArch
 from resnets.models.detection import boxes as box
-from resnets.models.detection.faster_rcnn import Detections, top_k_detections
+from resnets.models.detection.faster_rcnn import BatchDetections, top_k_detections
 from resnets.models.detection.fpn import FeaturePyramid
 from resnets.models.detection.rpn import RPNOutput, gather_rows, image_sizes, make_anchors
 from resnets.models.layers import LayerFactory, check_finite
@@ -28,9 +28,9 @@ class RetinaNet(nn.Module):
     """Classes and boxes of the anchors of pyramid levels 3 to 7, by two towers of convolutions.
 
     Images (B, C, H, W), sizes int64 (B, 2) of each inside the input (None: all of it) ->
-    Detections. With targets (B, M): float32 (3,), the focal loss and the L1 loss of the boxes, each
-    divided by the image's anchors that have an object and then the mean over images; and the share
-    of these anchors of wrong class.
+    BatchDetections. With targets (B, M): float32 (3,), the focal loss and the L1 loss of the boxes,
+    each divided by the image's anchors that have an object and then the mean over images; and the
+    share of these anchors of wrong class.
 
     There is a logit for each class and none for background. torchvision's weights count
     background among the classes and never train it: they are a network of one class more, whose
@@ -52,7 +52,7 @@ class RetinaNet(nn.Module):
 
     def forward(
         self, images: Tensor, targets: DetectionTargets | None = None, sizes: Tensor | None = None
-    ) -> Tensor | Detections:
+    ) -> Tensor | BatchDetections:
         height, width = images.shape[2:]
         maps = list(self.features(images).values())
         head = self.head(maps)
@@ -67,7 +67,7 @@ class RetinaNet(nn.Module):
         maps: dict[str, Tensor] = self.backbone(images)
         return maps
 
-    def postprocess(self, output: RPNOutput, sizes: Tensor) -> Detections:
+    def postprocess(self, output: RPNOutput, sizes: Tensor) -> BatchDetections:
         """The best pairs of anchor and class of each level, and what suppression leaves of them."""
         # The best pairs are among the anchors whose best class is best: much less to sort.
         index = output.top_k(output.logits.amax(2), PRE_NMS_TOP_N)
