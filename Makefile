@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet
 
-.PHONY: demo test avx2 slow nightly check clean
+.PHONY: demo test avx2 slow nightly check constraints dist clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -34,6 +34,19 @@ check: .venv/installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/python tests/count_lines.py
 
+# Renews the versions that hosted CI installs, for every extra, system and Python of pyproject.toml.
+# UV_ARGS="--upgrade-package torch" or "--upgrade" takes newer ones; without it only what is new or gone changes.
+UV_ARGS ?=
+constraints: .venv/installed-dev
+	$(INSTALL) uv
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 $(UV_ARGS) \
+	  --no-annotate --no-emit-index-url --custom-compile-command "make constraints" --quiet --output-file constraints.txt
+
+# The sdist, and the wheel from it.
+dist: .venv/installed-dev
+	rm -rf dist
+	$(BIN)/python -m build
+
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(if $(TORCH_INDEX),$(INSTALL) --index-url $(TORCH_INDEX) torch torchvision)
@@ -45,4 +58,4 @@ check: .venv/installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv dist runs .pytest_cache .mypy_cache .ruff_cache
