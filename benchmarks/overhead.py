@@ -25,7 +25,6 @@ from resnets.training.run import Run
 from resnets.training.saver import SAVE_SECONDS, Saver
 from resnets.training.state import State, TrainProgress, all_finite, ema_update, flat_view, floating
 from resnets.training.step import Step
-from resnets.training.stream import batches
 
 RUN = 300.0
 PARSER = argparse.ArgumentParser(description=__doc__)
@@ -62,9 +61,9 @@ def main():
     )
     began = time.perf_counter()
     state = State.start(plan.recipe, plan.arch, plan.device)
-    state.progress = TrainProgress(steps=plan.steps, micro_batch=plan.micro)
+    state.progress = TrainProgress(steps=plan.steps, micro_batch=plan.micro_batch)
     step = Step(plan, state)
-    stream = batches(plan, state.progress)
+    stream = plan.batches(state.progress)
     step.update(next(stream))  # compiles the kernels where they are not there yet
     starting = time.perf_counter() - began
 

@@ -541,7 +541,9 @@ def test_ranks_find_together_what_one_finds(tmp_path):
 def test_it_breaks_off(tmp_path):
     network, loader = Told(), LoaderOptions(preprocess=SEE, device="cpu", batch=2)
     said = iter([False, True])
-    found = detect(network, split_on_disk(tmp_path, SIZES), loader, stopped=lambda: next(said))
+    found = detect(
+        network, split_on_disk(tmp_path, SIZES), replace(loader, stopped=lambda: next(said))
+    )
     assert found.indices.tolist() == [0, 1]
     assert len(network.shapes) == 1
 

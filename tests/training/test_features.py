@@ -21,7 +21,6 @@ from resnets.training.resolve import resolve
 from resnets.training.run import Run
 from resnets.training.state import State, TrainProgress, load_pretrained
 from resnets.training.step import Step
-from resnets.training.stream import batches
 from resnets.training.tasks.classification import default_recipe
 
 from ._helpers import run_to
@@ -262,7 +261,7 @@ def test_exact_normalisation_statistics_are_in_the_result(tmp_path):
     assert not torch.equal(model.network.bn1.running_mean, raw)
     plan = resnets.plan("digits", recipe=str(tmp_path / "r" / "recipe.json"))
     images = torch.cat(
-        [b.images for b in itertools.islice(batches(plan, TrainProgress(steps=3)), 3)]
+        [b.images for b in itertools.islice(plan.batches(TrainProgress(steps=3)), 3)]
     )
     means = F.conv2d(images, model.network.conv1.weight, padding=1).mean((0, 2, 3))
     torch.testing.assert_close(model.network.bn1.running_mean, means, rtol=1e-4, atol=1e-5)

@@ -235,7 +235,7 @@ def test_one_step_is_sgd_with_momentum_by_hand():
 
     plan = small_plan(nesterov=False, warmup=0.0, schedule="step", lr=0.05, decay_all=True)
     state = State.start(plan.recipe, plan.arch, CPU)
-    state.progress = TrainProgress(steps=plan.steps, micro_batch=plan.micro)
+    state.progress = TrainProgress(steps=plan.steps, micro_batch=plan.micro_batch)
     step = Step(plan, state)
     weight = dict(state.network.named_parameters())["fc.weight"]
     velocity, expected = torch.zeros_like(weight), weight.detach().clone()

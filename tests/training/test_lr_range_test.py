@@ -10,7 +10,6 @@ from resnets.training import resolve as plans
 from resnets.training.lr_range_test import lr_range_test
 from resnets.training.state import State, TrainProgress
 from resnets.training.step import Step
-from resnets.training.stream import batches
 
 
 def a_plan(**changes):
@@ -24,7 +23,7 @@ def test_the_steps_are_those_of_a_run_at_that_rate():
     state = State.start(plan.recipe, plan.arch, plan.device)
     state.progress = TrainProgress(steps=12, micro_batch=16)
     step, losses = Step(plan, state), []
-    for batch in batches(plan, state.progress):
+    for batch in plan.batches(state.progress):
         step.update(batch)
         losses.append(float(state.totals[0] / state.totals[2]))
         state.totals.zero_()

@@ -59,7 +59,7 @@ def test_only_a_batch_that_does_not_fit_is_made_smaller(monkeypatch):
     assert memory.fit_to_memory(plan).recipe.micro_batch == 0
     monkeypatch.setattr(memory, "available_bytes", lambda: round((fixed + 16 * image) / 0.8) + 1)
     small = memory.fit_to_memory(plan)
-    assert small.recipe.micro_batch == small.micro == 16
+    assert small.recipe.micro_batch == small.micro_batch == 16
     assert "2 forward passes of 16 images make one step" in small.summary()["length"]
     said = a_plan(micro_batch=32)
     assert memory.fit_to_memory(said) is said

@@ -23,7 +23,7 @@ def run(tmp_path):
 
 def test_it_saves_no_more_often_than_the_interval(run):
     state, keeper = small_plan().start(), Saver(run, SINGLE_PROCESS)
-    keeper.start(100.0)
+    keeper.last_save = 100.0
     assert not keeper.due(state.progress, 100.0 + SAVE_SECONDS)
     assert keeper.due(state.progress, 100.1 + SAVE_SECONDS)
     assert keeper.save(state, 100.1 + SAVE_SECONDS)

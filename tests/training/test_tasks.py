@@ -15,7 +15,6 @@ from resnets.models.io.model_file import load
 from resnets.tensor_files import digest
 from resnets.training import checkpoint
 from resnets.training.state import TrainProgress, load_pretrained
-from resnets.training.stream import batches
 
 from ._helpers import run_to
 
@@ -136,9 +135,9 @@ def test_a_steps_images_share_a_side_that_changes_from_step_to_step(drawn):
     assert max(sides) <= 80
     assert len(set(sides)) > 20
     assert sides == [plan.side(step, 1000) for step in range(100)]  # whatever the length
-    batch = next(batches(plan, TrainProgress(steps=6)))
+    batch = next(plan.batches(TrainProgress(steps=6)))
     height, width = fit_side(64, 80, sides[0])
     assert batch.images.shape[2:] == (-(-height // 32) * 32, -(-width // 32) * 32)
     classes = resnets.plan("digits", overrides={"augment.crop": "resize"})
     with pytest.raises(UsageError, match=r"augment.crop=resize is for boxes"):
-        next(batches(classes, TrainProgress(steps=1)))
+        next(classes.batches(TrainProgress(steps=1)))

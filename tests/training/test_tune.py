@@ -133,7 +133,7 @@ def test_a_changed_trial_is_named(tmp_path):
     better_ones(tmp_path)
     path = tmp_path / "trial-0002" / "trial.json"
     path.write_text(path.read_text().replace("state", "stale"))
-    with pytest.raises(CheckpointError, match=r"trial-0002/trial\.json was changed"):
+    with pytest.raises(CheckpointError, match=r"trial-0002/trial\.json: stale: "):
         run(tmp_path, trials=5)
 
 

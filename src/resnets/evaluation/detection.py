@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -18,7 +18,7 @@ from resnets.errors import MissingPackage, UsageError
 from resnets.evaluation import voc
 from resnets.evaluation.diagnosis import diagnose
 from resnets.evaluation.intervals import percentile_interval
-from resnets.evaluation.loading import LoaderOptions, never, sized_batches
+from resnets.evaluation.loading import LoaderOptions, sized_batches
 from resnets.evaluation.predictions import DetectionPredictions, Rle
 from resnets.evaluation.scores import advice, unreadable_files
 from resnets.models.detection.boxes import clip
@@ -46,14 +46,13 @@ def detect(
     loader: LoaderOptions,
     *,
     bfloat16: bool = False,
-    stopped: Callable[[], bool] = never,
 ) -> DetectionPredictions:
     """Detections of a network in evaluation mode; each rank has a share, see `concatenate`.
 
     Raises as `test_batches`, and MissingPackage for masks.
     """
     start, parts = time.monotonic(), [NO_DETECTIONS]
-    for batch, sizes, file_sizes in sized_batches(split, loader, stopped):
+    for batch, sizes, file_sizes in sized_batches(split, loader):
         parts.append(replace(NO_DETECTIONS, indices=batch.indices, unreadable=batch.unreadable))
         if not len(file_sizes):
             continue

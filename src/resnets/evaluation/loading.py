@@ -15,6 +15,11 @@ from resnets.data.loader import Batch, test_batches
 from resnets.data.splits import Split
 
 
+def never() -> bool:
+    """No signal asks to stop."""
+    return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderOptions:
     """How a split is read, by which rank, and where its images go; as of `test_batches`."""
@@ -25,10 +30,11 @@ class LoaderOptions:
     workers: int = 0
     rank: int = 0
     ranks: int = 1
+    stopped: Callable[[], bool] = never  # asked before each batch; once true, it is the end
 
     def batches(self, split: Split) -> Iterator[Batch]:
         """This rank's images of a split, each once. Raises as `test_batches`."""
-        return test_batches(
+        batches = test_batches(
             split,
             preprocess=self.preprocess,
             batch=self.batch,
@@ -37,23 +43,16 @@ class LoaderOptions:
             rank=self.rank,
             ranks=self.ranks,
         )
+        return takewhile(lambda _: not self.stopped(), batches)
 
 
-def never() -> bool:
-    """No signal asks to stop."""
-    return False
-
-
-def sized_batches(
-    split: Split, loader: LoaderOptions, stopped: Callable[[], bool] = never
-) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+def sized_batches(split: Split, loader: LoaderOptions) -> Iterator[tuple[Batch, Tensor, Tensor]]:
     """Batches, and the sizes of their images inside the views and as files: int64 (B, 2) each.
 
-    A smaller image stands at the top left of its view. It ends once `stopped` is true. Raises as
-    `test_batches`.
+    A smaller image stands at the top left of its view. Raises as `test_batches`.
     """
     assert split.sizes is not None
-    for batch in takewhile(lambda _: not stopped(), loader.batches(split)):
+    for batch in loader.batches(split):
         file_sizes = split.sizes[batch.indices]
         view_sizes = [
             fit_side(height, width, loader.preprocess.size) for height, width in file_sizes.tolist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from resnets.data.splits import Split
 from resnets.evaluation.intervals import wilson_interval
-from resnets.evaluation.loading import LoaderOptions, never, sized_batches
+from resnets.evaluation.loading import LoaderOptions, sized_batches
 from resnets.models.detection.boxes import iou
 
 if TYPE_CHECKING:  # torchvision takes 1.7 s to import
@@ -86,7 +85,6 @@ def evaluate(
     predicted: Tensor | None = None,
     name: str = "test",
     bfloat16: bool = False,
-    stopped: Callable[[], bool] = never,
 ) -> LocalizationMetrics:
     """Both errors (1512.03385, Table 13) of a network in evaluation mode.
 
@@ -95,7 +93,7 @@ def evaluate(
     it the network's own are taken. Raises as `test_batches`.
     """
     hits, unreadable = [torch.empty(0, 2, dtype=torch.bool)], list[tuple[Path, str]]()
-    for batch, sizes, _ in sized_batches(split, loader, stopped):
+    for batch, sizes, _ in sized_batches(split, loader):
         unreadable += batch.unreadable
         images, objects = batch.images, batch.objects
         if objects is None or not objects.kind.numel():

@@ -14,7 +14,6 @@ from resnets.training.distributed import SINGLE_PROCESS
 from resnets.training.plan import Plan
 from resnets.training.state import TrainProgress
 from resnets.training.step import Step
-from resnets.training.stream import batches
 
 REPORT_SECONDS = 0.5
 FORWARDS_PER_STEP = 3  # forward passes that take as long as a training step, about
@@ -108,7 +107,7 @@ def estimate(plan: Plan, seconds: float = 2.0) -> float:
     step = Step(local_plan, state)
     read_seconds, step_seconds = list[float](), list[float]()
     began = before = time.perf_counter()
-    for batch in islice(batches(local_plan, state.progress), 20):
+    for batch in islice(local_plan.batches(state.progress), 20):
         read = time.perf_counter()
         step.update(batch)
         after = time.perf_counter()
@@ -127,7 +126,7 @@ def estimate(plan: Plan, seconds: float = 2.0) -> float:
 
 def seconds_per_test_image(plan: Plan, network: Network) -> float:
     """Seconds that an image takes in float32: the second of two batches counts."""
-    images, *_ = plan.task.example_inputs(plan, plan.micro, plan.preprocess.size)
+    images, *_ = plan.task.example_inputs(plan, plan.micro_batch, plan.preprocess.size)
     seconds = 0.0
     network.eval()
     for _ in range(2):
@@ -138,4 +137,4 @@ def seconds_per_test_image(plan: Plan, network: Network) -> float:
             torch.cuda.synchronize()
         seconds = time.monotonic() - began
     network.train()
-    return seconds / plan.micro
+    return seconds / plan.micro_batch

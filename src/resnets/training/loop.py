@@ -6,22 +6,15 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 from resnets.errors import Diverged
-from resnets.training import checkpoint
+from resnets.training import checkpoint, monitor
 from resnets.training.clock import Clock, Progress, estimate, seconds_per_test_image
 from resnets.training.log import Log, UnreadableFiles
-from resnets.training.monitor import (
-    evaluate_and_log,
-    evaluation_due,
-    evaluation_interval,
-    forget_missing_best,
-)
 from resnets.training.plan import Plan
 from resnets.training.run import LOGS, Run
 from resnets.training.saver import Saver
 from resnets.training.signals import SignalFlags
 from resnets.training.state import State
 from resnets.training.step import DIVERGED_AFTER, Step
-from resnets.training.stream import batches
 
 MAX_ROLLBACKS = 3  # times that a run may go back to a checkpoint before it is given up
 
@@ -52,15 +45,17 @@ def train(
     run: Run, plan: Plan, state: State, saver: Saver, notes: list[str], stop: SignalFlags
 ) -> Generator[Progress, None, str]:
     """Train to the end or a signal and return "", or until the state is lost and return why."""
-    progress, every = state.progress, evaluation_interval(plan, state.progress.steps)
+    progress, interval = state.progress, monitor.evaluation_interval(plan, state.progress.steps)
     log, unreadable = Log(run, plan.world.is_main, progress.step, notes), UnreadableFiles(run, plan)
-    step, stream, clock = Step(plan, state), batches(plan, progress), start_clock(plan, state)
-    saver.start(clock.now)
+    step, stream, clock = Step(plan, state), plan.batches(progress), Clock(plan, progress)
+    if plan.recipe.budget:
+        clock.seconds_per_test_image = seconds_per_test_image(plan, state.network)
+    saver.last_save = clock.now
     while True:
         clock.tick()
         report = clock.report()
-        if evaluation_due(progress, every):
-            report = evaluate_and_log(run, log, plan, state, report, stop)
+        if monitor.evaluation_due(progress, interval):
+            report = monitor.evaluate_and_log(run, log, plan, state, report, stop)
             clock.record_evaluation(len(plan.monitor_split or ()))
 
         # What one rank knows all ranks do: signals, saves, a budget's new length.
@@ -95,14 +90,6 @@ def train(
         unreadable.add(batch.unreadable)
 
 
-def start_clock(plan: Plan, state: State) -> Clock:
-    """A clock that begins now; for a budget it knows how long the test of the result will take."""
-    clock = Clock(plan, state.progress)
-    if plan.recipe.budget:
-        clock.seconds_per_test_image = seconds_per_test_image(plan, state.network)
-    return clock
-
-
 def load_or_init(run: Run, plan: Plan, notes: list[str]) -> State:
     """The state of the newest checkpoint, or of the first step; the logs are cut to it."""
     world, state = plan.world, plan.start()
@@ -112,7 +99,7 @@ def load_or_init(run: Run, plan: Plan, notes: list[str]) -> State:
         state.restore(saved.tensors, saved.progress)
         notes += saved.problems
         if world.is_main:
-            notes += forget_missing_best(run, plan, state.progress)
+            notes += monitor.forget_missing_best(run, plan, state.progress)
     elif budget := plan.recipe.budget:
         steps = max(1, round(plan.steps * budget / estimate(plan)))
         state.progress.steps = world.broadcast(steps)

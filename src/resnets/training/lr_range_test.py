@@ -7,7 +7,6 @@ from dataclasses import replace
 from resnets.errors import UsageError
 from resnets.training.plan import Plan
 from resnets.training.step import Step
-from resnets.training.stream import batches
 
 LOSS_DECAY = 0.9  # of the average loss
 STOP_RATIO = 4.0  # the test ends where the average loss is so many times its best
@@ -34,7 +33,7 @@ def lr_range_test(
     plan = replace(plan, recipe=recipe)
     step, average = Step(plan, state := plan.start()), 0.0
     rates, losses = list[float](), list[float]()
-    for k, batch in enumerate(batches(plan, state.progress)):
+    for k, batch in enumerate(plan.batches(state.progress)):
         rate = state.progress.lr_scale = low * (high / low) ** (k / (steps - 1))
         if step.update(batch) != "done":
             break

@@ -11,7 +11,7 @@ from resnets.models.io.model_file import load, save
 from resnets.training.clock import FORWARDS_PER_STEP, Progress
 from resnets.training.log import Log
 from resnets.training.plan import Plan
-from resnets.training.run import Run, unreadable_file
+from resnets.training.run import Run, reading
 from resnets.training.signals import SignalFlags
 from resnets.training.state import State, TrainProgress
 
@@ -28,9 +28,9 @@ def evaluation_interval(plan: Plan, steps: int) -> int:
     return every
 
 
-def evaluation_due(progress: TrainProgress, every: int) -> bool:
+def evaluation_due(progress: TrainProgress, interval: int) -> bool:
     """Whether to evaluate at this step: at intervals and at the end, but not twice near it."""
-    due = progress.step % every == 0 and progress.steps - progress.step > every // 4
+    due = progress.step % interval == 0 and progress.steps - progress.step > interval // 4
     return (due or progress.done) and progress.last_logged_step < progress.step
 
 
@@ -82,13 +82,12 @@ def update_best(
 
 def read_best(run: Run, plan: Plan) -> Network | None:
     """The best state on the monitored images, or None. Raises CheckpointError, DiskError."""
-    try:
+    with reading(run.best):
+        if not run.best.exists():
+            return None
         run.best.read_bytes()  # what fails now may pass
+    try:
         return load(run.best, plan.external)[0]
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise unreadable_file(run.best, error) from None
     except CheckpointError as error:
         raise CheckpointError(
             f"{str(error).splitlines()[0]}\nNothing was touched. Put back a whole copy; or move it "

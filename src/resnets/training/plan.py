@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +22,10 @@ from resnets.config.tasks import TaskText
 from resnets.config.types import EvaluateOptions, InferenceOptions
 from resnets.data.dataset import Source, Split
 from resnets.data.detection.targets import DetectionTargets
+from resnets.data.loader import Batch, train_batches
 from resnets.data.rng import draw_for_step
 from resnets.errors import UsageError
-from resnets.evaluation.loading import LoaderOptions
+from resnets.evaluation.loading import LoaderOptions, never
 from resnets.evaluation.predictor import Model
 from resnets.evaluation.targets import AnyModel, LogAccess
 from resnets.models import Network
@@ -151,7 +153,7 @@ class Plan:
         return self.recipe.batch // self.world.size
 
     @property
-    def micro(self) -> int:
+    def micro_batch(self) -> int:
         """Images of one forward pass."""
         return min(self.recipe.micro_batch or self.local_batch, self.local_batch)
 
@@ -188,15 +190,33 @@ class Plan:
             },
         )
 
-    def loader_options(self, world: World) -> LoaderOptions:
-        """How a rank reads its part of a split to test on."""
+    def batches(self, progress: TrainProgress) -> Iterator[Batch]:
+        """This rank's training batches from a step on; under a budget they never end."""
+        return train_batches(
+            self.train,
+            preprocess=self.preprocess,
+            augment=self.recipe.augment,
+            batch=self.recipe.batch,
+            seed=self.recipe.seed,
+            start=progress.step,
+            stop=sys.maxsize if self.recipe.budget else progress.steps,
+            device=self.device,
+            workers=self.workers,
+            rank=self.world.rank,
+            ranks=self.world.size,
+            sides=lambda step: self.side(step, progress.steps),
+        )
+
+    def loader_options(self, world: World, stopped: Stopped = never) -> LoaderOptions:
+        """How a rank reads its part of a split to test on, until a signal asks to break off."""
         return LoaderOptions(
             preprocess=self.preprocess,
             device=self.device,
-            batch=self.micro,
+            batch=self.micro_batch,
             workers=self.workers,
             rank=world.rank,
             ranks=world.size,
+            stopped=stopped,
         )
 
     def side(self, step: int, steps: int) -> int:
@@ -228,7 +248,7 @@ class Plan:
         if self.base is not None:
             for network in (state.network, state.average):
                 load_pretrained(network, self.base.network.state_dict())
-        state.progress = TrainProgress(steps=self.steps, micro_batch=self.micro)
+        state.progress = TrainProgress(steps=self.steps, micro_batch=self.micro_batch)
         return state
 
     def summary(self) -> dict[str, str]:
@@ -242,8 +262,8 @@ class Plan:
         length = f"{self.steps:,} steps of {recipe.batch}, {epochs:.1f} epochs"
         if recipe.budget:
             length = f"as many steps of {recipe.batch} as fit into {recipe.budget / 60:.3g} minutes"
-        if (passes := math.ceil(self.local_batch / self.micro)) > 1:
-            length += f"; {passes} forward passes of {self.micro} images make one step"
+        if (passes := math.ceil(self.local_batch / self.micro_batch)) > 1:
+            length += f"; {passes} forward passes of {self.micro_batch} images make one step"
             length += self.memory_note
         return {
             "data": f"{source.name}, digest {source.digest[:12]}",

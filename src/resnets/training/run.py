@@ -80,7 +80,6 @@ SCHEMAS = {
     "cost.json": pydantic.TypeAdapter[Any](dict[str, Number | None]),
     "notes.jsonl": pydantic.TypeAdapter[Any](dict[str, Number | str]),
     "environment.json": pydantic.TypeAdapter[Any](dict[str, str]),
-    "recipe.json": pydantic.TypeAdapter[Any](dict[str, Any]),
     "source.json": pydantic.TypeAdapter[Any](Source),
     "result.json": pydantic.TypeAdapter[Any](Result),
 }
@@ -102,17 +101,20 @@ class JsonObject(dict[str, Any]):
         raise CheckpointError(f"{self.path} was changed: it has no {key!r}")
 
 
-def invalid_file(path: Path, error: Exception) -> CheckpointError:
-    """The error for a file whose content is not what belongs there."""
-    reason = (
-        archs.field_problem(error)[0] if isinstance(error, pydantic.ValidationError) else str(error)
-    )
-    return CheckpointError(f"cannot read {path}: {shorten(reason)}")
-
-
-def unreadable_file(path: Path, error: OSError) -> DiskError:
-    """The error for a file that is there and cannot be read now."""
-    return DiskError(f"{path} cannot be read: {error.strerror}. Nothing was changed: try again.")
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise DiskError where a file cannot be read now, CheckpointError for what it may not hold."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(
+            f"{path} cannot be read: {error.strerror}. Nothing was changed: try again."
+        ) from None
+    except pydantic.ValidationError as error:
+        problem = archs.field_problem(error)[0]
+        raise CheckpointError(f"cannot read {path}: {shorten(problem)}") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path}: {shorten(str(error))}") from None
 
 
 def whole_lines(data: bytes) -> list[bytes]:
@@ -187,19 +189,15 @@ class Run:
         Raises UsageError where there is no run, CheckpointError for a broken file, DiskError.
         """
         path = self.path / name
-        try:
-            return JsonObject(path, json.loads(path.read_bytes()))
-        except FileNotFoundError:
-            if (self.path / "checkpoints").is_dir() and not (self.path / "recipe.json").exists():
-                raise UsageError(
-                    f"{self.path} was interrupted before the first step, so nothing was lost.\n"
-                    f"Start again with the same command, --run {self.path}."
-                ) from None
-            raise UsageError(f"{self.path} is not a run folder: it has no {name}") from None
-        except OSError as error:
-            raise unreadable_file(path, error) from None
-        except (ValueError, TypeError, RecursionError) as error:
-            raise invalid_file(path, error) from None
+        with reading(path):
+            if path.exists():
+                return JsonObject(path, json.loads(path.read_bytes()))
+        if (self.path / "checkpoints").is_dir() and not (self.path / "recipe.json").exists():
+            raise UsageError(
+                f"{self.path} was interrupted before the first step, so nothing was lost.\n"
+                f"Start again with the same command, --run {self.path}."
+            )
+        raise UsageError(f"{self.path} is not a run folder: it has no {name}")
 
     def read_recipe(self) -> Recipe:
         """The recipe. Raises as `read_json`; UsageError names the file and its wrong fields."""
@@ -235,13 +233,9 @@ class Run:
         Raises CheckpointError that names it, also for a key that a row lacks; DiskError.
         """
         path = self.path / name
-        try:
+        with reading(path):
             lines = whole_lines(path.read_bytes()) if path.exists() else []
             return [JsonObject(path, json.loads(line)) for line in lines]
-        except OSError as error:
-            raise unreadable_file(path, error) from None
-        except (ValueError, TypeError, RecursionError) as error:
-            raise invalid_file(path, error) from None
 
     def write_csv(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
         """Write a CSV file as a whole or not at all, every value as an `escape.cell`."""
@@ -251,13 +245,9 @@ class Run:
 
     def log_digests(self) -> dict[str, tuple[int, str]]:
         """The length in bytes and the SHA-256 of each log, for a checkpoint. Raises OSError."""
-        digests = {}
-        for name in LOGS:
-            path = self.path / name
-            if path.exists():
-                data = path.read_bytes()
-                digests[name] = (len(data), hashlib.sha256(data).hexdigest())
-        return digests
+        paths = [self.path / name for name in LOGS]
+        contents = {path.name: path.read_bytes() for path in paths if path.exists()}
+        return {name: (len(x), hashlib.sha256(x).hexdigest()) for name, x in contents.items()}
 
     def truncate(self, name: str, step: int, saved: tuple[int, str] | None = None) -> str:
         """Drop the lines of a JSON-lines file that are later than the checkpoint's step.
@@ -267,10 +257,8 @@ class Run:
         Raises DiskError.
         """
         path, kept, invalid = self.path / name, list[bytes](), 0
-        try:
+        with reading(path):
             data = path.read_bytes() if path.exists() else b""
-        except OSError as error:
-            raise unreadable_file(path, error) from None
         for line in whole_lines(data):
             try:
                 if int(json.loads(line)["step"]) <= step:

@@ -33,7 +33,6 @@ from resnets.training.precise_bn import precise_bn
 from resnets.training.run import Run, log_test_access
 from resnets.training.signals import SignalFlags
 from resnets.training.state import State, TrainProgress
-from resnets.training.stream import batches
 from resnets.training.tasks import TASKS, TaskMetrics, task_of_run
 
 PAGES = ("README.md", "report.html")  # written after the result
@@ -244,7 +243,7 @@ def write_model(run: Run, plan: Plan, network: Network, progress: TrainProgress)
     if plan.recipe.precise_bn:
         # At the final size of a growing input, and without a budget's endless stream.
         plain = replace(plan, recipe=replace(plan.recipe, budget=0.0, progressive_from=0))
-        stream = batches(plain, TrainProgress(steps=plan.recipe.precise_bn))
+        stream = plain.batches(TrainProgress(steps=plan.recipe.precise_bn))
         precise_bn(network, (batch.images for batch in stream))
     steps = {"steps": str(progress.step)}
     metadata = replace(plan.metadata, provenance=plan.metadata.provenance | steps)

@@ -27,7 +27,7 @@ class Saver:
         self.folder = run.path / "checkpoints"
         self.thread = ThreadPoolExecutor(1)
         self.pending: Future[None] | None = None
-        self.last_save = 0.0
+        self.last_save = 0.0  # when the interval to the next save began
         self.failures_in_a_row = 0
         self.failures: list[str] = []
 
@@ -35,10 +35,6 @@ class Saver:
     def busy(self) -> bool:
         """Whether a checkpoint is being written."""
         return self.pending is not None and not self.pending.done()
-
-    def start(self, now: float) -> None:
-        """Count the seconds to the next save from now."""
-        self.last_save = now
 
     def due(self, progress: TrainProgress, now: float) -> bool:
         """Whether to save now; not after a step that was left out, to which none should return."""

@@ -25,13 +25,13 @@ from resnets.config import recipe as recipe_fields
 from resnets.config import recipes
 from resnets.config.recipe import Recipe, rename_old_fields
 from resnets.data.splits import hold_out
-from resnets.errors import CheckpointError, Diverged, MemoryExhausted, MissingPackage, UsageError
+from resnets.errors import Diverged, MemoryExhausted, MissingPackage, UsageError
 from resnets.training.clock import Progress
 from resnets.training.loop import fit
 from resnets.training.memory import fit_to_memory
 from resnets.training.plan import Plan
 from resnets.training.resolve import resolve
-from resnets.training.run import Run, invalid_file
+from resnets.training.run import Run, reading
 from resnets.training.runner import create_run, finish
 from resnets.training.signals import SignalFlags
 
@@ -51,6 +51,8 @@ VAL_FRACTION = 0.1  # of the training images, where the data has no validation s
 class Trial:
     """One choice of the fields, and its end."""
 
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+
     number: int
     fields: dict[str, Any]
     state: str = "running"  # then "complete", "pruned" or "failed"
@@ -59,18 +61,8 @@ class Trial:
     curve: list[float] = field(default_factory=list)  # the errors along the way
 
 
-@dataclass(frozen=True)
-class Study:
-    """What is searched: `plan`, without test images, is that of every trial but for the fields."""
-
-    folder: Run
-    plan: Plan
-    space: dict[str, distributions.BaseDistribution]
-    length: dict[str, Any]  # each trial's budget, if there is one
-
-
-def search_ranges(recipe: Recipe, asked: Sequence[str]) -> dict[str, str]:
-    """What is searched, FIELD: LOW:HIGH, LOW:HIGH:log or A,B,C; all of these when none is asked."""
+def search_ranges(recipe: Recipe, requested: Sequence[str]) -> dict[str, str]:
+    """What is searched, FIELD: LOW:HIGH, LOW:HIGH:log or A,B,C; all of these by default."""
     decay = recipe.weight_decay or 1e-4
     defaults = {
         "lr": f"{recipe.lr / 10:g}:{recipe.lr * 10:g}:log",
@@ -81,7 +73,7 @@ def search_ranges(recipe: Recipe, asked: Sequence[str]) -> dict[str, str]:
         "augment.policy": "none,trivialaugment",
         "augment.mixup": "0:0.4",
     }
-    pairs = [item.partition("=") for item in asked]
+    pairs = [item.partition("=") for item in requested]
     ranges = rename_old_fields({key: text for key, _, text in pairs})
     return {key: text or defaults.get(key, "") for key, text in ranges.items()} or defaults
 
@@ -107,7 +99,7 @@ def distribution(recipe: Recipe, key: str, text: str) -> distributions.BaseDistr
 def search(
     folder: Run,
     plan: Plan,
-    asked: Sequence[str],
+    requested: Sequence[str],
     trials: int,
     budget: float,
     watch: Callable[[Progress], None],
@@ -119,19 +111,22 @@ def search(
     Raises UsageError for a wrong field or range, another study in the folder, or another process
     there; Interrupted by a signal, after which the same call goes on with the current trial.
     """
-    ranges = search_ranges(plan.recipe, asked)
+    ranges = search_ranges(plan.recipe, requested)
     space = {key: distribution(plan.recipe, key, text) for key, text in ranges.items()}
     length = {"budget": budget / trials} if budget else {}
-    study = Study(folder, without_test_images(plan), space, length)
     recipe = json.loads(json.dumps(recipe_fields.to_dict(plan.recipe)))
-    digest = plan.source.digest
+    study = {"recipe": recipe, "digest": plan.source.digest, "space": ranges, "length": length}
+    shared = without_test_images(plan)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.locked(), SignalFlags() as stop, stop.interruptible("the same command"):
-        claim(folder, {"recipe": recipe, "digest": digest, "space": ranges, "length": length})
+        claim(folder, study)
         done, running = read_trials(folder)
         yield done
         while len(done) < trials:
-            run_trial(study, done, running, watch, stop)
+            proposed = propose(space, plan.recipe.seed, done, running)
+            trial = Trial(len(done) + 1, proposed.params)
+            trial_plan = plan_trial(shared, trial.fields | length)
+            run_trial(folder, trial_plan, trial, proposed, watch, stop)
             done, running = read_trials(folder)
             names = ("number", "state", "error", "seconds")
             rows = ([*map(asdict(t).get, names), *map(t.fields.get, space)] for t in done)
@@ -168,16 +163,11 @@ def claim(folder: Run, study: dict[str, Any]) -> None:
 def read_trials(folder: Run) -> tuple[list[Trial], list[Trial]]:
     """The trials that have ended, by number, and one that has not."""
     paths = sorted(folder.path.glob("trial-*/trial.json"))
-    trials = []
+    schema, trials = pydantic.TypeAdapter(Trial), []
     for path in paths:
-        try:
-            trial = Trial(**Run(path.parent).read_json("trial.json"))
-            pydantic.TypeAdapter(Trial).validate_python(asdict(trial))
-            trials.append(replace(trial, fields=rename_old_fields(trial.fields, note=False)))
-        except pydantic.ValidationError as error:
-            raise invalid_file(path, error) from None
-        except TypeError:
-            raise CheckpointError(f"{path} was changed: it has other keys than a trial") from None
+        with reading(path):
+            trial = schema.validate_python(dict(Run(path.parent).read_json("trial.json")))
+        trials.append(replace(trial, fields=rename_old_fields(trial.fields, note=False)))
     done = [trial for trial in trials if trial.state != "running"]
     return done, trials[len(done) :]
 
@@ -199,59 +189,44 @@ def propose(
     pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2)
     study = optuna.create_study(sampler=sampler, pruner=pruner)
     for trial in done:
-        ended = optuna.create_trial(
-            state=TrialState.PRUNED if trial.state == "pruned" else TrialState.COMPLETE,
-            value=trial.error,
-            params=trial.fields,
-            distributions=space,
-            intermediate_values=dict(enumerate(trial.curve)),
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.PRUNED if trial.state == "pruned" else TrialState.COMPLETE,
+                value=trial.error,
+                params=trial.fields,
+                distributions=space,
+                intermediate_values=dict(enumerate(trial.curve)),
+            )
         )
-        study.add_trial(ended)
     for trial in running:
         study.enqueue_trial(trial.fields)
     return study.ask(space)
 
 
-def run_trial(
-    study: Study,
-    done: Sequence[Trial],
-    running: Sequence[Trial],
-    watch: Callable[[Progress], None],
-    stop: SignalFlags,
-) -> None:
-    """Run the next trial, or the interrupted one from where it stands, and record its end."""
-    shared = study.plan
-    proposed = propose(study.space, shared.recipe.seed, done, running)
-    recipe = recipes.replace_fields(shared.recipe, proposed.params | study.length)
-    plan = fit_to_memory(
-        resolve(
-            recipe,
-            shared.source,
-            shared.device,
-            shared.workers,
-            task=shared.task,
-            external=shared.external,
-        )
+def plan_trial(shared: Plan, changes: dict[str, Any]) -> Plan:
+    """The plan of all trials with other fields of its recipe. Raises UsageError."""
+    recipe = recipes.replace_fields(shared.recipe, changes)
+    source, device, workers = shared.source, shared.device, shared.workers
+    return fit_to_memory(
+        resolve(recipe, source, device, workers, task=shared.task, external=shared.external)
     )
-    trial = Trial(len(done) + 1, proposed.params)
-    run = Run(study.folder.path / f"trial-{trial.number:04d}")
-    run.path.mkdir(exist_ok=True)
-    run.write_json("trial.json", asdict(trial))
-    if not (run.path / "recipe.json").exists():
-        create_run(plan, run.path)
-    run.write_json("trial.json", asdict(train(run, plan, trial, proposed, watch, stop)))
 
 
-def train(
-    run: Run,
+def run_trial(
+    folder: Run,
     plan: Plan,
     trial: Trial,
     proposed: optuna.Trial,
     watch: Callable[[Progress], None],
     stop: SignalFlags,
-) -> Trial:
-    """Train a trial to its end, or until the median of the others is better; how it ended."""
-    curve, state = list[float](), "complete"
+) -> None:
+    """Train a trial, from where it stands, until it ends or the median of the others is better."""
+    run = Run(folder.path / f"trial-{trial.number:04d}")
+    run.path.mkdir(exist_ok=True)
+    run.write_json("trial.json", asdict(trial))
+    if not (run.path / "recipe.json").exists():
+        create_run(plan, run.path)
+    curve, state, error = list[float](), "complete", None
     stop.at_once = False
     try:
         with run.locked():
@@ -273,9 +248,9 @@ def train(
             stop.at_once = True
             if state == "complete":
                 finish(run, plan, time.monotonic() - plan.began)
+                error = run.read_json("result.json")["error"]
     except (Diverged, MemoryExhausted):
-        state, stop.at_once = "failed", True
-    errors = {"pruned": None, "failed": 1.0}
-    error = errors[state] if state in errors else run.read_json("result.json")["error"]
+        state, error, stop.at_once = "failed", 1.0, True
     seconds = round(time.monotonic() - plan.began, 1)
-    return replace(trial, state=state, error=error, seconds=seconds, curve=curve)
+    ended = replace(trial, state=state, error=error, seconds=seconds, curve=curve)
+    run.write_json("trial.json", asdict(ended))

@@ -29,7 +29,6 @@ from resnets.training.run import Run
 from resnets.training.signals import SignalFlags
 from resnets.training.state import State, TrainProgress
 from resnets.training.step import Step
-from resnets.training.stream import batches
 
 from ._helpers import together
 
@@ -169,7 +168,7 @@ def count_messages(world, folder):
     state.progress = TrainProgress(steps=4, micro_batch=plan.local_batch)
     step, counts = Step(plan, state), []
 
-    for micro, batch in zip((plan.local_batch, 4, 4), batches(plan, state.progress), strict=False):
+    for micro, batch in zip((plan.local_batch, 4, 4), plan.batches(state.progress), strict=False):
         state.progress.micro_batch = micro
         step.accumulate(batch)
         counts.append(len(step.sent))

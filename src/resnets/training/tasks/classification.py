@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -111,14 +110,9 @@ def make_loss(plan: Plan) -> LossFunction:
 
 def validate(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
     """Error and loss."""
-    batches = plan.loader_options(plan.world).batches(split)
-    means = classification.evaluate(
-        network,
-        takewhile(lambda _: not stopped(), batches),
-        plan.source.classes,
-        bfloat16=plan.bfloat16,
-        total=plan.world.all_reduce_sum,
-    )
+    batches = plan.loader_options(plan.world, stopped).batches(split)
+    classes, total = plan.source.classes, plan.world.all_reduce_sum
+    means = classification.evaluate(network, batches, classes, bfloat16=plan.bfloat16, total=total)
     return {"error": means.error, "loss": means.loss}
 
 
@@ -127,13 +121,13 @@ def fit_temperature(plan: Plan, model: Model) -> float | None:
     if plan.source.val is None:
         return None
     return calibration.fit_temperature(
-        model.scores(plan.source.val, batch=plan.micro, workers=plan.workers)
+        model.scores(plan.source.val, batch=plan.micro_batch, workers=plan.workers)
     )
 
 
 def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> ClassificationMetrics:
     """Every figure of the scores, which are kept in the folder."""
-    answers = model.scores(split, batch=plan.micro, workers=plan.workers)
+    answers = model.scores(split, batch=plan.micro_batch, workers=plan.workers)
     scores.save(folder / SCORES, answers)
     return classification_metrics(answers, name)
 

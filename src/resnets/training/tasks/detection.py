@@ -21,13 +21,8 @@ DETECTIONS = "detections.safetensors"
 
 def validate(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
     """COCO's averages over what all ranks find; one that is undefined is left out."""
-    mine = detection.detect(
-        cast(Any, network),
-        split,
-        plan.loader_options(plan.world),
-        bfloat16=plan.bfloat16,
-        stopped=stopped,
-    )
+    loader = plan.loader_options(plan.world, stopped)
+    mine = detection.detect(cast(Any, network), split, loader, bfloat16=plan.bfloat16)
     predictions = detection.concatenate(plan.world.gather(mine))
     if stopped():
         return {"error": 1.0}

@@ -21,13 +21,8 @@ from resnets.training.tasks import dense
 
 def validate(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
     """Both errors: those of each rank's images, weighted by their number."""
-    mine = localization.evaluate(
-        cast(Any, network),
-        split,
-        plan.loader_options(plan.world),
-        bfloat16=plan.bfloat16,
-        stopped=stopped,
-    )
+    loader = plan.loader_options(plan.world, stopped)
+    mine = localization.evaluate(cast(Any, network), split, loader, bfloat16=plan.bfloat16)
     counts = [mine.images, mine.error * mine.images, mine.top5_error * mine.images]
     sums = torch.tensor(counts, dtype=torch.float64, device=plan.world.device)
     images, wrong, wrong_top5 = plan.world.all_reduce_sum(sums).tolist()

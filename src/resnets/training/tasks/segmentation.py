@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -28,14 +27,9 @@ def example_pixels(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
 
 def validate(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
     """Mean IoU at the size of the views."""
-    batches = plan.loader_options(plan.world).batches(split)
-    figures = segmentation.evaluate(
-        network,
-        takewhile(lambda _: not stopped(), batches),
-        plan.source.classes,
-        bfloat16=plan.bfloat16,
-        total=plan.world.all_reduce_sum,
-    )
+    batches = plan.loader_options(plan.world, stopped).batches(split)
+    classes, total = plan.source.classes, plan.world.all_reduce_sum
+    figures = segmentation.evaluate(network, batches, classes, bfloat16=plan.bfloat16, total=total)
     return {"error": figures.error, "mean_iou": figures.mean_iou}
 
 
