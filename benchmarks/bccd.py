@@ -29,7 +29,7 @@ from resnets.data.dataset import Split
 from resnets.data.decode import decode
 from resnets.device import use_bfloat16
 from resnets.evaluation.detection import evaluate_predictions
-from resnets.evaluation.predictions import DetectionPredictions
+from resnets.evaluation.predictions import SplitDetections
 
 HALF = use_bfloat16("auto", torch.device("cpu"))
 
@@ -74,7 +74,7 @@ def plain(split: Split, classes: int, budget: float, batch: int, size: int) -> n
 
 
 @torch.inference_mode()
-def found(network: nn.Module, split: Split) -> DetectionPredictions:
+def found(network: nn.Module, split: Split) -> SplitDetections:
     """What torchvision's detector finds on a split."""
     rows: list[tuple[Tensor, ...]] = []
     for k, path in enumerate(split.images):
@@ -84,7 +84,7 @@ def found(network: nn.Module, split: Split) -> DetectionPredictions:
         which = torch.full_like(said["labels"], k)
         rows.append((which, said["labels"] - 1, said["scores"].float(), said["boxes"].float()))
     images, classes, scores, boxes = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    return DetectionPredictions(images, classes, scores, boxes, None, torch.arange(len(split)))
+    return SplitDetections(images, classes, scores, boxes, None, torch.arange(len(split)))
 
 
 def main() -> None:

@@ -14,7 +14,9 @@ import argparse
 from resnets.config.types import InferenceOptions
 from resnets.data import dataset
 from resnets.device import pick_device, use_bfloat16
-from resnets.evaluation import dense_targets, detection, targets
+from resnets.evaluation import detection
+from resnets.evaluation.evaluate import fold_norms, prepare_detector
+from resnets.evaluation.setup import load_setup
 
 
 def main() -> None:
@@ -28,30 +30,29 @@ def main() -> None:
     args = parser.parse_args()
     source = dataset.load(args.data, task="detect")
     half = use_bfloat16("auto", pick_device())
-    how = InferenceOptions(precision="bfloat16" if half else "float32", batch=8, workers=0)
-    model = dense_targets.fold_norms(targets.load_model(args.run, source, how, "detect"))
-    split = targets.held_out_split(args.run, model, source, args.split)
+    precision = "bfloat16" if half else "float32"
+    options = InferenceOptions(precision=precision, split=args.split)
+    setup = load_setup(args.run, source, options, "detect")
+    model, split = fold_norms(setup.model), setup.split
     scales = (0.75, 1.0, 1.5)
     rows = {
-        "plain": ([model], how),
+        "plain": ([model], options),
         "box refinement, voting": ([model], InferenceOptions(refine=True)),
         "scales 0.75, 1, 1.5": ([model], InferenceOptions(scales=scales)),
         "both": ([model], InferenceOptions(refine=True, scales=scales)),
     }
     if args.context:
-        other = dense_targets.fold_norms(targets.load_model(args.context, source, how, "detect"))
-        rows["global context"] = ([other], how)
+        other = fold_norms(load_setup(args.context, source, options, "detect").model)
+        rows["global context"] = ([other], options)
         rows["all three"] = ([other], InferenceOptions(refine=True, scales=scales))
-        rows["ensemble of the two"] = ([model, other], how)
+        rows["ensemble of the two"] = ([model, other], options)
     plain = None
-    for name, (models, asked) in rows.items():
-        network = dense_targets.prepare_detector(models, asked)
-        found = detection.detect(
-            network, split, dense_targets.loader_options(model, how), bfloat16=half
-        )
-        figures = detection.evaluate_predictions(found, split, source.classes)
-        plain = plain or found
-        change = detection.compare_detections(plain, found, split, len(source.classes))
+    for name, (models, improvements) in rows.items():
+        network = prepare_detector(models, improvements)
+        detections = detection.detect(network, split, model.loader_options(8), bfloat16=half)
+        figures = detection.evaluate_predictions(detections, split, source.classes)
+        plain = plain or detections
+        change = detection.compare_detections(plain, detections, split, len(source.classes))
         low, high = change.interval
         print(
             f"{name:24} mAP@.5 {figures.map50:.4f}  AP@[.5,.95] {figures.map:.4f}  "

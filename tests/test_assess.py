@@ -183,7 +183,7 @@ def test_several_labels_from_end_to_end(cli, tmp_path):
     said = json.loads(out)
     assert code == 0
     assert 0 <= said["mean_average_precision"] <= 1
-    assert resnets.load("run").several
+    assert resnets.load("run").multi_label
     assert cli("predict", "run", "0.png")[0] == 0
     assert cli("explain", "run", "--data", "list.csv", "--out", "found")[0] == 0
     assert cli("data", "info", "list.csv")[0] == 0

@@ -22,7 +22,7 @@ from resnets.config import families
 from resnets.config.recipe import Preprocess
 from resnets.data.splits import Split
 from resnets.escape import cell, lines, markdown, visible
-from resnets.evaluation.predictions import DetectionPredictions
+from resnets.evaluation.predictions import SplitDetections
 from resnets.models import build
 from resnets.models.io.model_file import ModelMetadata, save
 
@@ -293,7 +293,7 @@ def test_words_on_pictures_are_written_out(monkeypatch, tmp_path):
         drawing, "draw_box", lambda image, boxes, kinds, said, masks: words.extend(said)
     )
     one = torch.zeros(1, dtype=torch.int64)
-    found = DetectionPredictions(one, one, torch.ones(1), torch.ones(1, 4), None, one)
+    found = SplitDetections(one, one, torch.ones(1), torch.ones(1, 4), None, one)
     split = Split((tmp_path / "a.png",), torch.zeros(1))
     drawing.draw_prediction(split, 0, found, [EVIL["title"] + EVIL["marks"]], 0.5)
     (text,) = words

@@ -17,8 +17,8 @@ from resnets.data.decode import Unreadable, decode
 from resnets.data.detection.coco import read_coco
 from resnets.data.detection.voc import read_voc
 from resnets.errors import CheckpointError, DataError, ResnetsError, UsageError
-from resnets.evaluation import detection, scores
-from resnets.evaluation.predictions import DetectionPredictions
+from resnets.evaluation import predictions, scores
+from resnets.evaluation.predictions import SplitDetections
 from resnets.models import build
 from resnets.models.io import model_file
 from resnets.papers import ledger
@@ -97,7 +97,7 @@ def test_a_wrong_value_in_a_run_is_named(name, content, key, tmp_path):
 SCORES = scores.Scores(
     torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.arange(4), ("a", "b", "c")
 )
-FOUND = DetectionPredictions(
+FOUND = SplitDetections(
     *(torch.tensor([0, 1]), torch.tensor([0, 2]), torch.rand(2), torch.rand(2, 4)),
     *(((9, 9, b"1"), (9, 9, b"22")), torch.arange(2)),
 )
@@ -119,7 +119,7 @@ def test_sealed_files_are_read_back(tmp_path):
     path = tmp_path / "x.safetensors"
     same = resealed(path, scores, SCORES, "scores", {}, {})
     assert torch.equal(same.logits, SCORES.logits)
-    assert resealed(path, detection, FOUND, "detections", {}, {}).masks == FOUND.masks
+    assert resealed(path, predictions, FOUND, "detections", {}, {}).masks == FOUND.masks
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_scores_that_do_not_fit_are_refused(tensors, card, tmp_path):
 )
 def test_detections_that_do_not_fit_are_refused(tensors, card, tmp_path):
     with pytest.raises(CheckpointError, match=r"d\.safetensors has no detections"):
-        resealed(tmp_path / "d.safetensors", detection, FOUND, "detections", tensors, card)
+        resealed(tmp_path / "d.safetensors", predictions, FOUND, "detections", tensors, card)
 
 
 @pytest.mark.parametrize(

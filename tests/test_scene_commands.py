@@ -13,7 +13,7 @@ import resnets
 from resnets.config.recipe import Preprocess
 from resnets.data import dataset
 from resnets.evaluation import detection
-from resnets.evaluation.predictions import DetectionPredictions
+from resnets.evaluation.predictions import SplitDetections
 from resnets.models import create
 from resnets.models.io import model_file
 
@@ -106,7 +106,7 @@ def test_answers_to_coco_are_scored_by_its_own_file(cli, models, tmp_path, monke
     (tmp_path / "data/result.json").write_text(json.dumps(content))
     boxes = torch.tensor([[k, 2, k + 20, 12 + k] for k in (0, 1, 2, 3)]).float()
     images, classes = torch.arange(4), torch.tensor([1, 0, 1, 0])
-    found = DetectionPredictions(images, classes, torch.ones(4), boxes, None, images)
+    found = SplitDetections(images, classes, torch.ones(4), boxes, None, images)
     monkeypatch.setattr(detection, "detect", lambda *_, **__: found)
     # the images of COCO come after the others
     order = torch.tensor([3, 0, 1, 2])

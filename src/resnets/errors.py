@@ -70,9 +70,11 @@ class MissingCode(UsageError, exit_code=2):
 class NotFinite(CheckpointError, exit_code=4):
     """A network answers NaN or infinity: its numbers are damaged, or training had diverged."""
 
-    def __init__(self, path: str | Path = "the network") -> None:
+    def __init__(self, path: str | Path = "") -> None:
+        self.path = path  # of the model; empty where it is not known yet
         super().__init__(
-            f"{path}: its answers are NaN or infinite, so its weights are damaged or diverged.\n"
+            f"{path or 'the network'}: its answers are NaN or infinite, so its weights are damaged "
+            "or diverged.\n"
             "Train it again with a lower rate, or get the file again."
         )
 

@@ -19,16 +19,13 @@ from resnets.errors import CheckpointError, MissingPackage, UsageError
 from resnets.evaluation import detection, voc
 from resnets.evaluation.detection import (
     compare_detections,
-    concatenate,
     detect,
     evaluate_predictions,
-    load,
     paste_mask,
-    save,
 )
 from resnets.evaluation.diagnosis import diagnose
-from resnets.evaluation.loading import LoaderOptions
-from resnets.evaluation.predictions import DetectionPredictions
+from resnets.evaluation.loader import LoaderOptions
+from resnets.evaluation.predictions import NO_DETECTIONS, SplitDetections, concatenate, load, save
 from resnets.models.detection.faster_rcnn import BatchDetections
 from tests.data._helpers import rows_of, split_of_rows
 
@@ -49,7 +46,7 @@ def found_of(rows, images=1, masks=None):
     """Rows of image, class, score, x1, y1, x2, y2."""
     rows = torch.tensor(rows, dtype=torch.float64).view(-1, 7)
     columns = rows[:, 0].long(), rows[:, 1].long(), rows[:, 2].float(), rows[:, 3:].float()
-    return DetectionPredictions(*columns, masks, torch.arange(images))
+    return SplitDetections(*columns, masks, torch.arange(images))
 
 
 def boxes_in(rng, count, height, width):
@@ -340,7 +337,7 @@ def test_weights_are_copies_of_images():
         mine = found.images == image
         columns = [getattr(found, name)[mine] for name in ("classes", "scores", "boxes")]
         parts.append(
-            DetectionPredictions(
+            SplitDetections(
                 torch.full((int(mine.sum()),), copy), *columns, None, torch.tensor([copy])
             )
         )
@@ -401,7 +398,7 @@ def reason(change, classes=lambda k: k, score=0.9):
     boxes, kinds = split.objects.boxes.flatten(0, 1), split.objects.classes.flatten()
     images = torch.arange(20).repeat_interleave(3)
     scores = torch.full((60,), score)
-    given = DetectionPredictions(
+    given = SplitDetections(
         images, classes(kinds.long()), scores, change(boxes), None, torch.arange(20)
     )
     result = evaluate_predictions(given, split, CLASSES)
@@ -437,9 +434,7 @@ def test_annotations_in_another_format_are_named():
     boxes, sides = split.objects.boxes.flatten(0, 1), split.objects.boxes.clone()
     sides[..., 2:] -= sides[..., :2]
     images, kinds = torch.arange(20).repeat_interleave(3), split.objects.classes.flatten()
-    found = DetectionPredictions(
-        images, kinds, torch.full((60,), 0.9), boxes, None, torch.arange(20)
-    )
+    found = SplitDetections(images, kinds, torch.full((60,), 0.9), boxes, None, torch.arange(20))
     said = diagnose(found, replace(split, objects=replace(split.objects, boxes=sides)), CLASSES)
     assert "boxes of the data" in said
     assert "x, y, width and height" in said
@@ -541,9 +536,8 @@ def test_ranks_find_together_what_one_finds(tmp_path):
 def test_it_breaks_off(tmp_path):
     network, loader = Told(), LoaderOptions(preprocess=SEE, device="cpu", batch=2)
     said = iter([False, True])
-    found = detect(
-        network, split_on_disk(tmp_path, SIZES), replace(loader, stopped=lambda: next(said))
-    )
+    loader = replace(loader, stopped=lambda: next(said))
+    found = detect(network, split_on_disk(tmp_path, SIZES), loader)
     assert found.indices.tolist() == [0, 1]
     assert len(network.shapes) == 1
 
@@ -590,7 +584,7 @@ def test_detections_are_kept(tmp_path, masks):
         assert torch.equal(getattr(again, name), getattr(found, name)), name
     assert again.masks == found.masks
     assert (again.unreadable, again.seconds) == (found.unreadable, 2.5)
-    save(tmp_path / "e.safetensors", detection.NO_DETECTIONS)
+    save(tmp_path / "e.safetensors", NO_DETECTIONS)
     assert load(tmp_path / "e.safetensors").masks is None
 
 
@@ -630,7 +624,7 @@ def many(images=5000, objects=7, each=50, kinds=80):
     given = np.where(
         rng.random((images, each)) < 0.6, boxes[..., 4], rng.integers(0, kinds, of.shape)
     )
-    found = DetectionPredictions(
+    found = SplitDetections(
         torch.arange(images).repeat_interleave(each),
         torch.from_numpy(given.astype(int)).flatten(),
         torch.from_numpy(rng.random(images * each)).float(),

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from resnets.config.recipe import Preprocess
-from resnets.evaluation.loading import LoaderOptions
+from resnets.evaluation.loader import LoaderOptions
 from resnets.evaluation.localization import evaluate
 from resnets.models.detection.faster_rcnn import BatchDetections
 from tests.data._helpers import split_of_rows

@@ -13,7 +13,7 @@ from resnets.config.recipe import Preprocess
 from resnets.data.dataset import unlabelled_split
 from resnets.errors import DataError, UsageError
 from resnets.evaluation import detection, segmentation
-from resnets.evaluation.loading import LoaderOptions
+from resnets.evaluation.loader import LoaderOptions
 from resnets.evaluation.predictor import Model
 from resnets.models import create
 from resnets.models.io.model_file import ModelMetadata, save

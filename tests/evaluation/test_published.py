@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from resnets.data import dataset
-from resnets.evaluation import predictor
 from resnets.evaluation.calibration import calibration_error, fit_temperature
 from resnets.evaluation.classification import classification_metrics, compare_scores
+from resnets.evaluation.load import load
 from resnets.evaluation.scores import ensemble
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
@@ -26,7 +26,7 @@ def networks(cifar10):
         pytest.skip("no shared data: set RESNETS_SHARED to the folder that has checkpoints/")
     source = dataset.load("cifar10")
     models = [
-        predictor.load(folder / "checkpoints" / file, classes=source.classes).normalized(*IMAGENET)
+        load(folder / "checkpoints" / file, classes=source.classes).normalized(*IMAGENET)
         for file in ERRORS
     ]
     return models, source.test

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from resnets.config.recipe import Preprocess
 from resnets.data.splits import Split
-from resnets.evaluation.loading import LoaderOptions
+from resnets.evaluation.loader import LoaderOptions
 from resnets.evaluation.segmentation import (
     SegmentationMetrics,
     confusion,

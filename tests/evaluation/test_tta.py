@@ -14,7 +14,8 @@ from resnets.data.loader import test_batches as shown
 from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation import classification
 from resnets.evaluation.classification import classification_metrics, running_means, running_sums
-from resnets.evaluation.predictor import Model, load, match_classes
+from resnets.evaluation.load import load, match_classes
+from resnets.evaluation.predictor import Model
 from resnets.evaluation.scores import ensemble
 from resnets.evaluation.tta import dense_logits, passes
 from resnets.models.io.model_file import ModelMetadata, save

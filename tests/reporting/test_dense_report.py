@@ -10,7 +10,7 @@ from PIL import Image
 import resnets
 from resnets.api.info import write_report
 from resnets.evaluation import detection
-from resnets.evaluation.predictions import DetectionPredictions
+from resnets.evaluation.predictions import SplitDetections
 from resnets.reporting import compare, dense, plots
 from resnets.reporting import detection as report
 from resnets.reporting.facts import percent, read_facts
@@ -144,7 +144,7 @@ def made(folder):
     zeros = torch.zeros(len(given), dtype=torch.int64)
     columns = torch.tensor(classes), torch.tensor(scores), torch.tensor(boxes).float()
     square = detection.paste_mask(torch.ones(28, 28), columns[2][0], 120, 160)
-    return split, DetectionPredictions(zeros, *columns, (square,) * len(given), torch.tensor([0]))
+    return split, SplitDetections(zeros, *columns, (square,) * len(given), torch.tensor([0]))
 
 
 def test_every_miss_is_of_its_kind(tmp_path):

@@ -14,7 +14,7 @@ from resnets.config.recipe import Augment
 from resnets.data.loader import train_batches
 from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation.classification import classification_metrics
-from resnets.evaluation.predictor import load
+from resnets.evaluation.load import load
 from resnets.training import clock
 from resnets.training.distributed import World
 from resnets.training.resolve import resolve

@@ -22,11 +22,13 @@ from resnets.data.detection.coco import UniqueIds, unused_id
 from resnets.data.inputs import Input, expand_inputs
 from resnets.data.splits import Split
 from resnets.escape import visible
-from resnets.evaluation import dense_targets, detection, segmentation, targets
+from resnets.evaluation import detection, segmentation
 from resnets.evaluation.detection import Detect
-from resnets.evaluation.loading import LoaderOptions
-from resnets.evaluation.predictions import DetectionPredictions
-from resnets.evaluation.predictor import Model
+from resnets.evaluation.evaluate import fold_norms, prepare_detector
+from resnets.evaluation.load import load_model
+from resnets.evaluation.loader import LoaderOptions
+from resnets.evaluation.predictions import SplitDetections
+from resnets.evaluation.predictor import Model, name_model_in_errors
 from resnets.files import write_whole
 from resnets.models.segmentation import Segmenter
 
@@ -83,7 +85,7 @@ def read_picture(split: Split, index: int) -> Tensor:
 
 
 def draw_prediction(
-    split: Split, index: int, found: DetectionPredictions, names: Sequence[str], score: float
+    split: Split, index: int, found: SplitDetections, names: Sequence[str], score: float
 ) -> Tensor:
     """An image with what was found on it from `score` on: uint8 (3, H, W)."""
     rows = ((found.images == index) & (found.scores >= score)).nonzero()[:, 0]
@@ -187,24 +189,23 @@ def draw_predictions(
     inputs: Input | Iterable[Input],
     out: Path,
     score: float,
-    how: InferenceOptions,
+    options: InferenceOptions,
 ) -> list[dict[str, str]]:
     """Draw what a detector, localiser or segmenter finds on images; a row says what, or why not."""
-    model = dense_targets.fold_norms(targets.load_model(path, None, how))
+    model = fold_norms(load_model(path, None, options))
+    loader = model.loader_options(options.images_per_batch(4), options.workers)
     ids = UniqueIds()
-    given: Sequence[Any] = inputs if isinstance(inputs, list | tuple) else [inputs]
-    rest = [x for x in given if not isinstance(x, str | Path) or not ids.add(Path(x))]
+    items: Sequence[Any] = inputs if isinstance(inputs, list | tuple) else [inputs]
+    rest = [x for x in items if not isinstance(x, str | Path) or not ids.add(Path(x))]
     files = [item for _, item in expand_inputs(rest)]
     split, bad = dataset.unlabelled_split([*files, *ids.images])
     assert isinstance(split.images, tuple)
     values = {path: largest_value_of_file(path) for path in split.images}
     warn_clipped(values, model.metadata.preprocess.white)
-    with dense_targets.name_model_in_errors(path):
+    with name_model_in_errors(model.path):
         if isinstance(model.network, Segmenter):
-            rows = draw_segmentation(model, split, out, dense_targets.loader_options(model, how))
+            rows = draw_segmentation(model, split, out, loader)
         else:
-            network = dense_targets.prepare_detector([model], how)
-            rows = draw_detections(
-                network, model, split, out, score, ids, dense_targets.loader_options(model, how)
-            )
+            network = prepare_detector([model], options)
+            rows = draw_detections(network, model, split, out, score, ids, loader)
     return [csv_row(file, problem=why) for file, why in bad] + rows

@@ -14,7 +14,6 @@ from resnets.config.recipe import Preprocess
 from resnets.data.loader import test_batches
 from resnets.data.splits import Split
 from resnets.errors import UsageError
-from resnets.evaluation.loading import LoaderOptions
 from resnets.evaluation.predictor import Model
 from resnets.models.layers import global_mean
 
@@ -46,10 +45,8 @@ def embeddings(
 
     Returns float32 (N, D) and int64 (N,), on the CPU.
     """
-    loader = LoaderOptions(
-        preprocess=model.metadata.preprocess, device=model.device, batch=batch, workers=workers
-    )
-    rows = [(embedding(model, part.images), part.indices) for part in loader.batches(split)]
+    batches = model.loader_options(batch, workers).batches(split)
+    rows = [(embedding(model, batch.images), batch.indices) for batch in batches]
     points, indices = (torch.cat(column) for column in zip(*rows, strict=True))
     return points, indices
 

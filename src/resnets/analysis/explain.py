@@ -25,8 +25,8 @@ from resnets.data.splits import Split
 from resnets.data.transforms import normalize, statistics
 from resnets.errors import UsageError
 from resnets.escape import visible
-from resnets.evaluation.inference import Prediction, preprocess_image
-from resnets.evaluation.predictor import Model
+from resnets.evaluation.predictions import Prediction
+from resnets.evaluation.predictor import Model, preprocess_image
 from resnets.evaluation.scores import Scores, class_presence, predicted_classes
 from resnets.files import write_whole
 from resnets.training.run import Run
@@ -98,7 +98,7 @@ def explain(
     _make_empty_folder(out)
     heatmap: cam.Heatmap = partial(cam.grad_cam, level=level)
     if method == "occlusion":
-        heatmap = partial(cam.occlusion, multi_label=model.several)
+        heatmap = partial(cam.occlusion, multi_label=model.multi_label)
     neighbours = None
     if known:
         vectors = embedding.embeddings(model, known, batch=batch, workers=workers)

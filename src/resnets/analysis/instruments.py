@@ -9,18 +9,16 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnets.analysis import depth, signal
-from resnets.analysis.target import AnalysisTarget, training_split
+from resnets.analysis.setup import AnalysisSetup
 from resnets.errors import UsageError
 from resnets.models.blocks import units
 from resnets.training import precise_bn
 
-Rows = list[dict[str, Any]]
-# Of a target, a batch, its labels (None: random ones) and a seed: rows of the same keys, a verdict.
-Measure = Callable[[AnalysisTarget, Tensor, Tensor | None, int], tuple[Rows, str]]
+Rows = list[dict[str, Any]]  # of the same keys
+Measurement = tuple[Rows, str]  # and a verdict
 CALIBRATION_IMAGES = 10_000  # that precise statistics are taken from
 
 
@@ -47,15 +45,13 @@ class Plot(NamedTuple):
 class Instrument(NamedTuple):
     """A measurement, and how its rows are drawn."""
 
-    measure: Measure
+    measure: Callable[[AnalysisSetup], Measurement]
     plot: Plot
 
 
-def responses(
-    target: AnalysisTarget, images: Tensor, labels: Tensor | None, seed: int
-) -> tuple[Rows, str]:
+def responses(setup: AnalysisSetup) -> Measurement:
     """The standard deviation of each layer's response."""
-    measured = signal.responses(target.model.network, images)
+    measured = signal.responses(setup.model.network, setup.images)
     order = sorted((std for *_, std in measured), reverse=True)
     rows = [
         {"layer": k, "name": name, "taken_at": at, "std": std, "sorted_std": ranked}
@@ -74,12 +70,10 @@ def responses(
     return rows, verdict
 
 
-def layer_signal(
-    target: AnalysisTarget, images: Tensor, labels: Tensor | None, seed: int
-) -> tuple[Rows, str]:
+def layer_signal(setup: AnalysisSetup) -> Measurement:
     """Response, gradient and the weights' gradient of each layer in a training step."""
-    network = target.model.network
-    layers = signal.signal(network, images, labels, seed=seed)
+    network = setup.model.network
+    layers = signal.signal(network, setup.images, setup.labels, seed=setup.seed)
     rows = [{"layer": layer.pop("index"), **layer} for layer in map(asdict, layers)]
     verdict = signal.verdict(layers)
     if lacking := signal.without_row(network, layers):
@@ -88,13 +82,11 @@ def layer_signal(
     return rows, verdict
 
 
-def equations(
-    target: AnalysisTarget, images: Tensor, labels: Tensor | None, seed: int
-) -> tuple[Rows, str]:
+def equations(setup: AnalysisSetup) -> Measurement:
     """How exactly equations 4 and 5 of 1603.05027 hold, and the products of shortcuts' scales."""
-    network = target.model.network
+    network, images = setup.model.network, setup.images
     fourth = depth.equation4(network, images)
-    fifth = depth.equation5(network, images, labels, seed=seed)
+    fifth = depth.equation5(network, images, setup.labels, seed=setup.seed)
     products = depth.shortcut_products(network, images)
     exact = "" if max(fourth, fifth) < 1e-9 else "not "
     return [{"unit": k, "product": product} for k, product in enumerate(products, 1)], (
@@ -104,11 +96,9 @@ def equations(
     )
 
 
-def paths(
-    target: AnalysisTarget, images: Tensor, labels: Tensor | None, seed: int
-) -> tuple[Rows, str]:
-    """The part of the gradient that comes over paths through so many branches."""
-    lengths = depth.path_gradients(target.model.network, images, labels, seed=seed)
+def paths(setup: AnalysisSetup) -> Measurement:
+    """The fraction of the gradient that comes over paths through so many branches."""
+    lengths = depth.path_gradients(setup.model.network, setup.images, setup.labels, seed=setup.seed)
     all_paths = 2 ** (len(lengths) - 1)
     total = sum(count * norm for _, count, norm in lengths)
     half = f"{depth.effective_depth(lengths)} of {len(lengths) - 1} branches"
@@ -119,74 +109,67 @@ def paths(
     return rows, f"Half of the gradient takes paths through at most {half}."
 
 
-def landscape(
-    target: AnalysisTarget, images: Tensor, labels: Tensor | None, seed: int
-) -> tuple[Rows, str]:
+def landscape(setup: AnalysisSetup) -> Measurement:
     """The loss along a random direction."""
-    network = target.model.network
-    points = depth.landscape(
-        network, lambda: signal.loss(network(images), labels, seed).item(), seed=seed
-    )
+    network = setup.model.network
+
+    def loss() -> float:
+        return signal.loss(network(setup.images), setup.labels, setup.seed).item()
+
+    points = depth.landscape(network, loss, seed=setup.seed)
     (low, left), (_, here), (high, right) = points[0], points[len(points) // 2], points[-1]
     return [{"alpha": alpha, "loss": loss} for alpha, loss in points], (
         f"The loss is {here:.4g} at 0 and {left:.4g}, {right:.4g} at {low:g}, {high:g}."
     )
 
 
-def lesions(
-    target: AnalysisTarget, images: Tensor, labels: Tensor | None, seed: int
-) -> tuple[Rows, str]:
+def lesions(setup: AnalysisSetup) -> Measurement:
     """The error without one unit's branch, each unit in turn."""
-    numbers, whole = unit_numbers(target), target.logged_error()
+    numbers, whole = unit_numbers(setup), setup.logged_error()
     rows = [
         {"unit": numbers[unit], "name": unit, "error": error, "whole_error": whole}
-        for unit, error in depth.delete_units(target.model.network, target.error)
+        for unit, error in depth.delete_units(setup.model.network, setup.error)
     ]
-    return rows, compare_errors(target, rows, whole, "without one unit")
+    return rows, compare_errors(setup, rows, whole, "without one unit")
 
 
-def swaps(
-    target: AnalysisTarget, images: Tensor, labels: Tensor | None, seed: int
-) -> tuple[Rows, str]:
+def swaps(setup: AnalysisSetup) -> Measurement:
     """The error with two units of a stage exchanged."""
-    numbers, whole = unit_numbers(target), target.logged_error()
+    numbers, whole = unit_numbers(setup), setup.logged_error()
     rows = [
         {"first": a, "second": b, "distance": numbers[b] - numbers[a]}
         | {"error": error, "whole_error": whole}
-        for a, b, error in depth.swap_units(target.model.network, target.error, seed=seed)
+        for a, b, error in depth.swap_units(setup.model.network, setup.error, seed=setup.seed)
     ]
-    return rows, compare_errors(target, rows, whole, "with two units exchanged")
+    return rows, compare_errors(setup, rows, whole, "with two units exchanged")
 
 
-def unit_numbers(target: AnalysisTarget) -> dict[str, int]:
+def unit_numbers(setup: AnalysisSetup) -> dict[str, int]:
     """The residual units by name, counted from the input. Raises UsageError where there is none."""
-    return {name: k for k, name in enumerate(units(target.model.network), 1)}
+    return {name: k for k, name in enumerate(units(setup.model.network), 1)}
 
 
-def compare_errors(target: AnalysisTarget, rows: Rows, whole: float, change: str) -> str:
+def compare_errors(setup: AnalysisSetup, rows: Rows, whole: float, change: str) -> str:
     """The errors of a changed network beside that of the whole one."""
     errors = [row["error"] for row in rows]
     return (
-        f"The error on the {target.split_name} images is {whole:.2%}; {change} it is "
+        f"The error on the {setup.split_name} images is {whole:.2%}; {change} it is "
         f"{median(errors):.2%} at the median, {max(errors):.2%} at worst."
     )
 
 
-def precise(
-    target: AnalysisTarget, images: Tensor, labels: Tensor | None, seed: int
-) -> tuple[Rows, str]:
+def precise(setup: AnalysisSetup) -> Measurement:
     """The error with running statistics of normalisation, and with those of training images."""
-    network = target.model.network
+    network = setup.model.network
     if not any(isinstance(module, _BatchNorm) for module in network.modules()):
-        raise UsageError(f"{target.path} has no batch normalisation")
-    running = target.logged_error()
-    train = training_split(target)
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+        raise UsageError(f"{setup.path} has no batch normalisation")
+    running, train = setup.logged_error(), setup.training_split()
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(setup.seed))
     sample = train.take(order[:CALIBRATION_IMAGES])
-    precise_bn.precise_bn(network, (batch.images for batch in target.batches(sample)))
-    errors = {"running": running, "precise": target.error()}
+    precise_bn.precise_bn(network, (batch.images for batch in setup.batches(sample)))
+    errors = {"running": running, "precise": setup.error()}
     return [{"statistics": name, "error": error} for name, error in errors.items()], (
-        f"The error on the {target.split_name} images is {running:.2%} with running statistics, "
+        f"The error on the {setup.split_name} images is {running:.2%} with running statistics, "
         f"{errors['precise']:.2%} with the statistics of {len(sample):,} training images."
     )
 

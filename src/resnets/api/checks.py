@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from resnets.config.tasks import TASK_TEXTS, missing_options, tasks_with
-from resnets.config.types import TaskName, View, check_number
+from resnets.config.types import TaskName, ViewName, check_number
 from resnets.errors import DataError, ResnetsError, UsageError, nearest
 from resnets.files import find_model_file
 
@@ -137,16 +137,16 @@ def numbers(values: str | float | Sequence[float]) -> tuple[float, ...]:
     return scales
 
 
-def views(value: str | Sequence[str], models: int) -> tuple[View, ...]:
+def views(value: str | Sequence[str], models: int) -> tuple[ViewName, ...]:
     """One view for each of so many models, from "flip" or "center,flip"."""
-    known, names = get_args(View), value.split(",") if isinstance(value, str) else list(value)
+    known, names = get_args(ViewName), value.split(",") if isinstance(value, str) else list(value)
     for name in names:
         if name not in known:
             raise UsageError(f"--view {name}: one of {', '.join(known)}, or one a model")
     names = names * models if len(names) == 1 else names
     if len(names) != models:
         raise UsageError(f"{len(names)} views for {models} models: one for all, or one each")
-    return cast("tuple[View, ...]", tuple(names))
+    return cast("tuple[ViewName, ...]", tuple(names))
 
 
 def arch_overrides(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from resnets.analysis.instruments import Analysis
     from resnets.data.torch_dataset import Data
+    from resnets.evaluation.classification import Calibration
     from resnets.evaluation.predictor import Model
-    from resnets.evaluation.targets import Calibration
     from resnets.training.tasks import Tested
 else:  # so that the annotations can be read without torch
     Calibration = Analysis = Tested = Model = Module = Any
@@ -102,33 +102,31 @@ def evaluate(
     if (compare and len(models) != 2) or (corruptions and len(models) != 1):
         raise UsageError(f"--compare takes two models, --corruptions one; here are {len(models)}")
     views = checks.views(view, len(models))
-    how = InferenceOptions(
+    options = EvaluateOptions(
         split=split, max_unreadable=max_unreadable, normalize=normalize, size=size or 0,
         precision=precision, refine=refine, scales=checks.numbers(scales), batch=batch,
         fields=checks.arch_overrides(overrides), network=network, device=device, workers=workers,
+        views=views, compare=compare, at_precision=at_precision,
+        ood=checks.data_place(ood), corruptions=corruptions, classifier=classifier,
     )  # fmt: skip
     if ood is not None:
         checks.check_data(ood)
     if classifier is not None:
         checks.check_models(classifier)
-    from resnets.evaluation import targets
+    from resnets.evaluation.evaluate import task_of
     from resnets.training.run import log_test_access
     from resnets.training.tasks import find_task
 
-    purpose = task or targets.task_of(models[0], how)
+    purpose = task or task_of(models[0], options)
     used = {
-        "classifier": classifier is not None, "refine": refine, "scales": how.scales != (1.0,),
+        "classifier": classifier is not None, "refine": refine, "scales": options.scales != (1.0,),
         "compare": compare, "view": set(views) != {"center"},
         "at_precision": at_precision is not None, "ood": ood is not None,
         "corruptions": corruptions, "size": size is not None,
     }  # fmt: skip
     checks.refuse_others("evaluate", purpose, used)
-    options = EvaluateOptions(
-        views=views, compare=compare, at_precision=at_precision,
-        ood=checks.data_place(ood), corruptions=corruptions, classifier=classifier,
-    )  # fmt: skip
     evaluate = find_task(purpose).evaluate
-    result: Tested = evaluate(models, checks.data_place(data), how, options, log_test_access)
+    result: Tested = evaluate(models, checks.data_place(data), options, log_test_access)
     return result
 
 
@@ -149,17 +147,17 @@ def calibrate(
     path = find_model_file(model)
     checks.check_data(data)
     from resnets.data import dataset
-    from resnets.evaluation import targets
     from resnets.evaluation.calibration import fit_temperature
-    from resnets.evaluation.classification import classification_metrics
+    from resnets.evaluation.classification import Calibration, classification_metrics
+    from resnets.evaluation.setup import load_setup
     from resnets.models.io.model_file import save
     from resnets.training import runner
     from resnets.training.run import Run
 
     how = InferenceOptions(split=split, network=network, device=device, workers=workers)
     source = dataset.load(checks.data_place(data), training=False)
-    target = targets.load_target(model, source, how)
-    metadata = target.model.metadata
+    setup = load_setup(model, source, how)
+    metadata = setup.model.metadata
     if not metadata.provenance:
         raise CheckpointError(
             f"{model} is a foreign file, which has no place for a temperature: calibrate a run or "
@@ -167,16 +165,16 @@ def calibrate(
         )
     if split == "all" and metadata.provenance.get("digest") == source.digest:
         raise UsageError(f"{model} was trained on images of {data}: --split val, or other images")
-    scores = target.scores()
+    scores = setup.scores()
     factor = fit_temperature(scores)
     temperature = (metadata.temperature or 1.0) * factor
-    save(path, target.model.network, replace(metadata, temperature=temperature))
+    save(path, setup.model.network, replace(metadata, temperature=temperature))
     if (path.parent / "result.json").exists():
         runner.rescale(Run(path.parent), factor)
         write_report(Run(path.parent), network=network)
     calibrated = replace(scores, logits=scores.logits / factor)
     before, after = (classification_metrics(x, split) for x in (scores, calibrated))
-    return targets.Calibration(temperature, before, after)
+    return Calibration(temperature, before, after)
 
 
 @public
@@ -231,22 +229,18 @@ def analyze(
     import torch
 
     from resnets.analysis import instruments
-    from resnets.analysis.target import input_images, load_target
-    from resnets.data import dataset
+    from resnets.analysis.setup import analysis_setup, with_inputs
+    from resnets.evaluation.evaluate import load_data
     from resnets.reporting import plots
     from resnets.training.run import Run
 
-    source = None
-    if data is not None:
-        source = dataset.load(
-            checks.data_place(data), max_unreadable=max_unreadable, training=False
-        )
+    source = None if data is None else load_data(checks.data_place(data), how)
     torch.manual_seed(seed)
     side = shape[-1] if shape else 0
     suitable: SplitName = "val" if kind in ERRORS_MEASURED else "train"
-    target = load_target(name, source, how, side=side, suitable=suitable)
+    setup = analysis_setup(name, source, how, side=side, suitable=suitable)
     measure, plot = instruments.INSTRUMENTS[kind]
-    rows, verdict = measure(target, *input_images(target, shape, seed), seed)
+    rows, verdict = measure(with_inputs(setup, shape, seed))
     if source is None:
         verdict += " The inputs were noise, the labels random."
     folder.mkdir(parents=True, exist_ok=True)

@@ -42,9 +42,9 @@ def load(
     """
     checks.check_models(path)
     from resnets.device import pick_device
-    from resnets.evaluation import predictor
+    from resnets.evaluation import load as loading
 
-    return predictor.load(
+    return loading.load(
         path, device=pick_device(device), bfloat16=precision == "bfloat16", classes=classes,
         task=task, fields=checks.arch_overrides(overrides), network=network,
     )  # fmt: skip
@@ -119,10 +119,11 @@ def predict(
         workers=workers,
     )  # fmt: skip
     from resnets.analysis.drawing import draw_predictions
-    from resnets.evaluation import targets
+    from resnets.evaluation.evaluate import task_of
+    from resnets.evaluation.load import load_model
 
-    loaded = targets.load_model(model, None, how, task)
-    purpose = targets.task_of(loaded, how)
+    loaded = load_model(model, None, how, task)
+    purpose = task_of(loaded, how)
     given = {"refine": refine, "scales": how.scales != (1.0,), "top": top != 5}
     checks.refuse_others("predict", purpose, {**given, "out": out is not None})
     if out is None:
@@ -185,18 +186,17 @@ def explain_images(
 ) -> Iterator[Explained | RandomizationCheck]:  # fmt: skip
     """The explanation of each image, with its nearest images of a split where data is given."""
     from resnets.analysis import explain
-    from resnets.data import dataset
-    from resnets.evaluation import targets
+    from resnets.evaluation.evaluate import load_data
+    from resnets.evaluation.load import load_model
+    from resnets.evaluation.setup import load_setup
 
     known = None
     if data is None:
-        loaded = targets.load_model(model, None, how, "classify")
+        loaded = load_model(model, None, how, "classify")
     else:
-        source = dataset.load(
-            checks.data_place(data), max_unreadable=how.max_unreadable, training=False
-        )
-        target = targets.load_target(model, source, replace(how, split=how.split or "train"))
-        loaded, known = target.model, target.split
+        source = load_data(checks.data_place(data), how)
+        setup = load_setup(model, source, replace(how, split=how.split or "train"))
+        loaded, known = setup.model, setup.split
     return explain.explain(
         loaded, inputs, out, level=level, method=method, top=top,
         known=known, batch=how.images_per_batch(), workers=how.workers,
@@ -208,20 +208,17 @@ def explore_split(
 ) -> dict[str, int]:
     """The number of images of a split by finding."""
     from resnets.analysis import explain
-    from resnets.data import dataset
-    from resnets.evaluation import targets
+    from resnets.evaluation.evaluate import load_data
     from resnets.evaluation.scores import error_rate
+    from resnets.evaluation.setup import load_setup
     from resnets.training.run import log_test_access
 
-    source = dataset.load(
-        checks.data_place(data), max_unreadable=how.max_unreadable, training=False
-    )
-    target = targets.load_target(model, source, how)
-    name, scores = target.name, target.scores()
-    error = error_rate(scores)
-    log_test_access(target.model.path, source.digest, name, error)
+    source = load_data(checks.data_place(data), how)
+    setup = load_setup(model, source, how)
+    name, scores = setup.split_name, setup.scores()
+    log_test_access(setup.model.path, source.digest, name, error_rate(scores))
     return explain.explore(
-        target.model, target.split, scores, out,
+        setup.model, setup.split, scores, out,
         train=None if name in ("train", "all") else source.train,
         batch=how.images_per_batch(), workers=how.workers,
     )  # fmt: skip

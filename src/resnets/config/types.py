@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from resnets.errors import UsageError
 
 TaskName = Literal["classify", "detect", "localize", "segment"]  # what a network is for
-View = Literal["center", "flip", "ten-crop", "multi-scale"]  # of an image
+ViewName = Literal["center", "flip", "ten-crop", "multi-scale"]  # of an image
 SplitName = Literal["test", "val", "train", "all"]  # of a split
 Normalize = Literal["data", "imagenet", "none"]
 Precision = Literal["float32", "bfloat16"]
@@ -55,10 +55,10 @@ class InferenceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """What is asked for beside the figures; which task has which is in config/tasks.py."""
+class EvaluateOptions(InferenceOptions):
+    """And what is asked for beside the figures; which task has which is in config/tasks.py."""
 
-    views: tuple[View, ...]  # one for each model
+    views: tuple[ViewName, ...]  # one for each model
     compare: bool = False
     at_precision: float | None = None
     ood: Any = None  # as `data` of `api.evaluate`

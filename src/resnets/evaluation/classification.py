@@ -286,6 +286,15 @@ def ood_auroc(scores: Scores, others: Scores) -> float:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """A temperature, and the figures before and after on the images that it was fitted on."""
+
+    temperature: float
+    before: ClassificationMetrics
+    after: ClassificationMetrics
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A second model against a first on the same images."""
 

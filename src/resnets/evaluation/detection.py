@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -18,11 +17,9 @@ from resnets.errors import MissingPackage, UsageError
 from resnets.evaluation import voc
 from resnets.evaluation.diagnosis import diagnose
 from resnets.evaluation.intervals import percentile_interval
-from resnets.evaluation.loading import LoaderOptions, sized_batches
-from resnets.evaluation.predictions import DetectionPredictions, Rle
-from resnets.evaluation.scores import advice, unreadable_files
+from resnets.evaluation.loader import LoaderOptions
+from resnets.evaluation.predictions import NO_DETECTIONS, Rle, SplitDetections, concatenate
 from resnets.models.detection.boxes import clip
-from resnets.tensor_files import check_range, check_tensor, load_tensors, save_tensors
 
 if TYPE_CHECKING:  # torchvision takes 1.7 s to import
     from resnets.models.detection.faster_rcnn import BatchDetections
@@ -34,11 +31,6 @@ class Detect(Protocol):
     def __call__(self, images: Tensor, *, sizes: Tensor) -> BatchDetections: ...
 
 
-_TENSORS = ("images", "classes", "scores", "boxes", "indices")
-_NONE = torch.empty(0, dtype=torch.int64)
-NO_DETECTIONS = DetectionPredictions(_NONE, _NONE, torch.empty(0), torch.empty(0, 4), None, _NONE)
-
-
 @torch.inference_mode()
 def detect(
     network: Detect,
@@ -46,48 +38,46 @@ def detect(
     loader: LoaderOptions,
     *,
     bfloat16: bool = False,
-) -> DetectionPredictions:
+) -> SplitDetections:
     """Detections of a network in evaluation mode; each rank has a share, see `concatenate`.
 
     Raises as `test_batches`, and MissingPackage for masks.
     """
-    start, parts = time.monotonic(), [NO_DETECTIONS]
-    for batch, sizes, file_sizes in sized_batches(split, loader):
-        parts.append(replace(NO_DETECTIONS, indices=batch.indices, unreadable=batch.unreadable))
-        if not len(file_sizes):
-            continue
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bfloat16):
-            output = network(batch.images, sizes=sizes)
-        valid = output.classes.cpu() >= 0
-        rows = valid.nonzero()[:, 0]
-        scale = (file_sizes / sizes.cpu()).flip(1).repeat(1, 2)[:, None]
-        boxes = clip(output.boxes.float().cpu() * scale, file_sizes)[valid]
-        masks = None
-        if output.masks is not None:
-            columns = output.masks.float().cpu()[valid], boxes, file_sizes[rows].tolist()
-            triples = zip(*columns, strict=True)
-            masks = tuple(paste_mask(mask, box, *size) for mask, box, size in triples)
-        classes, scores = output.classes.cpu()[valid], output.scores.float().cpu()[valid]
-        parts.append(
-            DetectionPredictions(batch.indices[rows], classes, scores, boxes, masks, _NONE)
-        )
-    return replace(concatenate(parts), seconds=time.monotonic() - start)
+    start, shares = time.monotonic(), [NO_DETECTIONS]
+    for batch, sizes, file_sizes in loader.sized_batches(split):
+        share = replace(NO_DETECTIONS, indices=batch.indices, unreadable=batch.unreadable)
+        if len(file_sizes):
+            with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bfloat16):
+                output = network(batch.images, sizes=sizes)
+            share = replace(share, **in_files(output, batch.indices, sizes.cpu(), file_sizes))
+        shares.append(share)
+    return replace(concatenate(shares), seconds=time.monotonic() - start)
 
 
-def concatenate(parts: Sequence[DetectionPredictions]) -> DetectionPredictions:
-    """The detections of the parts of a split, as by the ranks, in the split's order."""
-    columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
-    order = columns["images"].argsort(stable=True)
-    masks = [mask for part in parts for mask in part.masks or ()]
-    has_masks = any(part.masks is not None for part in parts)
-    indices = columns.pop("indices").sort().values
-    return DetectionPredictions(
-        **{name: column[order] for name, column in columns.items()},
-        masks=tuple(masks[i] for i in order.tolist()) if has_masks else None,
-        indices=indices,
-        unreadable=tuple(bad for part in parts for bad in part.unreadable),
-        seconds=max(part.seconds for part in parts),
-    )
+def in_files(
+    output: BatchDetections, indices: Tensor, sizes: Tensor, file_sizes: Tensor
+) -> dict[str, Any]:
+    """The detections of a batch as fields of `SplitDetections`, in pixels of the files.
+
+    The images have `indices` in their split, and their `sizes` in the batch and `file_sizes`.
+    """
+    classes = output.classes.cpu()
+    valid = classes >= 0
+    rows = valid.nonzero()[:, 0]
+    scale = (file_sizes / sizes).flip(1).repeat(1, 2)[:, None]
+    boxes = clip(output.boxes.float().cpu() * scale, file_sizes)[valid]
+    masks = None
+    if output.masks is not None:
+        columns = output.masks.float().cpu()[valid], boxes, file_sizes[rows].tolist()
+        triples = zip(*columns, strict=True)
+        masks = tuple(paste_mask(mask, box, *size) for mask, box, size in triples)
+    return {
+        "images": indices[rows],
+        "classes": classes[valid],
+        "scores": output.scores.float().cpu()[valid],
+        "boxes": boxes,
+        "masks": masks,
+    }
 
 
 def import_coco() -> Any:
@@ -126,54 +116,6 @@ def paste_mask(mask: Tensor, box: Tensor, height: int, width: int) -> Rle:
     return height, width, encoded["counts"]
 
 
-def save(path: str | Path, detections: DetectionPredictions) -> None:
-    """One safetensors file, replaced in one step. Raises DiskError."""
-    files = [(str(file), reason) for file, reason in detections.unreadable]
-    metadata = {
-        "unreadable": files,
-        "seconds": detections.seconds,
-        "drawn": detections.masks is not None,
-    }
-    tensors = {name: getattr(detections, name) for name in _TENSORS}
-    masks = detections.masks or ()
-    shapes = [(height, width, len(runs)) for height, width, runs in masks]
-    tensors["shapes"] = torch.tensor(shapes, dtype=torch.int64).view(-1, 3)
-    runs = np.frombuffer(b"".join(runs for *_, runs in masks), np.uint8)
-    tensors["counts"] = torch.from_numpy(runs.copy())
-    save_tensors(path, tensors, "detections", metadata)
-
-
-def load(path: str | Path) -> DetectionPredictions:
-    """What `save` wrote. Raises as `load_tensors`."""
-    return load_tensors(path, "detections", _from_tensors, advice(path))
-
-
-def _from_tensors(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> DetectionPredictions:
-    count, (images,) = len(tensors["scores"]), tensors["indices"].shape
-    for name, kind in zip(_TENSORS[:3], (torch.int64, torch.int64, torch.float32), strict=True):
-        check_tensor(tensors[name], kind, (count,), name)
-    check_tensor(tensors["boxes"], torch.float32, (count, 4), "boxes")
-    check_tensor(tensors["indices"], torch.int64, (images,), "indices")
-    check_tensor(tensors["shapes"], torch.int64, (count if metadata["drawn"] else 0, 3), "shapes")
-    check_tensor(tensors["counts"], torch.uint8, (len(tensors["counts"]),), "counts")
-    check_range(tensors["shapes"], 2**31, "shapes")
-    check_range(tensors["classes"], 2**31, "classes")
-    check_range(tensors["images"], 2**31, "images")
-    if not all(torch.isfinite(tensors[name]).all() for name in ("scores", "boxes")):
-        raise ValueError("scores or boxes are not finite")
-    shapes, counts = tensors.pop("shapes"), tensors.pop("counts")
-    runs = torch.split(counts, shapes[:, 2].tolist())
-    pairs = zip(shapes.tolist(), runs, strict=True)
-    masks = tuple((height, width, bytes(part.numpy())) for (height, width, _), part in pairs)
-    all_masks = masks if metadata["drawn"] else None
-    return DetectionPredictions(
-        **tensors,
-        masks=all_masks,
-        unreadable=unreadable_files(metadata),
-        seconds=float(metadata["seconds"]),
-    )
-
-
 @dataclass(frozen=True)
 class CocoMetrics:
     """COCO's twelve and what they are of each class; None where there is no such object.
@@ -201,8 +143,8 @@ class CocoMetrics:
 
     def numbers(self) -> dict[str, float | None]:
         """The figures that are one number."""
-        each = {k: v for k, v in vars(self).items() if isinstance(v, float | None)}
-        return {name: None if value is None else round(value, 6) for name, value in each.items()}
+        numbers = {k: v for k, v in vars(self).items() if isinstance(v, float | None)}
+        return {k: None if value is None else round(value, 6) for k, value in numbers.items()}
 
 
 @dataclass(frozen=True)
@@ -290,7 +232,7 @@ def _decimal(mean: float | None) -> str:
 
 
 def evaluate_predictions(
-    detections: DetectionPredictions, split: Split, classes: tuple[str, ...], name: str = "test"
+    detections: SplitDetections, split: Split, classes: tuple[str, ...], name: str = "test"
 ) -> DetectionMetrics:
     """All figures of the evaluated images. Raises MissingPackage."""
     flags = voc.flags(detections, split, len(classes))
@@ -314,48 +256,13 @@ def evaluate_predictions(
 
 
 def coco_metrics(
-    detections: DetectionPredictions, split: Split, kind: Literal["bbox", "segm"], num_classes: int
+    detections: SplitDetections, split: Split, kind: Literal["bbox", "segm"], num_classes: int
 ) -> CocoMetrics:
     """COCO's figures of boxes or of masks, those of pycocotools. Raises MissingPackage."""
     package = import_coco()
-    assert split.sizes is not None
-    assert split.objects is not None
-    indices = detections.indices
-    sizes = dict(zip(indices.tolist(), split.sizes[indices].tolist(), strict=True))
-    annotations, predictions = list[dict[str, Any]](), list[dict[str, Any]]()
-    for image, size in sizes.items():
-        shapes = split.masks[image] if split.masks else ()
-        assert not isinstance(shapes, Path)
-        targets = split.objects[image]
-        targets = targets[~targets.is_padding]
-        rows = zip(
-            *(targets.boxes.tolist(), targets.classes.tolist(), targets.is_ignored.tolist()),
-            strict=True,
-        )
-        for k, ((x1, y1, x2, y2), class_index, crowd) in enumerate(rows):
-            # A number of 0 would mean that a detection matches nothing.
-            row = {"id": len(annotations) + 1, "image_id": image, "category_id": class_index}
-            row |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
-            if shapes:
-                mask = to_rle(shapes[k], *size)
-                row |= {"segmentation": mask, "area": float(package.mask.area(mask))}
-            annotations.append(row | {"iscrowd": int(crowd)})
-    corners, ends = detections.boxes.double().tensor_split(2, 1)
-    boxes = torch.cat([corners, ends - corners], 1)
-    columns = (detections.images, detections.classes, detections.scores.double(), boxes)
-    masks = detections.masks if detections.masks and kind == "segm" else [None] * len(boxes)
-    for image, class_index, score, box, mask in zip(
-        *(column.tolist() for column in columns), masks, strict=True
-    ):
-        row = {"image_id": image, "category_id": class_index, "score": score}
-        predictions.append(row | ({"segmentation": to_rle(mask)} if mask else {"bbox": box}))
-    data = {
-        "images": [{"id": image, "height": h, "width": w} for image, (h, w) in sizes.items()],
-        "categories": [{"id": k, "name": str(k)} for k in range(num_classes)],
-        "annotations": annotations,
-    }
-    ground_truth = package.COCO(data)
-    test = package.COCOeval_faster(ground_truth, ground_truth.loadRes(predictions), kind)
+    ground_truth = package.COCO(coco_ground_truth(detections.indices, split, num_classes))
+    results = ground_truth.loadRes(coco_results(detections, masks=kind == "segm"))
+    test = package.COCOeval_faster(ground_truth, results, kind)
     test.run()
     # (IoU, recall, class), of objects of all sizes and 100 detections
     precision = test.eval["precision"][..., 0, 2]
@@ -367,6 +274,51 @@ def coco_metrics(
         ap50=tuple(None if x is None else float(x[0].mean()) for x in per_class),
         precision=tuple(() if x is None else tuple(x[0].tolist()) for x in per_class),
     )
+
+
+def coco_ground_truth(indices: Tensor, split: Split, num_classes: int) -> dict[str, Any]:
+    """The objects of these images of a split in COCO's form. Raises MissingPackage."""
+    assert split.sizes is not None
+    assert split.objects is not None
+    sizes = dict(zip(indices.tolist(), split.sizes[indices].tolist(), strict=True))
+    annotations = list[dict[str, Any]]()
+    for image, size in sizes.items():
+        shapes = split.masks[image] if split.masks else ()
+        assert not isinstance(shapes, Path)
+        targets = split.objects[image]
+        targets = targets[~targets.is_padding]
+        columns = (targets.boxes, targets.classes, targets.is_ignored)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        for k, ((x1, y1, x2, y2), class_index, crowd) in enumerate(rows):
+            # A number of 0 would mean that a detection matches nothing.
+            row = {"id": len(annotations) + 1, "image_id": image, "category_id": class_index}
+            row |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+            if shapes:
+                mask = to_rle(shapes[k], *size)
+                row |= {"segmentation": mask, "area": float(import_coco().mask.area(mask))}
+            annotations.append(row | {"iscrowd": int(crowd)})
+    return {
+        "images": [{"id": image, "height": h, "width": w} for image, (h, w) in sizes.items()],
+        "categories": [{"id": k, "name": str(k)} for k in range(num_classes)],
+        "annotations": annotations,
+    }
+
+
+def coco_results(detections: SplitDetections, *, masks: bool) -> list[dict[str, Any]]:
+    """Detections in COCO's form of results, with their masks or with their boxes."""
+    corners, ends = detections.boxes.double().tensor_split(2, 1)
+    boxes = torch.cat([corners, ends - corners], 1)
+    columns = (detections.images, detections.classes, detections.scores.double(), boxes)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    results = [
+        {"image_id": image, "category_id": class_index, "score": score, "bbox": box}
+        for image, class_index, score, box in rows
+    ]
+    if masks and detections.masks:
+        for row, mask in zip(results, detections.masks, strict=True):
+            row["segmentation"] = to_rle(mask)
+            del row["bbox"]
+    return results
 
 
 def to_rle(shape: Shape, height: int = 0, width: int = 0) -> dict[str, Any]:
@@ -384,7 +336,7 @@ def decode_mask(mask: Rle) -> Tensor:
 
 
 def compare_detections(
-    first: DetectionPredictions, second: DetectionPredictions, split: Split, num_classes: int
+    first: SplitDetections, second: SplitDetections, split: Split, num_classes: int
 ) -> DetectionComparison:
     """The gain of the second. Raises UsageError where they are of different images."""
     if not torch.equal(first.indices, second.indices):

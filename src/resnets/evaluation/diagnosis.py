@@ -10,7 +10,7 @@ from torch import Tensor
 
 from resnets.data.splits import Split
 from resnets.evaluation.box_matching import overlapping_pairs
-from resnets.evaluation.predictions import DetectionPredictions
+from resnets.evaluation.predictions import SplitDetections
 
 MANY = 0.3  # part of the objects that makes a reason
 LOW = 0.05  # score that detectors leave out
@@ -28,7 +28,7 @@ READINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def diagnose(found: DetectionPredictions, split: Split, classes: tuple[str, ...]) -> str:
+def diagnose(found: SplitDetections, split: Split, classes: tuple[str, ...]) -> str:
     """The first reason that the detections themselves show, as a sentence or two."""
     assert split.objects is not None
     targets = split.objects[found.indices]

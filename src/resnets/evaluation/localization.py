@@ -11,7 +11,7 @@ from torch import Tensor
 
 from resnets.data.splits import Split
 from resnets.evaluation.intervals import wilson_interval
-from resnets.evaluation.loading import LoaderOptions, sized_batches
+from resnets.evaluation.loader import LoaderOptions
 from resnets.models.detection.boxes import iou
 
 if TYPE_CHECKING:  # torchvision takes 1.7 s to import
@@ -93,7 +93,7 @@ def evaluate(
     it the network's own are taken. Raises as `test_batches`.
     """
     hits, unreadable = [torch.empty(0, 2, dtype=torch.bool)], list[tuple[Path, str]]()
-    for batch, sizes, _ in sized_batches(split, loader):
+    for batch, sizes, _ in loader.sized_batches(split):
         unreadable += batch.unreadable
         images, objects = batch.images, batch.objects
         if objects is None or not objects.kind.numel():

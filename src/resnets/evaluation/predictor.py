@@ -2,45 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
-from resnets.config.arch import Arch, ClassifierArch, ExternalArch, MlpArch, SegmenterArch
+from resnets.config.arch import Arch, DenseTaskArch, DetectorArch, LocalizerArch, SegmenterArch
 from resnets.config.arch import task as task_of
 from resnets.config.families import label
-from resnets.config.recipe import Preprocess
+from resnets.config.recipe import Augment, Preprocess
 from resnets.config.tasks import TASK_TEXTS
-from resnets.config.types import TaskName, View, check_number
+from resnets.config.types import TaskName, ViewName, check_number
 from resnets.data.dataset import Split
 from resnets.data.decode import warn_clipped
 from resnets.data.inputs import Input, expand_inputs, is_single, read_image
+from resnets.data.joint_transforms import augment_views, fit_side
 from resnets.data.loader import ImageOp, test_batches
-from resnets.errors import CheckpointError, DataError, NotFinite, UsageError, shorten
+from resnets.data.transforms import center_crop, crop_resize, normalize, statistics
+from resnets.errors import DataError, NotFinite, UsageError
 from resnets.escape import visible
-from resnets.evaluation import classification, inference
-from resnets.evaluation.inference import AnyPrediction
+from resnets.evaluation.classification import predict_batch, predict_scores
+from resnets.evaluation.loader import LoaderOptions
+from resnets.evaluation.predictions import (
+    RECORDS,
+    AnyPrediction,
+    DetectionPrediction,
+    LocalizationPrediction,
+    Prediction,
+    SegmentationPrediction,
+)
 from resnets.evaluation.scores import Scores, ensemble
 from resnets.evaluation.tta import passes, view_forward
-from resnets.files import check_inputs, find_model_file
+from resnets.files import check_inputs
 from resnets.models import CLASSIFIERS, Classifier, Network
-from resnets.models.external import describe as describe_module
-from resnets.models.io.model_file import ModelMetadata, open_model
+from resnets.models.io.model_file import ModelMetadata
+from resnets.models.layers import check_finite
 
 LARGEST = 4 * 2**30  # bytes that an image, or a batch, may take
-IMAGENET = Preprocess(size=224, resize=256)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network in evaluation mode, its metadata, and where it computes."""
+    """A network in evaluation mode, what its file says of it, and where it computes."""
 
     network: Network
     metadata: ModelMetadata
@@ -48,10 +58,19 @@ class Model:
     bfloat16: bool = False
     path: Path = Path("the network")  # of messages
 
-    def together(self, batch: int, size: int = 0) -> int:
+    def fitting_batch(self, batch: int, size: int = 0) -> int:
         """How many of `batch` images fit into LARGEST bytes at once."""
         image = bytes_per_image(self.network, size or self.metadata.preprocess.size)
         return max(1, min(batch, LARGEST // image))
+
+    def loader_options(self, batch: int, workers: int = 0) -> LoaderOptions:
+        """How the images of a split are read for it; of `batch` as many at once as fit."""
+        return LoaderOptions(
+            preprocess=self.metadata.preprocess,
+            device=self.device,
+            batch=self.fitting_batch(batch),
+            workers=workers,
+        )
 
     @property
     def classifier(self) -> Classifier:
@@ -60,7 +79,7 @@ class Model:
         return cast("Classifier", self.network)
 
     @property
-    def several(self) -> bool:
+    def multi_label(self) -> bool:
         """Whether it was trained on images with several labels, or none."""
         return self.metadata.provenance.get("labels") == "several"
 
@@ -68,7 +87,7 @@ class Model:
         self,
         split: Split,
         *,
-        view: View = "center",
+        view: ViewName = "center",
         size: int = 0,
         batch: int = 250,
         workers: int = 0,
@@ -77,33 +96,34 @@ class Model:
         """The logits of each image of a labelled split whose classes are this model's.
 
         `view` and `size` are those of `tta.passes`, `change` that of `test_batches`. Raises
-        UsageError for a view that the network cannot have.
+        UsageError for a view that the network cannot have, and NotFinite.
         """
-        preprocess, parts = self.metadata.preprocess, list[Scores]()
+        preprocess, scores = self.metadata.preprocess, list[Scores]()
         network = view_forward(self.classifier, view, preprocess, size)
-        batch = self.together(batch, size)
-        for each in passes(view, preprocess, size):
+        batch = self.fitting_batch(batch, size)
+        for view_pass in passes(view, preprocess, size):
             batches = test_batches(
                 split,
-                preprocess=each.preprocess,
-                batch=max(1, batch // each.load),
+                preprocess=view_pass.preprocess,
+                batch=max(1, batch // view_pass.load),
                 device=self.device,
                 workers=workers,
-                crops=each.crops,
+                crops=view_pass.crops,
                 change=change,
             )
-            scores = classification.predict_scores(
-                network,
-                batches,
-                self.metadata.classes,
-                mirrored=each.mirrored,
-                temperature=self.metadata.temperature or 1.0,
-                bfloat16=self.bfloat16,
+            scores.append(
+                predict_scores(
+                    network,
+                    batches,
+                    self.metadata.classes,
+                    mirrored=view_pass.mirrored,
+                    temperature=self.metadata.temperature or 1.0,
+                    bfloat16=self.bfloat16,
+                )
             )
-            if not torch.isfinite(scores.logits).all():
-                raise NotFinite(self.path)
-            parts.append(scores)
-        return ensemble(parts)
+            with name_model_in_errors(self.path):
+                check_finite(scores[-1].logits)
+        return ensemble(scores)
 
     def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Model:
         """The same network behind another mean and deviation."""
@@ -121,7 +141,7 @@ class Model:
 
         A classifier gives a `Prediction` of its `top` classes, a detector a `DetectionPrediction`
         of what has a `score` so high, a localiser a `LocalizationPrediction` and a segmenter a
-        `SegmentationPrediction`: see `evaluation.inference`.
+        `SegmentationPrediction`: see `evaluation.predictions`.
 
         Raises DataError for one image that cannot be read; among several an unreadable file has a
         `problem` in its answer. Raises DataError also for an array of another shape, type or range,
@@ -154,30 +174,38 @@ class Model:
         """As `predict`, of the images and their names that `expand_inputs` gives."""
         preprocess, rest = self.metadata.preprocess, iter(named)
         # Whole images are large, so those that are not cut to one size are decoded one by one.
-        batch = self.together(batch) if isinstance(self.network, CLASSIFIERS) else 1
-        greatest = dict[str, int | None]()
+        batch = self.fitting_batch(batch) if isinstance(self.network, CLASSIFIERS) else 1
+        record, greatest = RECORDS[task_of(self.metadata.arch)], dict[str, int | None]()
         while chunk := list(islice(rest, batch)):
-            answers: list[AnyPrediction] = []
-            views: dict[int, Tensor] = {}
+            predictions, images = list[AnyPrediction](), dict[int, Tensor]()
             for k, (name, item) in enumerate(chunk):
                 problem = None
                 try:
                     pixels, greatest[name] = read_image(
                         item, preprocess.channels, preprocess.white, name
                     )
-                    views[k] = inference.input_view(self, pixels)
+                    images[k] = self._reduced(torch.from_numpy(pixels))
                 except DataError as error:
                     if not isinstance(item, str | Path | bytes):
                         raise
                     problem = str(error)
-                answers.append(inference.unanswered(self, name, problem))
-            if views:
-                names = [chunk[k][0] for k in views]
-                good = inference.predict_views(self, names, list(views.values()), top, score)
-                for k, answer in zip(views, good, strict=True):
-                    answers[k] = answer
-            yield from answers
+                predictions.append(record(name, problem=problem))
+            if images:
+                names = [chunk[k][0] for k in images]
+                answered = predict_images(self, names, list(images.values()), top, score)
+                for k, prediction in zip(images, answered, strict=True):
+                    predictions[k] = prediction
+            yield from predictions
         warn_clipped(greatest, preprocess.white)
+
+    def _reduced(self, image: Tensor) -> Tensor:
+        """What is kept of a decoded image, uint8 (H, W, C), until the network gets it.
+
+        uint8 (C, size, size) for a classifier; for others, whose images differ in size, (C, H, W).
+        """
+        if isinstance(self.metadata.arch, DenseTaskArch):
+            return image.permute(2, 0, 1)
+        return preprocess_image(image, self.metadata.preprocess)
 
     def __repr__(self) -> str:
         """In one line: the network, its classes and input, and where it came from."""
@@ -191,6 +219,109 @@ class Model:
             for k, v in describe(self).items()
         )
         return f"<table>{''.join(cells)}</table>"
+
+
+def preprocess_image(image: Tensor, preprocess: Preprocess) -> Tensor:
+    """The test-time view of one decoded image: uint8 (H, W, C) -> uint8 (C, size, size)."""
+    box = center_crop(image.shape[0], image.shape[1], preprocess)
+    return crop_resize(image.permute(2, 0, 1)[None], box, preprocess.size)[0]
+
+
+@torch.inference_mode()
+def predict_images(
+    model: Model, files: Sequence[str], images: Sequence[Tensor], top: int, score: float
+) -> list[AnyPrediction]:
+    """The predictions for decoded images, as `Model.answers` keeps them. Raises NotFinite."""
+    pairs = zip(files, images, strict=True)
+    with name_model_in_errors(model.path):
+        match model.metadata.arch:
+            case DetectorArch():
+                return [_detect(model, file, image, score) for file, image in pairs]
+            case LocalizerArch():
+                return [_localize(model, file, image) for file, image in pairs]
+            case SegmenterArch():
+                return [_segment(model, file, image) for file, image in pairs]
+        return [*_classify(model, files, images, top)]
+
+
+def _classify(
+    model: Model, files: Sequence[str], views: Sequence[Tensor], top: int
+) -> list[Prediction]:
+    names = model.metadata.classes
+    images = torch.stack([*views]).to(model.device)
+    x = normalize(images, *statistics(model.metadata.preprocess, model.device))
+    logits = predict_batch(model.classifier, x, bfloat16=model.bfloat16)
+    logits = check_finite(logits / (model.metadata.temperature or 1.0))
+    probabilities = logits.sigmoid() if model.multi_label else logits.softmax(1)
+    best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
+    rows = zip(files, best.values.tolist(), best.indices.tolist(), strict=True)
+    return [Prediction(file, tuple(names[k] for k in ks), tuple(ps)) for file, ps, ks in rows]
+
+
+def _whole_view(model: Model, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a detector, localiser or segmenter gets of one image.
+
+    uint8 (C, H, W) -> float32 (1, C, h, w), and int64 (1, 2) of the image inside it and of its own.
+    """
+    preprocess, device = model.metadata.preprocess, model.device
+    height, width = image.shape[1:]
+    split = Split(image[None], torch.zeros(1, 0))
+    views = augment_views(split, torch.zeros(1, 0), preprocess.size, preprocess, Augment())
+    x = normalize(views.images.to(device), *statistics(preprocess, device))
+    inside = torch.tensor([fit_side(height, width, preprocess.size)], device=device)
+    return x.contiguous(memory_format=torch.channels_last), inside, torch.tensor([[height, width]])
+
+
+def _find_boxes(model: Model, image: Tensor) -> tuple[Any, Tensor]:
+    """The output of the network for one image, and the boxes in its pixels: float32 (D, 4)."""
+    from resnets.models.detection.boxes import clip  # torchvision takes 1.7 s to import
+
+    x, inside, size = _whole_view(model, image)
+    network: Any = model.network
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=model.bfloat16):
+        output = network(x, sizes=inside)
+    scale = (size / inside.cpu()).flip(1).repeat(1, 2)[:, None]
+    return output, clip(output.boxes.float().cpu() * scale, size)[0]
+
+
+def _detect(model: Model, file: str, image: Tensor, score: float) -> DetectionPrediction:
+    output, boxes = _find_boxes(model, image)
+    classes, scores = output.classes[0].cpu(), output.scores[0].float().cpu()
+    kept = (classes >= 0) & (scores >= score)
+    masks = None
+    if output.masks is not None:
+        from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+        in_boxes = output.masks[0].float().cpu()[kept][:, None]
+        masks = paste_masks_in_image(in_boxes, boxes[kept], image.shape[1:])[:, 0] > 0.5
+    labels = tuple(model.metadata.classes[k] for k in classes[kept].tolist())
+    return DetectionPrediction(file, boxes[kept], labels, tuple(scores[kept].tolist()), masks)
+
+
+def _localize(model: Model, file: str, image: Tensor) -> LocalizationPrediction:
+    output, boxes = _find_boxes(model, image)
+    label, score = model.metadata.classes[int(output.classes[0, 0])], float(output.scores[0, 0])
+    return LocalizationPrediction(file, label, tuple(boxes[0].tolist()), score)
+
+
+def _segment(model: Model, file: str, image: Tensor) -> SegmentationPrediction:
+    x, inside, _ = _whole_view(model, image)
+    height, width = inside[0].tolist()
+    logits = check_finite(predict_batch(model.network, x, bfloat16=model.bfloat16))
+    logits = logits[..., :height, :width]
+    enlarged = F.interpolate(logits, image.shape[1:], mode="bilinear", align_corners=False)
+    return SegmentationPrediction(file, enlarged[0].argmax(0).cpu(), model.metadata.classes)
+
+
+@contextmanager
+def name_model_in_errors(*paths: str | Path) -> Iterator[None]:
+    """Name the models whose answers are not finite, unless that is done already."""
+    try:
+        yield
+    except NotFinite as error:
+        if error.path:
+            raise
+        raise NotFinite(" or ".join(map(str, paths))) from None
 
 
 def describe(model: Model) -> dict[str, str]:
@@ -220,104 +351,9 @@ def bytes_per_image(network: Network, size: int) -> int:
     return int(12 * max(channels * (size / stride) ** 2 for channels, stride in sides))
 
 
-def is_2d(arch: Arch) -> bool:
-    """Whether its networks take 2-D images."""
-    return not isinstance(arch, MlpArch) and getattr(arch, "dims", 2) == 2
-
-
-def load(
-    path: str | Path,
-    *,
-    device: torch.device | None = None,
-    bfloat16: bool = False,
-    classes: Sequence[str] | None = None,
-    task: TaskName | None = None,
-    fields: Mapping[str, Any] = MappingProxyType({}),
-    hints: Mapping[str, Any] = MappingProxyType({}),
-    network: str | nn.Module | ExternalArch | None = None,
-) -> Model:
-    """A model from a run folder, one of our model files, or a foreign weights file.
-
-    A foreign file does not say its classes and preprocessing: `classes` does, else they are
-    numbered; the preprocessing is ImageNet's (`Model.normalized` changes mean and deviation). What
-    its tensors leave open of the network, `fields` settle, and `hints` where they concern it. A
-    file of a network from a person's own code needs that again, as `network`: a module, or
-    my_module:function.
-
-    Raises UsageError where there is no such file, the run is not finished, the network is not for
-    the `task`, or one of the `fields` is not open; CheckpointError where the file is refused or not
-    recognised, or its network takes no 2-D images.
-    """
-    path = find_model_file(path)
-    external = None if network is None else describe_module(network)
-    opened, metadata = open_model(path, fields, external, hints)
-    if not is_2d(opened.arch):
-        raise CheckpointError(
-            f"{path} takes no 2-D images: resnets.models.io.model_file.open_model gives its network"
-        )
-    check_task(opened.arch, path, task)
-    metadata = metadata or foreign_metadata(path, opened.arch, classes)
-    if len(metadata.classes) != metadata.arch.classes:
-        raise CheckpointError(
-            f"{path} has {metadata.arch.classes} outputs, "
-            f"the data has {len(metadata.classes)} classes"
-        )
-    device = device or torch.device("cpu")
-    size = metadata.preprocess.size
-    if (memory := bytes_per_image(opened, size)) > LARGEST:
-        raise CheckpointError(
-            f"{path}: at preprocess.size {size} an image would take {memory / 2**30:.0f} GiB, the "
-            f"limit is {LARGEST >> 30}. Get another file."
-        )
-    return Model(opened.to(device).eval(), metadata, device, bfloat16, path)
-
-
-def foreign_metadata(path: Path, arch: Arch, classes: Sequence[str] | None) -> ModelMetadata:
-    """What is assumed of a foreign file. Raises CheckpointError where it takes no such images."""
-    names = tuple(classes or map(str, range(arch.classes)))
-    known = isinstance(arch, ClassifierArch) and arch.size >= 64
-    preprocess = IMAGENET if known else Preprocess(size=arch.size)
-    if arch.channels not in (1, 3):
-        raise CheckpointError(f"{path} takes {arch.channels} channels; images have 1 or 3")
-    if arch.channels == 1:
-        preprocess = replace(preprocess, channels=1, mean=(0.449,), std=(0.226,))  # of the three
-    return ModelMetadata(arch=arch, classes=names, preprocess=preprocess)
-
-
 def check_task(arch: Arch, path: Path, task: TaskName | None) -> TaskName:
     """What a network is for. Raises UsageError where it is not the `task`."""
     if (own := task_of(arch)) != (task or own):
         command = f"`resnets {TASK_TEXTS[own].command}predict`, or evaluate"
         raise UsageError(f"{path} is not to {task}, but to {own}: {command}")
     return own
-
-
-def match_classes(split: Split, classes: tuple[str, ...], model: Model) -> Split:
-    """The split with its labels renumbered by class name to the model's.
-
-    Raises CheckpointError that names the data's classes that the model does not know.
-    """
-    known = {name: k for k, name in enumerate(model.metadata.classes)}
-    if unknown := [name for name in classes if name not in known]:
-        plain = {" ".join(name.casefold().split()): name for name in known}
-        near = ((name, plain.get(" ".join(name.casefold().split()))) for name in unknown)
-        alike = ", ".join(f"{name!r} is {other!r} to it" for name, other in near if other)
-        raise CheckpointError(
-            f"the model does not know {len(unknown)} classes of the data: "
-            f"{', '.join(unknown[:5])}\nIt knows: {', '.join(model.metadata.classes[:8])}"
-            + (f"\nRename what differs in case or space only: {shorten(alike)}" if alike else "")
-        )
-    table = torch.tensor([known[name] for name in classes], device=split.labels.device)
-    if split.labels.ndim == 1:
-        return replace(split, labels=table[split.labels])
-    if split.objects is None and split.masks and not torch.equal(table, torch.arange(len(table))):
-        raise CheckpointError(
-            f"the classes of the masks, {', '.join(classes[:8])}, stand in another order than the "
-            f"model's, {', '.join(model.metadata.classes[:8])}: renumber the masks"
-        )
-    labels = split.labels.new_zeros(len(split), len(known))
-    labels[:, table] = split.labels
-    objects = split.objects
-    if objects is not None:
-        objects = replace(objects, classes=table[objects.classes])
-    return replace(split, labels=labels, objects=objects)

@@ -149,9 +149,8 @@ def losses(scores: Scores) -> Tensor:
 def save(path: str | Path, scores: Scores) -> None:
     """One safetensors file, replaced in one step. Raises DiskError."""
     tensors = {name: getattr(scores, name) for name in _TENSORS}
-    files = [(str(file), reason) for file, reason in scores.unreadable]
-    metadata = {"classes": scores.classes, "unreadable": files, "seconds": scores.seconds}
-    save_tensors(path, tensors, "scores", metadata)
+    reading = reading_metadata(scores.unreadable, scores.seconds)
+    save_tensors(path, tensors, "scores", {"classes": scores.classes} | reading)
 
 
 def load(path: str | Path) -> Scores:
@@ -176,11 +175,15 @@ def _from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) ->
     if not torch.isfinite(logits).all():
         raise ValueError("logits are not finite")
     names = tuple(map(check_text, metadata["classes"]))
-    seconds = float(metadata["seconds"])
-    return Scores(logits, labels, indices, names, unreadable_files(metadata), seconds)
+    return Scores(logits, labels, indices, names, **read_metadata(metadata))
 
 
-def unreadable_files(metadata: Mapping[str, Any]) -> tuple[tuple[Path, str], ...]:
-    """The unreadable files and their reasons. Raises ValueError, KeyError or TypeError."""
-    files = metadata["unreadable"]
-    return tuple((Path(check_text(name)), check_text(reason)) for name, reason in files)
+def reading_metadata(unreadable: Sequence[tuple[Path, str]], seconds: float) -> dict[str, Any]:
+    """What a file says of the reading of a split."""
+    return {"unreadable": [(str(file), reason) for file, reason in unreadable], "seconds": seconds}
+
+
+def read_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields from `reading_metadata`. Raises ValueError, KeyError or TypeError."""
+    files = [(Path(check_text(name)), check_text(why)) for name, why in metadata["unreadable"]]
+    return {"unreadable": tuple(files), "seconds": float(metadata["seconds"])}

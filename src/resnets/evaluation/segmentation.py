@@ -17,7 +17,7 @@ from resnets.data.joint_transforms import class_map
 from resnets.data.loader import Batch
 from resnets.data.splits import Split
 from resnets.evaluation.classification import confusion_matrix, predict_batch
-from resnets.evaluation.loading import LoaderOptions, sized_batches
+from resnets.evaluation.loader import LoaderOptions
 from resnets.models.layers import check_finite
 
 
@@ -94,14 +94,16 @@ def evaluate(
 
     Where each rank has a share of the images, `total` adds up their sums, int64 (K * K + 1,).
     """
-    sums, unreadable = empty_sums(network, classes), list[tuple[Path, str]]()
-    for batch in batches:
-        unreadable += batch.unreadable
-        if len(batch.indices):
-            predicted = predict_batch(network, batch.images, bfloat16=bfloat16).argmax(1)
-            sums[1:] += confusion(batch.labels, predicted, len(classes)).flatten()
-            sums[0] += len(predicted)
-    return segmentation_metrics(total(sums), classes, unreadable)
+
+    def results() -> Iterator[Compared]:
+        for batch in batches:
+            if not len(batch.indices):
+                yield batch, []
+                continue
+            logits = predict_batch(network, batch.images, bfloat16=bfloat16)
+            yield batch, [(batch.labels, logits.argmax(1))]
+
+    return count_pixels(results(), classes, next(network.parameters()).device, "val", total)
 
 
 def evaluate_split(
@@ -115,16 +117,55 @@ def evaluate_split(
     total: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> SegmentationMetrics:
     """Figures at the size of the mask files, of a network in evaluation mode; as `evaluate`."""
-    sums, unreadable = empty_sums(network, classes), list[tuple[Path, str]]()
-    for batch, maps in predict_class_maps(network, split, loader, bfloat16=bfloat16):
+
+    def results() -> Iterator[Compared]:
+        for batch, maps in predict_class_maps(network, split, loader, bfloat16=bfloat16):
+            targets = (true_classes(split, i, m) for i, m in zip(batch.indices, maps, strict=True))
+            yield batch, zip(targets, maps, strict=True)
+
+    return count_pixels(results(), classes, next(network.parameters()).device, name, total)
+
+
+def true_classes(split: Split, index: int | Tensor, predicted: Tensor) -> Tensor:
+    """The class of each pixel by an image's mask, of the shape and on the device of `predicted`."""
+    file = split.masks[int(index)]
+    assert isinstance(file, Path)
+    return torch.from_numpy(class_map(file, *predicted.shape)).to(predicted.device)
+
+
+# A batch, and true beside predicted classes of the pixels of its images.
+Compared = tuple[Batch, Iterable[tuple[Tensor, Tensor]]]
+
+
+def count_pixels(
+    results: Iterable[Compared],
+    classes: tuple[str, ...],
+    device: torch.device,
+    name: str,
+    total: Callable[[Tensor], Tensor],
+) -> SegmentationMetrics:
+    """The figures of all batches; `total` as for `evaluate`."""
+    k, unreadable = len(classes), list[tuple[Path, str]]()
+    sums = torch.zeros(k * k + 1, dtype=torch.int64, device=device)
+    for batch, pairs in results:
         unreadable += batch.unreadable
-        for index, predicted in zip(batch.indices.tolist(), maps, strict=True):
-            file = split.masks[index]
-            assert isinstance(file, Path)
-            target = torch.from_numpy(class_map(file, *predicted.shape)).to(predicted.device)
-            sums[1:] += confusion(target, predicted, len(classes)).flatten()
-            sums[0] += 1
-    return segmentation_metrics(total(sums), classes, unreadable, name)
+        sums[-1] += len(batch.indices)
+        for target, predicted in pairs:
+            sums[:-1] += confusion(target, predicted, k).flatten()
+    sums = total(sums)
+    return segmentation_metrics(int(sums[-1]), sums[:-1].view(k, k), classes, unreadable, name)
+
+
+def segmentation_metrics(
+    images: int,
+    pixels: Tensor,
+    classes: tuple[str, ...],
+    unreadable: Sequence[tuple[Path, str]] = (),
+    name: str = "test",
+) -> SegmentationMetrics:
+    """The figures of a `confusion` matrix, int64 (K, K)."""
+    rows = tuple(map(tuple, pixels.tolist()))
+    return SegmentationMetrics(images, rows, classes, tuple(unreadable), name)
 
 
 @torch.inference_mode()
@@ -136,7 +177,7 @@ def predict_class_maps(
     The logits are enlarged, not the classes. The network must be in evaluation mode. Raises as
     `test_batches`.
     """
-    for batch, view_sizes, file_sizes in sized_batches(split, loader):
+    for batch, view_sizes, file_sizes in loader.sized_batches(split):
         maps, logits = [], tuple[Tensor, ...]()
         if len(file_sizes):
             logits = predict_batch(network, batch.images, bfloat16=bfloat16).unbind()
@@ -146,19 +187,3 @@ def predict_class_maps(
             enlarged = F.interpolate(view, size, mode="bilinear", align_corners=False)
             maps.append(enlarged[0].argmax(0))
         yield batch, maps
-
-
-def empty_sums(network: nn.Module, classes: tuple[str, ...]) -> Tensor:
-    """Zero images, and a confusion matrix of zeros: int64 (K * K + 1,) on the network's device."""
-    device = next(network.parameters()).device
-    return torch.zeros(len(classes) ** 2 + 1, dtype=torch.int64, device=device)
-
-
-def segmentation_metrics(
-    sums: Tensor, classes: tuple[str, ...], files: Sequence[tuple[Path, str]], name: str = "val"
-) -> SegmentationMetrics:
-    """The figures of the sums of all images, and the unreadable `files`."""
-    images, *pixels = sums.tolist()
-    k = len(classes)
-    rows = tuple(tuple(pixels[first : first + k]) for first in range(0, k * k, k))
-    return SegmentationMetrics(images, rows, classes, tuple(files), name)

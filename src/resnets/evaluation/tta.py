@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnets.config.recipe import Preprocess
-from resnets.config.types import View
+from resnets.config.types import ViewName
 from resnets.errors import UsageError
 from resnets.evaluation.classification import Forward
 from resnets.models import Classifier
@@ -40,7 +40,7 @@ class Pass:
         return {"center": 1, "corners": 5, "whole": whole}[self.crops]
 
 
-def passes(view: View, preprocess: Preprocess, size: int = 0) -> tuple[Pass, ...]:
+def passes(view: ViewName, preprocess: Preprocess, size: int = 0) -> tuple[Pass, ...]:
     """The passes of a view.
 
     With `size` it is seen at that side, and "center" and "flip" cut it from a shorter side of as
@@ -83,7 +83,9 @@ def dense_logits(network: ResNet | DenseNet, images: Tensor, size: int) -> Tenso
     return F.conv2d(F.avg_pool2d(last, window, 1), head.weight[:, :, None, None], head.bias)
 
 
-def view_forward(network: Classifier, view: View, preprocess: Preprocess, size: int = 0) -> Forward:
+def view_forward(
+    network: Classifier, view: ViewName, preprocess: Preprocess, size: int = 0
+) -> Forward:
     """What gives the logits of the images of a view's passes, (N, C, H, W) -> (N, K).
 
     "multi-scale" averages the class scores over the places. Raises UsageError for networks whose

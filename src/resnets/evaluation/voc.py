@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from resnets.data.splits import Split
 from resnets.evaluation.box_matching import Floats, Ints, overlapping_pairs
-from resnets.evaluation.predictions import DetectionPredictions
+from resnets.evaluation.predictions import SplitDetections
 
 DRAWS = 200
 
@@ -30,7 +30,7 @@ class Flags:
     objects: Floats  # (N, K): how many objects of a class are in an image
 
 
-def flags(detections: DetectionPredictions, split: Split, num_classes: int) -> Flags:
+def flags(detections: SplitDetections, split: Split, num_classes: int) -> Flags:
     """Which detections on a split of `num_classes` classes are correct."""
     assert split.objects is not None
     targets = split.objects[detections.indices]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from resnets.config.types import InferenceOptions
 
 if TYPE_CHECKING:
-    from resnets.config.types import View
+    from resnets.config.types import ViewName
     from resnets.data.dataset import Split
     from resnets.evaluation.classification import ClassificationMetrics
     from resnets.evaluation.predictor import Model
@@ -82,7 +82,7 @@ def response_stds(models: Sequence[Model], split: Split) -> Metrics:
     return {"stds": stds, "median_std": float(torch.tensor(stds).median())}
 
 
-def errors_at_view(view: View, factor: float, models: Sequence[Model], split: Split) -> Metrics:
+def errors_at_view(view: ViewName, factor: float, models: Sequence[Model], split: Split) -> Metrics:
     """The test error in %, of a view, of images `factor` times as large."""
     from resnets.evaluation.classification import classification_metrics
 
@@ -96,13 +96,13 @@ def detector_metrics(
     refine: bool, scales: Sequence[float], models: Sequence[Model], split: Split
 ) -> Metrics:
     """Averages in % of the models as one, with the improvements of 1512.03385, appendix B."""
-    from resnets.evaluation import dense_targets, detection
+    from resnets.evaluation import detection
+    from resnets.evaluation.evaluate import prepare_detector
 
     options = InferenceOptions(refine=refine, scales=tuple(scales) or (1.0,))
-    detector = dense_targets.prepare_detector(models, options)
-    predictions = detection.detect(
-        detector, split, dense_targets.loader_options(models[0], options)
-    )
+    detector = prepare_detector(models, options)
+    loader = models[0].loader_options(batch=4, workers=options.workers)
+    predictions = detection.detect(detector, split, loader)
     metrics = detection.evaluate_predictions(predictions, split, models[0].metadata.classes)
     averages = {"map50": metrics.map50, "map": metrics.map, "voc07": metrics.voc07}
     return {name: 100 * value for name, value in averages.items() if value is not None}
@@ -110,12 +110,13 @@ def detector_metrics(
 
 def localizer_metrics(scales: Sequence[float], models: Sequence[Model], split: Split) -> Metrics:
     """Errors in % given the class, and of the network's own five classes."""
-    from resnets.evaluation import dense_targets
+    from resnets.evaluation.evaluate import prepare_detector
     from resnets.evaluation.localization import evaluate
 
     options = InferenceOptions(scales=tuple(scales) or (1.0,))
-    network: Any = dense_targets.prepare_detector(models, options)
-    metrics = evaluate(network, split, dense_targets.loader_options(models[0], options))
+    network: Any = prepare_detector(models, options)
+    loader = models[0].loader_options(batch=4, workers=options.workers)
+    metrics = evaluate(network, split, loader)
     return {"given_error": 100 * metrics.error, "five_error": 100 * metrics.top5_error}
 
 

@@ -146,7 +146,7 @@ def run(
 def run_job(job: Job, root: Path, device: str, workers: int, watch: Watch) -> Row:
     """Run a job and append its row to the ledger. Raises as `api.train`."""
     from resnets.device import environment, pick_device
-    from resnets.evaluation.predictor import load
+    from resnets.evaluation.load import load
 
     versions = environment()
     row: dict[str, Any] = job.key | {

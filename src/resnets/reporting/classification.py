@@ -21,7 +21,8 @@ from resnets.data.transforms import statistics
 from resnets.errors import UsageError
 from resnets.evaluation import calibration
 from resnets.evaluation.classification import ClassificationMetrics
-from resnets.evaluation.predictor import Model, load
+from resnets.evaluation.load import load
+from resnets.evaluation.predictor import Model
 from resnets.evaluation.scores import (
     Scores,
     class_presence,

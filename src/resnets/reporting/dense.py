@@ -12,7 +12,7 @@ from torchvision.transforms.functional import resize, to_pil_image
 
 from resnets.data.detection.targets import DetectionTargets
 from resnets.data.splits import Split
-from resnets.evaluation.loading import LoaderOptions
+from resnets.evaluation.loader import LoaderOptions
 from resnets.evaluation.predictor import Model
 from resnets.models.detection.boxes import area
 from resnets.reporting import plots

@@ -18,7 +18,7 @@ from resnets.data.splits import Shape, Split
 from resnets.errors import CheckpointError
 from resnets.evaluation import detection
 from resnets.evaluation.box_matching import Floats, Ints, overlapping_pairs, pairs_of_equal_keys
-from resnets.evaluation.predictions import DetectionPredictions
+from resnets.evaluation.predictions import SplitDetections, load
 from resnets.models.detection.boxes import area, intersection_area
 from resnets.reporting import plots
 from resnets.reporting.dense import SHOWN, build_page, crop_uri, limit_size, spread, whole_uri
@@ -52,7 +52,7 @@ def page(given: PageInputs) -> Page:
     path, classes = facts.run.path / "detections.safetensors", facts.classes
     if not tested or not facts.ended["images"] or not path.exists():
         return build_page(facts, splits)
-    predictions, total = detection.load(path), facts.ended["objects"]
+    predictions, total = load(path), facts.ended["objects"]
     for numbers, count in ((predictions.classes, len(classes)), (predictions.images, len(tested))):
         if len(numbers) and int(numbers.max()) >= count:
             raise CheckpointError(f"{path} is of other classes or images than those of the run")
@@ -89,7 +89,7 @@ def page(given: PageInputs) -> Page:
 
 
 def misses(
-    predictions: DetectionPredictions, split: Split, names: Sequence[str]
+    predictions: SplitDetections, split: Split, names: Sequence[str]
 ) -> tuple[int, list[Miss]]:
     """How many detections are right, and what is wrong, image by image.
 
@@ -181,7 +181,7 @@ def labelled_objects(split: Split, index: int) -> DetectionTargets:
     return targets[~targets.is_padding]
 
 
-def select(predictions: DetectionPredictions, rows: Tensor) -> DetectionPredictions:
+def select(predictions: SplitDetections, rows: Tensor) -> SplitDetections:
     """Some of the detections, by a mask or by their indices."""
     which = torch.arange(len(predictions.scores))[rows].tolist()
     return replace(
@@ -217,7 +217,7 @@ def count_names(classes: Tensor, names: Sequence[str]) -> str:
 
 
 def gallery(
-    predictions: DetectionPredictions, split: Split, names: Sequence[str], name: ImageName
+    predictions: SplitDetections, split: Split, names: Sequence[str], name: ImageName
 ) -> list[Picture]:
     """Whole images, with their objects and with what was found."""
     pictures = list[Picture]()
@@ -239,7 +239,7 @@ def gallery(
 
 def zoom(
     miss: Miss,
-    predictions: DetectionPredictions,
+    predictions: SplitDetections,
     split: Split,
     names: Sequence[str],
     name: ImageName,

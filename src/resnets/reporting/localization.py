@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 
 from resnets.evaluation import detection
-from resnets.evaluation.predictor import load
+from resnets.evaluation.load import load
 from resnets.reporting.dense import SHOWN, build_page, loader_options, spread
 from resnets.reporting.detection import gallery, select
 from resnets.reporting.page import Page, PageInputs

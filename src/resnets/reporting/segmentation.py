@@ -7,13 +7,12 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from resnets.analysis import drawing
 from resnets.data.joint_transforms import class_map
 from resnets.data.splits import Split
 from resnets.evaluation import segmentation
-from resnets.evaluation.predictor import load
+from resnets.evaluation.load import load
 from resnets.reporting.dense import (
     SHOWN,
     build_page,
@@ -51,8 +50,7 @@ def compare_maps(
     """The mean IoU of an image, given the classes of its pixels (H, W), and both drawn."""
     true = torch.from_numpy(class_map(cast(Path, split.masks[index]), *predicted.shape)).long()
     counts = segmentation.confusion(true, predicted, len(names))
-    row = F.pad(counts.flatten(), (1, 0))
-    mean_iou = segmentation.segmentation_metrics(row, names, []).mean_iou
+    mean_iou = segmentation.segmentation_metrics(1, counts, names).mean_iou
     pixels = counts.sum(0) + counts.sum(1)
     frequent = pixels.argsort(descending=True, stable=True)[:6].tolist()
     image = drawing.read_picture(split, index)

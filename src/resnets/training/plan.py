@@ -19,15 +19,16 @@ from resnets.config import families
 from resnets.config.arch import Arch, ExternalArch
 from resnets.config.recipe import Augment, Preprocess, Recipe, to_dict
 from resnets.config.tasks import TaskText
-from resnets.config.types import EvaluateOptions, InferenceOptions
+from resnets.config.types import EvaluateOptions
 from resnets.data.dataset import Source, Split
 from resnets.data.detection.targets import DetectionTargets
 from resnets.data.loader import Batch, train_batches
 from resnets.data.rng import draw_for_step
 from resnets.errors import UsageError
-from resnets.evaluation.loading import LoaderOptions, never
+from resnets.evaluation.evaluate import LogAccess
+from resnets.evaluation.load import AnyModel
+from resnets.evaluation.loader import LoaderOptions, never
 from resnets.evaluation.predictor import Model
-from resnets.evaluation.targets import AnyModel, LogAccess
 from resnets.models import Network
 from resnets.models.accelerate import describe_kernels
 from resnets.models.cost import cost
@@ -89,9 +90,7 @@ class Task:
     # The figures of a result on a split of that name; details may be kept in the run's folder.
     test: Callable[[Path, Plan, Model, Split, str], TaskMetrics]
     # What `api.evaluate` calls: models on data, and what logs an access to the test split.
-    evaluate: Callable[
-        [Sequence[AnyModel], Any, InferenceOptions, EvaluateOptions, LogAccess], Any
-    ] = cannot_evaluate
+    evaluate: Callable[[Sequence[AnyModel], Any, EvaluateOptions, LogAccess], Any] = cannot_evaluate
     # Arguments of the network in training: so many images of that side, all zeros, and targets.
     example_inputs: Callable[[Plan, int, int], tuple[Tensor | DetectionTargets, ...]] = (
         example_images

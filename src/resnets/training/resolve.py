@@ -15,7 +15,8 @@ from resnets.config.recipe import Preprocess, Recipe
 from resnets.data.dataset import Source, Split, normalization
 from resnets.device import use_bfloat16
 from resnets.errors import DataError, UsageError
-from resnets.evaluation.predictor import Model, is_2d, load
+from resnets.evaluation.load import is_2d, load
+from resnets.evaluation.predictor import Model
 from resnets.models.cost import measured
 from resnets.training.distributed import SINGLE_PROCESS, World
 from resnets.training.plan import Plan, Task

@@ -18,7 +18,8 @@ from resnets.device import environment
 from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation import scores as score_files
 from resnets.evaluation.classification import classification_metrics
-from resnets.evaluation.predictor import Model, load
+from resnets.evaluation.load import load
+from resnets.evaluation.predictor import Model
 from resnets.files import check_outside, code_option
 from resnets.models import Network
 from resnets.models.io.model_file import save

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from resnets.errors import CheckpointError, DiskError
-from resnets.evaluation import detection, scores
-from resnets.evaluation.predictions import DetectionPredictions
+from resnets.evaluation import predictions, scores
+from resnets.evaluation.predictions import SplitDetections
 from resnets.tensor_files import digest
 from resnets.training import checkpoint
 from resnets.training.run import Run
@@ -193,11 +193,11 @@ def scores_file(path):
 
 def detections_file(path):
     one, two, three = (torch.tensor([n]) for n in (1, 2, 3))
-    found = DetectionPredictions(
+    found = SplitDetections(
         one, two, torch.tensor([0.5]), torch.rand(1, 4), indices=three, masks=((2, 2, b"13"),)
     )
-    detection.save(path, found)
-    return detection.load
+    predictions.save(path, found)
+    return predictions.load
 
 
 @pytest.mark.parametrize("write", [scores_file, detections_file])

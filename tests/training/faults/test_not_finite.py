@@ -11,7 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from resnets.config.recipes import digits
 from resnets.data import dataset
 from resnets.errors import Diverged
-from resnets.evaluation import predictor as evaluation
+from resnets.evaluation import load as loading
 from resnets.evaluation.classification import classification_metrics
 from resnets.models.io.model_file import load
 from resnets.training import checkpoint, loop, saver, step
@@ -154,7 +154,7 @@ def test_nothing_of_it_is_kept(request, tmp_path, monkeypatch, where, times, val
         returns = 1 if where in BEFORE else times
         assert 1 <= progress.rollbacks <= returns
         assert progress.lr_scale == 0.5**progress.rollbacks
-        best = evaluation.load(run.best).scores(small_plan().monitor_split)
+        best = loading.load(run.best).scores(small_plan().monitor_split)
         assert classification_metrics(best).error == progress.best_error
         assert sum("back to the newest checkpoint" in note for note in notes) == progress.rollbacks
 

@@ -20,7 +20,7 @@ from resnets.data import dataset
 from resnets.data.loader import test_batches as shown
 from resnets.data.loader import train_batches
 from resnets.evaluation.classification import evaluate
-from resnets.evaluation.predictor import load
+from resnets.evaluation.load import load
 from resnets.training import checkpoint
 from resnets.training import resolve as plans
 from resnets.training.distributed import SINGLE_PROCESS

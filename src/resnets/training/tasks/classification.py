@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +16,9 @@ from resnets.config.recipes import RECIPES
 from resnets.config.tasks import CLASSIFY
 from resnets.data.dataset import Source, Split
 from resnets.data.mixup import mix_batch
-from resnets.evaluation import calibration, classification, scores, targets
+from resnets.evaluation import calibration, classification, scores
 from resnets.evaluation.classification import ClassificationMetrics, classification_metrics
+from resnets.evaluation.evaluate import evaluate, evaluate_classifiers
 from resnets.evaluation.predictor import Model
 from resnets.models import Network
 from resnets.training.losses import (
@@ -142,5 +144,5 @@ CLASSIFICATION = Task(
     temperature=fit_temperature,
     test=test,
     details=SCORES,
-    evaluate=targets.test_classifiers,
+    evaluate=partial(evaluate, "classify", evaluate_classifiers),
 )

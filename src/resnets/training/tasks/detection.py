@@ -8,8 +8,10 @@ from typing import Any, cast
 
 from resnets.config.tasks import DETECT
 from resnets.data.dataset import Split
-from resnets.evaluation import dense_targets, detection
+from resnets.evaluation import detection
 from resnets.evaluation.detection import DetectionMetrics
+from resnets.evaluation.evaluate import evaluate, evaluate_detectors
+from resnets.evaluation.predictions import concatenate, save
 from resnets.evaluation.predictor import Model
 from resnets.models import Network
 from resnets.training.distributed import SINGLE_PROCESS
@@ -23,7 +25,7 @@ def validate(plan: Plan, network: Network, split: Split, stopped: Stopped) -> di
     """COCO's averages over what all ranks find; one that is undefined is left out."""
     loader = plan.loader_options(plan.world, stopped)
     mine = detection.detect(cast(Any, network), split, loader, bfloat16=plan.bfloat16)
-    predictions = detection.concatenate(plan.world.gather(mine))
+    predictions = concatenate(plan.world.gather(mine))
     if stopped():
         return {"error": 1.0}
     figures = detection.evaluate_predictions(predictions, split, plan.source.classes)
@@ -38,7 +40,7 @@ def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> Det
     """COCO's figures and VOC's of the predictions, which are kept in the folder."""
     options = plan.loader_options(SINGLE_PROCESS)
     predictions = detection.detect(cast(Any, model.network), split, options)
-    detection.save(folder / DETECTIONS, predictions)
+    save(folder / DETECTIONS, predictions)
     return detection.evaluate_predictions(predictions, split, plan.source.classes, name)
 
 
@@ -53,5 +55,5 @@ DETECTION = Task(
     test=test,
     details=DETECTIONS,
     require=detection.import_coco,
-    evaluate=partial(dense_targets.evaluate_dense, "detect", dense_targets.test_detectors),
+    evaluate=partial(evaluate, "detect", evaluate_detectors),
 )

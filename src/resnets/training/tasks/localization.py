@@ -10,7 +10,8 @@ import torch
 
 from resnets.config.tasks import LOCALIZE
 from resnets.data.dataset import Split
-from resnets.evaluation import dense_targets, localization
+from resnets.evaluation import localization
+from resnets.evaluation.evaluate import evaluate, evaluate_localizer
 from resnets.evaluation.localization import LocalizationMetrics
 from resnets.evaluation.predictor import Model
 from resnets.models import Network
@@ -44,5 +45,5 @@ LOCALIZATION = Task(
     example_inputs=dense.example_objects,
     validate=validate,
     test=test,
-    evaluate=partial(dense_targets.evaluate_dense, "localize", dense_targets.test_localizer),
+    evaluate=partial(evaluate, "localize", evaluate_localizer),
 )

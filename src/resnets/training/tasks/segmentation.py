@@ -10,7 +10,8 @@ from torch import Tensor
 
 from resnets.config.tasks import SEGMENT
 from resnets.data.dataset import Split
-from resnets.evaluation import dense_targets, segmentation
+from resnets.evaluation import segmentation
+from resnets.evaluation.evaluate import evaluate, evaluate_segmenter
 from resnets.evaluation.predictor import Model
 from resnets.evaluation.segmentation import SegmentationMetrics
 from resnets.models import Network
@@ -51,5 +52,5 @@ SEGMENTATION = Task(
     example_inputs=example_pixels,
     validate=validate,
     test=test,
-    evaluate=partial(dense_targets.evaluate_dense, "segment", dense_targets.test_segmenter),
+    evaluate=partial(evaluate, "segment", evaluate_segmenter),
 )

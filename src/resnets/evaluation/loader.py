@@ -45,18 +45,15 @@ class LoaderOptions:
         )
         return takewhile(lambda _: not self.stopped(), batches)
 
+    def sized_batches(self, split: Split) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        """Batches, and their images' sizes inside the views and as files: int64 (B, 2) each.
 
-def sized_batches(split: Split, loader: LoaderOptions) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-    """Batches, and the sizes of their images inside the views and as files: int64 (B, 2) each.
-
-    A smaller image stands at the top left of its view. Raises as `test_batches`.
-    """
-    assert split.sizes is not None
-    for batch in loader.batches(split):
-        file_sizes = split.sizes[batch.indices]
-        view_sizes = [
-            fit_side(height, width, loader.preprocess.size) for height, width in file_sizes.tolist()
-        ]
-        images = batch.images.contiguous(memory_format=torch.channels_last)
-        sizes = torch.tensor(view_sizes, dtype=torch.int64, device=images.device).view(-1, 2)
-        yield replace(batch, images=images), sizes, file_sizes
+        A smaller image stands at the top left of its view.
+        """
+        assert split.sizes is not None
+        for batch in self.batches(split):
+            file_sizes, size = split.sizes[batch.indices], self.preprocess.size
+            view_sizes = [fit_side(height, width, size) for height, width in file_sizes.tolist()]
+            images = batch.images.contiguous(memory_format=torch.channels_last)
+            sizes = torch.tensor(view_sizes, dtype=torch.int64, device=images.device).view(-1, 2)
+            yield replace(batch, images=images), sizes, file_sizes

@@ -1,0 +1,143 @@
+"""Models from files and runs, and the labels of a split as a model has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from resnets.config.arch import Arch, ClassifierArch, ExternalArch, MlpArch
+from resnets.config.recipe import Preprocess
+from resnets.config.types import InferenceOptions, TaskName
+from resnets.data.dataset import Source, Split, normalization
+from resnets.device import pick_device
+from resnets.errors import CheckpointError, shorten
+from resnets.evaluation.predictor import LARGEST, Model, bytes_per_image, check_task
+from resnets.files import find_model_file
+from resnets.models.external import describe as describe_module
+from resnets.models.io.model_file import ModelMetadata, open_model
+
+IMAGENET = Preprocess(size=224, resize=256)
+AnyModel = str | Path | Model
+
+
+def load_model(
+    model: AnyModel, source: Source | None, options: InferenceOptions, task: TaskName | None = None
+) -> Model:
+    """A model, normalised as asked for; errors as `load`.
+
+    One that is loaded already stays on its device.
+    """
+    if isinstance(model, Model):
+        check_task(model.metadata.arch, model.path, task)
+    else:
+        model = load(
+            model,
+            device=pick_device(options.device),
+            bfloat16=options.precision == "bfloat16",
+            classes=source.classes if source else None,
+            task=task,
+            fields=options.fields,
+            network=options.network,
+        )
+    if options.normalize is None:
+        return model
+    return model.normalized(*normalization(options.normalize, source, model.metadata.arch.channels))
+
+
+def is_2d(arch: Arch) -> bool:
+    """Whether its networks take 2-D images."""
+    return not isinstance(arch, MlpArch) and getattr(arch, "dims", 2) == 2
+
+
+def load(
+    path: str | Path,
+    *,
+    device: torch.device | None = None,
+    bfloat16: bool = False,
+    classes: Sequence[str] | None = None,
+    task: TaskName | None = None,
+    fields: Mapping[str, Any] = MappingProxyType({}),
+    hints: Mapping[str, Any] = MappingProxyType({}),
+    network: str | nn.Module | ExternalArch | None = None,
+) -> Model:
+    """A model from a run folder, one of our model files, or a foreign weights file.
+
+    A foreign file does not say its classes and preprocessing: `classes` does, else they are
+    numbered; the preprocessing is ImageNet's (`Model.normalized` changes mean and deviation). What
+    its tensors leave open of the network, `fields` settle, and `hints` where they concern it. A
+    file of a network from a person's own code needs that again, as `network`: a module, or
+    my_module:function.
+
+    Raises UsageError where there is no such file, the run is not finished, the network is not for
+    the `task`, or one of the `fields` is not open; CheckpointError where the file is refused or not
+    recognised, or its network takes no 2-D images.
+    """
+    path = find_model_file(path)
+    external = None if network is None else describe_module(network)
+    opened, metadata = open_model(path, fields, external, hints)
+    if not is_2d(opened.arch):
+        raise CheckpointError(
+            f"{path} takes no 2-D images: resnets.models.io.model_file.open_model gives its network"
+        )
+    check_task(opened.arch, path, task)
+    metadata = metadata or foreign_metadata(path, opened.arch, classes)
+    outputs, names = metadata.arch.classes, metadata.classes
+    if len(names) != outputs:
+        raise CheckpointError(f"{path} has {outputs} outputs, the data has {len(names)} classes")
+    device = device or torch.device("cpu")
+    size = metadata.preprocess.size
+    if (memory := bytes_per_image(opened, size)) > LARGEST:
+        raise CheckpointError(
+            f"{path}: at preprocess.size {size} an image would take {memory / 2**30:.0f} GiB, the "
+            f"limit is {LARGEST >> 30}. Get another file."
+        )
+    return Model(opened.to(device).eval(), metadata, device, bfloat16, path)
+
+
+def foreign_metadata(path: Path, arch: Arch, classes: Sequence[str] | None) -> ModelMetadata:
+    """What is assumed of a foreign file. Raises CheckpointError where it takes no such images."""
+    names = tuple(classes or map(str, range(arch.classes)))
+    known = isinstance(arch, ClassifierArch) and arch.size >= 64
+    preprocess = IMAGENET if known else Preprocess(size=arch.size)
+    if arch.channels not in (1, 3):
+        raise CheckpointError(f"{path} takes {arch.channels} channels; images have 1 or 3")
+    if arch.channels == 1:
+        preprocess = replace(preprocess, channels=1, mean=(0.449,), std=(0.226,))  # of the three
+    return ModelMetadata(arch=arch, classes=names, preprocess=preprocess)
+
+
+def match_classes(split: Split, classes: tuple[str, ...], model: Model) -> Split:
+    """The split with its labels renumbered by class name to the model's.
+
+    Raises CheckpointError that names the data's classes that the model does not know.
+    """
+    known = {name: k for k, name in enumerate(model.metadata.classes)}
+    if unknown := [name for name in classes if name not in known]:
+        plain = {" ".join(name.casefold().split()): name for name in known}
+        near = ((name, plain.get(" ".join(name.casefold().split()))) for name in unknown)
+        alike = ", ".join(f"{name!r} is {other!r} to it" for name, other in near if other)
+        raise CheckpointError(
+            f"the model does not know {len(unknown)} classes of the data: "
+            f"{', '.join(unknown[:5])}\nIt knows: {', '.join(model.metadata.classes[:8])}"
+            + (f"\nRename what differs in case or space only: {shorten(alike)}" if alike else "")
+        )
+    table = torch.tensor([known[name] for name in classes], device=split.labels.device)
+    if split.labels.ndim == 1:
+        return replace(split, labels=table[split.labels])
+    if split.objects is None and split.masks and not torch.equal(table, torch.arange(len(table))):
+        raise CheckpointError(
+            f"the classes of the masks, {', '.join(classes[:8])}, stand in another order than the "
+            f"model's, {', '.join(model.metadata.classes[:8])}: renumber the masks"
+        )
+    labels = split.labels.new_zeros(len(split), len(known))
+    labels[:, table] = split.labels
+    objects = split.objects
+    if objects is not None:
+        objects = replace(objects, classes=table[objects.classes])
+    return replace(split, labels=labels, objects=objects)

@@ -1,0 +1,122 @@
+"""The setup of an evaluation: a model, and the split of a data set that it is evaluated on."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import pydantic
+from torch import Tensor
+
+from resnets.config import arch
+from resnets.config.recipe import FINITE, rename_old_fields
+from resnets.config.types import InferenceOptions, TaskName, ViewName
+from resnets.data import dataset
+from resnets.data.dataset import Source, Split
+from resnets.data.decode import warn_clipped
+from resnets.data.loader import ImageOp
+from resnets.data.torch_dataset import PREFIX as DATASET
+from resnets.errors import CheckpointError, DataError, UsageError, shorten
+from resnets.evaluation.load import AnyModel, load_model, match_classes
+from resnets.evaluation.predictor import Model
+from resnets.evaluation.scores import Scores
+
+
+@dataclass(frozen=True)
+class EvalSetup:
+    """A model, the split that it is evaluated on, with the model's labels, and how."""
+
+    model: Model
+    source: Source
+    split: Split
+    split_name: str
+    options: InferenceOptions
+    view: ViewName = "center"
+
+    def scores(self, change: ImageOp | None = None) -> Scores:
+        """The logits of each image, `change`d where that is given."""
+        return self.model.scores(
+            self.split,
+            view=self.view,
+            size=self.options.size,
+            batch=self.options.images_per_batch(),
+            workers=self.options.workers,
+            change=change,
+        )
+
+
+def load_setup(
+    path: AnyModel,
+    source: Source,
+    options: InferenceOptions,
+    task: TaskName = "classify",
+    view: ViewName = "center",
+) -> EvalSetup:
+    """A model of a task with a split of the data; errors as `api.evaluate`."""
+    model = load_model(path, source, options, task)
+    if not model.metadata.provenance:  # of a foreign file nothing says what white was
+        preprocess = replace(model.metadata.preprocess, white=source.white)
+        model = replace(model, metadata=replace(model.metadata, preprocess=preprocess))
+    same, name = source.digest == model.metadata.provenance.get("digest"), options.split
+    if name is None and source.automatic and not same and source.name.startswith(DATASET):
+        name = "all"  # of a Dataset by itself there is nothing else to choose
+    split = held_out_split(path, model, source, name)
+    multi_label = split.labels.ndim == 2 and not split.has_spatial_labels
+    if multi_label and model.metadata.provenance.get("labels") == "one":
+        raise UsageError(f"{path} gives one label, the images of {source.name} have several each")
+    return EvalSetup(model, source, split, name or "test", options, view)
+
+
+def pick_split(source: Source, name: str) -> Split:
+    """The split of that name, or "all". Raises DataError that says which there are."""
+    splits = source.splits
+    if name == "all":
+        return functools.reduce(Split.concat, splits.values())
+    if name not in splits:
+        keep = "\nTrain with --set val_fraction=0.1 to keep some images." if name == "val" else ""
+        known = f"it has: {', '.join(splits)} (--split){keep}"
+        raise DataError(f"{source.name} has no {name} split; {known}")
+    return splits[name]
+
+
+class TrainingData(pydantic.BaseModel):
+    """Of the recipe in a model file: which images were held out from the training."""
+
+    model_config = FINITE
+
+    trainval: bool = False
+    val_fraction: pydantic.NonNegativeFloat = 0.0
+    seed: Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)] = 0
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def read_old_names(cls, values: Any) -> Any:
+        """Model files outlive versions, so they are read without a note."""
+        return rename_old_fields(values, note=False) if isinstance(values, dict) else values
+
+
+def held_out_split(path: AnyModel, model: Model, source: Source, split: str | None) -> Split:
+    """The split that a model is tested on, with its labels; errors as `api.evaluate`."""
+    same = source.digest == model.metadata.provenance.get("digest")
+    try:
+        held = TrainingData.model_validate_json(model.metadata.provenance.get("recipe", "{}"))
+    except pydantic.ValidationError as error:
+        raise CheckpointError(
+            f"{path}: provenance.recipe, {shorten(arch.field_problem(error)[0])}"
+        ) from None
+    if same and held.trainval and source.val is not None:
+        source = dataset.merge_val_into_train(source)
+    if same and held.val_fraction and source.val is None:  # what was kept from the training
+        source = dataset.hold_out(source, held.val_fraction, held.seed)
+    if split is None and source.automatic and not same:
+        raise UsageError(
+            f"{source.name} has no splits of its own and is not what {path} was trained on.\n"
+            "If the model never saw its images: --split all. If it is the training folder with "
+            "changes,\nimages of the training would be in the test: give it train/ and test/."
+        )
+    chosen = pick_split(source, split or "test")
+    files = [] if isinstance(chosen.images, Tensor) else chosen.images
+    values = {path: source.greatest.get(path) for path in files}
+    warn_clipped(values, model.metadata.preprocess.white)
+    return match_classes(chosen, source.classes, model)
