@@ -81,8 +81,11 @@ def test_markdown_is_text():
     assert not re.search(r"[\[\]<>`|*_~$@]|://|www\.|:smile:|\n", text)
     assert re.sub(r"&#(\d+);", lambda sign: chr(int(sign[1])), text) == wild.replace("\n", "\\n")
     assert [markdown(t)[0] for t in ("- a", "+ a", "= a")] == ["&"] * 3
-    assert markdown("1. a") == "1&#46; a"
-    assert markdown("5:30, 0.5 x-1") == "5:30, 0.5 x-1"
+    assert [markdown(t) for t in ("1. a", "12) a")] == ["1&#46; a", "12&#41; a"]
+    assert [markdown(t) for t in ("5:30, 0.5 x-1", "3.4 minutes")] == [
+        "5:30, 0.5 x-1",
+        "3.4 minutes",
+    ]
 
 
 def picture(path, level=0):

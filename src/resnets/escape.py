@@ -51,8 +51,9 @@ def cell(value: Any) -> Any:
 
 def markdown(text: str) -> str:
     """Text without meaning in Markdown: no markup, list, link, mention or formula."""
-    signs = r"[\\`*_\[\]<>|&#~$@]|:(?=[^\s\d])|(?<=\b[wW]{3})\.|^[-+=]|(?<=^\d)[.)]"
-    return re.sub(signs, lambda sign: f"&#{ord(sign[0])};", visible(text))
+    signs = r"[\\`*_\[\]<>|&#~$@]|:(?=[^\s\d])|(?<=\b[wW]{3})\.|^[-+=]"
+    escaped = re.sub(signs, lambda sign: f"&#{ord(sign[0])};", visible(text))
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", lambda item: f"{item[1]}&#{ord(item[2])};", escaped)
 
 
 def clip(text: object, length: int = 120) -> str:

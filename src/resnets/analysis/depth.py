@@ -66,7 +66,7 @@ def equation4(network: nn.Module, x: Tensor) -> float:
         (_, start, _), (_, _, end) = run[0], run[-1]
         total = low = high = torch.zeros_like(start)
         for unit, x_i, y in run:
-            total = total + unit.skip_and_branch(x_i)[1]
+            total = total + skip_and_branch(unit, x_i)[1]
             residual = y - start - total  # from unit l to L it is the difference of two of these
             low, high = torch.minimum(low, residual), torch.maximum(high, residual)
         worst = max(worst, ((high - low).max() / end.abs().max()).item())
@@ -92,7 +92,7 @@ def equation5(
             x_l = x_i = start.detach().requires_grad_()
             total = torch.zeros_like(x_l)
             for unit, _, _ in run:
-                total, x_i = total + unit.skip_and_branch(x_i)[1], unit(x_i)
+                total, x_i = total + skip_and_branch(unit, x_i)[1], unit(x_i)
             (through,) = torch.autograd.grad(total, x_l, at_end)
             residual = (at_start - at_end - through).abs().max() / at_start.abs().max()
             worst = max(worst, residual.item())
@@ -140,7 +140,18 @@ def _scale(h: nn.Module, x: Tensor) -> float:
 
 def skip_branch(unit: Unit, inputs: tuple[Tensor], _: object = None) -> Tensor:
     """The output of a unit without its branch, as of a forward hook: y = act(h(x))."""
-    return after_addition(unit, unit.skip_and_branch(*inputs)[0])
+    return after_addition(unit, skip_and_branch(unit, *inputs)[0])
+
+
+def skip_and_branch(unit: Unit, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The two terms of the sum in a unit's formula."""
+    match unit:
+        case SharedPreActivation():
+            a = unit.pre(x)
+            return unit.shortcut(a), unit.branch(a)
+        case PreActivation():
+            return unit.shortcut(x), unit.branch(unit.pre(x))
+    return unit.shortcut(x), unit.branch(x)
 
 
 def after_addition(unit: Unit, y: Tensor) -> Tensor:
@@ -206,7 +217,7 @@ def path_gradients(
         links = []
         for unit, x_i, _ in calls:
             x = x_i.detach().requires_grad_()
-            h, r = unit.skip_and_branch(x)
+            h, r = skip_and_branch(unit, x)
             z = (h + r).detach().requires_grad_()
             links.append((x, h, r, z, after_addition(unit, z)))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resnets.config.arch import Arch
-from resnets.models.blocks import ExclusiveGate, PreActivation, Residual, SharedPreActivation, Unit
+from resnets.models.blocks import PreActivation, Residual, SharedPreActivation, Unit
 from resnets.models.external import ExternalNetwork
 from resnets.models.io.infer_arch import meta_model
 from resnets.models.resnet import ResNet
@@ -27,9 +27,12 @@ def accelerate(network: nn.Module) -> None:
     if cpu_fused.library() is None or isinstance(network, ExternalNetwork):
         return  # a person's own modules may be looked into by hooks, or have other methods
     for module in network.modules():
-        if replaced := FUSED.get(type(module)):
-            name, method = replaced
-            setattr(module, name, MethodType(method, module))
+        if type(module) not in FUSED:
+            continue
+        name, method = FUSED[type(module)]
+        if name == "forward" and isinstance(module, Residual) and _draws(module.downsample):
+            name, method = "branch", _branch  # the branch draws its random numbers first
+        setattr(module, name, MethodType(method, module))
 
 
 def describe_kernels(arch: Arch, device: torch.device, bfloat16: bool) -> str:
@@ -37,6 +40,10 @@ def describe_kernels(arch: Arch, device: torch.device, bfloat16: bool) -> str:
     if device.type != "cpu":
         return "PyTorch's own kernels (the fused ones are for the CPU)"
     return cpu_fused.describe(meta_model(arch), bfloat16)
+
+
+def _draws(shortcut: nn.Module) -> bool:
+    return any(isinstance(layer, nn.Dropout) for layer in shortcut.modules())
 
 
 def _residual(unit: Residual, x: Tensor) -> Tensor:
@@ -58,7 +65,6 @@ def _stem(network: ResNet, x: Tensor) -> Tensor:
 # The method of each type that is replaced, and by what. Types of others stay as they are.
 FUSED: dict[type[nn.Module], tuple[str, Callable[..., Tensor]]] = {
     Residual: ("forward", _residual),
-    ExclusiveGate: ("branch", _branch),
     PreActivation: ("branch", _branch),
     SharedPreActivation: ("branch", _branch),
     nn.Sequential: ("forward", _sequence),

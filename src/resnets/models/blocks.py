@@ -42,10 +42,6 @@ class Unit(nn.Module):
         y: Tensor = self.downsample(x)
         return y
 
-    def skip_and_branch(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two terms of the sum. The shortcut comes first: both may draw random numbers."""
-        return self.shortcut(x), self.branch(x)
-
 
 class Residual(Unit):
     """y = act(F(x) + h(x)): He et al. 2015, eq. 1 and 2; He et al. 2016, eq. 1.
@@ -60,8 +56,7 @@ class Residual(Unit):
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        skip, branch = self.skip_and_branch(x)
-        y: Tensor = self.act(skip + branch)
+        y: Tensor = self.act(self.branch(x) + self.shortcut(x))
         return y
 
 
@@ -74,10 +69,15 @@ class ExclusiveGate(Residual):
         super().__init__(layers, shortcut, act)
         self.gate = gate
 
-    def skip_and_branch(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two terms of the sum, each with its gate."""
-        g = self.gate(x)
-        return (1 - g) * self.shortcut(x), g * self.branch(x)
+    def branch(self, x: Tensor) -> Tensor:
+        """g(x) F(x)."""
+        y: Tensor = self.gate(x) * super().branch(x)
+        return y
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """(1 - g(x)) h(x)."""
+        y: Tensor = (1 - self.gate(x)) * super().shortcut(x)
+        return y
 
 
 class PreActivation(Unit):
@@ -93,12 +93,7 @@ class PreActivation(Unit):
         self.pre = pre
 
     def forward(self, x: Tensor) -> Tensor:
-        skip, branch = self.skip_and_branch(x)
-        return skip + branch
-
-    def skip_and_branch(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two terms of the sum."""
-        return self.shortcut(x), self.branch(self.pre(x))
+        return self.shortcut(x) + self.branch(self.pre(x))
 
 
 class SharedPreActivation(PreActivation):
@@ -107,10 +102,9 @@ class SharedPreActivation(PreActivation):
     Shapes: (N, C, ...) -> (N, C', ...).
     """
 
-    def skip_and_branch(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two terms of the sum."""
+    def forward(self, x: Tensor) -> Tensor:
         a = self.pre(x)
-        return self.shortcut(a), self.branch(a)
+        return self.shortcut(a) + self.branch(a)
 
 
 def units(network: nn.Module) -> dict[str, Residual | PreActivation]:
