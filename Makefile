@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet
 
-.PHONY: demo test avx2 slow nightly check constraints dist clean
+.PHONY: demo test avx2 slow nightly check constraints dist docs clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -47,6 +47,10 @@ dist: .venv/installed-dev
 	rm -rf dist
 	$(BIN)/python -m build
 
+# The site, in build/site: every warning is an error, no network is needed.
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -E docs build/site
+
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(if $(TORCH_INDEX),$(INSTALL) --index-url $(TORCH_INDEX) torch torchvision)
@@ -57,5 +61,9 @@ dist: .venv/installed-dev
 	$(INSTALL) -e '.[dev]'
 	touch $@
 
+.venv/installed-docs: .venv/installed
+	$(INSTALL) -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv dist runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,9 @@
-"""Every command in README and docs works as it stands there."""
+"""Every command and every block of Python in README and docs works as it stands there."""
 
+import inspect
+import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -10,11 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnets.cli.main import main
+import resnets
+from resnets import errors
+from resnets.cli.main import app, main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 NEEDS_CIFAR10 = "cifar10"
+ELSEWHERE = {"docs/python.md", "docs/extending.md"}  # tests/test_python_docs.py
+MINUTES = {"README.md", "training.md"}  # more than a minute of processor time
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -24,6 +32,19 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands(page: Path) -> list[list[str]]:
     lines = "".join(blocks(page, "sh")).splitlines()
     return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+def pages_with(language: str) -> list[object]:
+    """The pages with blocks in a language: slow, or nightly where they take minutes."""
+    return [
+        pytest.param(
+            page,
+            id=str(page.relative_to(ROOT)),
+            marks=pytest.mark.nightly if page.name in MINUTES else pytest.mark.slow,
+        )
+        for page in PAGES
+        if blocks(page, language)
+    ]
 
 
 def photographs(root: Path) -> None:
@@ -58,15 +79,14 @@ def scenes(root: Path) -> None:
     (root / "cells" / "boxes.csv").write_text("\n".join(lines))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_every_command_is_one_of_ours(page):
-    for command in commands(page):
-        assert command[0] in {"resnets", "python", "make"}, command
+def test_every_command_is_one_of_ours():
+    for page in PAGES:
+        for command in commands(page):
+            assert command[0] in {"resnets", "python", "make"}, (page, command)
 
 
-@pytest.mark.nightly
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", pages_with("sh"))
 def test_a_pages_commands_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     photographs(tmp_path / "photos")
@@ -79,11 +99,11 @@ def test_a_pages_commands_run_in_order(page, tmp_path, monkeypatch):
         assert caught.value.code == 0, command
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_readmes_python_runs(tmp_path):
-    for block in blocks(ROOT / "README.md", "python"):
-        subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)
+@pytest.mark.parametrize("page", [p for p in pages_with("python") if p.id not in ELSEWHERE])
+def test_a_pages_python_runs(page, tmp_path):
+    block = "\n".join(blocks(page, "python"))
+    subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)
 
 
 @pytest.mark.slow
@@ -104,3 +124,97 @@ def test_make_targets_of_the_readme_exist():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"make (\w+)", (ROOT / "README.md").read_text()))
     assert {"demo", "test"} <= named <= targets
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """What draws the reference pages of the site."""
+    return runpy.run_path(str(DOCS / "_ext" / "reference.py"))
+
+
+def test_each_command_is_in_the_reference(reference):
+    page = reference["commands"]()
+    assert len(leaves(app)) > 25
+    for words in leaves(app):
+        assert f"# {' '.join(words)}\n" in page, words
+
+
+def leaves(command, words=("resnets",)) -> list[tuple[str, ...]]:
+    """Each command of the tree that runs, as it is typed."""
+    inner = [name for name in command if not name.startswith("-")]
+    return [leaf for name in inner for leaf in leaves(command[name], (*words, name))] or [words]
+
+
+def test_each_public_name_is_in_the_reference_with_its_arguments(reference):
+    for name in resnets.__all__:
+        text = reference["function"](name)
+        assert text.startswith(f"### resnets.{name}\n"), name
+        for argument in inspect.signature(getattr(resnets, name)).parameters:
+            assert re.search(rf"`\*?{argument}` \| .* \| \S+.* \|$", text, re.MULTILINE), (
+                f"{name} does not explain {argument}"
+            )
+
+
+def test_what_public_functions_give_is_in_the_reference(reference):
+    page = reference["records"]()
+    near, far = reference["public_records"]()
+    names = {kind.__name__ for kind in near}
+    assert {"TrainResult", "Plan", "Progress", "Model", "Prediction", "Scores"} <= names
+    for kind in (*near, *far):
+        assert f"### {kind.__name__}\n" in page
+
+
+def test_each_error_and_each_exit_code_is_in_the_index(reference):
+    page = reference["error_hierarchy"]() + reference["exits"]()
+    for name, kind in inspect.getmembers(errors, inspect.isclass):
+        if issubclass(kind, Exception) and kind.__module__ == errors.__name__:
+            assert f"| `{name}` |" in page, name
+            assert inspect.cleandoc(kind.__doc__).splitlines()[0] in page
+    readme = re.search(r"^Exit codes: (.*?)\n\n", (ROOT / "README.md").read_text(), re.M | re.S)[1]
+    codes = {int(code) for code in re.findall(r"\b\d+\b", readme)}
+    assert codes == set(reference["exit_codes"]())
+    for code in codes:
+        assert f"| {code} |" in page
+
+
+def test_the_usual_messages_are_in_the_code(reference):
+    page = (DOCS / "errors.md").read_text().split("## Usual messages")[1].split("### Signals")[0]
+    quoted = re.findall(r"^\|(?: \d \|)? `(.*?)` \|", page, re.MULTILINE)
+    assert len(quoted) > 30
+    texts = reference["texts"]()
+    for message in quoted:
+        words = [piece.strip() for piece in message.split("…") if piece.strip()]
+        assert any(all(word in text for word in words) for text in texts), message
+
+
+def test_each_experiment_is_on_a_page_of_the_papers():
+    from resnets.papers.experiments import EXPERIMENTS
+
+    pages = "".join(page.read_text() for page in (DOCS / "papers").glob("*.md"))
+    assert sorted(re.findall(r"<!-- results: (.*) -->", pages)) == sorted(EXPERIMENTS)
+
+
+def test_each_page_draws_what_there_is(reference):
+    drawn = [name for p in PAGES for name in re.findall(r"<!-- drawn: (.*) -->", p.read_text())]
+    assert sorted(drawn) == sorted(reference["DRAWN"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("path", sorted((DOCS / "notebooks").glob("*.py")), ids=lambda p: p.stem)
+def test_a_notebook_runs_and_is_stored_with_its_outputs(path, tmp_path, monkeypatch):
+    jupytext = pytest.importorskip("jupytext")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    stored = jupytext.read(path.with_suffix(".ipynb"))
+    cells = [(cell.cell_type, cell.source) for cell in jupytext.read(path).cells]
+    assert cells == [(cell.cell_type, cell.source) for cell in stored.cells]
+    assert any(cell.get("outputs") for cell in stored.cells)
+    runpy.run_path(str(DOCS / "_ext" / "notebooks.py"))["execute"](path, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path):
+    pytest.importorskip("sphinx")
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-E", str(DOCS), str(tmp_path / "site")]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "site" / "reference" / "commands.html").exists()

@@ -39,6 +39,10 @@ def load(
 
     See `evaluation.predictor.load`, also for the errors; `overrides` are arch.FIELD=VALUE. A file
     of a network from your own code needs that again, as `network`: a module, or my_module:build.
+
+    Args:
+        path: A run folder, a model file, or a foreign .pth or .safetensors file.
+        classes: Names of the classes, where the file has none.
     """
     checks.check_models(path)
     from resnets.device import pick_device
@@ -65,6 +69,17 @@ def create(
     trained as a module, `train(data, model=network)`.
 
     Raises UsageError with the nearest known names, and for parts where there are none.
+
+    Args:
+        model: A name from `resnets models`, or an Arch.
+        classes: Number of classes; the family's own when left out.
+        channels: Channels of the images; the family's own when left out.
+        checkpoint: Residual units of a segment that is recomputed; 0 keeps all activations.
+        norm: norm(channels) makes a normalisation layer.
+        act: act() makes an activation.
+        shortcut: shortcut(c_in, c_out, stride) makes a shortcut.
+        block: block(c_in, c_out, stride) makes a residual unit,
+            (N, c_in, H, W) -> (N, c_out, H / stride, W / stride).
     """
     from resnets.config import families
 

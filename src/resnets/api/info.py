@@ -31,7 +31,11 @@ else:  # so that the annotations can be read without torch
 
 @public
 def list_models(pattern: str = "*", /) -> list[dict[str, Any]]:
-    """List networks: name, depth, parameters, multiply-adds, input, source."""
+    """List networks: name, depth, parameters, multiply-adds, input, source.
+
+    Args:
+        pattern: A pattern as 'resnet*', or a part of the name.
+    """
     from resnets.config.families import FAMILY
     from resnets.models.cost import cost
 
@@ -60,6 +64,7 @@ def data_get(
     """Download a data set into the cache (RESNETS_DATA, else the user's cache folder).
 
     Args:
+        name: cifar10 or cifar100.
         watch: Called with the bytes that have come, and their number or 0.
     """
     from resnets.data import download
@@ -96,7 +101,11 @@ def data_check(data: Data, /, *, task: TaskName | None = None) -> list[dict[str,
 
 @public
 def runs(root: str | Path = "runs", /) -> list[dict[str, Any]]:
-    """List the runs in a folder: path, model, data, progress, error on which images."""
+    """List the runs in a folder: path, model, data, progress, error on which images.
+
+    Args:
+        root: The folder of the run folders.
+    """
     from resnets.config.arch import task
     from resnets.config.families import FAMILY
     from resnets.config.tasks import TASK_TEXTS

@@ -313,7 +313,13 @@ def study_folder(chosen: Plan) -> Path:
 def find_rate(
     plan: Plan, low: float = 1e-5, high: float = 10.0, steps: int = 100
 ) -> tuple[list[float], list[float], float]:
-    """Learning rates, the loss at each, and a suggestion: see `training.lr_range_test`."""
+    """Learning rates, the loss at each, and a suggestion: see `training.lr_range_test`.
+
+    Args:
+        low: The first learning rate; they grow by the same factor from step to step.
+        high: The last learning rate.
+        steps: Number of steps, each with the next batch.
+    """
     from resnets.training import lr_range_test
 
     return lr_range_test.lr_range_test(plan, low, high, steps)

@@ -1,0 +1,71 @@
+"""The site: `make docs` writes it to build/site, without network; every warning is an error."""
+
+import re
+import sys
+from pathlib import Path
+
+from docutils.nodes import SkipNode
+from docutils.utils.math import latex2mathml
+from sphinx.application import Sphinx
+
+import resnets
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+import ledger_tables  # noqa: E402
+import reference  # noqa: E402
+
+project, author, release = "resnets", "the resnets developers", resnets.__version__
+copyright = "the resnets developers, Apache-2.0"
+extensions = ["myst_nb"]
+exclude_patterns = ["notebooks/*.py"]
+nitpicky = True
+html_theme = "furo"
+html_title = f"resnets {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = html_show_sphinx = False
+html_math_renderer = "mathml"
+highlight_language = "text"
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0b5cad", "color-brand-content": "#0b5cad"},
+    "dark_css_variables": {"color-brand-primary": "#7cb8f2", "color-brand-content": "#7cb8f2"},
+}
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # the notebooks are stored with their outputs; a test runs them
+suppress_warnings = ["myst.header"]  # a page drawn from code may skip a level
+
+
+def draw(app: Sphinx, name: str, source: list[str]) -> None:
+    """Fill in what a page draws from the code and from the ledger."""
+    text = re.sub(
+        r"^<!-- drawn: ([\w-]+) -->$",
+        lambda match: reference.DRAWN[match[1]](),
+        source[0],
+        flags=re.MULTILINE,
+    )
+    source[0] = re.sub(
+        r"^<!-- results: ([\w.-]+) -->$",
+        lambda match: ledger_tables.results(ROOT, match[1], depth=name.count("/")),
+        text,
+        flags=re.MULTILINE,
+    )
+
+
+def mathml(self, node, block: bool) -> None:
+    """A formula as MathML, which browsers draw without a script."""
+    formula = latex2mathml.tex2mathml(node.astext(), as_block=block)
+    tag = "div" if block else "span"
+    self.body.append(f'<{tag} class="math">{formula}</{tag}>')
+    raise SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    """Fill in drawn parts before parsing, and write formulas as MathML."""
+    app.connect("source-read", draw)
+    app.add_html_math_renderer(
+        "mathml",
+        (lambda self, node: mathml(self, node, block=False), None),
+        (lambda self, node: mathml(self, node, block=True), None),
+    )
