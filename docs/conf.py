@@ -38,19 +38,21 @@ suppress_warnings = ["myst.header"]  # a page drawn from code may skip a level
 
 
 def draw(app: Sphinx, name: str, source: list[str]) -> None:
-    """Fill in what a page draws from the code and from the ledger."""
-    text = re.sub(
-        r"^<!-- drawn: ([\w-]+) -->$",
-        lambda match: reference.DRAWN[match[1]](),
-        source[0],
-        flags=re.MULTILINE,
-    )
-    source[0] = re.sub(
-        r"^<!-- results: ([\w.-]+) -->$",
-        lambda match: ledger_tables.results(ROOT, match[1], depth=name.count("/")),
-        text,
-        flags=re.MULTILINE,
-    )
+    """Fill in what a page draws from the code, from the ledger, or from a file of the root."""
+    drawings = {
+        "drawn": lambda what: reference.DRAWN[what](),
+        "results": lambda what: ledger_tables.results(ROOT, what, depth=name.count("/")),
+        "copied": copied,
+    }
+    for kind, drawing in drawings.items():
+        line = re.compile(rf"^<!-- {kind}: (\S+) -->$", re.MULTILINE)
+        source[0] = line.sub(lambda match, drawing=drawing: drawing(match[1]), source[0])
+
+
+def copied(file: str) -> str:
+    """A file of the root as a page of docs/project."""
+    text = (ROOT / file).read_text().replace("](docs/", "](../")
+    return re.sub(r"\]\(([A-Z]+)\.md", lambda match: f"]({match[1].lower()}.md", text)
 
 
 def mathml(self, node, block: bool) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import resnets
 from resnets import errors
+from resnets.config.tasks import TASK_TEXTS
 
 USUAL = {  # arguments that mean the same everywhere
     "data": "A path or a known name; in Python also a torch Dataset.",
@@ -70,17 +71,8 @@ def function(name: str) -> str:
     """One public function."""
     called = inspect.unwrap(getattr(resnets, name))
     text, arguments = split_docstring(called)
-    if name in USUAL = {  # arguments that mean the same everywhere
-    "data": "A path or a known name; in Python also a torch Dataset.",
-    "model": "A run folder, a model file or a foreign weights file; in Python also a loaded model.",
-    "run": "A run folder.",
-    "runs": "Run folders.",
-    "plan": "What `plan` gives.",
-}
-EXPLAINED_BY_PLAN:
-        arguments = split_docstring(inspect.unwrap(resnets.plan))[1] | arguments
-    else:
-        arguments = split_docstring(inspect.unwrap(resnets.evaluate))[1] | arguments
+    usual = resnets.plan if name in EXPLAINED_BY_PLAN else resnets.evaluate
+    arguments = USUAL | split_docstring(inspect.unwrap(usual))[1] | arguments
     signature = inspect.signature(called)
     rows = []
     for key, parameter in signature.parameters.items():
@@ -115,16 +107,17 @@ def records() -> str:
 
 def public_records() -> tuple[list[type], list[type]]:
     """The classes that public functions give, and those in the fields of the former."""
-    from resnets.evaluation import inference, predictor
-
     near: dict[type, None] = {}
     for name in resnets.__all__:
         called = inspect.unwrap(getattr(resnets, name))
         near |= dict.fromkeys(classes_of(called.__annotations__.get("return"), called.__module__))
-    # `predict` is of any task: its annotation cannot say more than Any
-    near |= dict.fromkeys(typing.get_args(inference.AnyPrediction))
-    near |= dict.fromkeys(classes_of("Scores", predictor.__name__))
-    near |= dict.fromkeys(classes_of("DetectionPredictions", "resnets.evaluation.detection"))
+    for kind in list(near):  # what its methods give, by annotation or by docstring
+        for method in filter(None, map(method_of, vars(kind).values())):
+            named = [
+                method.__annotations__.get("return"),
+                *re.findall(r"`\w+`", method.__doc__ or ""),
+            ]
+            near |= dict.fromkeys(classes_of(named, kind.__module__))
     far: dict[type, None] = {}
     waiting = list(near)
     while waiting:
@@ -172,7 +165,7 @@ def record(kind: type) -> str:
     module = kind.__module__
     parts = [f"### {kind.__name__}", f"`{module}.{kind.__name__}`", text]
     if is_dataclass(kind):
-        comments = trailing_comments(kind)
+        comments = figure_meanings() | trailing_comments(kind)
         rows = []
         for one in fields(kind):
             default = "" if one.default is MISSING else f"`{one.default!r}`"
@@ -186,6 +179,12 @@ def record(kind: type) -> str:
             signature = "" if isinstance(value, property) else short_signature(method)
             parts.append(f"`.{name}{signature}`\n: {indented(split_docstring(method)[0])}")
     return "\n\n".join(part for part in parts if part)
+
+
+def figure_meanings() -> dict[str, str]:
+    """What each figure of a result means, as the reports say it."""
+    texts = TASK_TEXTS.values()
+    return {key: meaning for text in texts for key, (_, meaning) in text.figures.items()}
 
 
 def method_of(value: Any) -> Callable[..., Any] | None:
