@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from resnets import api
+import resnets
 from resnets.cli.main import main
 from resnets.training import runner
 from resnets.training.loop import fit
@@ -32,7 +32,7 @@ def test_other_peoples_networks_have_exactly_their_published_error(shared, capsy
 @pytest.mark.nightly
 def test_the_papers_recipe_through_its_first_thousand_iterations(tmp_path):
     """Per-pixel mean, 64,000 full batches of 128, and a network that learns."""
-    plan = api.plan("cifar10", recipe="paper-cifar10", overrides={"eval_every": 0.64})
+    plan = resnets.plan("cifar10", recipe="paper-cifar10", overrides={"eval_every": 0.64})
     assert (plan.steps, plan.recipe.batch, len(plan.train)) == (64_000, 128, 50_000)
     assert len(plan.preprocess.mean) == 3 * 32 * 32
     run = runner.create_run(plan, tmp_path / "run")

@@ -13,7 +13,9 @@ from torch import nn
 import resnets
 from resnets.analysis.cam import grad_cam
 from resnets.config.arch import ExternalArch, from_dict, to_dict
+from resnets.config.types import InferenceOptions
 from resnets.errors import Assumption, CheckpointError, UsageError
+from resnets.evaluation.evaluate import task_of
 from resnets.files import resume_command
 from resnets.models import external
 from resnets.training.run import Run
@@ -300,3 +302,18 @@ def test_what_a_module_does_not_have_is_refused_by_its_name(run, tmp_path):
     with pytest.raises(UsageError, match=r"arch\.width: Sequential is your own: leave it out"):
         resnets.plan("digits", model=own(), recipe="digits", overrides={"arch.width": 2})
     assert {row["error_is"] for row in resnets.runs(run.run.parent)} == {"wrong answers"}
+
+
+def test_an_ensemble_has_networks_of_ones_own_beside_ours(run, tmp_path):
+    quick = {**QUICK, "overrides": {**QUICK["overrides"], "model": "resnet8"}}
+    ours = resnets.train("digits", run=tmp_path / "ours", **quick).run
+    result = resnets.evaluate(run.run, ours, "digits", network=own())
+    loaded = [resnets.load(run.run, network=own()), resnets.load(ours)]
+    assert result == resnets.evaluate(*loaded, "digits")
+    with pytest.raises(UsageError, match=r"is resnet8.*: leave your own Sequential out"):
+        resnets.evaluate(ours, ours, "digits", network=own())
+
+
+def test_a_task_is_read_from_a_file_without_its_tensors(run, monkeypatch):
+    monkeypatch.setattr("resnets.evaluation.evaluate.load", lambda *_, **__: pytest.fail("loaded"))
+    assert task_of(run.run, InferenceOptions()) == "classify"

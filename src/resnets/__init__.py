@@ -1,54 +1,27 @@
 """Deep residual learning, complete: `resnets.train`, `resnets.load`, `resnets.create` and the rest.
 
-The commands are functions here, with the same names: see `resnets.api`. They are imported when
-first used, so that `import resnets` costs nothing.
+The commands are functions here, with the same names and options: see `resnets.api`. None needs
+torch before it is called, so that `import resnets` costs little.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from resnets.api.evaluation import analyze, calibrate, evaluate
+from resnets.api.inference import create, explain, load, predict
+from resnets.api.info import (
+    data_check,
+    data_get,
+    data_info,
+    doctor,
+    list_models,
+    report,
+    runs,
+    runs_compare,
+)
+from resnets.api.plans import plan
+from resnets.api.training import find_rate, fit, resume, train, tune
 
 __version__ = "0.2.0.dev0"
-
-if TYPE_CHECKING:
-    from resnets.api import (
-        analyze,
-        calibrate,
-        create,
-        data_check,
-        data_get,
-        data_info,
-        doctor,
-        evaluate,
-        explain,
-        find_rate,
-        fit,
-        list_models,
-        load,
-        plan,
-        predict,
-        report,
-        resume,
-        runs,
-        runs_compare,
-        train,
-        tune,
-    )
-
 __all__ = [
     "analyze", "calibrate", "create", "data_check", "data_get", "data_info", "doctor", "evaluate",
     "explain", "find_rate", "fit", "list_models", "load", "plan", "predict", "report", "resume",
     "runs", "runs_compare", "train", "tune",
 ]  # fmt: skip
-
-
-def __getattr__(name: str) -> object:
-    if name in __all__:
-        from resnets import api
-
-        return getattr(api, name)
-    raise AttributeError(f"module 'resnets' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__", "__doc__", "__name__", "__file__", "__path__", "__all__"]

@@ -172,3 +172,17 @@ def test_precise_statistics_are_of_training_images_alone(cli, run, monkeypatch):
     network, _ = load(run / "model.safetensors")
     assert isinstance(network, nn.Module)
     assert all(torch.isfinite(p).all() for p in network.parameters())
+
+
+def test_a_module_is_analyzed_as_the_function_that_builds_it(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    module = nn.Sequential(*(nn.Linear(6, 6) for _ in range(3)))
+    before = [p.clone() for p in module.parameters()]
+    by_module = resnets.analyze("gradients", module, input="6")
+    by_name = resnets.analyze("gradients", "mine:build", input="6")
+    assert by_module.rows == by_name.rows
+    assert by_module.folder == Path("analysis/gradients-Sequential")
+    assert all(p.grad is None for p in module.parameters())  # a copy was measured
+    assert all(map(torch.equal, before, module.parameters()))

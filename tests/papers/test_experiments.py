@@ -15,7 +15,7 @@ from resnets.config.recipe import parse
 from resnets.errors import UsageError
 from resnets.models.cost import cost
 from resnets.papers import measures
-from resnets.papers.budgets import MACS, Job, jobs, scale_recipe
+from resnets.papers.budgets import MACS, Job, jobs
 from resnets.papers.experiments import EXPERIMENTS, get_experiment
 
 ARMS = [
@@ -89,9 +89,8 @@ def test_gradients_of_a_plain_network_with_normalisation_do_not_vanish():
 
 def test_the_full_budget_is_the_papers_protocol():
     for one, arm in TRAINED:
-        assert scale_recipe(one, arm.recipe, "full", 3) == replace(
-            arm.recipe, seed=arm.recipe.seed + 3
-        )
+        full = Job(one, arm, "full", 3, precision=arm.recipe.precision).recipe
+        assert full == replace(arm.recipe, seed=arm.recipe.seed + 3)
     assert get_experiment("r1.tab6").arms[0].recipe == recipes.paper_cifar10()
 
 
@@ -134,7 +133,7 @@ def test_a_budget_changes_length_resolution_and_data_and_three_experiments_netwo
             "decay_all", "label_smoothing", "ema", "gamma", "clip", "precise_bn")  # fmt: skip
     for one, arm in TRAINED:
         for budget in ("smoke", "cpu", "gpu"):
-            short = scale_recipe(one, arm.recipe, budget, 0)
+            short = Job(one, arm, budget, 0).recipe
             for name in kept:
                 if (name, arm.recipe.schedule) != ("schedule", "plateau"):
                     assert getattr(short, name) == getattr(arm.recipe, name), (arm.name, name)

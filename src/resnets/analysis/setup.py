@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resnets.config.arch import MlpArch
 from resnets.config.recipe import Preprocess
@@ -81,23 +81,26 @@ def is_path(model: str) -> bool:
 
 
 def analysis_setup(
-    path: str,
+    model: str | Path | nn.Module,
     source: Source | None,
     options: InferenceOptions,
     *,
     side: int,
     suitable: SplitName,
 ) -> AnalysisSetup:
-    """The network of that name or path, with the `suitable` split of the data or that asked for.
+    """The module, or the network of that name or path, with a split of the data.
+
+    It is the split that was asked for, else the `suitable` one.
 
     New networks are given images of that `side`; 0 is the data's own. Errors as `api.evaluate`.
     """
-    if not is_path(path):
-        return new_network(path, source, options, side, suitable)
+    if isinstance(model, nn.Module) or not is_path(str(model)):
+        return new_network(model, source, options, side, suitable)
+    path = str(model)
     if source is None:
         device = pick_device(options.device)
-        model = load(path, device=device, fields=options.fields, network=options.network)
-        return AnalysisSetup(path, model, options)
+        loaded = load(path, device=device, fields=options.fields, network=options.network)
+        return AnalysisSetup(path, loaded, options)
     if options.split is None and source.automatic and suitable == "val":
         load_setup(path, source, options)  # refuses images that it may have learned
     try:
@@ -110,12 +113,17 @@ def analysis_setup(
 
 
 def new_network(
-    name: str, source: Source | None, options: InferenceOptions, side: int, suitable: SplitName
+    model: str | Path | nn.Module,
+    source: Source | None,
+    options: InferenceOptions,
+    side: int,
+    suitable: SplitName,
 ) -> AnalysisSetup:
-    """A network with fresh weights, by its name or of a person's function."""
+    """A network with fresh weights by its name, or a person's own module or function."""
     classes, channels = (len(source.classes), source.channels) if source else (None, None)
-    if ":" in name:
-        network: Any = cast("Any", describe_module(name)).make()
+    name = type(model).__name__ if isinstance(model, nn.Module) else str(model)
+    if isinstance(model, nn.Module) or ":" in name:
+        network: Any = cast("Any", describe_module(model)).make()
     else:
         network = create(name, classes=classes, channels=channels)
     split, split_name, preprocess = None, "", Preprocess(size=1)  # noise is not preprocessed
@@ -131,8 +139,8 @@ def new_network(
         arch=arch, classes=source.classes if source else (), preprocess=preprocess
     )
     device = pick_device(options.device)
-    model = Model(network.to(device).eval(), metadata, device)
-    return AnalysisSetup(name, model, options, source, split, split_name)
+    loaded = Model(network.to(device).eval(), metadata, device)
+    return AnalysisSetup(name, loaded, options, source, split, split_name)
 
 
 def with_inputs(setup: AnalysisSetup, shape: tuple[int, ...], seed: int) -> AnalysisSetup:

@@ -8,12 +8,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from resnets.config.tasks import TASK_TEXTS, missing_options, tasks_with
-from resnets.config.types import TaskName, ViewName, check_number
+from resnets.config.types import InferenceOptions, TaskName, ViewName, check_number
 from resnets.errors import DataError, ResnetsError, UsageError, nearest
 from resnets.files import find_model_file
 
@@ -21,6 +22,7 @@ DATA = ("digits", "cifar10", "cifar100")  # known by name
 PATHS = ("run", "runs", "root", "out")  # arguments that are paths
 P = ParamSpec("P")
 R = TypeVar("R")
+Options = TypeVar("Options", bound=InferenceOptions)
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:
@@ -89,11 +91,6 @@ def check_data(data: object) -> None:
         )
 
 
-def data_place(data: Any) -> Any:
-    """A path as text; a Dataset as it is."""
-    return str(data) if isinstance(data, Path) else data
-
-
 def check_models(*models: object) -> None:
     """Raise UsageError for one that is neither loaded nor a file or a run folder."""
     for model in models:
@@ -116,7 +113,7 @@ def check_empty(path: Path) -> None:
         raise UsageError(f"{path} has files, which nothing here overwrites: choose a new --out")
 
 
-def seconds(text: float | str) -> float:
+def parse_seconds(text: float | str) -> float:
     """Seconds of 90, "90s", "30m" or "1.5h"."""
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+)([smh]?)", str(text))
     value = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
@@ -125,7 +122,7 @@ def seconds(text: float | str) -> float:
     return value
 
 
-def numbers(values: str | float | Sequence[float]) -> tuple[float, ...]:
+def parse_scales(values: str | float | Sequence[float]) -> tuple[float, ...]:
     """Scales above 0, from "0.5,1,1.5" or numbers."""
     items = values.split(",") if isinstance(values, str) else values
     try:
@@ -137,7 +134,7 @@ def numbers(values: str | float | Sequence[float]) -> tuple[float, ...]:
     return scales
 
 
-def views(value: str | Sequence[str], models: int) -> tuple[ViewName, ...]:
+def parse_views(value: str | Sequence[str], models: int) -> tuple[ViewName, ...]:
     """One view for each of so many models, from "flip" or "center,flip"."""
     known, names = get_args(ViewName), value.split(",") if isinstance(value, str) else list(value)
     for name in names:
@@ -151,46 +148,45 @@ def views(value: str | Sequence[str], models: int) -> tuple[ViewName, ...]:
 
 def arch_overrides(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
     """Fields of the network in a foreign file, from arch.FIELD=VALUE. Raises UsageError."""
-    values = assignments(overrides or {}, "--set arch.stride_on=1x1")
+    values = parse_fields(overrides or {}, "--set arch.stride_on=1x1")
     for key in values:
         if not key.startswith("arch."):
             raise UsageError(f"--set {key}: of a trained model arch.FIELD=VALUE alone can be set")
     return {key.removeprefix("arch."): value for key, value in values.items()}
 
 
-def metric_floors(task: TaskName, fields: Mapping[str, Any] | Sequence[str]) -> dict[str, float]:
+def parse_floors(task: TaskName, texts: Sequence[str]) -> dict[str, float]:
     """The least value of each metric, from METRIC=VALUE. Raises UsageError."""
-    wanted = dict[str, float]()
-    known = TASK_TEXTS[task].thresholds
-    for name, text in assignments(fields, f"--fail-under {known[0]}=0.9").items():
+    known, floors = TASK_TEXTS[task].thresholds, dict[str, float]()
+    for name, text in parse_fields(texts, f"--fail-under {known[0]}=0.9").items():
         if name not in known:
             raise UsageError(f"--fail-under {name}: {nearest(name, known)}")
         try:
-            wanted[name] = float(text)
+            floors[name] = float(text)
         except (TypeError, ValueError):
-            wanted[name] = math.nan
-        if not math.isfinite(wanted[name]):
+            floors[name] = math.nan
+        if not math.isfinite(floors[name]):
             raise UsageError(f"--fail-under {name}={text}: write a number, as {name}=0.93")
-    return wanted
+    return floors
 
 
-def check_metric_floors(wanted: Mapping[str, float], result: object) -> None:
+def check_floors(floors: Mapping[str, float], result: object) -> None:
     """Raise ResnetsError if a metric of `result` is lower, UsageError if it has none."""
-    reached = {name: getattr(result, name) for name in wanted}
+    reached = {name: getattr(result, name) for name in floors}
     if none := [name for name, value in reached.items() if value is None]:
         raise UsageError(f"--fail-under {none[0]}: these images have no such figure")
-    if short := [f"{k} {reached[k]:.4f} < {v:g}" for k, v in wanted.items() if reached[k] < v]:
+    if short := [f"{k} {reached[k]:.4f} < {v:g}" for k, v in floors.items() if reached[k] < v]:
         raise ResnetsError(f"--fail-under: {', '.join(short)}")
 
 
-def assignments(
-    fields: Mapping[str, Any] | Sequence[str], like: str = "--set lr=0.1"
+def parse_fields(
+    texts: Mapping[str, Any] | Sequence[str], like: str = "--set lr=0.1"
 ) -> dict[str, Any]:
     """A dictionary of fields, from one or from FIELD=VALUE texts; a comma makes a list."""
-    if isinstance(fields, Mapping):
-        return dict(fields)
+    if isinstance(texts, Mapping):
+        return dict(texts)
     values: dict[str, Any] = {}
-    for item in [fields] if isinstance(fields, str) else fields:
+    for item in [texts] if isinstance(texts, str) else texts:
         key, sign, text = item.partition("=")
         if not sign:
             raise UsageError(f"{item}: write FIELD=VALUE, for instance {like}")
@@ -198,10 +194,19 @@ def assignments(
     return values
 
 
-def refuse_others(function: str, task: TaskName, given: Mapping[str, bool]) -> None:
+def make_options(kind: type[Options], values: Mapping[str, Any], **more: Any) -> Options:
+    """The options of that kind among the arguments of a function. Raises UsageError."""
+    known = {f.name: values[f.name] for f in fields(kind) if values.get(f.name) is not None}
+    if "scales" in known:
+        known["scales"] = parse_scales(known["scales"])
+    return kind(**known, **more, fields=arch_overrides(values.get("overrides")))
+
+
+def refuse_others(function: Callable[..., Any], task: TaskName, values: Mapping[str, Any]) -> None:
     """Raise UsageError for an argument of `evaluate` or `predict` that the task does not have."""
-    missing = missing_options(function, TASK_TEXTS[task])
-    for name, is_given in given.items():
-        if is_given and name in missing:
-            known = " and ".join(tasks_with(function, name))
-            raise UsageError(f"--{name.replace('_', '-')} is to {known}, this model to {task}")
+    name = function.__name__
+    usual = inspect.signature(function).parameters
+    for option in missing_options(name, TASK_TEXTS[task]):
+        if option in values and values[option] != usual[option].default:
+            known = " and ".join(tasks_with(name, option))
+            raise UsageError(f"--{option.replace('_', '-')} is to {known}, this model to {task}")

@@ -90,43 +90,28 @@ def evaluate(
         device: auto, cpu, cuda or cuda:N.
         workers: Number of processes that decode image files.
     """
-    given: tuple[Any, ...] = places or ("",)
-    *models, data = given
+    arguments = dict(locals())
+    models_and_data: tuple[Any, ...] = places or ("",)
+    *models, data = models_and_data
     if not models:
-        raise UsageError(
-            "name a model and the data: "
-            f"resnets {TASK_TEXTS[task or 'classify'].command}evaluate MODEL... DATA"
-        )
-    checks.check_models(*models)
+        command = TASK_TEXTS[task or "classify"].command
+        raise UsageError(f"name a model and the data: resnets {command}evaluate MODEL... DATA")
+    checks.check_models(*models, *[classifier] * (classifier is not None))
     checks.check_data(data)
+    checks.check_data(ood)
     if (compare and len(models) != 2) or (corruptions and len(models) != 1):
         raise UsageError(f"--compare takes two models, --corruptions one; here are {len(models)}")
-    views = checks.views(view, len(models))
-    options = EvaluateOptions(
-        split=split, max_unreadable=max_unreadable, normalize=normalize, size=size or 0,
-        precision=precision, refine=refine, scales=checks.numbers(scales), batch=batch,
-        fields=checks.arch_overrides(overrides), network=network, device=device, workers=workers,
-        views=views, compare=compare, at_precision=at_precision,
-        ood=checks.data_place(ood), corruptions=corruptions, classifier=classifier,
-    )  # fmt: skip
-    if ood is not None:
-        checks.check_data(ood)
-    if classifier is not None:
-        checks.check_models(classifier)
-    from resnets.evaluation.evaluate import task_of
+    views = checks.parse_views(view, len(models))
+    options = checks.make_options(EvaluateOptions, arguments, views=views)
+    from resnets.evaluation.evaluate import load_own_code, task_of
     from resnets.training.run import log_test_access
     from resnets.training.tasks import find_task
 
-    purpose = task or task_of(models[0], options)
-    used = {
-        "classifier": classifier is not None, "refine": refine, "scales": options.scales != (1.0,),
-        "compare": compare, "view": set(views) != {"center"},
-        "at_precision": at_precision is not None, "ood": ood is not None,
-        "corruptions": corruptions, "size": size is not None,
-    }  # fmt: skip
-    checks.refuse_others("evaluate", purpose, used)
-    evaluate = find_task(purpose).evaluate
-    result: Tested = evaluate(models, checks.data_place(data), options, log_test_access)
+    task = task or task_of(models[0], options)
+    checks.refuse_others(evaluate, task, arguments)
+    if network is not None and len(models) > 1:
+        models, options = load_own_code(models, options)
+    result: Tested = find_task(task).evaluate(models, data, options, log_test_access)
     return result
 
 
@@ -154,9 +139,9 @@ def calibrate(
     from resnets.training import runner
     from resnets.training.run import Run
 
-    how = InferenceOptions(split=split, network=network, device=device, workers=workers)
-    source = dataset.load(checks.data_place(data), training=False)
-    setup = load_setup(model, source, how)
+    options = InferenceOptions(split=split, network=network, device=device, workers=workers)
+    source = dataset.load(data, training=False)
+    setup = load_setup(model, source, options)
     metadata = setup.model.metadata
     if not metadata.provenance:
         raise CheckpointError(
@@ -179,7 +164,7 @@ def calibrate(
 
 @public
 def analyze(
-    kind: Instrument, model: str | Path, data: Data | None = None, /, *,
+    kind: Instrument, model: str | Path | Module, data: Data | None = None, /, *,
     out: str | Path | None = None, input: str = "", seed: int = 0,
     split: Literal["test", "val", "train", "all"] | None = None, max_unreadable: float = 0.01,
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
@@ -193,6 +178,8 @@ def analyze(
     images. Errors (lesions, swaps, precise) are measured on the validation images, or on the test
     images where there are none.
 
+    In Python `model` may be a module, of which a copy is analysed.
+
     Args:
         kind: Responses, signal or gradients by layer; equations of identity shortcuts; lesions or
             swaps of units; paths by length; the loss landscape; precise statistics.
@@ -203,29 +190,16 @@ def analyze(
         seed: Seed of fresh weights, noise and sampling.
         batch: Images per forward pass.
     """
-    from resnets.config import families
-
-    name = str(model)
+    options = checks.make_options(InferenceOptions, locals())
+    name = str(model) if isinstance(model, str | Path) else type(model).__name__
     folder = Path(out or Path("analysis", f"{kind}-{Path(name.replace(':', '-')).name}"))
     checks.check_empty(folder)
-    if not re.fullmatch(r"([1-9]\d*(x[1-9]\d*)*)?", input):
-        raise UsageError(f"--input {input}: write the shape of one input, as 3x32x32")
+    shape = parse_shape(input)
     if data is None and kind in ERRORS_MEASURED:
         raise UsageError(f"{kind} measures errors on images: resnets analyze {kind} MODEL DATA")
-    if Path(name).exists() or Path(name).name != name:
-        find_model_file(name)
-    elif overrides:
-        raise UsageError(f"--set is for a foreign file, {name} is none")
-    elif ":" not in name:
-        families.arch(name)
-    if data is not None:
-        checks.check_data(data)
-        check_outside(folder, data)
-    how = InferenceOptions(
-        split=split, max_unreadable=max_unreadable, normalize=normalize, batch=batch,
-        fields=checks.arch_overrides(overrides), network=network, device=device, workers=workers,
-    )  # fmt: skip
-    shape = tuple(map(int, input.split("x"))) if input else ()
+    check_network(model, overrides)
+    checks.check_data(data)
+    check_outside(folder, data)
     import torch
 
     from resnets.analysis import instruments
@@ -234,11 +208,11 @@ def analyze(
     from resnets.reporting import plots
     from resnets.training.run import Run
 
-    source = None if data is None else load_data(checks.data_place(data), how)
+    source = None if data is None else load_data(data, options)
     torch.manual_seed(seed)
     side = shape[-1] if shape else 0
     suitable: SplitName = "val" if kind in ERRORS_MEASURED else "train"
-    setup = analysis_setup(name, source, how, side=side, suitable=suitable)
+    setup = analysis_setup(model, source, options, side=side, suitable=suitable)
     measure, plot = instruments.INSTRUMENTS[kind]
     rows, verdict = measure(with_inputs(setup, shape, seed))
     if source is None:
@@ -247,3 +221,25 @@ def analyze(
     Run(folder).write_csv(f"{kind}.csv", rows[0], (row.values() for row in rows))
     write_whole(folder / f"{kind}.svg", plots.columns(rows, plot))
     return instruments.Analysis(rows, verdict, folder)
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """The shape of one input, from 3x32x32; () from an empty text."""
+    if not re.fullmatch(r"([1-9]\d*(x[1-9]\d*)*)?", text):
+        raise UsageError(f"--input {text}: write the shape of one input, as 3x32x32")
+    return tuple(map(int, text.split("x"))) if text else ()
+
+
+def check_network(model: object, overrides: object) -> None:
+    """Raise UsageError for what is no file, no name of a network and no code of one's own."""
+    if not isinstance(model, str | Path):
+        return
+    name = str(model)
+    if Path(name).exists() or Path(name).name != name:
+        find_model_file(name)
+    elif overrides:
+        raise UsageError(f"--set is for a foreign file, {name} is none")
+    elif ":" not in name:
+        from resnets.config import families
+
+        families.arch(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from resnets.analysis.cam import RandomizationCheck
     from resnets.analysis.explain import Explained
     from resnets.config.arch import Arch
+    from resnets.data.dataset import Source
     from resnets.data.inputs import Input
     from resnets.data.torch_dataset import Data
     from resnets.evaluation.predictor import Model
+    from resnets.evaluation.setup import EvalSetup
     from resnets.models import Network
 else:  # so that the annotations can be read without torch
     RandomizationCheck = Explained = Arch = Model = Input = Network = Module = Any
@@ -124,28 +126,23 @@ def predict(
         out: A new folder for the pictures and the file; predictions when left out.
         score: Objects from this score on are drawn; all are written.
     """
+    options = checks.make_options(InferenceOptions, locals())
     checks.check_models(model)
     check_inputs(inputs)
     if out is not None:
         checks.check_empty(Path(out))
-    how = InferenceOptions(
-        normalize=normalize, precision=precision, refine=refine, scales=checks.numbers(scales),
-        batch=batch, fields=checks.arch_overrides(overrides), network=network, device=device,
-        workers=workers,
-    )  # fmt: skip
     from resnets.analysis.drawing import draw_predictions
     from resnets.evaluation.evaluate import task_of
     from resnets.evaluation.load import load_model
 
-    loaded = load_model(model, None, how, task)
-    purpose = task_of(loaded, how)
-    given = {"refine": refine, "scales": how.scales != (1.0,), "top": top != 5}
-    checks.refuse_others("predict", purpose, {**given, "out": out is not None})
-    if out is None:
-        if given["refine"] or given["scales"]:
-            raise UsageError("refine and scales are for pictures: give a folder, out=...")
-        return loaded.predict(inputs, top=top, score=score, batch=how.images_per_batch(32))
-    return draw_predictions(loaded, inputs, Path(out), score, how)
+    loaded = load_model(model, None, options, task)
+    chosen = {"refine": refine, "scales": scales, "top": top, "out": out}
+    checks.refuse_others(predict, task_of(loaded, options), chosen)
+    if out is not None:
+        return draw_predictions(loaded, inputs, Path(out), score, options)
+    if refine or options.scales != (1.0,):
+        raise UsageError("refine and scales are for pictures: give a folder, out=...")
+    return loaded.predict(inputs, top=top, score=score, batch=options.images_per_batch(32))
 
 
 @public
@@ -174,6 +171,7 @@ def explain(
         method: Occlusion needs no gradients and is slower.
         top: Number of classes to explain for each image.
     """
+    options = checks.make_options(InferenceOptions, locals())
     checks.check_models(model)
     if data is None and not inputs:
         raise UsageError("give images, a data set or both: resnets explain MODEL IMAGE --data DATA")
@@ -183,57 +181,42 @@ def explain(
     if inputs:
         check_inputs(images)
     checks.check_empty(Path(out))
-    if data is not None:
-        checks.check_data(data)
-        check_outside(Path(out), data)
-    how = InferenceOptions(
-        split=split, max_unreadable=max_unreadable, normalize=normalize, batch=batch,
-        fields=checks.arch_overrides(overrides), network=network, device=device, workers=workers,
-    )  # fmt: skip
-    if inputs:
-        return [*explain_images(model, images, Path(out), data, level, method, top, how)]
-    return [explore_split(model, Path(out), data, how)]
-
-
-def explain_images(
-    model: str | Path | Model, inputs: Sequence[Input], out: Path, data: Data | None,
-    level: str | None, method: Literal["grad-cam", "occlusion"], top: int, how: InferenceOptions,
-) -> Iterator[Explained | RandomizationCheck]:  # fmt: skip
-    """The explanation of each image, with its nearest images of a split where data is given."""
+    checks.check_data(data)
+    check_outside(Path(out), data)
     from resnets.analysis import explain
     from resnets.evaluation.evaluate import load_data
     from resnets.evaluation.load import load_model
     from resnets.evaluation.setup import load_setup
 
-    known = None
     if data is None:
-        loaded = load_model(model, None, how, "classify")
+        loaded, known = load_model(model, None, options, "classify"), None
     else:
-        source = load_data(checks.data_place(data), how)
-        setup = load_setup(model, source, replace(how, split=how.split or "train"))
+        source = load_data(data, options)
+        usual = split or ("train" if inputs else None)
+        setup = load_setup(model, source, replace(options, split=usual))
         loaded, known = setup.model, setup.split
-    return explain.explain(
-        loaded, inputs, out, level=level, method=method, top=top,
-        known=known, batch=how.images_per_batch(), workers=how.workers,
-    )  # fmt: skip
+        if not inputs:
+            return [explore_split(setup, source, Path(out), options)]
+    return [
+        *explain.explain(
+            loaded, images, Path(out), level=level, method=method, top=top, known=known,
+            batch=options.images_per_batch(), workers=workers,
+        )
+    ]  # fmt: skip
 
 
 def explore_split(
-    model: str | Path | Model, out: Path, data: Any, how: InferenceOptions
+    setup: EvalSetup, source: Source, out: Path, options: InferenceOptions
 ) -> dict[str, int]:
     """The number of images of a split by finding."""
     from resnets.analysis import explain
-    from resnets.evaluation.evaluate import load_data
     from resnets.evaluation.scores import error_rate
-    from resnets.evaluation.setup import load_setup
     from resnets.training.run import log_test_access
 
-    source = load_data(checks.data_place(data), how)
-    setup = load_setup(model, source, how)
     name, scores = setup.split_name, setup.scores()
     log_test_access(setup.model.path, source.digest, name, error_rate(scores))
     return explain.explore(
         setup.model, setup.split, scores, out,
         train=None if name in ("train", "all") else source.train,
-        batch=how.images_per_batch(), workers=how.workers,
+        batch=options.images_per_batch(), workers=options.workers,
     )  # fmt: skip

@@ -82,7 +82,7 @@ def data_info(data: Data, /, *, task: TaskName | None = None) -> dict[str, Any]:
     checks.check_data(data)
     from resnets.data.info import describe
 
-    return describe(checks.data_place(data), task)
+    return describe(data, task)
 
 
 @public
@@ -96,7 +96,7 @@ def data_check(data: Data, /, *, task: TaskName | None = None) -> list[dict[str,
     from resnets.config.recipe import Recipe
     from resnets.data.info import list_problems
 
-    return list_problems(checks.data_place(data), task, Recipe(model="resnet18").max_unreadable)
+    return list_problems(data, task, Recipe(model="resnet18").max_unreadable)
 
 
 @public

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from resnets.api import checks
 from resnets.api.checks import public
@@ -28,10 +29,6 @@ else:  # so that the annotations can be read without torch
 
 
 DOWNLOADS = ("imagenet", "default", "true", "pretrained")  # what others' weights are called
-PLANNED = (  # arguments of `plan` that `train` and `tune` pass on
-    "task", "model", "recipe", "weights", "epochs", "budget", "lr", "batch", "size", "seed",
-    "overrides", "device", "workers",
-)  # fmt: skip
 
 
 @public
@@ -78,47 +75,54 @@ def plan(
     # The command line and a launcher of ranks say since when a budget counts.
     began = time.monotonic() - (now := time.time()) + float(os.environ.pop("RESNETS_BEGAN", now))
     checks.check_data(data)
-    external, name = read_model(model)
+    external = read_model(model)
+    name = external.builder if external else model
     named = {
         "model": name, "weights": weights and str(weights), "epochs": epochs, "lr": lr,
-        "budget": budget if budget is None else checks.seconds(budget),
+        "budget": budget if budget is None else checks.parse_seconds(budget),
         "batch": batch, "size": size, "seed": seed,
     }  # fmt: skip
-    changes = read_changes(named, overrides or {})
-    base = recipes.read_recipe(recipe) if recipe is not None else None
-    shortened = base is None or not {"epochs", "steps", "budget"}.isdisjoint(changes)
-    if shortened and {"eval_every", "early_stop_patience", "patience"}.isdisjoint(changes):
-        changes.setdefault("evaluations", 5)  # a short run has a curve too
-    wanted = recipes.replace_fields(base or Recipe(model="resnet18"), changes)
+    base = None if recipe is None else recipes.read_recipe(recipe)
+    changes = read_changes(named, overrides or {}, base)
+    draft = recipes.replace_fields(base or Recipe(model="resnet18"), changes)
     network: Arch | None = external
     beside = network_builder(Path(recipe).parent) if isinstance(recipe, str | Path) else ""
-    if network is None and base is not None and (":" in wanted.model or wanted.model == beside):
-        raise MissingCode("the recipe is for", wanted.model, "--model")
-    if network is None and (base is not None or "model" in changes):
-        network = families.arch(wanted.model)
-    network_task = check_recipe(wanted, network, task)
+    if network is None and base is not None and (":" in draft.model or draft.model == beside):
+        raise MissingCode("the recipe is for", draft.model, "--model")
+    if network is None and (base is not None or name is not None):
+        network = families.arch(draft.model)
+    checked_task = check_recipe(draft, network, task)
     result = load_and_resolve(
-        data, base, changes, network_task, external, wanted.max_unreadable, devices, device, workers
+        data, base, changes, checked_task, external, draft.max_unreadable, devices, device, workers
     )
-    if name is not None and result.recipe.model != name:
+    if name not in (None, result.recipe.model):
         started = result.recipe
         raise UsageError(f"--model {name}: {started.weights} is {started.model}; leave it out")
     return replace(result, began=began)
 
 
+PLANNED = [  # arguments that `train` and `tune` pass on
+    name for name in inspect.signature(plan).parameters if name not in ("data", "devices")
+]
+
+
 def read_changes(
-    named: Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str]
+    named: Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str], base: Recipe | None
 ) -> dict[str, Any]:
-    """The fields of a recipe that are given, by arguments of their own or as FIELD=VALUE."""
+    """The fields that differ from the recipe `base`, by arguments of their own or FIELD=VALUE."""
     from resnets.config.recipe import rename_old_fields
 
     changes = {name: value for name, value in named.items() if value is not None}
-    fields = checks.assignments(overrides)
+    fields = checks.parse_fields(overrides)
     if twice := changes.keys() & fields:
         raise UsageError(f"{min(twice)} is given twice, by its own option and by --set")
     if "data" in fields:
         raise UsageError("--set data: the data is the first argument, leave this out")
-    return changes | rename_old_fields(fields)
+    changes |= rename_old_fields(fields)
+    shortened = base is None or not {"epochs", "steps", "budget"}.isdisjoint(changes)
+    if shortened and {"eval_every", "early_stop_patience", "patience"}.isdisjoint(changes):
+        changes.setdefault("evaluations", 5)  # a short run has a curve too
+    return changes
 
 
 def check_recipe(recipe: Recipe, network: Arch | None, task: TaskName | None) -> TaskName:
@@ -158,7 +162,7 @@ def load_and_resolve(
     target = ranks.device if launched else pick_device(device)
     task = find_task(task_name)
     task.require()
-    source = dataset.load(checks.data_place(data), max_unreadable=max_unreadable, task=task_name)
+    source = dataset.load(data, max_unreadable=max_unreadable, task=task_name)
     base = base or task.default_recipe(source, training_images(source), target)
     recipe = recipes.replace_fields(base, changes)
     # A run is resumed from anywhere, so paths are kept whole; a name stays a name.
@@ -176,33 +180,33 @@ def load_and_resolve(
     return replace(memory.fit_to_memory(result), data=data)
 
 
-def read_model(model: str | Module | ExternalArch | None) -> tuple[ExternalArch | None, str | None]:
-    """The code of a network, if it is the user's own, and its name in a recipe.
+def read_model(model: str | Module | ExternalArch | None) -> ExternalArch | None:
+    """The code of a network, if it is the user's own.
 
     Raises UsageError for an unknown name, and for code that is no module.
     """
-    from resnets.config import families
+    if isinstance(model, str) and ":" not in model:
+        from resnets.config import families
 
-    if model is None or (isinstance(model, str) and ":" not in model):
-        if model is not None:
-            families.arch(model)
-        return None, model
+        families.arch(model)
+        return None
+    if model is None:
+        return None
     from resnets.models import external
 
-    described = external.describe(model)
-    return described, described.builder
+    return external.describe(model)
 
 
 def check_weights(field: str, path: str, network: Arch | None) -> None:
     """Raise UsageError if `path` is no file or run for `network`; "" is no weights."""
-    if path and (path.lower() in DOWNLOADS or "imagenet1k" in path.lower()):
+    if not path:
+        return
+    if path.lower() in DOWNLOADS or "imagenet1k" in path.lower():
         raise UsageError(
             f"--weights {path}: there are no weights to download yet. --weights FILE|RUN starts "
             "from a\nfile that you have (torchvision's and timm's .pth and .safetensors load as "
             "they are) or from a run."
         )
-    if not path:
-        return
     file = find_model_file(path, option=f"--{field} {path}: ")
     builder = network_builder(file.parent)
     if builder and field == "teacher":
@@ -214,17 +218,18 @@ def check_weights(field: str, path: str, network: Arch | None) -> None:
 def planned(data: Any, values: Mapping[str, Any]) -> Plan:
     """The plan itself, or one of data and the arguments of `plan` among `values`."""
     given = {name: values[name] for name in PLANNED}
-    if isinstance(data, str | Path) or not is_plan(data):
+    if not is_plan(data):
         return plan(data, **given)
-    usual = {**dict.fromkeys(PLANNED), "device": "auto", "workers": 2}
-    if changed := [name for name in PLANNED if given[name] != usual[name]]:
+    defaults = inspect.signature(plan).parameters
+    if changed := [name for name in PLANNED if given[name] != defaults[name].default]:
         raise UsageError(f"{changed[0]} is an argument of `plan`: this plan is made already")
-    made: Plan = data
-    return made
+    return data
 
 
-def is_plan(data: object) -> bool:
-    """Whether `plan` made it."""
+def is_plan(data: object) -> TypeGuard[Plan]:
+    """Whether `plan` made it; torch is not imported for a path."""
+    if isinstance(data, str | Path):
+        return False
     from resnets.training.plan import Plan
 
     return isinstance(data, Plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,10 +67,10 @@ def train(
             compared at the end. Repeat the command to resume.
         watch: Called with the progress, about twice a second and at each evaluation.
     """
-    given = dict(locals())
+    arguments = dict(locals())
     if seeds == 1:
         check_run(run, data)
-    chosen = planned(data, given)
+    chosen = planned(data, arguments)
     from resnets.training import runner
 
     if seeds == 1:
@@ -133,26 +134,25 @@ def train_seeds(
 
     Raises UsageError as `runner.seed_runs`, before anything is trained.
     """
-    from resnets.config import recipes
     from resnets.training import runner
 
     for seed, folder in runner.seed_runs(first, run, seeds).items():
         if not runner.missing_results(folder):
             yield runner.TrainResult(folder.path, None, 0.0, first.task.name)
             continue
-        chosen, begun = first, (folder.path / "recipe.json").exists()
-        if begun or seed != first.recipe.seed:
-            recipe = recipes.read_recipe(folder.path / "recipe.json") if begun else first.recipe
-            recipe = replace(recipe, seed=seed)
+        chosen = first
+        if folder.begun or seed != first.recipe.seed:
+            recipe = folder.read_recipe() if folder.begun else replace(first.recipe, seed=seed)
             data = recipe.data if first.data is None else first.data
             chosen = plan(
                 data, recipe=recipe, device=str(first.device), workers=first.workers,
                 model=first.external,
             )  # fmt: skip
-            chosen = replace(chosen, task=first.task)  # whose parts may be a person's own
-        folder = folder if begun else runner.create_run(chosen, folder.path)
-        # The same budget for each seed: the first would pay for the start of the program.
-        chosen = replace(chosen, began=time.monotonic())
+        if not folder.begun:
+            folder = runner.create_run(chosen, folder.path)
+        # The parts of a task may be a person's own. The same budget for each seed: the first would
+        # pay for the start of the program.
+        chosen = replace(chosen, task=first.task, began=time.monotonic())
         more = ", with all seeds by the same command"
         yield train_and_report(folder, chosen, watch, more)
 
@@ -213,15 +213,15 @@ def plan_again(
             f"{run} was trained on a torch Dataset: resnets.resume({str(run)!r}, data=...) in "
             "Python, with\nthe same Dataset or dictionary"
         )
-    if data is not None and not isinstance(data, str | Path) and is_plan(data):
-        resumed: Plan = data
+    if is_plan(data):
+        resumed = data
         if replace(resumed.recipe, data=recipe.data) != recipe:
             whose = f"recipe={str(run / 'recipe.json')!r}"
             raise UsageError(f"the plan has another recipe than {run}: make it with {whose}")
     else:
         check_code(run, started, model)
-        place = recipe.data if data is None else data
-        resumed = plan(place, recipe=recipe, model=model, device=device, workers=workers)
+        data = recipe.data if data is None else data
+        resumed = plan(data, recipe=recipe, model=model, device=device, workers=workers)
     if resumed.source.digest != started["digest"]:
         raise DataError(
             f"{resumed.source.name} has changed since {run} was started: digest "
@@ -250,24 +250,20 @@ def newest_unfinished(root: Path = Path("runs")) -> tuple[Path, float]:
     """
     times = dict[Path, float]()
     for recipe in root.glob("*/recipe.json"):
-        log, result = recipe.with_name("metrics.jsonl"), recipe.with_name("result.json")
-        if not result.exists() or _lacks(recipe.parent):
+        log = recipe.with_name("metrics.jsonl")
+        unfinished = not recipe.with_name("result.json").exists()
+        if not unfinished:
+            from resnets.training.run import Run
+            from resnets.training.runner import missing_results
+
+            with suppress(ResnetsError, KeyError):  # an unreadable one cannot be resumed
+                unfinished = bool(missing_results(Run(recipe.parent)))
+        if unfinished:
             times[recipe.parent] = (log if log.exists() else recipe).stat().st_mtime
     if not times:
         raise UsageError(f"there is no unfinished run in {root}/")
     newest = max(times, key=times.__getitem__)
     return newest, times[newest]
-
-
-def _lacks(path: Path) -> bool:
-    """Whether a run with a result lacks files that `resume` writes; False if it is unreadable."""
-    from resnets.training.run import Run
-    from resnets.training.runner import missing_results
-
-    try:
-        return bool(missing_results(Run(path)))
-    except (ResnetsError, KeyError):
-        return False
 
 
 @public
@@ -297,7 +293,7 @@ def tune(
     chosen = planned(data, {**locals(), "budget": None})
     from resnets.training import runner, tune
 
-    total = 0.0 if budget is None else checks.seconds(budget)
+    total = 0.0 if budget is None else checks.parse_seconds(budget)
     folder = runner.run_folder(chosen, run or study_folder(chosen))
     return tune.search(folder, chosen, search, trials, total, watch)
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import MISSING, fields, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from resnets import api
+import resnets
 from resnets.api import training
 from resnets.api.checks import (
-    check_metric_floors,
+    check_floors,
     check_value,
     literal_values,
-    metric_floors,
+    parse_floors,
+    parse_seconds,
     public,
-    seconds,
 )
 from resnets.cli import format, terminal
 from resnets.config.recipe import Augment, Recipe
@@ -30,6 +32,7 @@ from resnets.errors import UsageError
 from resnets.files import check_inputs, find_model_file, resume_command
 
 if TYPE_CHECKING:
+    from resnets.papers.budgets import Job
     from resnets.training.tune import Trial
 
 STDIN = "\0-"  # for "-", which cyclopts takes for an option: no file has such a name
@@ -49,7 +52,7 @@ def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any)
         raise UsageError("with --devices each seed needs a command of its own: --seed N")
     if seeds == 1:
         training.check_run(run, data)
-    plan = api.plan(data, devices=devices, **options)
+    plan = resnets.plan(data, devices=devices, **options)
     from resnets.training import runner
     from resnets.training.clock import estimate
 
@@ -64,7 +67,7 @@ def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any)
         with terminal.training_bar() as watch:
             for done in training.train_seeds(plan, run, seeds, watch):
                 terminal.note(f"{done.run} is finished")
-        format.print_comparison(api.runs_compare(*(run.path for run in runs.values())))
+        format.print_comparison(resnets.runs_compare(*(run.path for run in runs.values())))
         return
     folder = runner.create_run(plan, run)
     terminal.note(f"run folder {folder.path}")
@@ -95,17 +98,17 @@ def tune(data: str, *, rate_only: bool = False, **options: Any) -> None:
     """
     run, trials, search = (options.pop(name) for name in ("run", "trials", "search"))
     budget = options.pop("budget")
-    plan = api.plan(data, **options)
+    plan = resnets.plan(data, **options)
     if rate_only:
-        format.print_rates(*api.find_rate(plan))
+        format.print_rates(*resnets.find_rate(plan))
         return
     from resnets.training.clock import estimate
 
-    format.print_plan(plan, seconds(budget) if budget else trials * estimate(plan))
+    format.print_plan(plan, parse_seconds(budget) if budget else trials * estimate(plan))
     folder = Path(run or training.study_folder(plan))
     done: list[Trial] = []
     with terminal.training_bar() as watch:
-        for done in api.tune(
+        for done in resnets.tune(
             plan, run=folder, trials=trials, budget=budget, search=search, watch=watch
         ):
             format.print_trial(done, trials)
@@ -124,7 +127,7 @@ def resume(run: str | None = None, *, yes: bool = False, devices: int = 1, **opt
             raise UsageError("--devices needs RUN, and its data where it was")
         run_ranks(devices, run, options, options["model"])
     with terminal.training_bar() as watch:
-        outcome = api.resume(run or newest_unfinished(yes), **options, watch=watch)
+        outcome = resnets.resume(run or newest_unfinished(yes), **options, watch=watch)
     format.print_outcome(outcome)
 
 
@@ -151,10 +154,10 @@ def evaluate(
     Args:
         fail_under: METRIC=VALUE: exit with code 1 if it is lower; may be repeated.
     """
-    wanted = metric_floors(task, fail_under or [])
-    result = api.evaluate(*places, task=task, **options)
+    floors = parse_floors(task, fail_under or [])
+    result = resnets.evaluate(*places, task=task, **options)
     format.print_result(result)
-    check_metric_floors(wanted, result)
+    check_floors(floors, result)
 
 
 def predict(model: str, *inputs: str, task: TaskName, **options: Any) -> None:
@@ -162,39 +165,31 @@ def predict(model: str, *inputs: str, task: TaskName, **options: Any) -> None:
     items = [sys.stdin.buffer.read() if item == STDIN else item for item in inputs]
     if "out" in options:
         options["out"] = options["out"] or "predictions"
-        rows = api.predict(model, items, task=task, **options)
+        rows = resnets.predict(model, items, task=task, **options)
         terminal.note(f"the pictures are in {options['out']}")
         format.print_findings(rows)
         return
     find_model_file(model)
     check_inputs(items)
     names = {f"input {k}": "-" for k, item in enumerate(inputs) if item == STDIN}
-    answers = api.predict(model, iter(items), task=task, **options)  # each is shown at once
+    answers = resnets.predict(model, iter(items), task=task, **options)  # each is shown at once
     format.print_predictions(
         replace(answer, file=names.get(answer.file, answer.file)) for answer in answers
     )
 
 
 def explain(model: str, *inputs: str, out: str, **options: Any) -> None:  # noqa: D103
-    format.print_explanations(api.explain(model, *inputs, out=out, **options), Path(out))
+    format.print_explanations(resnets.explain(model, *inputs, out=out, **options), Path(out))
 
 
 @public
 def reproduce(
-    *ids: str,
-    budget: Literal["smoke", "cpu", "gpu", "full"] | None = None,
-    arm: list[str] | None = None,
-    seed: int = 0,
-    seeds: int = 1,
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
-    status: bool = False,
-    data: str | None = None,
-    weights: str = "",
-    root: Path = Path(),
-    dry_run: bool = False,
-    device: str = "auto",
-    workers: int = 2,
-) -> None:
+    *ids: str, budget: Literal["smoke", "cpu", "gpu", "full"] | None = None,
+    arm: list[str] | None = None, seed: int = 0, seeds: int = 1,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto", status: bool = False,
+    data: str | None = None, weights: str = "", root: Path = Path(), dry_run: bool = False,
+    device: str = "auto", workers: int = 2,
+) -> None:  # fmt: skip
     """Rerun tables and figures of the papers; without --budget, list them.
 
     Args:
@@ -213,7 +208,7 @@ def reproduce(
             ROOT/runs/smoke.
         dry_run: Show what would be run and how long it would take here, and stop.
     """
-    from resnets.papers import budgets, planning, reproduce, results
+    from resnets.papers import budgets, planning
     from resnets.papers.experiments import EXPERIMENTS
     from resnets.papers.status import status as run_statuses
 
@@ -228,21 +223,23 @@ def reproduce(
     if budget == "smoke":
         root = root / "runs" / "smoke"
     arms = arm or []
-    wanted = budgets.select_experiments(ids, budget, data, arms)
-    runnable = [e for e in EXPERIMENTS.values() if not e.not_runnable]
-    if not ids and (left_out := [e.id for e in runnable if e not in wanted]):
+    experiments = budgets.select_experiments(ids, budget, data, arms)
+    left_out = [e.id for e in EXPERIMENTS.values() if not e.not_runnable and e not in experiments]
+    if left_out and not ids:
         names = ", ".join(left_out)
         terminal.note(f"left out, since their data has to be named with --data: {names}")
-    jobs = [
-        job
-        for experiment in wanted
-        for job in budgets.jobs(
-            experiment, budget, seeds, data, weights, seed=seed, arms=arms, precision=precision
-        )
-    ]
+    seeded = partial(budgets.jobs, budget=budget, seeds=seeds, seed=seed, precision=precision)
+    jobs = [job for e in experiments for job in seeded(e, data=data, weights=weights, arms=arms)]
     if dry_run:
         terminal.print_rows(planning.plan_jobs(jobs, root, device))
-        return
+    else:
+        run_jobs(jobs, root, device, workers)
+
+
+def run_jobs(jobs: Sequence[Job], root: Path, device: str, workers: int) -> None:
+    """Run jobs of experiments, print the row of each, and write the page of results."""
+    from resnets.papers import reproduce, results
+
     with terminal.training_bar() as watch:
         for job in jobs:
             row = reproduce.run(job, root, device=device, workers=workers, watch=watch)
@@ -256,7 +253,7 @@ def reproduce(
 
 def data_get(name: Literal["cifar10", "cifar100"]) -> None:  # noqa: D103 - the API's
     with terminal.download_bar(name) as watch:
-        path = api.data_get(name, watch=watch)
+        path = resnets.data_get(name, watch=watch)
     terminal.note(f"{name} is in {path}", always=True)
 
 

@@ -9,20 +9,16 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 import resnets
-from resnets import api
 from resnets.cli import commands, format, terminal
 from resnets.cli.options import explain_error, make_command
 from resnets.config.tasks import TASK_TEXTS, missing_options
 from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError
 from resnets.escape import lines, visible
-
-if TYPE_CHECKING:
-    pass
 
 app = App(
     name="resnets",
@@ -67,40 +63,40 @@ def register() -> None:
     """Give the command line its commands."""
     training = App(name="train", usage="Usage: resnets train DATA [OPTIONS]")
     hidden = ("task", "watch")
-    training.default(make_command(api.train, commands.train, hide=hidden, like=api.plan))
+    training.default(make_command(resnets.train, commands.train, hide=hidden, like=resnets.plan))
     training.command(commands.list_fields, name="--help-fields", group="Parameters")
     app.command(training)
-    add(app, "resume", api.resume, commands.resume, hide=hidden, like=api.plan)
-    add(app, "tune", api.tune, commands.tune, hide=hidden, like=api.plan)
-    add(app, "reproduce", commands.reproduce, commands.reproduce, like=api.plan)
+    add(app, "resume", resnets.resume, commands.resume, hide=hidden, like=resnets.plan)
+    add(app, "tune", resnets.tune, commands.tune, hide=hidden, like=resnets.plan)
+    add(app, "reproduce", commands.reproduce, commands.reproduce, like=resnets.plan)
     for text in TASK_TEXTS.values():
         parent, given = app, {"task": text.name}
         if text.command:
             parent = App(name=text.name, help=text.help)
             app.command(parent)
-            how = {"given": given, "like": api.plan, "words": {"data": text.data_help}}
-            add(parent, "train", api.train, commands.train, hide=("watch",), **how)
+            how = {"given": given, "like": resnets.plan, "words": {"data": text.data_help}}
+            add(parent, "train", resnets.train, commands.train, hide=("watch",), **how)
         for name, function, run, words in (
-            ("evaluate", api.evaluate, commands.evaluate, {}),
-            ("predict", api.predict, commands.predict, {"": text.predict_help}),
+            ("evaluate", resnets.evaluate, commands.evaluate, {}),
+            ("predict", resnets.predict, commands.predict, {"": text.predict_help}),
         ):
-            how = {"given": given, "like": api.evaluate, "words": words}
+            how = {"given": given, "like": resnets.evaluate, "words": words}
             add(parent, name, function, run, hide=missing_options(name, text), **how)
-    add(app, "explain", api.explain, commands.explain, like=api.evaluate)
-    add(data_app, "get", api.data_get, commands.data_get, hide=hidden)
+    add(app, "explain", resnets.explain, commands.explain, like=resnets.evaluate)
+    add(data_app, "get", resnets.data_get, commands.data_get, hide=hidden)
     printed: tuple[tuple[App, str, Callable[..., Any], Callable[[Any], Any]], ...] = (
-        (app, "calibrate", api.calibrate, format.print_calibration),
-        (app, "report", api.report, format.print_path),
-        (app, "analyze", api.analyze, format.print_analysis),
-        (app, "models", api.list_models, terminal.print_rows),
-        (app, "doctor", api.doctor, format.print_facts),
-        (data_app, "info", api.data_info, format.print_data),
-        (data_app, "check", api.data_check, format.print_problems),
-        (runs_app, "ls", api.runs, terminal.print_rows),
-        (runs_app, "compare", api.runs_compare, format.print_comparison),
+        (app, "calibrate", resnets.calibrate, format.print_calibration),
+        (app, "report", resnets.report, format.print_path),
+        (app, "analyze", resnets.analyze, format.print_analysis),
+        (app, "models", resnets.list_models, terminal.print_rows),
+        (app, "doctor", resnets.doctor, format.print_facts),
+        (data_app, "info", resnets.data_info, format.print_data),
+        (data_app, "check", resnets.data_check, format.print_problems),
+        (runs_app, "ls", resnets.runs, terminal.print_rows),
+        (runs_app, "compare", resnets.runs_compare, format.print_comparison),
     )
     for parent, name, called, show in printed:
-        add(parent, name, called, call_and_print(called, show), like=api.evaluate)
+        add(parent, name, called, call_and_print(called, show), like=resnets.evaluate)
     app.command(data_app)
     app.command(runs_app)
 

@@ -61,7 +61,7 @@ def load(
         if READERS.get(task) is not read_classes:
             raise DataError("a Dataset has one class an image: boxes and masks are read from files")
         return torch_dataset.load(data, seed=seed, training=training)
-    path = Path(data)
+    path, data = Path(data), str(data)
     named = data == "digits" or data in download.ARCHIVES
     if named and path.exists():
         return _load_path_of_name(path, seed, max_unreadable, task, training)
@@ -71,10 +71,10 @@ def load(
     if named:
         if read is not read_classes:
             raise DataError(f"{data} has one class for each image, neither boxes nor masks")
-        return digits() if data == "digits" else download.load_cached(str(data))
+        return digits() if data == "digits" else download.load_cached(data)
     if not path.exists():
-        near = nearest(str(data), ["digits", *download.ARCHIVES])
-        raise DataError(f"no data {str(data)!r}, neither a folder nor a known name: {near}")
+        near = nearest(data, ["digits", *download.ARCHIVES])
+        raise DataError(f"no data {data!r}, neither a folder nor a known name: {near}")
     try:
         return read(path, seed, max_unreadable, training)
     except DataError as error:

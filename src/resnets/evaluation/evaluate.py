@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from resnets.config import arch
+from resnets.config.arch import ExternalArch
 from resnets.config.types import EvaluateOptions, InferenceOptions, TaskName
 from resnets.data import dataset
 from resnets.data.dataset import Split
@@ -28,6 +29,8 @@ from resnets.evaluation.load import AnyModel, load, load_model
 from resnets.evaluation.predictor import Model, name_model_in_errors
 from resnets.evaluation.scores import ensemble, error_rate
 from resnets.evaluation.setup import EvalSetup, load_setup
+from resnets.files import find_model_file
+from resnets.models.io.model_file import read_metadata
 
 if TYPE_CHECKING:  # torchvision takes 1.7 s to import
     from resnets.evaluation.detection import Detect, DetectionMetrics
@@ -78,9 +81,25 @@ def load_data(data: Any, options: InferenceOptions, task: TaskName = "classify")
 
 def task_of(path: AnyModel, options: InferenceOptions) -> TaskName:
     """What the network of a model, a run or a foreign file is for; errors as `load`."""
-    if not isinstance(path, Model):
-        path = load(path, fields=options.fields, network=options.network)
-    return arch.task(path.metadata.arch)
+    if isinstance(path, Model):
+        return arch.task(path.metadata.arch)
+    metadata = read_metadata(find_model_file(path)) or load(path, fields=options.fields).metadata
+    return arch.task(metadata.arch)
+
+
+def load_own_code(
+    models: Sequence[AnyModel], options: EvaluateOptions
+) -> tuple[list[AnyModel], EvaluateOptions]:
+    """The models, those from a person's own code loaded with it, and the options for the others.
+
+    Where there is none, the code stays in the options, and `load` refuses it.
+    """
+    loaded = list[AnyModel](models)
+    for k, path in enumerate(models):
+        metadata = None if isinstance(path, Model) else read_metadata(find_model_file(path))
+        if metadata and isinstance(metadata.arch, ExternalArch):
+            loaded[k] = load_model(path, None, replace(options, normalize=None))
+    return loaded, options if loaded == [*models] else replace(options, network=None)
 
 
 def check_read(unreadable: Sequence[tuple[Path, str]], setup: EvalSetup) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,13 +44,25 @@ class Job:
     weights: str = ""  # of the classifier that a detector or localiser starts from, at "full"
     precision: Precision = "auto"
 
-    @property
+    @cached_property
     def recipe(self) -> Recipe | None:
-        """How its network is trained at this budget."""
-        recipe = self.arm.recipe and replace(self.arm.recipe, precision=self.precision)
-        if recipe and recipe.data in EXTERNAL_DATA and recipe.data != "imagenet":
-            return scale_dense_recipe(self, recipe)
-        return recipe and scale_recipe(self.experiment, recipe, self.budget, self.seed, self.data)
+        """How its network is trained at this budget; None where nothing is trained."""
+        recipe = self.arm.recipe
+        if recipe is None:
+            return None
+        dense = recipe.data in EXTERNAL_DATA and recipe.data != "imagenet"
+        full = self.budget == "full"
+        data = self.data if dense or (full and recipe.data == "imagenet") else None
+        recipe = replace(
+            recipe,
+            precision=self.precision,
+            seed=recipe.seed + self.seed,
+            data=data or recipe.data,
+            weights=self.weights if dense and full else recipe.weights,
+        )
+        if full:
+            return recipe
+        return scale_dense_recipe(self, recipe) if dense else scale_recipe(self, recipe)
 
     @property
     def recipe_digest(self) -> str:
@@ -58,21 +71,17 @@ class Job:
         So a field that a later version adds changes nothing. Where the data and the weights lie and
         the precision, which a machine decides, do not count.
         """
-        recipe = self.recipe
-        if recipe is None or self.arm.recipe is None:
+        if self.recipe is None or self.arm.recipe is None:
             return ""
-        recipe = replace(recipe, data=self.arm.recipe.data, weights="", precision="auto")
-        defaults = Recipe(model="", data="")
-        changed = changed_fields(to_dict(recipe), to_dict(defaults))
+        recipe = replace(self.recipe, data=self.arm.recipe.data, weights="", precision="auto")
+        changed = changed_fields(to_dict(recipe), to_dict(Recipe(model="", data="")))
         return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
 
-    @property
+    @cached_property
     def iterations(self) -> int:
         """Optimiser steps."""
-        recipe = self.recipe
-        if recipe is None:
-            return 0
-        return recipe.total_steps(TRAIN_IMAGES.get(recipe.data, TRAIN_IMAGES["imagenet"]))
+        images = TRAIN_IMAGES.get(self.recipe.data if self.recipe else "", TRAIN_IMAGES["imagenet"])
+        return self.recipe.total_steps(images) if self.recipe else 0
 
     @property
     def key(self) -> dict[str, Any]:
@@ -102,17 +111,21 @@ class Job:
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return f"{recipe.model}-{self.iterations}-seed{recipe.seed}-{digest}"
 
+    @cached_property
+    def network(self) -> Arch | None:
+        """The network that is trained; None where nothing is."""
+        recipe = self.recipe
+        return with_fields(arch(recipe.model), recipe.arch) if recipe else None
+
     @property
     def layers(self) -> int:
         """Of its network; 0: nothing is trained."""
-        recipe = self.recipe
-        return with_fields(arch(recipe.model), recipe.arch).depth if recipe else 0
+        return self.network.depth if self.network else 0
 
     @property
     def size(self) -> int:
         """Side of its images."""
-        recipe = self.recipe
-        return recipe.size or arch(recipe.model).size if recipe else 0
+        return self.recipe.size or arch(self.recipe.model).size if self.recipe else 0
 
     @property
     def images(self) -> int:
@@ -122,17 +135,15 @@ class Job:
     @property
     def cost(self) -> float:
         """Images times multiply-adds; a detector's regions count as a tenth of an image each."""
-        recipe = self.recipe
-        if not recipe:
+        if not self.recipe:
             return 0.0
-        network = with_fields(arch(recipe.model), recipe.arch)
-        backbone: Arch = getattr(network, "backbone", network)
-        full_depth = arch(recipe.model).depth
+        backbone: Any = getattr(self.network, "backbone", self.network)
+        full_depth = arch(self.recipe.model).depth
         # MACS are for the full depth and the backbone's own side.
         scale = self.layers / full_depth * (self.size / backbone.size) ** 2
-        if getattr(network, "form", "") == "c4":  # conv5 is a tenth of a network, for each region
-            scale += 0.1 * getattr(network, "sampled", 0)
-        return scale * MACS[full_depth] * 1e6 * self.images
+        if getattr(self.network, "form", "") == "c4":  # conv5, a tenth of it, for each region
+            scale += 0.1 * getattr(self.network, "sampled", 0)
+        return float(scale * MACS[full_depth] * 1e6 * self.images)
 
     @property
     def trainings(self) -> list[Job]:
@@ -163,14 +174,12 @@ def jobs(
 
     An arm that is not trained has one job, of seed 0.
     """
+    chosen = [arm for arm in experiment.arms if not arms or arm.name in arms]
     for number in range(seed, seed + seeds):
-        for arm in () if experiment.not_runnable else experiment.arms:
-            if arms and arm.name not in arms:
-                continue
-            if arm.recipe:
-                yield Job(experiment, arm, budget, number, data, weights, precision)
-            elif number == seed:
-                yield Job(experiment, arm, budget, 0, data, weights, precision)
+        for arm in () if experiment.not_runnable else chosen:
+            if arm.recipe or number == seed:
+                job = Job(experiment, arm, budget, number, data, weights, precision)
+                yield job if arm.recipe else replace(job, seed=0)
 
 
 def select_experiments(
@@ -206,20 +215,15 @@ def required_data(experiment: Experiment, budget: Budget) -> str:
     return experiment.external_data if needed else ""
 
 
-def scale_recipe(
-    experiment: Experiment, recipe: Recipe, budget: Budget, seed: int, data: str | None = None
-) -> Recipe:
-    """A recipe at a budget, which changes length, resolution and data.
+def scale_recipe(job: Job, recipe: Recipe) -> Recipe:
+    """The recipe of a classifier at a job's budget: other length, resolution and data.
 
-    "full" is the paper's; "gpu" has CIFAR at its own size, "cpu" at half of it, "smoke" the digits
-    and 128 images a step. Data of `imagenet` becomes CIFAR-10 at twice the size. A start at a low
+    "gpu" has CIFAR at its own size, "cpu" at half of it, "smoke" the digits and 128 images a step.
+    Data of `imagenet` becomes CIFAR-10 at twice the size. A start at a low
     rate takes a tenth of the run or 50 steps. At "cpu" an experiment may have its own side, and its
     networks fewer units in a stage; all others keep their networks.
     """
-    recipe = replace(recipe, seed=recipe.seed + seed)
-    large = recipe.data == "imagenet"
-    if budget == "full":
-        return replace(recipe, data=data) if large and data else recipe
+    experiment, budget, large = job.experiment, job.budget, recipe.data == "imagenet"
     fewest = min(arm.recipe.steps for arm in experiment.arms if arm.recipe)
     steps = experiment.steps.get(budget, STEPS[budget]) * (recipe.steps // fewest if fewest else 1)
     side = experiment.cpu_side if experiment.cpu_side and budget == "cpu" else SIDE[budget]
@@ -256,12 +260,9 @@ def scale_recipe(
 def scale_dense_recipe(job: Job, recipe: Recipe) -> Recipe:
     """The recipe of a detector or localiser at a job's budget.
 
-    "full" is the paper's, from the weights of a classifier. Less starts from random weights, with
-    normalisation that learns, at another size, on fewer regions.
+    It starts from random weights, with normalisation that learns, at another size, on fewer
+    regions.
     """
-    recipe = replace(recipe, seed=recipe.seed + job.seed, data=job.data or recipe.data)
-    if job.budget == "full":
-        return replace(recipe, weights=job.weights)
     side, batch, regions = DENSE_TASK_SIZES[job.budget]
     side = min(side, recipe.size or arch(recipe.model).size)
     if isinstance(arch(recipe.model), DetectorArch):

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from resnets.config.types import InferenceOptions
+from resnets.config.types import InferenceOptions, ViewName
 
 if TYPE_CHECKING:
-    from resnets.config.types import ViewName
     from resnets.data.dataset import Split
-    from resnets.evaluation.classification import ClassificationMetrics
     from resnets.evaluation.predictor import Model
     from resnets.models import Network
 
@@ -21,7 +18,7 @@ Metrics = dict[str, Any]  # by name
 Measure = Callable[[Sequence["Model"], "Split"], Metrics]
 
 
-def seeded_network(name: str, *, size: int = 0) -> Network:
+def seeded_network(name: str) -> Network:
     """A network with the weights of seed 0."""
     import torch
 
@@ -29,7 +26,7 @@ def seeded_network(name: str, *, size: int = 0) -> Network:
     from resnets.models import build
 
     torch.manual_seed(0)
-    return build(replace(arch(name), size=size) if size else arch(name))
+    return build(arch(name))
 
 
 def count_size(name: str) -> Metrics:
@@ -82,14 +79,19 @@ def response_stds(models: Sequence[Model], split: Split) -> Metrics:
     return {"stds": stds, "median_std": float(torch.tensor(stds).median())}
 
 
-def errors_at_view(view: ViewName, factor: float, models: Sequence[Model], split: Split) -> Metrics:
-    """The test error in %, of a view, of images `factor` times as large."""
+def classifier_errors(
+    view: ViewName, factor: float, models: Sequence[Model], split: Split
+) -> Metrics:
+    """Errors in % of the models' mean, at a view of images `factor` times as large."""
     from resnets.evaluation.classification import classification_metrics
+    from resnets.evaluation.scores import ensemble
 
     own_size = models[0].metadata.preprocess.size
     size = round(factor * own_size) if factor != 1 else 0  # 0: the model's own
-    metrics = classification_metrics(models[0].scores(split, view=view, size=size, batch=64))
-    return errors_of(metrics) | {"view": view}
+    members = [model.scores(split, view=view, size=size, batch=64) for model in models]
+    metrics = classification_metrics(ensemble(members))
+    errors = {"test_error": 100 * metrics.error, "top5_error": 100 * (1 - metrics.top5)}
+    return errors | {"view": view}
 
 
 def detector_metrics(
@@ -118,17 +120,3 @@ def localizer_metrics(scales: Sequence[float], models: Sequence[Model], split: S
     loader = models[0].loader_options(batch=4, workers=options.workers)
     metrics = evaluate(network, split, loader)
     return {"given_error": 100 * metrics.error, "five_error": 100 * metrics.top5_error}
-
-
-def ensemble_errors(models: Sequence[Model], split: Split) -> Metrics:
-    """The errors in % of the models' mean."""
-    from resnets.evaluation import scores
-    from resnets.evaluation.classification import classification_metrics
-
-    members = [model.scores(split, batch=64) for model in models]
-    return errors_of(classification_metrics(scores.ensemble(members)))
-
-
-def errors_of(metrics: ClassificationMetrics) -> Metrics:
-    """Top-1 and top-5 error in %."""
-    return {"test_error": 100 * metrics.error, "top5_error": 100 * (1 - metrics.top5)}

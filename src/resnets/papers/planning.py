@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from resnets.config.arch import DenseTaskArch
-from resnets.config.families import arch
 from resnets.config.recipe import Augment, Recipe
 from resnets.papers import ledger
 from resnets.papers.budgets import TEST_IMAGES, TRAIN_IMAGES, Budget, Job, jobs
@@ -17,7 +16,7 @@ from resnets.papers.experiments import EXPERIMENTS
 from resnets.papers.ledger import Row
 from resnets.papers.status import machine_name
 
-OVERVIEW_BUDGETS: tuple[Budget, Budget] = ("full", "cpu")
+OVERVIEW_BUDGETS: tuple[Budget, Budget] = ("cpu", "full")
 MAX_MEASURED = 8  # networks of a plan that are timed: more would keep a person waiting
 
 
@@ -26,28 +25,15 @@ def overview(root: Path = Path()) -> list[dict[str, Any]]:
     rows, machine = ledger.read(root), machine_name()
     table = []
     for experiment in EXPERIMENTS.values():
-        done = Counter(row["budget"] for row in ledger.select(rows, experiment=experiment.id))
-        work = {
-            budget: [each for job in jobs(experiment, budget) for each in job.trainings]
-            for budget in OVERVIEW_BUDGETS
-        }
-        seconds = {
-            budget: sum(estimate_seconds(job, rows, machine) for job in work[budget])
-            for budget in OVERVIEW_BUDGETS
-        }
         figures = [next(iter(arm.paper.values()), "-") for arm in experiment.arms]
-        table.append(
-            {
-                "id": experiment.id,
-                "what": experiment.title,
-                "paper": " ".join(map(format_figure, figures)),
-                "images_x_macs": sum(job.cost for job in work["full"]),
-                "cpu": seconds["cpu"],
-                "full": seconds["full"],
-                "ledger": experiment.not_runnable
-                or ", ".join(f"{count} {budget}" for budget, count in done.items()),
-            }
-        )
+        work = {budget: list(jobs(experiment, budget)) for budget in OVERVIEW_BUDGETS}
+        counts = Counter(row["budget"] for row in ledger.select(rows, experiment=experiment.id))
+        done = ", ".join(f"{count} {budget}" for budget, count in counts.items())
+        row: dict[str, Any] = {"id": experiment.id, "what": experiment.title}
+        row |= {"paper": " ".join(map(format_figure, figures))}
+        row |= {"images_x_macs": sum(each.cost for job in work["full"] for each in job.trainings)}
+        row |= {b: estimate_seconds(part, rows, machine) for b, part in work.items()}
+        table.append(row | {"ledger": experiment.not_runnable or done})
     return table
 
 
@@ -56,11 +42,11 @@ def format_figure(figure: float | str) -> str:
     return figure if isinstance(figure, str) else ledger.format_count(figure)
 
 
-def estimate_seconds(job: Job, rows: Sequence[Row], machine: str) -> float:
-    """Seconds of one training on that machine, by the runs most alike among `rows`."""
-    if not job.recipe:
-        return 0.0
-    return job.cost * ledger.seconds_per_mac(rows, machine, job.layers, job.size)
+def estimate_seconds(work: Iterable[Job], rows: Sequence[Row], machine: str) -> float:
+    """Seconds of all trainings of these jobs on that machine, by the runs most alike of `rows`."""
+    trainings = [training for job in work for training in job.trainings if training.recipe]
+    seconds = (t.cost * ledger.seconds_per_mac(rows, machine, t.layers, t.size) for t in trainings)
+    return sum(seconds, 0.0)
 
 
 def measure_steps(
@@ -68,44 +54,42 @@ def measure_steps(
 ) -> Iterator[Row]:
     """Time some steps of the networks of `work` that no run on this machine was like.
 
-    Yields rows for `estimate_seconds`, for the most expensive networks; detectors and localisers
-    are represented by a ResNet-50.
+    Yields rows for `estimate_seconds`, for the most expensive networks.
     """
-    from resnets import api
+    known = {(row.get("layers"), row.get("size")) for row in ledger.select(rows, machine=machine)}
+    trainings = [training for job in work for training in job.trainings if training.recipe]
+    dearest = dict[tuple[int, int], Job]()
+    for job in sorted(trainings, key=lambda job: -job.cost):
+        if (job.layers, job.size) not in known:
+            dearest.setdefault((job.layers, job.size), job)
+    for (layers, size), job in islice(dearest.items(), MAX_MEASURED):
+        yield measure(job, device) | {"machine": machine, "layers": layers, "size": size}
+
+
+def measure(job: Job, device: str) -> dict[str, Any]:
+    """Seconds, images and their multiply-adds for some steps like a job's, with its evaluations.
+
+    A ResNet-50 stands for a detector or localiser.
+    """
+    import resnets
     from resnets.models.cost import cost
     from resnets.training.clock import estimate
 
-    known = {(row.get("layers"), row.get("size")) for row in ledger.select(rows, machine=machine)}
-    trainings = [each for job in work for each in job.trainings]
-    count = 0
-    for job in sorted(trainings, key=lambda job: -job.cost):
-        recipe = job.recipe
-        if recipe is None or (job.layers, job.size) in known or count >= MAX_MEASURED:
-            continue
-        dense = isinstance(arch(recipe.model), DenseTaskArch)
-        model, changes = ("resnet50_v1", {}) if dense else (recipe.model, dict(recipe.arch))
-        side = min(job.size, 224)
-        batch = max(2, min(recipe.batch, int(4e9 * job.images / job.cost)))
-        short = Recipe(model=model, arch=changes, size=side, batch=batch, steps=100)
-        short = replace(short, augment=Augment(crop="pad"), precision=recipe.precision)
-        plan = api.plan("digits", recipe=short, device=device, workers=0)
-        test_images, train_images = (
-            TEST_IMAGES.get(recipe.data, 0),
-            TRAIN_IMAGES.get(recipe.data, 1),
-        )
-        tested = test_images / train_images / recipe.eval_every  # images, for each in training
-        # An evaluation passes forward alone, a third of a step.
-        seconds = estimate(plan, seconds=1) * (1 + tested / 3)
-        known.add((job.layers, job.size))
-        count += 1
-        yield {
-            "machine": machine,
-            "layers": job.layers,
-            "size": job.size,
-            "seconds": seconds,
-            "images": 100 * batch,
-            "multiply_adds": cost(plan.arch).macs,
-        }
+    recipe = job.recipe
+    assert recipe is not None
+    dense = isinstance(job.network, DenseTaskArch)
+    model, changes = ("resnet50_v1", {}) if dense else (recipe.model, dict(recipe.arch))
+    batch = max(2, min(recipe.batch, int(4e9 * job.images / job.cost)))
+    short = Recipe(
+        model=model, arch=changes, size=min(job.size, 224), batch=batch, steps=100,
+        augment=Augment(crop="pad"), precision=recipe.precision,
+    )  # fmt: skip
+    plan = resnets.plan("digits", recipe=short, device=device, workers=0)
+    test, train = TEST_IMAGES.get(recipe.data, 0), TRAIN_IMAGES.get(recipe.data, 1)
+    tested = test / train / recipe.eval_every  # images, for each in training
+    # An evaluation passes forward alone, a third of a step.
+    seconds = estimate(plan, seconds=1) * (1 + tested / 3)
+    return {"seconds": seconds, "images": 100 * batch, "multiply_adds": cost(plan.arch).macs}
 
 
 def plan_jobs(work: Sequence[Job], root: Path, device: str = "auto") -> list[dict[str, Any]]:
@@ -121,7 +105,7 @@ def plan_jobs(work: Sequence[Job], root: Path, device: str = "auto") -> list[dic
             "size": job.size,
             "iterations": job.iterations,
             "images": job.images,
-            "seconds": sum(estimate_seconds(each, timed, machine) for each in job.trainings),
+            "seconds": estimate_seconds([job], timed, machine),
             "paper": " ".join(f"{name} {figure}" for name, figure in job.arm.paper.items()) or "-",
             "in_ledger": bool(job.ledger_rows(rows)),
         }

@@ -14,8 +14,8 @@ from resnets.papers.resnet_2015 import CHANNEL_MEAN, CIFAR_110, R110
 EPOCHS_90 = recipes.preact_imagenet()
 # Table 1, in the order of `SHORTCUTS`.
 CASES = ("fail", "fail", 12.35, "fail", "fail", 8.70, 9.81, 12.86, 6.91, 12.22, "fail")
-AT_224 = partial(measures.errors_at_view, "center", 1.0)
-AT_320 = partial(measures.errors_at_view, "center", 320 / 224)
+AT_224 = partial(measures.classifier_errors, "center", 1.0)
+AT_320 = partial(measures.classifier_errors, "center", 320 / 224)
 AREA = replace(EPOCHS_90.augment, crop="area")  # "scale and aspect ratio augmentation"
 
 

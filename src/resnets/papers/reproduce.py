@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnets.config import arch as archs
-from resnets.config.arch import DenseTaskArch
 from resnets.config.families import arch
 from resnets.config.recipe import Recipe
 from resnets.errors import Diverged, Interrupted, ResnetsError, UsageError
@@ -26,12 +25,10 @@ from resnets.papers.status import log_start, machine_name, start_times
 
 if TYPE_CHECKING:
     from resnets.data.dataset import Split
-    from resnets.evaluation.predictor import Model
     from resnets.training.clock import Progress
     from resnets.training.run import Run
 
 Watch = Callable[["Progress"], None]
-OF_MACHINE = ("data", "weights", "precision", "micro_batch")  # fields that a machine decides
 
 
 def digits_detection_data(root: Path) -> Path:
@@ -63,19 +60,19 @@ def digits_detection_data(root: Path) -> Path:
 
 
 def train_job(job: Job, recipe: Recipe, root: Path, device: str, workers: int, watch: Watch) -> Run:
-    """Train a job in its run folder, from where it stands to its end; raises as `api.train`."""
-    from resnets import api
+    """Train a job in its run folder, from where it stands to its end; raises as `resnets.train`."""
+    import resnets
     from resnets.api import training
     from resnets.training import runner
 
     folder = find_folder(job, recipe, root)
     if folder.finished:
         return folder
-    if (folder.path / "recipe.json").exists():
+    if folder.begun:
         log_start(folder, device)
-        api.resume(folder.path, device=device, workers=workers, watch=watch)
+        resnets.resume(folder.path, device=device, workers=workers, watch=watch)
     else:
-        plan = api.plan(recipe.data, recipe=recipe, device=device, workers=workers)
+        plan = resnets.plan(recipe.data, recipe=recipe, device=device, workers=workers)
         runner.create_run(plan, folder.path)
         log_start(folder, device)
         training.train_and_report(folder, plan, watch)
@@ -91,41 +88,32 @@ def find_folder(job: Job, recipe: Recipe, root: Path) -> Run:
     """
     from resnets.training.run import Run
 
-    of_machine = {name: getattr(recipe, name) for name in OF_MACHINE}
-    if job.precision != "auto":
-        del of_machine["precision"]
-
-    def is_of_job(folder: Run) -> bool:
-        return replace(folder.read_recipe(), **of_machine) == recipe
-
+    by_machine = ("data", "weights", "micro_batch", *["precision"] * (job.precision == "auto"))
+    fields = {name: getattr(recipe, name) for name in by_machine}
     named = Run(root / "runs" / job.budget / job.name)
     stem = job.name.rpartition("-")[0]
     for folder in (named, *map(Run, named.path.parent.glob(f"{stem}-*/"))):
         with suppress(ResnetsError):
-            if is_of_job(folder):
+            if replace(folder.read_recipe(), **fields) == recipe:
                 return folder
-    if (named.path / "recipe.json").exists() and not is_of_job(named):
+    if named.begun:
+        named.read_recipe()  # where it cannot be read, that is the error
         raise UsageError(f"{named.path} holds a run of another recipe: remove the folder")
     return named
 
 
 def run(
-    job: Job,
-    root: Path,
-    *,
-    device: str = "auto",
-    workers: int = 2,
+    job: Job, root: Path, *, device: str = "auto", workers: int = 2,
     watch: Watch = lambda progress: None,
-) -> Row | None:
+) -> Row | None:  # fmt: skip
     """The line of a job in the ledger, which is written once; None: another process is at it.
 
-    Raises as `api.train`.
+    Raises as `resnets.train`.
     """
     from filelock import FileLock, Timeout  # here, since it takes a while
 
     if job.data is None and job.recipe and (form := EXTERNAL_DATA.get(job.recipe.data)):
-        dense = isinstance(arch(job.recipe.model), DenseTaskArch)
-        if not dense or job.budget != "smoke":
+        if job.budget != "smoke":
             raise UsageError(f"{job.experiment.id} at this budget needs {form}")
         job = replace(job, data=str(digits_detection_data(root)))
     if known := job.ledger_rows(ledger.read(root)):
@@ -134,7 +122,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         try:
-            for name in sorted({each.name for each in job.trainings}):
+            for name in sorted({training.name for training in job.trainings}):
                 locks.enter_context(FileLock(folder / f"{name}.lock", timeout=0))
         except Timeout:
             return None
@@ -144,7 +132,7 @@ def run(
 
 
 def run_job(job: Job, root: Path, device: str, workers: int, watch: Watch) -> Row:
-    """Run a job and append its row to the ledger. Raises as `api.train`."""
+    """Run a job and append its row to the ledger. Raises as `resnets.train`."""
     from resnets.device import environment, pick_device
     from resnets.evaluation.load import load
 
@@ -157,13 +145,12 @@ def run_job(job: Job, root: Path, device: str, workers: int, watch: Watch) -> Ro
     }
     if job.recipe:
         row["recipe"] = job.recipe_digest
-    models, folders = list["Model"](), list["Run"]()
     try:
-        for training in job.trainings:
-            if training.recipe:
-                folder = train_job(training, training.recipe, root, device, workers, watch)
-                folders.append(folder)
-                models.append(load(folder.path, device=pick_device(device)))
+        folders = [
+            train_job(training, training.recipe, root, device, workers, watch)
+            for training in job.trainings
+            if training.recipe
+        ]
     except Interrupted as error:
         raise Interrupted("the same command", error.exit_code - 128) from None
     except Diverged as error:
@@ -172,6 +159,7 @@ def run_job(job: Job, root: Path, device: str, workers: int, watch: Watch) -> Ro
         if job.recipe and folders:
             row |= describe_run(job, job.recipe, folders[0], root)
             if job.arm.measure and (split := test_split(job, job.recipe)):
+                models = [load(folder.path, device=pick_device(device)) for folder in folders]
                 row |= job.arm.measure(models, split)
         if job.arm.compute:
             row |= job.arm.compute()
@@ -217,12 +205,11 @@ def describe_run(job: Job, recipe: Recipe, folder: Run, root: Path) -> dict[str,
     metrics = (folder.path / "metrics.jsonl").read_bytes()
     write_whole(curve, gzip.compress(metrics, mtime=0))
     notes = [row["note"] for row in folder.rows("notes.jsonl")]
+    changed = job.experiment.deviation or any(map(ledger.changes_training, notes))
     precision = folder.read_json("recipe.json")["precision"]
-    exact = job.budget == "full" and not job.experiment.deviation
-    exact = exact and not any(map(ledger.changes_training, notes))
     starts = start_times(folder)
     return {
-        "protocol": exact and ledger.paper_protocol(precision),
+        "protocol": job.budget == "full" and not changed and ledger.paper_protocol(precision),
         "model": recipe.model,
         "layers": network.depth,
         "data": source["data"],

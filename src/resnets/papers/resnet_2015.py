@@ -6,8 +6,16 @@ from dataclasses import replace
 from functools import partial
 
 from resnets.config import recipes
+from resnets.config.recipe import Recipe
 from resnets.papers import measures
-from resnets.papers.experiment import Arm, Experiment, count_rows, make_arms, pending
+from resnets.papers.experiment import (
+    Arm,
+    Experiment,
+    PaperFigures,
+    count_rows,
+    make_arms,
+    pending,
+)
 
 CIFAR, CIFAR_110 = recipes.paper_cifar10(), recipes.paper_cifar10_110()
 IMAGENET = recipes.paper_imagenet()
@@ -18,7 +26,9 @@ VOC = replace(recipes.paper_voc(), data="voc")
 COCO = replace(recipes.paper_coco(), data="coco")
 LOCATED = replace(recipes.paper_localize(), data="imagenet-boxes")
 CONTEXT = replace(COCO, arch={"context": True})
-C4, LOCALIZER = COCO.model, LOCATED.model
+DETECTION = replace(CONTEXT, data="imagenet-detection")
+REGIONS = replace(LOCATED, arch={"regions": [8, 200]})  # the boxes are found again by R-CNN
+C4 = COCO.model
 FIVE_SIDES = (1 / 3, 2 / 3, 1.0, 4 / 3, 5 / 3)  # 200 to 1,000 pixels, where 600 is the usual one
 DENSE = (1.0, 8 / 7, 12 / 7, 15 / 7, 20 / 7)  # 224 to 640 pixels: those of classification
 RANDOM = "none: smaller budgets start from random weights"
@@ -27,12 +37,28 @@ TWO_SETS = (
     "then VOC with `--recipe paper-voc --set weights=RUN`"
 )
 CHANNEL_MEAN = "each channel has one mean, where the paper subtracts one for each pixel"
-TEN_CROP = partial(measures.errors_at_view, "ten-crop", 1.0)
-MULTI_SCALE = partial(measures.errors_at_view, "multi-scale", 1.0)
+TEN_CROP = partial(measures.classifier_errors, "ten-crop", 1.0)
+MULTI_SCALE = partial(measures.classifier_errors, "multi-scale", 1.0)
 
 
-DETECTED = partial(measures.detector_metrics, False, ())
-BASELINE = Arm(name=C4, recipe=COCO, measure=DETECTED, paper={"map50": 48.4, "map": 27.2})
+def detector(
+    name: str, figures: PaperFigures, recipe: Recipe = CONTEXT, *, refine: bool = True,
+    scales: tuple[float, ...] = FIVE_SIDES, members: tuple[Arm, ...] = (),
+) -> Arm:  # fmt: skip
+    """A row of the tables of detection, with the improvements of appendix B."""
+    measure = partial(measures.detector_metrics, refine, scales)
+    return Arm(name=name, recipe=recipe, measure=measure, paper=figures, members=members)
+
+
+def localizer(
+    name: str, figures: PaperFigures, recipe: Recipe = LOCATED, sides: tuple[float, ...] = DENSE
+) -> Arm:
+    """A row of the table of localisation, tested at these sides."""
+    measure = partial(measures.localizer_metrics, sides)
+    return Arm(name=name, recipe=recipe, measure=measure, paper=figures)
+
+
+BASELINE = detector(C4, {"map50": 48.4, "map": 27.2}, COCO, refine=False, scales=())
 
 EXPERIMENTS_2015 = (
     Experiment(
@@ -87,7 +113,7 @@ EXPERIMENTS_2015 = (
             Arm(
                 name="resnet152_v1",
                 recipe=replace(IMAGENET, model="resnet152_v1"),
-                measure=measures.ensemble_errors,
+                measure=partial(measures.classifier_errors, "center", 1.0),
                 paper={"top5_error": "3.57 (hidden test set)"},
                 members=make_arms(IMAGENET, {"resnet152_v1+second": ""}, seed=1)
                 + make_arms(IMAGENET, {"resnet34": "", "resnet34_option_c": ""})
@@ -180,7 +206,7 @@ EXPERIMENTS_2015 = (
     Experiment(
         id="r1.tab7",
         title="Table 7: Faster R-CNN, VOC 2007 test, mAP",
-        arms=(Arm(name=f"{C4}+voc", recipe=VOC, measure=DETECTED, paper={"voc07": 76.4}),),
+        arms=(detector(f"{C4}+voc", {"voc07": 76.4}, VOC, refine=False, scales=()),),
         short_run_claim=RANDOM,
         metric="voc07",
     ),
@@ -202,32 +228,15 @@ EXPERIMENTS_2015 = (
         title="Table 9: Faster R-CNN, COCO val, improvements one after another, mAP",
         arms=(
             BASELINE,
-            Arm(
-                name="box refinement",
-                recipe=COCO,
-                measure=partial(measures.detector_metrics, True, ()),
-                paper={"map50": 49.9, "map": 29.9},
-            ),
-            Arm(
-                name="context",
-                recipe=CONTEXT,
-                measure=partial(measures.detector_metrics, True, ()),
-                paper={"map50": 51.1, "map": 30.0},
-            ),
-            Arm(
-                name="multi-scale",
-                recipe=CONTEXT,
-                measure=partial(measures.detector_metrics, True, FIVE_SIDES),
-                paper={"map50": 53.8, "map": 32.5},
-            ),
-            Arm(
-                name="ensemble",
-                recipe=CONTEXT,
-                measure=partial(measures.detector_metrics, True, FIVE_SIDES),
-                paper={"map50": "59.0, 37.4 (test-dev)"},
-                members=(
-                    Arm(name="context-2", recipe=replace(CONTEXT, seed=1)),
-                    Arm(name="context-3", recipe=replace(CONTEXT, seed=2)),
+            detector("box refinement", {"map50": 49.9, "map": 29.9}, COCO, scales=()),
+            detector("context", {"map50": 51.1, "map": 30.0}, scales=()),
+            detector("multi-scale", {"map50": 53.8, "map": 32.5}),
+            detector(
+                "ensemble",
+                {"map50": "59.0, 37.4 (test-dev)"},
+                members=tuple(
+                    Arm(name=f"context-{seed + 1}", recipe=replace(CONTEXT, seed=seed))
+                    for seed in (1, 2)
                 ),
             ),
         ),
@@ -239,14 +248,7 @@ EXPERIMENTS_2015 = (
     Experiment(
         id="r1.tab12",
         title="Table 12: Faster R-CNN, ImageNet detection val2, mAP",
-        arms=(
-            Arm(
-                name=f"{C4}+imagenet",
-                recipe=replace(CONTEXT, data="imagenet-detection"),
-                measure=partial(measures.detector_metrics, True, FIVE_SIDES),
-                paper={"map50": 60.5},
-            ),
-        ),
+        arms=(detector(f"{C4}+imagenet", {"map50": 60.5}, DETECTION),),
         short_run_claim=RANDOM,
         deviation="rate and length are those of COCO",
         metric="map50",
@@ -255,24 +257,11 @@ EXPERIMENTS_2015 = (
         id="r1.tab13",
         title="Table 13: localisation on ImageNet val, error given the class and of five classes",
         arms=(
-            Arm(
-                name=LOCALIZER,
-                recipe=LOCATED,
-                measure=partial(measures.localizer_metrics, (1.0,)),
-                paper={"given_error": 13.3},
+            localizer(LOCATED.model, {"given_error": 13.3}, sides=(1.0,)),
+            localizer(
+                "dense", {"given_error": 11.7, "five_error": "14.4 (of a classifier's classes)"}
             ),
-            Arm(
-                name="dense",
-                recipe=LOCATED,
-                measure=partial(measures.localizer_metrics, DENSE),
-                paper={"given_error": 11.7, "five_error": "14.4 (of a classifier's classes)"},
-            ),
-            Arm(
-                name="with R-CNN",
-                recipe=replace(LOCATED, arch={"regions": [8, 200]}),
-                measure=partial(measures.localizer_metrics, DENSE),
-                paper={"five_error": "10.6 (of a classifier's classes)"},
-            ),
+            localizer("with R-CNN", {"five_error": "10.6 (of a classifier's classes)"}, REGIONS),
         ),
         short_run_claim=RANDOM,
         deviation="rate, length and sides are ours, and the five classes the network's own",

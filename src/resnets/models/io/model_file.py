@@ -18,6 +18,7 @@ from typing import Any
 
 import pydantic
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from resnets import errors
@@ -97,6 +98,19 @@ def load(path: str | Path, external: ExternalArch | None = None) -> tuple[Networ
     path = Path(path)
     file = pretrained.read_file(path, KEY)
     return load_own(path, file.tensors, file.metadata, external)
+
+
+def read_metadata(path: Path) -> ModelMetadata | None:
+    """The metadata of one of our model files, whose tensors are not read; None of another file.
+
+    Raises CheckpointError where it makes no sense.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(KEY, "")
+    except (SafetensorError, OSError):  # which `open_model` explains
+        return None
+    return parse_metadata(path, text)[0] if text else None
 
 
 def open_model(
