@@ -167,7 +167,7 @@ def test_every_miss_is_of_its_kind(tmp_path):
 
 def test_without_detections_all_is_missed_and_without_objects_nothing(tmp_path):
     split, found = made(tmp_path)
-    none = report.select(found, found.scores > 1)
+    none = found.take(found.scores > 1)
     right, wrong = report.misses(none, split, ("cat", "dog"))
     assert (right, {miss.kind for miss in wrong}, len(wrong)) == (0, {report.MISSED}, 4)
     empty = split_of_rows(split.images, torch.zeros(1, 1, 6), sizes=split.sizes)

@@ -35,33 +35,18 @@ def grad_cam(
     """ReLU of the level's channels, each weighted by its mean gradient of the target's logit.
 
     Selvaraju et al. 2017 (1610.02391), eq. 1 and 2, upsampled linearly and divided by its maximum;
-    0 everywhere where nothing speaks for the class. `level` is the last one if none is said. A
+    0 everywhere where nothing speaks for the class. `level` is the last one if none is named; of a
+    module of one's own it is a submodule. A
     transformer's are the patches that enter its last block: what leaves it has no effect.
 
     Shapes: (B, C, *S) and int64 (B,) -> (B, *S) in 0..1.
 
     Raises UsageError for a level that the network does not have, or a network without maps.
     """
-    if isinstance(network, Mlp):
-        raise UsageError("a network for tables has no maps: there is nothing to draw")
-    if isinstance(network, ExternalNetwork):
-        return _external_grad_cam(network, images, targets, level)
-    last = list(network.levels)[-1]
-    if level and level not in network.levels:
-        raise UsageError(f"the network has no level {level!r}: {nearest(level, network.levels)}")
     with torch.enable_grad():
-        x = images.detach().clone().requires_grad_()
-        if isinstance(network, VisionTransformer):
-            kept: list[Tensor] = []
-            with network.blocks[-1].register_forward_pre_hook(lambda _, x: kept.extend(x)):
-                logits = network(x)
-            source = kept[0]
-        else:
-            maps = network.features(x)
-            logits = classifier_layer(network)(global_mean(maps[last]))
-            source = maps[level or last]
+        source, logits = _level_and_logits(network, images.detach().clone().requires_grad_(), level)
         (gradient,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), source)
-    if isinstance(network, VisionTransformer):
+    if isinstance(network, VisionTransformer):  # the patches, without the class token
         side = network.arch.size // network.arch.patch
         size = (len(images), -1, side, side)
         source, gradient = (t[:, 1:].mT.reshape(size) for t in (source, gradient))
@@ -70,25 +55,29 @@ def grad_cam(
     return normalize_heatmap(F.interpolate(heat[:, None], images.shape[2:], mode=mode)[:, 0])
 
 
-def _external_grad_cam(
-    network: ExternalNetwork, images: Tensor, targets: Tensor, level: str | None
-) -> Tensor:
-    """`grad_cam` of a module whose head is not known: of its last map, or a submodule's."""
-    known = [name for name, _ in network.module.named_modules() if name]
-    if level and level not in known:
-        raise UsageError(f"the network has no module {level!r}: {nearest(level, known)}")
-    if not network.level:
-        raise UsageError("the network has no map (N, C, H, W) to draw: explain by occlusion")
-    with torch.enable_grad():
-        x = images.detach().clone().requires_grad_()
+def _level_and_logits(network: Classifier, x: Tensor, level: str | None) -> tuple[Tensor, Tensor]:
+    """What the named or the last level gives for x, and the logits computed from it."""
+    if isinstance(network, Mlp):
+        raise UsageError("a network for tables has no maps: there is nothing to draw")
+    if isinstance(network, ExternalNetwork):  # a module whose head is not known
+        known = [name for name, _ in network.module.named_modules() if name]
+        if level and level not in known:
+            raise UsageError(f"the network has no module {level!r}: {nearest(level, known)}")
+        if not network.level:
+            raise UsageError("the network has no map (N, C, H, W) to draw: explain by occlusion")
         maps, logits = network.maps(x, level or network.level)
         if not maps:
             raise UsageError(f"{level} gives no map (N, C, H, W) of more than one place")
-        source = maps[level or network.level]
-        (gradient,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), source)
-    heat = torch.einsum("nchw,nc->nhw", source.detach(), global_mean(gradient)).relu()
-    heat = F.interpolate(heat[:, None], images.shape[2:], mode="bilinear")
-    return normalize_heatmap(heat[:, 0])
+        return maps[level or network.level], logits
+    if level and level not in network.levels:
+        raise UsageError(f"the network has no level {level!r}: {nearest(level, network.levels)}")
+    if isinstance(network, VisionTransformer):
+        tokens: list[Tensor] = []
+        with network.blocks[-1].register_forward_pre_hook(lambda _, x: tokens.extend(x)):
+            logits = network(x)
+        return tokens[0], logits
+    maps, last = network.features(x), list(network.levels)[-1]
+    return maps[level or last], classifier_layer(network)(global_mean(maps[last]))
 
 
 @torch.no_grad()
@@ -168,17 +157,11 @@ class RandomizationCheck:
         *_, rho = self.correlations.values()
         if rho is None:
             return "Whether the map depends on what was learned cannot be told: nothing to compare."
-        what = "depends" if self.depends else "does not depend"
+        verb = "depends" if self.depends else "does not depend"
         return (
-            f"The map {what} on what was learned: its rank correlation with the map of a random "
+            f"The map {verb} on what was learned: its rank correlation with the map of a random "
             f"network is {rho:.2f}."
         )
-
-
-def _shuffled(tensor: Tensor) -> Tensor:
-    """The same values in random order."""
-    order = torch.randperm(tensor.numel()).to(tensor.device)
-    return tensor.flatten()[order].view_as(tensor)
 
 
 def check_randomization(
@@ -196,11 +179,13 @@ def check_randomization(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = (
-            {name: _shuffled(t) for name, t in network.state_dict().items()}
-            if isinstance(network, ExternalNetwork)  # which may not know how to begin anew
-            else build(network.arch).state_dict()
-        )
+        if isinstance(network, ExternalNetwork):  # it may not know how to begin anew: shuffled
+            fresh = {
+                name: t.flatten()[torch.randperm(t.numel()).to(t.device)].view_as(t)
+                for name, t in network.state_dict().items()
+            }
+        else:
+            fresh = build(network.arch).state_dict()
     modules: dict[str, dict[str, Tensor]] = {}
     for name, tensor in fresh.items():
         modules.setdefault(name.removeprefix("features.").split(".")[0], {})[name] = tensor

@@ -51,26 +51,6 @@ class Explained(Prediction):
     neighbours: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class KnownImages:
-    """Labelled images by their embeddings, in which neighbours are looked up."""
-
-    split: Split
-    points: Tensor  # float32 (N, D), of norm 1
-    indices: Tensor  # int64 (N,): which images of the split
-
-    def nearest(self, point: Tensor, classes: Sequence[str]) -> tuple[list[str], list[Tile]]:
-        """The names and the pictures of the images nearest to an embedding (1, D)."""
-        cosines, rows = embedding.nearest_neighbours(self.points, point, NEIGHBOURS)
-        indices = self.indices[rows[0]]
-        presence = class_presence(self.split.labels[indices], len(classes))
-        tiles = list[Tile]()
-        for index, present, cosine in zip(indices.tolist(), presence, cosines[0], strict=True):
-            text = f"{findings.class_names(present, classes)}\ncosine {cosine:.3f}"
-            tiles.append((whole_image(self.split, index), text))
-        return [findings.image_name(self.split, index) for index in indices.tolist()], tiles
-
-
 def explain(
     model: Model,
     inputs: Input | Iterable[Input],
@@ -99,27 +79,21 @@ def explain(
     heatmap: cam.Heatmap = partial(cam.grad_cam, level=level)
     if method == "occlusion":
         heatmap = partial(cam.occlusion, multi_label=model.multi_label)
-    neighbours = None
-    if known:
-        vectors = embedding.embeddings(model, known, batch=batch, workers=workers)
-        neighbours = KnownImages(known, *vectors)
+    vectors = embedding.embeddings(model, known, batch=batch, workers=workers) if known else None
     explained, checked = list[Explained](), list[tuple[Tensor, Tensor]]()
     named = list(expand_inputs(inputs))
     predictions = zip(model.answers(named, top=top), named, strict=True)
     for number, (prediction, (name, item)) in enumerate(predictions, 1):
         answer = Explained(**asdict(prediction))
         if prediction.problem is None:
-            file = f"{number:04}-{Path(name).stem[:50]}.png"  # 255 bytes are the most
             x, targets, tiles = _heatmaps(model, item, prediction, heatmap)
-            tiles[0] = (tiles[0][0], Path(name).name)
-            names = list[str]()
-            if neighbours:
-                names, near = neighbours.nearest(
-                    embedding.embedding(model, x), model.metadata.classes
-                )
-                tiles += near
+            near = list[tuple[str, Tile]]()
+            if known and vectors:
+                near = _nearest_images(model, x, known, *vectors)
+            file = f"{number:04}-{Path(name).stem[:50]}.png"  # 255 bytes are the most
+            tiles = [(tiles[0][0], Path(name).name), *tiles[1:], *(tile for _, tile in near)]
             _write_figure(out / file, contact_sheet(tiles))
-            answer = replace(answer, picture=file, neighbours=tuple(names))
+            answer = replace(answer, picture=file, neighbours=tuple(name for name, _ in near))
             if len(checked) < CHECKED:
                 checked.append((x, targets[:1]))
         explained.append(answer)
@@ -155,6 +129,20 @@ def _heatmaps(
     return x, targets, tiles
 
 
+def _nearest_images(
+    model: Model, x: Tensor, known: Split, points: Tensor, indices: Tensor
+) -> list[tuple[str, Tile]]:
+    """The known images whose embeddings, (N, D), are nearest to that of an input (1, C, H, W)."""
+    point = embedding.embedding(model, x)
+    cosines, rows = embedding.nearest_neighbours(points, point, NEIGHBOURS)
+    near, classes = list[tuple[str, Tile]](), model.metadata.classes
+    for index, cosine in zip(indices[rows[0]].tolist(), cosines[0], strict=True):
+        (present,) = class_presence(known.labels[index : index + 1], len(classes))
+        text = f"{findings.class_names(present, classes)}\ncosine {cosine:.3f}"
+        near.append((findings.image_name(known, index), (whole_image(known, index), text)))
+    return near
+
+
 def explore(
     model: Model,
     split: Split,
@@ -180,14 +168,19 @@ def explore(
     }
     counts = {kind: len(rows) for kind, rows in findings_by_kind.items()}
     for kind, rows in findings_by_kind.items():
-        shown = scores.indices[rows[:SHOWN]].tolist()
-        images = [whole_image(split, index) for index in shown]
+        images = [whole_image(split, index) for index in scores.indices[rows[:SHOWN]].tolist()]
         _write_table(out / kind, COLUMNS, describe(scores, split, rows), images)
     tiny = isinstance(split.images, Tensor) and min(split.images.shape[2:]) < SMALLEST
     if train and not tiny:
         pairs = embedding.duplicates(split, train, model=model, batch=batch, workers=workers)
         counts["duplicates"] = len(pairs)
-        _write_duplicates(out, pairs, split, train)
+        lines = [
+            (findings.image_name(split, first), findings.image_name(train, second), *similarity)
+            for first, second, *similarity in pairs
+        ]
+        images = [_side_by_side(split, train, pair) for pair in pairs[:SHOWN]]
+        columns = ("image", "training", "bits", "correlation")
+        _write_table(out / "duplicates", columns, lines, images)
     rows = torch.linspace(0, len(scores.labels) - 1, min(POINTS, len(scores.labels))).long()
     if len(rows) >= 3:
         sample = split.take(scores.indices[rows])
@@ -213,21 +206,9 @@ def describe(scores: Scores, split: Split, rows: Tensor) -> list[tuple[str, ...]
     ]
 
 
-def _write_duplicates(
-    out: Path, pairs: Sequence[embedding.DuplicatePair], split: Split, train: Split
-) -> None:
-    """duplicates.csv, and duplicates.png with both images of the first pairs side by side."""
-    lines = [
-        (findings.image_name(split, first), findings.image_name(train, second), *similarity)
-        for first, second, *similarity in pairs
-    ]
-    images = []
-    for pair in pairs[:SHOWN]:
-        left, right = whole_image(split, pair.first), whole_image(train, pair.second)
-        both = np.hstack([np.asarray(left), np.asarray(right.resize(left.size))])
-        images.append(Image.fromarray(both))
-    columns = ("image", "training", "bits", "correlation")
-    _write_table(out / "duplicates", columns, lines, images)
+def _side_by_side(split: Split, train: Split, pair: embedding.DuplicatePair) -> Image.Image:
+    left, right = whole_image(split, pair.first), whole_image(train, pair.second)
+    return Image.fromarray(np.hstack([np.asarray(left), np.asarray(right.resize(left.size))]))
 
 
 def _write_map(
@@ -235,8 +216,8 @@ def _write_map(
 ) -> None:
     """map.csv with each image's place by each method, and map.png."""
     axes = [f"{method} {axis}" for method in projections for axis in "xy"]
-    places = torch.cat([*projections.values()], 1).tolist()
-    rows = [(*line, *place) for line, place in zip(lines, places, strict=True)]
+    points = torch.cat([*projections.values()], 1).tolist()
+    rows = [(*line, *point) for line, point in zip(lines, points, strict=True)]
     _write_table(out / "map", (*COLUMNS, *axes), rows)
     _write_figure(out / "map.png", scatter(projections, [label for _, label, *_ in lines]))
 

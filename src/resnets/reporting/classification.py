@@ -32,7 +32,16 @@ from resnets.evaluation.scores import (
 )
 from resnets.reporting import plots
 from resnets.reporting.facts import RunFacts, figures, percent, times
-from resnets.reporting.page import Chart, Gallery, ImageName, Page, PageInputs, Picture, error_curve
+from resnets.reporting.page import (
+    Chart,
+    Gallery,
+    ImageName,
+    Page,
+    PageInputs,
+    Picture,
+    error_curve,
+    picture,
+)
 
 DOUBTFUL = 0.05  # part of the labels from which on it is the network that is in doubt
 EACH, CLASSES = 6, 20  # pictures of a class; classes with pictures, and of a confusion matrix
@@ -51,8 +60,8 @@ def findings(facts: RunFacts, name: ImageName) -> Iterator[str]:
     if scores is None or result is None:
         return
     many = 3 if len(scores.classes) <= 20 else 9
-    for one, other, count in analysis.confusions(scores)[:many]:
-        yield f"“{one}” and “{other}” are confused {times(count)}."
+    for true, predicted, count in analysis.confusions(scores)[:many]:
+        yield f"“{true}” and “{predicted}” are confused {times(count)}."
     rows = [(row["recall"], row["class"]) for row in result.per_class() if row["images"]]
     recall, worst = min(rows, default=(1.0, ""))
     if float(recall) < result.balanced_accuracy - 0.1:
@@ -82,20 +91,22 @@ def doubtful_labels(scores: Scores, name: ImageName) -> Iterator[str]:
     yield f"{many} may be wrong, look first at {', '.join(examples)}."
 
 
-def page(given: PageInputs) -> Page:
+def page(inputs: PageInputs) -> Page:
     """Figures, classes, the surest right and wrong answers with heat maps, and the error curve."""
-    facts, splits, tested = given.facts, given.splits, given.tested
-    scores, result, kinds = facts.scores, facts.result, len(facts.classes)
-    counts = {part: split.counts(kinds).tolist() for part, split in splits.items()}
-    model, missing = heat_map_model(facts, given.network)
-    pictures, chart, rows = list[Gallery](), None, figures(facts)
-    if scores and tested and model:
-        pictures = answers(model, tested, scores, given.name)
+    facts, splits, kinds = inputs.facts, inputs.splits, len(inputs.facts.classes)
+    scores, result = facts.scores, facts.result
+    counts = {name: split.counts(kinds).tolist() for name, split in splits.items()}
+    model, missing = heat_map_model(facts, inputs.network)
+    pictures, chart, rows, columns = list[Gallery](), None, figures(facts), dict[str, list[Any]]()
+    if scores and inputs.tested and model:
+        pictures = answers(model, inputs.tested, scores, inputs.name)
     if scores and result:
-        rows = with_bounds(rows, result)
-        chart = reliability(scores, result, model)
-    each = result.per_class() if result else []
-    columns = {what: [row[what] for row in each] for what in ("precision", "recall", "f1") if each}
+        (name, meaning, value), *others = rows  # with the interval of the first, and the loss
+        bounds = " to ".join(map(percent, result.interval))
+        rows = [(name, f"{meaning}; {bounds} at 95 % by Wilson", value), *others]
+        rows.append(("Loss", "mean cross-entropy in nats", f"{result.loss:.4f}"))
+        chart, per_class = reliability(scores, result, model), result.per_class()
+        columns = {key: [row[key] for row in per_class] for key in ("precision", "recall", "f1")}
     return Page(
         figures=rows,
         missing=missing,
@@ -123,22 +134,12 @@ def heat_map_model(facts: RunFacts, network: Any) -> tuple[Model | None, str]:
     return model, ""
 
 
-def with_bounds(
-    rows: list[tuple[str, str, str]], result: ClassificationMetrics
-) -> list[tuple[str, str, str]]:
-    """The figures with the interval of the first, and the loss as the last."""
-    (what, meaning, value), *others = rows
-    bounds = " to ".join(map(percent, result.interval))
-    loss = ("Loss", "mean cross-entropy in nats", f"{result.loss:.4f}")
-    return [(what, f"{meaning}; {bounds} at 95 % by Wilson", value), *others, loss]
-
-
 def reliability(scores: Scores, result: ClassificationMetrics, model: Model | None) -> Chart:
     """Accuracy by confidence."""
-    drawn = plots.svg(plots.reliability(calibration.reliability(scores)), "reliability")
+    svg = plots.svg(plots.reliability(calibration.reliability(scores)), "reliability")
     temperature = model.metadata.temperature if model else None
     divided = f"; logits are divided by a temperature of {temperature:.3f}" if temperature else ""
-    return "reliability", drawn, f"{RELIABILITY} {percent(result.ece)}{divided}."
+    return "reliability", svg, f"{RELIABILITY} {percent(result.ece)}{divided}."
 
 
 def answers(model: Model, tested: Split, scores: Scores, name: ImageName) -> list[Gallery]:
@@ -169,19 +170,19 @@ def inputs(split: Split, indices: Tensor, preprocess: Preprocess) -> tuple[Tenso
 
 def strips(split: Split, facts: RunFacts) -> list[str]:
     """The first images of each of the first classes, side by side."""
-    preprocess, drawn = Preprocess(**facts.source["preprocess"]), list[str]()
+    preprocess, addresses = Preprocess(**facts.source["preprocess"]), list[str]()
     first = min(CLASSES, len(facts.classes))
     for has in class_presence(split.labels, first).T[:first]:
         chosen = has.nonzero()[:EACH, 0]
         pixels = inputs(split, chosen, preprocess)[1] if len(chosen) else torch.empty(0)
         if not len(pixels):
-            drawn.append("")
+            addresses.append("")
             continue
         sides = [min(THUMB, preprocess.size)] * 2
         small = resize(pixels, sides, antialias=True).expand(-1, 3, -1, -1)
         opaque = torch.cat([small, torch.full_like(small[:, :1], 255)], 1)  # gaps are clear
-        drawn.append(plots.image_uri(to_pil_image(make_grid(opaque, EACH))))
-    return drawn
+        addresses.append(plots.image_uri(to_pil_image(make_grid(opaque, EACH))))
+    return addresses
 
 
 def gallery(
@@ -203,5 +204,5 @@ def gallery(
         image = to_pil_image(pixels[k]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         heat = overlay(pixels[k], heats[k]).resize((SIDE, SIDE))
         pair = [(plots.image_uri(image), f"{file}: {verdict}"), (plots.image_uri(heat), HEAT)]
-        pictures.append({"name": file, "verdict": verdict, "images": pair, "legend": ()})
+        pictures.append(picture(file, verdict, pair))
     return pictures

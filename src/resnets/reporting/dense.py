@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -11,13 +11,18 @@ from torch import Tensor
 from torchvision.transforms.functional import resize, to_pil_image
 
 from resnets.data.detection.targets import DetectionTargets
-from resnets.data.splits import Split
-from resnets.evaluation.loader import LoaderOptions
-from resnets.evaluation.predictor import Model
 from resnets.models.detection.boxes import area
 from resnets.reporting import plots
 from resnets.reporting.facts import RunFacts, figures, percent
-from resnets.reporting.page import Chart, Gallery, ImageName, Page, Picture, loss_curve
+from resnets.reporting.page import (
+    Chart,
+    Gallery,
+    ImageName,
+    Page,
+    PageInputs,
+    Picture,
+    loss_curve,
+)
 
 SHOWN = 6  # images of a gallery
 WIDE = 512  # pixels of the longer side of a whole image
@@ -28,14 +33,14 @@ HEADS = {"ap": "AP", "ap50": "AP50", "mask_ap": "mask AP", "mask_ap50": "mask AP
 
 def findings(facts: RunFacts, name: ImageName) -> Iterator[str]:
     """Which classes, and which sizes of objects, are found worst."""
-    for what, key, average in (("AP at IoU 0.5", "ap50", "map50"), ("IoU", "iou", "mean_iou")):
+    for figure, key, average in (("AP at IoU 0.5", "ap50", "map50"), ("IoU", "iou", "mean_iou")):
         rows = [row for row in facts.ended.get("per_class", ()) if key in row]
         known = [(row[key], row["class"]) for row in rows if row[key] is not None]
         if missing := len(rows) - len(known):
             yield f"{missing:,} of {len(rows):,} classes are not in these images."
         worst, kind = min(known, default=(1.0, ""))
         if worst < (facts.figure(average) or 0) - 0.1:
-            yield f"The weakest class is “{kind}”: its {what} is {percent(worst)}."
+            yield f"The weakest class is “{kind}”: its {figure} is {percent(worst)}."
     small, large = facts.figure("map_small"), facts.figure("map_large")
     if small is not None and small < (large or 0) / 2:
         side = facts.source["preprocess"]["size"]
@@ -47,25 +52,24 @@ def findings(facts: RunFacts, name: ImageName) -> Iterator[str]:
 
 
 def build_page(
-    facts: RunFacts,
-    splits: Mapping[str, Split],
+    inputs: PageInputs,
     *,
     notes: Sequence[str] = (),
     chart: Chart | None = None,
     pictures: Sequence[Gallery] = (),
 ) -> Page:
     """The page around a task's own chart and pictures: classes, confusion and curves."""
-    ended, kinds = facts.ended, len(facts.classes)
+    facts, ended, kinds = inputs.facts, inputs.facts.ended, len(inputs.facts.classes)
     columns, counts, notes = dict[str, list[Any]](), list[int](), list(notes)
-    if train := splits.get("train"):
+    if train := inputs.splits.get("train"):
         columns["train images"] = train.counts(kinds).tolist()
         if train.objects is not None:
             counts = train.objects.count_classes(kinds).tolist()
             columns["train objects"] = counts
             notes.append(describe_sizes(train.objects))
-    each = ended.get("per_class") or [{}]
-    for key in [key for key in each[0] if key != "class"]:
-        columns[HEADS.get(key, f"{facts.split} {key}")] = [row[key] for row in each]
+    rows = ended.get("per_class") or [{}]
+    for key in [key for key in rows[0] if key != "class"]:
+        columns[HEADS.get(key, f"{facts.split} {key}")] = [row[key] for row in rows]
     confusion = ended.get("confusion", ()) if kinds <= CONFUSION_CLASSES else ()
     return Page(
         figures=figures(facts),
@@ -96,13 +100,8 @@ def validation_curves(facts: RunFacts) -> list[Chart]:
     labels = {f"{split}_{key}": text.figures[key][0] for key in text.metrics.values()}
     if not facts.rows or not labels.keys() & facts.rows[-1].keys():
         return []
-    drawn = plots.svg(plots.history(facts.rows, labels, "%"), "monitored")
-    return [("monitored", drawn, f"Figures of {split} images by epoch.")]
-
-
-def loader_options(model: Model) -> LoaderOptions:
-    """How the few images of a page are read."""
-    return LoaderOptions(preprocess=model.metadata.preprocess, device=model.device, batch=4)
+    svg = plots.history("monitored", facts.rows, labels, "%")
+    return [("monitored", svg, f"Figures of {split} images by epoch.")]
 
 
 def spread(indices: Tensor, count: int) -> Tensor:
@@ -124,6 +123,6 @@ def whole_uri(picture: Tensor) -> str:
 
 def limit_size(pictures: Iterable[Picture]) -> list[Picture]:
     """As many of them, from the first on, as keep the page small."""
-    shown = list(pictures)
-    letters = accumulate(sum(len(x) for x, _ in picture["images"]) for picture in shown)
-    return [picture for picture, end in zip(shown, letters, strict=True) if end <= MAX_LETTERS]
+    pictures = list(pictures)
+    letters = accumulate(sum(len(uri) for uri, _ in entry["images"]) for entry in pictures)
+    return [entry for entry, end in zip(pictures, letters, strict=True) if end <= MAX_LETTERS]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -23,7 +23,7 @@ from resnets.models.detection.boxes import area, intersection_area
 from resnets.reporting import plots
 from resnets.reporting.dense import SHOWN, build_page, crop_uri, limit_size, spread, whole_uri
 from resnets.reporting.facts import percent
-from resnets.reporting.page import Gallery, ImageName, Page, PageInputs, Picture
+from resnets.reporting.page import Gallery, ImageName, Page, PageInputs, Picture, picture
 
 WORST = 9  # misses that are shown
 NEAR = 320  # pixels of the longer side of a part of an image
@@ -46,23 +46,22 @@ class Miss:
     text: str
 
 
-def page(given: PageInputs) -> Page:
+def page(inputs: PageInputs) -> Page:
     """Precision over recall; what the surest detections, as many as objects, find and miss."""
-    facts, splits, tested, name = given.facts, given.splits, given.tested, given.name
+    facts, tested, name = inputs.facts, inputs.tested, inputs.name
     path, classes = facts.run.path / "detections.safetensors", facts.classes
     if not tested or not facts.ended["images"] or not path.exists():
-        return build_page(facts, splits)
+        return build_page(inputs)
     predictions, total = load(path), facts.ended["objects"]
     for numbers, count in ((predictions.classes, len(classes)), (predictions.images, len(tested))):
         if len(numbers) and int(numbers.max()) >= count:
             raise CheckpointError(f"{path} is of other classes or images than those of the run")
     precisions = detection.coco_metrics(predictions, tested, "bbox", len(classes)).precision
     curves = {kind: curve for kind, curve in zip(classes, precisions, strict=True) if curve}
-    drawn = plots.svg(plots.precision(curves), "precision")
     # As many as there are objects: there precision equals recall.
     surest = predictions.scores.sort(descending=True).values[:total]
     least = float(surest[-1]) if len(surest) else 2.0
-    predictions = select(predictions, predictions.scores >= least)
+    predictions = predictions.take(predictions.scores >= least)
     right, wrong = misses(predictions, tested, classes)
     kinds = [
         f"{kind} {count:,} ({percent(count / len(wrong))})"
@@ -74,18 +73,14 @@ def page(given: PageInputs) -> Page:
         "ones.",
         f"What is wrong with them: {'; '.join(kinds) or 'nothing'}.",
     ]
+    chart = ("precision", plots.svg(plots.precision(curves), "precision"), PRECISION)
     close = [zoom(miss, predictions, tested, classes, name) for miss in worst(wrong)]
-    pictures: list[Gallery] = [
+    galleries: list[Gallery] = [
         ("True and found objects", "columns wide", gallery(predictions, tested, classes, name)),
         ("Worst misses", "columns", limit_size(close)),
     ]
-    return build_page(
-        facts,
-        splits,
-        notes=notes,
-        chart=("precision", drawn, PRECISION) if total else None,
-        pictures=[shown for shown in pictures if shown[2]],
-    )
+    galleries = [titled for titled in galleries if titled[2]]
+    return build_page(inputs, notes=notes, chart=chart if total else None, pictures=galleries)
 
 
 def misses(
@@ -135,15 +130,11 @@ def misses(
         image, row = where[k].tolist()
         before = int((~targets.is_padding[image, :row]).sum())  # as `labelled_objects` counts
         box, name = objects.boxes[k], names[int(objects.classes[k])]
-        wrong.append(missed_object(int(predictions.indices[image]), before, box, name))
+        width, height = (box[2:] - box[:2]).tolist()
+        text = f"“{name}” of {width:.0f} x {height:.0f} pixels is not found"
+        index = int(predictions.indices[image])
+        wrong.append(Miss(MISSED, index, before, box, width * height, text))
     return int(right.sum()), sorted(wrong, key=lambda miss: miss.image)
-
-
-def missed_object(image: int, row: int, box: Tensor, name: str) -> Miss:
-    """An object that no detection explains; the larger, the worse."""
-    width, height = (box[2:] - box[:2]).tolist()
-    text = f"“{name}” of {width:.0f} x {height:.0f} pixels is not found"
-    return Miss(MISSED, image, row, box, width * height, text)
 
 
 def most_overlapping(i: Ints, j: Ints, overlap: Floats, count: int) -> tuple[Ints, Floats]:
@@ -181,19 +172,6 @@ def labelled_objects(split: Split, index: int) -> DetectionTargets:
     return targets[~targets.is_padding]
 
 
-def select(predictions: SplitDetections, rows: Tensor) -> SplitDetections:
-    """Some of the detections, by a mask or by their indices."""
-    which = torch.arange(len(predictions.scores))[rows].tolist()
-    return replace(
-        predictions,
-        images=predictions.images[rows],
-        classes=predictions.classes[rows],
-        scores=predictions.scores[rows],
-        boxes=predictions.boxes[rows],
-        masks=predictions.masks and tuple(predictions.masks[k] for k in which),
-    )
-
-
 def draw_objects(
     split: Split, index: int, names: Sequence[str], only: slice = slice(None)
 ) -> Tensor:
@@ -216,24 +194,31 @@ def count_names(classes: Tensor, names: Sequence[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts) or "nothing"
 
 
+def draw_both(
+    predictions: SplitDetections,
+    split: Split,
+    index: int,
+    names: Sequence[str],
+    only: slice = slice(None),
+) -> tuple[Tensor, Tensor]:
+    """An image with its objects, or `only` some, and with what was found on it."""
+    objects = draw_objects(split, index, names, only)
+    return objects, drawing.draw_prediction(split, index, predictions, names, 0)
+
+
 def gallery(
     predictions: SplitDetections, split: Split, names: Sequence[str], name: ImageName
 ) -> list[Picture]:
     """Whole images, with their objects and with what was found."""
     pictures = list[Picture]()
     for index in spread(predictions.indices, SHOWN).tolist():
-        found = predictions.classes[predictions.images == index]
+        classes = predictions.classes[predictions.images == index]
         texts = (
             f"True: {count_names(labelled_objects(split, index).classes, names)}",
-            f"Found: {count_names(found, names)}",
+            f"Found: {count_names(classes, names)}",
         )
-        drawn = (
-            draw_objects(split, index, names),
-            drawing.draw_prediction(split, index, predictions, names, 0),
-        )
-        images = [(whole_uri(x), text) for x, text in zip(drawn, texts, strict=True)]
-        verdict = ". ".join(texts)
-        pictures.append({"name": name(index), "verdict": verdict, "images": images, "legend": ()})
+        both = map(whole_uri, draw_both(predictions, split, index, names))
+        pictures.append(picture(name(index), ". ".join(texts), zip(both, texts, strict=True)))
     return limit_size(pictures)
 
 
@@ -245,18 +230,16 @@ def zoom(
     name: ImageName,
 ) -> Picture:
     """Around a miss: the object alone and all that was found, or all objects and the box."""
-    is_object = miss.kind == MISSED
-    only = slice(miss.row, miss.row + 1) if is_object else slice(None)
-    shown = predictions if is_object else select(predictions, torch.tensor([miss.row]))
-    drawn = (
-        draw_objects(split, miss.image, names, only),
-        drawing.draw_prediction(split, miss.image, shown, names, 0),
-    )
-    limits = torch.tensor(drawn[0].shape[:0:-1])  # width and height
+    if miss.kind == MISSED:
+        only, alts = slice(miss.row, miss.row + 1), ("The object", "What was found")
+    else:
+        only, alts = slice(None), ("The objects", "The box")
+        predictions = predictions.take(torch.tensor([miss.row]))
+    both = draw_both(predictions, split, miss.image, names, only)
+    limits = torch.tensor(both[0].shape[:0:-1])  # width and height
     corner, end = miss.box.view(2, 2)
     sides = (2 * (end - corner).amax()).clamp(min=80).minimum(limits)
     start = ((corner + end - sides) / 2).clamp(min=0).minimum(limits - sides)
     window = torch.cat([start, start + sides]).int().tolist()
-    alts = ("The object", "What was found") if is_object else ("The objects", "The box")
-    images = [(crop_uri(x, window, NEAR), alt) for x, alt in zip(drawn, alts, strict=True)]
-    return {"name": name(miss.image), "verdict": miss.text, "images": images, "legend": ()}
+    addresses = [crop_uri(image, window, NEAR) for image in both]
+    return picture(name(miss.image), miss.text, zip(addresses, alts, strict=True))

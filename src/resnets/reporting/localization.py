@@ -8,21 +8,21 @@ import torch
 
 from resnets.evaluation import detection
 from resnets.evaluation.load import load
-from resnets.reporting.dense import SHOWN, build_page, loader_options, spread
-from resnets.reporting.detection import gallery, select
+from resnets.reporting.dense import SHOWN, build_page, spread
+from resnets.reporting.detection import gallery
 from resnets.reporting.page import Page, PageInputs
 
 
-def page(given: PageInputs) -> Page:
+def page(inputs: PageInputs) -> Page:
     """The figures, and pictures with the true objects and the surest box."""
-    facts, tested, name = given.facts, given.tested, given.name
+    facts, tested, name = inputs.facts, inputs.tested, inputs.name
     if not tested or not facts.ended["images"]:
-        return build_page(facts, given.splits)
+        return build_page(inputs)
     model, chosen = load(facts.run.path), spread(torch.arange(len(tested)), SHOWN)
     few = tested.take(chosen)
-    predictions = detection.detect(cast(Any, model.network), few, loader_options(model))
+    predictions = detection.detect(cast(Any, model.network), few, model.loader_options(4))
     counts = torch.bincount(predictions.images)
-    surest = select(predictions, (counts.cumsum(0) - counts)[counts > 0])  # they come first
+    surest = predictions.take((counts.cumsum(0) - counts)[counts > 0])  # they come first
     pictures = gallery(surest, few, facts.classes, lambda index: name(int(chosen[index])))
     title = "True objects and the surest box"
-    return build_page(facts, given.splits, pictures=[(title, "columns wide", pictures)])
+    return build_page(inputs, pictures=[(title, "columns wide", pictures)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,22 +44,31 @@ class Page:
     curves: Sequence[Chart] = ()
 
 
+def picture(
+    name: str,
+    verdict: str,
+    images: Iterable[tuple[str, str]],  # addresses, and what they show
+    legend: Sequence[tuple[object, str]] = (),  # colours and their classes
+) -> Picture:
+    """An entry of a gallery."""
+    return {"name": name, "verdict": verdict, "images": [*images], "legend": legend}
+
+
 def error_curve(facts: RunFacts) -> Chart:
     """The errors by epoch, and where they ended."""
-    labels = {f"{part}_error": part for part in ("train", "val", "test")}
-    drawn = plots.history(facts.rows, labels, "error (%)")
+    labels = {f"{split}_error": split for split in ("train", "val", "test")}
     last = facts.rows[-1] if facts.rows else {}
-    ends = [f"{part} {percent(last[key])}" for key, part in labels.items() if key in last]
+    ends = [f"{split} {percent(last[key])}" for key, split in labels.items() if key in last]
     caption = f"Error by epoch{', at the end ' * bool(ends)}{', '.join(ends)}."
-    return "curves", plots.svg(drawn, "curves"), caption
+    return "curves", plots.history("curves", facts.rows, labels, "error (%)"), caption
 
 
 def loss_curve(facts: RunFacts) -> Chart:
     """The training loss by epoch."""
-    drawn = plots.history(facts.rows, {"loss": "training"}, "loss", 1)
-    return "curves", plots.svg(drawn, "curves"), "Training loss by epoch."
+    svg = plots.history("curves", facts.rows, {"loss": "training"}, "loss", 1)
+    return "curves", svg, "Training loss by epoch."
 
 
-def plain_page(given: PageInputs) -> Page:
+def plain_page(inputs: PageInputs) -> Page:
     """The page of a task that has none of its own: figures and the training curve."""
-    return Page(figures=figures(given.facts), columns={}, curves=[loss_curve(given.facts)])
+    return Page(figures=figures(inputs.facts), columns={}, curves=[loss_curve(inputs.facts)])

@@ -42,19 +42,23 @@ STYLES = (("--", BLUE), ("-", ORANGE), (":", ORANGE), ("-", BLUE))
 
 
 def history(
-    rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str], what: str, scale: float = 100
-) -> Figure:
-    """Figures by epoch, with their labels, from the rows of metrics.jsonl; `what` has the unit."""
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    labels: Mapping[str, str],
+    axis: str,
+    scale: float = 100,
+) -> Markup:
+    """Columns of metrics.jsonl by epoch, with their labels; `axis` names the unit."""
     figure, axes = new_figure()
     mark = "o" if len(rows) < 25 else ""
-    there = [key for key in labels if any(key in row for row in rows)]
-    for key, (line, colour) in zip(there, STYLES, strict=False):
+    present = [key for key in labels if any(key in row for row in rows)]
+    for key, (line, colour) in zip(present, STYLES, strict=False):
         points = [(row["epoch"], scale * row[key]) for row in rows if key in row]
         axes.plot(*zip(*points, strict=True), line + mark, color=colour, label=labels[key], ms=4)
-    axes.set(xlabel="epoch", ylabel=what, xlim=(0, None), ylim=(0, None))
+    axes.set(xlabel="epoch", ylabel=axis, xlim=(0, None), ylim=(0, None))
     if rows:
         axes.legend(frameon=False, labelcolor=INK)
-    return figure
+    return svg(figure, name)
 
 
 def columns(rows: Sequence[Mapping[str, Any]], plot: Plot) -> bytes:
@@ -82,12 +86,12 @@ def columns(rows: Sequence[Mapping[str, Any]], plot: Plot) -> bytes:
 def precision(curves: Mapping[str, Sequence[float]]) -> Figure:
     """Precision over recall in %, 101 points for each class; of many classes the mean is named."""
     figure, axes = new_figure()
-    every = 100 * np.array([*curves.values()]).reshape(-1, 101)
+    percents = 100 * np.array([*curves.values()]).reshape(-1, 101)
     if len(curves) > len(STYLES):
-        axes.plot(every[:100].T, color=INK, alpha=0.2, lw=1)
-        axes.plot(every.mean(0), color=BLUE, lw=3, label="mean")
+        axes.plot(percents[:100].T, color=INK, alpha=0.2, lw=1)
+        axes.plot(percents.mean(0), color=BLUE, lw=3, label="mean")
     else:
-        for points, name, (line, colour) in zip(every, curves, STYLES, strict=False):
+        for points, name, (line, colour) in zip(percents, curves, STYLES, strict=False):
             axes.plot(points, line, color=colour, label=f"{points.mean():.0f} % {visible(name)}")
     axes.set(xlabel="recall (%)", ylabel="precision (%)", xlim=(0, 103), ylim=(0, 103))
     for text in axes.legend(frameon=False, labelcolor=INK).get_texts():
@@ -117,8 +121,8 @@ def svg(figure: Figure, caption: str) -> Markup:
         warnings.filterwarnings("ignore", "Glyph")  # the page has fonts for any class's name
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     # What would meet the page's own: ids of groups, a style sheet, a font; and links.
-    own = r'(?<=<g) id="[^"]*"|<style.*?</style>|<metadata>.*?</metadata>|font-family:[^;]*;'
-    text = re.sub(own, "", file.getvalue(), flags=re.DOTALL)
+    clashing = r'(?<=<g) id="[^"]*"|<style.*?</style>|<metadata>.*?</metadata>|font-family:[^;]*;'
+    text = re.sub(clashing, "", file.getvalue(), flags=re.DOTALL)
     for colour, name in PAGE.items():
         text = text.replace(colour, name)
     start = f'<svg role="img" aria-labelledby="{caption}" '
