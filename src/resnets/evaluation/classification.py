@@ -133,13 +133,9 @@ def running_means(sums: Tensor) -> RunningMeans:
 
 
 @dataclass(frozen=True)
-class ClassificationMetrics:
-    """Figures of a classifier on one split; `loss`, `top1` and `top5` as in `RunningMeans`."""
+class ClassificationMetrics(RunningMeans):
+    """All figures of a classifier on one split."""
 
-    images: int
-    loss: float
-    top1: float
-    top5: float
     interval: tuple[float, float]  # of top1, 95 % by Wilson
     # [class][wrong prediction], with the right predictions on the diagonal
     confusion: tuple[tuple[int, ...], ...]
@@ -155,11 +151,6 @@ class ClassificationMetrics:
     abstention: tuple[float, float] | None = None  # of `selective_accuracy`
     ood_auroc: float | None = None
     corruptions: tuple[tuple[str, int, float], ...] = ()  # kind, strength (1 to 5), error
-
-    @property
-    def error(self) -> float:
-        """Top-1 error."""
-        return 1 - self.top1
 
     @property
     def balanced_accuracy(self) -> float:
@@ -281,7 +272,7 @@ def ood_auroc(scores: Scores, others: Scores) -> float:
     """
     from scipy.stats import mannwhitneyu
 
-    inside, outside = (part.probabilities.amax(1) for part in (scores, others))
+    inside, outside = scores.probabilities.amax(1), others.probabilities.amax(1)
     return float(mannwhitneyu(inside, outside).statistic) / (len(inside) * len(outside))
 
 

@@ -12,18 +12,17 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from resnets.config.arch import Arch, DenseTaskArch, DetectorArch, LocalizerArch, SegmenterArch
 from resnets.config.arch import task as task_of
 from resnets.config.families import label
-from resnets.config.recipe import Augment, Preprocess
+from resnets.config.recipe import Preprocess
 from resnets.config.tasks import TASK_TEXTS
 from resnets.config.types import TaskName, ViewName, check_number
 from resnets.data.dataset import Split
 from resnets.data.decode import warn_clipped
+from resnets.data.detection.targets import DetectionTargets
 from resnets.data.inputs import Input, expand_inputs, is_single, read_image
-from resnets.data.joint_transforms import augment_views, fit_side
 from resnets.data.loader import ImageOp, test_batches
 from resnets.data.transforms import center_crop, crop_resize, normalize, statistics
 from resnets.errors import DataError, NotFinite, UsageError
@@ -39,6 +38,7 @@ from resnets.evaluation.predictions import (
     SegmentationPrediction,
 )
 from resnets.evaluation.scores import Scores, ensemble
+from resnets.evaluation.segmentation import predict_class_maps
 from resnets.evaluation.tta import passes, view_forward
 from resnets.files import check_inputs
 from resnets.models import CLASSIFIERS, Classifier, Network
@@ -258,28 +258,20 @@ def _classify(
     return [Prediction(file, tuple(names[k] for k in ks), tuple(ps)) for file, ps, ks in rows]
 
 
-def _whole_view(model: Model, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What a detector, localiser or segmenter gets of one image.
-
-    uint8 (C, H, W) -> float32 (1, C, h, w), and int64 (1, 2) of the image inside it and of its own.
-    """
-    preprocess, device = model.metadata.preprocess, model.device
-    height, width = image.shape[1:]
-    split = Split(image[None], torch.zeros(1, 0))
-    views = augment_views(split, torch.zeros(1, 0), preprocess.size, preprocess, Augment())
-    x = normalize(views.images.to(device), *statistics(preprocess, device))
-    inside = torch.tensor([fit_side(height, width, preprocess.size)], device=device)
-    return x.contiguous(memory_format=torch.channels_last), inside, torch.tensor([[height, width]])
+def _as_split(image: Tensor) -> Split:
+    """A split of one image, uint8 (C, H, W), that is seen whole."""
+    sizes, none = torch.tensor([image.shape[1:]]), DetectionTargets.empty(1, 0)
+    return Split(image[None], torch.zeros(1, 0), sizes=sizes, objects=none)
 
 
 def _find_boxes(model: Model, image: Tensor) -> tuple[Any, Tensor]:
     """The output of the network for one image, and the boxes in its pixels: float32 (D, 4)."""
     from resnets.models.detection.boxes import clip  # torchvision takes 1.7 s to import
 
-    x, inside, size = _whole_view(model, image)
+    ((batch, inside, size),) = model.loader_options(1).sized_batches(_as_split(image))
     network: Any = model.network
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=model.bfloat16):
-        output = network(x, sizes=inside)
+    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=model.bfloat16):
+        output = network(batch.images, sizes=inside)
     scale = (size / inside.cpu()).flip(1).repeat(1, 2)[:, None]
     return output, clip(output.boxes.float().cpu() * scale, size)[0]
 
@@ -305,12 +297,10 @@ def _localize(model: Model, file: str, image: Tensor) -> LocalizationPrediction:
 
 
 def _segment(model: Model, file: str, image: Tensor) -> SegmentationPrediction:
-    x, inside, _ = _whole_view(model, image)
-    height, width = inside[0].tolist()
-    logits = check_finite(predict_batch(model.network, x, bfloat16=model.bfloat16))
-    logits = logits[..., :height, :width]
-    enlarged = F.interpolate(logits, image.shape[1:], mode="bilinear", align_corners=False)
-    return SegmentationPrediction(file, enlarged[0].argmax(0).cpu(), model.metadata.classes)
+    loader, bfloat16 = model.loader_options(1), model.bfloat16
+    maps = predict_class_maps(model.network, _as_split(image), loader, bfloat16=bfloat16)
+    ((_, (classes,)),) = maps
+    return SegmentationPrediction(file, classes.cpu(), model.metadata.classes)
 
 
 @contextmanager

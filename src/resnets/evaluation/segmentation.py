@@ -26,7 +26,7 @@ class SegmentationMetrics:
     """Figures of a segmenter on one split, of all its pixels that have a class."""
 
     images: int
-    confusion: tuple[tuple[int, ...], ...]  # pixels, [true class][predicted class]
+    confusion: Sequence[Sequence[int]]  # pixels, [true class][predicted class]
     classes: tuple[str, ...]
     unreadable: tuple[tuple[Path, str], ...]
     split: str
@@ -97,11 +97,11 @@ def evaluate(
 
     def results() -> Iterator[Compared]:
         for batch in batches:
-            if not len(batch.indices):
-                yield batch, []
-                continue
-            logits = predict_batch(network, batch.images, bfloat16=bfloat16)
-            yield batch, [(batch.labels, logits.argmax(1))]
+            pairs = list[tuple[Tensor, Tensor]]()
+            if len(batch.indices):
+                logits = predict_batch(network, batch.images, bfloat16=bfloat16)
+                pairs.append((batch.labels, logits.argmax(1)))
+            yield batch, pairs
 
     return count_pixels(results(), classes, next(network.parameters()).device, "val", total)
 
@@ -152,19 +152,8 @@ def count_pixels(
         sums[-1] += len(batch.indices)
         for target, predicted in pairs:
             sums[:-1] += confusion(target, predicted, k).flatten()
-    sums = total(sums)
-    return segmentation_metrics(int(sums[-1]), sums[:-1].view(k, k), classes, unreadable, name)
-
-
-def segmentation_metrics(
-    images: int,
-    pixels: Tensor,
-    classes: tuple[str, ...],
-    unreadable: Sequence[tuple[Path, str]] = (),
-    name: str = "test",
-) -> SegmentationMetrics:
-    """The figures of a `confusion` matrix, int64 (K, K)."""
-    rows = tuple(map(tuple, pixels.tolist()))
+    *pixels, images = total(sums).tolist()
+    rows = tuple(tuple(pixels[i : i + k]) for i in range(0, k * k, k))
     return SegmentationMetrics(images, rows, classes, tuple(unreadable), name)
 
 

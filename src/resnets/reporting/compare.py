@@ -26,20 +26,18 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     """
     if len({run.path.resolve() for run in runs}) < max(2, len(runs)):
         raise UsageError("give two runs or more, each once: resnets runs compare A B")
-    every = {str(run.path): read_facts(run) for run in runs}
-    first, *_ = every.values()
-    made = {name: settings(facts) for name, facts in every.items()}
-    tests = {name: compare_to_first(first, facts) for name, facts in every.items()}
+    facts = {str(run.path): read_facts(run) for run in runs}
+    first, *_ = facts.values()
+    tests = {name: compare_to_first(first, other) for name, other in facts.items()}
+    made = {name: settings(run) for name, run in facts.items()}
     keys = dict.fromkeys(key for values in made.values() for key in values)
     values = {key: {name: made[name].get(key) for name in made} for key in keys}
     return {
         "schema": SCHEMA,
-        "runs": [{"run": name} | run_figures(facts) for name, facts in every.items()],
+        "runs": [{"run": name} | run_figures(run) for name, run in facts.items()],
         "networks_against_the_first": [{"run": name} | row for name, row in tests.items() if row],
-        "seeds": group_seeds(every),
-        "differences": {
-            k: row for k, row in values.items() if len(set(map(str, row.values()))) > 1
-        },
+        "seeds": group_seeds(facts),
+        "differences": {k: row for k, row in values.items() if len({*map(str, row.values())}) > 1},
     }
 
 
@@ -76,17 +74,17 @@ def compare_to_first(first: RunFacts, other: RunFacts) -> dict[str, Any] | None:
     }
 
 
-def group_seeds(every: Mapping[str, RunFacts]) -> list[dict[str, Any]]:
+def group_seeds(runs: Mapping[str, RunFacts]) -> list[dict[str, Any]]:
     """Of the runs that differ in seed only: mean error, deviation, Student's 95 % interval."""
     groups: dict[str, list[str]] = {}
-    for name, facts in every.items():
+    for name, facts in runs.items():
         recipe = asdict(facts.recipe) | {"seed": 0, "digest": facts.source["digest"]}
         if facts.ended.get("images"):
             groups.setdefault(f"{recipe} {facts.split}", []).append(name)
     rows = []
     for names in groups.values():
         if len(names) > 1:
-            errors = [run_figures(every[name])["error"] for name in names]
+            errors = [run_figures(runs[name])["error"] for name in names]
             rows.append({"runs": names} | seed_statistics(errors))
     return rows
 
@@ -102,8 +100,9 @@ def seed_statistics(errors: Sequence[float]) -> dict[str, Any]:
 
 def tested_images(facts: RunFacts) -> tuple[object, ...]:
     """What decides which images the scores are of."""
-    drawn = (facts.recipe.val_fraction, facts.recipe.seed) if facts.split == "validation" else ()
-    return facts.source["digest"], facts.split, *drawn
+    recipe = facts.recipe
+    held_out = (recipe.val_fraction, recipe.seed) if facts.split == "validation" else ()
+    return facts.source["digest"], facts.split, *held_out
 
 
 def settings(facts: RunFacts) -> dict[str, Any]:
@@ -115,36 +114,36 @@ def settings(facts: RunFacts) -> dict[str, Any]:
 
 def table_rows(compared: Mapping[str, Any]) -> list[dict[str, str]]:
     """`compare`'s answer as a table: what is compared (key "what"), and each run's value."""
-    # A folder called `what` goes by another of its names: that key is taken.
-    names = {
-        row["run"]: "./what" if row["run"] == "what" else row["run"] for row in compared["runs"]
-    }
-    table = [{"what": "error"} | {names[row["run"]]: error_text(row) for row in compared["runs"]}]
-    trained = {
-        names[row["run"]]: "-"
-        if row["epochs"] is None
-        else f"{row['epochs']:.1f} epochs"
-        + (f", {row['seconds']:,.0f} s" if row["seconds"] is not None else "")
-        for row in compared["runs"]
-    }
+    runs = {row["run"]: row for row in compared["runs"]}
+    table = list[dict[str, str]]()
+
+    def add(label: str, values: Mapping[str, str]) -> None:
+        # A folder called `what` goes by another of its names: that key is taken.
+        cells = {"./what" if run == "what" else run: values.get(run, "-") for run in runs}
+        table.append({"what": label} | cells)
+
+    add("error", {run: error_text(row) for run, row in runs.items()})
+    trained = {run: length_text(row) for run, row in runs.items()}
     if len(set(trained.values())) > 1:
-        table.append({"what": "trained"} | trained)
-    if tests := {row["run"]: row for row in compared["networks_against_the_first"]}:
-        what = "this network against the first (not their recipes)"
-        table.append(
-            {"what": what} | {names[n]: test_text(tests[n]) if n in tests else "-" for n in names}
-        )
+        add("trained", trained)
+    if tests := {row["run"]: test_text(row) for row in compared["networks_against_the_first"]}:
+        add("this network against the first (not their recipes)", tests)
     for group in compared["seeds"]:
         low, high = (f"{100 * x:.2f}" for x in group["mean_interval_95"])
         text = f"{percent(group['mean'])} ± {100 * group['deviation']:.2f} ({low} to {high})"
-        what = f"error over {len(group['runs'])} seeds (95 % by Student's t)"
-        table.append(
-            {"what": what} | {names[n]: text if n in group["runs"] else "-" for n in names}
-        )
+        label = f"error over {len(group['runs'])} seeds (95 % by Student's t)"
+        add(label, dict.fromkeys(group["runs"], text))
     for key, values in compared["differences"].items():
-        shown = {names[n]: "-" if value is None else str(value) for n, value in values.items()}
-        table.append({"what": key} | shown)
+        add(key, {run: str(value) for run, value in values.items() if value is not None})
     return table
+
+
+def length_text(row: Mapping[str, Any]) -> str:
+    """How long a run trained."""
+    if row["epochs"] is None:
+        return "-"
+    seconds = "" if row["seconds"] is None else f", {row['seconds']:,.0f} s"
+    return f"{row['epochs']:.1f} epochs{seconds}"
 
 
 def error_text(row: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from resnets.analysis import drawing
 from resnets.data.splits import Split
 from resnets.evaluation import segmentation
 from resnets.evaluation.load import load
+from resnets.evaluation.segmentation import SegmentationMetrics
 from resnets.reporting.dense import (
     SHOWN,
     build_page,
@@ -45,7 +46,7 @@ def compare_maps(
     """The mean IoU of an image, given the classes of its pixels (H, W), and both drawn."""
     true = segmentation.true_classes(split, index, predicted).long()
     counts = segmentation.confusion(true, predicted, len(names))
-    mean_iou = segmentation.segmentation_metrics(1, counts, names).mean_iou
+    mean_iou = SegmentationMetrics(1, counts.tolist(), names, (), "").mean_iou
     pixels = counts.sum(0) + counts.sum(1)
     frequent = pixels.argsort(descending=True, stable=True)[:6].tolist()
     image = drawing.read_picture(split, index)
