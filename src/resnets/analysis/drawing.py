@@ -23,7 +23,6 @@ from resnets.data.inputs import Input, expand_inputs
 from resnets.data.splits import Split
 from resnets.escape import visible
 from resnets.evaluation import detection, segmentation
-from resnets.evaluation.detection import Detect
 from resnets.evaluation.evaluate import fold_norms, prepare_detector
 from resnets.evaluation.load import load_model
 from resnets.evaluation.loader import LoaderOptions
@@ -59,7 +58,7 @@ def draw_box(
     if not len(boxes):
         return image
     side = max(image.shape[1:])
-    drawn: Tensor = draw_bounding_boxes(
+    picture: Tensor = draw_bounding_boxes(
         image,
         boxes,
         list(words),
@@ -70,12 +69,15 @@ def draw_box(
         label_colors=[text_colour(paper) for paper in colours],
         fill_labels=True,
     )
-    return drawn
+    return picture
 
 
-def csv_row(file: Path, found: str = "", problem: str = "") -> dict[str, str]:
-    """What is on an image, or why it could not be read."""
-    return {"file": str(file), "found": found, "problem": problem}
+def draw_mask(image: Tensor, classes: Tensor, kinds: int) -> Tensor:
+    """An image under the colours of its pixels' classes: uint8 (3, H, W), int64 (H, W)."""
+    present = [k for k in torch.unique(classes).tolist() if k < kinds]
+    planes = classes == torch.tensor(present)[:, None, None]
+    picture: Tensor = draw_segmentation_masks(image, planes, 0.5, [colour(k) for k in present])
+    return picture
 
 
 def read_picture(split: Split, index: int) -> Tensor:
@@ -85,103 +87,15 @@ def read_picture(split: Split, index: int) -> Tensor:
 
 
 def draw_prediction(
-    split: Split, index: int, found: SplitDetections, names: Sequence[str], score: float
+    split: Split, index: int, detections: SplitDetections, names: Sequence[str], score: float
 ) -> Tensor:
     """An image with what was found on it from `score` on: uint8 (3, H, W)."""
-    rows = ((found.images == index) & (found.scores >= score)).nonzero()[:, 0]
-    kinds = found.classes[rows].tolist()
-    chances = found.scores[rows].tolist()
-    words = [f"{visible(names[k])} {chance:.2f}" for k, chance in zip(kinds, chances, strict=True)]
-    masks = None
-    if found.masks is not None and len(rows):
-        masks = torch.stack([detection.decode_mask(found.masks[row]) for row in rows.tolist()])
-    return draw_box(read_picture(split, index), found.boxes[rows], kinds, words, masks)
-
-
-def draw_detections(
-    network: Detect,
-    model: Model,
-    split: Split,
-    folder: Path,
-    score: float,
-    ids: UniqueIds,
-    loader: LoaderOptions,
-) -> list[dict[str, str]]:
-    """Pictures and detections.json in a folder; of each image its name and what is on it.
-
-    In detections.json images and categories have their `ids`, or where they have none free numbers.
-
-    Raises DiskError, and MissingPackage for masks.
-    """
-    assert not isinstance(split.images, Tensor)
-    found = detection.detect(network, split, loader, bfloat16=model.bfloat16)
-    names = model.metadata.classes
-    folder.mkdir(parents=True, exist_ok=True)
-    lines: list[dict[str, Any]] = []
-    numbers = [
-        ids.images.get(path, unused_id(ids.images) + k) for k, path in enumerate(split.images)
-    ]
-    known = ids.categories
-    categories = [known.get(name, unused_id(known) + k) for k, name in enumerate(names)]
-    columns = (found.images, found.classes, found.scores, found.boxes)
-    for k, values in enumerate(zip(*(x.tolist() for x in columns), strict=True)):
-        image, kind, chance, (x1, y1, x2, y2) = values
-        line = {"image_id": numbers[image], "file_name": str(split.images[image])}
-        line |= {
-            "category_id": categories[kind],
-            "category": names[kind],
-            "score": round(chance, 6),
-        }
-        line |= {"bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)]}
-        if found.masks is not None:
-            height, width, runs = found.masks[k]
-            line["segmentation"] = {"size": [height, width], "counts": runs.decode()}
-        lines.append(line)
-    write_whole(folder / "detections.json", json.dumps(lines, indent=1).encode())
-    rows = [csv_row(path, problem=why) for path, why in found.unreadable]
-    for index in found.indices.tolist():
-        path, picture = split.images[index], draw_prediction(split, index, found, names, score)
-        to_pil_image(picture).save(folder / f"{index:05d}-{path.stem}.jpg", quality=90)
-        shown = (found.images == index) & (found.scores >= score)
-        counts = torch.bincount(found.classes[shown], minlength=len(names)).tolist()
-        words = [f"{count} {name}" for name, count in zip(names, counts, strict=True) if count]
-        rows.append(csv_row(path, ", ".join(words) or "nothing"))
-    return rows
-
-
-def draw_segmentation(
-    model: Model, split: Split, folder: Path, loader: LoaderOptions
-) -> list[dict[str, str]]:
-    """For each image a PNG of class indices and an overlay in a folder; its name and its classes.
-
-    Raises DiskError.
-    """
-    assert not isinstance(split.images, Tensor)
-    names, rows = model.metadata.classes, list[dict[str, str]]()
-    folder.mkdir(parents=True, exist_ok=True)
-    for batch, maps in segmentation.predict_class_maps(
-        model.network, split, loader, bfloat16=model.bfloat16
-    ):
-        rows += [csv_row(path, problem=why) for path, why in batch.unreadable]
-        for index, classes in zip(batch.indices.tolist(), maps, strict=True):
-            path, given = split.images[index], classes.cpu()
-            stem = f"{index:05d}-{path.stem}"
-            Image.fromarray(given.byte().numpy()).save(folder / f"{stem}.png")
-            picture = draw_mask(read_picture(split, index), given, len(names))
-            to_pil_image(picture).save(folder / f"{stem}.jpg", quality=90)
-            shares = torch.bincount(given.flatten(), minlength=len(names)) / given.numel()
-            best = shares.argsort(descending=True, stable=True)[:5].tolist()
-            words = [f"{names[k]} {100 * shares[k]:.0f} %" for k in best if shares[k] > 0.005]
-            rows.append(csv_row(path, ", ".join(words)))
-    return rows
-
-
-def draw_mask(image: Tensor, classes: Tensor, kinds: int) -> Tensor:
-    """An image under the colours of its pixels' classes: uint8 (3, H, W), int64 (H, W)."""
-    present = [k for k in torch.unique(classes).tolist() if k < kinds]
-    planes = classes == torch.tensor(present)[:, None, None]
-    drawn: Tensor = draw_segmentation_masks(image, planes, 0.5, [colour(k) for k in present])
-    return drawn
+    shown = detections.take((detections.images == index) & (detections.scores >= score))
+    kinds = shown.classes.tolist()
+    pairs = zip(kinds, shown.scores.tolist(), strict=True)
+    words = [f"{visible(names[k])} {probability:.2f}" for k, probability in pairs]
+    masks = torch.stack([*map(detection.decode_mask, shown.masks)]) if shown.masks else None
+    return draw_box(read_picture(split, index), shown.boxes, kinds, words, masks)
 
 
 def draw_predictions(
@@ -191,10 +105,13 @@ def draw_predictions(
     score: float,
     options: InferenceOptions,
 ) -> list[dict[str, str]]:
-    """Draw what a detector, localiser or segmenter finds on images; a row says what, or why not."""
+    """Draw what a detector, localiser or segmenter finds on images; a row says what, or why not.
+
+    Raises DiskError, and MissingPackage for masks of objects.
+    """
     model = fold_norms(load_model(path, None, options))
     loader = model.loader_options(options.images_per_batch(4), options.workers)
-    ids = UniqueIds()
+    ids, names = UniqueIds(), model.metadata.classes
     items: Sequence[Any] = inputs if isinstance(inputs, list | tuple) else [inputs]
     rest = [x for x in items if not isinstance(x, str | Path) or not ids.add(Path(x))]
     files = [item for _, item in expand_inputs(rest)]
@@ -202,10 +119,87 @@ def draw_predictions(
     assert isinstance(split.images, tuple)
     values = {path: largest_value_of_file(path) for path in split.images}
     warn_clipped(values, model.metadata.preprocess.white)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [csv_row(file, problem=why) for file, why in bad]
     with name_model_in_errors(model.path):
         if isinstance(model.network, Segmenter):
-            rows = draw_segmentation(model, split, out, loader)
-        else:
-            network = prepare_detector([model], options)
-            rows = draw_detections(network, model, split, out, score, ids, loader)
-    return [csv_row(file, problem=why) for file, why in bad] + rows
+            return rows + draw_segmentation(model, split, out, loader)
+        network = prepare_detector([model], options)
+        detections = detection.detect(network, split, loader, bfloat16=model.bfloat16)
+    write_coco_results(out / "detections.json", detections, split, names, ids)
+    return rows + draw_detections(detections, split, out, names, score)
+
+
+def csv_row(file: Path, found: str = "", problem: str = "") -> dict[str, str]:
+    """What is on an image, or why it could not be read."""
+    return {"file": str(file), "found": found, "problem": problem}
+
+
+def write_coco_results(
+    path: Path, detections: SplitDetections, split: Split, names: Sequence[str], ids: UniqueIds
+) -> None:
+    """Detections in COCO's form of results, with the file's and the category's name.
+
+    Images and categories have their `ids`, or where they have none free numbers.
+    """
+    numbers = [ids.images.get(x, unused_id(ids.images) + k) for k, x in enumerate(split.images)]
+    known, lines = ids.categories, list[dict[str, Any]]()
+    categories = [known.get(name, unused_id(known) + k) for k, name in enumerate(names)]
+    for k, row in enumerate(detection.coco_results(detections, masks=False)):
+        image, kind = row["image_id"], row["category_id"]
+        line = {
+            "image_id": numbers[image],
+            "file_name": str(split.images[image]),
+            "category_id": categories[kind],
+            "category": names[kind],
+            "score": round(row["score"], 6),
+            "bbox": [round(x, 2) for x in row["bbox"]],
+        }
+        if detections.masks is not None:
+            height, width, counts = detections.masks[k]
+            line["segmentation"] = {"size": [height, width], "counts": counts.decode()}
+        lines.append(line)
+    write_whole(path, json.dumps(lines, indent=1).encode())
+
+
+def draw_detections(
+    detections: SplitDetections, split: Split, folder: Path, names: Sequence[str], score: float
+) -> list[dict[str, str]]:
+    """A picture of each image in a folder; its name, and how many objects of each class."""
+    rows = [csv_row(path, problem=why) for path, why in detections.unreadable]
+    for index in detections.indices.tolist():
+        picture = draw_prediction(split, index, detections, names, score)
+        path = save_picture(picture, split, index, folder)
+        shown = (detections.images == index) & (detections.scores >= score)
+        counts = torch.bincount(detections.classes[shown], minlength=len(names)).tolist()
+        words = [f"{count} {name}" for name, count in zip(names, counts, strict=True) if count]
+        rows.append(csv_row(path, ", ".join(words) or "nothing"))
+    return rows
+
+
+def draw_segmentation(
+    model: Model, split: Split, folder: Path, loader: LoaderOptions
+) -> list[dict[str, str]]:
+    """A PNG of class indices and an overlay of each image; its name and its largest classes."""
+    names, rows = model.metadata.classes, list[dict[str, str]]()
+    for batch, maps in segmentation.predict_class_maps(
+        model.network, split, loader, bfloat16=model.bfloat16
+    ):
+        rows += [csv_row(path, problem=why) for path, why in batch.unreadable]
+        for index, predicted in zip(batch.indices.tolist(), maps, strict=True):
+            classes = predicted.cpu()
+            picture = draw_mask(read_picture(split, index), classes, len(names))
+            path = save_picture(picture, split, index, folder)
+            Image.fromarray(classes.byte().numpy()).save(folder / f"{index:05d}-{path.stem}.png")
+            shares = torch.bincount(classes.flatten(), minlength=len(names)) / classes.numel()
+            best = shares.argsort(descending=True, stable=True)[:5].tolist()
+            words = [f"{names[k]} {100 * shares[k]:.0f} %" for k in best if shares[k] > 0.005]
+            rows.append(csv_row(path, ", ".join(words)))
+    return rows
+
+
+def save_picture(picture: Tensor, split: Split, index: int, folder: Path) -> Path:
+    """Write the picture of an image of a split as JPEG; returns the image's file."""
+    path = Path(str(split.images[index]))
+    to_pil_image(picture).save(folder / f"{index:05d}-{path.stem}.jpg", quality=90)
+    return path

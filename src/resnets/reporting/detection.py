@@ -184,8 +184,8 @@ def draw_objects(
     if shapes:
         runs = [detection.to_rle(shape, height, width)["counts"] for shape in shapes]
         masks = torch.stack([detection.decode_mask((height, width, run)) for run in runs])
-    image, texts = drawing.read_picture(split, index), [names[k] for k in kinds]
-    return drawing.draw_box(image, rows.boxes, kinds, texts, masks)
+    image = drawing.read_picture(split, index)
+    return drawing.draw_box(image, rows.boxes, kinds, [names[k] for k in kinds], masks)
 
 
 def count_names(classes: Tensor, names: Sequence[str]) -> str:
