@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,6 +38,44 @@ MakeModule = Callable[[int, int, int], nn.Module]  # from input channels, output
 # unit; and what follows the addition.
 BEFORE = {"pre": "norm_act", "relu_only_pre": "act"}
 AFTER = {"post": "act", "bn_after_add": "norm_act"}
+
+
+@dataclass(frozen=True, slots=True)
+class UnitShape:
+    """Channels and stride of residual unit `number`, from 1; its dilations are timm's.
+
+    `first_dilation` is that of the convolutions up to the one that has, or would have, the stride,
+    `dilation` that of those after it.
+    """
+
+    number: int
+    c_in: int
+    c_out: int
+    stride: int
+    first_dilation: int
+    dilation: int
+
+    @property
+    def changes(self) -> bool:
+        """Whether the unit's output has another shape than its input."""
+        return self.stride != 1 or self.c_in != self.c_out
+
+
+def stage_shapes(arch: ResNetArch) -> Iterator[tuple[list[UnitShape], int]]:
+    """The shapes of the units of each stage, and the stride of its output against the input."""
+    c_in, number, dilation = arch.stem_width, 0, 1
+    net_stride = 1 if arch.stem == "cifar" else 4
+    coarsest = arch.output_stride if arch.output_stride < 32 else math.inf
+    for stage, (count, c_out) in enumerate(zip(arch.blocks, arch.widths, strict=True)):
+        shapes = []
+        for i in range(count):
+            stride, first_dilation = 2 if stage > 0 and i == 0 else 1, dilation
+            if net_stride * stride > coarsest:
+                stride, dilation = 1, 2 * dilation
+            number += 1
+            shapes.append(UnitShape(number, c_in, c_out, stride, first_dilation, dilation))
+            c_in, net_stride = c_out, net_stride * stride
+        yield shapes, net_stride
 
 
 class ResNet(nn.Module):
@@ -78,25 +116,16 @@ class ResNet(nn.Module):
         self.maxpool = make.max_pool(arch.blur) if pooled else nn.Identity()
         self.levels = {"stem": (c_in, 2 if pooled else 1)}
 
-        net_stride, dilation = 4 if pooled else 1, 1  # of a level against the input
-        coarsest = arch.output_stride if arch.output_stride < 32 else math.inf
-        number = 0
-        for level, (count, c_out) in enumerate(zip(arch.blocks, arch.widths, strict=True), 1):
+        for level, (shapes, net_stride) in enumerate(stage_shapes(arch), 1):
             units: dict[str, nn.Module] = {}
-            for i in range(count):
-                stride, first_dilation = 2 if level > 1 and i == 0 else 1, dilation
-                if net_stride * stride > coarsest:
-                    stride, dilation = 1, 2 * dilation
-                number += 1
+            for i, shape in enumerate(shapes):
                 if block is None:
-                    dilations = (first_dilation, dilation)
-                    unit = make_unit(arch, make, c_in, c_out, stride, number, dilations, shortcut)
+                    units[str(i)] = make_unit(arch, make, shape, shortcut)
                 else:
-                    unit = block(c_in, c_out, stride)
-                units[str(i)] = unit
-                c_in, net_stride = c_out, net_stride * stride
+                    units[str(i)] = block(shape.c_in, shape.c_out, shape.stride)
+            c_in = arch.widths[level - 1]
             self.add_module(f"layer{level}", make_stage(units, checkpoint))
-            self.levels[f"layer{level}"] = (c_out, net_stride)
+            self.levels[f"layer{level}"] = (c_in, net_stride)
 
         self.final = activation(BEFORE.get(arch.order), make, c_in)
         self.fc = nn.Linear(c_in, arch.classes)
@@ -150,92 +179,62 @@ def activation(kind: str | None, make: LayerFactory, channels: int) -> nn.Module
 
 
 def make_unit(
-    arch: ResNetArch,
-    make: LayerFactory,
-    c_in: int,
-    c_out: int,
-    stride: int,
-    number: int,
-    dilations: tuple[int, int],
-    make_shortcut: MakeModule | None = None,
+    arch: ResNetArch, make: LayerFactory, shape: UnitShape, make_shortcut: MakeModule | None = None
 ) -> nn.Module:
-    """Residual unit `number`, from 1. The order decides the formula and what follows the addition.
-
-    `dilations` are timm's `first_dilation`, up to the convolution that has, or would have, the
-    stride, and `dilation`, after it.
+    """A residual unit. The order decides the formula and what follows the addition.
 
     Raises UsageError for exclusive gates in an order that has no f after the addition, and for a
     dilation where a blur or a mean subsamples instead of the convolutions.
     """
-    if dilations[1] > 1 and (arch.blur or arch.downsample == "avgpool"):
+    if shape.dilation > 1 and (arch.blur or arch.downsample == "avgpool"):
         field = "blur" if arch.blur else 'downsample="avgpool"'
         raise UsageError(f"output_stride {arch.output_stride}: no dilation is defined with {field}")
     # The stem ends in BN and ReLU, so the first unit needs no activation of its own.
-    pre = activation(BEFORE.get(arch.order) if number > 1 else None, make, c_in)
-    drop = arch.drop_path * number / sum(arch.blocks)
-    layers = branch(arch, make, c_in, c_out, stride, drop, dilations)
-    act = activation(AFTER.get(arch.order), make, c_out)
+    pre = activation(BEFORE.get(arch.order) if shape.number > 1 else None, make, shape.c_in)
+    layers = branch(arch, make, shape)
+    act = activation(AFTER.get(arch.order), make, shape.c_out)
     if arch.shortcut == "none":
         return nn.Sequential(OrderedDict(pre=pre, **layers, act=act))
-    skip = (make_shortcut or partial(shortcut, arch, make))(c_in, c_out, stride)
+    if make_shortcut is None:
+        skip = shortcut(arch, make, shape)
+    else:
+        skip = make_shortcut(shape.c_in, shape.c_out, shape.stride)
     if arch.join.kind == "exclusive_gate":
         if arch.order in BEFORE:
             known = "exclusive gates are defined for f(h(x) + F(x))"
             raise UsageError(f"{known}, not for order {arch.order!r}")
-        return ExclusiveGate(layers, skip, act, gate(arch, make, c_in, c_out, stride))
+        return ExclusiveGate(layers, skip, act, gate(arch, make, shape))
     if arch.order not in BEFORE:
         return Residual(layers, skip, act)
-    if stride != 1 or c_in != c_out:
-        return SharedPreActivation(pre, layers, skip)
-    return PreActivation(pre, layers, skip)
+    return (SharedPreActivation if shape.changes else PreActivation)(pre, layers, skip)
 
 
-def branch(
-    arch: ResNetArch,
-    make: LayerFactory,
-    c_in: int,
-    c_out: int,
-    stride: int,
-    drop: float,
-    dilations: tuple[int, int],
-) -> dict[str, nn.Module]:
+def branch(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> dict[str, nn.Module]:
     """F: convolutions with normalisation and ReLU between them, and the order's ending."""
-    width = round(c_out / arch.squeeze)
-    first, after = dilations
-    on_1x1 = arch.stride_on == "1x1"
-    stride_1, stride_3, dilation_3 = (stride, 1, after) if on_1x1 else (1, stride, first)
-    convolutions = {  # (output channels, kernel, stride, groups, dilation) of each
-        "single": [(c_out, 3, stride, 1, first)],
-        "basic": [(c_out, 3, stride, 1, first), (c_out, 3, 1, 1, after)],
-        "bottleneck": [
-            (width, 1, stride_1, 1, 1),
-            (width, 3, stride_3, arch.groups, dilation_3),
-            (c_out, 1, 1, 1, 1),
-        ],
-    }[arch.unit]
     layers: dict[str, nn.Module] = {}
-    norm = None
-    for i, (c, kernel, step, groups, dilation) in enumerate(convolutions, 1):
+    norm, c_in, convolutions = None, shape.c_in, branch_convolutions(arch, shape)
+    for i, (c, kernel, stride, groups, dilation) in enumerate(convolutions, 1):
         last = i == len(convolutions)
-        conv_stride = 1 if arch.blur else step  # a blur subsamples instead
+        conv_stride = 1 if arch.blur else stride  # a blur subsamples instead
         layers[f"conv{i}"] = make.conv(c_in, c, kernel, conv_stride, groups, False, dilation)
         if not last or arch.order in ("post", "relu_before_add", "relu_only_pre"):
             layers[f"bn{i}"] = norm = make.norm(c)
         if not last or arch.order == "relu_before_add":
             layers[f"relu{i}"] = make.act()
-        if arch.blur and step > 1:
-            layers[f"blur{i}"] = Blur(arch.dims, step)
+        if arch.blur and stride > 1:
+            layers[f"blur{i}"] = Blur(arch.dims, stride)
         if arch.dropout and not last:
             layers[f"dropout{i}"] = nn.Dropout(arch.dropout)
         c_in = c
     if arch.se_reduction:
-        layers["se"] = SqueezeExcite(make, c_out, arch.se_reduction, arch.se_multiple)
+        layers["se"] = SqueezeExcite(make, shape.c_out, arch.se_reduction, arch.se_multiple)
     if arch.join.f_scale != 1:
         layers["scale"] = Scale(arch.join.f_scale)
-    if drop:
+    if arch.drop_path:
         from torchvision.ops import StochasticDepth  # here, since torchvision takes 1.7 s to import
 
-        layers["drop_path"] = StochasticDepth(drop, "row")
+        probability = arch.drop_path * shape.number / sum(arch.blocks)
+        layers["drop_path"] = StochasticDepth(probability, "row")
     if arch.zero_gamma:
         if norm is None:
             raise UsageError(f"zero_gamma: F of a {arch.unit!r} unit has no normalisation here")
@@ -243,45 +242,56 @@ def branch(
     return layers
 
 
-def shortcut(arch: ResNetArch, make: LayerFactory, c_in: int, c_out: int, stride: int) -> nn.Module:
+def branch_convolutions(arch: ResNetArch, shape: UnitShape) -> list[tuple[int, int, int, int, int]]:
+    """Output channels, kernel, stride, groups and dilation of each convolution of F."""
+    c, stride, first, after = shape.c_out, shape.stride, shape.first_dilation, shape.dilation
+    if arch.unit == "single":
+        return [(c, 3, stride, 1, first)]
+    if arch.unit == "basic":
+        return [(c, 3, stride, 1, first), (c, 3, 1, 1, after)]
+    width = round(c / arch.squeeze)
+    if arch.stride_on == "1x1":
+        return [(width, 1, stride, 1, 1), (width, 3, 1, arch.groups, after), (c, 1, 1, 1, 1)]
+    return [(width, 1, 1, 1, 1), (width, 3, stride, arch.groups, first), (c, 1, 1, 1, 1)]
+
+
+def shortcut(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> nn.Module:
     """h: option A, B or C of He et al. 2015, section 3.3, and on it the join's h of 2016."""
-    join = arch.join
-    changes = stride != 1 or c_in != c_out
+    join, extra = arch.join, shape.c_out - shape.c_in
     h: nn.Module = nn.Identity()
-    if join.kind == "conv" or arch.shortcut == "C" or (arch.shortcut == "B" and changes):
-        h = projection(arch, make, c_in, c_out, stride)
-    elif changes and arch.blur:
-        h = nn.Sequential(Blur(arch.dims, stride), Pad(arch.dims, 1, c_out - c_in))
-    elif changes:
-        h = Pad(arch.dims, stride, c_out - c_in)
+    if join.kind == "conv" or arch.shortcut == "C" or (arch.shortcut == "B" and shape.changes):
+        h = projection(arch, make, shape)
+    elif shape.changes and arch.blur:
+        h = nn.Sequential(Blur(arch.dims, shape.stride), Pad(arch.dims, 1, extra))
+    elif shape.changes:
+        h = Pad(arch.dims, shape.stride, extra)
     if join.kind == "scale":
         return nn.Sequential(h, Scale(join.x_scale))
     if join.kind == "dropout":
         return nn.Sequential(h, nn.Dropout(0.5))
     if join.kind == "shortcut_gate":
-        return ShortcutGate(h, gate(arch, make, c_in, c_out, stride))
+        return ShortcutGate(h, gate(arch, make, shape))
     return h
 
 
-def projection(
-    arch: ResNetArch, make: LayerFactory, c_in: int, c_out: int, stride: int
-) -> nn.Module:
+def projection(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> nn.Module:
     """W_s x, a 1x1 convolution; normalised where the last convolution of F is."""
     layers: list[nn.Module] = []
+    stride = shape.stride
     if arch.downsample == "avgpool":  # at an odd border over the pixels that are there
         mean = AVG_POOL[arch.dims](stride, stride, ceil_mode=True, count_include_pad=False)
         layers.append(mean if stride > 1 else nn.Identity())
     elif arch.blur and stride > 1:
         layers.append(Blur(arch.dims, stride))
-    layers.append(make.conv(c_in, c_out, 1, 1 if layers else stride))
+    layers.append(make.conv(shape.c_in, shape.c_out, 1, 1 if layers else stride))
     if arch.order not in ("bn_after_add", "pre"):
-        layers.append(make.norm(c_out))
+        layers.append(make.norm(shape.c_out))
     return nn.Sequential(*layers)
 
 
-def gate(arch: ResNetArch, make: LayerFactory, c_in: int, c_out: int, stride: int) -> nn.Module:
+def gate(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> nn.Module:
     """g(x) = sigmoid(W x + b), a 1x1 convolution: He et al. 2016, section 3.1."""
-    conv = make.conv(c_in, c_out, 1, stride, bias=True)
+    conv = make.conv(shape.c_in, shape.c_out, 1, shape.stride, bias=True)
     nn.init.constant_(conv.bias, arch.join.gate_bias)  # type: ignore[arg-type]
     return nn.Sequential(OrderedDict(conv=conv, sigmoid=nn.Sigmoid()))
 
