@@ -26,7 +26,7 @@ from resnets.evaluation.detection import (
 from resnets.evaluation.diagnosis import diagnose
 from resnets.evaluation.loader import LoaderOptions
 from resnets.evaluation.predictions import NO_DETECTIONS, SplitDetections, concatenate, load, save
-from resnets.models.detection.faster_rcnn import BatchDetections
+from resnets.models.detection.boxes import BatchDetections
 from tests.data._helpers import rows_of, split_of_rows
 
 pytest.importorskip("faster_coco_eval", reason="detection figures need resnets[detect]")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from resnets.config.recipe import Preprocess
 from resnets.evaluation.loader import LoaderOptions
 from resnets.evaluation.localization import evaluate
-from resnets.models.detection.faster_rcnn import BatchDetections
+from resnets.models.detection.boxes import BatchDetections
 from tests.data._helpers import split_of_rows
 
 LOADER = LoaderOptions(preprocess=Preprocess(size=64), device="cpu", batch=2)

@@ -16,6 +16,7 @@ from resnets.data.detection.targets import MASK_SIZE, DetectionTargets
 from resnets.errors import UsageError
 from resnets.models import build
 from resnets.models.detection import boxes as box
+from resnets.models.detection.rpn import make_anchors
 from resnets.models.localizer import Localizer, RegionFeatures, crop_regions
 from tests.data._helpers import targets_of
 
@@ -58,7 +59,8 @@ def test_scores_and_boxes_are_those_of_the_layers_at_the_anchors() -> None:
         last = network.features(images)["layer4"]  # 3 x 2 positions, 4 anchors each
         logits = network.classification(last).view(2, 4, 5, 3, 2)
         deltas = network.regression(last).view(2, 4, 5, 4, 3, 2)
-        anchors = box.anchors([(3, 2)], [(32, 32)], [SMALL.anchors], SMALL.ratios).view(3, 2, 4, 4)
+        anchors, _ = make_anchors([last], (96, 64), [SMALL.anchors], SMALL.ratios)
+        anchors = anchors.view(3, 2, 4, 4)
         classes = torch.tensor([[3, 0], [1, 4]])
         boxes, scores = network.proposals(look(network, images), classes, 24)
         assert boxes.shape == (2, 2, 24, 4)

@@ -17,13 +17,9 @@ from torch import Tensor
 
 from resnets.evaluation.detection import Detect
 from resnets.models.detection import boxes as box
-from resnets.models.detection.faster_rcnn import (
-    BatchDetections,
-    FasterRCNN,
-    flatten_classes,
-    top_k_detections,
-)
-from resnets.models.detection.rpn import gather_rows, rescale
+from resnets.models.detection.boxes import BatchDetections, gather_rows, top_k_detections
+from resnets.models.detection.faster_rcnn import FasterRCNN, flatten_classes
+from resnets.models.detection.rpn import rescale
 
 SIDE = 224  # pixels: regions of the size that classifiers are trained on
 NMS_THRESH = 0.3  # IoU beyond which a refined box suppresses another of its class

@@ -22,7 +22,7 @@ from resnets.evaluation.predictions import NO_DETECTIONS, Rle, SplitDetections, 
 from resnets.models.detection.boxes import clip
 
 if TYPE_CHECKING:  # torchvision takes 1.7 s to import
-    from resnets.models.detection.faster_rcnn import BatchDetections
+    from resnets.models.detection.boxes import BatchDetections
 
 
 class Detect(Protocol):

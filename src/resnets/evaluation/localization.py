@@ -15,7 +15,7 @@ from resnets.evaluation.loader import LoaderOptions
 from resnets.models.detection.boxes import iou
 
 if TYPE_CHECKING:  # torchvision takes 1.7 s to import
-    from resnets.models.detection.faster_rcnn import BatchDetections
+    from resnets.models.detection.boxes import BatchDetections
 
 
 class Locate(Protocol):

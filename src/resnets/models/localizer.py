@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -20,21 +19,19 @@ from torch.nn import functional as F
 from resnets.config.arch import LocalizerArch
 from resnets.errors import UsageError
 from resnets.models.detection import boxes as box
-from resnets.models.detection.faster_rcnn import BatchDetections
+from resnets.models.detection.boxes import BatchDetections, gather_rows
 from resnets.models.detection.roi_align import sampling_grid
 from resnets.models.detection.rpn import (
     HIGH,
     LOW,
     flatten_levels,
-    gather_rows,
     image_sizes,
     make_anchors,
-    per_image_mean,
     rescale,
-    smooth_l1,
 )
+from resnets.models.detection.sampling import SampledBoxes, sample_boxes
 from resnets.models.layers import check_finite, global_mean
-from resnets.models.resnet import ResNet
+from resnets.models.resnet import make_backbone
 
 if TYPE_CHECKING:  # `data` takes longer to import than the networks
     from resnets.data.detection.targets import DetectionTargets
@@ -64,13 +61,6 @@ def init_predictors(classification: nn.Module, regression: nn.Module, classes: i
     for layer, bias in (classification, -math.log(2 * classes - 1)), (regression, 0.0):
         nn.init.normal_(layer.weight, std=0.01)  # type: ignore[arg-type]
         nn.init.constant_(layer.bias, bias)  # type: ignore[arg-type]
-
-
-def make_backbone(arch: LocalizerArch, checkpoint: int) -> ResNet:
-    """The backbone without its classifier."""
-    body = ResNet(replace(arch.backbone, channels=arch.channels), checkpoint=checkpoint)
-    body.add_module("fc", nn.Identity())
-    return body
 
 
 class RCNN(nn.Module):
@@ -143,12 +133,12 @@ class Localizer(nn.Module):
         if targets is not None:
             return self.losses(images, sizes, targets)
         features = self.multi_scale_features(images, sizes)
-        best = torch.stack([each.logits.amax(2) for each in features]).amax(0)
+        best = torch.stack([at_scale.logits.amax(2) for at_scale in features]).amax(0)
         count = DETECTIONS_PER_IMG if self.rcnn is None else RCNN_DETECTIONS_PER_IMG
         classes = best.topk(min(count, best.shape[1])).indices
         boxes, scores = self.localize(images, features, classes)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
-        return BatchDetections(gather_rows(boxes, order), scores, classes.gather(1, order), None)
+        return BatchDetections(gather_rows(boxes, order), scores, classes.gather(1, order))
 
     def best(
         self, images: Tensor, classes: Tensor, sizes: Tensor | None = None
@@ -168,15 +158,15 @@ class Localizer(nn.Module):
         if self.rcnn is None:
             return boxes[:, :, 0], scores[:, :, 0]
         best_boxes, best_scores = [], []
-        for k, own in enumerate(classes.unbind(1)):
+        for k, label in enumerate(classes.unbind(1)):
             rois, sizes = boxes[:, k], features[0].sizes
             chunks = torch.split(rois, max(1, ROI_BATCH // len(rois)), 1)
             outputs = zip(*[self.rcnn(images, chunk) for chunk in chunks], strict=True)
             logits, deltas = (torch.cat(x, 1) for x in outputs)
-            which = own[:, None, None]
+            which = label[:, None, None]
             score, best = logits.take_along_dim(which, 2).max(1, keepdim=True)  # (B, 1, 1)
-            own_deltas = deltas.take_along_dim(which[..., None], 2)[:, :, 0]
-            moved = box.decode(own_deltas.take_along_dim(best, 1), rois.take_along_dim(best, 1))
+            class_deltas = deltas.take_along_dim(which[..., None], 2)[:, :, 0]
+            moved = box.decode(class_deltas.take_along_dim(best, 1), rois.take_along_dim(best, 1))
             best_boxes.append(box.clip(moved, sizes))
             best_scores.append(score[..., 0].sigmoid())
         return torch.cat(best_boxes, 1), torch.cat(best_scores, 1)
@@ -202,8 +192,8 @@ class Localizer(nn.Module):
         self, features: Sequence[RegionFeatures], classes: Tensor, count: int
     ) -> tuple[Tensor, Tensor]:
         """The `count` best boxes of classes (B, k), best first: (B, k, n, 4), scores (B, k, n)."""
-        found = [self.proposals_at_scale(each, classes, count) for each in features]
-        boxes, scores = (torch.cat(x, 2) for x in zip(*found, strict=True))
+        proposals = [self.proposals_at_scale(at_scale, classes, count) for at_scale in features]
+        boxes, scores = (torch.cat(x, 2) for x in zip(*proposals, strict=True))
         scores, best = scores.topk(min(count, scores.shape[2]))
         return boxes.take_along_dim(best[..., None], 2), scores
 
@@ -238,12 +228,17 @@ class Localizer(nn.Module):
         label = targets.classes.gather(1, first)  # (B, 1)
         targets = targets.ignore(targets.is_object & (targets.classes != label))
 
-        matched = box.match(features.anchors[None], targets, LOW, HIGH, rescue=True)
-        index, chosen = box.sample(matched, SAMPLED, POSITIVE_SHARE)
-        logits = features.logits.gather(2, index[:, None].expand(-1, self.arch.classes, -1))
-        deltas = self.deltas(features, label, index[:, None])[:, 0]
-        matched, anchors = matched.gather(1, index), features.anchors[index]
-        losses = sampled_losses(logits.mT, deltas, anchors, label, targets, matched, chosen)
+        samples = sample_boxes(
+            *(features.anchors[None], targets, SAMPLED, POSITIVE_SHARE),
+            low=LOW,
+            high=HIGH,
+            rescue=True,
+        )
+        logits = features.logits.gather(
+            2, samples.index[:, None].expand(-1, self.arch.classes, -1)
+        ).mT
+        deltas = self.deltas(features, label, samples.index[:, None])[:, 0]
+        losses = class_losses(logits, deltas, label, samples)
         with torch.no_grad():
             rois = self.proposals([features], label, self.arch.regions[1] or 1)[0][:, 0]
             overlap = (box.iou(rois[:, :1], targets.boxes)[:, 0] * targets.is_object).amax(1)
@@ -251,33 +246,24 @@ class Localizer(nn.Module):
         if self.rcnn is not None:
             # The true boxes are among the regions, as nothing else may be right at first.
             rois = torch.cat([rois, targets.boxes], 1)
-            matched = box.match(rois, targets, IOU, IOU, rescue=False)
-            index, chosen = box.sample(matched, self.arch.regions[0], POSITIVE_SHARE)
-            rois, matched = gather_rows(rois, index), matched.gather(1, index)
-            logits, deltas = self.rcnn(images, rois)
+            samples = sample_boxes(
+                rois, targets, self.arch.regions[0], POSITIVE_SHARE, low=IOU, high=IOU
+            )
+            logits, deltas = self.rcnn(images, samples.boxes)
             deltas = deltas.take_along_dim(label[..., None, None], 2)[:, :, 0]
-            losses += sampled_losses(logits, deltas, rois, label, targets, matched, chosen)
+            losses += class_losses(logits, deltas, label, samples)
         return torch.stack([*losses, wrong.mean()])
 
 
-def sampled_losses(
-    logits: Tensor,
-    deltas: Tensor,
-    boxes: Tensor,
-    label: Tensor,
-    targets: DetectionTargets,
-    matched: Tensor,
-    chosen: Tensor,
+def class_losses(
+    logits: Tensor, deltas: Tensor, label: Tensor, samples: SampledBoxes
 ) -> list[Tensor]:
-    """Classification and box loss of n sampled boxes (B, n, 4), each a mean over images.
+    """Classification and box loss of n sampled boxes, each a mean over images.
 
     Logits are (B, n, K), deltas (B, n, 4) of the label's class (B, 1).
     """
-    positive = chosen & (matched >= 0)
     one_hot = torch.zeros_like(logits)
     index = label[..., None].expand(-1, logits.shape[1], 1)
-    one_hot.scatter_(2, index, positive[..., None].float())
-    class_loss = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
-    true_boxes = gather_rows(targets.boxes, matched.clamp(min=0))
-    box_loss = smooth_l1(deltas, box.encode(true_boxes, boxes)) * positive
-    return [per_image_mean(class_loss.sum(2), chosen), per_image_mean(box_loss, chosen)]
+    one_hot.scatter_(2, index, samples.is_positive[..., None].float())
+    losses = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none").sum(2)
+    return [samples.mean(losses), samples.box_loss(deltas)]

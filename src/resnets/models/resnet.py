@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnets.config.arch import ResNetArch
+from resnets.config.arch import DenseTaskArch, ResNetArch
 from resnets.errors import UsageError
 from resnets.models.blocks import (
     ExclusiveGate,
@@ -156,6 +156,13 @@ class ResNet(nn.Module):
             x = stage(x)
         logits: Tensor = self.fc(global_mean(self.final(x)))
         return logits
+
+
+def make_backbone(arch: DenseTaskArch, checkpoint: int) -> ResNet:
+    """The residual network below a detector, segmenter or localiser: one without a classifier."""
+    body = ResNet(replace(arch.backbone, channels=arch.channels), checkpoint=checkpoint)
+    body.add_module("fc", nn.Identity())
+    return body
 
 
 def stem_convolution(arch: ResNetArch, make: LayerFactory) -> nn.Module:

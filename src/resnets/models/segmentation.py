@@ -6,7 +6,6 @@ The tensors of FCN and DeepLabv3 are named as in torchvision.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from resnets.config.arch import IGNORE_INDEX, SegmenterArch
 from resnets.errors import UsageError
 from resnets.models.layers import LayerFactory, initialise
-from resnets.models.resnet import ResNet
+from resnets.models.resnet import make_backbone
 
 AUX_WEIGHT = 0.4  # the weight of its loss: Zhao et al. 2016, section 3.3
 ASPP_DILATIONS = (12, 24, 36)  # at an output stride of 8: Chen et al. 2017, section 3.3
@@ -35,10 +34,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.arch = arch
         self.loss_names = ("pixels", "auxiliary") if arch.auxiliary else ("pixels",)
-        self.backbone = ResNet(
-            replace(arch.backbone, channels=arch.channels), checkpoint=checkpoint
-        )
-        self.backbone.add_module("fc", nn.Identity())
+        self.backbone = make_backbone(arch, checkpoint)
         widths = [channels for channels, _ in self.backbone.levels.values()][1:]
         make = LayerFactory(norm_kind=arch.backbone.norm)
         self.fpn = FeaturePyramidNetwork(widths, arch.width) if arch.head == "fpn" else None

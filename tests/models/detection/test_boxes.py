@@ -7,13 +7,10 @@ import torch
 from torch import Tensor
 from torchvision import ops as tv
 from torchvision.models.detection._utils import BoxCoder, Matcher
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.image_list import ImageList
 
 from resnets.data.detection.targets import DetectionTargets, Kind
 from resnets.models.detection import boxes
 from resnets.models.detection.boxes import (
-    anchors,
     area,
     box_voting,
     clip,
@@ -84,26 +81,6 @@ def test_boxes_are_clipped_to_each_image() -> None:
     given = torch.tensor([[[-5.0, 2, 50, 70]], [[-5.0, 2, 50, 70]]])
     found = clip(given, torch.tensor([[60, 40], [80, 100]]))
     assert found.tolist() == [[[0, 2, 40, 60]], [[0, 2, 50, 70]]]
-
-
-def test_anchors_are_torchvisions_in_value_and_order() -> None:
-    shapes, strides = [(6, 9), (3, 5), (2, 3)], [(8, 8), (16, 16), (32, 32)]
-    sizes = tuple(tuple(s * 2 ** (k / 3) for k in range(3)) for s in (32, 45, 61))
-    ratios = (0.5, 1.0, 2.0)
-    generator = AnchorGenerator(sizes, (ratios,) * 3)
-    steps = [[torch.tensor(s) for s in pair] for pair in strides]
-    generator.set_cell_anchors(torch.float32, torch.device("cpu"))
-    expected = torch.cat(generator.grid_anchors([list(s) for s in shapes], steps))
-    assert torch.equal(anchors(shapes, strides, sizes, ratios), expected)
-
-
-def test_anchors_of_one_level_are_those_of_an_image() -> None:
-    generator = AnchorGenerator(((64, 128),), ((0.5, 1.0),))
-    images = ImageList(torch.zeros(1, 3, 64, 96), [(64, 96)])
-    expected = generator(images, [torch.zeros(1, 8, 4, 6)])[0]
-    found = anchors([(4, 6)], [(16, 16)], [(64, 128)], (0.5, 1.0))
-    assert torch.equal(found, expected)
-    assert found.dtype == torch.float32
 
 
 @pytest.mark.parametrize("rescue", [True, False])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,15 @@ if TYPE_CHECKING:  # `data` takes longer to import than the networks
 LARGEST = math.log(1000 / 16)  # of a decoded dw, dh: an early, wild network must not overflow exp
 TINY = 1e-6  # instead of a width, height or area of 0
 CHUNK = 2**20  # pairs of object and box that `match` holds at a time
+
+
+class BatchDetections(NamedTuple):
+    """The detections of each image of a batch, the best first; D is fixed."""
+
+    boxes: Tensor  # float32 (B, D, 4), pixels of the input
+    scores: Tensor  # float32 (B, D), 0 where there is none
+    classes: Tensor  # int64 (B, D), -1 where there is none
+    masks: Tensor | None = None  # float32 (B, D, 28, 28), 0..1 inside the box
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -65,33 +74,14 @@ def decode(deltas: Tensor, anchors: Tensor, weights: Sequence[float] = (1, 1, 1,
     return torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], -1)
 
 
+def gather_rows(rows: Tensor, index: Tensor) -> Tensor:
+    """Rows (B or 1, N, C) at index (B, n): (B, n, C)."""
+    return rows.take_along_dim(index[..., None], 1)
+
+
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Boxes (B, R, 4) inside images of sizes (B, 2): height, width."""
     return boxes.clamp(min=0).minimum(sizes.flip(1).repeat(1, 2)[:, None].to(boxes))
-
-
-def anchors(
-    shapes: Sequence[tuple[int, int]],
-    strides: Sequence[tuple[int, int]],
-    sizes: Sequence[Sequence[float]],
-    ratios: Sequence[float],
-    device: torch.device | None = None,
-) -> Tensor:
-    """Anchors of maps of shapes (h, w) and strides (sy, sx), float32 (A, 4), level after level.
-
-    `sizes` has the sides of each level, `ratios` are height / width. Order (row, column, ratio,
-    size) and the rounding to whole pixels are torchvision's.
-    """
-    tall = torch.tensor(ratios, dtype=torch.float32, device=device).sqrt()[:, None]
-    levels = []
-    for (h, w), (sy, sx), sides in zip(shapes, strides, sizes, strict=True):
-        side = torch.tensor(sides, dtype=torch.float32, device=device)
-        corner = torch.stack([1 / tall * side, tall * side], -1).view(-1, 2) / 2
-        cell = torch.cat([-corner, corner], 1).round()
-        rows, columns = (torch.arange(n, device=device) * s for n, s in ((h, sy), (w, sx)))
-        y, x = torch.meshgrid(rows, columns, indexing="ij")
-        levels.append((torch.stack([x, y, x, y], -1)[:, :, None] + cell).view(-1, 4))
-    return torch.cat(levels)
 
 
 @torch.no_grad()
@@ -165,6 +155,26 @@ def nms(
     pad = (0, keep - best.values.shape[1])
     valid = F.pad(best.values > -math.inf, pad)
     return F.pad(best.indices, pad).where(valid, 0), valid
+
+
+def top_k_detections(
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    valid: Tensor,
+    nms_thresh: float,
+    detections_per_img: int,
+) -> BatchDetections:
+    """Suppression within each image and class, and the best of each image.
+
+    boxes (B, R, 4); scores, classes and valid (B, R).
+    """
+    index, valid = nms(boxes, scores, classes, valid, nms_thresh, detections_per_img)
+    return BatchDetections(
+        gather_rows(boxes, index) * valid[..., None],
+        scores.gather(1, index) * valid,
+        classes.gather(1, index).where(valid, -1),
+    )
 
 
 def box_voting(

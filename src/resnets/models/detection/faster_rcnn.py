@@ -7,7 +7,7 @@ R-CNN (1703.06870). Where torchvision has the network, the names of the tensors 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,10 @@ from resnets.config.arch import DetectorArch
 from resnets.errors import UsageError
 from resnets.models.detection import boxes as box
 from resnets.models.detection import roi_align
+from resnets.models.detection.boxes import BatchDetections, top_k_detections
 from resnets.models.detection.fpn import EXTRA_LEVELS, FeaturePyramid
-from resnets.models.detection.rpn import (
-    RegionProposalNetwork,
-    gather_rows,
-    image_sizes,
-    per_image_mean,
-    smooth_l1,
-)
+from resnets.models.detection.rpn import RegionProposalNetwork, image_sizes
+from resnets.models.detection.sampling import SampledBoxes, per_image_mean, sample_boxes
 from resnets.models.layers import LayerFactory, check_finite, global_mean
 
 if TYPE_CHECKING:  # `data` takes longer to import than the networks
@@ -38,15 +34,6 @@ WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of dx, dy, dw, dh: about 1 / their standard 
 SMALLEST = 1e-2  # side of a detection, in pixels
 CELLS = {"fpn": 7, "c4": 14}  # of a region; conv5 halves the 14
 MASK_CELLS = 14  # of a region for the mask head; the mask has twice as many
-
-
-class BatchDetections(NamedTuple):
-    """The detections of each image of a batch, the best first; D is fixed."""
-
-    boxes: Tensor  # float32 (B, D, 4), pixels of the input
-    scores: Tensor  # float32 (B, D), 0 where there is none
-    classes: Tensor  # int64 (B, D), -1 where there is none
-    masks: Tensor | None  # float32 (B, D, 28, 28), 0..1 inside the box
 
 
 class BoxHead(nn.Module):
@@ -195,9 +182,9 @@ class FasterRCNN(nn.Module):
         """Mask logits of one class for each region: (B, R, 4), int64 (B, R) -> (B, R, 28, 28)."""
         x = self.roi_heads["mask_head"](self.roi_features(maps, rois, MASK_CELLS))
         logits = self.roi_heads["mask_predictor"](x)
-        own = logits.take_along_dim(classes.view(-1, 1, 1, 1) + 1, 1)[:, 0]
-        own_logits: Tensor = own.float().unflatten(0, rois.shape[:2])
-        return own_logits
+        logits = logits.take_along_dim(classes.view(-1, 1, 1, 1) + 1, 1)[:, 0]
+        class_logits: Tensor = logits.float().unflatten(0, rois.shape[:2])
+        return class_logits
 
     def roi_features(self, maps: dict[str, Tensor], rois: Tensor, cells: int) -> Tensor:
         """The maps inside regions, each of its level: (B, R, 4) -> (B*R, C, cells, cells)."""
@@ -229,34 +216,36 @@ class FasterRCNN(nn.Module):
 
         rois, _ = self.rpn.propose(output, sizes, self.pre_nms_top_n[0], self.arch.proposals[0])
         rois = torch.cat([rois, targets.boxes], 1)
-        matched = box.match(rois, targets, IOU, IOU, rescue=False)
-        index, chosen = box.sample(matched, self.arch.sampled, POSITIVE_SHARE)
-        rois, matched = gather_rows(rois, index), matched.gather(1, index)
-        positive, matched = chosen & (matched >= 0), matched.clamp(min=0)
-        true_boxes = gather_rows(targets.boxes, matched)
-        labels = (targets.classes.gather(1, matched) + 1) * positive
+        samples = sample_boxes(rois, targets, self.arch.sampled, POSITIVE_SHARE, low=IOU, high=IOU)
+        labels = (targets.classes.gather(1, samples.rows) + 1) * samples.is_positive
 
-        logits, deltas = self.predict_deltas(self.box_features(maps, rois, sizes))
+        logits, deltas = self.predict_deltas(self.box_features(maps, samples.boxes, sizes))
         logits = logits.float()
-        class_loss = F.cross_entropy(logits.mT, labels, reduction="none")
-        own_deltas = deltas.take_along_dim(labels[..., None, None], 2)[:, :, 0]
-        box_loss = smooth_l1(own_deltas, box.encode(true_boxes, rois, WEIGHTS)) * positive
-        wrong = per_image_mean((logits.argmax(2) != labels).float(), chosen)
-        roi_losses = [per_image_mean(class_loss, chosen), per_image_mean(box_loss, chosen)]
-
+        class_loss = samples.mean(F.cross_entropy(logits.mT, labels, reduction="none"))
+        class_deltas = deltas.take_along_dim(labels[..., None, None], 2)[:, :, 0]
+        losses = [class_loss, samples.box_loss(class_deltas, WEIGHTS)]
         if self.arch.masks:
-            if targets.masks is None:
-                raise UsageError("the network draws masks, and the objects of the data have none")
-            most = max(1, int(positive.sum(1).max()))  # positives come first
-            rois, positive, labels = rois[:, :most], positive[:, :most], labels[:, :most]
-            masks = targets.masks.take_along_dim(matched[:, :most, None, None], 1)
-            true_masks = crop_masks(masks, true_boxes[:, :most], rois, 2 * MASK_CELLS)
-            mask_logits = self.mask_logits(maps, rois, (labels - 1).clamp(min=0))
-            mask_loss = F.binary_cross_entropy_with_logits(
-                mask_logits, true_masks, reduction="none"
-            )
-            roi_losses.append(per_image_mean(mask_loss.mean((2, 3)), positive))
-        return torch.cat([rpn_losses, torch.stack([*roi_losses, wrong])])
+            losses.append(self.mask_loss(maps, targets, samples, labels))
+        wrong = samples.mean((logits.argmax(2) != labels).float())
+        return torch.cat([rpn_losses, torch.stack([*losses, wrong])])
+
+    def mask_loss(
+        self,
+        maps: dict[str, Tensor],
+        targets: DetectionTargets,
+        samples: SampledBoxes,
+        labels: Tensor,
+    ) -> Tensor:
+        """Cross-entropy of the positives' masks of their true classes, `labels` less 1."""
+        if targets.masks is None:
+            raise UsageError("the network draws masks, and the objects of the data have none")
+        most = max(1, int(samples.is_positive.sum(1).max()))  # positives come first
+        boxes, true_boxes = samples.boxes[:, :most], samples.true_boxes[:, :most]
+        masks = targets.masks.take_along_dim(samples.rows[:, :most, None, None], 1)
+        true_masks = crop_masks(masks, true_boxes, boxes, 2 * MASK_CELLS)
+        logits = self.mask_logits(maps, boxes, (labels[:, :most] - 1).clamp(min=0))
+        losses = F.binary_cross_entropy_with_logits(logits, true_masks, reduction="none")
+        return per_image_mean(losses.mean((2, 3)), samples.is_positive[:, :most])
 
 
 def flatten_classes(
@@ -272,27 +261,6 @@ def flatten_classes(
     boxes, scores = box.clip(boxes.flatten(1, 2), sizes), probabilities[..., 1:].flatten(1)
     large = (boxes[..., 2:] - boxes[..., :2]).amin(2) >= SMALLEST
     return boxes, scores, classes, large & (scores > score_thresh)
-
-
-def top_k_detections(
-    boxes: Tensor,
-    scores: Tensor,
-    classes: Tensor,
-    valid: Tensor,
-    nms_thresh: float,
-    detections_per_img: int,
-) -> BatchDetections:
-    """Suppression within each image and class, and the best of each image.
-
-    boxes (B, R, 4); scores, classes and valid (B, R).
-    """
-    index, valid = box.nms(boxes, scores, classes, valid, nms_thresh, detections_per_img)
-    return BatchDetections(
-        gather_rows(boxes, index) * valid[..., None],
-        scores.gather(1, index) * valid,
-        classes.gather(1, index).where(valid, -1),
-        None,
-    )
 
 
 def crop_masks(masks: Tensor, boxes: Tensor, rois: Tensor, cells: int) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import (
     FeaturePyramidNetwork,
@@ -14,7 +12,7 @@ from torchvision.ops.feature_pyramid_network import (
 from resnets.config.arch import DetectorArch
 from resnets.errors import UsageError
 from resnets.models.layers import LayerFactory
-from resnets.models.resnet import ResNet
+from resnets.models.resnet import make_backbone
 
 EXTRA_LEVELS = {"fpn": ("pool",), "retina": ("p6", "p7"), "c4": ()}  # levels beyond the network's
 
@@ -34,10 +32,7 @@ class FeaturePyramid(nn.Module):
 
     def __init__(self, arch: DetectorArch, *, checkpoint: int = 0) -> None:
         super().__init__()
-        self.body = body = ResNet(
-            replace(arch.backbone, channels=arch.channels), checkpoint=checkpoint
-        )
-        del body.fc
+        self.body = body = make_backbone(arch, checkpoint)
         stages = list(body.stages)
         check(arch, stages)
         deepest = stages.index(arch.levels[-1]) + 1

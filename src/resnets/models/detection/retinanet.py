@@ -12,9 +12,9 @@ from torchvision.ops import sigmoid_focal_loss
 
 from resnets.config.arch import DetectorArch
 from resnets.models.detection import boxes as box
-from resnets.models.detection.faster_rcnn import BatchDetections, top_k_detections
+from resnets.models.detection.boxes import BatchDetections, gather_rows, top_k_detections
 from resnets.models.detection.fpn import FeaturePyramid
-from resnets.models.detection.rpn import RPNOutput, gather_rows, image_sizes, make_anchors
+from resnets.models.detection.rpn import RPNOutput, image_sizes, make_anchors
 from resnets.models.layers import LayerFactory, check_finite
 
 if TYPE_CHECKING:  # `data` takes longer to import than the networks

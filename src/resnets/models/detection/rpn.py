@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import Conv2dNormActivation
 
 from resnets.config.arch import STRIDE
 from resnets.models.detection import boxes as box
+from resnets.models.detection.boxes import gather_rows
+from resnets.models.detection.sampling import sample_boxes
 
 if TYPE_CHECKING:  # `data` takes longer to import than the networks
     from resnets.data.detection.targets import DetectionTargets
@@ -32,11 +35,11 @@ class RPNOutput(NamedTuple):
 
     def top_k(self, scores: Tensor, count: int) -> Tensor:
         """The anchors of the best `count` scores (B, A) of each level: int64 (B, n)."""
-        parts, first = [], 0
+        best, first = [], 0
         for level in torch.split(scores, self.counts, 1):
-            parts.append(level.topk(min(count, level.shape[1])).indices + first)
+            best.append(level.topk(min(count, level.shape[1])).indices + first)
             first += level.shape[1]
-        return torch.cat(parts, 1)
+        return torch.cat(best, 1)
 
     def decode(self, index: Tensor, sizes: Tensor) -> Tensor:
         """The boxes that anchors int64 (B, n) become, inside images of `sizes`: (B, n, 4)."""
@@ -111,16 +114,13 @@ class RegionProposalNetwork(nn.Module):
 
     def losses(self, output: RPNOutput, targets: DetectionTargets) -> Tensor:
         """Of the scores, and of the boxes: float32 (2,). Targets (B, M), M > 0."""
-        matched = box.match(output.anchors[None], targets, LOW, HIGH, rescue=True)
-        index, chosen = box.sample(matched, self.sampled, 0.5)
-        matched = matched.gather(1, index)
-        positive = chosen & (matched >= 0)
-        scores = output.logits.gather(1, index)
-        score_loss = F.binary_cross_entropy_with_logits(scores, positive.float(), reduction="none")
-        true_boxes = gather_rows(targets.boxes, matched.clamp(min=0))
-        true_deltas = box.encode(true_boxes, output.anchors[index])
-        box_loss = smooth_l1(gather_rows(output.deltas, index), true_deltas) * positive
-        return torch.stack([per_image_mean(score_loss, chosen), per_image_mean(box_loss, chosen)])
+        samples = sample_boxes(
+            output.anchors[None], targets, self.sampled, 0.5, low=LOW, high=HIGH, rescue=True
+        )
+        scores, positive = output.logits.gather(1, samples.index), samples.is_positive.float()
+        score_loss = F.binary_cross_entropy_with_logits(scores, positive, reduction="none")
+        box_loss = samples.box_loss(gather_rows(output.deltas, samples.index))
+        return torch.stack([samples.mean(score_loss), box_loss])
 
 
 def flatten_levels(maps: Sequence[Tensor], values: int) -> Tensor:
@@ -142,21 +142,8 @@ def make_anchors(
     """
     height, width = image_shape
     shapes = [(m.shape[2], m.shape[3]) for m in maps]
-    strides = [(height // h, width // w) for h, w in shapes]
-    counts = [h * w * len(s) * len(ratios) for (h, w), s in zip(shapes, sizes, strict=True)]
-    return box.anchors(shapes, strides, sizes, ratios, maps[0].device), counts
-
-
-def gather_rows(rows: Tensor, index: Tensor) -> Tensor:
-    """Rows (B, N, C) at index (B, n): (B, n, C)."""
-    return rows.take_along_dim(index[..., None], 1)
-
-
-def smooth_l1(deltas: Tensor, goals: Tensor) -> Tensor:
-    """Smooth L1, summed over the four: (B, R, 4) -> float32 (B, R). Linear from 1/9 on."""
-    return F.smooth_l1_loss(deltas.float(), goals, beta=1 / 9, reduction="none").sum(2)
-
-
-def per_image_mean(losses: Tensor, chosen: Tensor) -> Tensor:
-    """The mean of the chosen of each image, and of that the mean over images: (B, R) -> ()."""
-    return ((losses * chosen).sum(1) / chosen.sum(1).clamp(min=1)).mean()
+    strides: Any = [(height // h, width // w) for h, w in shapes]
+    generator = AnchorGenerator(tuple(sizes), (tuple(ratios),) * len(sizes))
+    generator.set_cell_anchors(torch.float32, maps[0].device)
+    levels = generator.grid_anchors(shapes, strides)
+    return torch.cat(levels), [len(level) for level in levels]
