@@ -21,7 +21,7 @@ from resnets.cli import terminal
 from resnets.config import families
 from resnets.config.recipe import Preprocess
 from resnets.data.splits import Split
-from resnets.escape import cell, lines, markdown, visible
+from resnets.escape import csv_cell, escape_lines, escape_markdown, visible
 from resnets.evaluation.predictions import SplitDetections
 from resnets.models import build
 from resnets.models.io.model_file import ModelMetadata, save
@@ -60,7 +60,7 @@ def test_every_sign_that_does_not_show_is_written_out():
     assert [visible(c) for c in hidden] == [
         "\\u001b", "\\n", "\\u007f", "\\u009b", "\\u202e", "\\u3164", "\\udcff", "\\udb40\\udc41",
     ]  # fmt: skip
-    assert lines("one\ntwo\r") == "one\n  two\\r"
+    assert escape_lines("one\ntwo\r") == "one\n  two\\r"
 
 
 def test_bytes_of_a_file_name_are_read_as_utf_8_where_they_are_it():
@@ -71,18 +71,18 @@ def test_bytes_of_a_file_name_are_read_as_utf_8_where_they_are_it():
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(1)", " =1", "\uff1d1", "\t=1", "\r=1"])
 def test_a_cell_is_no_formula(text):
-    assert cell(text)[0] in "'\\"
-    assert (cell(-1.5), cell("a=1"), cell("x-1.png")) == (-1.5, "a=1", "x-1.png")
+    assert csv_cell(text)[0] in "'\\"
+    assert (csv_cell(-1.5), csv_cell("a=1"), csv_cell("x-1.png")) == (-1.5, "a=1", "x-1.png")
 
 
 def test_markdown_is_text():
     wild = "# [a](http://x) <b> `c` | *d* _e_ ~f~ $g$ &amp; @h www.i.org :smile: j\nk"
-    text = markdown(wild)
+    text = escape_markdown(wild)
     assert not re.search(r"[\[\]<>`|*_~$@]|://|www\.|:smile:|\n", text)
     assert re.sub(r"&#(\d+);", lambda sign: chr(int(sign[1])), text) == wild.replace("\n", "\\n")
-    assert [markdown(t)[0] for t in ("- a", "+ a", "= a")] == ["&"] * 3
-    assert [markdown(t) for t in ("1. a", "12) a")] == ["1&#46; a", "12&#41; a"]
-    assert [markdown(t) for t in ("5:30, 0.5 x-1", "3.4 minutes")] == [
+    assert [escape_markdown(t)[0] for t in ("- a", "+ a", "= a")] == ["&"] * 3
+    assert [escape_markdown(t) for t in ("1. a", "12) a")] == ["1&#46; a", "12&#41; a"]
+    assert [escape_markdown(t) for t in ("5:30, 0.5 x-1", "3.4 minutes")] == [
         "5:30, 0.5 x-1",
         "3.4 minutes",
     ]

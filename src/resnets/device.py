@@ -62,19 +62,19 @@ def environment() -> dict[str, str]:
 
     return {
         "resnets": version("resnets"),
-        "code": code(),
-        "commit": commit(),
+        "code": package_digest(),
+        "commit": git_commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
         "system": platform.platform(),
-        "processor": processor(),
+        "processor": processor_name(),
         "threads": str(torch.get_num_threads()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
 
 
-def code() -> str:
+def package_digest() -> str:
     """The start of the SHA-256 of the package's files, so that a change between releases shows."""
     root, found = Path(__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*")):
@@ -83,7 +83,7 @@ def code() -> str:
     return found.hexdigest()[:16]
 
 
-def commit() -> str:
+def git_commit() -> str:
     """The commit of the checkout that this package runs from; "none" where it is installed."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
@@ -94,6 +94,6 @@ def commit() -> str:
     return done.stdout.strip() if done else "none"
 
 
-def processor() -> str:
+def processor_name() -> str:
     """The processor's model, as far as the system tells it."""
     return cpuinfo("model name") or platform.processor() or platform.machine() or "CPU"

@@ -24,16 +24,16 @@ def visible(text: str, keep: str = "") -> str:
         return text
     with suppress(UnicodeEncodeError):  # where a locale lacks them, names of files hold bytes
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
-    return "".join(sign if sign in keep else _shown(sign) for sign in text)
+    return "".join(sign if sign in keep else _escape(sign) for sign in text)
 
 
-def _shown(sign: str) -> str:
+def _escape(sign: str) -> str:
     if category(sign) not in _UNSEEN and sign not in _BLANK:
         return sign
     return "\\u007f" if sign == "\x7f" else json.dumps(sign)[1:-1]
 
 
-def lines(text: str) -> str:
+def escape_lines(text: str) -> str:
     """A message of several lines for a terminal, indented from the second line on.
 
     So a name that contains a line break cannot start a line that looks like one of ours.
@@ -41,7 +41,7 @@ def lines(text: str) -> str:
     return visible(text, "\n").replace("\n", "\n  ")
 
 
-def cell(value: Any) -> Any:
+def csv_cell(value: Any) -> Any:
     """A value for a CSV file; text that a spreadsheet would take for a formula is quoted."""
     if not isinstance(value, str):
         return value
@@ -49,7 +49,7 @@ def cell(value: Any) -> Any:
     return f"'{text}" if text.lstrip().startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")) else text
 
 
-def markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text without meaning in Markdown: no markup, list, link, mention or formula."""
     signs = r"[\\`*_\[\]<>|&#~$@]|:(?=[^\s\d])|(?<=\b[wW]{3})\.|^[-+=]"
     escaped = re.sub(signs, lambda sign: f"&#{ord(sign[0])};", visible(text))

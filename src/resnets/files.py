@@ -17,17 +17,17 @@ def write_whole(path: Path, data: bytes) -> None:
     """Replace a file in one step that survives a crash. Raises DiskError; the old file stays."""
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
-        try:
-            write_synced(temporary, data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_synced(temporary, data)
+        temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
         raise DiskError(
             f"{path} could not be written: {error.strerror or error}.\n"
             "Free some space or choose another folder; a file that was there is as it was."
         ) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_synced(path: Path, data: bytes) -> None:

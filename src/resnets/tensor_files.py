@@ -22,6 +22,11 @@ from resnets.errors import CheckpointError, DiskError, shorten
 from resnets.files import write_whole
 
 T = TypeVar("T")
+# What reading a damaged or hostile file may raise.
+INVALID = (
+    *(ValueError, LookupError, TypeError, AttributeError, RecursionError),
+    SafetensorError,
+)
 
 
 def digest(tensor: Tensor) -> str:
@@ -96,10 +101,7 @@ def load_tensors(
         raise DiskError(f"{path} cannot be read: {error.strerror}; try again") from None
     except KeyError as error:
         reason = f"{error} is missing"
-    except (
-        *(SafetensorError, ValueError, TypeError, LookupError),
-        *(AttributeError, RuntimeError, RecursionError),
-    ) as error:
+    except (*INVALID, RuntimeError) as error:
         reason = shorten(str(error))
     raise CheckpointError(f"{path} has no {key} of this version ({reason}).\n{advice}")
 

@@ -237,8 +237,8 @@ def test_the_record_names_processor_and_commit() -> None:
     from resnets.papers.status import machine_name
 
     around = device.environment()
-    assert around["processor"] == device.processor()
-    assert machine_name("cpu").startswith(f"{device.processor()}, ")
+    assert around["processor"] == device.processor_name()
+    assert machine_name("cpu").startswith(f"{device.processor_name()}, ")
     assert re.fullmatch(r"none|[0-9a-f]{40}", around["commit"])
 
 

@@ -119,7 +119,7 @@ def steps_to_report(run: Run, plan: Plan, more: str = "") -> Generator[Progress,
     from resnets.training import runner
 
     again = f"{resume_command(run.path)}{more}"
-    with runner.hold(run, plan) as stop:
+    with runner.lock_and_catch_signals(run, plan) as stop:
         result = yield from runner.train_and_test(run, plan, stop, again)
         with stop.interruptible(again):
             if plan.world.is_main and not set(runner.PAGES).isdisjoint(runner.missing_results(run)):

@@ -18,7 +18,7 @@ from resnets.cli import commands, format, terminal
 from resnets.cli.options import explain_error, make_command
 from resnets.config.tasks import TASK_TEXTS, missing_options
 from resnets.errors import DataError, DiskError, MemoryExhausted, ResnetsError, UsageError
-from resnets.escape import lines, visible
+from resnets.escape import escape_lines, visible
 
 app = App(
     name="resnets",
@@ -163,7 +163,7 @@ def fail(message: str, code: int) -> None:
             import traceback
 
             print(visible(traceback.format_exc(), keep="\n"), file=sys.stderr)
-        print(f"resnets: {lines(message)}", file=sys.stderr, flush=True)
+        print(f"resnets: {escape_lines(message)}", file=sys.stderr, flush=True)
     for stream in (sys.stdout, sys.stderr):
         terminal.flush_or_close(stream)
     raise SystemExit(code)

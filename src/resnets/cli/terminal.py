@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 
-from resnets.escape import lines, visible
+from resnets.escape import escape_lines, visible
 
 if TYPE_CHECKING:
     from resnets.training.clock import Progress as Standing
@@ -38,7 +38,7 @@ class Terminal(Console):
 
     def print(self, *objects: Any, **how: Any) -> None:
         """Print; text through `visible`, on standard error through `lines`."""
-        safe = lines if self.stderr else visible
+        safe = escape_lines if self.stderr else visible
         super().print(*(safe(x) if isinstance(x, str) else x for x in objects), **how)
 
     def on_broken_pipe(self) -> None:

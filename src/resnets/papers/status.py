@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, get_args
 
-from resnets.device import processor
+from resnets.device import processor_name
 from resnets.errors import ResnetsError
 from resnets.papers.budgets import Budget
 
@@ -26,13 +26,13 @@ def log_start(folder: Run, device: str) -> None:
     The starts of a run that an older version began are taken from its TensorBoard files, of which
     each start makes one.
     """
-    from resnets.device import code
+    from resnets.device import package_digest
 
     if not (folder.path / "starts.jsonl").exists():
         for date in start_times(folder):
             folder.append("starts.jsonl", {"date": date})
     step = newest_progress(folder).get("step", 0)
-    row = {"date": iso_time(time.time()), "step": step, "code": code()}
+    row = {"date": iso_time(time.time()), "step": step, "code": package_digest()}
     folder.append("starts.jsonl", row | {"machine": machine_name(device)})
 
 
@@ -57,7 +57,7 @@ def machine_name(device: str = "auto") -> str:
 
         if torch.cuda.is_available():
             return torch.cuda.get_device_name()
-    return f"{processor()}, {os.cpu_count()} cores"
+    return f"{processor_name()}, {os.cpu_count()} cores"
 
 
 def newest_progress(folder: Run) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from resnets.analysis.findings import image_name
-from resnets.escape import markdown
+from resnets.escape import escape_markdown
 from resnets.files import write_whole
 from resnets.reporting.facts import RunFacts, figures
 from resnets.reporting.report import PAGES
@@ -35,4 +35,4 @@ def yaml(value: object) -> str:
     return re.sub(bare, lambda sign: f"\\u{ord(sign[0]):04x}", text)
 
 
-PAGES.filters |= {"yaml": yaml, "plain": markdown}
+PAGES.filters |= {"yaml": yaml, "plain": escape_markdown}

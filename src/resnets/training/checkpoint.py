@@ -13,25 +13,19 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pydantic
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
 from resnets.config.arch import field_problem
 from resnets.errors import CheckpointError, DiskError, shorten
 from resnets.files import sync_folder, write_synced
-from resnets.tensor_files import check_digest, check_tensors, digest, with_digest
+from resnets.tensor_files import INVALID, check_digest, check_tensors, digest, with_digest
 from resnets.training.state import TrainProgress
 
-KEEP = 2
+CHECKPOINTS_KEPT = 2
 SEAL = "seal"  # the entry of state.json that has the digest of the others
-INVALID = (
-    *(ValueError, LookupError, TypeError, AttributeError, RecursionError),
-    safetensors.SafetensorError,
-)
 # Keys of `TrainProgress` in checkpoints of before, which had them under "course".
 OLD_KEYS = {
     "logged": "last_logged_step",
@@ -92,7 +86,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], progress: TrainProgress) 
         sync_folder(temporary)
         temporary.rename(final)
         sync_folder(folder)
-        for old in finished(folder)[:-KEEP]:
+        for old in finished(folder)[:-CHECKPOINTS_KEPT]:
             # Under another name first: what is half deleted is no checkpoint.
             shutil.rmtree(old.rename(old.with_suffix(".tmp")), ignore_errors=True)
     except OSError:
@@ -146,7 +140,8 @@ def read(path: Path) -> Checkpoint:
             "Nothing was touched: put back what was changed, or move the checkpoint away."
         )
     try:
-        progress = TrainProgress(**progress_values(body))
+        values = body.get("progress") or {OLD_KEYS.get(k, k): v for k, v in body["course"].items()}
+        progress = TrainProgress(**values)
         pydantic.TypeAdapter(TrainProgress).validate_python(asdict(progress))
         return Checkpoint(tensors, progress)
     except pydantic.ValidationError as error:
@@ -158,14 +153,6 @@ def read(path: Path) -> Checkpoint:
             f"{path} was written by another version of resnets: resume it with that one.\n"
             "Nothing was touched."
         ) from None
-
-
-def progress_values(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a state.json, under today's names."""
-    if "course" in body:
-        before: dict[str, Any] = dict(body["course"])
-        return {OLD_KEYS.get(key, key): value for key, value in before.items()}
-    return dict(body["progress"])
 
 
 def newest(folder: Path) -> Checkpoint | None:

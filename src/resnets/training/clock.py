@@ -116,12 +116,12 @@ def estimate(plan: Plan, seconds: float = 2.0) -> float:
         before = after
         if len(step_seconds) > 3 and after - began > seconds:
             break
-    warm = 1 if len(step_seconds) > 1 else 0  # the first step warms up
-    reading = statistics.median(read_seconds[warm:])
-    stepping = statistics.median(step_seconds[warm:])
-    # Workers decode while the network computes.
-    each = max(reading / plan.workers, stepping) if plan.workers else reading + stepping
-    return plan.steps * each
+    # The first step warms up.
+    reading = statistics.median(read_seconds[1:] or read_seconds)
+    stepping = statistics.median(step_seconds[1:] or step_seconds)
+    if plan.workers:  # they decode while the network computes
+        return plan.steps * max(reading / plan.workers, stepping)
+    return plan.steps * (reading + stepping)
 
 
 def seconds_per_test_image(plan: Plan, network: Network) -> float:

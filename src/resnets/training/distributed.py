@@ -38,9 +38,9 @@ Message = tuple[int, torch.dtype]  # the number of its values, and their type
 
 CPU = torch.device("cpu")
 RESTARTS = 3
-STAGE = re.compile(r"(^|\.)layer\d$")  # of a residual network
-PATIENCE = datetime.timedelta(minutes=10)  # after which a rank that hangs ends the others
-GRACE = 5.0  # seconds in which ranks that lost another report that they are alive
+RESIDUAL_STAGE = re.compile(r"(^|\.)layer\d$")  # of a residual network
+RANK_TIMEOUT = datetime.timedelta(minutes=10)  # after which a rank that hangs ends the others
+ALIVE_SECONDS = 5.0  # seconds in which ranks that lost another report that they are alive
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class World:
         name = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in known)
         options: dict[str, Any] = {name: False}
         replica = DistributedDataParallel(network, **options)
-        replica.register_comm_hook(sent, send)
+        replica.register_comm_hook(sent, average_and_record)
         before = [b.clone() for b in network.buffers()]
         for _ in range(2):
             sent.clear()
@@ -122,7 +122,7 @@ class World:
         """Shard the parameters over the ranks: a stage's are whole only while it computes."""
         if self.size > 1:
             mesh = init_device_mesh(self.device.type, (self.size,))
-            stages = [m for name, m in network.named_modules() if STAGE.search(name)]
+            stages = [m for name, m in network.named_modules() if RESIDUAL_STAGE.search(name)]
             for module in (*stages, network):
                 fully_shard(module, mesh=mesh)
 
@@ -141,7 +141,9 @@ class World:
             store = dist.distributed_c10d._get_default_store()
             try:
                 store.append("alive", f"{self.rank} ")  # type: ignore[attr-defined]
-                time.sleep(2 * GRACE if self.is_main else GRACE)  # rank 0 may hold the store
+                time.sleep(
+                    2 * ALIVE_SECONDS if self.is_main else ALIVE_SECONDS
+                )  # rank 0 may hold the store
                 alive = {int(rank) for rank in store.get("alive").split()}
             except RuntimeError:
                 alive = set(range(1, self.size))
@@ -162,7 +164,7 @@ class World:
 SINGLE_PROCESS = World()
 
 
-def send(sent, bucket):  # type: ignore[no-untyped-def]  # DDP refuses these annotations as text
+def average_and_record(sent, bucket):  # type: ignore[no-untyped-def]  # DDP refuses these annotations as text
     """Average gradients over the ranks as DDP does by default, and list the message."""
     sent.append((bucket.buffer().numel(), bucket.buffer().dtype))
     return allreduce_hook(None, bucket)  # type: ignore[arg-type]
@@ -215,7 +217,7 @@ def join(device: str = "auto") -> World:
         torch.cuda.set_device(rank_device)
     if not dist.is_initialized():
         backend = "nccl" if rank_device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=RANK_TIMEOUT)
         this_host = socket.gethostname()
         processes = World(0, dist.get_world_size(), rank_device).gather((this_host, os.getpid()))
         watch_parent([pid for host, pid in processes if host == this_host])

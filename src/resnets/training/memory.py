@@ -120,6 +120,6 @@ def fit_to_memory(plan: Plan) -> Plan:
         micro = -plan.world.all_reduce_max([-micro])[0]
     if micro == plan.local_batch:
         return plan
-    wanted = (fixed + plan.local_batch * image) / 2**30
-    why = f"; {plan.local_batch} would need {wanted:.1f} GiB of {free / 2**30:.1f}"
+    needed = (fixed + plan.local_batch * image) / 2**30
+    why = f"; {plan.local_batch} would need {needed:.1f} GiB of {free / 2**30:.1f}"
     return replace(plan, recipe=replace(plan.recipe, micro_batch=micro), memory_note=why)

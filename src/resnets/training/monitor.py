@@ -21,11 +21,11 @@ EVALUATION_SHARE = 0.1  # of a run's time that extra evaluations may take
 def evaluation_interval(plan: Plan, steps: int) -> int:
     """Steps between evaluations in a run of so many."""
     recipe, monitored = plan.recipe, len(plan.monitor_split or ())
-    every = max(1, round(recipe.eval_every * len(plan.train) / recipe.batch))
+    interval = max(1, round(recipe.eval_every * len(plan.train) / recipe.batch))
     cost = recipe.evaluations * monitored / FORWARDS_PER_STEP  # in images of a training step
     if recipe.evaluations and cost <= EVALUATION_SHARE * steps * recipe.batch:
-        every = min(every, max(1, steps // recipe.evaluations))
-    return every
+        interval = min(interval, max(1, steps // recipe.evaluations))
+    return interval
 
 
 def evaluation_due(progress: TrainProgress, interval: int) -> bool:
@@ -43,9 +43,9 @@ def evaluate_and_log(
     """
     progress = state.progress
     loss, train_error = (state.totals[:2] / state.totals[2].clamp(min=1)).tolist()
-    row = {"step": report.step, "epoch": report.epoch, "lr": report.lr}
-    row |= {"loss": loss, "train_error": train_error}
     evaluated = replace(report, loss=loss, train_error=train_error)
+    names = ("step", "epoch", "lr", "loss", "train_error")
+    row = {name: getattr(evaluated, name) for name in names}
     if plan.monitor_split is not None:
         network = state.whole_average(plan.arch).eval()
         figures = plan.task.validate(plan, network, plan.monitor_split, lambda: bool(stop.signal))

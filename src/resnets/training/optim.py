@@ -26,7 +26,7 @@ State = list[dict[str, Tensor]]
 Rule = Callable[[State, Tensors, Tensors, dict[str, Any]], Tensors]
 
 # What has one rate under `layer_decay`: a stage; in networks without stages, a unit.
-STAGE = re.compile(r"^(?:features\.)?((?:layer|denseblock|units\.|blocks\.)\d+|fc|classifier)\.")
+LR_STAGE = re.compile(r"^(?:features\.)?((?:layer|denseblock|units\.|blocks\.)\d+|fc|classifier)\.")
 
 
 def build(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
@@ -71,7 +71,7 @@ def lr_scales(network: Network, decay: float) -> dict[str, float]:
     """
     stages, depth = set[str](), dict[str, int]()
     for name, _ in network.named_parameters():  # from the input to the output
-        stages.update(STAGE.findall(name))
+        stages.update(LR_STAGE.findall(name))
         depth[name] = len(stages)
     return {name: decay ** (len(stages) - depth[name]) for name in depth}
 

@@ -36,7 +36,7 @@ from resnets.models.io.model_file import ModelMetadata
 from resnets.training.distributed import SINGLE_PROCESS, World
 from resnets.training.state import State, TrainProgress, load_pretrained
 
-WRITING = 3.5  # seconds for the files of a result, its pictures and its report, on two cores
+WRITE_SECONDS = 3.5  # seconds for the files of a result, its pictures and its report, on two cores
 # Network, images and `Batch.targets` of a micro-batch -> mean loss, wrong images: () each.
 LossFunction = Callable[[nn.Module, Tensor, Any], tuple[Tensor, Tensor]]
 Stopped = Callable[[], bool]  # whether a signal asks to break off
@@ -206,7 +206,9 @@ class Plan:
             sides=lambda step: self.side(step, progress.steps),
         )
 
-    def loader_options(self, world: World, stopped: Stopped = never) -> LoaderOptions:
+    def loader_options(
+        self, world: World = SINGLE_PROCESS, stopped: Stopped = never
+    ) -> LoaderOptions:
         """How a rank reads its part of a split to test on, until a signal asks to break off."""
         return LoaderOptions(
             preprocess=self.preprocess,
@@ -231,15 +233,16 @@ class Plan:
         grown = start + (size - start) * min(1.0, step / (0.75 * steps))
         return min(size, max(start, round(grown / stride) * stride))
 
-    def tail_seconds(self, each: float, exact: float) -> float:
+    def tail_seconds(self, per_eval_image: float, per_test_image: float) -> float:
         """Seconds that a run needs after its last step.
 
-        An image takes `each` seconds on all ranks together, `exact` on one rank in float32.
+        Images are evaluated on all ranks together, and tested on one rank in float32.
         """
         monitored = len(self.monitor_split or ())
         result = len(self.source.val or ()) + len(self.source.test or ())
         # All ranks end the training with an evaluation; the first tests the result, in float32.
-        return WRITING + each * monitored + max(each * self.world.size, exact) * result
+        per_test_image = max(per_test_image, per_eval_image * self.world.size)
+        return WRITE_SECONDS + per_eval_image * monitored + per_test_image * result
 
     def start(self) -> State:
         """The state before the first step; a classifier that `weights` do not fit stays new."""
@@ -253,9 +256,9 @@ class Plan:
     def summary(self) -> dict[str, str]:
         """The plan for a person, a line each; the measured time comes last."""
         source, recipe, size = self.source, self.recipe, self.preprocess.size
-        parts = {"train": self.train, "validation": source.val, "test": source.test}
-        counts = ", ".join(f"{len(s):,} {name}" for name, s in parts.items() if s is not None)
-        price = cost(self.arch)
+        splits = {"train": self.train, "validation": source.val, "test": source.test}
+        counts = ", ".join(f"{len(s):,} {name}" for name, s in splits.items() if s is not None)
+        network_cost = cost(self.arch)
         names = ", ".join(source.classes[:6]) + (", ..." if len(source.classes) > 6 else "")
         epochs = self.steps * recipe.batch / len(self.train)
         length = f"{self.steps:,} steps of {recipe.batch}, {epochs:.1f} epochs"
@@ -272,7 +275,8 @@ class Plan:
             f"less the mean of each {'pixel' if recipe.normalize == 'pixel' else 'channel'}",
             "network": f"{families.label(self.arch)}, {self.arch.depth} layers"
             + (f", from {recipe.weights}" if recipe.weights else ""),
-            "size": f"{price.parameters:,} parameters, {price.macs / 1e6:,.1f} M multiply-adds",
+            "size": f"{network_cost.parameters:,} parameters, "
+            f"{network_cost.macs / 1e6:,.1f} M multiply-adds",
             "length": length,
             "optimiser": f"{recipe.optimizer}, rate {recipe.peak:g} {recipe.schedule}, "
             f"weight decay {recipe.weight_decay:g}",

@@ -46,17 +46,15 @@ def resolve(
 ) -> Plan:
     """All that follows from recipe, data and machine; the task is that of the network if left out.
 
-    `external` is the network, where that is a person's own code.
-
-    Raises UsageError that names all contradictions.
+    `external` is a person's own network. Raises UsageError that names all contradictions.
     """
     base = load(recipe.weights, hints=recipe.arch, network=external) if recipe.weights else None
-    asked = external or families.arch(recipe.model)
-    task = task or TASKS[archs.task(asked)]
-    if base and not external and archs.task(base.metadata.arch) == archs.task(asked):
-        asked = base.metadata.arch
-        recipe = replace(recipe, model=model_name(asked) or recipe.model)
-    network = archs.with_fields(asked, recipe.arch)
+    network = external or families.arch(recipe.model)
+    task = task or TASKS[archs.task(network)]
+    if base and not external and archs.task(base.metadata.arch) == archs.task(network):
+        network = base.metadata.arch
+        recipe = replace(recipe, model=model_name(network) or recipe.model)
+    network = archs.with_fields(network, recipe.arch)
     if not is_2d(network):
         raise UsageError(f"{recipe.model} takes no 2-D images; `resnets models` lists others")
     if task.whole_images:
@@ -127,16 +125,16 @@ def contradictions(plan: Plan) -> Iterator[str]:
         yield f"{start} is larger than the input, which grows to {side}"
 
 
-def same_normalization(one: Preprocess, other: Preprocess) -> bool:
+def same_normalization(first: Preprocess, second: Preprocess) -> bool:
     """Whether what one network sees suits another: the same moments but for another sample."""
-    pairs = zip((*one.mean, *one.std), (*other.mean, *other.std), strict=False)
-    return len(one.mean) == len(other.mean) and all(abs(a - b) < 0.05 for a, b in pairs)
+    pairs = zip((*first.mean, *first.std), (*second.mean, *second.std), strict=False)
+    return len(first.mean) == len(second.mean) and all(abs(a - b) < 0.05 for a, b in pairs)
 
 
 def model_name(arch: Arch) -> str | None:
     """The model of that architecture, whatever its input and classes."""
-    own: dict[str, Any] = {k: getattr(arch, k) for k in ("channels", "classes", "size")}
-    return next((name for name, k in families.FAMILY.items() if replace(k, **own) == arch), None)
+    shape: dict[str, Any] = {k: getattr(arch, k) for k in ("channels", "classes", "size")}
+    return next((name for name, k in families.FAMILY.items() if replace(k, **shape) == arch), None)
 
 
 def preprocessing(recipe: Recipe, source: Source, task: Task, base: Model | None) -> Preprocess:

@@ -39,7 +39,7 @@ from filelock import FileLock, Timeout
 from resnets.config import arch as archs
 from resnets.config.recipe import Preprocess, Recipe, parse
 from resnets.errors import CheckpointError, DiskError, UsageError, shorten
-from resnets.escape import cell
+from resnets.escape import csv_cell
 from resnets.files import resume_command, sync_folder, write_whole
 
 Number = Annotated[float, pydantic.Strict()]  # whole ones too
@@ -240,7 +240,7 @@ class Run:
     def write_csv(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
         """Write a CSV file as a whole or not at all, every value as an `escape.cell`."""
         text = io.StringIO(newline="")
-        csv.writer(text).writerows([cell(value) for value in row] for row in [header, *rows])
+        csv.writer(text).writerows([csv_cell(value) for value in row] for row in [header, *rows])
         write_whole(self.path / name, text.getvalue().encode())
 
     def log_digests(self) -> dict[str, tuple[int, str]]:

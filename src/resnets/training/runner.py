@@ -21,7 +21,6 @@ from resnets.evaluation.classification import classification_metrics
 from resnets.evaluation.load import load
 from resnets.evaluation.predictor import Model
 from resnets.files import check_outside, code_option
-from resnets.models import Network
 from resnets.models.io.model_file import save
 from resnets.training import checkpoint
 from resnets.training.clock import Progress
@@ -34,7 +33,7 @@ from resnets.training.precise_bn import precise_bn
 from resnets.training.run import Run, log_test_access
 from resnets.training.signals import SignalFlags
 from resnets.training.state import State, TrainProgress
-from resnets.training.tasks import TASKS, TaskMetrics, task_of_run
+from resnets.training.tasks import TASKS, Task, TaskMetrics, task_of_run
 
 PAGES = ("README.md", "report.html")  # written after the result
 
@@ -58,8 +57,8 @@ def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
     """
     stem = default_name(plan)
     names = chain([stem], (f"{stem}-{number}" for number in count(2)))
-    fresh = next(place for place in map(Path, names) if not place.exists())
-    run = Run(fresh if path is None else Path(path))
+    free = next(folder for folder in map(Path, names) if not folder.exists())
+    run = Run(free if path is None else Path(path))
     check_outside(run.path, plan.recipe.data)
     if not launched():
         run.check_free()
@@ -87,10 +86,10 @@ def seed_runs(plan: Plan, path: str | Path | None, seeds: int) -> dict[int, Run]
         if not (run.path / "recipe.json").exists():
             run.check_free()
             continue
-        wanted = recipes.to_dict(plan.recipe) | {"seed": seed, "digest": plan.source.digest}
+        expected = recipes.to_dict(plan.recipe) | {"seed": seed, "digest": plan.source.digest}
         stored = recipes.to_dict(run.read_recipe())
-        stored |= {"digest": run.read_json("source.json")["digest"]}
-        if other := [key for key in wanted if wanted[key] != stored[key]]:
+        stored["digest"] = run.read_json("source.json")["digest"]
+        if other := [key for key in expected if expected[key] != stored[key]]:
             raise UsageError(
                 f"{run.path} holds a run with other {', '.join(other)}: repeat its command, or "
                 "give another folder with --run"
@@ -131,7 +130,7 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
             "images": len(plan.train),
             "plan": plan.summary(),
             "licence": licence(plan.source.root),
-            "replaced": replaced_parts(plan),
+            "replaced": replaced_parts(plan.task),
         }
         run.write_json("source.json", source)
         run.write_json("environment.json", environment())
@@ -141,11 +140,10 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
     return run
 
 
-def replaced_parts(plan: Plan) -> list[str]:
-    """What a person replaced of the plan's task, as make_loss: a recipe does not say it."""
-    standard = TASKS.get(plan.task.name, plan.task)
-    names = [field.name for field in fields(plan.task)]
-    return [name for name in names if getattr(plan.task, name) != getattr(standard, name)]
+def replaced_parts(task: Task) -> list[str]:
+    """What a person replaced of a task, as make_loss: a recipe does not say it."""
+    standard, names = TASKS.get(task.name, task), [field.name for field in fields(task)]
+    return [name for name in names if getattr(task, name) != getattr(standard, name)]
 
 
 def missing_results(run: Run) -> list[str]:
@@ -163,7 +161,7 @@ def missing_results(run: Run) -> list[str]:
 
 
 @contextmanager
-def hold(run: Run, plan: Plan) -> Iterator[SignalFlags]:
+def lock_and_catch_signals(run: Run, plan: Plan) -> Iterator[SignalFlags]:
     """Lock the run folder, if this process writes it, and turn signals into flags."""
     with run.locked() if plan.world.is_main else nullcontext(), SignalFlags() as stop:
         yield stop
@@ -198,11 +196,12 @@ def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:
     no_model = not run.finished or "model.safetensors" in missing
     no_cost = not (run.path / "cost.json").exists()
     if no_model or no_cost:
-        state, progress = last_state(run, plan)
+        state = last_state(run, plan)
     if no_model:
-        write_model(run, plan, state.average, progress)
+        write_model(run, plan, state)
     if no_cost:
-        cost = {"seconds": round(progress.seconds, 1), "peak_memory": peak_bytes(plan.device)}
+        seconds_spent = round(state.progress.seconds, 1)
+        cost = {"seconds": seconds_spent, "peak_memory": peak_bytes(plan.device)}
         run.write_json("cost.json", cost)
     result = None
     if plan.result_split is not None and not {"result.json", task.details}.isdisjoint(missing):
@@ -237,8 +236,9 @@ def licence(root: Path | None) -> str:
     return ", ".join(sorted(names)[:5])
 
 
-def write_model(run: Run, plan: Plan, network: Network, progress: TrainProgress) -> None:
+def write_model(run: Run, plan: Plan, last: State) -> None:
     """Write model.safetensors from the last state or the best, calibrated on validation images."""
+    network = last.average
     if plan.recipe.select == "best" and (best := read_best(run, plan)):
         network = best.to(plan.device)
     if plan.recipe.precise_bn:
@@ -246,13 +246,13 @@ def write_model(run: Run, plan: Plan, network: Network, progress: TrainProgress)
         plain = replace(plan, recipe=replace(plan.recipe, budget=0.0, progressive_from=0))
         stream = plain.batches(TrainProgress(steps=plan.recipe.precise_bn))
         precise_bn(network, (batch.images for batch in stream))
-    steps = {"steps": str(progress.step)}
+    steps = {"steps": str(last.progress.step)}
     metadata = replace(plan.metadata, provenance=plan.metadata.provenance | steps)
     temperature = plan.task.temperature(plan, Model(network.eval(), metadata, plan.device))
     save(run.model, network, replace(metadata, temperature=temperature))
 
 
-def last_state(run: Run, plan: Plan) -> tuple[State, TrainProgress]:
+def last_state(run: Run, plan: Plan) -> State:
     """The state after the last step. Raises CheckpointError where it is gone."""
     newest = checkpoint.newest(run.path / "checkpoints")
     if newest is None or not newest.progress.done:
@@ -261,7 +261,7 @@ def last_state(run: Run, plan: Plan) -> tuple[State, TrainProgress]:
         )
     state = State.start(plan.recipe, plan.arch, plan.device)
     state.restore(newest.tensors, newest.progress)
-    return state, newest.progress
+    return state
 
 
 def rescale(run: Run, factor: float) -> None:

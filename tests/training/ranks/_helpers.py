@@ -36,7 +36,7 @@ def enter(rank, ranks, port, patience, work, *rest):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    distributed.PATIENCE, distributed.GRACE = patience or distributed.PATIENCE, 2.0
+    distributed.RANK_TIMEOUT, distributed.ALIVE_SECONDS = patience or distributed.RANK_TIMEOUT, 2.0
     work(distributed.join("cpu") if ranks > 1 else SINGLE_PROCESS, *rest)
 
 

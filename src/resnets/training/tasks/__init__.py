@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from resnets.config import arch as archs
-from resnets.config.arch import Arch
 from resnets.errors import UsageError, nearest
 from resnets.evaluation.classification import ClassificationMetrics
 from resnets.evaluation.detection import DetectionMetrics
@@ -22,7 +21,7 @@ from resnets.training.tasks.detection import DETECTION
 from resnets.training.tasks.localization import LOCALIZATION
 from resnets.training.tasks.segmentation import SEGMENTATION
 
-__all__ = ["TASKS", "Task", "TaskMetrics", "Tested", "find_task", "task_of_network", "task_of_run"]
+__all__ = ["TASKS", "Task", "TaskMetrics", "Tested", "find_task", "task_of_run"]
 
 Tested: TypeAlias = (
     ClassificationMetrics | DetectionMetrics | LocalizationMetrics | SegmentationMetrics
@@ -43,13 +42,8 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
-def task_of_network(arch: Arch) -> Task:
-    """What a network is for, as far as its kind tells."""
-    return TASKS[archs.task(arch)]
-
-
 def task_of_run(source: Mapping[str, Any]) -> Task:
     """The task of a run, given its source.json. Raises UsageError for one that is not in TASKS."""
     if name := source.get("task"):
         return find_task(name)
-    return task_of_network(archs.from_dict(source["arch"]))  # of an older version
+    return TASKS[archs.task(archs.from_dict(source["arch"]))]  # of an older version

@@ -73,11 +73,6 @@ def default_recipe(source: Source, train: Split, device: torch.device) -> Recipe
     )
 
 
-def is_multi_label(labels: Tensor) -> bool:
-    """Whether the labels are float (N, K), 1 for each class of an image, not int64 (N,)."""
-    return labels.ndim == 2
-
-
 def contradictions(plan: Plan) -> Iterator[str]:
     """Losses and teachers that images with several labels cannot have."""
     if plan.multi_label and plan.recipe.loss != "bce":
@@ -137,7 +132,7 @@ def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> Cla
 CLASSIFICATION = Task(
     text=CLASSIFY,
     default_recipe=default_recipe,
-    is_multi_label=is_multi_label,
+    is_multi_label=lambda labels: labels.ndim == 2,  # float (N, K), and not int64 (N,)
     contradictions=contradictions,
     make_loss=make_loss,
     validate=validate,

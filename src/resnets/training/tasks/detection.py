@@ -14,7 +14,6 @@ from resnets.evaluation.evaluate import evaluate, evaluate_detectors
 from resnets.evaluation.predictions import concatenate, save
 from resnets.evaluation.predictor import Model
 from resnets.models import Network
-from resnets.training.distributed import SINGLE_PROCESS
 from resnets.training.plan import Plan, Stopped, Task
 from resnets.training.tasks import dense
 
@@ -38,7 +37,7 @@ def validate(plan: Plan, network: Network, split: Split, stopped: Stopped) -> di
 
 def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> DetectionMetrics:
     """COCO's figures and VOC's of the predictions, which are kept in the folder."""
-    options = plan.loader_options(SINGLE_PROCESS)
+    options = plan.loader_options()
     predictions = detection.detect(cast(Any, model.network), split, options)
     save(folder / DETECTIONS, predictions)
     return detection.evaluate_predictions(predictions, split, plan.source.classes, name)

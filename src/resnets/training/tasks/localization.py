@@ -15,7 +15,6 @@ from resnets.evaluation.evaluate import evaluate, evaluate_localizer
 from resnets.evaluation.localization import LocalizationMetrics
 from resnets.evaluation.predictor import Model
 from resnets.models import Network
-from resnets.training.distributed import SINGLE_PROCESS
 from resnets.training.plan import Plan, Stopped, Task
 from resnets.training.tasks import dense
 
@@ -32,7 +31,7 @@ def validate(plan: Plan, network: Network, split: Split, stopped: Stopped) -> di
 
 def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> LocalizationMetrics:
     """Both errors."""
-    options = plan.loader_options(SINGLE_PROCESS)
+    options = plan.loader_options()
     return localization.evaluate(cast(Any, model.network), split, options, name=name)
 
 

@@ -15,7 +15,6 @@ from resnets.evaluation.evaluate import evaluate, evaluate_segmenter
 from resnets.evaluation.predictor import Model
 from resnets.evaluation.segmentation import SegmentationMetrics
 from resnets.models import Network
-from resnets.training.distributed import SINGLE_PROCESS
 from resnets.training.plan import Plan, Stopped, Task, example_images
 from resnets.training.tasks import dense
 
@@ -36,10 +35,8 @@ def validate(plan: Plan, network: Network, split: Split, stopped: Stopped) -> di
 
 def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> SegmentationMetrics:
     """Mean IoU at the size of the masks."""
-    options = plan.loader_options(SINGLE_PROCESS)
-    return segmentation.evaluate_split(
-        model.network, split, plan.source.classes, options, name=name
-    )
+    classes, options = plan.source.classes, plan.loader_options()
+    return segmentation.evaluate_split(model.network, split, classes, options, name=name)
 
 
 SEGMENTATION = Task(
