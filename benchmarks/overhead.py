@@ -23,7 +23,7 @@ from resnets.data.dataset import Source, Split
 from resnets.training.resolve import resolve
 from resnets.training.run import Run
 from resnets.training.saver import SAVE_SECONDS, Saver
-from resnets.training.state import State, TrainProgress, all_finite, ema_update, flat_view, floating
+from resnets.training.state import TrainProgress, all_finite, ema_update, flat_view, floating
 from resnets.training.step import Step
 
 RUN = 300.0
@@ -60,8 +60,7 @@ def main():
         replace(quick_cifar10(), monitor="val", batch=OPTIONS.batch), source, torch.device("cpu"), 0
     )
     began = time.perf_counter()
-    state = State.start(plan.recipe, plan.arch, plan.device)
-    state.progress = TrainProgress(steps=plan.steps, micro_batch=plan.micro_batch)
+    state = plan.start()
     step = Step(plan, state)
     stream = plan.batches(state.progress)
     step.update(next(stream))  # compiles the kernels where they are not there yet

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,22 +77,21 @@ def environment() -> dict[str, str]:
 
 def package_digest() -> str:
     """The start of the SHA-256 of the package's files, so that a change between releases shows."""
-    root, found = Path(__file__).parent, hashlib.sha256()
+    root, digest = Path(__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
-            found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
-    return found.hexdigest()[:16]
+            digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def git_commit() -> str:
     """The commit of the checkout that this package runs from; "none" where it is installed."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        ours = (Path(__file__).parents[2] / ".git").exists()
-        done = subprocess.run(git, capture_output=True, text=True, check=True) if ours else None
-    except (OSError, subprocess.CalledProcessError):
-        done = None
-    return done.stdout.strip() if done else "none"
+    root = Path(__file__).parents[2]
+    git = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        if (root / ".git").exists():
+            return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    return "none"
 
 
 def processor_name() -> str:

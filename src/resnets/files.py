@@ -68,18 +68,17 @@ def glob_paths(pattern: str | Path) -> list[str]:
 def find_model_file(path: str | Path, option: str = "") -> Path:
     """The model file at a path or in a run folder. Raises UsageError if there is none."""
     file = Path(path)
-    if file.is_dir():
-        file = file / "model.safetensors"
-        if not file.exists():
-            raise UsageError(
-                f"{path} has no model.safetensors: the run is not finished.\n"
-                f"Resume with {resume_command(path)}."
-                if (Path(path) / "recipe.json").exists()
-                else f"{path} is not a run folder: it has no model.safetensors"
-            )
     if not file.exists():
         raise UsageError(f"{option}no such file or run folder: {path}")
-    return file
+    model = file / "model.safetensors" if file.is_dir() else file
+    if model.exists():
+        return model
+    if (file / "recipe.json").exists():
+        raise UsageError(
+            f"{path} has no {model.name}: the run is not finished.\n"
+            f"Resume with {resume_command(path)}."
+        )
+    raise UsageError(f"{path} is not a run folder: it has no {model.name}")
 
 
 def code_option(run: str | Path, option: str = "--network") -> str:

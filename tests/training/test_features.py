@@ -19,7 +19,7 @@ from resnets.training import clock
 from resnets.training.distributed import World
 from resnets.training.resolve import resolve
 from resnets.training.run import Run
-from resnets.training.state import State, TrainProgress, load_pretrained
+from resnets.training.state import TrainProgress, load_pretrained
 from resnets.training.step import Step
 from resnets.training.tasks.classification import default_recipe
 
@@ -85,11 +85,11 @@ def test_training_begins_at_given_weights_with_a_new_classifier(trained):
     state, _ = begin(small_plan(weights=str(trained)))
     assert all(torch.equal(v, base[k]) for k, v in state.network.state_dict().items())
     fewer = small_plan(weights=str(trained))
-    other = State.start(fewer.recipe, replace(fewer.arch, classes=3), CPU)
+    other = replace(fewer, base=None, arch=replace(fewer.arch, classes=3)).start()
     load_pretrained(other.network, base)
     assert torch.equal(other.network.state_dict()["conv1.weight"], base["conv1.weight"])
     assert other.network.fc.weight.shape == (3, 64)
-    deeper = State.start(fewer.recipe, small_plan(model="resnet14").arch, CPU)
+    deeper = small_plan(model="resnet14").start()
     with pytest.raises(CheckpointError, match="another network"):
         load_pretrained(deeper.network, base)
 

@@ -19,7 +19,7 @@ from resnets.training.loop import fit
 from resnets.training.monitor import evaluation_interval, read_best
 from resnets.training.run import Run
 from resnets.training.signals import SignalFlags
-from resnets.training.state import State, TrainProgress, ema_update
+from resnets.training.state import ema_update
 from resnets.training.step import Step
 
 from ._helpers import run_to
@@ -199,20 +199,18 @@ def test_a_run_folder_holds_no_pickle(tmp_path):
 
 def test_decay_spares_norms_and_biases_where_the_recipe_says_so():
     plan = small_plan(decay_all=False)
-    groups = State.start(plan.recipe, plan.arch, CPU).optimizer.param_groups
+    groups = plan.start().optimizer.param_groups
     assert [g["weight_decay"] for g in groups] == [5e-4, 0.0]
     assert all(p.ndim > 1 for p in groups[0]["params"])
     assert all(p.ndim == 1 for p in groups[1]["params"])
-    groups = State.start(
-        replace(plan.recipe, decay_all=True), plan.arch, CPU
-    ).optimizer.param_groups
+    groups = small_plan(decay_all=True).start().optimizer.param_groups
     assert len(groups) == 1
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.75])
 def test_averaging_by_hand(keep):
     plan = small_plan()
-    average, network = (State.start(plan.recipe, plan.arch, CPU).network for _ in range(2))
+    average, network = (plan.start().network for _ in range(2))
     with torch.no_grad():
         for p in network.parameters():
             p.add_(1.0)
@@ -234,8 +232,7 @@ def test_one_step_is_sgd_with_momentum_by_hand():
     from resnets.data.loader import train_batches
 
     plan = small_plan(nesterov=False, warmup=0.0, schedule="step", lr=0.05, decay_all=True)
-    state = State.start(plan.recipe, plan.arch, CPU)
-    state.progress = TrainProgress(steps=plan.steps, micro_batch=plan.micro_batch)
+    state = plan.start()
     step = Step(plan, state)
     weight = dict(state.network.named_parameters())["fc.weight"]
     velocity, expected = torch.zeros_like(weight), weight.detach().clone()

@@ -8,7 +8,6 @@ from resnets.data import dataset
 from resnets.errors import UsageError
 from resnets.training import resolve as plans
 from resnets.training.lr_range_test import lr_range_test
-from resnets.training.state import State, TrainProgress
 from resnets.training.step import Step
 
 
@@ -20,8 +19,7 @@ def a_plan(**changes):
 
 def test_the_steps_are_those_of_a_run_at_that_rate():
     plan = a_plan(lr=0.05, schedule="step", warmup=0, micro_batch=16, ema=0.9)
-    state = State.start(plan.recipe, plan.arch, plan.device)
-    state.progress = TrainProgress(steps=12, micro_batch=16)
+    state = plan.start()
     step, losses = Step(plan, state), []
     for batch in plan.batches(state.progress):
         step.update(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import sys
@@ -15,6 +16,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
+from resnets import models
 from resnets.config import families
 from resnets.config.arch import Arch, ExternalArch
 from resnets.config.recipe import Augment, Preprocess, Recipe, to_dict
@@ -30,9 +32,11 @@ from resnets.evaluation.load import AnyModel
 from resnets.evaluation.loader import LoaderOptions, never
 from resnets.evaluation.predictor import Model
 from resnets.models import Network
-from resnets.models.accelerate import describe_kernels
+from resnets.models.accelerate import accelerate, describe_kernels
 from resnets.models.cost import cost
 from resnets.models.io.model_file import ModelMetadata
+from resnets.models.sync_batch_norm import convert_sync_batch_norm
+from resnets.training import optim
 from resnets.training.distributed import SINGLE_PROCESS, World
 from resnets.training.state import State, TrainProgress, load_pretrained
 
@@ -245,13 +249,29 @@ class Plan:
         return WRITE_SECONDS + per_eval_image * monitored + per_test_image * result
 
     def start(self) -> State:
-        """The state before the first step; a classifier that `weights` do not fit stays new."""
-        state = State.start(self.recipe, self.arch, self.device, self.world)
-        if self.base is not None:
-            for network in (state.network, state.average):
-                load_pretrained(network, self.base.network.state_dict())
-        state.progress = TrainProgress(steps=self.steps, micro_batch=self.micro_batch)
-        return state
+        """The state before the first step: initial weights are a function of the recipe's seed.
+
+        A classifier that `weights` do not fit stays new.
+        """
+        recipe, arch, device = self.recipe, self.arch, self.device
+        torch.manual_seed(recipe.seed)
+        network = models.build(arch, checkpoint=recipe.activation_checkpointing)
+        if recipe.norm == "sync":
+            network = convert_sync_batch_norm(network)
+        # Initialised in float32 NCHW on the CPU, so every device starts from the same weights.
+        network = network.to(device)
+        if getattr(arch, "dims", 2) == 2 and not recipe.fsdp:  # FSDP2 takes plain layouts only
+            network = network.to(memory_format=torch.channels_last)
+        average = copy.deepcopy(network).requires_grad_(False)
+        accelerate(network)
+        for copied in (network, average):
+            if recipe.fsdp:
+                self.world.shard(copied)
+            if self.base is not None:
+                load_pretrained(copied, self.base.network.state_dict())
+        totals = torch.zeros(3, dtype=torch.float64, device=device)
+        progress = TrainProgress(steps=self.steps, micro_batch=self.micro_batch)
+        return State(network, average, optim.build(network, recipe), totals, progress)
 
     def summary(self) -> dict[str, str]:
         """The plan for a person, a line each; the measured time comes last."""

@@ -24,7 +24,7 @@ from resnets.files import check_outside, code_option
 from resnets.models.io.model_file import save
 from resnets.training import checkpoint
 from resnets.training.clock import Progress
-from resnets.training.distributed import launched
+from resnets.training.distributed import SINGLE_PROCESS, launched
 from resnets.training.loop import fit
 from resnets.training.memory import peak_bytes
 from resnets.training.monitor import read_best
@@ -259,7 +259,7 @@ def last_state(run: Run, plan: Plan) -> State:
         raise CheckpointError(
             f"{run.path} has no checkpoint of its last step, from which its result is written"
         )
-    state = State.start(plan.recipe, plan.arch, plan.device)
+    state = replace(plan, world=SINGLE_PROCESS, base=None).start()
     state.restore(newest.tensors, newest.progress)
     return state
 

@@ -6,7 +6,6 @@ every random draw of a step are functions of the recipe and the step.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,14 +16,10 @@ from torch.distributed.tensor import DTensor
 
 from resnets import models
 from resnets.config.arch import Arch
-from resnets.config.recipe import Recipe
 from resnets.errors import CheckpointError
 from resnets.models import Network
-from resnets.models.accelerate import accelerate
 from resnets.models.heads import backbone_prefixes, head_parameters
-from resnets.models.sync_batch_norm import convert_sync_batch_norm
-from resnets.training import optim
-from resnets.training.distributed import SINGLE_PROCESS, World, full_tensor, shard_like
+from resnets.training.distributed import full_tensor, shard_like
 
 SMALL = 2**16  # values; smaller tensors are summed together
 
@@ -62,28 +57,7 @@ class State:
     average: Network  # evaluated and saved as the result; equals `network` when ema is 0
     optimizer: torch.optim.Optimizer
     totals: Tensor  # (3,) float64: loss sum, wrong, images since the last logged row
-    progress: TrainProgress = field(default_factory=TrainProgress)
-
-    @classmethod
-    def start(
-        cls, recipe: Recipe, arch: Arch, device: torch.device, world: World = SINGLE_PROCESS
-    ) -> State:
-        """A fresh state: initial weights are a function of the recipe's seed."""
-        torch.manual_seed(recipe.seed)
-        network = models.build(arch, checkpoint=recipe.activation_checkpointing)
-        if recipe.norm == "sync":
-            network = convert_sync_batch_norm(network)
-        # Initialised in float32 NCHW on the CPU, so every device starts from the same weights.
-        network = network.to(device)
-        if getattr(arch, "dims", 2) == 2 and not recipe.fsdp:  # FSDP2 takes plain layouts only
-            network = network.to(memory_format=torch.channels_last)
-        totals = torch.zeros(3, dtype=torch.float64, device=device)
-        average = copy.deepcopy(network).requires_grad_(False)
-        accelerate(network)
-        if recipe.fsdp:
-            world.shard(network)
-            world.shard(average)
-        return cls(network, average, optim.build(network, recipe), totals)
+    progress: TrainProgress
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the run under one flat name, for a checkpoint."""

@@ -189,10 +189,10 @@ def test_less_memory_means_smaller_passes_and_the_same_batch(tmp_path, monkeypat
     plan, run = small_plan(), Run(tmp_path / "run")
     run.create()
     passes = []
-    start = loop.State.start
+    start = plans.Plan.start
 
-    def started(*rest):
-        state = start(*rest)
+    def started(plan):
+        state = start(plan)
         forward = state.network.forward
 
         def limited(images):
@@ -204,7 +204,7 @@ def test_less_memory_means_smaller_passes_and_the_same_batch(tmp_path, monkeypat
         state.network.forward = limited
         return state
 
-    monkeypatch.setattr(loop.State, "start", started)
+    monkeypatch.setattr(plans.Plan, "start", started)
     notes = [note for p in loop.fit(run, plan, SignalFlags()) for note in p.notes]
     assert passes == [8] * 4 * STEPS
     told = "from step 1 on 8 images in a forward pass, 32 in a step as before"

@@ -27,7 +27,6 @@ from resnets.training.distributed import SINGLE_PROCESS
 from resnets.training.loop import fit
 from resnets.training.run import Run
 from resnets.training.signals import SignalFlags
-from resnets.training.state import State, TrainProgress
 from resnets.training.step import Step
 
 from ._helpers import together
@@ -145,7 +144,7 @@ def test_chance_and_a_frozen_start_do_not_depend_on_the_number_of_ranks(tmp_path
     assert distance(two, one, learned(one)) < 1e-5
     assert distance(four, one, learned(one)) < 1e-5
     plan = small_plan(SINGLE_PROCESS, CHANCE)
-    fresh = State.start(plan.recipe, plan.arch, CPU).network.state_dict()
+    fresh = plan.start().network.state_dict()
     assert 0 < plan.frozen_steps < 20
     frozen = trained(2, tmp_path / "frozen", **CHANCE | {"steps": plan.frozen_steps})
     moved = [n for n in fresh if not torch.equal(fresh[n], frozen[f"network.{n}"])]
@@ -164,8 +163,8 @@ def test_a_run_of_two_ranks_goes_on_with_others(ranks, tmp_path):
 
 def count_messages(world, folder):
     plan = small_plan(world, {"steps": 4, "micro_batch": 4})
-    state = State.start(plan.recipe, plan.arch, CPU)
-    state.progress = TrainProgress(steps=4, micro_batch=plan.local_batch)
+    state = plan.start()
+    state.progress.micro_batch = plan.local_batch
     step, counts = Step(plan, state), []
 
     for micro, batch in zip((plan.local_batch, 4, 4), plan.batches(state.progress), strict=False):
@@ -233,7 +232,7 @@ def count_images(world, folder):
     results = {}
     plan = small_plan(world, {})
     torch.manual_seed(0)
-    network = State.start(plan.recipe, plan.arch, CPU).network
+    network = plan.start().network
     for images in (101, 3):
         split = plan.source.val
         part = replace(split, images=split.images[:images], labels=split.labels[:images])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from resnets.config.recipe import Recipe
 from resnets.config.recipes import RECIPES
 from resnets.data.dataset import Source, Split
 from resnets.data.detection.targets import MASK_SIZE, DetectionTargets, Kind
-from resnets.training.plan import LossFunction, Plan, example_images
+from resnets.training.plan import LossFunction, Plan, Task, example_images
 
 
 def default_recipe(
@@ -64,3 +65,12 @@ def example_objects(plan: Plan, count: int, side: int) -> tuple[Tensor | Detecti
         torch.zeros(count, 1, MASK_SIZE, MASK_SIZE) if plan.train.masks else None,
     )
     return (*example_images(plan, count, side), targets.to(plan.device))
+
+
+dense_task = partial(
+    Task,
+    contradictions=contradictions,
+    make_loss=make_loss,
+    example_inputs=example_objects,
+    whole_images=True,
+)

@@ -14,7 +14,7 @@ from resnets.evaluation.evaluate import evaluate, evaluate_detectors
 from resnets.evaluation.predictions import concatenate, save
 from resnets.evaluation.predictor import Model
 from resnets.models import Network
-from resnets.training.plan import Plan, Stopped, Task
+from resnets.training.plan import Plan, Stopped
 from resnets.training.tasks import dense
 
 DETECTIONS = "detections.safetensors"
@@ -43,13 +43,9 @@ def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> Det
     return detection.evaluate_predictions(predictions, split, plan.source.classes, name)
 
 
-DETECTION = Task(
+DETECTION = dense.dense_task(
     text=DETECT,
     default_recipe=partial(dense.default_recipe, "detect", "fasterrcnn_resnet50_fpn"),
-    contradictions=dense.contradictions,
-    whole_images=True,
-    make_loss=dense.make_loss,
-    example_inputs=dense.example_objects,
     validate=validate,
     test=test,
     details=DETECTIONS,

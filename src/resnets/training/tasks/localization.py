@@ -15,7 +15,7 @@ from resnets.evaluation.evaluate import evaluate, evaluate_localizer
 from resnets.evaluation.localization import LocalizationMetrics
 from resnets.evaluation.predictor import Model
 from resnets.models import Network
-from resnets.training.plan import Plan, Stopped, Task
+from resnets.training.plan import Plan, Stopped
 from resnets.training.tasks import dense
 
 
@@ -35,13 +35,9 @@ def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> Loc
     return localization.evaluate(cast(Any, model.network), split, options, name=name)
 
 
-LOCALIZATION = Task(
+LOCALIZATION = dense.dense_task(
     text=LOCALIZE,
     default_recipe=partial(dense.default_recipe, "localize", "localizer_resnet50"),
-    contradictions=dense.contradictions,
-    whole_images=True,
-    make_loss=dense.make_loss,
-    example_inputs=dense.example_objects,
     validate=validate,
     test=test,
     evaluate=partial(evaluate, "localize", evaluate_localizer),

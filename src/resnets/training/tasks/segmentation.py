@@ -15,7 +15,7 @@ from resnets.evaluation.evaluate import evaluate, evaluate_segmenter
 from resnets.evaluation.predictor import Model
 from resnets.evaluation.segmentation import SegmentationMetrics
 from resnets.models import Network
-from resnets.training.plan import Plan, Stopped, Task, example_images
+from resnets.training.plan import Plan, Stopped, example_images
 from resnets.training.tasks import dense
 
 
@@ -39,13 +39,10 @@ def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> Seg
     return segmentation.evaluate_split(model.network, split, classes, options, name=name)
 
 
-SEGMENTATION = Task(
+SEGMENTATION = dense.dense_task(
     text=SEGMENT,
     # The networks may normalise an image that is pooled to one value, so it takes two of them.
     default_recipe=partial(dense.default_recipe, "segment", "deeplabv3_resnet50", least_batch=2),
-    contradictions=dense.contradictions,
-    whole_images=True,
-    make_loss=dense.make_loss,
     example_inputs=example_pixels,
     validate=validate,
     test=test,
