@@ -7,7 +7,7 @@ import pytest
 
 from resnets.errors import DataError
 from resnets.training.distributed import World
-from resnets.training.log import Log, UnreadableFiles
+from resnets.training.log import Log
 from resnets.training.run import Run
 
 from .test_loop import small_plan
@@ -24,7 +24,7 @@ def run(tmp_path):
 
 def test_rank_0_writes_the_row_its_speed_and_each_note_once(run):
     notes = ["one", "two"]
-    log = Log(run, True, 0, notes)
+    log = Log(run, small_plan(), 0, notes)
     log.write_row(ROW, 61.26)
     assert log.write_notes(4) == ("one", "two")
     notes.append("three")
@@ -37,7 +37,7 @@ def test_rank_0_writes_the_row_its_speed_and_each_note_once(run):
 
 
 def test_another_rank_returns_notes_and_writes_nothing(run):
-    log = Log(run, False, 0, ["one"])
+    log = Log(run, replace(small_plan(), world=World(1, 2)), 0, ["one"])
     log.write_row(ROW, 61.26)
     assert log.write_notes(4) == ("one",)
     assert [path.name for path in run.path.iterdir()] == ["checkpoints"]
@@ -48,14 +48,14 @@ def test_unreadable_files_are_listed_by_each_rank_until_there_are_too_many(run, 
     plan = replace(small_plan(max_unreadable=0.01), world=World(rank, 2))
     allowed = int(0.01 * plan.source.files)
     files = [(Path(f"{k:02d}.png"), "cut short") for k in range(allowed + 1)]
-    listed = UnreadableFiles(run, plan)
-    listed.add([])
+    log = Log(run, plan, 0, [])
+    log.add_unreadable([])
     assert not (run.path / name).exists()
-    listed.add(files[:allowed])
-    listed.add(files[:2])  # the same files, in another epoch
+    log.add_unreadable(files[:allowed])
+    log.add_unreadable(files[:2])  # the same files, in another epoch
     lines = (run.path / name).read_text().splitlines()
     assert lines == ["file,reason", *(f"{path},{reason}" for path, reason in files[:allowed])]
     with pytest.raises(
         DataError, match=rf"{allowed + 1} of .*first 00\.png: cut short(.|\n)*{name}"
     ):
-        listed.add(files[allowed:])
+        log.add_unreadable(files[allowed:])

@@ -12,11 +12,18 @@ from resnets.training.run import Run
 
 
 class Log:
-    """metrics.jsonl, timing.jsonl, notes.jsonl and TensorBoard's events, all written by rank 0."""
+    """metrics.jsonl, timing.jsonl, notes.jsonl and TensorBoard's events, all written by rank 0.
 
-    def __init__(self, run: Run, is_main: bool, step: int, notes: list[str]) -> None:
-        self.run, self.is_main, self.notes = run, is_main, notes
-        self.write_events = open_events(run.path / "tensorboard", step, notes) if is_main else None
+    Each rank lists the images that it cannot read: rank 0 in bad_files.csv. Raises DataError, as
+    `add_unreadable` does, when more than the allowed share of the images is unreadable.
+    """
+
+    def __init__(self, run: Run, plan: Plan, step: int, notes: list[str]) -> None:
+        self.run, self.plan, self.notes = run, plan, notes
+        self.is_main, folder = plan.world.is_main, run.path / "tensorboard"
+        self.write_events = open_events(folder, step, notes) if self.is_main else None
+        self.unreadable: dict[str, str] = {}
+        self.add_unreadable(plan.source.unreadable)
 
     def write_row(self, row: Mapping[str, float], images_per_second: float) -> None:
         """Add the figures of an evaluation. Raises DiskError."""
@@ -35,6 +42,22 @@ class Log:
                 self.run.append("notes.jsonl", {"step": step, "note": note})
         self.notes.clear()
         return notes
+
+    def add_unreadable(self, files: Iterable[tuple[Path, str]]) -> None:
+        """List further images that cannot be read, each with the reason."""
+        new = {str(path): reason for path, reason in files}
+        if not new:
+            return
+        self.unreadable |= new
+        reasons, source, rank = self.unreadable, self.plan.source, self.plan.world.rank
+        name = f"bad_files-{rank}.csv" if rank else "bad_files.csv"
+        self.run.write_csv(name, ("file", "reason"), sorted(reasons.items()))
+        if len(reasons) > self.plan.recipe.max_unreadable * source.files:
+            first, reason = next(iter(reasons.items()))
+            raise DataError(
+                f"{len(reasons)} of {source.files} images are unreadable, first {first}: {reason}\n"
+                f"All are listed in {name}. Mend them, or allow more: --set max_unreadable=0.1"
+            )
 
 
 def open_events(folder: Path, step: int, notes: list[str]) -> Callable[[Mapping[str, float]], None]:
@@ -62,31 +85,3 @@ def open_events(folder: Path, step: int, notes: list[str]) -> Callable[[Mapping[
             writer.flush()
 
     return write
-
-
-class UnreadableFiles:
-    """The images that could not be read, in bad_files.csv; further ranks have a list of their own.
-
-    Raises DataError, as `add` does, when more than the allowed share of the images is unreadable.
-    """
-
-    def __init__(self, run: Run, plan: Plan) -> None:
-        self.run, self.plan = run, plan
-        self.reasons: dict[str, str] = {}
-        self.add(plan.source.unreadable)
-
-    def add(self, files: Iterable[tuple[Path, str]]) -> None:
-        """List further files, each with the reason."""
-        new = {str(path): reason for path, reason in files}
-        if not new:
-            return
-        self.reasons |= new
-        reasons, source, rank = self.reasons, self.plan.source, self.plan.world.rank
-        name = f"bad_files-{rank}.csv" if rank else "bad_files.csv"
-        self.run.write_csv(name, ("file", "reason"), sorted(reasons.items()))
-        if len(reasons) > self.plan.recipe.max_unreadable * source.files:
-            first, reason = next(iter(reasons.items()))
-            raise DataError(
-                f"{len(reasons)} of {source.files} images are unreadable, first {first}: {reason}\n"
-                f"All are listed in {name}. Mend them, or allow more: --set max_unreadable=0.1"
-            )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from resnets.errors import Diverged
 from resnets.training import checkpoint, monitor
 from resnets.training.clock import Clock, Progress, estimate, seconds_per_test_image
-from resnets.training.log import Log, UnreadableFiles
+from resnets.training.log import Log
 from resnets.training.plan import Plan
 from resnets.training.run import LOGS, Run
 from resnets.training.saver import Saver
@@ -46,7 +46,7 @@ def train(
 ) -> Generator[Progress, None, str]:
     """Train to the end or a signal and return "", or until the state is lost and return why."""
     progress, interval = state.progress, monitor.evaluation_interval(plan, state.progress.steps)
-    log, unreadable = Log(run, plan.world.is_main, progress.step, notes), UnreadableFiles(run, plan)
+    log = Log(run, plan, progress.step, notes)
     step, stream, clock = Step(plan, state), plan.batches(progress), Clock(plan, progress)
     if plan.recipe.budget:
         clock.seconds_per_test_image = seconds_per_test_image(plan, state.network)
@@ -55,7 +55,7 @@ def train(
         clock.tick()
         report = clock.report()
         if monitor.evaluation_due(progress, interval):
-            report = monitor.evaluate_and_log(run, log, plan, state, report, stop)
+            report = monitor.evaluate_and_log(log, state, report, stop)
             clock.record_evaluation(len(plan.monitor_split or ()))
 
         # What one rank knows all ranks do: signals, saves, a budget's new length.
@@ -87,7 +87,7 @@ def train(
                 f"out of memory: from step {progress.step} on {progress.micro_batch} images in a "
                 f"forward pass, {plan.recipe.batch} in a step as before"
             )
-        unreadable.add(batch.unreadable)
+        log.add_unreadable(batch.unreadable)
 
 
 def load_or_init(run: Run, plan: Plan, notes: list[str]) -> State:

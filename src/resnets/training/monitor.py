@@ -34,14 +34,12 @@ def evaluation_due(progress: TrainProgress, interval: int) -> bool:
     return (due or progress.done) and progress.last_logged_step < progress.step
 
 
-def evaluate_and_log(
-    run: Run, log: Log, plan: Plan, state: State, report: Progress, stop: SignalFlags
-) -> Progress:
+def evaluate_and_log(log: Log, state: State, report: Progress, stop: SignalFlags) -> Progress:
     """Log training figures since the last row, and the error on the monitored images.
 
     A signal breaks the evaluation off; then nothing is logged, and a resumed run does it again.
     """
-    progress = state.progress
+    plan, progress = log.plan, state.progress
     loss, train_error = (state.totals[:2] / state.totals[2].clamp(min=1)).tolist()
     evaluated = replace(report, loss=loss, train_error=train_error)
     names = ("step", "epoch", "lr", "loss", "train_error")
@@ -55,7 +53,7 @@ def evaluate_and_log(
         row |= {f"{plan.recipe.monitor}_{name}": value for name, value in figures.items()}
         more = tuple((k, v) for k, v in figures.items() if k not in ("error", "loss"))
         evaluated = replace(evaluated, eval_error=figures["error"], eval_metrics=more)
-        update_best(run, plan, progress, network, figures["error"])
+        update_best(log.run, plan, progress, network, figures["error"])
     state.totals.zero_()
     progress.last_logged_step = progress.step
     log.write_row(row, report.images_per_second)
