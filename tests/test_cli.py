@@ -120,7 +120,7 @@ def test_seeds_are_trained_where_they_stand_and_compared(cli, tmp_path, monkeypa
             (run.path / name).touch()
 
     monkeypatch.setattr("resnets.api.training.write_report", pages)
-    monkeypatch.setattr("resnets.training.clock.estimate", lambda plan: 1.0)
+    monkeypatch.setattr("resnets.training.clock.estimate_duration", lambda plan: 1.0)
     seeds = ["--seed", "4", "--seeds", "2", "--run", "r", "--json"]
     line = ["train", "digits", *FEW, *seeds]
     code, out, _ = cli("train", "digits", *FEW[:4], *seeds, "--dry-run", "--budget", "90s")

@@ -184,7 +184,7 @@ def test_detections_that_do_not_fit_are_refused(tensors, card, tmp_path):
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(change, tmp_path):
     checkpoint.write(tmp_path / "checkpoints", {"a": torch.ones(2)}, TrainProgress(step=3))
-    (path,) = checkpoint.finished(tmp_path / "checkpoints")
+    (path,) = checkpoint.list_finished(tmp_path / "checkpoints")
     body = json.loads((path / "state.json").read_text())
     del body["seal"]
     (path / "state.json").write_text(with_digest(body | change, "seal", sort_keys=True))
@@ -350,7 +350,7 @@ def foreign_old(root):
 def state(name):
     def make(root):
         checkpoint.write(root / "checkpoints", {"a": torch.ones(9)}, TrainProgress(step=3))
-        (path,) = checkpoint.finished(root / "checkpoints")
+        (path,) = checkpoint.list_finished(root / "checkpoints")
         return path / name, lambda: checkpoint.read(path)
 
     return make

@@ -230,7 +230,7 @@ def test_each_seed_and_each_trial_trains_the_module(tmp_path):
 
 
 def test_advice_about_a_function_of_ones_own_works_as_it_stands(cli, tmp_path, monkeypatch):
-    monkeypatch.setattr("resnets.training.clock.estimate", lambda plan: 1.0)
+    monkeypatch.setattr("resnets.training.clock.estimate_duration", lambda plan: 1.0)
     name = f"mine_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(FILE)
     build, steps = f"{name}:build", ["--set", "steps=2", "--set", "size=8", "--set", "batch=16"]

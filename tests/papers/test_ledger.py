@@ -37,8 +37,8 @@ def harmless_notes(folder, monkeypatch):
     run.create()
     for step in (1, 2):
         checkpoint.write(run.path / "checkpoints", {"w": torch.ones(2)}, TrainProgress(step=step))
-    (checkpoint.finished(run.path / "checkpoints")[-1] / "state.json").write_text("{")
-    notes += checkpoint.newest(run.path / "checkpoints").problems
+    (checkpoint.list_finished(run.path / "checkpoints")[-1] / "state.json").write_text("{")
+    notes += checkpoint.read_newest(run.path / "checkpoints").problems
     (run.path / "timing.jsonl").write_text("no JSON\n")
     notes += [run.truncate(name, 1, (3, "0" * 64)) for name in ("metrics.jsonl", "timing.jsonl")]
 

@@ -176,13 +176,13 @@ def test_a_run_is_called_by_its_folder_however_its_path_is_said(tmp_path, monkey
 
 
 def test_the_licence_of_the_data(tmp_path):
-    from resnets.training.runner import licence
+    from resnets.training.runner import find_licence
 
-    assert licence(None) == licence(tmp_path) == ""
+    assert find_licence(None) == find_licence(tmp_path) == ""
     (tmp_path / "annotations").mkdir()
     coco = {"licenses": [{"id": 1, "name": "CC BY 4.0"}], "images": []}
     (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(coco))
     (tmp_path / "list.json").write_text("[1]")
-    assert licence(tmp_path) == "CC BY 4.0"
+    assert find_licence(tmp_path) == "CC BY 4.0"
     (tmp_path / "LICENSE.txt").write_text("\n# MIT License\n\nCopyright\n")
-    assert licence(tmp_path) == "MIT License"
+    assert find_licence(tmp_path) == "MIT License"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from resnets.training import clock
-from resnets.training.clock import Clock, estimate
+from resnets.training.clock import Clock, estimate_duration
 from resnets.training.state import TrainProgress
 from resnets.training.step import Step
 
@@ -86,4 +86,4 @@ def test_an_estimate_is_of_the_median_step_without_the_first(now, monkeypatch):
         now[0] += next(seconds)
 
     monkeypatch.setattr(Step, "update", step)
-    assert estimate(small_plan(steps=24)) == pytest.approx(24 * 0.6)
+    assert estimate_duration(small_plan(steps=24)) == pytest.approx(24 * 0.6)

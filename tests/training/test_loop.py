@@ -35,7 +35,7 @@ def small_plan(**changes):
 
 
 def newest(run):
-    return checkpoint.newest(run.path / "checkpoints")
+    return checkpoint.read_newest(run.path / "checkpoints")
 
 
 def digests(run):
@@ -92,7 +92,7 @@ def test_a_damaged_last_checkpoint_is_trained_again_and_told(tmp_path):
     whole = run_to(tmp_path / "whole", plan)
     run = run_to(tmp_path / "run", plan, stop_after=10)
     run_to(tmp_path / "run", plan)
-    (checkpoint.finished(run.path / "checkpoints")[-1] / "state.json").write_text("{")
+    (checkpoint.list_finished(run.path / "checkpoints")[-1] / "state.json").write_text("{")
     told = [note for progress in fit(run, plan, SignalFlags()) for note in progress.notes]
     assert len(told) == 1
     assert "step-00000024" in told[0]
@@ -114,7 +114,7 @@ def test_a_damaged_best_state_is_told_at_once_with_a_way_out(tmp_path):
     with pytest.raises(CheckpointError, match=r"best.safetensors(.|\n)*move it away, and `resnets"):
         next(fit(run, plan, SignalFlags()))
     assert run.best.read_bytes() == damaged
-    assert len(checkpoint.finished(run.path / "checkpoints")) == 1
+    assert len(checkpoint.list_finished(run.path / "checkpoints")) == 1
     run.best.unlink()
     told = [note for progress in fit(run, plan, SignalFlags()) for note in progress.notes]
     assert told == [

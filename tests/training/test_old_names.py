@@ -35,7 +35,7 @@ def old_names(recipe):
 
 
 def tensors(run):
-    found = checkpoint.newest(run.path / "checkpoints")
+    found = checkpoint.read_newest(run.path / "checkpoints")
     return found.progress.step, {name: digest(value) for name, value in found.tensors.items()}
 
 

@@ -34,11 +34,11 @@ def save(run, values, step):
 
 
 def newest(run):
-    return checkpoint.newest(run.path / "checkpoints")
+    return checkpoint.read_newest(run.path / "checkpoints")
 
 
 def finished(run):
-    return checkpoint.finished(run.path / "checkpoints")
+    return checkpoint.list_finished(run.path / "checkpoints")
 
 
 def test_what_is_saved_comes_back_bit_for_bit(run):

@@ -30,7 +30,7 @@ def test_it_saves_no_more_often_than_the_interval(run):
     keeper.wait()
     assert not keeper.due(state.progress, 100.1 + 2 * SAVE_SECONDS)
     assert keeper.due(state.progress, 100.2 + 2 * SAVE_SECONDS)
-    assert checkpoint.newest(keeper.folder).progress == state.progress
+    assert checkpoint.read_newest(keeper.folder).progress == state.progress
 
 
 def test_it_never_saves_after_a_step_that_was_left_out_nor_on_another_rank(run):
@@ -73,4 +73,4 @@ def test_what_is_saved_is_the_state_of_that_moment(run):
     keeper.write(values, TrainProgress(step=1))
     values["a"].add_(1)
     keeper.wait()
-    assert torch.equal(checkpoint.newest(keeper.folder).tensors["a"], torch.zeros(3))
+    assert torch.equal(checkpoint.read_newest(keeper.folder).tensors["a"], torch.zeros(3))

@@ -39,9 +39,9 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(drawn, tmp_path, task):
         run_to(tmp_path / "whole", planned(drawn, task)),
         run_to(tmp_path / "halves", planned(drawn, task), stop_after=3),
     ]
-    assert checkpoint.newest(runs[1].path / "checkpoints").progress.step < 6
+    assert checkpoint.read_newest(runs[1].path / "checkpoints").progress.step < 6
     run_to(tmp_path / "halves", planned(drawn, task))
-    ended = [checkpoint.newest(run.path / "checkpoints") for run in runs]
+    ended = [checkpoint.read_newest(run.path / "checkpoints") for run in runs]
     one, other = ({k: digest(v) for k, v in x.tensors.items()} for x in ended)
     assert one == other
     assert len({(run.path / "metrics.jsonl").read_text() for run in runs}) == 1

@@ -155,7 +155,7 @@ def calibrate(
     temperature = (metadata.temperature or 1.0) * factor
     save(path, setup.model.network, replace(metadata, temperature=temperature))
     if (path.parent / "result.json").exists():
-        runner.rescale(Run(path.parent), factor)
+        runner.rescale_scores(Run(path.parent), factor)
         write_report(Run(path.parent), network=network)
     calibrated = replace(scores, logits=scores.logits / factor)
     before, after = (classification_metrics(x, split) for x in (scores, calibrated))

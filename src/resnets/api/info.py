@@ -241,10 +241,10 @@ def training_rate(precision: str) -> float:
     from resnets.config import recipes
     from resnets.data import dataset
     from resnets.device import pick_device
-    from resnets.training.clock import estimate
+    from resnets.training.clock import estimate_duration
     from resnets.training.resolve import resolve
 
     wanted = {"model": "resnet20", "size": 32, "batch": 128, "steps": 100, "precision": precision}
     recipe = recipes.replace_fields(recipes.digits(), wanted)
     run = resolve(recipe, dataset.load("digits"), pick_device(), 0)
-    return run.steps * run.recipe.batch / estimate(run, seconds=4)
+    return run.steps * run.recipe.batch / estimate_duration(run, seconds=4)

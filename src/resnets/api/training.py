@@ -302,7 +302,7 @@ def study_folder(chosen: Plan) -> Path:
     """The default folder of a study."""
     from resnets.training import runner
 
-    return Path(f"{runner.default_name(chosen)}-tune")
+    return Path(f"{runner.default_folder(chosen)}-tune")
 
 
 @public

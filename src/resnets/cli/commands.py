@@ -54,13 +54,13 @@ def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any)
         training.check_run(run, data)
     plan = resnets.plan(data, devices=devices, **options)
     from resnets.training import runner
-    from resnets.training.clock import estimate
+    from resnets.training.clock import estimate_duration
 
     # What is wrong with a folder is told before anything is measured.
     runs = runner.seed_runs(plan, run, seeds) if seeds > 1 else {}
     if not runs:
         runner.run_folder(plan, run)
-    format.print_plan(plan, estimate(plan), list(runs.values()), asked_for=dry_run)
+    format.print_plan(plan, estimate_duration(plan), list(runs.values()), asked_for=dry_run)
     if dry_run:
         return
     if runs:
@@ -102,9 +102,9 @@ def tune(data: str, *, rate_only: bool = False, **options: Any) -> None:
     if rate_only:
         format.print_rates(*resnets.find_rate(plan))
         return
-    from resnets.training.clock import estimate
+    from resnets.training.clock import estimate_duration
 
-    format.print_plan(plan, parse_seconds(budget) if budget else trials * estimate(plan))
+    format.print_plan(plan, parse_seconds(budget) if budget else trials * estimate_duration(plan))
     folder = Path(run or training.study_folder(plan))
     done: list[Trial] = []
     with terminal.training_bar() as watch:

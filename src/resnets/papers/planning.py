@@ -73,7 +73,7 @@ def measure(job: Job, device: str) -> dict[str, Any]:
     """
     import resnets
     from resnets.models.cost import cost
-    from resnets.training.clock import estimate
+    from resnets.training.clock import estimate_duration
 
     recipe = job.recipe
     assert recipe is not None
@@ -88,7 +88,7 @@ def measure(job: Job, device: str) -> dict[str, Any]:
     test, train = TEST_IMAGES.get(recipe.data, 0), TRAIN_IMAGES.get(recipe.data, 1)
     tested = test / train / recipe.eval_every  # images, for each in training
     # An evaluation passes forward alone, a third of a step.
-    seconds = estimate(plan, seconds=1) * (1 + tested / 3)
+    seconds = estimate_duration(plan, seconds=1) * (1 + tested / 3)
     return {"seconds": seconds, "images": 100 * batch, "multiply_adds": cost(plan.arch).macs}
 
 

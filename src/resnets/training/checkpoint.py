@@ -53,7 +53,7 @@ class Checkpoint:
     problems: tuple[str, ...] = ()
 
 
-def finished(folder: Path) -> list[Path]:
+def list_finished(folder: Path) -> list[Path]:
     """The finished checkpoints, oldest first."""
     return sorted(p for p in folder.glob("step-*") if not p.suffix)
 
@@ -86,7 +86,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], progress: TrainProgress) 
         sync_folder(temporary)
         temporary.rename(final)
         sync_folder(folder)
-        for old in finished(folder)[:-CHECKPOINTS_KEPT]:
+        for old in list_finished(folder)[:-CHECKPOINTS_KEPT]:
             # Under another name first: what is half deleted is no checkpoint.
             shutil.rmtree(old.rename(old.with_suffix(".tmp")), ignore_errors=True)
     except OSError:
@@ -155,14 +155,14 @@ def read(path: Path) -> Checkpoint:
         ) from None
 
 
-def newest(folder: Path) -> Checkpoint | None:
+def read_newest(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint, and what was wrong with newer ones, which are set aside.
 
     None when there is no checkpoint yet. Raises CheckpointError when there are some and none is
     whole, so that training never starts again silently; and as `read`, with nothing touched.
     """
     problems: list[str] = []
-    for path in reversed(finished(folder)):
+    for path in reversed(list_finished(folder)):
         try:
             notes = tuple(f"{problem}; the one before it is used" for problem in problems)
             return replace(read(path), problems=notes)

@@ -93,7 +93,7 @@ class Clock:
         return progress.step + max(1, round(remaining_seconds / seconds_per_step))
 
 
-def estimate(plan: Plan, seconds: float = 2.0) -> float:
+def estimate_duration(plan: Plan, seconds: float = 2.0) -> float:
     """Seconds that the whole run will take, from real steps of a network that is thrown away."""
     recipe = plan.recipe
     # Each rank makes its own number of steps, so none may wait for another.

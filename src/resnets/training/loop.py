@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from resnets.errors import Diverged
 from resnets.training import checkpoint, monitor
-from resnets.training.clock import Clock, Progress, estimate, seconds_per_test_image
+from resnets.training.clock import Clock, Progress, estimate_duration, seconds_per_test_image
 from resnets.training.log import Log
 from resnets.training.plan import Plan
 from resnets.training.run import LOGS, Run
@@ -93,7 +93,7 @@ def train(
 def load_or_init(run: Run, plan: Plan, notes: list[str]) -> State:
     """The state of the newest checkpoint, or of the first step; the logs are cut to it."""
     world, state = plan.world, plan.start()
-    newest = checkpoint.newest(run.path / "checkpoints") if world.is_main else None
+    newest = checkpoint.read_newest(run.path / "checkpoints") if world.is_main else None
     saved = world.broadcast(newest)
     if saved is not None:
         state.restore(saved.tensors, saved.progress)
@@ -101,7 +101,7 @@ def load_or_init(run: Run, plan: Plan, notes: list[str]) -> State:
         if world.is_main:
             notes += monitor.forget_missing_best(run, plan, state.progress)
     elif budget := plan.recipe.budget:
-        steps = max(1, round(plan.steps * budget / estimate(plan)))
+        steps = max(1, round(plan.steps * budget / estimate_duration(plan)))
         state.progress.steps = world.broadcast(steps)
     if world.is_main:
         progress = state.progress

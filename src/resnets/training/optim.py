@@ -123,14 +123,14 @@ def lamb(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors
     Without decay it is Adam's step. The paper clips the gradient to norm 1: `Recipe.clip`.
     """
     r = adamw(state, x, g, group)
-    return scaled(r, norms(x) / norms(r)) if group["weight_decay"] else r
+    return scale_in_place(r, norms(x) / norms(r)) if group["weight_decay"] else r
 
 
 def lars(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors:
     """1708.03888, algorithm 1, with its coefficient 0.001; without decay it is SGD's step."""
     if decay := group["weight_decay"]:
         ratio = 0.001 * norms(x) / (norms(g) + decay * norms(x))
-        g = scaled(torch._foreach_add(g, x, alpha=decay), ratio)
+        g = scale_in_place(torch._foreach_add(g, x, alpha=decay), ratio)
     v = optimizer_buffers(state, x, "momentum_buffer")
     torch._foreach_mul_(v, group["momentum"])
     torch._foreach_add_(v, g)
@@ -178,7 +178,7 @@ def norms(x: Tensors) -> Tensor:
     return torch.stack(torch._foreach_norm(x))
 
 
-def scaled(x: Tensors, ratios: Tensor) -> Tensors:
+def scale_in_place(x: Tensors, ratios: Tensor) -> Tensors:
     """x times (tensors,) ratios, in place; as it is where a norm of zero leaves no ratio."""
     usable = ratios.isfinite() & (ratios > 0)
     torch._foreach_mul_(x, torch.where(usable, ratios, 1.0).unbind())

@@ -55,7 +55,7 @@ def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
     Raises UsageError for the folder of a run, or one inside the data. Under torchrun, which may
     start a command again, an existing run is left to `create_run`.
     """
-    stem = default_name(plan)
+    stem = default_folder(plan)
     names = chain([stem], (f"{stem}-{number}" for number in count(2)))
     free = next(folder for folder in map(Path, names) if not folder.exists())
     run = Run(free if path is None else Path(path))
@@ -65,7 +65,7 @@ def run_folder(plan: Plan, path: str | Path | None = None) -> Run:
     return run
 
 
-def default_name(plan: Plan) -> str:
+def default_folder(plan: Plan) -> str:
     """The default run folder of a plan."""
     network = plan.recipe.model.replace(":", "-")  # my_module:build
     return f"runs/{Path(plan.recipe.data).stem or 'data'}-{network}"
@@ -79,7 +79,7 @@ def seed_runs(plan: Plan, path: str | Path | None, seeds: int) -> dict[int, Run]
     """
     if launched():
         raise UsageError("under torchrun each seed needs a command of its own: --seed N")
-    base, first = Path(path or default_name(plan)), plan.recipe.seed
+    base, first = Path(path or default_folder(plan)), plan.recipe.seed
     runs = {seed: Run(Path(f"{base}-seed{seed}")) for seed in range(first, first + seeds)}
     for seed, run in runs.items():
         check_outside(run.path, plan.recipe.data)
@@ -129,7 +129,7 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
             "preprocess": asdict(plan.preprocess),
             "images": len(plan.train),
             "plan": plan.summary(),
-            "licence": licence(plan.source.root),
+            "licence": find_licence(plan.source.root),
             "replaced": replaced_parts(plan.task),
         }
         run.write_json("source.json", source)
@@ -150,12 +150,16 @@ def missing_results(run: Run) -> list[str]:
     """The files that a run without a result, or one interrupted after it, still lacks."""
     if not run.finished:
         return ["result.json"]
-    ended, source = run.read_json("result.json"), run.read_json("source.json")
-    kept = task_of_run(source).details
-    names = ["model.safetensors", *[kept] * bool(kept and ended["images"]), "cost.json"]
-    missing = [n for n in (*names, *PAGES) if not (run.path / n).exists()]
+    result, details = (
+        run.read_json("result.json"),
+        task_of_run(run.read_json("source.json")).details,
+    )
+    names = ["model.safetensors", "cost.json", *PAGES]
+    if details and result["images"]:
+        names.append(details)
+    missing = [name for name in names if not (run.path / name).exists()]
     errors = [row.get("error") for row in run.rows("opened.jsonl")]
-    if ended.get("split") == "test" and ended["error"] not in errors:
+    if result.get("split") == "test" and result["error"] not in errors:
         missing.append("opened.jsonl")
     return missing
 
@@ -218,7 +222,7 @@ def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:
     return TrainResult(run.path, result, seconds, plan.task.name)
 
 
-def licence(root: Path | None) -> str:
+def find_licence(root: Path | None) -> str:
     """The licence of the data by its LICENSE file or COCO annotations; empty if there is none."""
     if root is None or not root.is_dir():
         return ""
@@ -254,7 +258,7 @@ def write_model(run: Run, plan: Plan, last: State) -> None:
 
 def last_state(run: Run, plan: Plan) -> State:
     """The state after the last step. Raises CheckpointError where it is gone."""
-    newest = checkpoint.newest(run.path / "checkpoints")
+    newest = checkpoint.read_newest(run.path / "checkpoints")
     if newest is None or not newest.progress.done:
         raise CheckpointError(
             f"{run.path} has no checkpoint of its last step, from which its result is written"
@@ -264,7 +268,7 @@ def last_state(run: Run, plan: Plan) -> State:
     return state
 
 
-def rescale(run: Run, factor: float) -> None:
+def rescale_scores(run: Run, factor: float) -> None:
     """Divide the logits of a run's scores by a factor of its temperature, and renew its figures."""
     path = run.path / "scores.safetensors"
     if path.exists():

@@ -74,7 +74,7 @@ class State:
         if not any(isinstance(p, DTensor) for p in self.average.parameters()):
             return self.average
         network = models.build(arch).to(self.totals.device)
-        load(network, {k: full_tensor(v) for k, v in self.average.state_dict().items()})
+        load_state_dict(network, {k: full_tensor(v) for k, v in self.average.state_dict().items()})
         return network
 
     def restore(self, tensors: dict[str, Tensor], progress: TrainProgress) -> None:
@@ -84,8 +84,8 @@ class State:
             for prefix in ("network.", "average.", "optimizer.")
         )
         try:
-            load(self.network, network)
-            load(self.average, average)
+            load_state_dict(self.network, network)
+            load_state_dict(self.average, average)
         except RuntimeError as error:
             difference = str(error).splitlines()[1].strip()
             raise CheckpointError(
@@ -109,7 +109,7 @@ class State:
         self.progress = progress
 
 
-def load(network: nn.Module, values: Mapping[str, Tensor]) -> None:
+def load_state_dict(network: nn.Module, values: Mapping[str, Tensor]) -> None:
     """`load_state_dict` of whole tensors, also where the network's are sharded over the ranks."""
     current = network.state_dict()
     network.load_state_dict(
@@ -188,4 +188,4 @@ def load_pretrained(network: Network, weights: Mapping[str, Tensor]) -> None:
         if name not in may_differ and name.startswith(prefixes):
             raise CheckpointError(f"the weights belong to another network: {name} differs")
     same = {name: weights[name] for name in current if name not in different}
-    load(network, current | same)
+    load_state_dict(network, current | same)

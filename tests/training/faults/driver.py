@@ -253,7 +253,7 @@ def results(run: Path) -> dict[str, str]:
     """SHA-256 of everything that a kill must not change, once the run is finished."""
     from resnets.training import checkpoint
 
-    last = checkpoint.finished(run / "checkpoints")[-1]
+    last = checkpoint.list_finished(run / "checkpoints")[-1]
     parts = dict(json.loads((last / "state.json").read_text())["tensors"])
     parts["progress"] = str(asdict(checkpoint.read(last).progress) | {"seconds": 0, "logs": 0})
     for name in ("metrics.jsonl", "model.safetensors", "result.json", "best.safetensors"):

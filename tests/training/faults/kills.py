@@ -43,7 +43,7 @@ def kill(driver: Driver, whole: Path, folder: Path, names: list[str], seed: int)
             if code == 0:
                 break
             names.remove(name)
-            there = checkpoint.finished(run / "checkpoints")
+            there = checkpoint.list_finished(run / "checkpoints")
             begun = begun or bool(there)
             assert not begun or any(loads(path) for path in there), name
         if not (run / "result.json").exists():

@@ -47,7 +47,7 @@ def folder(tmp_path):
 
 def refused(folder, file="", tensor=""):
     """The newest is refused, both are named, and the one before is taken; then it is set right."""
-    found = checkpoint.newest(folder)
+    found = checkpoint.read_newest(folder)
     assert found is not None
     assert found.progress.step == 1
     assert digests(found.tensors) == digests(tensors(1))
@@ -94,7 +94,7 @@ def test_every_flipped_bit_is_noticed(folder):
         if name == "state.safetensors" and place >= header:
             assert any(tensor in str(told.value) for tensor in tensors(0))
         (folder / "step-00000002" / name).write_bytes(originals[name])
-    assert checkpoint.newest(folder).progress.step == 2
+    assert checkpoint.read_newest(folder).progress.step == 2
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -111,7 +111,7 @@ def contents(folder):
 def untouched(folder, match, error=CheckpointError):
     before = contents(folder.parent)
     with pytest.raises(error, match=match):
-        checkpoint.newest(folder)
+        checkpoint.read_newest(folder)
     assert contents(folder.parent) == before
 
 
@@ -119,7 +119,7 @@ def test_the_same_run_in_another_folder_lends_its_checkpoints(tmp_path):
     folder, other = make(tmp_path / "run"), make(tmp_path / "other")
     shutil.rmtree(folder / "step-00000002")
     shutil.copytree(other / "step-00000002", folder / "step-00000002")
-    assert checkpoint.newest(folder).progress.step == 2
+    assert checkpoint.read_newest(folder).progress.step == 2
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_left_alone(tmp_path):
@@ -138,7 +138,7 @@ def test_a_changed_recipe_touches_no_checkpoint(folder, text):
 def test_a_space_more_in_the_recipe_changes_nothing(folder):
     recipe = folder.parent / "recipe.json"
     recipe.write_text(" " + recipe.read_text().replace(":", " :") + "\n")
-    assert checkpoint.newest(folder).progress.step == 2
+    assert checkpoint.read_newest(folder).progress.step == 2
 
 
 def test_the_identity_of_earlier_versions_is_taken(folder, monkeypatch):
@@ -147,7 +147,7 @@ def test_the_identity_of_earlier_versions_is_taken(folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "identity", lambda run: identity(run)[::-1])
         checkpoint.write(folder, tensors(2), TrainProgress(step=2))
-    assert checkpoint.newest(folder).progress.step == 2
+    assert checkpoint.read_newest(folder).progress.step == 2
 
 
 def test_a_checkpoint_of_a_later_version_is_left_alone(folder, monkeypatch):
@@ -159,11 +159,11 @@ def test_a_checkpoint_of_a_later_version_is_left_alone(folder, monkeypatch):
 
 
 def test_never_a_fresh_start_in_silence(folder):
-    for path in checkpoint.finished(folder):
+    for path in checkpoint.list_finished(folder):
         (path / "state.json").write_text("{}")
     for _ in range(2):  # the second time everything is set aside
         with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
-            checkpoint.newest(folder)
+            checkpoint.read_newest(folder)
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ETIMEDOUT, errno.EACCES])
@@ -180,9 +180,9 @@ def test_what_cannot_be_read_now_is_no_damage(folder, monkeypatch, name, number)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", fails)
         with pytest.raises(DiskError, match=rf"{name} .*{os.strerror(number)}.*try again"):
-            checkpoint.newest(folder)
+            checkpoint.read_newest(folder)
     assert contents(folder.parent) == before
-    assert checkpoint.newest(folder).progress.step == 2
+    assert checkpoint.read_newest(folder).progress.step == 2
 
 
 def scores_file(path):

@@ -30,7 +30,7 @@ def survives(driver, short, run, fault):
     if "event_file_writer.py" not in told:  # a thread of tensorboard's tells its own end
         assert "Traceback" not in told
         assert bool(told) == bool(code)
-    assert all(map(loads, checkpoint.finished(run / "checkpoints")))
+    assert all(map(loads, checkpoint.list_finished(run / "checkpoints")))
     for path in run.glob("[!.]*.json"):
         json.loads(path.read_text())
     for path in run.glob("[bm]*.safetensors"):  # best and model

@@ -142,7 +142,7 @@ def test_nothing_of_it_is_kept(request, tmp_path, monkeypatch, where, times, val
     else:
         train()
     assert load(run.best)  # refuses what is not finite
-    progress = checkpoint.newest(run.path / "checkpoints").progress
+    progress = checkpoint.read_newest(run.path / "checkpoints").progress
     if times == math.inf:
         assert progress.step < FIRST
         return
@@ -175,12 +175,12 @@ def test_a_stop_right_after_a_return_keeps_the_halved_rate(tmp_path, monkeypatch
     monkeypatch.setattr(saver, "SAVE_SECONDS", 0)
     run.create()
     before = [progress.step for progress in loop.fit(run, small_plan(), stop)][-1]
-    progress = checkpoint.newest(run.path / "checkpoints").progress
+    progress = checkpoint.read_newest(run.path / "checkpoints").progress
     assert (progress.step, progress.rollbacks, progress.lr_scale) == (before, 1, 0.5)
     assert 0 < before < 8
     for _ in loop.fit(run, small_plan(), SignalFlags()):
         pass
-    progress = checkpoint.newest(run.path / "checkpoints").progress
+    progress = checkpoint.read_newest(run.path / "checkpoints").progress
     assert (progress.done, progress.rollbacks, progress.lr_scale) == (True, 1, 0.5)
 
 
@@ -210,4 +210,4 @@ def test_less_memory_means_smaller_passes_and_the_same_batch(tmp_path, monkeypat
     told = "from step 1 on 8 images in a forward pass, 32 in a step as before"
     assert [note for note in notes if told in note] == notes
     assert len(notes) == 1
-    assert checkpoint.newest(run.path / "checkpoints").progress.micro_batch == 8
+    assert checkpoint.read_newest(run.path / "checkpoints").progress.micro_batch == 8

@@ -112,7 +112,7 @@ def test_every_image_gives_the_newest_checkpoint_or_the_one_before(tmp_path):
         image = tmp_path / f"image-{number}"
         write_image(disk(calls[:length]), image, rng, chance)
         saved = max((int(c.path) for c in calls[:length] if c.kind == "saved"), default=0)
-        found = checkpoint.newest(image / "run" / "checkpoints")
+        found = checkpoint.read_newest(image / "run" / "checkpoints")
         step = found.progress.step if found else 0
         assert saved <= step <= saved + 1, (length, chance)
         if found:

@@ -11,7 +11,7 @@ SELDOM = 1e9  # seconds between checkpoints: only those that are asked for
 
 
 def steps(run):
-    return [int(path.name[5:13]) for path in checkpoint.finished(run / "checkpoints")]
+    return [int(path.name[5:13]) for path in checkpoint.list_finished(run / "checkpoints")]
 
 
 @pytest.mark.parametrize("at", ["step", pytest.param("evaluated batch", marks=pytest.mark.slow)])

@@ -77,7 +77,7 @@ def trained(ranks, folder, **changes):
 
 
 def newest(folder):
-    found = checkpoint.newest(folder / "checkpoints")
+    found = checkpoint.read_newest(folder / "checkpoints")
     assert found.progress.done
     return found.tensors
 
@@ -156,7 +156,7 @@ def test_chance_and_a_frozen_start_do_not_depend_on_the_number_of_ranks(tmp_path
 def test_a_run_of_two_ranks_goes_on_with_others(ranks, tmp_path):
     whole = trained(2, tmp_path / "whole", micro_batch=8)
     together(2, smoothly, train, tmp_path / "halves", {"micro_batch": 8}, 8)
-    assert 0 < checkpoint.newest(tmp_path / "halves" / "checkpoints").progress.step < 20
+    assert 0 < checkpoint.read_newest(tmp_path / "halves" / "checkpoints").progress.step < 20
     halves = trained(ranks, tmp_path / "halves", micro_batch=8)
     assert distance(halves, whole, learned(whole)) < 1e-5
 
@@ -221,7 +221,7 @@ def test_where_one_rank_is_short_of_memory_all_halve_and_repeat_the_step(tmp_pat
         (folder := tmp_path / where).mkdir()
         together(2, smoothly, short_of_memory, folder, where)
         assert (folder / "sent").read_text() == sent
-        found = checkpoint.newest(folder / "run" / "checkpoints")
+        found = checkpoint.read_newest(folder / "run" / "checkpoints")
         assert found.progress.micro_batch == 8
         assert distance(found.tensors, whole, floating(whole)) < 1e-5
         (note,) = Run(folder / "run").rows("notes.jsonl")

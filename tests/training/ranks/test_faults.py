@@ -81,7 +81,7 @@ def ended(process):
 
 
 def state(folder):
-    found = checkpoint.newest(folder / "run" / "checkpoints")
+    found = checkpoint.read_newest(folder / "run" / "checkpoints")
     return found.progress.step, {name: digest(value) for name, value in found.tensors.items()}
 
 

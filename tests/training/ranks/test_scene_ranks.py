@@ -46,7 +46,7 @@ def test_two_ranks_train_and_measure_as_one(drawn, tmp_path, task, model):
         folder = tmp_path / str(ranks)
         together(ranks, train, folder, str(drawn[task]), task, model)
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        ended.append((checkpoint.newest(folder / "checkpoints").tensors, rows))
+        ended.append((checkpoint.read_newest(folder / "checkpoints").tensors, rows))
     (one, rows), (two, others) = ended
     for name in one:
         if name.startswith("network."):

@@ -60,9 +60,11 @@ def test_it_learns_by_the_real_loop(regression, tmp_path):
 def test_a_resume_is_bit_equal(regression, tmp_path):
     whole = run_to(tmp_path / "whole", planned(regression, 12))
     halves = run_to(tmp_path / "halves", planned(regression, 12), stop_after=5)
-    assert checkpoint.newest(halves.path / "checkpoints").progress.step < 12
+    assert checkpoint.read_newest(halves.path / "checkpoints").progress.step < 12
     run_to(halves.path, planned(regression, 12))
-    one, other = (checkpoint.newest(run.path / "checkpoints").tensors for run in (whole, halves))
+    one, other = (
+        checkpoint.read_newest(run.path / "checkpoints").tensors for run in (whole, halves)
+    )
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
