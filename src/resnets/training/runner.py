@@ -150,13 +150,10 @@ def missing_results(run: Run) -> list[str]:
     """The files that a run without a result, or one interrupted after it, still lacks."""
     if not run.finished:
         return ["result.json"]
-    result, details = (
-        run.read_json("result.json"),
-        task_of_run(run.read_json("source.json")).details,
-    )
+    result, task = run.read_json("result.json"), task_of_run(run.read_json("source.json"))
     names = ["model.safetensors", "cost.json", *PAGES]
-    if details and result["images"]:
-        names.append(details)
+    if task.details and result["images"]:
+        names.append(task.details)
     missing = [name for name in names if not (run.path / name).exists()]
     errors = [row.get("error") for row in run.rows("opened.jsonl")]
     if result.get("split") == "test" and result["error"] not in errors:

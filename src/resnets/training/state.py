@@ -79,18 +79,15 @@ class State:
 
     def restore(self, tensors: dict[str, Tensor], progress: TrainProgress) -> None:
         """Load what `tensors()` gave. Raises CheckpointError on another network's tensors."""
-        network, average, buffers = (
-            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            for prefix in ("network.", "average.", "optimizer.")
-        )
         try:
-            load_state_dict(self.network, network)
-            load_state_dict(self.average, average)
+            load_state_dict(self.network, with_prefix(tensors, "network."))
+            load_state_dict(self.average, with_prefix(tensors, "average."))
         except RuntimeError as error:
             difference = str(error).splitlines()[1].strip()
             raise CheckpointError(
                 f"the checkpoint belongs to another network: {difference}"
             ) from None
+        buffers = with_prefix(tensors, "optimizer.")
         parameters = dict(self.network.named_parameters())
         unknown = [key for key in buffers if key.rpartition(".")[0] not in parameters]
         totals = tensors.get("totals", torch.empty(0))
@@ -107,6 +104,11 @@ class State:
             self.optimizer.state[weight][buffer] = value
         self.totals.copy_(totals)
         self.progress = progress
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, under the rest of their names."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def load_state_dict(network: nn.Module, values: Mapping[str, Tensor]) -> None:
@@ -169,23 +171,18 @@ def load_pretrained(network: Network, weights: Mapping[str, Tensor]) -> None:
     current = network.state_dict()
     prefixes, may_differ = backbone_prefixes(network), head_parameters(network)
     present = [prefix for prefix in prefixes if any(name.startswith(prefix) for name in weights)]
-    source = present[0] if present else ""
-    backbone = {
-        name.removeprefix(source): tensor
-        for name, tensor in weights.items()
-        if name.startswith(source)
-    }
+    backbone = with_prefix(weights, present[0] if present else "")
     weights = dict(weights)
     for prefix in prefixes:
         if prefix not in present:
             weights |= {prefix + name: tensor for name, tensor in backbone.items()}
             may_differ |= {f"{prefix}fc.weight", f"{prefix}fc.bias"}
-    different = sorted(current.keys() ^ weights.keys())
-    different += [
-        name for name in current if name in weights and current[name].shape != weights[name].shape
-    ]
-    for name in different:
+    same = {
+        name: tensor
+        for name, tensor in weights.items()
+        if name in current and current[name].shape == tensor.shape
+    }
+    for name in sorted((current.keys() | weights.keys()) - same.keys()):
         if name not in may_differ and name.startswith(prefixes):
             raise CheckpointError(f"the weights belong to another network: {name} differs")
-    same = {name: weights[name] for name in current if name not in different}
     load_state_dict(network, current | same)
