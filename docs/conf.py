@@ -27,6 +27,7 @@ html_css_files = ["site.css"]
 html_copy_source = html_show_sphinx = False
 html_math_renderer = "mathml"
 highlight_language = "text"
+smartquotes = False  # two hyphens of an option stay two
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b5cad", "color-brand-content": "#0b5cad"},
     "dark_css_variables": {"color-brand-primary": "#7cb8f2", "color-brand-content": "#7cb8f2"},
@@ -34,7 +35,6 @@ html_theme_options = {
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the notebooks are stored with their outputs; a test runs them
-suppress_warnings = ["myst.header"]  # a page drawn from code may skip a level
 
 
 def draw(app: Sphinx, name: str, source: list[str]) -> None:

@@ -148,7 +148,7 @@ def leaves(command, words=("resnets",)) -> list[tuple[str, ...]]:
 def test_each_public_name_is_in_the_reference_with_its_arguments(reference):
     for name in resnets.__all__:
         text = reference["function"](name)
-        assert text.startswith(f"### resnets.{name}\n"), name
+        assert text.startswith(f"## resnets.{name}\n"), name
         for argument in inspect.signature(getattr(resnets, name)).parameters:
             assert re.search(rf"`\*?{argument}` \| .* \| \S+.* \|$", text, re.MULTILINE), (
                 f"{name} does not explain {argument}"

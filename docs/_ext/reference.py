@@ -35,9 +35,11 @@ SIGNALS = {130: "Ctrl-C (SIGINT)", 143: "SIGTERM"}
 
 
 def table(head: Sequence[str], rows: typing.Iterable[Sequence[str]]) -> str:
-    """A table in Markdown; a line end in a cell becomes a blank."""
-    lines = [list(head), ["---"] * len(head), *rows]
-    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
+    """A table in Markdown, without columns that are empty; a line end in a cell becomes a blank."""
+    kept = list(rows)
+    filled = [k for k in range(len(head)) if not kept or any(row[k] for row in kept)]
+    lines = [list(head), ["---"] * len(head), *kept]
+    cells = [[" ".join(line[k].split()).replace("|", "\\|") for k in filled] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
@@ -45,7 +47,8 @@ def commands() -> str:
     """Every command with its arguments and options, as the command line documents itself."""
     from resnets.cli.main import app
 
-    text = app.generate_docs(output_format="markdown", recursive=True)
+    text = app.generate_docs(output_format="markdown", recursive=True, usage_name="resnets")
+    text = re.sub(r", --(?:no|empty)-[\w-]+(?=`)", "", text)  # which `add` switches off
     top, *sections = re.split(r"^(?=##+ resnets )", text, flags=re.MULTILINE)
     shared = "\n".join(re.findall(r"^\* `--(?:verbose|quiet|json).*$", top, re.MULTILINE))
     parts = ["Every command has these options:", shared]
@@ -80,14 +83,25 @@ def function(name: str) -> str:
         if callable(parameter.default) and parameter.default is not parameter.empty:
             default = "does nothing"
         star = "*" * (parameter.kind is parameter.VAR_POSITIONAL)
-        rows.append(
-            (f"`{star}{key}`", f"`{parameter.annotation}`", default, arguments.get(key, ""))
-        )
-    parts = [f"### resnets.{name}", text]
+        hint = spelled(parameter.annotation, called.__module__)
+        rows.append((f"`{star}{key}`", f"`{hint}`", default, arguments.get(key, "")))
+    parts = [f"## resnets.{name}", text]
     if rows:
         parts.append(table(("argument", "type", "default", "meaning"), rows))
     parts.append(f"Gives `{signature.return_annotation}`.")
     return "\n\n".join(parts)
+
+
+def spelled(annotation: str, module: str) -> str:
+    """An annotation with the values of its Literals, also of those that have a name."""
+
+    def values(match: re.Match[str]) -> str:
+        named = lookup(match[0], importlib.import_module(module))
+        literal = typing.get_origin(named) is typing.Literal
+        return " | ".join(map(repr, typing.get_args(named))) if literal else match[0]
+
+    text = re.sub(r"Literal\[(.*?)\]", lambda match: match[1].replace(", ", " | "), annotation)
+    return re.sub(r"\b[A-Z]\w+", values, text)
 
 
 def split_docstring(documented: Any) -> tuple[str, dict[str, str]]:
@@ -100,7 +114,7 @@ def split_docstring(documented: Any) -> tuple[str, dict[str, str]]:
 def records() -> str:
     """What the public functions give: the records, their fields and methods."""
     near, far = public_records()
-    parts = [record(kind) for kind in near]
+    parts = ["## What the functions give", *(record(kind) for kind in near)]
     parts += ["## Records inside the records", *(record(kind) for kind in far)]
     return "\n\n".join(parts)
 
@@ -339,8 +353,12 @@ def networks() -> str:
     """Every classifier of the table of families."""
     from resnets.api.info import list_models
 
-    rows = [[str(value) for value in row.values()] for row in list_models("*")]
-    return table([key.replace("_", " ") for key in list_models("resnet18")[0]], rows)
+    rows = list_models("*")
+    cells = [
+        [f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()]
+        for row in rows
+    ]
+    return table([key.replace("_", " ") for key in rows[0]], cells)
 
 
 DRAWN: dict[str, Callable[[], str]] = {
