@@ -8,9 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import io
 import re
-import tokenize
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -23,12 +21,19 @@ import resnets
 from resnets import errors
 from resnets.config.tasks import TASK_TEXTS
 
-USUAL = {  # arguments that mean the same everywhere
+USUAL = {  # arguments and fields that mean the same everywhere
     "data": "A path or a known name; in Python also a torch Dataset.",
     "model": "A run folder, a model file or a foreign weights file; in Python also a loaded model.",
     "run": "A run folder.",
     "runs": "Run folders.",
     "plan": "What `plan` gives.",
+    "images": "Number of images.",
+    "classes": "Names of the classes.",
+    "split": "Which images: test, val, train or all.",
+    "unreadable": "Files that could not be read, and why.",
+    "problem": "Why the image could not be read.",
+    "file": "The path of the image.",
+    "device": "Where it computes.",
 }
 EXPLAINED_BY_PLAN = ("train", "tune", "resume", "find_rate")  # arguments without words here
 SIGNALS = {130: "Ctrl-C (SIGINT)", 143: "SIGTERM"}
@@ -179,7 +184,7 @@ def record(kind: type) -> str:
     module = kind.__module__
     parts = [f"### {kind.__name__}", f"`{module}.{kind.__name__}`", text]
     if is_dataclass(kind):
-        comments = figure_meanings() | trailing_comments(kind)
+        comments = USUAL | figure_meanings() | field_comments(kind)
         rows = []
         for one in fields(kind):
             default = "" if one.default is MISSING else f"`{one.default!r}`"
@@ -219,19 +224,21 @@ def indented(text: str) -> str:
     return text.replace("\n", "\n  ")
 
 
-def trailing_comments(kind: type) -> dict[str, str]:
-    """The comment beside each field, and in the lines after it that are comments alone."""
-    source = inspect.cleandoc("\n" + inspect.getsource(kind))
+def field_comments(kind: type) -> dict[str, str]:
+    """The comment beside each field, or in the lines above it."""
     comments: dict[str, str] = {}
-    name = ""
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        field = re.match(r"\s+(\w+): ", token.line)
-        if token.type != tokenize.COMMENT:
-            continue
-        if field:
-            name = field[1]
-            comments[name] = token.string.lstrip("# ")
-    return {key: words for key, words in comments.items() if not words.startswith("fmt:")}
+    above: list[str] = []
+    for line in inspect.getsource(kind).splitlines():
+        code, _, words = line.partition("# ")
+        field = re.match(r"    (\w+): ", code)
+        if not code.strip() and words:
+            above.append(words)
+        elif field:
+            comments[field[1]] = words or " ".join(above)
+            above = []
+        else:
+            above = []
+    return {key: words for key, words in comments.items() if words}
 
 
 def error_classes() -> list[type[errors.ResnetsError]]:

@@ -47,8 +47,8 @@ Tile = tuple[Image.Image, str]  # a picture, and the text above it
 class Explained(Prediction):
     """With the picture that explains it, a file of the folder, and the nearest known images."""
 
-    picture: str | None = None
-    neighbours: tuple[str, ...] = ()
+    picture: str | None = None  # a file in the folder
+    neighbours: tuple[str, ...] = ()  # files of the nearest known images
 
 
 def explain(

@@ -26,9 +26,9 @@ CALIBRATION_IMAGES = 10_000  # that precise statistics are taken from
 class Analysis:
     """What an instrument shows: rows of the same keys, a sentence, and the folder of both."""
 
-    rows: Rows
-    verdict: str
-    folder: Path
+    rows: Rows  # a dictionary for each layer, unit, pair, length or step
+    verdict: str  # what they show, in a sentence
+    folder: Path  # of the table, KIND.csv, and the picture, KIND.svg
 
 
 class Plot(NamedTuple):

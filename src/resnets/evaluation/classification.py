@@ -149,7 +149,7 @@ class ClassificationMetrics(RunningMeans):
     # where they were asked for:
     comparison: Comparison | None = None  # with another model
     abstention: tuple[float, float] | None = None  # of `selective_accuracy`
-    ood_auroc: float | None = None
+    ood_auroc: float | None = None  # area under the ROC curve against other data
     corruptions: tuple[tuple[str, int, float], ...] = ()  # kind, strength (1 to 5), error
 
     @property
@@ -280,9 +280,9 @@ def ood_auroc(scores: Scores, others: Scores) -> float:
 class Calibration:
     """A temperature, and the figures before and after on the images that it was fitted on."""
 
-    temperature: float
-    before: ClassificationMetrics
-    after: ClassificationMetrics
+    temperature: float  # that divides the logits; stored in the model file
+    before: ClassificationMetrics  # as the model was
+    after: ClassificationMetrics  # with the temperature
 
 
 @dataclass(frozen=True)

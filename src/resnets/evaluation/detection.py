@@ -170,7 +170,7 @@ class DetectionMetrics(CocoMetrics):
     """Figures of a detector's boxes on one split. Objects that are ignored do not count."""
 
     images: int
-    objects: int
+    objects: int  # that are not ignored
     voc: float  # mAP at IoU 0.5 as in VOC 2010, of all points
     voc07: float  # of eleven points
     interval: tuple[float, float]  # 95 %, of `voc` over the images

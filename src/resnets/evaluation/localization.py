@@ -35,7 +35,7 @@ class LocalizationMetrics:
     error: float  # of the box of the true class
     error_interval: tuple[float, float]  # 95 %
     top5_error: float  # of the boxes of five classes, which have to include the true one
-    top5_interval: tuple[float, float]
+    top5_interval: tuple[float, float]  # 95 %
     unreadable: tuple[tuple[Path, str], ...]
     split: str
 

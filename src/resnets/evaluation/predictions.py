@@ -22,8 +22,8 @@ class Prediction:
     """The most probable classes of one image, best first; or the `problem` of an unreadable one."""
 
     file: str  # "input K" of an image that is no file
-    classes: tuple[str, ...] = ()
-    probabilities: tuple[float, ...] = ()
+    classes: tuple[str, ...] = ()  # names
+    probabilities: tuple[float, ...] = ()  # of these classes
     problem: str | None = None
 
 
@@ -34,8 +34,8 @@ class DetectionPrediction:
     file: str
     # float32 (D, 4): x1, y1, x2, y2 in pixels of the image
     boxes: Tensor = field(default_factory=lambda: torch.empty(0, 4))
-    labels: tuple[str, ...] = ()
-    scores: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()  # a name for each box
+    scores: tuple[float, ...] = ()  # of each box, in 0..1
     masks: Tensor | None = None  # bool (D, H, W), of a network that draws masks
     problem: str | None = None
 
@@ -45,9 +45,9 @@ class LocalizationPrediction:
     """The class of one image and the box of its object; or the `problem` of an unreadable one."""
 
     file: str
-    label: str = ""
+    label: str = ""  # the name of the class
     box: tuple[float, ...] = ()  # x1, y1, x2, y2 in pixels of the image
-    score: float = 0.0
+    score: float = 0.0  # in 0..1
     problem: str | None = None
 
 
@@ -58,7 +58,7 @@ class SegmentationPrediction:
     file: str
     # int64 (H, W), indices of `classes`
     class_map: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()  # names
     problem: str | None = None
 
     @property

@@ -52,10 +52,10 @@ LARGEST = 4 * 2**30  # bytes that an image, or a batch, may take
 class Model:
     """A network in evaluation mode, what its file says of it, and where it computes."""
 
-    network: Network
-    metadata: ModelMetadata
-    device: torch.device
-    bfloat16: bool = False
+    network: Network  # a plain torch module
+    metadata: ModelMetadata  # classes, preprocessing, provenance
+    device: torch.device  # where it computes
+    bfloat16: bool = False  # whether forward passes are in bfloat16
     path: Path = Path("the network")  # of messages
 
     def fitting_batch(self, batch: int, size: int = 0) -> int:

@@ -24,14 +24,14 @@ REPLANS = 50  # times in a run that a budget's length is computed anew, at the m
 class Progress:
     """What a run reports; `loss` and what follows are set where it was just evaluated."""
 
-    step: int
-    steps: int
-    epoch: float
-    images_per_second: float
-    remaining_seconds: float
-    lr: float
-    loss: float | None = None
-    train_error: float | None = None
+    step: int  # done so far
+    steps: int  # of the whole run
+    epoch: float  # passes over the training images so far
+    images_per_second: float  # training images
+    remaining_seconds: float  # an estimate, of the training
+    lr: float  # learning rate of the last step
+    loss: float | None = None  # mean over the steps since the evaluation before
+    train_error: float | None = None  # of the same steps, on augmented images
     eval_error: float | None = None  # on the monitored images
     eval_metrics: tuple[tuple[str, float], ...] = ()  # further figures of the same images
     notes: tuple[str, ...] = ()  # what a person should know, once

@@ -122,15 +122,15 @@ class Plan:
     task: Task
     recipe: Recipe
     arch: Arch
-    source: Source
-    train: Split
-    preprocess: Preprocess
+    source: Source  # the data with its splits
+    train: Split  # what is trained on
+    preprocess: Preprocess  # what a model file says of its inputs
     device: torch.device
-    bfloat16: bool
-    workers: int
-    world: World = SINGLE_PROCESS
+    bfloat16: bool  # whether forward passes are in bfloat16
+    workers: int  # processes that decode images
+    world: World = SINGLE_PROCESS  # this process among the ranks
     base: Model | None = None  # what training starts from
-    teacher: Model | None = None
+    teacher: Model | None = None  # of distillation
     data: Any = None  # as it was given: a path, a name or Datasets
     memory_note: str = ""  # why forward passes are smaller than asked
     began: float = field(default_factory=time.monotonic)

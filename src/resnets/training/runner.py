@@ -42,10 +42,10 @@ PAGES = ("README.md", "report.html")  # written after the result
 class TrainResult:
     """A finished run."""
 
-    run: Path
+    run: Path  # the run folder
     result: TaskMetrics | None  # on the test split, else on the validation split, if there is one
-    seconds: float
-    task: str
+    seconds: float  # of training
+    task: str  # classify, detect, localize or segment
     compared: dict[str, Any] | None = None  # of several seeds: `runs_compare` of their runs
 
 

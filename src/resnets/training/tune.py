@@ -53,8 +53,8 @@ class Trial:
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
 
-    number: int
-    fields: dict[str, Any]
+    number: int  # from 0
+    fields: dict[str, Any]  # of the recipe, as they were drawn
     state: str = "running"  # then "complete", "pruned" or "failed"
     error: float | None = None  # on the validation images; 1 where training was not possible
     seconds: float = 0.0  # since it was last started
