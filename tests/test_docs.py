@@ -22,7 +22,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 NEEDS_CIFAR10 = "cifar10"
 ELSEWHERE = {"docs/python.md", "docs/extending.md"}  # tests/test_python_docs.py
-MINUTES = {"README.md", "training.md"}  # more than a minute of processor time
+MINUTES = {"README.md", "index.md", "training.md"}  # commands of more than a minute
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -40,7 +40,9 @@ def pages_with(language: str) -> list[object]:
         pytest.param(
             page,
             id=str(page.relative_to(ROOT)),
-            marks=pytest.mark.nightly if page.name in MINUTES else pytest.mark.slow,
+            marks=pytest.mark.nightly
+            if language == "sh" and page.name in MINUTES
+            else pytest.mark.slow,
         )
         for page in PAGES
         if blocks(page, language)
