@@ -1,4 +1,4 @@
-"""The memory of a training step, estimated before it runs: the system kills who takes too much."""
+"""The memory of a training step, estimated before it runs: Linux kills what takes too much."""
 
 from __future__ import annotations
 

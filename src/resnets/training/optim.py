@@ -174,7 +174,7 @@ def optimizer_buffers(state: State, x: Tensors, name: str) -> Tensors:
 
 
 def norms(x: Tensors) -> Tensor:
-    """Euclidean, (tensors,)."""
+    """The Euclidean norm of each tensor: (tensors,)."""
     return torch.stack(torch._foreach_norm(x))
 
 

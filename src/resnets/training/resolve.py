@@ -88,7 +88,7 @@ def resolve(
 
 
 def contradictions(plan: Plan) -> Iterator[str]:
-    """What cannot be meant with any task, each with its remedy."""
+    """Contradictions of a plan for any task, each with its remedy."""
     recipe, source, base, teacher = plan.recipe, plan.source, plan.base, plan.teacher
     side = recipe.train_size or plan.preprocess.size
     if isinstance(plan.arch, ExternalArch):
@@ -126,7 +126,7 @@ def contradictions(plan: Plan) -> Iterator[str]:
 
 
 def same_normalization(first: Preprocess, second: Preprocess) -> bool:
-    """Whether what one network sees suits another: the same moments but for another sample."""
+    """Whether means and deviations are the same, but for being of another sample."""
     pairs = zip((*first.mean, *first.std), (*second.mean, *second.std), strict=False)
     return len(first.mean) == len(second.mean) and all(abs(a - b) < 0.05 for a, b in pairs)
 

@@ -238,7 +238,7 @@ class Run:
             return [JsonObject(path, json.loads(line)) for line in lines]
 
     def write_csv(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-        """Write a CSV file as a whole or not at all, every value as an `escape.cell`."""
+        """Write a CSV file as a whole or not at all, every value as an `escape.csv_cell`."""
         text = io.StringIO(newline="")
         csv.writer(text).writerows([csv_cell(value) for value in row] for row in [header, *rows])
         write_whole(self.path / name, text.getvalue().encode())

@@ -137,7 +137,7 @@ def flat_view(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no value is infinite or not a number, nor so large that their sum would be.
+    """Whether every value is finite, and the sum of all too.
 
     One number comes back from the device; small tensors are added up together.
     """

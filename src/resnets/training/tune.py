@@ -49,7 +49,7 @@ VAL_FRACTION = 0.1  # of the training images, where the data has no validation s
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice of the fields, and its end."""
+    """A choice of the fields, and how its training ended."""
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
 
@@ -79,7 +79,7 @@ def search_ranges(recipe: Recipe, requested: Sequence[str]) -> dict[str, str]:
 
 
 def distribution(recipe: Recipe, key: str, text: str) -> distributions.BaseDistribution:
-    """Of integers where the field is one. Raises UsageError for a wrong field, value or form."""
+    """What a field's values are drawn from. Raises UsageError for a wrong field, value or form."""
     values = text.removesuffix(":log").split(":" if ":" in text else ",")
     try:
         for value in values:  # all are tried before anything is trained

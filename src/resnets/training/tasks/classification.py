@@ -34,7 +34,7 @@ SCORES = "scores.safetensors"
 
 
 def default_recipe(source: Source, train: Split, device: torch.device) -> Recipe:
-    """By number and size of the images, and by the device."""
+    """The recipe that suits the number and size of the images, and the device."""
     gpu = device.type == "cuda"
     if source.name == "digits" and source.root is None:
         return RECIPES["digits"]()
@@ -106,7 +106,7 @@ def make_loss(plan: Plan) -> LossFunction:
 
 
 def validate(plan: Plan, network: Network, split: Split, stopped: Stopped) -> dict[str, float]:
-    """Error and loss."""
+    """The top-1 error and the loss."""
     batches = plan.loader_options(plan.world, stopped).batches(split)
     classes, total = plan.source.classes, plan.world.all_reduce_sum
     means = classification.evaluate(network, batches, classes, bfloat16=plan.bfloat16, total=total)
@@ -114,7 +114,7 @@ def validate(plan: Plan, network: Network, split: Split, stopped: Stopped) -> di
 
 
 def fit_temperature(plan: Plan, model: Model) -> float | None:
-    """The temperature by which the probabilities are true of the validation images."""
+    """The temperature that calibrates the probabilities on the validation images."""
     if plan.source.val is None:
         return None
     return calibration.fit_temperature(

@@ -30,7 +30,7 @@ def validate(plan: Plan, network: Network, split: Split, stopped: Stopped) -> di
 
 
 def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> LocalizationMetrics:
-    """Both errors."""
+    """The top-1 and top-5 errors of a result."""
     options = plan.loader_options()
     return localization.evaluate(cast(Any, model.network), split, options, name=name)
 
