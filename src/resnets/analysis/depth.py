@@ -130,7 +130,11 @@ def _scale(h: nn.Module, x: Tensor) -> float:
         case ShortcutGate():
             return float((1 - h.gate(x)).mean()) * _scale(h.shortcut, x)
         case nn.Sequential() if not any(isinstance(layer, _ConvNd) for layer in h):
-            return math.prod(_scale(part, x := part(y)) for part in h for y in [x])
+            factor = 1.0
+            for layer in h:
+                x = layer(x)
+                factor *= _scale(layer, x)
+            return factor
     with torch.enable_grad():
         y = h(x := x.detach().requires_grad_())
         v = torch.randn_like(y)
@@ -240,7 +244,7 @@ def path_gradients(
 def effective_depth(rows: Sequence[tuple[int, int, float]]) -> int:
     """The least length up to which paths carry half of the gradient: count times mean norm."""
     carried = [*accumulate(count * norm for _, count, norm in rows)]
-    return next(k for (k, _, _), part in zip(rows, carried, strict=True) if 2 * part >= carried[-1])
+    return next(k for (k, *_), x in zip(rows, carried, strict=True) if 2 * x >= carried[-1])
 
 
 @torch.no_grad()

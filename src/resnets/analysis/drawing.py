@@ -130,9 +130,9 @@ def draw_predictions(
     return rows + draw_detections(detections, split, out, names, score)
 
 
-def csv_row(file: Path, found: str = "", problem: str = "") -> dict[str, str]:
+def csv_row(file: Path, content: str = "", problem: str = "") -> dict[str, str]:
     """What is on an image, or why it could not be read."""
-    return {"file": str(file), "found": found, "problem": problem}
+    return {"file": str(file), "found": content, "problem": problem}
 
 
 def write_coco_results(

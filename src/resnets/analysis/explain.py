@@ -87,25 +87,27 @@ def explain(
         answer = Explained(**asdict(prediction))
         if prediction.problem is None:
             x, targets, tiles = _heatmaps(model, item, prediction, heatmap)
-            near = list[tuple[str, Tile]]()
-            if known and vectors:
-                near = _nearest_images(model, x, known, *vectors)
+            near = _nearest_images(model, x, known, *vectors) if known and vectors else []
             file = f"{number:04}-{Path(name).stem[:50]}.png"  # 255 bytes are the most
-            tiles = [(tiles[0][0], Path(name).name), *tiles[1:], *(tile for _, tile in near)]
-            _write_figure(out / file, contact_sheet(tiles))
+            _write_figure(out / file, contact_sheet([*tiles, *(tile for _, tile in near)]))
             answer = replace(answer, picture=file, neighbours=tuple(name for name, _ in near))
             if len(checked) < CHECKED:
                 checked.append((x, targets[:1]))
         explained.append(answer)
         yield answer
     facts: dict[str, Any] = {"method": method, "level": level, "images": [*map(asdict, explained)]}
-    if checked:
-        images, targets = (torch.cat(column) for column in zip(*checked, strict=True))
-        check = cam.check_randomization(model.classifier, images, targets, heat=heatmap)
+    checks = [_check_randomization(model, checked, heatmap)] if checked else []
+    for check in checks:
         facts["sanity"] = {"verdict": check.verdict, **asdict(check)}
     write_whole(out / "explain.json", json.dumps(facts, indent=2).encode())
-    if checked:
-        yield check
+    yield from checks
+
+
+def _check_randomization(
+    model: Model, checked: Sequence[tuple[Tensor, Tensor]], heatmap: cam.Heatmap
+) -> cam.RandomizationCheck:
+    images, targets = (torch.cat(column) for column in zip(*checked, strict=True))
+    return cam.check_randomization(model.classifier, images, targets, heat=heatmap)
 
 
 def _heatmaps(
@@ -113,7 +115,7 @@ def _heatmaps(
 ) -> tuple[Tensor, Tensor, list[Tile]]:
     """The network's input (1, C, H, W), the predicted classes (top,), and pictures.
 
-    The first picture is the image, without a text; the others are a heat map for each class.
+    The first picture is the image, the others are a heat map for each class.
     """
     preprocess, device, classes = model.metadata.preprocess, model.device, model.metadata.classes
     pixels, _ = read_image(item, preprocess.channels, preprocess.white)
@@ -121,7 +123,7 @@ def _heatmaps(
     x = normalize(view[None].to(device), *statistics(preprocess, device))
     targets = torch.tensor([classes.index(name) for name in prediction.classes], device=device)
     heats = heatmap(model.classifier, x.expand(len(targets), *x.shape[1:]), targets)
-    tiles = [(_to_pil(view), "")]
+    tiles = [(_to_pil(view), Path(prediction.file).name)]
     for heat, name, probability in zip(
         cam.normalize_heatmap(heats), prediction.classes, prediction.probabilities, strict=True
     ):

@@ -45,11 +45,13 @@ def label_errors(scores: Scores) -> Tensor:
 
 def _margin(p: Tensor, labels: Tensor) -> Tensor:
     """p of the label less the largest other one, or 0 where the label stands: (N, K) -> (N,)."""
-    given = F.one_hot(labels, p.shape[1]).bool()
-    threshold = (p * given).sum(0) / given.sum(0)  # nan where a class has no image: none counts
+    labelled = F.one_hot(labels, p.shape[1]).bool()
+    threshold = (p * labelled).sum(0) / labelled.sum(
+        0
+    )  # nan where a class has no image: none counts
     counts = p >= threshold - 1e-6  # as cleanlab does: a mean of equal numbers may be above them
     other = torch.where(counts, p, -1).argmax(1) != labels
-    margin = p[given] - p.masked_fill(given, -1).amax(1)
+    margin = p[labelled] - p.masked_fill(labelled, -1).amax(1)
     return torch.where(counts.any(1) & other, margin, 0).clamp_max(0)
 
 

@@ -49,11 +49,11 @@ def loss(logits: Tensor, labels: Tensor | None = None, seed: int = 0) -> Tensor:
     Raises UsageError for an answer that is not logits (N, K).
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UsageError(f"the network has to answer with logits (N, classes), here are {what}")
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UsageError(f"the network has to answer with logits (N, classes), here are {got}")
     if labels is None:
-        drawn = torch.Generator().manual_seed(seed)
-        labels = torch.randint(logits.shape[1], (len(logits),), generator=drawn)
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(logits.shape[1], (len(logits),), generator=generator)
     return F.cross_entropy(logits, labels.to(logits.device))
 
 
@@ -161,15 +161,15 @@ def verdict(layers: Sequence[LayerStatistics]) -> str:
     return f"The signal is healthy: its gradients differ {ratio:.2g}-fold."
 
 
-def _describe_problem(what: str, end: str, course: Sequence[tuple[float, LayerStatistics]]) -> str:
+def _describe_problem(name: str, end: str, values: Sequence[tuple[float, LayerStatistics]]) -> str:
     """What is wrong with values in the order in which they are computed; empty if nothing is."""
-    start, origin = course[0]
-    for value, layer in course:
+    start, origin = values[0]
+    for value, layer in values:
         if not math.isfinite(value):
-            return f"the {what} is not finite from layer {layer.index} on, {layer.name}"
+            return f"the {name} is not finite from layer {layer.index} on, {layer.name}"
     if not start:
-        return f"the {what} is 0 at layer {origin.index}, {origin.name}"
-    ratios = [(value / start, layer) for value, layer in course]
+        return f"the {name} is 0 at layer {origin.index}, {origin.name}"
+    ratios = [(value / start, layer) for value, layer in values]
     far = next(((r, layer) for r, layer in ratios if not 1 / FAR <= r <= FAR), None)
     if far is None:
         return ""
@@ -178,7 +178,7 @@ def _describe_problem(what: str, end: str, course: Sequence[tuple[float, LayerSt
     by = f"by {worst ** (-1 if falls else 1):.2g}" if worst else "to 0"
     bound = "below a thousandth of" if falls else "above a thousand times"
     return (
-        f"the {what} {'falls' if falls else 'grows'} {by} from layer {origin.index} to layer "
+        f"the {name} {'falls' if falls else 'grows'} {by} from layer {origin.index} to layer "
         f"{layer.index}: {far[1].name} is the first {bound} the {end}"
     )
 

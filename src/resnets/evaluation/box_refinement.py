@@ -39,17 +39,13 @@ def refined_detections(
     """
 
     def detect(images: Tensor, *, sizes: Tensor) -> BatchDetections:
-        maps = [detector.features(images) for detector in detectors]
-        pairs = list(zip(detectors, maps, strict=True))
-        scaled = [scaled_maps(detector, own, images, scales) for detector, own in pairs]
+        pairs = [(detector, detector.features(images)) for detector in detectors]
+        scaled = [(detector, scaled_maps(detector, x, images, scales)) for detector, x in pairs]
         shape = images.shape[2], images.shape[3]
-        rois = torch.cat([detector.propose(own, shape, sizes)[0] for detector, own in pairs], 1)
+        rois = torch.cat([detector.propose(x, shape, sizes)[0] for detector, x in pairs], 1)
 
         def classify(rois: Tensor) -> tuple[Tensor, Tensor]:
-            outputs = [
-                multi_scale_scores(detector, own, rois, sizes)
-                for detector, own in zip(detectors, scaled, strict=True)
-            ]
+            outputs = [multi_scale_scores(detector, x, rois, sizes) for detector, x in scaled]
             probabilities, boxes = (torch.stack(x).mean(0) for x in zip(*outputs, strict=True))
             return probabilities, boxes
 
@@ -62,7 +58,7 @@ def refined_detections(
             detections = vote_boxes(detectors[0], probabilities, boxes, sizes)
         else:
             detections = detectors[0].postprocess(probabilities, boxes, sizes)
-        return detectors[0].add_masks(maps[0], detections)
+        return detectors[0].add_masks(pairs[0][1], detections)
 
     return detect
 
@@ -71,11 +67,11 @@ def scaled_maps(
     detector: FasterRCNN, maps: dict[str, Tensor], images: Tensor, scales: Sequence[float]
 ) -> list[ScaledMaps]:
     """The maps of images at each of the scales; `maps` are those at 1."""
-    found = []
+    scaled = []
     for scale in scales:
         view, ratio = rescale(images, scale)
-        found.append((maps if scale == 1 else detector.features(view), ratio))
-    return found
+        scaled.append((maps if scale == 1 else detector.features(view), ratio))
+    return scaled
 
 
 def multi_scale_scores(
@@ -85,17 +81,17 @@ def multi_scale_scores(
     growth = torch.stack([ratio[:2].prod() for _, ratio in scaled])
     distance = (box.area(rois)[..., None] * growth - SIDE**2).abs()
     nearest = distance.topk(min(2, len(scaled)), largest=False).indices
-    parts = []
+    features_by_scale = list[tuple[Tensor, Tensor]]()
     for k, (maps, ratio) in enumerate(scaled):
         used = (nearest == k).any(2)
         count = int(used.sum(1).max())
         index = used.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
-        own = gather_rows(rois, index) * ratio
-        x = detector.box_features(maps, own, sizes * ratio[:2].flip(0))
+        scaled_rois = gather_rows(rois, index) * ratio
+        x = detector.box_features(maps, scaled_rois, sizes * ratio[:2].flip(0))
         x = x.masked_fill(~used.gather(1, index)[..., None], -math.inf)
-        parts.append((index[..., None].expand_as(x), x))
-    features = parts[0][1].new_full((*rois.shape[:2], parts[0][1].shape[2]), -math.inf)
-    for index, x in parts:
+        features_by_scale.append((index[..., None].expand_as(x), x))
+    features = x.new_full((*rois.shape[:2], x.shape[2]), -math.inf)
+    for index, x in features_by_scale:
         features.scatter_reduce_(1, index, x, "amax")
     return detector.predict_boxes(features, rois)
 

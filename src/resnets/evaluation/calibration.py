@@ -54,8 +54,8 @@ def selective_accuracy(scores: Scores, precision: float) -> tuple[float, float]:
     """
     confidence, correct = confidences(scores)
     confidence, order = confidence.sort(descending=True)
-    given = torch.arange(1, len(order) + 1)
-    reached = correct[order].double().cumsum(0) / given >= precision
+    counts = torch.arange(1, len(order) + 1)
+    reached = correct[order].double().cumsum(0) / counts >= precision
     reached[:-1] &= confidence[:-1] > confidence[1:]  # equal ones are given together
     if not reached.any():
         return math.inf, 0.0

@@ -343,7 +343,7 @@ def bytes_per_image(network: Network, size: int) -> int:
 
 def check_task(arch: Arch, path: Path, task: TaskName | None) -> TaskName:
     """What a network is for. Raises UsageError where it is not the `task`."""
-    if (own := task_of(arch)) != (task or own):
-        command = f"`resnets {TASK_TEXTS[own].command}predict`, or evaluate"
-        raise UsageError(f"{path} is not to {task}, but to {own}: {command}")
-    return own
+    if (actual := task_of(arch)) != (task or actual):
+        command = f"`resnets {TASK_TEXTS[actual].command}predict`, or evaluate"
+        raise UsageError(f"{path} is not to {task}, but to {actual}: {command}")
+    return actual

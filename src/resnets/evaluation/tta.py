@@ -43,21 +43,22 @@ class Pass:
 def passes(view: ViewName, preprocess: Preprocess, size: int = 0) -> tuple[Pass, ...]:
     """The passes of a view.
 
-    With `size` it is seen at that side, and "center" and "flip" cut it from a shorter side of as
+    With `size` an image has that side, and "center" and "flip" cut it from a shorter side of as
     much; a mean of each pixel becomes one of each channel, as for "multi-scale".
     """
-    see = preprocess
-    if size and size != see.size:
-        see = channel_statistics(replace(see, size=size, resize=size))
+    if size and size != preprocess.size:
+        preprocess = channel_statistics(replace(preprocess, size=size, resize=size))
+    size, resize = preprocess.size, preprocess.resize
     if view == "ten-crop":
         # 256 for 224, where the preprocessing cuts from no more than its size
-        resize = see.resize if see.resize > see.size else round(see.size * 8 / 7)
-        return (Pass(replace(see, resize=resize), "corners", mirrored=True),)
+        resize = resize if resize > size else round(size * 8 / 7)
+        return (Pass(replace(preprocess, resize=resize), "corners", mirrored=True),)
     if view == "multi-scale":
-        sides = (round(see.size * side / SIDES[0]) for side in SIDES)
-        seen = (replace(channel_statistics(see), resize=side) for side in sides)
-        return tuple(Pass(each, "whole", mirrored=True) for each in seen)
-    return (Pass(see, mirrored=view == "flip"),)
+        preprocess = channel_statistics(preprocess)
+        sides = (round(size * side / SIDES[0]) for side in SIDES)
+        views = (replace(preprocess, resize=side) for side in sides)
+        return tuple(Pass(x, "whole", mirrored=True) for x in views)
+    return (Pass(preprocess, mirrored=view == "flip"),)
 
 
 def channel_statistics(preprocess: Preprocess) -> Preprocess:

@@ -96,9 +96,9 @@ def misses(
     order = predictions.scores.argsort(descending=True, stable=True)
     at = torch.searchsorted(predictions.indices, predictions.images)[order]
     boxes, classes = predictions.boxes[order], predictions.classes[order]
-    where, objects = targets.is_object.nonzero(), targets[targets.is_object]  # (A, 2), (A,)
+    cells, objects = targets.is_object.nonzero(), targets[targets.is_object]  # (A, 2), (A,)
 
-    i, j, overlap = overlapping_pairs(at, boxes, where[:, 0], objects.boxes, 0.1)
+    i, j, overlap = overlapping_pairs(at, boxes, cells[:, 0], objects.boxes, 0.1)
     same = classes.numpy()[i] == objects.classes.numpy()[j]
     nearest, iou = most_overlapping(i[same], j[same], overlap[same], len(order))
     other, other_iou = most_overlapping(i[~same], j[~same], overlap[~same], len(order))
@@ -107,11 +107,8 @@ def misses(
     right = np.zeros(len(order), bool)
     claiming = np.flatnonzero(iou >= 0.5)
     right[claiming[np.unique(nearest[claiming], return_index=True)[1]]] = True
-    kinds = np.select(
-        [iou >= 0.5, other_iou >= 0.5, iou > 0],
-        [DUPLICATE, WRONG_CLASS, POORLY_PLACED],
-        BACKGROUND,
-    )
+    conditions = [iou >= 0.5, other_iou >= 0.5, iou > 0]
+    kinds = np.select(conditions, [DUPLICATE, WRONG_CLASS, POORLY_PLACED], BACKGROUND)
 
     explained, wrong = set(nearest[right].tolist()), list[Miss]()
     for k in np.flatnonzero(~right & ~mostly_ignored(at, boxes, targets)).tolist():
@@ -127,13 +124,12 @@ def misses(
         text = f"“{names[int(classes[k])]}” with {score:.2f}{end}"
         wrong.append(Miss(kind, image, row, boxes[k], score, text))
     for k in sorted(set(range(len(objects))) - explained):
-        image, row = where[k].tolist()
-        before = int((~targets.is_padding[image, :row]).sum())  # as `labelled_objects` counts
-        box, name = objects.boxes[k], names[int(objects.classes[k])]
-        width, height = (box[2:] - box[:2]).tolist()
-        text = f"“{name}” of {width:.0f} x {height:.0f} pixels is not found"
-        index = int(predictions.indices[image])
-        wrong.append(Miss(MISSED, index, before, box, width * height, text))
+        image, column = cells[k].tolist()
+        row = int((~targets.is_padding[image, :column]).sum())  # as `labelled_objects` counts
+        width, height = (objects.boxes[k, 2:] - objects.boxes[k, :2]).tolist()
+        text = f"“{names[int(objects.classes[k])]}” of {width:.0f} x {height:.0f} pixels"
+        image, text = int(predictions.indices[image]), f"{text} is not found"
+        wrong.append(Miss(MISSED, image, row, objects.boxes[k], width * height, text))
     return int(right.sum()), sorted(wrong, key=lambda miss: miss.image)
 
 

@@ -82,9 +82,9 @@ def read_facts(run: Run) -> RunFacts:
     return RunFacts(run, recipe, source, run.rows("metrics.jsonl"), ended, logits, result)
 
 
-def percent(part: float) -> str:
+def percent(fraction: float) -> str:
     """0.0827 as 8.27 %, never broken over lines."""
-    return f"{100 * part:.2f}\u00a0%"
+    return f"{100 * fraction:.2f}\u00a0%"
 
 
 def headline(facts: RunFacts) -> tuple[str, str]:

@@ -50,14 +50,14 @@ def write(facts: RunFacts, source: Source | None = None, network: Any = None) ->
     if tested and max(known, default=-1) >= len(tested):
         raise CheckpointError(f"{run.path} has scores of images that are not in its split")
     name = partial(short_name, tested)
-    parts = section_of(facts).page(PageInputs(facts, splits, tested, name, network))
+    page = section_of(facts).page(PageInputs(facts, splits, tested, name, network))
     text = PAGES.get_template("report.html").render(
         facts=facts,
-        missing=missing or parts.missing,
+        missing=missing or page.missing,
         problems=source.problems if source else (),
         notes=source.notes if source else (),
-        page=parts,
-        sentences=sentences(facts, name, parts.notes, parts.counts),
+        page=page,
+        sentences=sentences(facts, name, page.notes, page.counts),
     )
     path = run.path / "report.html"
     write_whole(path, text.encode("utf-8", "backslashreplace"))

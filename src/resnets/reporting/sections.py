@@ -10,17 +10,12 @@ from resnets.reporting.facts import RunFacts, about_test, about_training
 from resnets.reporting.page import ImageName, Page, PageInputs, plain_page
 
 
-def no_findings(facts: RunFacts, name: ImageName) -> Iterable[str]:
-    """Nothing beside the figures."""
-    return ()
-
-
 @dataclass(frozen=True)
 class Section:
     """What a task's report has beside the parts of all."""
 
     page: Callable[[PageInputs], Page] = plain_page
-    findings: Callable[[RunFacts, ImageName], Iterable[str]] = no_findings
+    findings: Callable[[RunFacts, ImageName], Iterable[str]] = lambda facts, name: ()
 
 
 SECTIONS = {  # by the name of the task
@@ -44,5 +39,5 @@ def sentences(
     `notes` are the page's; `counts` are the training images, or objects, of each class, empty where
     the data is not at hand.
     """
-    found = section_of(facts).findings(facts, name)
-    return [*about_test(facts), *found, *notes, *about_training(facts, counts)]
+    findings = section_of(facts).findings(facts, name)
+    return [*about_test(facts), *findings, *notes, *about_training(facts, counts)]
