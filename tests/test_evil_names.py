@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ from resnets.escape import csv_cell, escape_lines, escape_markdown, visible
 from resnets.evaluation.predictions import SplitDetections
 from resnets.models import build
 from resnets.models.io.model_file import ModelMetadata, save
+from tests._helpers import needs_posix_files
 
 EVIL = {
     "title": "\x1b]0;owned\x07",
@@ -107,6 +107,8 @@ def model(tmp_path_factory):
 @pytest.fixture
 def data(tmp_path):
     """Class folders with the names, and an unreadable file in each."""
+    if os.name != "posix":
+        pytest.skip("Windows has no control characters in names")
     for k, name in enumerate(NAMES):
         for split, count in (("train", 2), ("test", 1)):
             for i in range(count):
@@ -199,6 +201,7 @@ def masks(root):
 
 
 @pytest.mark.parametrize("make", [coco, csv, voc, yolo, masks])
+@needs_posix_files
 def test_annotations_with_evil_names(cli, tmp_path, make):
     (tmp_path / "d").mkdir()
     place = make(tmp_path / "d") or tmp_path / "d"
@@ -306,6 +309,7 @@ def test_words_on_pictures_are_written_out(monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [40, 200])
 def test_a_real_terminal_gets_no_byte_of_it(model, data, columns):
+    pty = pytest.importorskip("pty", reason="Windows has no terminal that a program can make")
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "resnets", "predict", model, data / "test"]
     environment = os.environ | {"COLUMNS": str(columns), "TERM": "xterm-256color"}

@@ -253,7 +253,7 @@ def test_advice_about_a_function_of_ones_own_works_as_it_stands(cli, tmp_path, m
         assert code == 2
         assert right in err
     state = resnets.plan("digits", model=build, weights="run", **QUICK).start()
-    trained = safetensors.torch.load_file("run/model.safetensors")
+    trained = safetensors.torch.load(Path("run/model.safetensors").read_bytes())
     assert all(torch.equal(t, trained[n]) for n, t in state.network.state_dict().items())
     Path("run/model.safetensors").unlink()
     assert (

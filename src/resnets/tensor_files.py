@@ -86,7 +86,8 @@ def load_tensors(
     """
     try:
         Path(path).read_bytes()  # safetensors does not say why a file cannot be read
-        with safe_open(path, "pt") as file:
+        # Read, not mapped: a mapped file cannot be replaced on Windows.
+        with safe_open(path, "pt", backend="pread") as file:
             names, entries = list(file.keys()), file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in names}
         text = entries[key]

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from resnets.data.decode import FORMATS, Unreadable, decode, open_image, oriented_size
+from tests._helpers import needs_posix_files
 
 rng = np.random.default_rng(0)
 COLOUR = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -206,6 +207,7 @@ def test_what_is_broken_is_refused_with_file_and_reason(tmp_path, content, reaso
         decode(content, 3)
 
 
+@needs_posix_files
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()

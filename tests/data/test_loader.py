@@ -18,6 +18,7 @@ from resnets.data import load, loader, order
 from resnets.data.loader import check, train_batches
 from resnets.data.splits import Split
 from resnets.errors import DataError, UsageError
+from tests._helpers import needs_forked_workers, needs_signals
 
 STRONG = Augment(crop="area", flip=True, colour="jitter", cutout=5)
 
@@ -302,6 +303,7 @@ def test_nothing_left_of_a_batch_ends_training_and_not_testing(tmp_path):
         next(training(split, INPUT))
 
 
+@needs_signals
 def test_a_worker_that_dies_is_told_with_its_batch(files, monkeypatch):
     monkeypatch.setattr(loader, "_LOOK", 1)
     before = signal.getsignal(signal.SIGCHLD)
@@ -331,6 +333,7 @@ def assert_no_children():
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on fewer cores
 @pytest.mark.parametrize("fault", ["died", pytest.param("hung", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("workers", [1, pytest.param(3, marks=pytest.mark.slow)])
+@needs_forked_workers
 def test_the_file_that_ends_a_worker_is_named(files, monkeypatch, fault, workers):
     decode, bad = loader.decode, files.images[23]
 

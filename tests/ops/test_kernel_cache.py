@@ -10,6 +10,7 @@ import torch
 from resnets.config.families import FAMILY
 from resnets.models.accelerate import describe_kernels
 from resnets.ops import cpu_fused
+from tests._helpers import needs_posix_files
 
 
 @pytest.fixture
@@ -25,6 +26,7 @@ def made(folder):
     return cpu_fused._cached(folder, "k", Path("k.cpp"))
 
 
+@needs_posix_files
 def test_a_folder_and_file_of_its_own(cache):
     path = made(cache)
     assert path.read_bytes() == b"made here"
@@ -34,6 +36,7 @@ def test_a_folder_and_file_of_its_own(cache):
 
 
 @pytest.mark.parametrize("what", ["folder mode", "file mode", "folder owner", "link", "link away"])
+@needs_posix_files
 def test_what_others_may_write_is_not_loaded(cache, monkeypatch, what):
     path = made(cache)
     if what == "folder mode":

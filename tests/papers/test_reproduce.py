@@ -61,7 +61,6 @@ def test_a_run_is_made_once_and_then_read_from_the_ledger(tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_ends_as_the_unbroken_one(tmp_path):
-    import os
     import signal
 
     one = replace(ONE, steps={"cpu": 12}, cpu_units=2)  # an evaluation in 2 steps
@@ -69,7 +68,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_the_unbroken_one(tmp_path):
 
     def stop(progress):
         if progress.step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Interrupted) as caught:
         reproduce.run(job, tmp_path / "broken", device="cpu", watch=stop)
@@ -82,7 +81,6 @@ def test_an_interrupted_run_goes_on_and_ends_as_the_unbroken_one(tmp_path):
 
 
 def test_the_status_of_a_run_and_the_log_of_its_interruptions(tmp_path, monkeypatch, capsys):
-    import os
     import signal
 
     job = Job(replace(ONE, steps={"cpu": 12}, cpu_units=2), ONE.arms[0], "cpu", 0)
@@ -92,7 +90,7 @@ def test_the_status_of_a_run_and_the_log_of_its_interruptions(tmp_path, monkeypa
     def stop(progress):
         if progress.step == 4:
             seen.extend(status.status(tmp_path))
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
         reproduce.run(job, tmp_path, device="cpu", watch=stop)

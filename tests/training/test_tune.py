@@ -1,7 +1,6 @@
 import csv
 import importlib
 import json
-import os
 import shutil
 import signal
 import sys
@@ -78,7 +77,7 @@ def test_a_study_goes_on_and_ends_as_one_that_was_not_interrupted(study, tmp_pat
     def interrupt(progress):
         seen.append(progress)
         if len(done_before(tmp_path)) == 1 and progress.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted, match="the same command") as caught:
         run(tmp_path, watch=interrupt)

@@ -22,6 +22,7 @@ from resnets.errors import CheckpointError
 from resnets.models.io import pickle_scan, pretrained
 from resnets.models.io.model_file import load, open_model
 from resnets.models.io.pretrained import read
+from tests._helpers import needs_posix_files
 
 CANARY = "canary"
 WATCHED = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.", "socket.", "exec")
@@ -368,6 +369,7 @@ def test_truncated_pickles(new: bool) -> None:
         refuse(Path("cut.pth"))
 
 
+@needs_posix_files
 def test_paths_that_are_no_files() -> None:
     Path("folder.pth").mkdir()
     refuse(Path("folder.pth"), "not a regular file")

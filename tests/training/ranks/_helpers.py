@@ -8,12 +8,15 @@ import os
 import socket
 import sys
 
+import pytest
 import torch
 
 from resnets.cli.main import main
 from resnets.training import distributed
 from resnets.training.distributed import SINGLE_PROCESS
 
+if "forkserver" not in multiprocessing.get_all_start_methods():
+    pytest.skip("the ranks of a test are forks, which Windows lacks", allow_module_level=True)
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload([__name__, "resnets.api.training", "resnets.training.loop"])
 
