@@ -17,6 +17,8 @@ from resnets.config.types import (
     EvaluateOptions,
     InferenceOptions,
     Instrument,
+    Normalize,
+    Precision,
     SplitName,
     TaskName,
 )
@@ -39,14 +41,12 @@ else:  # so that the annotations can be read without torch
 @public
 def evaluate(
     *places: str | Path | Model | Data, task: TaskName | None = None,
-    split: Literal["test", "val", "train", "all"] | None = None,
-    view: str | Sequence[str] = "center", compare: bool = False,
+    split: SplitName | None = None, view: str | Sequence[str] = "center", compare: bool = False,
     at_precision: float | None = None, ood: Data | None = None, corruptions: bool = False,
     classifier: str | Path | Model | None = None, refine: bool = False,
     scales: str | Sequence[float] = "1", size: int | None = None,
-    normalize: Literal["data", "imagenet", "none"] | None = None,
-    overrides: Mapping[str, Any] | Sequence[str] | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32", max_unreadable: float = 0.01,
+    normalize: Normalize | None = None, precision: Precision = "float32",
+    overrides: Mapping[str, Any] | Sequence[str] | None = None, max_unreadable: float = 0.01,
     network: str | Module | None = None, batch: int | None = None, device: str = "auto",
     workers: int = 2,
 ) -> Tested:  # fmt: skip
@@ -165,10 +165,9 @@ def calibrate(
 @public
 def analyze(
     kind: Instrument, model: str | Path | Module, data: Data | None = None, /, *,
-    out: str | Path | None = None, input: str = "", seed: int = 0,
-    split: Literal["test", "val", "train", "all"] | None = None, max_unreadable: float = 0.01,
+    out: str | Path | None = None, input: str = "", seed: int = 0, split: SplitName | None = None,
+    max_unreadable: float = 0.01, normalize: Normalize | None = None,
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
-    normalize: Literal["data", "imagenet", "none"] | None = None,
     network: str | Module | None = None, batch: int | None = None, device: str = "auto",
     workers: int = 2,
 ) -> Analysis:  # fmt: skip

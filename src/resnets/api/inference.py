@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resnets.api import checks
 from resnets.api.checks import public
-from resnets.config.types import InferenceOptions, TaskName
+from resnets.config.types import InferenceOptions, Normalize, Precision, SplitName, TaskName
 from resnets.errors import UsageError
 from resnets.files import check_inputs, check_outside
 
@@ -33,13 +33,12 @@ else:  # so that the annotations can be read without torch
 @public
 def load(
     path: str | Path, *, task: TaskName | None = None, classes: Sequence[str] | None = None,
-    overrides: Mapping[str, Any] | Sequence[str] | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    overrides: Mapping[str, Any] | Sequence[str] | None = None, precision: Precision = "float32",
     network: str | Module | None = None, device: str = "cpu",
 ) -> Model:  # fmt: skip
     """A model from a run folder, one of our model files, or a foreign weights file.
 
-    See `evaluation.predictor.load`, also for the errors; `overrides` are arch.FIELD=VALUE. A file
+    See `evaluation.load.load`, also for the errors; `overrides` are arch.FIELD=VALUE. A file
     of a network from your own code needs that again, as `network`: a module, or my_module:build.
 
     Args:
@@ -99,10 +98,8 @@ def create(
 def predict(
     model: str | Path | Model, inputs: Input | Iterable[Input], *, task: TaskName | None = None,
     top: int = 5, out: str | Path | None = None, score: float = 0.5, refine: bool = False,
-    scales: str | Sequence[float] = "1",
-    normalize: Literal["data", "imagenet", "none"] | None = None,
-    overrides: Mapping[str, Any] | Sequence[str] | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    scales: str | Sequence[float] = "1", normalize: Normalize | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None, precision: Precision = "float32",
     network: str | Module | None = None, batch: int | None = None, device: str = "auto",
     workers: int = 2,
 ) -> Any:  # fmt: skip
@@ -150,9 +147,8 @@ def explain(
     model: str | Path | Model, /, *inputs: Input | list[Input], out: str | Path,
     data: Data | None = None, level: str | None = None,
     method: Literal["grad-cam", "occlusion"] = "grad-cam", top: int = 1,
-    split: Literal["test", "val", "train", "all"] | None = None, max_unreadable: float = 0.01,
-    overrides: Mapping[str, Any] | Sequence[str] | None = None,
-    normalize: Literal["data", "imagenet", "none"] | None = None,
+    split: SplitName | None = None, max_unreadable: float = 0.01,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None, normalize: Normalize | None = None,
     network: str | Module | None = None, batch: int | None = None, device: str = "auto",
     workers: int = 2,
 ) -> list[Explained | RandomizationCheck | dict[str, int]]:  # fmt: skip

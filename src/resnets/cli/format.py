@@ -13,6 +13,7 @@ from resnets.cli.terminal import format_percent, format_seconds, note, out, prin
 from resnets.config.tasks import TASK_TEXTS
 from resnets.errors import DataError
 from resnets.files import code_option
+from resnets.papers.ledger import format_count
 from resnets.training.run import Run
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def print_plan(
 
     `estimate` is the measured time of one.
     """
-    lines, unreadable = chosen.summary(), chosen.source.unreadable
+    lines, source = chosen.summary(), chosen.source
     if budget := chosen.recipe.budget:
         epochs = budget / estimate * chosen.steps * chosen.recipe.batch / len(chosen.train)
         few = ", less than one: some images will never be seen" if epochs < 1 else ""
@@ -44,26 +45,22 @@ def print_plan(
         lines["runs"] += ", each with this budget" * bool(budget)
         lines["runs"] += f"; {done} of them finished" * bool(done)
         estimate *= len(runs) - done
-    problems = chosen.source.problems
     if out.quiet and asked_for:
-        left_out = [{"file": str(path), "reason": reason} for path, reason in unreadable]
-        print_json(
-            {**lines, "seconds": round(estimate, 1), "unreadable": left_out}
-            | {"problems": [{"place": place, "problem": reason} for place, reason in problems]}
-            | {"notes": chosen.source.notes}
-        )
+        unreadable = [{"file": str(path), "reason": reason} for path, reason in source.unreadable]
+        problems = [{"place": place, "problem": reason} for place, reason in source.problems]
+        facts = {"seconds": round(estimate, 1), "unreadable": unreadable, "problems": problems}
+        print_json({**lines, **facts, "notes": source.notes})
         return
     lines["time"] = f"about {format_seconds(estimate)}, measured on this machine"
-    for what, value in lines.items():
-        note(f"{what:>10}  {value}", always=asked_for)
-    for text in chosen.source.notes:
-        note(f"{'note':>10}  {text}", always=True)
-    for path, reason in unreadable:
-        note(f"{'left out':>10}  {path}: {reason}", always=True)
-    for place, reason in problems[:10]:
-        note(f"{'noted':>10}  {place}: {reason}", always=True)
-    if len(problems) > 10:
-        note(f"{len(problems) - 10:>10,}  more, which `resnets data check` lists", always=True)
+    for name, text in lines.items():
+        note(f"{name:>10}  {text}", always=asked_for)
+    notes = [("note", text) for text in source.notes]
+    notes += [("left out", f"{path}: {reason}") for path, reason in source.unreadable]
+    notes += [("noted", f"{place}: {reason}") for place, reason in source.problems[:10]]
+    if (more := len(source.problems) - 10) > 0:
+        notes.append((f"{more:,}", "more, which `resnets data check` lists"))
+    for name, text in notes:
+        note(f"{name:>10}  {text}", always=True)
 
 
 def print_outcome(finished: TrainResult) -> None:
@@ -117,30 +114,23 @@ def print_extras(figures: ClassificationMetrics) -> None:
             f"({low} to {high} at 95 % by bootstrap), p = {comparison.p:.2g}; "
             f"{len(comparison.fixed)} images mended, {len(comparison.broken)} broken"
         )
-        for what, indices in (("mended", comparison.fixed), ("broken", comparison.broken)):
-            note(f"{what}: {' '.join(map(str, indices[:20]))}{' ...' * (len(indices) > 20)}")
+        for change, indices in (("mended", comparison.fixed), ("broken", comparison.broken)):
+            note(f"{change}: {' '.join(map(str, indices[:20]))}{' ...' * (len(indices) > 20)}")
     if figures.abstention:
         threshold, coverage = figures.abstention
-        out.print(
-            f"answers from probability {threshold:.4f} on: {format_percent(coverage)} of them"
-        )
-    if figures.ood_auroc is not None:
-        out.print(
-            f"AUROC of the greatest probability against the other data {figures.ood_auroc:.4f}"
-        )
+        answered = format_percent(coverage)
+        out.print(f"answers from probability {threshold:.4f} on: {answered} of them")
+    if (auroc := figures.ood_auroc) is not None:
+        out.print(f"AUROC of the greatest probability against the other data {auroc:.4f}")
     if figures.corruptions:
         from resnets.evaluation.corruptions import mean_corruption_error
 
-        kinds = dict.fromkeys(kind for kind, _, _ in figures.corruptions)
-        print_table(
-            [
-                {"corruption": kind} | {str(s): e for k, s, e in figures.corruptions if k == kind}
-                for kind in kinds
-            ]
-        )
-        out.print(
-            f"mean corruption error {format_percent(mean_corruption_error(figures.corruptions))}"
-        )
+        rows = dict[str, dict[str, Any]]()
+        for kind, severity, error in figures.corruptions:
+            rows.setdefault(kind, {"corruption": kind})[str(severity)] = error
+        print_table(list(rows.values()))
+        mean = mean_corruption_error(figures.corruptions)
+        out.print(f"mean corruption error {format_percent(mean)}")
 
 
 def print_calibration(calibration: Calibration) -> None:
@@ -180,7 +170,7 @@ def print_explanations(explanations: Iterable[Any], folder: Path) -> None:
         else:
             images.append(item)
     if not images:
-        print_table([{"what": what, "images": count} for what, count in more.items()])
+        print_table([{"what": finding, "images": count} for finding, count in more.items()])
     note(f"the pictures are in {folder}")
     print_predictions(images, more)
 
@@ -262,17 +252,9 @@ def print_experiment(row: Mapping[str, Any]) -> None:
     if out.quiet:
         print(terminal.json_text(row))
         return
-    from resnets.papers.ledger import format_count
-    from resnets.papers.results import DENSE_TASK_METRICS, EXACT_METRICS
+    from resnets.papers.results import DENSE_TASK_METRICS, ERRORS, EXACT_METRICS
 
-    names = (
-        "train_error",
-        "test_error",
-        "top5_error",
-        "median_std",
-        *DENSE_TASK_METRICS,
-        *EXACT_METRICS,
-    )
+    names = (*ERRORS, "top5_error", "median_std", *DENSE_TASK_METRICS, *EXACT_METRICS)
     figures = ", ".join(
         f"{name.replace('_', ' ')} {'diverged' if row[name] is None else format_count(row[name])}"
         for name in names
@@ -287,14 +269,14 @@ def print_data(facts: Mapping[str, Any]) -> None:
     print_json(facts)
     size = f"{facts['size']} pixels on the shorter side"
     out.print(f"{facts['name']}: {facts['channels']} channels, {size}, digest {facts['digest']}")
-    counted = facts.get("objects", facts["images"])
-    if counted is not facts["images"]:
+    if "objects" in facts:
         out.print("objects of each class, without those that are ignored:")
-    splits = {name: [*counts, sum(counts)] for name, counts in counted.items()}
-    names = [*facts["classes"], "all"]
-    print_table(
-        [{"class": name, **{s: splits[s][k] for s in splits}} for k, name in enumerate(names)]
-    )
+    counts = facts.get("objects", facts["images"])
+    rows = [
+        {"class": name, **{split: counts[split][k] for split in counts}}
+        for k, name in enumerate(facts["classes"])
+    ]
+    print_table([*rows, {"class": "all", **{split: sum(counts[split]) for split in counts}}])
     for text in facts["notes"]:
         out.print(f"note: {text}")
     for path, reason in facts["unreadable"]:

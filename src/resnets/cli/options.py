@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_type_hints
@@ -73,21 +74,15 @@ def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
 
 def annotate(name: str, hint: Any, default: Any, words: str) -> Any:
     """The annotation of an argument on the command line."""
-    metavar = None
+    kinds, metavar = get_args(hint), None
     if name in WRITTEN:
         hint, metavar = WRITTEN[name]
-    elif Path in get_args(hint):
-        hint, metavar = (str | None if type(None) in get_args(hint) else str), "PATH"
-    elif Any in get_args(hint):  # what only Python can give
-        hint = str | None if type(None) in get_args(hint) else str
+    elif Path in kinds or Any in kinds:  # Any is what only Python can give
+        hint = str | None if type(None) in kinds else str
+        metavar = "PATH" if Path in kinds else None
+    shown = default is not inspect.Parameter.empty and default not in SILENT_DEFAULTS
     return Annotated[
-        hint,
-        Parameter(
-            name=NAMES.get(name),
-            help=words,
-            metavar=metavar,
-            show_default=default is not inspect.Parameter.empty and default not in SILENT_DEFAULTS,
-        ),
+        hint, Parameter(name=NAMES.get(name), help=words, metavar=metavar, show_default=shown)
     ]
 
 
@@ -105,25 +100,20 @@ def make_command(
     `hide` are arguments of `function` that are no options, `given` those that are set here. What
     its docstring does not explain is looked up in that of `like`; `words` come first.
     """
-    text, help = read_docstring(function)
-    mine, more = read_docstring(run)
-    help = (read_docstring(like)[1] if like else {}) | help | more | dict(words)
-    parameters, hints = dict[str, inspect.Parameter](), get_type_hints(function)
-    hints |= get_type_hints(run)
-    for source in (run, function):
-        for key, value in inspect.signature(source).parameters.items():
-            variadic = value.kind is value.VAR_POSITIONAL
-            if value.kind is value.VAR_KEYWORD or (source is run and key == "arguments"):
-                continue
-            if key in hide or key in given or key in parameters:
-                continue
-            if value.kind is value.POSITIONAL_OR_KEYWORD:
-                value = value.replace(kind=value.POSITIONAL_ONLY)
-            hint = str if variadic else hints[key]
-            parameters[key] = value.replace(
-                annotation=annotate(key, hint, value.default, help.get(key, ""))
-            )
-
+    help = dict[str, str]()
+    for source in (like or function, function, run):
+        help |= read_docstring(source)[1]
+    help |= words
+    hints = get_type_hints(function) | get_type_hints(run)
+    parameters, both = dict[str, inspect.Parameter](), map(inspect.signature, (run, function))
+    for key, value in chain(*(signature.parameters.items() for signature in both)):
+        if value.kind is value.VAR_KEYWORD or key in {*hide, *given, *parameters, "arguments"}:
+            continue
+        if value.kind is value.POSITIONAL_OR_KEYWORD:
+            value = value.replace(kind=value.POSITIONAL_ONLY)
+        hint = str if value.kind is value.VAR_POSITIONAL else hints[key]
+        annotation = annotate(key, hint, value.default, help.get(key, ""))
+        parameters[key] = value.replace(annotation=annotation)
     order = sorted(parameters.values(), key=lambda parameter: parameter.kind)
     signature = inspect.Signature(order)
 
@@ -132,7 +122,7 @@ def make_command(
         bound.apply_defaults()
         return run(*bound.args, **bound.kwargs, **given)
 
-    call.__doc__ = words.get("", mine or text)
+    call.__doc__ = words.get("", read_docstring(run)[0] or read_docstring(function)[0])
     call.__signature__ = signature  # type: ignore[attr-defined]
     call.__annotations__ = {key: value.annotation for key, value in parameters.items()}
     return call

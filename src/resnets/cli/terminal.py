@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 
 from resnets.escape import escape_lines, visible
+from resnets.papers.ledger import format_count
 
 if TYPE_CHECKING:
     from resnets.training.clock import Progress as Standing
@@ -59,7 +60,7 @@ COLUMN_FORMATS: dict[str, Callable[[Any], str]] = {  # of columns; others go by 
         ("std", "sorted_std", "forward", "backward", "weight", "product", "norm", "alpha"),
         lambda value: f"{value:.4g}",
     ),
-    "images_x_macs": lambda count: format_count(count),
+    "images_x_macs": format_count,
     **dict.fromkeys(("cpu", "full", "seconds", "left", "written"), lambda time: format_days(time)),
 }
 
@@ -107,13 +108,6 @@ def format_percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f} %"
 
 
-def format_count(number: float) -> str:
-    """1.8e9 as 1.8 G."""
-    from resnets.papers.ledger import format_count
-
-    return format_count(number)
-
-
 def format_seconds(value: float) -> str:
     """Seconds as h:mm:ss or m:ss."""
     whole = round(value)
@@ -141,10 +135,8 @@ def training_bar() -> Iterator[Callable[[Standing], None]]:
         nonlocal head
         for text in standing.notes:
             note(text, always=True)
-        speed, left = (
-            f"{standing.images_per_second:,.0f}",
-            format_seconds(standing.remaining_seconds),
-        )
+        speed = f"{standing.images_per_second:,.0f}"
+        left = format_seconds(standing.remaining_seconds)
         where = f"{standing.step}/{standing.steps} steps {speed} images/s {left} left"
         progress.update(task, completed=standing.step, total=standing.steps, description=where)
         if standing.loss is None:

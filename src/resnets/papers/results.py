@@ -11,7 +11,6 @@ from statistics import mean, stdev
 from typing import Any, get_args
 
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resnets.files import write_whole
@@ -38,8 +37,8 @@ def write_page(root: Path) -> Path:
     """Write ROOT/docs/results.md and ROOT/docs/pictures/ from the ledger. Raises DataError."""
     rows, page = ledger.read(root), root / "docs" / "results.md"
     (page.parent / "pictures").mkdir(parents=True, exist_ok=True)
-    parts = [HEAD, *(section(one, rows, root) for one in EXPERIMENTS.values())]
-    write_whole(page, "\n".join(parts).encode())
+    sections = [section(experiment, rows, root) for experiment in EXPERIMENTS.values()]
+    write_whole(page, "\n".join([HEAD, *sections]).encode())
     return page
 
 
@@ -198,7 +197,9 @@ def read_curve(row: Row, root: Path) -> list[dict[str, Any]]:
 
 def plot_curves(experiment: Experiment, rows: Sequence[Row], root: Path) -> Figure:
     """Error over iterations as the papers draw it: training dashed, test solid; seeds averaged."""
-    figure, axes = new_axes()
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(alpha=0.2)
     for number, arm in enumerate(experiment.arms):
         runs = [
             read_curve(row, root) for row in ledger.select(rows, arm=arm.name) if row.get("curve")
@@ -230,14 +231,6 @@ def plot_responses(rows: Sequence[Row]) -> Figure:
     below.set(xlabel="layer index (sorted by size)", ylabel="standard deviation")
     above.legend(frameon=False, fontsize=7)
     return figure
-
-
-def new_axes() -> tuple[Figure, Axes]:
-    """A figure of a column's width, and its axes."""
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
-    axes.grid(alpha=0.2)
-    return figure, axes
 
 
 def save_picture(figure: Figure, name: str, title: str, root: Path) -> str:
