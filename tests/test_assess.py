@@ -103,7 +103,7 @@ def test_a_figure_can_be_demanded(cli, runs, demand, code, words):
 
 def test_the_seal_counts_looks_at_the_runs_own_test_images(cli, runs):
     def looks():
-        return len((runs[1] / "opened.jsonl").read_text().splitlines())
+        return len((runs[1] / "test_access.jsonl").read_text().splitlines())
 
     assert looks() == 1
     cli("evaluate", runs[1], "digits")

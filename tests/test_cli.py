@@ -92,7 +92,7 @@ def test_train_leaves_a_readable_run_folder(digits_run):
     assert names >= {
         "recipe.json", "source.json", "environment.json", "metrics.jsonl", "timing.jsonl",
         "checkpoints", "model.safetensors", "result.json", "scores.safetensors", "report.html",
-        "README.md", "opened.jsonl",
+        "README.md", "test_access.jsonl",
     }  # fmt: skip
     for path in digits_run.rglob("*"):
         if path.is_file():

@@ -33,7 +33,7 @@ def test_a_dataset_is_trained_evaluated_and_resumed(parts, tmp_path, monkeypatch
     assert resnets.evaluate(outcome.run, parts).top1 == outcome.result.top1
     alone = resnets.evaluate(outcome.run, parts["test"])
     assert (alone.split, alone.top1) == ("all", outcome.result.top1)
-    assert len(Run(outcome.run).rows("opened.jsonl")) == 2  # the single one is other data to it
+    assert len(Run(outcome.run).test_accesses()) == 2  # the single one is other data to it
 
     folder = Run(outcome.run)
     whole = folder.model.read_bytes()

@@ -27,13 +27,13 @@ def run(tmp_path_factory):
     return folder
 
 
-def opened(run):
-    return len((run / "opened.jsonl").read_text().splitlines())
+def accesses(run):
+    return len((run / "test_access.jsonl").read_text().splitlines())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_on_a_run_and_its_data(cli, run, tmp_path, kind):
-    before, looks = (run / "model.safetensors").read_bytes(), opened(run)
+    before, known = (run / "model.safetensors").read_bytes(), accesses(run)
     code, out, err = cli("analyze", kind, run, "digits", "--json", "--workers", 0)
     assert code == 0, err
     found = json.loads(out)
@@ -49,7 +49,7 @@ def test_each_kind_on_a_run_and_its_data(cli, run, tmp_path, kind):
     assert found["verdict"].endswith(".")
     assert "noise" not in found["verdict"]
     assert (run / "model.safetensors").read_bytes() == before
-    assert opened(run) == looks  # errors are on the validation images
+    assert accesses(run) == known  # errors are on the validation images
 
 
 def test_a_table_and_a_sentence_for_people_and_nothing_is_overwritten(cli, run):
@@ -67,9 +67,9 @@ def test_a_table_and_a_sentence_for_people_and_nothing_is_overwritten(cli, run):
 
 
 def test_an_error_on_the_test_images_leaves_a_trace(cli, run):
-    looks = opened(run)
+    known = accesses(run)
     assert cli("analyze", "lesions", run, "digits", "--split", "test", "--workers", 0)[0] == 0
-    assert opened(run) == looks + 1
+    assert accesses(run) == known + 1
 
 
 @pytest.mark.slow

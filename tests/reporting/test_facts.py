@@ -85,10 +85,10 @@ def test_less_than_an_epoch_is_told(tmp_path):
     assert any(s.startswith(words) for s in said(run))
 
 
-def test_rare_classes_and_opened_tests_are_told(tmp_path):
+def test_rare_classes_and_tests_on_the_test_split_are_told(tmp_path):
     run = folder(tmp_path / "a", said=two())
-    for _ in range(2):
-        run.append("opened.jsonl", {})
+    for name in ("opened.jsonl", "test_access.jsonl"):  # the first is that of 0.1.0
+        run.append(name, {})
     sentences = said(run, counts=[1200, 100])
     assert (
         "Training has 1,200 of “cat” and 100 of “dog”: class_weights=balanced may help."

@@ -160,9 +160,9 @@ def about_test(facts: RunFacts) -> Iterator[str]:
     if watched := sum("test_error" in row for row in facts.rows):
         looked = f"The test split was evaluated {times(watched)} during training (monitor=test)"
         yield f"{looked}; no choice was based on it."
-    if opened := len(facts.run.rows("opened.jsonl")):
-        later = "; each use after the first makes it less honest" if opened > 1 else ""
-        yield f"The test split was evaluated {times(opened)} for a result{later}."
+    if accesses := len(facts.run.test_accesses()):
+        later = "; each use after the first makes it less honest" if accesses > 1 else ""
+        yield f"The test split was evaluated {times(accesses)} for a result{later}."
     if bad := len(facts.ended.get("unreadable", ())):
         yield f"{bad:,} images could not be read and are not counted."
 

@@ -14,7 +14,7 @@ model.safetensors  the result, self-describing
 scores.safetensors its logits for each image of the test split
 result.json        figures on the test split
 cost.json          seconds and memory
-opened.jsonl       one line for each test on the test split
+test_access.jsonl  one line for each test on the test split
 report.html        all of it as a page; README.md the same as a model card
 """
 
@@ -237,6 +237,10 @@ class Run:
             lines = whole_lines(path.read_bytes()) if path.exists() else []
             return [JsonObject(path, json.loads(line)) for line in lines]
 
+    def test_accesses(self) -> list[dict[str, Any]]:
+        """Each test on the test split; 0.1.0 wrote them into opened.jsonl. Raises as `rows`."""
+        return self.rows("opened.jsonl") + self.rows("test_access.jsonl")
+
     def write_csv(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
         """Write a CSV file as a whole or not at all, every value as an `escape.csv_cell`."""
         text = io.StringIO(newline="")
@@ -312,4 +316,4 @@ def log_test_access(model: str | Path, digest: str, split: str, error: float | N
     if run.read_json("source.json")["digest"] == digest:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with suppress(DiskError):  # a folder that cannot be written can still be used
-            run.append("opened.jsonl", {"time": now, "split": split, "error": error})
+            run.append("test_access.jsonl", {"time": now, "split": split, "error": error})

@@ -155,9 +155,9 @@ def missing_results(run: Run) -> list[str]:
     if task.details and result["images"]:
         names.append(task.details)
     missing = [name for name in names if not (run.path / name).exists()]
-    errors = [row.get("error") for row in run.rows("opened.jsonl")]
+    errors = [row.get("error") for row in run.test_accesses()]
     if result.get("split") == "test" and result["error"] not in errors:
-        missing.append("opened.jsonl")
+        missing.append("test_access.jsonl")
     return missing
 
 
@@ -214,7 +214,7 @@ def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:
             (run.path / name).unlink(missing_ok=True)
         run.write_json("result.json", result.summary() if result else {"images": 0})
     ended = run.read_json("result.json")
-    if "opened.jsonl" in missing_results(run):
+    if "test_access.jsonl" in missing_results(run):
         log_test_access(run.path, plan.source.digest, ended["split"], ended["error"])
     return TrainResult(run.path, result, seconds, plan.task.name)
 

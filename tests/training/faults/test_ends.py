@@ -26,7 +26,7 @@ def copied(whole, run, *without):
 def ends_as(whole, run):
     assert runner.missing_results(Run(run)) == []
     assert differences(run, whole) == []
-    assert len(Run(run).rows("opened.jsonl")) == 1
+    assert len(Run(run).rows("test_access.jsonl")) == 1
     assert list(run.rglob("*.tmp")) == []
     assert (run / "scores.safetensors").stat().st_size == (
         whole / "scores.safetensors"
@@ -36,7 +36,7 @@ def ends_as(whole, run):
 @pytest.mark.parametrize(
     "gone",
     [
-        pytest.param((*PIECES, *PAGES, "opened.jsonl"), marks=pytest.mark.slow),
+        pytest.param((*PIECES, *PAGES, "test_access.jsonl"), marks=pytest.mark.slow),
         PAGES,
         pytest.param(PIECES[:3], marks=pytest.mark.slow),
     ],
@@ -62,11 +62,11 @@ def test_nothing_is_trained_again_for_a_model_that_is_gone(driver, whole, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*PIECES, "opened.jsonl", *PAGES])
+@pytest.mark.parametrize("name", [*PIECES, "test_access.jsonl", *PAGES])
 def test_a_kill_before_each_piece(driver, whole, tmp_path, name):
     run = tmp_path / "run"
-    copied(whole, run, *PIECES, *PAGES, "opened.jsonl")
-    where = f".{name}*" if name != "opened.jsonl" else name
+    copied(whole, run, *PIECES, *PAGES, "test_access.jsonl")
+    where = f".{name}*" if name != "test_access.jsonl" else name
     point = Fault("rename" if where[0] == "." else "create", where=where)
     assert driver.train(run, point)[0] == -9
     assert not (run / name).exists()
