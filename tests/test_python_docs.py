@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import resnets
+from resnets.data import dataset
 from resnets.errors import UsageError
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -77,6 +79,20 @@ def test_the_loop_in_your_hands(tmp_path, monkeypatch):
     assert list(Path("events").iterdir())
     assert Path("runs/mine/report.html").exists()
     assert names["progress"].step == names["progress"].steps
+
+
+@pytest.mark.slow
+def test_a_data_format(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RESNETS_DATA", str(tmp_path / "cache"))
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (32, 32)).save(name)
+    names = run_section("extending.md", "A data format of your own")
+    assert names["outcome"].result.images == 20
+    assert names["outcome"].result.classes == ("dark", "bright")
+    source = dataset.load("boxes.csv", task="detect", training=False)
+    assert source.classes == ("cell",)
+    assert source.files == 2
 
 
 def test_a_loop_that_is_left_early_is_resumed(tmp_path):
