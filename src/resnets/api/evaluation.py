@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from resnets.analysis.instruments import Analysis
     from resnets.data.torch_dataset import Data
     from resnets.evaluation.classification import Calibration
+    from resnets.evaluation.evaluate import Metrics
     from resnets.evaluation.predictor import Model
-    from resnets.training.tasks import Tested
 else:  # so that the annotations can be read without torch
-    Calibration = Analysis = Tested = Model = Module = Any
+    Calibration = Analysis = Metrics = Model = Module = Any
     Data = str | Path | Any
 
 
@@ -49,7 +49,7 @@ def evaluate(
     overrides: Mapping[str, Any] | Sequence[str] | None = None, max_unreadable: float = 0.01,
     network: str | Module | None = None, batch: int | None = None, device: str = "auto",
     workers: int = 2,
-) -> Tested:  # fmt: skip
+) -> Metrics:  # fmt: skip
     """Test MODEL... on one split of DATA; several models form an ensemble.
 
     In Python what is asked for beside the figures stands in fields of the result. A model may be
@@ -111,7 +111,7 @@ def evaluate(
     checks.refuse_others(evaluate, task, arguments)
     if network is not None and len(models) > 1:
         models, options = load_own_code(models, options)
-    result: Tested = find_task(task).evaluate(models, data, options, log_test_access)
+    result: Metrics = find_task(task).evaluate(models, data, options, log_test_access)
     return result
 
 

@@ -19,10 +19,10 @@ from resnets.training.run import Run
 if TYPE_CHECKING:
     from resnets.analysis.instruments import Analysis
     from resnets.evaluation.classification import Calibration, ClassificationMetrics
+    from resnets.evaluation.evaluate import Metrics
     from resnets.evaluation.predictions import Prediction
     from resnets.training.plan import Plan
     from resnets.training.runner import TrainResult
-    from resnets.training.tasks import Tested
     from resnets.training.tune import Trial
 
 
@@ -83,7 +83,7 @@ def print_outcome(finished: TrainResult) -> None:
     note(after)
 
 
-def print_result(figures: Tested) -> None:
+def print_result(figures: Metrics) -> None:
     """The metrics of an evaluation, of each class too, and the extras that were asked for."""
     from resnets.evaluation.classification import ClassificationMetrics
 

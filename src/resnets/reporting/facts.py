@@ -16,8 +16,9 @@ from resnets.evaluation import scores
 from resnets.evaluation.classification import ClassificationMetrics, classification_metrics
 from resnets.evaluation.scores import Scores
 from resnets.models.cost import cost as network_cost
+from resnets.training.plan import Task
 from resnets.training.run import Run
-from resnets.training.tasks import Task, task_of_run
+from resnets.training.tasks import task_of_run
 
 FALLING, RISING = 0.97, 1.1  # of the lowest error before: what counts as better, as worse
 

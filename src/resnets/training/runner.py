@@ -28,12 +28,12 @@ from resnets.training.distributed import SINGLE_PROCESS, launched
 from resnets.training.loop import fit
 from resnets.training.memory import peak_bytes
 from resnets.training.monitor import read_best
-from resnets.training.plan import Plan
+from resnets.training.plan import Plan, Task, TaskMetrics
 from resnets.training.precise_bn import precise_bn
 from resnets.training.run import Run, log_test_access
 from resnets.training.signals import SignalFlags
 from resnets.training.state import State, TrainProgress
-from resnets.training.tasks import TASKS, Task, TaskMetrics, task_of_run
+from resnets.training.tasks import TASKS, task_of_run
 
 PAGES = ("README.md", "report.html")  # written after the result
 

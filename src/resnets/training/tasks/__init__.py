@@ -7,25 +7,15 @@ of a run or a model file by its name; docs/extending.md shows how one is added.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 from resnets.config import arch as archs
 from resnets.errors import UsageError, nearest
-from resnets.evaluation.classification import ClassificationMetrics
-from resnets.evaluation.detection import DetectionMetrics
-from resnets.evaluation.localization import LocalizationMetrics
-from resnets.evaluation.segmentation import SegmentationMetrics
-from resnets.training.plan import Task, TaskMetrics
+from resnets.training.plan import Task
 from resnets.training.tasks.classification import CLASSIFICATION
 from resnets.training.tasks.detection import DETECTION
 from resnets.training.tasks.localization import LOCALIZATION
 from resnets.training.tasks.segmentation import SEGMENTATION
-
-__all__ = ["TASKS", "Task", "TaskMetrics", "Tested", "find_task", "task_of_run"]
-
-Tested: TypeAlias = (
-    ClassificationMetrics | DetectionMetrics | LocalizationMetrics | SegmentationMetrics
-)
 
 TASKS: dict[str, Task] = {
     task.name: task for task in (CLASSIFICATION, DETECTION, LOCALIZATION, SEGMENTATION)
