@@ -93,7 +93,9 @@ def function(name: str) -> str:
     parts = [f"## resnets.{name}", text]
     if rows:
         parts.append(table(("argument", "type", "default", "meaning"), rows))
-    parts.append(f"Gives `{signature.return_annotation}`.")
+    given = dict.fromkeys(classes_of(signature.return_annotation, called.__module__))
+    links = ", ".join(f"[{kind.__name__}](records.md#{kind.__name__.lower()})" for kind in given)
+    parts.append(f"Gives `{signature.return_annotation}`" + f": {links}" * bool(links))
     return "\n\n".join(parts)
 
 
