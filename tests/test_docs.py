@@ -138,7 +138,7 @@ def test_each_command_is_in_the_reference(reference):
     page = reference["commands"]()
     assert len(leaves(app)) > 25
     for words in leaves(app):
-        assert f"# {' '.join(words)}\n" in page, words
+        assert f"# {' '.join(words)}\n\n```text\n{' '.join(words)} " in page, words
 
 
 def leaves(command, words=("resnets",)) -> list[tuple[str, ...]]:

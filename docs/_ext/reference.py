@@ -52,7 +52,8 @@ def commands() -> str:
     """Every command with its arguments and options, as the command line documents itself."""
     from resnets.cli.main import app
 
-    text = app.generate_docs(output_format="markdown", recursive=True, usage_name="resnets")
+    text = app.generate_docs(output_format="markdown", recursive=True)
+    text = re.sub(r" -m [\w.]+", "", text)  # how this program was started
     text = re.sub(r", --(?:no|empty)-[\w-]+(?=`)", "", text)  # which `add` switches off
     top, *sections = re.split(r"^(?=##+ resnets )", text, flags=re.MULTILINE)
     shared = "\n".join(re.findall(r"^\* `--(?:verbose|quiet|json).*$", top, re.MULTILINE))
