@@ -51,7 +51,7 @@ def draw(app: Sphinx, name: str, source: list[str]) -> None:
 
 def copied(file: str) -> str:
     """A file of the root as a page of docs/project."""
-    text = (ROOT / file).read_text().replace("](docs/", "](../")
+    text = (ROOT / file).read_text("utf-8").replace("](docs/", "](../")
     return re.sub(r"\]\(([A-Z]+)\.md", lambda match: f"]({match[1].lower()}.md", text)
 
 

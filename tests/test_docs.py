@@ -26,7 +26,9 @@ MINUTES = {"README.md", "index.md", "training.md"}  # commands of more than a mi
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -39,7 +41,7 @@ def pages_with(language: str) -> list[object]:
     return [
         pytest.param(
             page,
-            id=str(page.relative_to(ROOT)),
+            id=page.relative_to(ROOT).as_posix(),
             marks=pytest.mark.nightly
             if language == "sh" and page.name in MINUTES
             else pytest.mark.slow,
@@ -123,8 +125,8 @@ def test_the_demo_reaches_what_the_readme_says(tmp_path):
 
 
 def test_make_targets_of_the_readme_exist():
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"make (\w+)", (ROOT / "README.md").read_text()))
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    named = set(re.findall(r"make (\w+)", (ROOT / "README.md").read_text("utf-8")))
     assert {"demo", "test"} <= named <= targets
 
 
@@ -172,7 +174,9 @@ def test_each_error_and_each_exit_code_is_in_the_index(reference):
         if issubclass(kind, Exception) and kind.__module__ == errors.__name__:
             assert f"| `{name}` |" in page, name
             assert inspect.cleandoc(kind.__doc__).splitlines()[0] in page
-    readme = re.search(r"^Exit codes: (.*?)\n\n", (ROOT / "README.md").read_text(), re.M | re.S)[1]
+    readme = re.search(
+        r"^Exit codes: (.*?)\n\n", (ROOT / "README.md").read_text("utf-8"), re.M | re.S
+    )[1]
     codes = {int(code) for code in re.findall(r"\b\d+\b", readme)}
     assert codes == set(reference["exit_codes"]())
     for code in codes:
@@ -180,7 +184,12 @@ def test_each_error_and_each_exit_code_is_in_the_index(reference):
 
 
 def test_the_usual_messages_are_in_the_code(reference):
-    page = (DOCS / "errors.md").read_text().split("## Usual messages")[1].split("### Signals")[0]
+    page = (
+        (DOCS / "errors.md")
+        .read_text("utf-8")
+        .split("## Usual messages")[1]
+        .split("### Signals")[0]
+    )
     quoted = re.findall(r"^\|(?: \d \|)? `(.*?)` \|", page, re.MULTILINE)
     assert len(quoted) > 30
     texts = reference["texts"]()
@@ -192,12 +201,14 @@ def test_the_usual_messages_are_in_the_code(reference):
 def test_each_experiment_is_on_a_page_of_the_papers():
     from resnets.papers.experiments import EXPERIMENTS
 
-    pages = "".join(page.read_text() for page in (DOCS / "papers").glob("*.md"))
+    pages = "".join(page.read_text("utf-8") for page in (DOCS / "papers").glob("*.md"))
     assert sorted(re.findall(r"<!-- results: (.*) -->", pages)) == sorted(EXPERIMENTS)
 
 
 def test_each_page_draws_what_there_is(reference):
-    drawn = [name for p in PAGES for name in re.findall(r"<!-- drawn: (.*) -->", p.read_text())]
+    drawn = [
+        name for p in PAGES for name in re.findall(r"<!-- drawn: (.*) -->", p.read_text("utf-8"))
+    ]
     assert sorted(drawn) == sorted(reference["DRAWN"])
 
 

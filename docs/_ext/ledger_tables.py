@@ -12,7 +12,7 @@ from resnets.papers.experiments import EXPERIMENTS
 @cache
 def sections(root: Path) -> dict[str, str]:
     """The part of each experiment of docs/results.md, which `resnets reproduce` writes."""
-    text = (root / "docs" / "results.md").read_text()
+    text = (root / "docs" / "results.md").read_text("utf-8")
     parts = text.split("\n## ")[1:]
     return {part.partition(":")[0]: part.partition("\n")[2].strip() for part in parts}
 

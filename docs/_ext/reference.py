@@ -292,7 +292,7 @@ def messages() -> list[tuple[int, str, str]]:
     codes = {kind.__name__: kind.exit_code for kind in error_classes()}
     found = set()
     for path in Path(resnets.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
                 name = node.func.id
                 text = template(node.args[0]).strip(" \n…:;.")
@@ -306,7 +306,7 @@ def texts() -> list[str]:
     return [
         " ".join(template(node).split())
         for path in Path(resnets.__file__).parent.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Constant | ast.JoinedStr)
     ]
 
