@@ -28,7 +28,7 @@ from resnets.files import check_outside, find_model_file, write_whole
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from resnets.analysis.instruments import Analysis
+    from resnets.analysis.instruments import Analysis, Plot
     from resnets.data.torch_dataset import Data
     from resnets.evaluation.classification import Calibration
     from resnets.evaluation.evaluate import Metrics
@@ -204,8 +204,6 @@ def analyze(
     from resnets.analysis import instruments
     from resnets.analysis.setup import analysis_setup, with_inputs
     from resnets.evaluation.evaluate import load_data
-    from resnets.reporting import plots
-    from resnets.training.run import Run
 
     source = None if data is None else load_data(data, options)
     torch.manual_seed(seed)
@@ -216,10 +214,20 @@ def analyze(
     rows, verdict = measure(with_inputs(setup, shape, seed))
     if source is None:
         verdict += " The inputs were noise, the labels random."
-    folder.mkdir(parents=True, exist_ok=True)
-    Run(folder).write_csv(f"{kind}.csv", rows[0], (row.values() for row in rows))
-    write_whole(folder / f"{kind}.svg", plots.columns(rows, plot))
-    return instruments.Analysis(rows, verdict, folder)
+    analysis = instruments.Analysis(rows, verdict, folder)
+    write_analysis(analysis, kind, plot)
+    return analysis
+
+
+def write_analysis(analysis: Analysis, kind: str, plot: Plot) -> None:
+    """Write the rows of an analysis as KIND.csv and KIND.svg."""
+    from resnets.reporting import plots
+    from resnets.training.run import Run
+
+    analysis.folder.mkdir(parents=True, exist_ok=True)
+    rows = (row.values() for row in analysis.rows)
+    Run(analysis.folder).write_csv(f"{kind}.csv", analysis.rows[0], rows)
+    write_whole(analysis.folder / f"{kind}.svg", plots.columns(analysis.rows, plot))
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

@@ -19,11 +19,9 @@ if TYPE_CHECKING:
     from resnets.analysis.cam import RandomizationCheck
     from resnets.analysis.explain import Explained
     from resnets.config.arch import Arch
-    from resnets.data.dataset import Source
     from resnets.data.inputs import Input
     from resnets.data.torch_dataset import Data
     from resnets.evaluation.predictor import Model
-    from resnets.evaluation.setup import EvalSetup
     from resnets.models import Network
 else:  # so that the annotations can be read without torch
     RandomizationCheck = Explained = Arch = Model = Input = Network = Module = Any
@@ -184,15 +182,15 @@ def explain(
     from resnets.evaluation.load import load_model
     from resnets.evaluation.setup import load_setup
 
+    if not inputs:
+        return [explore_split(model, data, Path(out), options)]
+    known = None
     if data is None:
-        loaded, known = load_model(model, None, options, "classify"), None
+        loaded = load_model(model, None, options, "classify")
     else:
-        source = load_data(data, options)
-        usual = split or ("train" if inputs else None)
-        setup = load_setup(model, source, replace(options, split=usual))
+        options = replace(options, split=split or "train")
+        setup = load_setup(model, load_data(data, options), options)
         loaded, known = setup.model, setup.split
-        if not inputs:
-            return [explore_split(setup, source, Path(out), options)]
     return [
         *explain.explain(
             loaded, images, Path(out), level=level, method=method, top=top, known=known,
@@ -202,13 +200,17 @@ def explain(
 
 
 def explore_split(
-    setup: EvalSetup, source: Source, out: Path, options: InferenceOptions
+    model: str | Path | Model, data: Any, out: Path, options: InferenceOptions
 ) -> dict[str, int]:
     """The number of images of a split by finding."""
     from resnets.analysis import explain
+    from resnets.evaluation.evaluate import load_data
     from resnets.evaluation.scores import error_rate
+    from resnets.evaluation.setup import load_setup
     from resnets.training.run import log_test_access
 
+    source = load_data(data, options)
+    setup = load_setup(model, source, options)
     name, scores = setup.split_name, setup.scores()
     log_test_access(setup.model.path, source.digest, name, error_rate(scores))
     return explain.explore(

@@ -124,8 +124,8 @@ def runs(root: str | Path = "runs", /) -> list[dict[str, Any]]:
         row |= {"epoch": last["epoch"], "train_error": last["train_error"]}
         errors = {"val": last.get("val_error")} | errors  # of held-out images beside a test split
         row |= {f"{split}_error": errors.get(split) for split in ("val", "test")}
-        own = "classify" * bool(network_builder(run.path))
-        name = task(FAMILY[recipe["model"]]) if recipe["model"] in FAMILY else own
+        external = "classify" * bool(network_builder(run.path))
+        name = task(FAMILY[recipe["model"]]) if recipe["model"] in FAMILY else external
         row |= {"error_is": TASK_TEXTS[name].error if name else "?"}
         rows.append(row | {"finished": run.finished})
     return rows
@@ -201,10 +201,10 @@ def doctor(*, quick: bool = False) -> dict[str, str]:
     from resnets.training.memory import available_bytes
 
     flags = processor_flags()
-    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
+    useful = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
     facts = {name: value for name, value in environment().items() if name != "gpu"}
     facts["processor"] += f", {os.cpu_count()} cores"
-    facts["features"] = ", ".join(f for f in wanted if f in flags) or "none known"
+    facts["features"] = ", ".join(f for f in useful if f in flags) or "none known"
     facts["gpu"] = describe_gpu()
     facts["memory"] = "unknown"
     if free := available_bytes():
@@ -244,7 +244,7 @@ def training_rate(precision: str) -> float:
     from resnets.training.clock import estimate_duration
     from resnets.training.resolve import resolve
 
-    wanted = {"model": "resnet20", "size": 32, "batch": 128, "steps": 100, "precision": precision}
-    recipe = recipes.replace_fields(recipes.digits(), wanted)
+    fields = {"model": "resnet20", "size": 32, "batch": 128, "steps": 100, "precision": precision}
+    recipe = recipes.replace_fields(recipes.digits(), fields)
     run = resolve(recipe, dataset.load("digits"), pick_device(), 0)
     return run.steps * run.recipe.batch / estimate_duration(run, seconds=4)

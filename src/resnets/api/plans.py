@@ -217,11 +217,11 @@ def check_weights(field: str, path: str, network: Arch | None) -> None:
 
 def planned(data: Any, values: Mapping[str, Any]) -> Plan:
     """The plan itself, or one of data and the arguments of `plan` among `values`."""
-    given = {name: values[name] for name in PLANNED}
+    arguments = {name: values[name] for name in PLANNED}
     if not is_plan(data):
-        return plan(data, **given)
+        return plan(data, **arguments)
     defaults = inspect.signature(plan).parameters
-    if changed := [name for name in PLANNED if given[name] != defaults[name].default]:
+    if changed := [name for name in PLANNED if arguments[name] != defaults[name].default]:
         raise UsageError(f"{changed[0]} is an argument of `plan`: this plan is made already")
     return data
 

@@ -210,15 +210,9 @@ def reproduce(
     """
     from resnets.papers import budgets, planning
     from resnets.papers.experiments import EXPERIMENTS
-    from resnets.papers.status import status as run_statuses
 
-    if status:
-        terminal.print_rows(run_statuses(root))
-        return
-    if budget is None:
-        terminal.print_rows(planning.overview(root))
-        if under_way := len(run_statuses(root)):
-            terminal.note(f"{under_way} under way: `resnets reproduce --status`", always=True)
+    if status or budget is None:
+        list_experiments(root, under_way=status)
         return
     if budget == "smoke":
         root = root / "runs" / "smoke"
@@ -234,6 +228,17 @@ def reproduce(
         terminal.print_rows(planning.plan_jobs(jobs, root, device))
     else:
         run_jobs(jobs, root, device, workers)
+
+
+def list_experiments(root: Path, *, under_way: bool) -> None:
+    """Print all experiments, or how far those that are `under_way` are."""
+    from resnets.papers import planning
+    from resnets.papers.status import status
+
+    rows = status(root)
+    terminal.print_rows(rows if under_way else planning.overview(root))
+    if rows and not under_way:
+        terminal.note(f"{len(rows)} under way: `resnets reproduce --status`", always=True)
 
 
 def run_jobs(jobs: Sequence[Job], root: Path, device: str, workers: int) -> None:

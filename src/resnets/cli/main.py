@@ -70,18 +70,22 @@ def register() -> None:
     add(app, "tune", resnets.tune, commands.tune, hide=hidden, like=resnets.plan)
     add(app, "reproduce", commands.reproduce, commands.reproduce, like=resnets.plan)
     for text in TASK_TEXTS.values():
-        parent, given = app, {"task": text.name}
+        parent, fixed = app, {"task": text.name}
         if text.command:
             parent = App(name=text.name, help=text.help)
             app.command(parent)
-            how = {"given": given, "like": resnets.plan, "words": {"data": text.data_help}}
-            add(parent, "train", resnets.train, commands.train, hide=("watch",), **how)
+            add(
+                parent, "train", resnets.train, commands.train, hide=("watch",), fixed=fixed,
+                like=resnets.plan, words={"data": text.data_help},
+            )  # fmt: skip
         for name, function, run, words in (
             ("evaluate", resnets.evaluate, commands.evaluate, {}),
             ("predict", resnets.predict, commands.predict, {"": text.predict_help}),
         ):
-            how = {"given": given, "like": resnets.evaluate, "words": words}
-            add(parent, name, function, run, hide=missing_options(name, text), **how)
+            add(
+                parent, name, function, run, hide=missing_options(name, text), fixed=fixed,
+                like=resnets.evaluate, words=words,
+            )  # fmt: skip
     add(app, "explain", resnets.explain, commands.explain, like=resnets.evaluate)
     add(data_app, "get", resnets.data_get, commands.data_get, hide=hidden)
     printed: tuple[tuple[App, str, Callable[..., Any], Callable[[Any], Any]], ...] = (

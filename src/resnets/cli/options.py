@@ -91,13 +91,13 @@ def make_command(
     run: Callable[..., Any],
     *,
     hide: Sequence[str] = (),
-    given: Mapping[str, Any] = MappingProxyType({}),
+    fixed: Mapping[str, Any] = MappingProxyType({}),
     like: Callable[..., Any] | None = None,
     words: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable[..., Any]:
     """A command that calls `run`; its options are its own arguments and those of `function`.
 
-    `hide` are arguments of `function` that are no options, `given` those that are set here. What
+    `hide` are arguments of `function` that are no options, `fixed` those that are set here. What
     its docstring does not explain is looked up in that of `like`; `words` come first.
     """
     help = dict[str, str]()
@@ -107,7 +107,7 @@ def make_command(
     hints = get_type_hints(function) | get_type_hints(run)
     parameters, both = dict[str, inspect.Parameter](), map(inspect.signature, (run, function))
     for key, value in chain(*(signature.parameters.items() for signature in both)):
-        if value.kind is value.VAR_KEYWORD or key in {*hide, *given, *parameters, "arguments"}:
+        if value.kind is value.VAR_KEYWORD or key in {*hide, *fixed, *parameters, "arguments"}:
             continue
         if value.kind is value.POSITIONAL_OR_KEYWORD:
             value = value.replace(kind=value.POSITIONAL_ONLY)
@@ -120,7 +120,7 @@ def make_command(
     def call(*arguments: Any, **options: Any) -> Any:
         bound = signature.bind(*arguments, **options)
         bound.apply_defaults()
-        return run(*bound.args, **bound.kwargs, **given)
+        return run(*bound.args, **bound.kwargs, **fixed)
 
     call.__doc__ = words.get("", read_docstring(run)[0] or read_docstring(function)[0])
     call.__signature__ = signature  # type: ignore[attr-defined]

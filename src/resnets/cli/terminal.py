@@ -37,10 +37,10 @@ class Terminal(Console):
     It leaves a broken pipe to `main`; rich's own exits with 1.
     """
 
-    def print(self, *objects: Any, **how: Any) -> None:
+    def print(self, *objects: Any, **options: Any) -> None:
         """Print; text through `visible`, on standard error through `lines`."""
         safe = escape_lines if self.stderr else visible
-        super().print(*(safe(x) if isinstance(x, str) else x for x in objects), **how)
+        super().print(*(safe(x) if isinstance(x, str) else x for x in objects), **options)
 
     def on_broken_pipe(self) -> None:
         raise

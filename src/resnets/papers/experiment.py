@@ -80,10 +80,10 @@ def make_arms(
     )
 
 
-def count_rows(what: str, printed: PaperFigures) -> tuple[Arm, ...]:
+def count_rows(metric: str, printed: PaperFigures) -> tuple[Arm, ...]:
     """Arms whose layers, parameters and multiply-adds are counted."""
     return tuple(
-        Arm(name=name, compute=partial(measures.count_size, name), paper={what: figure})
+        Arm(name=name, compute=partial(measures.count_size, name), paper={metric: figure})
         for name, figure in printed.items()
     )
 

@@ -82,9 +82,9 @@ def append(root: Path, row: Row) -> None:
             os.fsync(file.fileno())
 
 
-def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+def select(rows: Iterable[Row], **values: Any) -> list[Row]:
     """The rows that have these values."""
-    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+    return [row for row in rows if all(row.get(key) == value for key, value in values.items())]
 
 
 def protocol(row: Row) -> str:

@@ -30,9 +30,10 @@ def overview(root: Path = Path()) -> list[dict[str, Any]]:
         counts = Counter(row["budget"] for row in ledger.select(rows, experiment=experiment.id))
         done = ", ".join(f"{count} {budget}" for budget, count in counts.items())
         row: dict[str, Any] = {"id": experiment.id, "what": experiment.title}
-        row |= {"paper": " ".join(map(format_figure, figures))}
-        row |= {"images_x_macs": sum(each.cost for job in work["full"] for each in job.trainings)}
-        row |= {b: estimate_seconds(part, rows, machine) for b, part in work.items()}
+        row["paper"] = " ".join(map(format_figure, figures))
+        row["images_x_macs"] = sum(run.cost for job in work["full"] for run in job.trainings)
+        for budget in OVERVIEW_BUDGETS:
+            row[budget] = training_seconds(work[budget], rows, machine)
         table.append(row | {"ledger": experiment.not_runnable or done})
     return table
 
@@ -42,7 +43,7 @@ def format_figure(figure: float | str) -> str:
     return figure if isinstance(figure, str) else ledger.format_count(figure)
 
 
-def estimate_seconds(work: Iterable[Job], rows: Sequence[Row], machine: str) -> float:
+def training_seconds(work: Iterable[Job], rows: Sequence[Row], machine: str) -> float:
     """Seconds of all trainings of these jobs on that machine, by the runs most alike of `rows`."""
     trainings = [training for job in work for training in job.trainings if training.recipe]
     seconds = (t.cost * ledger.seconds_per_mac(rows, machine, t.layers, t.size) for t in trainings)
@@ -54,7 +55,7 @@ def measure_steps(
 ) -> Iterator[Row]:
     """Time some steps of the networks of `work` that no run on this machine was like.
 
-    Yields rows for `estimate_seconds`, for the most expensive networks.
+    Yields rows for `training_seconds`, for the most expensive networks.
     """
     known = {(row.get("layers"), row.get("size")) for row in ledger.select(rows, machine=machine)}
     trainings = [training for job in work for training in job.trainings if training.recipe]
@@ -105,7 +106,7 @@ def plan_jobs(work: Sequence[Job], root: Path, device: str = "auto") -> list[dic
             "size": job.size,
             "iterations": job.iterations,
             "images": job.images,
-            "seconds": estimate_seconds([job], timed, machine),
+            "seconds": training_seconds([job], timed, machine),
             "paper": " ".join(f"{name} {figure}" for name, figure in job.arm.paper.items()) or "-",
             "in_ledger": bool(job.ledger_rows(rows)),
         }

@@ -32,11 +32,11 @@ EXPERIMENTS_2016 = (
         title="Equations 4 to 8 as numbers",
         arms=tuple(
             Arm(
-                name=f"{name}+{what}",
-                compute=partial(measures.equation_residual, what, name),
+                name=f"{name}+{equation}",
+                compute=partial(measures.equation_residual, equation, name),
                 paper=paper,
             )
-            for name, what, paper in (
+            for name, equation, paper in (
                 ("preresnet56", "equation4", {"residual": 0.0}),
                 ("preresnet56", "equation5", {"residual": 0.0}),
                 ("preresnet164", "equation4", {"residual": 0.0}),
