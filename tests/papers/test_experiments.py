@@ -29,7 +29,7 @@ TRAINED = [
     for one, arm in ARMS
     if arm.recipe and archs.task(FAMILY[arm.recipe.model]) == "classify"
 ]
-SCENES = [(one, arm) for one, arm in ARMS if arm.recipe and (one, arm) not in TRAINED]
+DENSE = [(one, arm) for one, arm in ARMS if arm.recipe and (one, arm) not in TRAINED]
 
 
 def test_every_table_and_figure_of_both_papers_is_there():
@@ -44,7 +44,7 @@ def test_every_table_and_figure_of_both_papers_is_there():
 
 def test_arms_of_one_name_are_trained_alike():
     known = {}
-    for _, arm in TRAINED + SCENES:
+    for _, arm in TRAINED + DENSE:
         assert known.setdefault(arm.name, arm.recipe) == arm.recipe, arm.name
 
 
@@ -147,9 +147,9 @@ def test_a_budget_changes_length_resolution_and_data_and_three_experiments_netwo
     assert all(name in text for name in cut)
 
 
-def test_scenes_change_their_data_length_and_regions_alone():
-    assert {one.id for one, _ in SCENES} == {f"r1.tab{n}" for n in (7, 8, 9, 12, 13)}
-    for one, arm in SCENES:
+def test_detectors_and_localisers_change_their_data_length_and_regions_alone():
+    assert {one.id for one, _ in DENSE} == {f"r1.tab{n}" for n in (7, 8, 9, 12, 13)}
+    for one, arm in DENSE:
         full = Job(one, arm, "full", 3, "data", "weights").recipe
         seed = arm.recipe.seed + 3
         assert full == replace(arm.recipe, seed=seed, data="data", weights="weights")

@@ -390,14 +390,14 @@ def test_what_waits_for_another_part_is_refused_by_name():
     ],
 )
 @pytest.mark.slow
-def test_scenes_are_a_line_of_the_ledger(tmp_path, model, measure, names):
+def test_detection_and_localisation_are_lines_of_the_ledger(tmp_path, model, measure, names):
     recipe = Recipe(model=model, data="voc", lr=0.01, norm="frozen")
     one = replace(ONE, metric=min(names))
     job = Job(one, Arm(name="first", recipe=recipe, measure=measure), "smoke", 0)
     row = reproduce.run(job, tmp_path, device="cpu", workers=0)
     assert all(0 <= row[name] <= 100 for name in names)
     assert (row["images"], row["layers"], row["protocol"]) == (4, 18, False)
-    assert (tmp_path / "scenes" / "boxes.csv").exists()
+    assert (tmp_path / "digits-detection" / "boxes.csv").exists()
     # Another arm that is trained alike uses the same run.
     other = replace(job, arm=replace(job.arm, name="second"))
     again = reproduce.run(other, tmp_path, device="cpu", watch=lambda _: pytest.fail("trained"))

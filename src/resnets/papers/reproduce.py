@@ -38,7 +38,7 @@ def digits_detection_data(root: Path) -> Path:
 
     from resnets.data import dataset
 
-    folder = root / "scenes"
+    folder = root / "digits-detection"
     table, draw, digits = folder / "boxes.csv", np.random.default_rng(0), dataset.digits()
     if table.exists():
         return table
