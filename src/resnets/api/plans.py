@@ -89,7 +89,7 @@ def plan(
     beside = network_builder(Path(recipe).parent) if isinstance(recipe, str | Path) else ""
     if network is None and base is not None and (":" in draft.model or draft.model == beside):
         raise MissingCode("the recipe is for", draft.model, "--model")
-    if network is None and (base is not None or name is not None):
+    if network is None and (base is not None or "model" in changes):
         network = families.arch(draft.model)
     checked_task = check_recipe(draft, network, task)
     result = load_and_resolve(
