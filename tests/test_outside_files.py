@@ -16,6 +16,7 @@ from resnets.data import dataset
 from resnets.data.decode import Unreadable, decode
 from resnets.data.detection.coco import read_coco
 from resnets.data.detection.voc import read_voc
+from resnets.data.issues import Issues
 from resnets.errors import CheckpointError, DataError, ResnetsError, UsageError
 from resnets.evaluation import predictions, scores
 from resnets.evaluation.predictions import SplitDetections
@@ -55,7 +56,8 @@ def test_json_that_cannot_be_read_is_named(text, tmp_path):
     assert run.truncate("metrics.jsonl", 1)
     with pytest.raises(UsageError, match=r"recipe\.json"):
         recipes.read_recipe(tmp_path / "recipe.json")
-    ((place, reason),) = read_coco(tmp_path / "annotations.json").issues.errors
+    path = tmp_path / "annotations.json"
+    ((place, reason),) = read_coco(path, Issues(path)).issues.errors
     assert place.endswith("annotations.json")
     assert reason.startswith("broken")
     if text not in ("[]", ""):
@@ -213,7 +215,7 @@ def test_a_table_with_a_gigabyte_in_a_field_is_refused(tmp_path, monkeypatch):
 )
 def test_xml_without_end_is_refused(text, tmp_path):
     (tmp_path / "a.xml").write_text(text)
-    ((place, _),) = read_voc(tmp_path).issues.errors
+    ((place, _),) = read_voc(tmp_path, Issues(tmp_path)).issues.errors
     assert place.endswith("a.xml")
 
 

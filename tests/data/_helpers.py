@@ -26,7 +26,7 @@ def split_of_rows(images, rows: Tensor, masks=(), sizes=None) -> Split:
     """A split with the objects of rows (N, M, 6)."""
     objects = targets_of(rows)
     count = int(objects.classes.max()) + 1 if objects.classes.numel() else 0
-    return Split(images, objects.class_presence(count), masks, sizes, objects)
+    return Split(images, objects.multi_hot(count), masks, sizes, objects)
 
 
 def picture(path, shade=100, size=(12, 10)):

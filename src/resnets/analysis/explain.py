@@ -21,13 +21,13 @@ from torch import Tensor
 from resnets.analysis import cam, embedding, findings
 from resnets.data.decode import decode
 from resnets.data.inputs import Input, expand_inputs, read_image
-from resnets.data.splits import Split
+from resnets.data.splits import Split, class_presence
 from resnets.data.transforms import normalize, statistics
 from resnets.errors import UsageError
 from resnets.escape import visible
 from resnets.evaluation.predictions import Prediction
 from resnets.evaluation.predictor import Model, preprocess_image
-from resnets.evaluation.scores import Scores, class_presence, predicted_classes
+from resnets.evaluation.scores import Scores, predicted_classes
 from resnets.files import write_whole
 from resnets.training.run import Run
 

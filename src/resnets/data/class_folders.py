@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-from resnets.data.classification import LabelledFile, classification_dataset
+from resnets.data.classification import LabelledFile
 from resnets.data.decode import IMAGE_SUFFIXES
 from resnets.data.file_names import split_in_name, split_name
 from resnets.data.folders import (
@@ -18,47 +18,35 @@ from resnets.data.folders import (
     walk,
 )
 from resnets.data.issues import Issues
-from resnets.data.splits import SPLITS, Source
+from resnets.data.splits import SPLITS
 from resnets.errors import DataError
 
 _NO_CLASSES = {"images", "labels"}
 _FOLD = re.compile(r"(fold|part|split|batch|chunk|shard|cv|set)[\s_-]*\d+", re.IGNORECASE)
 
 
-def read_folder(root: Path, *, seed: int, max_unreadable: float, training: bool = True) -> Source:
+def read_class_folders(issues: Issues, training: bool) -> list[LabelledFile]:
     """A folder of class folders, or of folders of splits (see `split_name`) with them.
 
     Without split folders every class is split 80 : 10 : 10 by chance; `Source.split_table` has the
     outcome. Images may lie deeper inside a class folder. What begins with a dot is ignored, as are
-    files that are no images by name or content; `Source.notes` counts what is not read.
+    files that are no images by name or content; notes count what is not read.
 
-    Raises DataError for another layout or more than `max_unreadable` of the files unreadable;
-    DataErrors for `training` on an empty class folder, fewer than two classes, classes that only
-    other splits have, or a file of two classes.
+    Raises DataError for another layout; an empty class folder is an error for `training`.
     """
-    issues = Issues()
+    root = issues.data
     splits = _split_folders(root, issues)
-    folders = [f for f in subfolders(root) if f not in splits and f / f.name not in splits]
-    if "train" in splits.values() or (splits and not folders):
-        names = ", ".join(f.name for f in splits)
-        issues.note(f"folders beside {names} are not read", folders, root)
+    others = [f for f in subfolders(root) if f not in splits and f / f.name not in splits]
+    if "train" in splits.values() or (splits and not others):
+        issues.note_examples(f"folders beside {_names(splits)} are not read", others)
     else:
         _check_class_folders(root, issues)
         splits = {}
-    reader = _ClassFolderReader(issues, training)
+    files = list[LabelledFile]()
     for folder in splits or [root]:
-        reader.read(folder, splits.get(folder))
-    reader.note_skipped(root)
-    return classification_dataset(
-        root,
-        root,
-        reader.files,
-        issues,
-        multi_label=False,
-        training=training,
-        seed=seed,
-        max_unreadable=max_unreadable,
-    )
+        files += _read_split(folder, splits.get(folder), issues, training)
+    issues.note_counts()
+    return files
 
 
 def _split_folders(root: Path, issues: Issues) -> dict[Path, str]:
@@ -69,10 +57,11 @@ def _split_folders(root: Path, issues: Issues) -> dict[Path, str]:
             splits[folder] = split
     if not splits and (splits := _split_folders_by_words(root)):
         which = ", ".join(f"{folder.name} as {split}" for folder, split in splits.items())
-        issues.notes.append(f"{root}: splits are read from words in the folders' names: {which}")
+        issues.note(f"splits are read from words in the folders' names: {which}")
     if len(set(splits.values())) < len(splits):
-        names = ", ".join(f.name for f in splits)
-        raise DataError(f"{root} has two folders of one split: {names}; merge or rename them")
+        raise DataError(
+            f"{root} has two folders of one split: {_names(splits)}; merge or rename them"
+        )
     return splits
 
 
@@ -84,17 +73,15 @@ def _split_folders_by_words(root: Path) -> dict[Path, str]:
     """
     splits: dict[Path, str] = {}
     for folder in subfolders(root):
-        split, inner = split_in_name(folder.name), subfolders(folder)
-        if split not in SPLITS or not inner or _has_images(folder):
+        split, inner = split_in_name(folder.name, SPLITS), subfolders(folder)
+        if split is None or not inner:
+            continue
+        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir()):
             continue
         repeated = len(inner) == 1 and inner[0].name == folder.name and subfolders(inner[0])
         splits[inner[0] if repeated else folder] = split
     names = [*splits.values()]
     return splits if "train" in names and len(set(names)) == len(names) > 1 else {}
-
-
-def _has_images(folder: Path) -> bool:
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
 
 
 def _check_class_folders(root: Path, issues: Issues) -> None:
@@ -116,12 +103,12 @@ def _check_class_folders(root: Path, issues: Issues) -> None:
     if folders and named_as_splits == folders:
         raise _no_class_folders(folders[0])
     what = "folders have the names of splits, but no folders inside, and are read as classes"
-    issues.note(what, named_as_splits, root)
+    issues.note_examples(what, named_as_splits)
     folds = [f for f in folders if _FOLD.fullmatch(f.name)]
     if len(folds) > 1:
         example = f"{folds[0]}; if they are folds, merge them or list the images in a CSV file"
         what = "folders are named like parts of one data set, and are read as classes"
-        issues.note(what, [example, *folds[1:]], root)
+        issues.note_examples(what, [example, *folds[1:]])
 
 
 def _names(folders: Iterable[Path]) -> str:
@@ -133,51 +120,44 @@ def _no_class_folders(folder: Path) -> DataError:
     return DataError(f"{folder} has {files} files but no folders: it needs one for each class")
 
 
-class _ClassFolderReader:
-    """The labelled files of class folders, and what stands beside them."""
+def _read_split(
+    folder: Path, split: str | None, issues: Issues, training: bool
+) -> list[LabelledFile]:
+    """The images of the class folders in a folder; what else is there is counted."""
+    class_folders = subfolders(folder)
+    if not class_folders:
+        raise _no_class_folders(folder)
+    files, empty, inner_splits = list[LabelledFile](), list[Path](), list[Path]()
+    for entry in sorted(folder.iterdir()):
+        if is_visible(entry.name) and not entry.is_dir():
+            issues.count("files beside the class folders are not read", entry)
+        elif is_hidden_by_user(entry.name):
+            issues.count("hidden files and folders are not read", entry)
+    for class_folder in class_folders:
+        images = _read_class(class_folder, issues)
+        files += [LabelledFile(path, (class_folder.name,), split) for path in images]
+        empty += [] if images else [class_folder]
+        inner_splits += [inner for inner in subfolders(class_folder) if split_name(inner.name)]
+    if len(inner_splits) > 1:
+        first = inner_splits[0]
+        issues.error(first, f"a split inside a class: move it to {first.name}/{first.parent.name}")
+    if empty and training and split in (None, "train"):
+        reason = f"{len(empty)} empty class folders: {_names(empty[:5])}; fill or remove them"
+        issues.error(folder, reason)
+    else:
+        issues.note_examples("class folders without images are left out", empty)
+    return files
 
-    def __init__(self, issues: Issues, training: bool) -> None:
-        self.issues, self.training = issues, training
-        self.files = list[LabelledFile]()
-        self.not_images = list[Path]()
-        self.beside = list[Path]()  # files beside the class folders
-        self.hidden = list[Path]()
-        self.deeper = list[Path]()  # images in folders inside class folders
 
-    def read(self, folder: Path, split: str | None) -> None:
-        """Read the class folders in a folder."""
-        folders = subfolders(folder)
-        if not folders:
-            raise _no_class_folders(folder)
-        entries = sorted(folder.iterdir())
-        self.beside += [f for f in entries if is_visible(f.name) and not f.is_dir()]
-        self.hidden += [f for f in entries if is_hidden_by_user(f.name)]
-        empty = [top for top in folders if not self._read_class(top, split)]
-        inner = [sub for top in folders for sub in subfolders(top) if split_name(sub.name)]
-        if len(inner) > 1:
-            new = f"{inner[0].name}/{inner[0].parent.name}"
-            self.issues.error(inner[0], f"a split inside a class: move it to {new}")
-        if empty and self.training and split in (None, "train"):
-            reason = f"{len(empty)} empty class folders: {_names(empty[:5])}; fill or remove them"
-            self.issues.error(folder, reason)
-        else:
-            self.issues.note("class folders without images are left out", empty, folder)
-
-    def _read_class(self, folder: Path, split: str | None) -> list[Path]:
-        files, hidden = walk(folder)
-        images = [path for path in files if is_image_file(path)]
-        self.files += [LabelledFile(path, (folder.name,), split) for path in images]
-        self.deeper += [path for path in images if path.parent != folder]
-        self.not_images += sorted(set(files) - set(images))
-        self.hidden += hidden
-        return images
-
-    def note_skipped(self, root: Path) -> None:
-        notes: dict[str, Sequence[Path]] = {
-            "files are not images, and are skipped": self.not_images,
-            "files beside the class folders are not read": self.beside,
-            "hidden files and folders are not read": self.hidden,
-            "images are in folders inside class folders, and have the outer class": self.deeper,
-        }
-        for what, paths in notes.items():
-            self.issues.note(what, paths, root)
+def _read_class(folder: Path, issues: Issues) -> list[Path]:
+    files, hidden = walk(folder)
+    images = [path for path in files if is_image_file(path)]
+    for path in images:
+        if path.parent != folder:
+            text = "images are in folders inside class folders, and have the outer class"
+            issues.count(text, path)
+    for path in sorted({*files} - {*images}):
+        issues.count("files are not images, and are skipped", path)
+    for path in hidden:
+        issues.count("hidden files and folders are not read", path)
+    return images

@@ -4,58 +4,44 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from resnets.data.classification import LabelledFile, classification_dataset
+from resnets.data.classification import LabelledFile
 from resnets.data.file_names import find_images, parse_split
 from resnets.data.issues import Issues
-from resnets.data.splits import Source
 from resnets.data.tables import LABEL, PATH, SPLIT, read_table
 
 
-def read_class_table(
-    table: Path, *, seed: int, max_unreadable: float, training: bool = True
-) -> Source:
+def read_class_table(issues: Issues) -> tuple[list[LabelledFile], bool]:
     """A CSV file of `path,label`, and optionally `split`: see `tables.read_table`.
 
-    Paths count from the file's folder; see `file_names.find_images`. Without `split` the rows are
-    split as in `read_folder`. One `|` in any label says that images may have several classes, as
-    `cat|dog` (in any order), or none at all, which is an empty label; `cat|` is a cat alone. Space
-    around a name does not count. A row that stands twice counts once.
-
-    Raises DataError as `read_folder`; DataErrors with the lines of all rows that are wrong.
+    Also whether images may have several labels. Paths count from the file's folder; see
+    `file_names.find_images`. Without `split` the rows are split as class folders are. One `|` in
+    any label says that images may have several classes, as `cat|dog` (in any order), or none at
+    all, which is an empty label; `cat|` is a cat alone. Space around a name does not count. A row
+    that stands twice counts once.
     """
-    issues = Issues()
+    table = issues.data
     columns = {"path": PATH, "label": LABEL, "split": SPLIT}
     rows = read_table(table, columns, ("path", "label"), issues)
     multiple = [repr(row["label"]) for _, row in rows if "|" in row["label"]]
-    issues.note("labels have |, so an image may have several classes, or none", multiple, table)
+    issues.note_examples("labels have |, so an image may have several classes, or none", multiple)
     names = (row["path"] for _, row in rows if row["path"] and "://" not in row["path"])
     paths = find_images(names, [table.parent], table.parent, issues)
     files: dict[Path, tuple[int, LabelledFile]] = {}
-    repeated = list[str]()
     for line, row in rows:
-        place = f"{table}, line {line}"
+        where = f"{table}, line {line}"
         try:
             file = _labelled_file(row, paths, bool(multiple))
         except ValueError as error:
-            issues.error(place, str(error))
+            issues.error(where, str(error))
             continue
         first_line, first = files.setdefault(file.path, (line, file))
         if first_line != line:
-            repeated.append(place)
+            issues.count("rows are repeated, and count once", where)
             if first != file:
                 reason = f"{row['path']} has another label or split than in line {first_line}"
-                issues.error(place, f"{reason}; write several labels of an image as cat|dog")
-    issues.note("rows are repeated, and count once", repeated, table)
-    return classification_dataset(
-        table,
-        table.parent,
-        [file for _, file in files.values()],
-        issues,
-        multi_label=bool(multiple),
-        training=training,
-        seed=seed,
-        max_unreadable=max_unreadable,
-    )
+                issues.error(where, f"{reason}; write several labels of an image as cat|dog")
+    issues.note_counts()
+    return [file for _, file in files.values()], bool(multiple)
 
 
 def _labelled_file(row: dict[str, str], paths: dict[str, Path], multi_label: bool) -> LabelledFile:
@@ -67,5 +53,5 @@ def _labelled_file(row: dict[str, str], paths: dict[str, Path], multi_label: boo
         raise ValueError(f"{name} is a web address: download the images first")
     labels: tuple[str, ...] = (label,)
     if multi_label:
-        labels = tuple(sorted({part.strip() for part in label.split("|")} - {""}))
+        labels = tuple(sorted({text.strip() for text in label.split("|")} - {""}))
     return LabelledFile(paths[name], labels, None if split is None else parse_split(split))

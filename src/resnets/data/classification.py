@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from unicodedata import normalize
 import torch
 from torch import Tensor
 
-from resnets.data.assemble import digest_of_entries, file_entry, make_dataset
+from resnets.data.assemble import ReadOptions, digest_of_entries, file_entry, make_dataset
 from resnets.data.issues import Issues
 from resnets.data.scan import scan_images
 from resnets.data.splits import Source, Split
@@ -31,77 +31,81 @@ class LabelledFile:
 
 
 def classification_dataset(
-    origin: Path,
-    root: Path,
-    files: list[LabelledFile],
-    issues: Issues,
-    *,
-    multi_label: bool,
-    training: bool,
-    seed: int,
-    max_unreadable: float,
+    files: list[LabelledFile], multi_label: bool, issues: Issues, options: ReadOptions
 ) -> Source:
-    """The data set of labelled files; `training` needs two classes, each with images.
+    """The data set of labelled files; to train it needs two classes, each with images.
 
-    Raises DataErrors with all `issues`; DataError where too many files, or all, are unreadable.
+    Raises DataErrors with all `issues`: fewer than two classes, classes that only other splits than
+    train have, or a file of two classes; DataError where too many files, or all, are unreadable.
     """
-    files = _compose_unicode(origin, files, issues)
-    classes = _check_classes(origin, files, issues, training)
-    _note_similar_classes(origin, {name for file in files for name in file.labels}, issues)
-    _check_links(origin, files, issues)
-    if issues.errors and max_unreadable < 1:  # a check, which allows all, reads the files too
-        raise issues.to_error(origin)
-    scan = scan_images([file.path for file in files], max_unreadable)
+    files, training = _compose_unicode(files, issues), options.training
+    names = {name for file in files for name in file.labels}
+    classes = _classes_to_learn(files) if training else names
+    if unknown := sorted(names - classes):
+        path = next(file.path for file in files if unknown[0] in file.labels)
+        issues.error(path, f"val or test have {_describe(unknown)} that train lacks")
+    if len(classes) < 2 and training:
+        issues.error(issues.data, f"{len(classes)} classes; classification needs at least two")
+    _note_similar_classes(names, issues)
+    _check_links(files, issues)
+    if issues.errors and options.max_unreadable < 1:  # a check, which allows all, reads them too
+        raise issues.to_error()
+    scan = scan_images([file.path for file in files], options.max_unreadable)
     readable = [file for file in files if file.path in scan.images]
-    if lost := sorted(set(classes) - (_classes_to_learn(readable) if training else {*classes})):
-        issues.error(origin, f"no image can be read of {_count(lost, 'classes')}")
+    if training and (lost := sorted(classes - _classes_to_learn(readable))):
+        issues.error(issues.data, f"no image can be read of {_describe(lost)}")
     if issues.errors:
-        raise issues.to_error(origin, scan.unreadable)
+        raise issues.to_error(scan.unreadable)
     if not readable:
-        raise DataError(f"{origin} has no image that can be read")
+        raise DataError(f"{issues.data} has no image that can be read")
+    class_names = tuple(sorted(classes))
+    labels = _label_tensor(readable, class_names, multi_label)
+    entries = [
+        [*file_entry(f.path, issues.root), f.labels if multi_label else f.labels[0], f.split]
+        for f in files
+    ]
     source = make_dataset(
-        origin,
-        root,
+        Split(tuple(file.path for file in readable), labels),
+        [file.split for file in readable],
         task="classify",
-        classes=classes,
-        images=Split(
-            tuple(file.path for file in readable), _label_tensor(readable, classes, multi_label)
-        ),
-        splits=[file.split for file in readable],
+        classes=class_names,
         scan=scan,
         issues=issues,
-        seed=seed,
-        digest=_digest(files, root, multi_label),
+        seed=options.seed,
+        digest=digest_of_entries(sorted(entries, key=json.dumps), separator="\n"),
     )
-    if training and source.automatic:
-        _check_drawn_classes(source, origin, issues)
+    if training and source.automatic and source.train:
+        _check_drawn_classes(source.train, class_names, issues, scan.unreadable)
     return source
 
 
-def _check_drawn_classes(source: Source, origin: Path, issues: Issues) -> None:
+def _check_drawn_classes(
+    train: Split,
+    classes: tuple[str, ...],
+    issues: Issues,
+    unreadable: Sequence[tuple[Path, str]],
+) -> None:
     """Raise DataErrors where a split by chance leaves a class without training images."""
-    counts = source.train.counts(len(source.classes)).tolist() if source.train else []
-    if bare := [name for name, count in zip(source.classes, counts, strict=False) if not count]:
+    counts = train.counts(len(classes)).tolist()
+    if bare := [name for name, count in zip(classes, counts, strict=True) if not count]:
         issues.error(
-            origin,
-            f"the split by chance leaves {_count(bare, 'classes')} without training images: "
+            issues.data,
+            f"the split by chance leaves {_describe(bare)} without training images: "
             "add images (three of each), or make the splits yourself: train/, val/, test/",
         )
-        raise issues.to_error(origin, source.unreadable)
+        raise issues.to_error(unreadable)
 
 
-def _count(names: Sequence[str], what: str) -> str:
-    return f"{len(names):,} {what} (first {', '.join(map(repr, names[:5]))})"
+def _describe(classes: Sequence[str]) -> str:
+    return f"{len(classes):,} classes (first {', '.join(map(repr, classes[:5]))})"
 
 
-def _compose_unicode(origin: Path, files: list[LabelledFile], issues: Issues) -> list[LabelledFile]:
+def _compose_unicode(files: list[LabelledFile], issues: Issues) -> list[LabelledFile]:
     """The files with class names in composed Unicode: systems write one name in two ways."""
     composed = {name: normalize("NFC", name) for file in files for name in file.labels}
-    renamed = sorted(name for name, new in composed.items() if name != new)
-    if not renamed:
-        return files
+    renamed = sorted(repr(name) for name, new in composed.items() if name != new)
     what = "class names are in decomposed Unicode, and are read as composed"
-    issues.note(what, list(map(repr, renamed)), origin)
+    issues.note_examples(what, renamed)
     return [replace(file, labels=tuple(composed[n] for n in file.labels)) for file in files]
 
 
@@ -111,20 +115,7 @@ def _classes_to_learn(files: Sequence[LabelledFile]) -> set[str]:
     return {name for file in training for name in file.labels}
 
 
-def _check_classes(
-    origin: Path, files: list[LabelledFile], issues: Issues, training: bool
-) -> tuple[str, ...]:
-    names = {name for file in files for name in file.labels}
-    classes = _classes_to_learn(files) if training else names
-    if unknown := sorted(names - classes):
-        path = next(file.path for file in files if unknown[0] in file.labels)
-        issues.error(path, f"val or test have {_count(unknown, 'classes')} that train lacks")
-    if len(classes) < 2 and training:
-        issues.error(origin, f"{len(classes)} classes; classification needs at least two")
-    return tuple(sorted(classes))
-
-
-def _note_similar_classes(origin: Path, names: set[str], issues: Issues) -> None:
+def _note_similar_classes(names: set[str], issues: Issues) -> None:
     """Note classes whose names differ in spelling only: they are likely one."""
     groups: dict[object, list[str]] = {}
     for name in sorted(names):
@@ -134,10 +125,10 @@ def _note_similar_classes(origin: Path, names: set[str], issues: Issues) -> None
         groups.setdefault(spelling, []).append(name)
     alike = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
     what = "groups of classes differ in case, space, quotes or decimals only; they stay apart"
-    issues.note(what, alike, origin)
+    issues.note_examples(what, alike)
 
 
-def _check_links(origin: Path, files: list[LabelledFile], issues: Issues) -> None:
+def _check_links(files: list[LabelledFile], issues: Issues) -> None:
     """Note files that are the same one by links; of two classes they are errors."""
     first: dict[tuple[int, int], LabelledFile] = {}
     linked: list[tuple[LabelledFile, LabelledFile]] = []
@@ -153,7 +144,7 @@ def _check_links(origin: Path, files: list[LabelledFile], issues: Issues) -> Non
         issues.error(b.path, reason)
     else:
         examples = [f"{b.path}, which is {a.path}" for a, b in linked]
-        issues.note("files are others by links and count twice", examples, origin)
+        issues.note_examples("files are others by links and count twice", examples)
 
 
 def _label_tensor(
@@ -166,12 +157,3 @@ def _label_tensor(
     for row, file in zip(labels, files, strict=True):
         row[[index[name] for name in file.labels]] = 1
     return labels
-
-
-def _digest(files: Iterable[LabelledFile], root: Path, multi_label: bool) -> str:
-    """A digest that does not depend on the order of the files."""
-    entries = [
-        [*file_entry(file.path, root), file.labels if multi_label else file.labels[0], file.split]
-        for file in files
-    ]
-    return digest_of_entries(sorted(entries, key=json.dumps), separator="\n")

@@ -12,12 +12,15 @@ import torch
 from resnets.config.recipe import Preprocess
 from resnets.config.types import TaskName
 from resnets.data import download, tables, torch_dataset
-from resnets.data.class_folders import read_folder
+from resnets.data.assemble import ReadOptions
+from resnets.data.class_folders import read_class_folders
 from resnets.data.class_table import read_class_table
+from resnets.data.classification import classification_dataset
 from resnets.data.decode import Unreadable, open_image, oriented_size
 from resnets.data.detection.dataset import detection_dataset
 from resnets.data.detection.formats import FORMS, find_reader
 from resnets.data.detection.targets import DetectionTargets
+from resnets.data.issues import Issues
 from resnets.data.mask_folders import find_mask_folders
 from resnets.data.segmentation import read_masks
 from resnets.data.splits import Source, Split, hold_out, in_memory, merge_val_into_train
@@ -46,9 +49,9 @@ def load(
 
     To classify it is "digits" (scikit-learn's 1,797 grey 8x8 images, split here into a training
     half and a test half, stratified, always the same); "cifar10" or "cifar100" from the cache; a
-    folder (see `class_folders.read_folder`); or a CSV file (`class_table.read_class_table`). To
-    detect or localize, which is the same here, it is COCO, PASCAL VOC, YOLO or a CSV of boxes (see
-    `resnets.data.detection.formats`); to segment a folder of images and masks (see
+    folder (see `class_folders.read_class_folders`); or a CSV file (`class_table.read_class_table`).
+    To detect or localize, which is the same here, it is COCO, PASCAL VOC, YOLO or a CSV of boxes
+    (see `resnets.data.detection.formats`); to segment a folder of images and masks (see
     `segmentation.read_masks`). Another object is a torch Dataset, or a dictionary of them
     (`torch_dataset.load`). `seed` draws an automatic split, and `max_unreadable` is the fraction of
     files that may be unreadable and left out. What only `training` needs, as two classes, is not
@@ -57,76 +60,62 @@ def load(
     Raises DataError: there is no such data, or in no known form, or too much is unreadable;
     DataErrors, a DataError, for data that training refuses.
     """
+    read = READERS.get(task)
     if not isinstance(data, str | Path):
-        if READERS.get(task) is not read_classes:
+        if read is not read_classes:
             raise DataError("a Dataset has one class an image: boxes and masks are read from files")
         return torch_dataset.load(data, seed=seed, training=training)
     path, data = Path(data), str(data)
-    named = data == "digits" or data in download.ARCHIVES
-    if named and path.exists():
-        return _load_path_of_name(path, seed, max_unreadable, task, training)
-    if task not in READERS:
+    known = data == "digits" or data in download.ARCHIVES
+    if read is None:
         raise DataError(f"nothing here reads data for {task!r}: give a Source")
-    read = READERS[task]
-    if named:
+    if known and not path.exists():
         if read is not read_classes:
             raise DataError(f"{data} has one class for each image, neither boxes nor masks")
         return digits() if data == "digits" else download.load_cached(data)
     if not path.exists():
         near = nearest(data, ["digits", *download.ARCHIVES])
         raise DataError(f"no data {data!r}, neither a folder nor a known name: {near}")
+    note = f"{path} is read from {path.resolve()}, and is not the data set of that name"
     try:
-        return read(path, seed, max_unreadable, training)
+        source = read(path, ReadOptions(seed, max_unreadable, training))
+        return replace(source, notes=(note, *source.notes)) if known else source
     except DataError as error:
         if read is read_classes and (other := task_of(path)) != "classify":
             check = f"`resnets data check {path} --task classify` says why it has no classes"
             error.args = (f"{path} is data to {other}: `resnets {other} train {path}`.\n{check}",)
+        if known and isinstance(error, DataErrors):
+            error.noted.append((str(path), note))
+        elif known:
+            error.args = (f"{error}\n{note}",)
         raise
 
 
-def _load_path_of_name(
-    path: Path, seed: int, max_unreadable: float, task: str, training: bool
-) -> Source:
-    """The data at a path that is also the name of a data set, which is noted."""
-    note = f"{path} is read from {path.resolve()}, and is not the data set of that name"
-    try:
-        source = load(path, seed=seed, max_unreadable=max_unreadable, task=task, training=training)
-    except DataErrors as errors:
-        errors.noted.append((str(path), note))
-        raise
-    except DataError as error:
-        raise DataError(f"{error}\n{note}") from None
-    return replace(source, notes=(note, *source.notes))
-
-
-def read_classes(path: Path, seed: int, max_unreadable: float, training: bool) -> Source:
+def read_classes(path: Path, options: ReadOptions) -> Source:
     """Images with a class each, or several. Raises as `load`."""
+    issues, multi_label = Issues(path), False
     if path.is_dir():
-        return read_folder(path, seed=seed, max_unreadable=max_unreadable, training=training)
-    if path.suffix.lower() in tables.SUFFIXES and path.is_file():
-        return read_class_table(path, seed=seed, max_unreadable=max_unreadable, training=training)
-    raise DataError(f"{path} is neither a folder nor a CSV file; unpack an archive first")
+        files = read_class_folders(issues, options.training)
+    elif path.suffix.lower() in tables.SUFFIXES and path.is_file():
+        files, multi_label = read_class_table(issues)
+    else:
+        raise DataError(f"{path} is neither a folder nor a CSV file; unpack an archive first")
+    return classification_dataset(files, multi_label, issues, options)
 
 
-def read_boxes(path: Path, seed: int, max_unreadable: float, training: bool) -> Source:
+def read_boxes(path: Path, options: ReadOptions) -> Source:
     """Images with boxes, and masks where there are some. Raises as `load`."""
     read = find_reader(path)
     if read is None:
         raise DataError(f"{path} has no boxes in a known form. Looked for:\n{FORMS}")
-    root = path if path.is_dir() else path.parent
-    return detection_dataset(path, root, read(), seed=seed, max_unreadable=max_unreadable)
-
-
-def read_pixels(path: Path, seed: int, max_unreadable: float, training: bool) -> Source:
-    """Images with a class for each pixel. Raises as `load`."""
-    return read_masks(path, seed=seed, max_unreadable=max_unreadable)
+    return detection_dataset(read(Issues(path)), options)
 
 
 READERS = {  # of data in files, by the name of the task
     "classify": read_classes,
     "detect": read_boxes,
     "localize": read_boxes,
-    "segment": read_pixels,
+    "segment": read_masks,
 }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 
-from resnets.data.folders import image_files
+from resnets.data.folders import image_files, name_key
 from resnets.data.issues import Issues
 from resnets.data.splits import SPLITS
 from resnets.data.values import quote
@@ -38,18 +39,18 @@ def parse_split(cell: str, known: Sequence[str] = SPLITS) -> str:
     raise ValueError(f"unknown split {quote(cell)}: {nearest(cell, SPLITS)}")
 
 
-def split_in_name(name: str) -> str | None:
+def split_in_name(name: str, known: Sequence[str] = WITH_TRAINVAL) -> str | None:
     """The split that words of a name say, as `instances_train2017`; trainval for train and val.
 
-    None for a name that says none, or two that do not go together.
+    None for a name that says none of `known`, or two that do not go together.
     """
     words = re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).casefold())
     splits = {split for word in words if (split := _split_of_word(word))}
     if splits == {"train", "val"}:
-        return "trainval"
+        splits = {"trainval"}
     if splits == {"test", "val"} and "dev" in words:  # COCO's test-dev
-        return "test"
-    return splits.pop() if len(splits) == 1 else None
+        splits = {"test"}
+    return splits.pop() if len(splits) == 1 and splits.issubset(known) else None
 
 
 def split_of_folders(path: Path, root: Path) -> str | None:
@@ -59,15 +60,10 @@ def split_of_folders(path: Path, root: Path) -> str | None:
     return splits.pop() if len(splits) == 1 else None
 
 
-def key(name: str) -> str:
-    """What spellings of one file's name have in common, whatever case and Unicode normal form."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
 def components(name: str) -> list[str]:
     """The keys of a path's components, of POSIX or Windows; without drive, root, `.` and `..`."""
     path = re.sub("^[A-Za-z]:", "", name)
-    return [key(name) for name in re.split(r"[\\/]+", path) if name not in ("", ".", "..")]
+    return [name_key(name) for name in re.split(r"[\\/]+", path) if name not in ("", ".", "..")]
 
 
 def resolve_case_insensitive(folder: Path, names: Iterable[str]) -> Path | None:
@@ -78,17 +74,15 @@ def resolve_case_insensitive(folder: Path, names: Iterable[str]) -> Path | None:
             entries = sorted(path.iterdir()) if path and path.is_dir() else []
         except OSError:  # a folder above the data may be closed
             entries = []
-        path = next((entry for entry in entries if key(entry.name) == name), None)
+        path = next((entry for entry in entries if name_key(entry.name) == name), None)
     return path
 
 
 def resolve_inside(root: Path, name: str) -> Path | None:
     """What a path, or else its longest end that exists, names below `root`, in any case."""
-    wanted = components(name)
-    for start in range(len(wanted)):
-        if path := resolve_case_insensitive(root, wanted[start:]):
-            return path
-    return None
+    names = components(name)
+    paths = (resolve_case_insensitive(root, names[start:]) for start in range(len(names)))
+    return next(filter(None, paths), None)
 
 
 def find_images(
@@ -101,20 +95,28 @@ def find_images(
     found even so, as after a move, the end that a path and the name share is enough. An image that
     is not found, or is one of several, gets a path in the first folder.
     """
-    listings = dict[str, set[str]]()
+    file_list = lru_cache(None)(_names_in)
     paths, missing, copies = dict[str, Path](), list[str](), list[str]()
     for name in dict.fromkeys(names):
         candidates = [os.path.normpath(os.path.join(folder, name)) for folder in folders]
-        existing = [p for p in dict.fromkeys(candidates) if _exists(p, listings)]
+        split_paths = ((path, *os.path.split(path)) for path in dict.fromkeys(candidates))
+        existing = [path for path, folder, file in split_paths if file in file_list(folder)]
         paths[name] = Path(existing[0] if existing else os.path.normpath(folders[0] / name))
         if not existing:
             missing.append(name)
         elif len(existing) > 1:
             copies.append(f"{quote(name)}: {existing[0]}, not {existing[1]}")
-    issues.note("images are in several folders", copies)
+    issues.note_examples("images are in several folders", copies)
     if missing and root.resolve() not in (Path(root.resolve().anchor), Path.home()):
         paths |= _find_below(missing, len(paths), root, set(paths.values()), issues)
     return paths
+
+
+def _names_in(folder: str) -> set[str]:
+    try:
+        return set(os.listdir(folder or "."))
+    except (OSError, ValueError):
+        return set()
 
 
 def _find_below(
@@ -124,40 +126,27 @@ def _find_below(
     candidates = defaultdict[str, list[tuple[list[str], Path]]](list)
     for path in image_files(root):
         if path not in taken:
-            parts = components(str(path.relative_to(root)))
-            candidates[parts[-1]].append((parts, path))
+            keys = components(str(path.relative_to(root)))
+            candidates[keys[-1]].append((keys, path))
     paths, moved, ambiguous = dict[str, Path](), list[str](), list[str]()
     for name in missing:
         wanted = components(name)
-        ends = [(_shared_end(parts, wanted), p) for parts, p in candidates[(wanted or [""])[-1]]]
-        best = max((shared for shared, _ in ends), default=0)
+        shared = [(_shared_end(keys, wanted), p) for keys, p in candidates[(wanted or [""])[-1]]]
+        best = max((count for count, _ in shared), default=0)
         if best == 0 or (best < len(wanted) and len(missing) < total):
             continue
-        alike = [path for shared, path in ends if shared == best]
+        alike = [path for count, path in shared if count == best]
         if len(alike) > 1:
             ambiguous.append(f"{quote(name)}: {alike[0]} or {alike[1]}")
         else:
             paths[name] = alike[0]
             moved.append(f"{quote(name)} is {alike[0]}")
-    issues.note("images are found under another path or case", moved)
-    issues.note("images may be one of several files", ambiguous)
+    issues.note_examples("images are found under another path or case", moved)
+    issues.note_examples("images may be one of several files", ambiguous)
     return paths
-
-
-def _exists(path: str, listings: dict[str, set[str]]) -> bool:
-    """Whether a file is in its folder, which is listed once."""
-    folder, name = os.path.split(path)
-    if folder not in listings:
-        try:
-            listings[folder] = set(os.listdir(folder))
-        except (OSError, ValueError):
-            listings[folder] = set()
-    return name in listings[folder]
 
 
 def _shared_end(a: Sequence[str], b: Sequence[str]) -> int:
     """How many of the last elements are equal."""
-    count = 0
-    while count < min(len(a), len(b)) and a[-1 - count] == b[-1 - count]:
-        count += 1
-    return count
+    pairs = zip(reversed(a), reversed(b), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

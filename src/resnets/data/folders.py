@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 from resnets.data.decode import IMAGE_SUFFIXES, READABLE, Unreadable, open_image
@@ -20,9 +21,19 @@ def is_hidden_by_user(name: str) -> bool:
     return not is_visible(name) and name.casefold() not in _LITTER and not name.startswith("._")
 
 
+def name_key(name: str) -> str:
+    """What spellings of one file's name have in common, whatever case and Unicode normal form."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def subfolders(folder: Path) -> list[Path]:
     """The visible folders in a folder, sorted."""
     return sorted(f for f in folder.iterdir() if is_visible(f.name) and f.is_dir())
+
+
+def folders_called(folder: Path, *names: str) -> list[Path]:
+    """The visible folders in a folder that have one of some names, in any case; sorted."""
+    return [inner for inner in subfolders(folder) if name_key(inner.name) in names]
 
 
 def files_with_suffix(folder: Path, *suffixes: str) -> list[Path]:

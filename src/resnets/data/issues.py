@@ -3,50 +3,82 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from resnets.errors import DataErrors, Problem
+from resnets.errors import DataErrors, Problem, shorten
+
+# What a value of the wrong kind raises where it is used.
+PARSE_ERRORS = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError),
+    SyntaxError,  # of XML
+)
 
 
 @dataclass(slots=True)
 class Issues:
-    """Problems and notes, collected while a data set is read.
+    """Problems and notes, collected while the data set at the path `data` is read.
 
-    Training refuses a data set with `errors`. `warnings` belong to one place in data that is used;
-    `notes` to the whole, each with a count and an example.
+    Training refuses a data set with `errors`. `warnings` belong to one file or line of data that is
+    used; `notes` to the whole, each with a count and an example.
     """
 
+    data: Path
     errors: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    _counted: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    _counted: dict[str, list[object]] = field(default_factory=lambda: defaultdict(list))
 
-    def error(self, place: object, reason: str) -> None:
-        self.errors.append((str(place), reason))
+    @property
+    def root(self) -> Path:
+        """The folder that paths count from: the data's own, or that of a table."""
+        return self.data if self.data.is_dir() else self.data.parent
 
-    def warn(self, place: object, reason: str) -> None:
-        self.warnings.append((str(place), reason))
+    def error(self, where: object, reason: str) -> None:
+        self.errors.append((str(where), reason))
 
-    def note(self, what: str, examples: Sequence[object], origin: object = "") -> None:
+    def warn(self, where: object, reason: str) -> None:
+        self.warnings.append((str(where), reason))
+
+    @contextmanager
+    def collect(self, where: object) -> Iterator[None]:
+        """Make an error of what parsing raises."""
+        try:
+            yield
+        except PARSE_ERRORS as error:
+            self.error(where, parse_error_reason(error))
+
+    def note(self, text: str, file: Path | None = None) -> None:
+        """Note something of the data set, or of one of its files."""
+        self.notes.append(f"{file or self.data}: {text}")
+
+    def note_examples(
+        self, what: str, examples: Sequence[object], file: Path | None = None
+    ) -> None:
         """Note how many examples of something there are, and the first; nothing of none."""
         if examples:
-            start = f"{origin}: " if origin else ""
-            self.notes.append(f"{start}{len(examples):,} {what}, first {examples[0]}")
+            self.note(f"{len(examples):,} {what}, first {examples[0]}", file)
 
-    def count(self, what: str, place: str) -> None:
-        """Count something that occurs in many places, for one note of them all."""
-        self._counted[what].append(place)
+    def count(self, what: str, example: object) -> None:
+        """Count something of many files or lines, for one note of them all."""
+        self._counted[what].append(example)
 
     def note_counts(self) -> None:
         """Turn what was counted into notes."""
-        for what, places in self._counted.items():
-            self.note(what, places)
+        for what, examples in self._counted.items():
+            self.note_examples(what, examples)
         self._counted.clear()
 
-    def to_error(self, data: Path, unreadable: Iterable[tuple[Path, str]] = ()) -> DataErrors:
+    def to_error(self, unreadable: Iterable[tuple[Path, str]] = ()) -> DataErrors:
         """The exception that has all of them."""
-        notes = [(str(data), note) for note in self.notes]
+        notes = [(str(self.data), note) for note in self.notes]
         files = [(str(path), f"unreadable: {reason}") for path, reason in unreadable]
-        return DataErrors(data, self.errors, [*notes, *self.warnings, *files])
+        return DataErrors(self.data, self.errors, [*notes, *self.warnings, *files])
+
+
+def parse_error_reason(error: Exception) -> str:
+    """The reason of a problem, from what was raised."""
+    text = shorten(" ".join(str(error).split()))
+    return f"broken: {text} is missing" if isinstance(error, KeyError) else f"broken: {text}"

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resnets.data.decode import IMAGE_SUFFIXES
-from resnets.data.file_names import resolve_case_insensitive, split_in_name, split_name
-from resnets.data.folders import files_with_suffix, subfolders, visible_files
+from resnets.data.file_names import (
+    WITH_TRAINVAL,
+    resolve_case_insensitive,
+    split_in_name,
+    split_name,
+)
+from resnets.data.folders import files_with_suffix, folders_called, subfolders, visible_files
 from resnets.data.issues import Issues
 from resnets.data.splits import SPLITS
 from resnets.data.tables import read_lines
@@ -45,44 +50,40 @@ class MaskedImage:
 
 def find_mask_folders(root: Path) -> list[MaskFolders]:
     """The folders of images and masks below `root`; none where it has another layout."""
-    if pair := _pair(root):
+    if pair := _images_and_masks(root):
         return _split_pairs(*pair) or [MaskFolders(None, *pair)]
-    tops = {top: split for top in subfolders(root) if (split := _split(top))}
-    pairs = [(split, pair) for top, split in tops.items() if (pair := _pair(top))]
+    splits = _split_folders(root)
+    pairs = [(split, pair) for top, split in splits.items() if (pair := _images_and_masks(top))]
     if pairs:
         return [MaskFolders(split, *pair) for split, pair in pairs]
     beside = [top for top in (root, *subfolders(root)) if _has_masks_beside(top)]
-    if beside and all(top in tops for top in beside):
-        return [MaskFolders(tops[top], top, top) for top in beside]
+    if beside and all(top in splits for top in beside):
+        return [MaskFolders(splits[top], top, top) for top in beside]
     return [MaskFolders(None, root, root)] if beside else []
 
 
-def _split(folder: Path) -> str | None:
-    split = split_in_name(folder.name)
-    return split if split in SPLITS else None
+def _split_folders(folder: Path) -> dict[Path, str]:
+    """The folders in a folder whose names say splits."""
+    return {f: split for f in subfolders(folder) if (split := split_in_name(f.name, SPLITS))}
 
 
-def _pair(top: Path) -> tuple[Path, Path] | None:
-    """The folders of images and of masks in a folder."""
-    folders = {f.name.casefold(): f for f in subfolders(top)}
-    images = next((folders[name] for name in _IMAGES if name in folders), None)
-    masks = next((f for name in _MASKS if (f := folders.get(name)) and _may_hold_masks(f)), None)
-    return (images, masks) if images and masks else None
-
-
-def _may_hold_masks(folder: Path) -> bool:
-    """Whether annotations are masks, and not boxes in JSON or XML files."""
-    if folder.name.casefold() != "annotations":
-        return True
-    return any(path.suffix.casefold() == ".png" for path in visible_files(folder))
+def _images_and_masks(folder: Path) -> tuple[Path, Path] | None:
+    """The folder of images and that of masks in a folder; annotations may be JSON or XML files."""
+    images = [f for name in _IMAGES for f in folders_called(folder, name)]
+    masks = [f for name in _MASKS for f in folders_called(folder, name)]
+    masks = [
+        f
+        for f in masks
+        if f.name.casefold() != "annotations"
+        or any(path.suffix.casefold() == ".png" for path in visible_files(f))
+    ]
+    return (images[0], masks[0]) if images and masks else None
 
 
 def _split_pairs(images: Path, masks: Path) -> list[MaskFolders]:
     """The folders of splits in a folder of images and one of masks, by name, or else by split."""
-    of_images = {f: split for f in subfolders(images) if (split := _split(f))}
-    of_masks = {f: split for f in subfolders(masks) if (split := _split(f))}
-    pairs = []
-    for folder, split in of_images.items():
+    of_masks, pairs = _split_folders(masks), []
+    for folder, split in _split_folders(images).items():
         mask_folder = masks / folder.name
         same_split = [f for f, other in of_masks.items() if other == split]
         if mask_folder not in of_masks and len(same_split) == 1:
@@ -98,11 +99,12 @@ def _has_masks_beside(folder: Path) -> bool:
     return any(match[1] in stems for match in matches if match)
 
 
-def pair_masks(root: Path, issues: Issues) -> list[MaskedImage]:
+def pair_masks(issues: Issues) -> list[MaskedImage]:
     """The images that have masks. Raises DataError where there are none at all."""
+    root = issues.data
     folders, pairs = find_mask_folders(root), list[MaskedImage]()
     for folder in folders:
-        images, masks = _images_and_masks(folder, issues)
+        images, masks = _list_by_name(folder, issues)
         wrong = [path for path in masks.values() if path.suffix.lower() != ".png"]
         if wrong:
             reason = f"one of {len(wrong):,} masks that are not PNG; JPEG changes classes at edges"
@@ -116,18 +118,27 @@ def pair_masks(root: Path, issues: Issues) -> list[MaskedImage]:
             reason = f"{bare:,} of {len(images):,} images have no mask and are left out"
             issues.warn(folder.images, reason)
     if not pairs and not issues.errors:
-        first = "".join(f"\nFirst: {place}: {reason}" for place, reason in issues.warnings[:1])
+        first = "".join(f"\nFirst: {file}: {reason}" for file, reason in issues.warnings[:1])
         raise DataError(f"{root} has no images with masks (PNG of the same name): {LAYOUTS}{first}")
-    lists = _lists(root) if [folder.split for folder in folders] == [None] else {}
-    _note_other_folders(root, folders, bool(lists), issues)
-    return _listed(pairs, lists, root, issues) if lists else pairs
+    split_of = _image_sets(root) if [folder.split for folder in folders] == [None] else {}
+    _note_other_folders(folders, bool(split_of), issues)
+    if not split_of:
+        return pairs
+    others = [pair.image for pair in pairs if pair.image.stem not in split_of]
+    what = "images are in no list of ImageSets/Segmentation, and are left out"
+    issues.note_examples(what, others)
+    listed = [pair for pair in pairs if pair.image.stem in split_of]
+    if not listed:
+        raise DataError(f"{root}: the lists of ImageSets/Segmentation name no image with a mask")
+    return [replace(pair, split=split_of[pair.image.stem]) for pair in listed]
 
 
-def _images_and_masks(
-    folder: MaskFolders, issues: Issues
-) -> tuple[dict[str, Path], dict[str, Path]]:
+def _list_by_name(folder: MaskFolders, issues: Issues) -> tuple[dict[str, Path], dict[str, Path]]:
     """Images and masks by their paths in their folders without suffix, and a mask's `_mask`."""
-    images, masks = _image_files(folder.images), _image_files(folder.masks)
+    images, masks = (
+        [path for path in visible_files(top) if path.suffix.lower() in IMAGE_SUFFIXES]
+        for top in (folder.images, folder.masks)
+    )
     if folder.images == folder.masks:
         images = [path for path in images if not _MASK_NAME.fullmatch(path.stem)]
         masks = [path for path in masks if _MASK_NAME.fullmatch(path.stem)]
@@ -140,10 +151,6 @@ def _images_and_masks(
     return of_images, of_masks
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return [path for path in visible_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
-
-
 def _by_name(paths: Iterable[Path], folder: Path, issues: Issues) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for path in paths:
@@ -153,44 +160,25 @@ def _by_name(paths: Iterable[Path], folder: Path, issues: Issues) -> dict[str, P
     return named
 
 
-def _lists(root: Path) -> dict[str, str]:
+def _image_sets(root: Path) -> dict[str, str]:
     """The splits of images by their names, from VOC's ImageSets/Segmentation."""
     folder = resolve_case_insensitive(root, ["imagesets", "segmentation"])
     splits: dict[str, str] = {}
     tables = files_with_suffix(folder, ".txt") if folder else []
     for table in sorted(tables, key=lambda path: split_name(path.stem) is None):
-        split = split_name(table.stem, (*SPLITS, "trainval"))
-        for line in read_lines(table) if split else ():
-            if name := line.strip():
-                splits.setdefault(name, "train" if split == "trainval" else str(split))
+        if split := split_name(table.stem, WITH_TRAINVAL):
+            for name in filter(None, map(str.strip, read_lines(table))):
+                splits.setdefault(name, "train" if split == "trainval" else split)
     return splits
 
 
-def _listed(
-    pairs: list[MaskedImage], lists: dict[str, str], root: Path, issues: Issues
-) -> list[MaskedImage]:
-    """The images that lists name, with their splits."""
-    listed = [
-        MaskedImage(pair.image, pair.mask, lists[pair.image.stem])
-        for pair in pairs
-        if pair.image.stem in lists
-    ]
-    others = [pair.image for pair in pairs if pair.image.stem not in lists]
-    issues.note("images are in no list of ImageSets/Segmentation, and are left out", others, root)
-    if not listed:
-        raise DataError(f"{root}: the lists of ImageSets/Segmentation name no image with a mask")
-    return listed
-
-
-def _note_other_folders(
-    root: Path, folders: list[MaskFolders], has_lists: bool, issues: Issues
-) -> None:
+def _note_other_folders(folders: list[MaskFolders], has_lists: bool, issues: Issues) -> None:
     """Note the folders that stand beside those of the splits."""
     tops = {top for folder in folders for top in (folder.images, folder.masks)}
     read = tops | {parent for top in tops for parent in top.parents}
-    parents = {root} | {top.parent for top in tops if any(f.split for f in folders)}
-    others = []
-    for parent in sorted(parents) if root not in tops else ():
+    parents = {issues.data} | {top.parent for top in tops if any(f.split for f in folders)}
+    others = list[Path]()
+    for parent in sorted(parents) if issues.data not in tops else ():
         others += [f for f in subfolders(parent) if f not in read]
     others = [f for f in others if not (has_lists and f.name.casefold() == "imagesets")]
-    issues.note("folders are not read", others, root)
+    issues.note_examples("folders are not read", others)

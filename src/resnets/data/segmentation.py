@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from resnets.config.arch import IGNORE_INDEX
-from resnets.data.assemble import digest_of_entries, file_entry, make_dataset
+from resnets.data.assemble import ReadOptions, digest_of_entries, file_entry, make_dataset
 from resnets.data.decode import Unreadable, open_image
 from resnets.data.detection.yolo import class_names, read_yaml
 from resnets.data.issues import Issues
@@ -24,7 +26,21 @@ from resnets.errors import DataError
 Counts = NDArray[np.int64]  # (masks, 256): pixels of each value
 
 
-def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
+@dataclass
+class MaskValues:
+    """How many pixels of each mask have each value, without those that are ignored."""
+
+    masks: list[Path]
+    counts: Counts
+    ignored: NDArray[np.int64]  # (masks,)
+
+    @cached_property
+    def present(self) -> list[int]:
+        """The values that some pixel has."""
+        return np.flatnonzero(self.counts.any(0)).tolist()
+
+
+def read_masks(root: Path, options: ReadOptions) -> Source:
     """A folder of images and masks: PNG, indexed or grey, of the same name and size.
 
     See `mask_folders.LAYOUTS` for where they are. A pixel's value is its class, 255 is ignored.
@@ -37,65 +53,46 @@ def read_masks(root: Path, *, seed: int, max_unreadable: float) -> Source:
     without a pixel where 255 has some; DataError for too many unreadable images, fewer than two
     classes, or another layout.
     """
-    issues = Issues()
-    pairs = pair_masks(root, issues)
-    scan = scan_images([pair.image for pair in pairs], max_unreadable)
+    issues = Issues(root)
+    pairs = pair_masks(issues)
+    scan = scan_images([pair.image for pair in pairs], options.max_unreadable)
     pairs = [pair for pair in pairs if pair.image in scan.images]
     counts = _count_values(pairs, scan, issues)
-    _check_palettes(root, pairs, counts, issues)
+    _check_palettes([pair.mask for pair in pairs], counts, issues)
     if issues.errors:
-        raise issues.to_error(root, scan.unreadable)
-    classes = _name_classes(root, pairs, counts, issues)
+        raise issues.to_error(scan.unreadable)
+    ignored = counts[:, IGNORE_INDEX].copy()
+    counts[:, IGNORE_INDEX] = 0
+    values = MaskValues([pair.mask for pair in pairs], counts, ignored)
+    classes = _name_classes(values, issues)
     if issues.errors:
-        raise issues.to_error(root, scan.unreadable)
+        raise issues.to_error(scan.unreadable)
     if len(classes) < 2:
         raise DataError(
             f"{root}: the masks have {len(classes)} classes; segmentation needs at least two.\n"
             f"{IGNORE_INDEX} is the ignore index; use 1 for the foreground."
         )
     shares = torch.from_numpy(counts[:, : len(classes)] / counts.sum(1, keepdims=True).clip(1))
-    return make_dataset(
-        root,
-        root,
-        task="segment",
-        classes=classes,
-        images=Split(
-            tuple(pair.image for pair in pairs),
-            shares.float(),
-            tuple(pair.mask for pair in pairs),
-            torch.tensor([scan.images[pair.image][:2] for pair in pairs]),
-        ),
-        splits=[pair.split for pair in pairs],
-        scan=scan,
-        issues=issues,
-        seed=seed,
-        digest=_digest(root, classes, pairs, counts),
-    )
-
-
-def _name_classes(
-    root: Path, pairs: list[MaskedImage], counts: Counts, issues: Issues
-) -> tuple[str, ...]:
-    """The names of the classes, checked against the values; `counts` loses what is ignored."""
-    ignored = counts[:, IGNORE_INDEX].copy()
-    counts[:, IGNORE_INDEX] = 0
-    named = _class_names(root)
-    present = np.flatnonzero(counts.any(0)).tolist()
-    if named:
-        _check_named_classes(root, pairs, counts, ignored, named, issues)
-    else:
-        _check_unnamed_classes(root, present, issues)
-    _note_ignored_foreground(root, pairs, counts, ignored, issues)
-    last = max(named or present, default=-1)
-    return tuple(named.get(value, str(value)) for value in range(last + 1))
-
-
-def _digest(root: Path, classes: tuple[str, ...], pairs: list[MaskedImage], counts: Counts) -> str:
     entries: list[object] = [classes]
     for pair, row in zip(pairs, counts, strict=True):
         files = [file_entry(pair.image, root), file_entry(pair.mask, root)]
         entries.append([files, pair.split, row.tolist()])
-    return digest_of_entries(entries)
+    images = Split(
+        tuple(pair.image for pair in pairs),
+        shares.float(),
+        tuple(values.masks),
+        torch.tensor([scan.images[pair.image][:2] for pair in pairs]),
+    )
+    return make_dataset(
+        images,
+        [pair.split for pair in pairs],
+        task="segment",
+        classes=classes,
+        scan=scan,
+        issues=issues,
+        seed=options.seed,
+        digest=digest_of_entries(entries),
+    )
 
 
 def _count_values(pairs: list[MaskedImage], scan: ScanResult, issues: Issues) -> Counts:
@@ -118,39 +115,36 @@ def _count_values(pairs: list[MaskedImage], scan: ScanResult, issues: Issues) ->
     return counts
 
 
-def _check_palettes(root: Path, pairs: list[MaskedImage], counts: Counts, issues: Issues) -> None:
+def _check_palettes(masks: list[Path], counts: Counts, issues: Issues) -> None:
     """Refuse masks in which a colour has another value than in others, as of adaptive palettes.
 
     A value of other colours in other masks is only noted.
     """
     values: dict[tuple[int, ...], tuple[int, Path]] = {}  # by colour: its value in the first mask
     colours: dict[int, tuple[tuple[int, ...], Path]] = {}
-    conflicts, recoloured = list[str](), list[str]()
-    palettes = in_threads(_palette, [pair.mask for pair in pairs])
-    for pair, row, palette in zip(pairs, counts, palettes, strict=True):
+    conflicts, recoloured = dict[Path, str](), dict[Path, str]()
+    for mask, row, palette in zip(masks, counts, in_threads(_palette, masks), strict=True):
         used = [value for value in np.flatnonzero(row).tolist() if value < len(palette)]
         mask_colours = [palette[value] for value in used]
-        conflict, other_colour = "", ""
         for value, colour in zip(used, mask_colours, strict=True):
-            first_colour, first_mask = colours.setdefault(value, (colour, pair.mask))
+            first_colour, first_mask = colours.setdefault(value, (colour, mask))
             if first_colour != colour:
-                other_colour = (
-                    f"{pair.mask}: {value} is RGB {colour}, but {first_colour} in {first_mask}"
-                )
+                text = f"{mask}: {value} is RGB {colour}, but {first_colour} in {first_mask}"
+                recoloured[mask] = text
             if mask_colours.count(colour) > 1:
                 continue
-            first_value, first_mask = values.setdefault(colour, (value, pair.mask))
+            first_value, first_mask = values.setdefault(colour, (value, mask))
             if first_value != value:
-                conflict = f"RGB {colour} is {value}, but {first_value} in {first_mask}"
-        conflicts += [f"{pair.mask}: {conflict}"] if conflict else []
-        recoloured += [other_colour] if other_colour else []
+                text = f"{mask}: RGB {colour} is {value}, but {first_value} in {first_mask}"
+                conflicts[mask] = text
     if conflicts:
-        reason = f"{len(conflicts):,} masks have palettes that contradict others, first "
-        remedy = "; save all masks with one palette, so that a value is one class in all of them"
-        issues.error(root, reason + conflicts[0] + remedy)
+        first = next(iter(conflicts.values()))
+        reason = f"{len(conflicts):,} masks have palettes that contradict others, first {first}"
+        remedy = "save all masks with one palette, so that a value is one class in all of them"
+        issues.error(issues.data, f"{reason}; {remedy}")
     else:
         what = "masks have other colours for their values; the value is the class, not the colour"
-        issues.note(what, recoloured, root)
+        issues.note_examples(what, list(recoloured.values()))
 
 
 def _palette(mask: Path) -> list[tuple[int, ...]]:
@@ -163,69 +157,63 @@ def _palette(mask: Path) -> list[tuple[int, ...]]:
     return [tuple(flat[k : k + 3]) for k in range(0, len(flat), 3)] if flat else []
 
 
-def _check_named_classes(
-    root: Path,
-    pairs: list[MaskedImage],
-    counts: Counts,
-    ignored: NDArray[np.int64],
-    named: dict[int, str],
-    issues: Issues,
-) -> None:
+def _name_classes(values: MaskValues, issues: Issues) -> tuple[str, ...]:
+    """The names of the classes, checked against the values."""
+    named = _class_names(issues.data)
+    if named:
+        _check_named_classes(values, named, issues)
+    else:
+        _check_unnamed_classes(values.present, issues)
+    has_classes = values.counts[:, 1:].any(1)
+    odd = np.flatnonzero((values.ignored > 0) & ~has_classes)
+    if has_classes.any() and odd.size:
+        issues.note(
+            f"{len(odd):,} of {len(values.masks):,} masks have no values but 0 and "
+            f"{IGNORE_INDEX}, which is ignored, first {values.masks[odd[0]]}: if {IGNORE_INDEX} is "
+            "a class, change it to the number of the class"
+        )
+    last = max(named or values.present, default=-1)
+    return tuple(named.get(value, str(value)) for value in range(last + 1))
+
+
+def _check_named_classes(values: MaskValues, named: dict[int, str], issues: Issues) -> None:
     """Refuse values without a name, and names without a value where that is likely a mistake."""
-    for pair, row in zip(pairs, counts, strict=True):
+    for mask, row in zip(values.masks, values.counts, strict=True):
         if unknown := [value for value in np.flatnonzero(row).tolist() if value not in named]:
-            issues.error(pair.mask, f"values {unknown} are not classes")
-    present = np.flatnonzero(counts.any(0)).tolist()
+            issues.error(mask, f"values {unknown} are not classes")
+    present, ignored = values.present, values.ignored.sum()
     absent = [f"{name!r} ({value})" for value, name in named.items() if value not in present]
     if not absent or issues.errors:
         return
-    what = f"{len(absent)} of {len(named)} named classes have no pixel in any mask, first "
-    what += absent[0]
-    if not ignored.any() and len(present) >= 2:
-        issues.notes.append(f"{root}: {what}")
+    problem = f"{len(absent)} of {len(named)} named classes have no pixel in any mask, first "
+    problem += absent[0]
+    if not ignored and len(present) >= 2:
+        issues.note(problem)
         return
     remedy = "remove the names of absent classes"
-    if ignored.any():
-        share = ignored.sum() / (counts.sum() + ignored.sum())
+    if ignored:
+        share = ignored / (values.counts.sum() + ignored)
         free = min({*named, len(named)} - {*present, IGNORE_INDEX})
         remedy = (
             f"{IGNORE_INDEX}, which is ignored, has {share:.1%} of the pixels: if it is a class, "
             f"change {IGNORE_INDEX} -> {free}; else {remedy}"
         )
-    issues.error(root, f"{what}; {remedy}")
+    issues.error(issues.data, f"{problem}; {remedy}")
 
 
-def _check_unnamed_classes(root: Path, present: list[int], issues: Issues) -> None:
+def _check_unnamed_classes(present: list[int], issues: Issues) -> None:
     """Refuse values that are far apart, as 0 and 128, and note a few gaps between them."""
     classes = max(present, default=-1) + 1
     gaps = classes - len(present)
     if not gaps:
         return
     values = ", ".join(map(str, present[:6])) + (", ..." if len(present) > 6 else "")
-    what = f"the masks' values are {values}; {gaps} classes below {classes - 1} have no pixel"
+    problem = f"the masks' values are {values}; {gaps} classes below {classes - 1} have no pixel"
     if len(present) < classes / 8:
         remedy = "change them to 0, 1, 2, ..., or list the names in classes.txt"
-        issues.error(root, f"{what}: {remedy}")
+        issues.error(issues.data, f"{problem}: {remedy}")
     else:
-        issues.notes.append(f"{root}: {what}")
-
-
-def _note_ignored_foreground(
-    root: Path,
-    pairs: list[MaskedImage],
-    counts: Counts,
-    ignored: NDArray[np.int64],
-    issues: Issues,
-) -> None:
-    """Note masks of 0 and 255 alone among masks that have classes."""
-    has_classes = counts[:, 1:].any(1)
-    odd = np.flatnonzero((ignored > 0) & ~has_classes)
-    if has_classes.any() and odd.size:
-        issues.notes.append(
-            f"{root}: {len(odd):,} of {len(pairs):,} masks have no values but 0 and "
-            f"{IGNORE_INDEX}, which is ignored, first {pairs[odd[0]].mask}: if {IGNORE_INDEX} is a "
-            "class, change it to the number of the class"
-        )
+        issues.note(problem)
 
 
 def _class_names(root: Path) -> dict[int, str]:

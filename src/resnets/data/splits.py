@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,25 +50,19 @@ class Split:
         """Whether the labels are of places in the images, not of whole images."""
         return self.objects is not None or bool(self.masks)
 
-    def class_presence(self, classes: int) -> Tensor:
-        """Whether a class is in an image, as its label or among its objects: bool (N, classes)."""
-        if self.labels.ndim == 1:
-            return F.one_hot(self.labels, classes).bool()
-        return self.labels > 0
-
     def counts(self, classes: int) -> Tensor:
-        """How many images each class has: int64 (classes,)."""
+        """How many images each class has, as their label or an object: int64 (classes,)."""
         if self.labels.ndim == 1:
             return torch.bincount(self.labels, minlength=classes)
-        return self.class_presence(classes).sum(0)
+        return class_presence(self.labels, classes).sum(0)
 
     def concat(self, other: Split) -> Split:
         """These images, then the other's."""
         labels = torch.cat([self.labels, other.labels])
         if isinstance(self.images, Tensor) and isinstance(other.images, Tensor):
             return Split(torch.cat([self.images, other.images]), labels)
-        sizes = [part.sizes for part in (self, other) if part.sizes is not None]
-        objects = [part.objects for part in (self, other) if part.objects is not None]
+        sizes = [split.sizes for split in (self, other) if split.sizes is not None]
+        objects = [split.objects for split in (self, other) if split.objects is not None]
         return Split(
             (*self.images, *other.images),
             labels,
@@ -101,8 +97,8 @@ class Split:
             present = strata > 0
             rarity = torch.where(present, present.sum(0), torch.inf)
             strata = F.pad(rarity, (0, 1), value=len(self) + 1).argmin(1)
-        parts = stratified_order(strata, seed).tensor_split(ends)
-        return [self.take(part.sort().values) for part in parts]
+        samples = stratified_order(strata, seed).tensor_split(ends)
+        return [self.take(indices.sort().values) for indices in samples]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -151,14 +147,20 @@ class Source:
 
         Several classes stand as in the CSV file, joined by `|`.
         """
-        kinds = len(self.classes)
-        return [
-            (Path(os.path.relpath(path, self.root)).as_posix(), "|".join(named), name)
-            for name, split in self.splits.items()
-            if self.root and not isinstance(split.images, Tensor)
-            for path, seen in zip(split.images, split.class_presence(kinds).tolist(), strict=True)
-            for named in [compress(self.classes, seen)]
-        ]
+        rows = []
+        for name, split in self.splits.items() if self.root else ():
+            presence = class_presence(split.labels, len(self.classes)).tolist()
+            for path, has_class in zip(split.images, presence, strict=True):
+                relative = Path(os.path.relpath(str(path), self.root)).as_posix()
+                rows.append((relative, "|".join(compress(self.classes, has_class)), name))
+        return rows
+
+
+def class_presence(labels: Tensor, classes: int) -> Tensor:
+    """Which classes an image has: labels as in `Split` -> bool (N, classes)."""
+    if labels.ndim == 2:
+        return labels > 0
+    return labels[:, None] == torch.arange(classes, device=labels.device)
 
 
 def split_by_name(images: Split, names: Sequence[str | None], seed: int) -> dict[str, Split]:
@@ -187,13 +189,13 @@ def describe_missing_classes(
     name: str, split: Split, whole: Split, classes: tuple[str, ...]
 ) -> str:
     """Which classes that have images in the whole a split by chance has none of; "" for none."""
-    counts = (images.counts(len(classes)).tolist() for images in (split, whole))
-    bare = [c for c, here, total in zip(classes, *counts, strict=True) if total and not here]
-    text = f"leaves {name} without {len(bare):,} of {len(classes):,} classes, first "
-    return f"{text}{bare[0]!r}" if bare else ""
+    lacks = (split.counts(len(classes)) == 0) & (whole.counts(len(classes)) > 0)
+    missing = list(compress(classes, lacks.tolist()))
+    text = f"leaves {name} without {len(missing):,} of {len(classes):,} classes, first "
+    return f"{text}{missing[0]!r}" if missing else ""
 
 
-def hold_out(source: Source, part: float, seed: int) -> Source:
+def hold_out(source: Source, fraction: float, seed: int) -> Source:
     """`source` with a stratified part of its training images (from 1 on their number) as `val`.
 
     Classes that `val` then lacks are noted, as those of scenes that training lacks; raises
@@ -201,21 +203,22 @@ def hold_out(source: Source, part: float, seed: int) -> Source:
     """
     if source.train is None or source.val is not None:
         has = "no training images" if source.train is None else "a validation split already"
-        raise UsageError(f"val_fraction={part:g}: {source.name} has {has}; set val_fraction=0")
+        raise UsageError(f"val_fraction={fraction:g}: {source.name} has {has}; set val_fraction=0")
     n = len(source.train)
-    count = round(part if part >= 1 else part * n)
+    count = round(fraction if fraction >= 1 else fraction * n)
     if not 0 < count < n:
-        raise UsageError(f"val_fraction={part:g}: {n} images are too few; set val_fraction=0")
+        raise UsageError(f"val_fraction={fraction:g}: {n} images are too few; set val_fraction=0")
     val, train = source.train.split_stratified(seed, count)
     lost = describe_missing_classes("train", train, source.train, source.classes)
     if lost and not train.has_spatial_labels:
         raise UsageError(
-            f"val_fraction={part:g} {lost}: add images, hold out fewer, or set val_fraction=0"
+            f"val_fraction={fraction:g} {lost}: add images, hold out fewer, or set val_fraction=0"
         )
-    bare = filter(None, (lost, describe_missing_classes("val", val, source.train, source.classes)))
-    notes = (*source.notes, *(f"val_fraction={part:g} {text}" for text in bare))
-    known = source.mean, source.std
-    mean, std = channel_statistics(train.images) if isinstance(train.images, Tensor) else known
+    texts = lost, describe_missing_classes("val", val, source.train, source.classes)
+    notes = (*source.notes, *(f"val_fraction={fraction:g} {text}" for text in texts if text))
+    mean, std = source.mean, source.std
+    if isinstance(train.images, Tensor):
+        mean, std = channel_statistics(train.images)
     return replace(source, train=train, val=val, mean=mean, std=std, notes=notes)
 
 
@@ -256,3 +259,12 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     mean = (counts * values).sum(1).double() / count
     std = ((counts * values**2).sum(1).double() / count - mean**2).clamp_min(1).sqrt()
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+
+def mean_and_std(
+    moments: NDArray[np.float64],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """As `channel_statistics`, from the means of values in 0..1 and of their squares: (2, C)."""
+    mean, mean_square = moments
+    std = np.sqrt((mean_square - mean**2).clip(255**-2.0))
+    return tuple(mean.tolist()), tuple(std.tolist())

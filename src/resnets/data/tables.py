@@ -11,8 +11,8 @@ from pathlib import Path
 from resnets.data.issues import Issues
 from resnets.errors import DataError
 
-LARGEST = 2**28  # bytes of a text
-LONGEST_LINE = 100_000  # characters of a row
+MAX_TEXT_BYTES = 2**28
+MAX_ROW = 100_000  # characters
 SUFFIXES = (".csv", ".tsv")
 # Other names that the columns have, the likelier first.
 PATH = (
@@ -28,7 +28,7 @@ Row = tuple[int, dict[str, str]]  # the number of its line, and its values by co
 
 def header(path: Path) -> list[str]:
     """The names in the first line of a CSV file, lower case. Raises DataError for what is none."""
-    return [_plain(name) for name in next(_lines_of_cells(path))[1]]
+    return [_column_name(cell) for cell in next(_lines_of_cells(path))[1]]
 
 
 def read_table(
@@ -53,13 +53,19 @@ def read_table(
         issues.notes.append(f"{path} has no header: its columns are read as {', '.join(position)}")
         rows = chain([(line, first)], lines)
     elif missing := [column for column in required if column not in position]:
-        raise _missing_columns(path, line, first, columns, required, missing)
+        names = ", ".join(map(repr, first[:8])) + (", ..." if len(first) > 8 else "")
+        others = ", ".join(columns[missing[0]][1:4])
+        raise DataError(
+            f"{path}, line {line}: no column {' and no column '.join(missing)}; it has {names}.\n"
+            f"The first line has to name the columns: {','.join(required)}"
+            + (f" ({missing[0]} may be {others})." if others else ".")
+        )
     elif unused := [name for k, name in enumerate(first) if k not in position.values() and name]:
         names = ", ".join(map(repr, unused[:8]))
-        issues.notes.append(f"{path}: {len(unused)} columns are not used: {names}")
+        issues.note(f"{len(unused)} columns are not used: {names}", path)
     table = []
     for line, cells in rows:
-        if len(cells) > len(first) and any(cells[len(first) :]):
+        if any(cells[len(first) :]):
             raise DataError(
                 f"{path}, line {line}: {len(cells)} values under {len(first)} columns; a value "
                 'that contains the separator needs quotes: "a, b"'
@@ -71,7 +77,8 @@ def read_table(
         for line, row in table
         if row.get("label", "").casefold() in _MISSING
     ]
-    issues.note("labels look like missing values, and are read as a class", missing_labels, path)
+    what = "labels look like missing values, and are read as a class"
+    issues.note_examples(what, missing_labels, path)
     return table
 
 
@@ -79,7 +86,7 @@ def _match_columns(
     path: Path, line: int, first: list[str], columns: Mapping[str, Sequence[str]], issues: Issues
 ) -> dict[str, int]:
     """The positions of the columns that a header names. Raises DataError for one named twice."""
-    names = [_plain(name) for name in first]
+    names = [_column_name(cell) for cell in first]
     position: dict[str, int] = {}
     for column, known in columns.items():
         if spelling := next((name for name in known if name in names), None):
@@ -87,24 +94,8 @@ def _match_columns(
             if names.count(spelling) > 1:
                 raise DataError(f"{path}, line {line}: two columns are called {spelling!r}")
     if renamed := [f"{first[k]!r} as {c}" for c, k in position.items() if names[k] != c]:
-        issues.notes.append(f"{path}: columns are read by other names: {', '.join(renamed)}")
+        issues.note(f"columns are read by other names: {', '.join(renamed)}", path)
     return position
-
-
-def _missing_columns(
-    path: Path,
-    line: int,
-    first: list[str],
-    columns: Mapping[str, Sequence[str]],
-    required: Sequence[str],
-    missing: list[str],
-) -> DataError:
-    has = ", ".join(map(repr, first[:8])) + (", ..." if len(first) > 8 else "")
-    other = columns[missing[0]][1:4]
-    remedy = f"The first line has to name the columns: {','.join(required)}"
-    remedy += f" ({missing[0]} may be {', '.join(other)})." if other else "."
-    what = f"no column {' and no column '.join(missing)}; it has {has}"
-    return DataError(f"{path}, line {line}: {what}.\n{remedy}")
 
 
 def _is_file(table: Path, name: str) -> bool:
@@ -114,8 +105,8 @@ def _is_file(table: Path, name: str) -> bool:
         return False
 
 
-def _plain(name: str) -> str:
-    return name.strip(" #").casefold().replace(" ", "_")
+def _column_name(cell: str) -> str:
+    return cell.strip(" #").casefold().replace(" ", "_")
 
 
 def _lines_of_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -136,16 +127,16 @@ def _lines_of_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield number, _split_line(line, delimiter, f"{path}, line {number}")
 
 
-def _split_line(line: str, delimiter: str, place: str) -> list[str]:
-    if len(line) > LONGEST_LINE:
-        raise DataError(f"{place}: {len(line):,} characters, the limit is {LONGEST_LINE:,}")
+def _split_line(line: str, delimiter: str, where: str) -> list[str]:
+    if len(line) > MAX_ROW:
+        raise DataError(f"{where}: {len(line):,} characters, the limit is {MAX_ROW:,}")
     if "\0" in line:
-        raise DataError(f"{place}: contains NUL; save the table as UTF-8 text")
+        raise DataError(f"{where}: contains NUL; save the table as UTF-8 text")
     try:
         (cells,) = csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True)
     except (csv.Error, ValueError) as error:
         raise DataError(
-            f"{place}: a quote is not closed, or not doubled in a quoted value "
+            f"{where}: a quote is not closed, or not doubled in a quoted value "
             f'({error}).\nWrite "a ""b"" c", in one line; or a value without quotes around it.'
         ) from None
     return [cell.strip() for cell in cells]
@@ -158,10 +149,10 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """A text as `read_lines` reads it, whole. Raises DataError for more than LARGEST bytes too."""
+    """A text as `read_lines` reads it, whole. Raises DataError for over MAX_TEXT_BYTES too."""
     try:
-        if (size := path.stat().st_size) > LARGEST:
-            raise DataError(f"{path} has {size:,} bytes, the limit is {LARGEST:,}: split it")
+        if (size := path.stat().st_size) > MAX_TEXT_BYTES:
+            raise DataError(f"{path} has {size:,} bytes, the limit is {MAX_TEXT_BYTES:,}: split it")
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None

@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
@@ -25,6 +25,7 @@ from resnets.data.splits import (
     Split,
     channel_statistics,
     describe_missing_classes,
+    mean_and_std,
     split_by_name,
 )
 from resnets.errors import DataError, UsageError
@@ -53,134 +54,132 @@ def load(data: object, *, seed: int = 0, training: bool = True) -> Source:
     Raises UsageError for another object; DataError that names the item for what cannot be used, for
     items that differ when they are read again, and, to train, for less than two classes.
     """
-    parts = _named_parts(data)
-    first = next(iter(parts.values()))
-    scan = _scan(parts)
-    classes = _class_names(parts, scan, training)
+    datasets = _datasets_by_split(data)
+    items = _read_items(datasets)
+    labels = _label_tensor(items.labels)
+    classes = _class_names(datasets, labels, items.splits, training)
     if training and len(classes) < 2:
         raise DataError(f"the Dataset has {len(classes)} classes; it takes two to tell apart")
-    name, sides = f"{PREFIX}{_dataset_name(first)}", np.asarray(scan.sizes)
-    root, notes = None, list[str]()
-    if scan.images is None:
-        root, images = _as_files(parts, scan)
+    name, root, notes = f"{PREFIX}{_dataset_name(datasets)}", None, list[str]()
+    images: Tensor | tuple[Path, ...]
+    if items.images is not None:
+        images = _stack(items.images, items.channels)
+    else:
+        root = download.cache() / "datasets" / items.digest
+        images = _as_files(datasets, items.digest, root, len(labels))
         notes = [f"{len(images):,} images of {name} were written into {root}"]
-    every = Split(images if root else _stack(scan), scan.labels)
-    splits = split_by_name(every, [name or None for name in scan.splits], seed)
-    empty = [name for name, n in zip(classes, every.counts(len(classes)), strict=True) if not n]
+    whole = Split(images, labels)
+    automatic = "" in datasets
+    splits = split_by_name(whole, [split or None for split in items.splits], seed)
+    empty = [name for name, n in zip(classes, whole.counts(len(classes)), strict=True) if not n]
     if training and empty:
         notes.append(f"{len(empty):,} of {len(classes):,} classes have no images, as {empty[0]!r}")
     train = splits.get("train")
-    text = train and describe_missing_classes("train", train, every, classes)
-    if training and "" in parts and text:
+    text = train and describe_missing_classes("train", train, whole, classes)
+    if training and automatic and text:
         raise DataError(f"the split by chance {text}: add images, or give train, val and test")
-    mean, std = scan.statistics() if root else _statistics(train or every)
+    measured = (train or whole).images
+    if isinstance(measured, Tensor):
+        mean, std = channel_statistics(measured)
+    else:
+        moments = np.mean(items.moments, axis=0) if items.moments else np.full((2, 3), 0.5)
+        mean, std = mean_and_std(moments[:, : items.channels])
     return Source(
         name=name,
         classes=classes,
         train=train,
         val=splits.get("val"),
         test=splits.get("test"),
-        channels=scan.channels,
-        size=int(median(sides.min(1).tolist())),
-        digest=hashlib.sha256(f"{scan.digest}{classes}".encode()).hexdigest(),
+        channels=items.channels,
+        size=int(median(map(min, items.sizes))),
+        digest=hashlib.sha256(f"{items.digest}{classes}".encode()).hexdigest(),
         mean=mean,
         std=std,
         notes=tuple(notes),
         root=root,
-        automatic="" in parts,
+        automatic=automatic,
     )
 
 
-def _named_parts(data: object) -> dict[str, Any]:
+def _datasets_by_split(data: object) -> dict[str, Any]:
     """The Datasets by the split that each is, "" for a single one. Raises as `load`."""
-    parts = {"": data} if not isinstance(data, Mapping) else dict(data)
-    if unknown := [name for name in parts if name not in ("", *SPLITS)]:
+    datasets: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {"": data}
+    if unknown := [name for name in datasets if name not in ("", *SPLITS)]:
         raise UsageError(f"data has {unknown[0]!r}: its Datasets are called {', '.join(SPLITS)}")
-    if not parts:
+    if not datasets:
         raise UsageError("data is an empty dictionary: give Datasets called train, val and test")
-    for name, dataset in parts.items():
-        _check_dataset(name, dataset)
-        _check_repeatable(name, dataset)
-    return parts
+    for name, dataset in datasets.items():
+        _check_dataset(f"data[{name!r}]" if name else "data", dataset)
+        count = min(TWICE, len(dataset))
+        for index in np.linspace(0, len(dataset) - 1, count).astype(int).tolist():
+            (first, label), (second, other) = (_item(name, dataset, index) for _ in range(2))
+            if label != other or not np.array_equal(first, second):
+                where = _where(name, index)
+                raise DataError(f"{where} is another one each time it is read.\n{REMEDY}")
+    return datasets
+
+
+def _check_dataset(argument: str, dataset: Any) -> None:
+    """Raise UsageError for what is no map-style Dataset, with the remedy."""
+    kind = type(dataset).__name__
+    if isinstance(dataset, torch.utils.data.DataLoader):
+        raise UsageError(f"{argument} is a DataLoader: give its Dataset, loader.dataset")
+    if isinstance(dataset, str | bytes | Path):
+        raise UsageError(f"{argument} is a {kind}: in a dictionary of splits each is a Dataset")
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise UsageError(
+            f"{argument} is a {kind}: give a path, a name, or a Dataset of (image, label) that has"
+            "\nlen() and [i]; of an IterableDataset, list(dataset)"
+        )
 
 
 @dataclass
-class _Scan:
+class _Items:
     """What reading all items gave."""
 
-    splits: list[str]  # of each image
-    labels: Tensor  # int64 (N,) or float32 (N, K)
-    sizes: list[tuple[int, int]]  # height and width
-    channels: int
-    images: list[NDArray[np.uint8]] | None  # (H, W, C) of one size; None where they become files
-    moments: NDArray[np.float64]  # (2, 3): means of the training images' values and their squares
-    digest: str
-
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation of each channel, in 0..1."""
-        mean, square = self.moments[:, : self.channels]
-        std = np.sqrt((square - mean**2).clip(255**-2.0))
-        return tuple(mean.tolist()), tuple(std.tolist())
+    splits: list[str] = field(default_factory=list)  # the name of each image's split
+    labels: list[Any] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # height and width
+    channels: int = 1
+    # (H, W, C) of one size; None where they become files
+    images: list[NDArray[np.uint8]] | None = field(default_factory=list)
+    # (2, 3) of each training image: means of its values and of their squares
+    moments: list[NDArray[np.float64]] = field(default_factory=list)
+    digest: str = ""
 
 
-def _scan(parts: Mapping[str, Any]) -> _Scan:
-    sha = hashlib.sha256()
-    kept: list[NDArray[np.uint8]] | None = []
-    splits, labels, sizes, moments = list[str](), list[Any](), list[tuple[int, int]](), list[Any]()
-    size, channels = 0, 1
-    for name, pixels, label in _items(parts, sha):
-        splits.append(name)
-        labels.append(label)
-        sizes.append((pixels.shape[0], pixels.shape[1]))
-        size, channels = size + pixels.nbytes, max(channels, pixels.shape[2])
-        if kept is not None:
-            kept.append(pixels)
-        if sizes[-1] != sizes[0] or size > MEMORY:
-            kept = None  # they become files
+def _read_items(datasets: Mapping[str, Any]) -> _Items:
+    items, sha, size = _Items(), hashlib.sha256(), 0
+    for name, pixels, label in _hashed_items(datasets, sha):
+        items.splits.append(name)
+        items.labels.append(label)
+        items.sizes.append((pixels.shape[0], pixels.shape[1]))
+        items.channels = max(items.channels, pixels.shape[2])
+        size += pixels.nbytes
+        if items.images is not None:
+            items.images.append(pixels)
+        if items.sizes[-1] != items.sizes[0] or size > MEMORY:
+            items.images = None
         if name in ("", "train"):
             values = pixels.reshape(-1, pixels.shape[2]).astype(np.float64) / 255
-            both = (values.mean(0), (values**2).mean(0))
-            moments.append([np.broadcast_to(x, 3) for x in both])
-    if not labels:
+            moments = np.stack([values.mean(0), (values**2).mean(0)])
+            items.moments.append(np.broadcast_to(moments, (2, 3)))
+    if not items.labels:
         raise DataError("the Dataset is empty")
-    mean = np.mean(moments, axis=0) if moments else np.full((2, 3), 0.5)
-    return _Scan(splits, _label_tensor(labels), sizes, channels, kept, mean, sha.hexdigest())
+    items.digest = sha.hexdigest()
+    return items
 
 
-def _items(
-    parts: Mapping[str, Any], sha: hashlib._Hash
+def _hashed_items(
+    datasets: Mapping[str, Any], sha: hashlib._Hash
 ) -> Iterator[tuple[str, NDArray[np.uint8], Any]]:
     """Name of the split, pixels and label of all items, which are hashed."""
-    for name, dataset in parts.items():
+    for name, dataset in datasets.items():
         for index in range(len(dataset)):
             pixels, label = _item(name, dataset, index)
             sha.update(f"{name} {pixels.shape} {label};".encode())
             sha.update(pixels.data)
             yield name, pixels, label
-
-
-def _check_dataset(name: str, dataset: Any) -> None:
-    """Raise UsageError for what is no map-style Dataset, with the remedy."""
-    what = f"data[{name!r}]" if name else "data"
-    kind = type(dataset).__name__
-    if isinstance(dataset, torch.utils.data.DataLoader):
-        raise UsageError(f"{what} is a DataLoader: give its Dataset, loader.dataset")
-    if isinstance(dataset, str | bytes | Path):
-        raise UsageError(f"{what} is a {kind}: in a dictionary of splits each is a Dataset")
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise UsageError(
-            f"{what} is a {kind}: give a path, a name, or a Dataset of (image, label) that has\n"
-            "len() and [i]; of an IterableDataset, list(dataset)"
-        )
-
-
-def _check_repeatable(name: str, dataset: Any) -> None:
-    """Raise DataError where an item that is read twice is not the same."""
-    count = min(TWICE, len(dataset))
-    for index in np.linspace(0, len(dataset) - 1, count).astype(int).tolist():
-        (first, label), (second, other) = (_item(name, dataset, index) for _ in range(2))
-        if label != other or not np.array_equal(first, second):
-            raise DataError(f"{_where(name, index)} is another one each time it is read.\n{REMEDY}")
 
 
 def _where(name: str, index: int) -> str:
@@ -196,11 +195,11 @@ def _item(name: str, dataset: Any, index: int) -> tuple[NDArray[np.uint8], Any]:
             "is a pair,\nas list(zip(images, labels))"
         )
     image, label = item
-    grey = isinstance(image, Image.Image) and image.mode in ("1", "L")
+    mode = image.mode if isinstance(image, Image.Image) else ""
+    grey = mode in ("1", "L")
     if isinstance(image, np.ndarray | Tensor):
         channels = image.shape[-1] if isinstance(image, np.ndarray) else image.shape[0]
         grey = image.ndim == 2 or (image.ndim == 3 and channels == 1)
-    mode = image.mode if isinstance(image, Image.Image) else ""
     wide = mode.startswith("I") or str(getattr(image, "dtype", "")).endswith("uint16")
     if wide or not isinstance(image, str | Path | bytes | Image.Image | np.ndarray | Tensor):
         kind = "16-bit" if wide else type(image).__name__
@@ -224,77 +223,75 @@ def _label(where: str, label: Any) -> int | tuple[int, ...]:
 
 
 def _label_tensor(labels: list[Any]) -> Tensor:
-    kinds = {len(label) if isinstance(label, tuple) else 0 for label in labels}
-    if len(kinds) > 1:
+    """Labels as in `Split`."""
+    lengths = {len(label) if isinstance(label, tuple) else 0 for label in labels}
+    if len(lengths) > 1:
         raise DataError("the labels of the Dataset are of different lengths")
-    return torch.tensor(labels, dtype=torch.float32 if kinds.pop() else torch.int64)
+    return torch.tensor(labels, dtype=torch.float32 if lengths.pop() else torch.int64)
 
 
-def _class_names(parts: Mapping[str, Any], scan: _Scan, training: bool) -> tuple[str, ...]:
+def _class_names(
+    datasets: Mapping[str, Any], labels: Tensor, splits: list[str], training: bool
+) -> tuple[str, ...]:
     """The names in `.classes`, of a Subset those of its Dataset; numbers where there are none."""
-    labels = scan.labels
     count = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
-    names = set[tuple[str, ...]]()
-    for dataset in parts.values():
+    namings = set[tuple[str, ...]]()
+    for dataset in datasets.values():
         inner = dataset
         while not hasattr(inner, "classes") and hasattr(inner, "dataset"):
             inner = inner.dataset
-        if given := getattr(inner, "classes", None):
-            names.add(tuple(map(str, given)))
-    if len(names) > 1:
+        if classes := getattr(inner, "classes", None):
+            namings.add(tuple(map(str, classes)))
+    if len(namings) > 1:
         raise DataError("the Datasets have different .classes: give all of them the same")
-    if training and not names and labels.ndim == 1 and count > len(labels):
+    if training and not namings and labels.ndim == 1 and count > len(labels):
         item = int(labels.argmax())
-        where = _where(scan.splits[item], item - scan.splits.index(scan.splits[item]))
+        where = _where(splits[item], item - splits.index(splits[item]))
         raise DataError(
             f"{where}: its label is {count - 1:,}, of {len(labels):,} images: number the classes\n"
             "from 0 on without gaps, or name all of them in .classes"
         )
-    known = names.pop() if names else tuple(map(str, range(count)))
-    if len(known) < count or len(set(known)) < len(known):
+    names = namings.pop() if namings else tuple(map(str, range(count)))
+    if len(names) < count or len(set(names)) < len(names):
         raise DataError(
-            f".classes names {len(set(known))} classes, the labels go up to {count - 1}"
+            f".classes names {len(set(names))} classes, the labels go up to {count - 1}"
         )
-    return known
+    return names
 
 
-def _dataset_name(dataset: Any) -> str:
-    """A name for messages and folders: that of the class, of a Subset that of its Dataset."""
+def _dataset_name(datasets: Mapping[str, Any]) -> str:
+    """A name for messages and folders: that of the first's class, of a Subset its Dataset's."""
+    dataset = next(iter(datasets.values()))
     while isinstance(dataset, torch.utils.data.Subset):
         dataset = dataset.dataset
     return type(dataset).__name__
 
 
-def _stack(scan: _Scan) -> Tensor:
+def _stack(images: list[NDArray[np.uint8]], channels: int) -> Tensor:
     """uint8 (N, C, H, W): grey ones among images in colour are made so."""
-    images = scan.images or []
-    whole = np.stack([np.broadcast_to(x, (*x.shape[:2], scan.channels)) for x in images])
-    return torch.from_numpy(np.ascontiguousarray(whole.transpose(0, 3, 1, 2)))
+    whole = np.stack([np.broadcast_to(x, (*x.shape[:2], channels)) for x in images])
+    return torch.from_numpy(whole).permute(0, 3, 1, 2).contiguous()
 
 
-def _statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    assert isinstance(split.images, Tensor)
-    return channel_statistics(split.images)
-
-
-def _as_files(parts: Mapping[str, Any], scan: _Scan) -> tuple[Path, tuple[Path, ...]]:
-    """The images as PNG in the cache, in a folder that the digest names; written once."""
-    folder = download.cache() / "datasets" / scan.digest
-    files = tuple(folder / f"{k:08}.png" for k in range(len(scan.labels)))
+def _as_files(
+    datasets: Mapping[str, Any], digest: str, folder: Path, count: int
+) -> tuple[Path, ...]:
+    """The images as PNG in a folder of the cache; written once."""
+    files = tuple(folder / f"{k:08}.png" for k in range(count))
     if folder.exists():
-        return folder, files
+        return files
     new = folder.with_name(f".{secrets.token_hex(8)}")
     new.mkdir(parents=True)
     try:
         sha = hashlib.sha256()
-        for file, (_, pixels, _) in zip(files, _items(parts, sha), strict=True):
+        for file, (_, pixels, _) in zip(files, _hashed_items(datasets, sha), strict=True):
             picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
             picture.save(new / file.name, compress_level=1)
-        if sha.hexdigest() != scan.digest:
+        if sha.hexdigest() != digest:
             raise DataError(f"the Dataset is another one each time it is read.\n{REMEDY}")
         new.rename(folder)
     except OSError as error:
         raise DataError(f"{folder} cannot be written: {error}") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    return folder, files
+    return files

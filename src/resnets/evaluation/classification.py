@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from resnets.data.loader import Batch
+from resnets.data.splits import class_presence
 from resnets.evaluation.calibration import calibration_error
 from resnets.evaluation.intervals import bootstrap_interval, wilson_interval
 from resnets.evaluation.scores import (
     Scores,
-    class_presence,
     intersect,
     is_correct,
     losses,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from resnets.data.splits import class_presence
 from resnets.errors import CheckpointError, UsageError
 from resnets.files import resume_command
 from resnets.tensor_files import check_range, check_tensor, check_text, load_tensors, save_tensors
@@ -97,13 +98,6 @@ def ensemble(scores: Sequence[Scores]) -> Scores:
         unreadable=tuple(dict.fromkeys(file for member in members for file in member.unreadable)),
         seconds=sum(member.seconds for member in members),
     )
-
-
-def class_presence(labels: Tensor, classes: int) -> Tensor:
-    """Which classes an image has: labels as in `Scores` -> bool (N, classes)."""
-    if labels.ndim == 2:
-        return labels.bool()
-    return labels[:, None] == torch.arange(classes, device=labels.device)
 
 
 def predicted_classes(scores: Scores) -> Tensor:

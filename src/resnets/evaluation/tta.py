@@ -47,21 +47,21 @@ def passes(view: ViewName, preprocess: Preprocess, size: int = 0) -> tuple[Pass,
     much; a mean of each pixel becomes one of each channel, as for "multi-scale".
     """
     if size and size != preprocess.size:
-        preprocess = channel_statistics(replace(preprocess, size=size, resize=size))
+        preprocess = average_over_pixels(replace(preprocess, size=size, resize=size))
     size, resize = preprocess.size, preprocess.resize
     if view == "ten-crop":
         # 256 for 224, where the preprocessing cuts from no more than its size
         resize = resize if resize > size else round(size * 8 / 7)
         return (Pass(replace(preprocess, resize=resize), "corners", mirrored=True),)
     if view == "multi-scale":
-        preprocess = channel_statistics(preprocess)
+        preprocess = average_over_pixels(preprocess)
         sides = (round(size * side / SIDES[0]) for side in SIDES)
         views = (replace(preprocess, resize=side) for side in sides)
         return tuple(Pass(x, "whole", mirrored=True) for x in views)
     return (Pass(preprocess, mirrored=view == "flip"),)
 
 
-def channel_statistics(preprocess: Preprocess) -> Preprocess:
+def average_over_pixels(preprocess: Preprocess) -> Preprocess:
     """With one mean and one deviation for each channel: means over the pixels."""
     channels = preprocess.channels
     mean, std = (

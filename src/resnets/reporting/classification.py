@@ -16,7 +16,7 @@ from resnets.analysis import findings as analysis
 from resnets.analysis.cam import grad_cam, overlay
 from resnets.config.recipe import Preprocess
 from resnets.data.loader import test_batches
-from resnets.data.splits import Split
+from resnets.data.splits import Split, class_presence
 from resnets.data.transforms import statistics
 from resnets.errors import UsageError
 from resnets.evaluation import calibration
@@ -25,7 +25,6 @@ from resnets.evaluation.load import load
 from resnets.evaluation.predictor import Model
 from resnets.evaluation.scores import (
     Scores,
-    class_presence,
     confidences,
     is_correct,
     predicted_classes,

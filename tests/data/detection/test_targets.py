@@ -70,7 +70,7 @@ def test_images_of_fewer_objects_are_padded() -> None:
 def test_classes_are_those_of_objects_alone() -> None:
     targets = some()
     assert targets.count_classes(4).tolist() == [1, 1, 0, 0]
-    present = targets.class_presence(3)
+    present = targets.multi_hot(3)
     assert present.tolist() == [[True, False, False], [False, True, False], [False] * 3]
     ignored = targets.ignore(targets.classes == 1)
     assert ignored.kind.tolist() == [[2, 1], [2, 0], [0, 0]]

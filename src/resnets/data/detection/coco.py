@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from resnets.data.decode import MAX_PIXELS
 from resnets.data.detection.dataset import (
     MAX_OVERHANG,
-    PARSE_ERRORS,
     AnnotatedImage,
     Annotation,
-    Box,
     ParsedAnnotations,
     compare_with_corners,
-    parse_error_reason,
     parse_polygon,
     parse_size,
 )
 from resnets.data.detection.targets import Kind
-from resnets.data.file_names import find_images, key, split_in_name
-from resnets.data.folders import files_with_suffix, subfolders
-from resnets.data.issues import Issues
+from resnets.data.file_names import find_images, split_in_name
+from resnets.data.folders import files_with_suffix, folders_called, name_key, subfolders
+from resnets.data.issues import PARSE_ERRORS, Issues, parse_error_reason
 from resnets.data.splits import Shape
 from resnets.data.values import parse_flag, parse_number, quote
 from resnets.errors import DataError, MissingPackage
@@ -41,40 +40,37 @@ def annotation_files(root: Path, issues: Issues | None = None) -> dict[Path, str
     """
     paths = _json_files(root)
     kept = [path for path in paths if path.name.casefold().startswith("instances")] or paths
-    splits = {path: _split_of_file(path, root) for path in kept}
+    splits: dict[Path, str | None] = {}
+    for path in kept:
+        folder = path.parent.name if path.parent != root else ""
+        splits[path] = split_in_name(path.stem) or split_in_name(folder)
     if len(kept) > 1:
         splits = {path: split for path, split in splits.items() if split} or splits
         for split in set(splits.values()):
             same = [str(path) for path, other in splits.items() if other == split]
             if len(same) > 1:
-                what = "one split has" if split else "no split is named by any of"
+                problem = "one split has" if split else "no split is named by any of"
                 raise DataError(
-                    f"{what} {len(same)} files: {', '.join(same[:3])}\n"
+                    f"{problem} {len(same)} files: {', '.join(same[:3])}\n"
                     "Name them train, val and test, or give the path of one of them."
                 )
     if issues is not None:
-        issues.note("JSON files are not read", [path for path in paths if path not in splits])
+        issues.note_examples("JSON files are not read", [p for p in paths if p not in splits])
     return splits
 
 
 def _json_files(root: Path) -> list[Path]:
-    """The JSON files that may be COCO's, from the first place that has any."""
-    folders = [f for f in subfolders(root) if key(f.name) == "annotations"]
+    """The JSON files that may be COCO's, from the first folder that has any."""
+    folders = folders_called(root, "annotations")
     paths = [path for folder in folders for path in files_with_suffix(folder, ".json")]
-    paths = [path for path in paths if len(paths) == 1 or _is_coco(path)]
-    if not paths:
-        paths = [path for path in files_with_suffix(root, ".json") if _is_coco(path)]
-    if not paths:
-        for folder in subfolders(root):
-            if split_in_name(folder.name):
-                paths += filter(_is_coco, files_with_suffix(folder, ".json"))
-    return paths
-
-
-def _split_of_file(path: Path, root: Path) -> str | None:
-    return split_in_name(path.stem) or (
-        split_in_name(path.parent.name) if path.parent != root else None
-    )
+    if len(paths) == 1:
+        return paths
+    of_splits = [folder for folder in subfolders(root) if split_in_name(folder.name)]
+    for candidates in (folders, [root], of_splits):
+        paths = [path for folder in candidates for path in files_with_suffix(folder, ".json")]
+        if paths := [path for path in paths if _is_coco(path)]:
+            return paths
+    return []
 
 
 def _is_coco(path: Path) -> bool:
@@ -111,10 +107,10 @@ def read_coco_table(path: Path, split: str | None, root: Path, issues: Issues) -
     ids = {name: entries[k]["id"] for k, name in categories.items()}
     if len(ids) < len(categories):
         raise ValueError("two categories have one name")
-    paths = find_images(files, _folders(path, split, root), root, issues)
+    paths = find_images(files, _folders(path, split), root, issues)
     examples = [f"{quote(entries[k]['name'])}, id {k}" for k in groups]
     what = "categories without objects have the name of another, and are left out"
-    issues.note(what, examples, path)
+    issues.note_examples(what, examples, path)
     return CocoTable(images, categories, ids, content.get("annotations"), paths)
 
 
@@ -168,50 +164,54 @@ def _id(value: Any) -> int | str:
     return int(value)
 
 
-def read_coco(data: Path) -> ParsedAnnotations:
+def read_coco(data: Path, issues: Issues) -> ParsedAnnotations:
     """COCO's JSON: a folder with files of annotations (see `annotation_files`), or one file.
 
     Images are looked for in folders named as the split (train2017), in `images`, beside the file,
     and in the folder above; see `file_names.find_images`. Categories become classes in the order of
     their ids. Crowds, and objects that are marked `ignore`, are of kind 2.
     """
-    parsed, root = ParsedAnnotations(), _root(data)
-    files = annotation_files(data, parsed.issues) if data.is_dir() else {data: None}
+    parsed = ParsedAnnotations(issues)
+    files = annotation_files(data, issues) if data.is_dir() else {data: None}
     for path, split in files.items():
-        _read_file(parsed, path, split, root)
+        with issues.collect(path):
+            table = read_coco_table(path, split or split_in_name(path.stem), _root(data), issues)
+            annotations = _list(table.annotations)
+            images = {
+                k: AnnotatedImage(table.paths[image["file_name"]], split, [], _stated_size(image))
+                for k, image in table.images.items()
+            }
+            parsed.classes = parsed.classes or tuple(table.categories.values())
+            parsed.images += images.values()
+            _add_objects(path, annotations, images, table.categories, issues)
     return parsed
 
 
-def _read_file(parsed: ParsedAnnotations, path: Path, split: str | None, root: Path) -> None:
-    """Add the images and objects of one file, or what is wrong with it."""
-    issues = parsed.issues
-    try:
-        table = read_coco_table(path, split or split_in_name(path.stem), root, issues)
-        entries = _list(table.annotations)
-        images = {
-            k: AnnotatedImage(table.paths[image["file_name"]], split, [], _stated_size(image))
-            for k, image in table.images.items()
-        }
-    except PARSE_ERRORS as error:
-        issues.error(path, parse_error_reason(error))
-        return
-    parsed.classes = parsed.classes or tuple(table.categories.values())
-    parsed.images += images.values()
-    areas = list[tuple[bool, bool]]()
-    for k, entry in enumerate(entries):
+def _add_objects(
+    path: Path,
+    annotations: list[Any],
+    images: dict[int | str, AnnotatedImage],
+    categories: dict[int | str, str],
+    issues: Issues,
+) -> None:
+    """Add the objects of one file to its images, or what is wrong with them."""
+    rows, areas = list[tuple[Annotation, AnnotatedImage]](), list[float]()
+    for k, entry in enumerate(annotations):
         number = quote(entry.get("id", k)) if isinstance(entry, dict) else k
-        place = f"{path}, annotation {number}"
-        try:
+        where = f"{path}, annotation {number}"
+        with issues.collect(where):
             image = images.get(_id(entry["image_id"]))
             if image is None:
-                issues.warn(place, f"of the unknown image {quote(entry['image_id'])}")
-                issues.count("annotations are of images that the file does not list", place)
+                issues.warn(where, f"of the unknown image {quote(entry['image_id'])}")
+                issues.count("annotations are of images that the file does not list", where)
                 continue
-            image.objects.append(_object(issues, entry, table.categories, place))
-            areas.append(_matching_areas(entry.get("area"), image.objects[-1].box))
-        except PARSE_ERRORS as error:
-            issues.error(place, parse_error_reason(error))
-    _check_corners(issues, path, images.values(), areas)
+            image.objects.append(_object(issues, entry, categories, where))
+            area = entry.get("area")
+            is_area = isinstance(area, (int, float)) and not isinstance(area, bool) and area > 0
+            areas.append(float(area) if is_area else float("nan"))
+            rows.append((image.objects[-1], image))
+    if rows:
+        _check_corners(issues, path, rows, areas)
 
 
 def _stated_size(image: dict[str, Any]) -> tuple[int, int] | None:
@@ -225,11 +225,11 @@ def _root(data: Path) -> Path:
     """The folder below which the images of a folder or file are looked for."""
     if data.is_dir():
         return data
-    return data.parent.parent if key(data.parent.name) == "annotations" else data.parent
+    return data.parent.parent if name_key(data.parent.name) == "annotations" else data.parent
 
 
 def _object(
-    issues: Issues, entry: dict[str, Any], categories: dict[int | str, str], place: str
+    issues: Issues, entry: dict[str, Any], categories: dict[int | str, str], where: str
 ) -> Annotation:
     """An annotation. Raises one of PARSE_ERRORS."""
     values = _list(entry["bbox"])
@@ -239,66 +239,57 @@ def _object(
     name = categories.get(_id(entry["category_id"]), f"category {entry['category_id']}")
     ids = entry["image_id"], entry["category_id"]
     if any(isinstance(value, str) for value in (*values, *ids, entry.get("iscrowd"))):
-        issues.count("annotations have numbers written as texts, which are read as numbers", place)
+        issues.count("annotations have numbers written as texts, which are read as numbers", where)
     crowd, ignored = parse_flag(entry.get("iscrowd")), parse_flag(entry.get("ignore"))
     if ignored and not crowd:
-        issues.count("objects are marked `ignore`, and count neither for nor against", place)
+        issues.count("objects are marked `ignore`, and count neither for nor against", where)
     shape = _shape(entry.get("segmentation"))
     box = (x, y, x + width, y + height)
-    kind = Kind.IGNORED if crowd or ignored else Kind.OBJECT
-    return Annotation(place, name, box, kind, shape)
+    return Annotation(where, name, box, Kind.IGNORED if crowd or ignored else Kind.OBJECT, shape)
 
 
-def _as_written(box: Box) -> Box:
-    """The four numbers of `bbox`."""
-    x1, y1, x2, y2 = box
-    return x1, y1, x2 - x1, y2 - y1
-
-
-def _matching_areas(area: object, box: Box) -> tuple[bool, bool]:
-    """Whether `area` is that of the box as it is read, and that of x1, y1, x2, y2."""
-    x1, y1, x2, y2 = _as_written(box)
-    areas = x2 * y2, (x2 - x1) * (y2 - y1)
-    if isinstance(area, bool) or not isinstance(area, (int, float)) or area <= 0:
-        return False, False
-    return abs(areas[0] - area) <= 0.01 * area, abs(areas[1] - area) <= 0.01 * area
-
-
+@np.errstate(all="ignore")  # a box may be infinite
 def _check_corners(
     issues: Issues,
     path: Path,
-    images: Iterable[AnnotatedImage],
-    areas: Sequence[tuple[bool, bool]],
+    objects: Sequence[tuple[Annotation, AnnotatedImage]],
+    areas: Sequence[float],
 ) -> None:
     """Refuse boxes that are likely x1, y1, x2, y2, and note those that may be."""
-    total, fitting, leaving = compare_with_corners(
-        images, _as_written, lambda image: image.stated_size or (0, 0), MAX_OVERHANG
+    total = len(objects)
+    boxes = np.array([annotation.box for annotation, _ in objects])
+    sizes = np.array([image.stated_size or (0, 0) for _, image in objects], dtype=np.float64)
+    written = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+    fitting, leaving = compare_with_corners(boxes, written, sizes, MAX_OVERHANG)
+    # whether `area` is that of the box as it is read, and that of x1, y1, x2, y2
+    is_area, is_corner_area = (
+        np.abs(sides.prod(1) - areas) <= 0.01 * np.array(areas)
+        for sides in (written[:, 2:], written[:, 2:] - written[:, :2])
     )
-    if not total or fitting < total:
+    if fitting < total:
         return
     if leaving:
         reason = f"{leaving:,} boxes leave their images as x, y, width, height, as COCO has it"
         issues.error(path, f"{reason}, but all fit as x1, y1, x2, y2")
-    elif all(as_corners and not as_read for as_read, as_corners in areas):
+    elif (is_corner_area & ~is_area).all():
         reason = f"the areas of all {total:,} boxes are those of x1, y1, x2, y2, but COCO has "
         issues.error(path, reason + "x, y, width, height")
-    elif total >= AMBIGUOUS and not all(as_read for as_read, _ in areas):
-        issues.notes.append(
-            f"{path}: all {total:,} boxes fit as x1, y1, x2, y2 too; they are read as x, y, width, "
-            "height, as COCO has it: convert them if they are corners"
-        )
+    elif total >= AMBIGUOUS and not is_area.all():
+        text = f"all {total:,} boxes fit as x1, y1, x2, y2 too; they are read as x, y, width, "
+        issues.note(text + "height, as COCO has it: convert them if they are corners", path)
 
 
-def _folders(table: Path, split: str | None, root: Path) -> list[Path]:
+def _folders(table: Path, split: str | None) -> list[Path]:
     """Where the images of a table may be, the likeliest first."""
     tops = [table.parent, table.parent.parent]
-    inner = [folder for top in tops for folder in subfolders(top) if key(folder.name) == "images"]
-    of_split = list[Path]()
-    for top in (*inner, *tops) if split else ():
-        for folder in subfolders(top):
-            name = split_in_name(folder.name)
-            if name == split or (split == "trainval" and name in ("train", "val")):
-                of_split.append(folder)
+    inner = [folder for top in tops for folder in folders_called(top, "images")]
+    splits = {split, "train", "val"} if split == "trainval" else {split}
+    of_split = [
+        folder
+        for top in ((*inner, *tops) if split else ())
+        for folder in subfolders(top)
+        if split_in_name(folder.name) in splits
+    ]
     return [*of_split, *inner, *tops]
 
 
@@ -330,8 +321,7 @@ def _run_lengths(value: dict[str, Any]) -> Shape:
         counts = mask.frPyObjects(value, height, width)["counts"]
     elif not isinstance(counts, str):
         raise ValueError(f"counts {quote(counts)} are neither a list nor a text")
-    packed = {"size": [height, width], "counts": counts}
-    mask.decode(packed)  # raises for what does not fill the image
+    mask.decode({"size": [height, width], "counts": counts})  # raises if the image is not filled
     return height, width, counts.encode("ascii") if isinstance(counts, str) else counts
 
 
@@ -360,7 +350,7 @@ class UniqueIds:
         for path, split in files.items():
             try:
                 split = split or split_in_name(path.stem)
-                table = read_coco_table(path, split, _root(data), Issues())
+                table = read_coco_table(path, split, _root(data), Issues(data))
             except PARSE_ERRORS as error:
                 raise DataError(f"{path}: {parse_error_reason(error)}") from None
             self.images |= {table.paths[i["file_name"]]: i["id"] for i in table.images.values()}

@@ -10,12 +10,12 @@ from resnets.data.detection.dataset import (
     AnnotatedImage,
     Annotation,
     ParsedAnnotations,
-    parse_error_reason,
     parse_size,
 )
 from resnets.data.detection.targets import Kind
 from resnets.data.file_names import WITH_TRAINVAL, find_images, parse_split, split_in_name
-from resnets.data.tables import LABEL, PATH, SPLIT, Row, header, read_table
+from resnets.data.issues import Issues
+from resnets.data.tables import LABEL, PATH, SPLIT, header, read_table
 from resnets.data.values import parse_number, quote
 from resnets.errors import DataError
 
@@ -45,46 +45,44 @@ def has_boxes(path: Path) -> bool:
     return not set(COLUMNS["x1"]).isdisjoint(names) or (len(numbers) == 4 and len(names) > 5)
 
 
-def read_box_tables(*files: Path) -> ParsedAnnotations:
-    """CSV files of one split each, from their names; see `read_box_table` for one.
+def read_box_tables(tables: list[Path], issues: Issues) -> ParsedAnnotations:
+    """CSV files of `path,x1,y1,x2,y2,label`, more than one of a split each, from their names.
 
-    Raises DataError for names of which two say the same split, or none.
+    See `tables.read_table`. A row is an object, in pixels from 0 of the upright image, x2 and y2
+    outside. A row with only a path (and split) is an image without objects. Columns that there may
+    be: `kind` (2 is ignored), `split`, and `width` and `height` of the image. Paths count from the
+    file's folder; see `file_names.find_images`.
+
+    Raises DataError for a wrong header or what is not CSV, or names of which two say the same
+    split, or none.
     """
-    parsed = ParsedAnnotations()
-    splits = [split_in_name(path.stem) for path in files]
-    if len(files) > 1 and (None in splits or len(set(splits)) < len(splits)):
-        names = ", ".join(path.name for path in files[:4])
-        raise DataError(f"which of {len(files)} tables, {names}? Give the path of one of them.")
-    for path, split in zip(files, splits, strict=True):
-        read_box_table(path, parsed, split if len(files) > 1 else None)
+    parsed = ParsedAnnotations(issues)
+    splits = [split_in_name(table.stem) if len(tables) > 1 else None for table in tables]
+    if len(tables) > 1 and (None in splits or len(set(splits)) < len(splits)):
+        names = ", ".join(table.name for table in tables[:4])
+        raise DataError(f"which of {len(tables)} tables, {names}? Give the path of one of them.")
+    for table, split in zip(tables, splits, strict=True):
+        images = _read_table(table, issues)
+        for image in images.values():
+            image.split = split or image.split
+        parsed.images += images.values()
     return parsed
 
 
-def read_box_table(table: Path, parsed: ParsedAnnotations, split: str | None) -> None:
-    """Add a CSV file of `path,x1,y1,x2,y2,label`: see `tables.read_table`.
-
-    A row is an object, in pixels from 0 of the upright image, x2 and y2 outside. A row with only a
-    path (and split) is an image without objects. Columns that there may be: `kind` (2 is ignored),
-    `split`, and `width` and `height` of the image. Paths count from the file's folder; see
-    `file_names.find_images`. Raises DataError for a wrong header or what is not CSV.
-    """
-    issues = parsed.issues
+def _read_table(table: Path, issues: Issues) -> dict[Path, AnnotatedImage]:
     rows = read_table(table, COLUMNS, REQUIRED, issues)
-    if any(_is_size_of_box(row) for _, row in rows) and not any(map(_is_size_of_image, rows)):
-        issues.notes.append(f"{table}: width and height are those of the boxes, and are not used")
+    of_boxes = {_is_size_of_box(row) for _, row in rows}
+    if True in of_boxes and False not in of_boxes:
+        issues.note("width and height are those of the boxes, and are not used", table)
         rows = [(line, row | {"width": "", "height": ""}) for line, row in rows]
     names = (row["path"] for _, row in rows if row["path"])
     paths = find_images(names, [table.parent], table.parent, issues)
     images = dict[Path, AnnotatedImage]()
     for line, row in rows:
-        place = f"{table}, line {line}"
-        try:
-            _add_row(row, place, paths, images)
-        except ValueError as error:
-            issues.error(place, parse_error_reason(error))
-    for image in images.values():
-        image.split = split or image.split
-    parsed.images += images.values()
+        where = f"{table}, line {line}"
+        with issues.collect(where):
+            _add_row(row, where, paths, images)
+    return images
 
 
 def _is_size_of_box(row: dict[str, str]) -> bool | None:
@@ -96,12 +94,8 @@ def _is_size_of_box(row: dict[str, str]) -> bool | None:
     return None
 
 
-def _is_size_of_image(row: Row) -> bool:
-    return _is_size_of_box(row[1]) is False
-
-
 def _add_row(
-    row: dict[str, str], place: str, paths: dict[str, Path], images: dict[Path, AnnotatedImage]
+    row: dict[str, str], where: str, paths: dict[str, Path], images: dict[Path, AnnotatedImage]
 ) -> None:
     """Add an object, or an image without, to `images`. Raises ValueError for a wrong row."""
     if not row["path"]:
@@ -120,4 +114,4 @@ def _add_row(
     if not name or (kind := row.get("kind") or "1") not in ("1", "2"):
         raise ValueError("no label, or a kind that is neither 1 nor 2")
     x1, y1, x2, y2 = map(parse_number, box)
-    image.objects.append(Annotation(place, name, (x1, y1, x2, y2), Kind(int(kind))))
+    image.objects.append(Annotation(where, name, (x1, y1, x2, y2), Kind(int(kind))))

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import KDTree
 
-from resnets.data.assemble import digest_of_entries, file_entry, make_dataset
+from resnets.data.assemble import ReadOptions, digest_of_entries, file_entry, make_dataset
 from resnets.data.decode import READABLE
 from resnets.data.detection.targets import DetectionTargets, Kind
 from resnets.data.folders import files_with_suffix
 from resnets.data.issues import Issues
-from resnets.data.scan import ImageInfo, ScanResult, scan_images
+from resnets.data.scan import ImageInfo, scan_images
 from resnets.data.splits import Polygon, Shape, Source, Split
 from resnets.data.values import parse_number, quote
-from resnets.errors import DataError, shorten
+from resnets.errors import DataError
 
 MAX_FLAT = 0.01  # fraction of the objects that may have no width or height; they are left out
 MAX_OVERHANG = 1.0  # pixels that a box may reach out of its image without a warning
-# What a value of the wrong kind raises where it is used.
-PARSE_ERRORS = (
-    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError),
-)
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 Boxes = NDArray[np.float64]  # (n, 4): x1, y1, x2, y2 in pixels of the upright image
@@ -38,7 +34,7 @@ Boxes = NDArray[np.float64]  # (n, 4): x1, y1, x2, y2 in pixels of the upright i
 class Annotation:
     """An object as a file describes it."""
 
-    place: str  # file and line, or number
+    where: str  # file and line, or number
     class_name: str
     box: Box
     kind: Kind = Kind.OBJECT
@@ -57,18 +53,12 @@ class AnnotatedImage:
 
 @dataclass(slots=True)
 class ParsedAnnotations:
-    """What a reader makes of files of annotations."""
+    """What a reader makes of files of annotations; it goes on after what it cannot read."""
 
+    issues: Issues
     images: list[AnnotatedImage] = field(default_factory=list)
     classes: tuple[str, ...] | None = None  # None: those of the training images, sorted
     relative: bool = False  # coordinates are fractions of the sides of the upright image
-    issues: Issues = field(default_factory=Issues)
-
-
-def parse_error_reason(error: Exception) -> str:
-    """The reason of a problem, from what was raised."""
-    text = shorten(" ".join(str(error).split()))
-    return f"broken: {text} is missing" if isinstance(error, KeyError) else f"broken: {text}"
 
 
 def parse_polygon(numbers: Iterable[float]) -> Polygon:
@@ -90,32 +80,21 @@ def parse_size(height: object, width: object) -> tuple[int, int] | None:
 
 
 def compare_with_corners(
-    images: Iterable[AnnotatedImage],
-    as_written: Callable[[Box], Box],
-    size: Callable[[AnnotatedImage], tuple[float, float]],
-    tolerance: float,
-) -> tuple[int, int, int]:
-    """How many boxes fit their images if the numbers that were written are x1, y1, x2, y2.
+    boxes: Boxes, written: Boxes, sizes: NDArray[np.float64], tolerance: float
+) -> tuple[int, int]:
+    """How many boxes fit their images if the numbers that were `written` are x1, y1, x2, y2.
 
-    `size` is the height and width of an image, or (0, 0). Returns the number of all boxes, of those
-    that fit as corners, and of those among them that leave the image as they were read.
+    `sizes`, (n, 2), are height and width of the images, or 0. Returns the number of boxes that fit
+    as corners, and of those among them that leave the image as they were read.
     """
-    total = fitting = leaving = 0
-    for image in images:
-        height, width = size(image)
-        for annotation in image.objects:
-            x1, y1, x2, y2 = as_written(annotation.box)
-            left, top, right, bottom = annotation.box
-            fits = x1 < x2 <= width + tolerance and y1 < y2 <= height + tolerance
-            fits = fits and min(x1, y1) >= -tolerance
-            leaves = min(left, top) < -tolerance or max(right - width, bottom - height) > tolerance
-            total, fitting, leaving = total + 1, fitting + fits, leaving + (fits and leaves)
-    return total, fitting, leaving
+    limits = sizes[:, ::-1] + tolerance
+    start, end = written[:, :2], written[:, 2:]
+    fits = ((start >= -tolerance) & (start < end) & (end <= limits)).all(1)
+    leaves = ((boxes[:, :2] < -tolerance) | (boxes[:, 2:] > limits)).any(1)
+    return int(fits.sum()), int((fits & leaves).sum())
 
 
-def detection_dataset(
-    data: Path, root: Path, parsed: ParsedAnnotations, *, seed: int, max_unreadable: float
-) -> Source:
+def detection_dataset(parsed: ParsedAnnotations, options: ReadOptions) -> Source:
     """The data set of annotations; images in the order of their paths.
 
     Errors are boxes that are not finite, of an unknown class, or wholly outside their image, images
@@ -136,35 +115,36 @@ def detection_dataset(
     issues.note_counts()
     _assign_trainval(parsed)
     images = sorted(parsed.images, key=lambda image: (str(image.path), image.split or ""))
-    scan = scan_images([image.path for image in images], max_unreadable)
-    digest = _digest(images, root, parsed.classes)
+    scan = scan_images([image.path for image in images], options.max_unreadable)
+    digest = _digest(images, issues.root, parsed.classes)
     images = [image for image in images if image.path in scan.images]
-    _warn_repeated(data, images, issues)
+    if repeated := [b.path for a, b in pairwise(images) if a.path == b.path]:
+        reason = f"{len(repeated):,} images are listed again, in one split or two, first "
+        issues.warn(issues.data, f"{reason}{repeated[0]}")
     training = [image for image in images if image.split in (None, "train")] or images
     names = {annotation.class_name for image in training for annotation in image.objects}
     classes = parsed.classes or tuple(sorted(names))
 
-    objects, index, targets = _check_objects(parsed, images, scan, classes)
-    shapes = _shapes_of_all(data, objects, issues)
+    info = [scan.images[image.path] for image in images]
+    objects, index, targets = _check_objects(parsed, images, info, classes)
+    shapes = _shapes_of_all(objects, issues)
     if len(objects) and not parsed.relative and targets.boxes.max() <= 1:
         reason = "all boxes lie within one pixel: are they fractions of the sides? Use pixels"
-        issues.error(data, reason)
+        issues.error(issues.data, reason)
     if issues.errors:
-        raise issues.to_error(data, scan.unreadable)
+        raise issues.to_error(scan.unreadable)
     learnt = [images[k].split in (None, "train") for k in index[targets.is_object.numpy()]]
     if not learnt or not (any(learnt) or training is images):
-        raise _nothing_to_learn(data, images, objects, issues)
+        raise _nothing_to_learn(len(images), len(objects), issues)
     _note_unlisted([image.path for image in parsed.images], classes, names, issues)
     return make_dataset(
-        data,
-        root,
+        _to_split(images, info, index, targets, shapes, len(classes)),
+        [image.split for image in images],
         task="detect",
         classes=classes,
-        images=_to_split(images, scan, index, targets, shapes, len(classes)),
-        splits=[image.split for image in images],
         scan=scan,
         issues=issues,
-        seed=seed,
+        seed=options.seed,
         digest=digest,
     )
 
@@ -172,41 +152,33 @@ def detection_dataset(
 def _digest(images: Sequence[AnnotatedImage], root: Path, classes: Sequence[str] | None) -> str:
     entries: list[object] = [classes]
     for image in images:
-        objects = [[one.class_name, one.kind, one.box, one.shape] for one in image.objects]
+        objects = [[a.class_name, a.kind, a.box, a.shape] for a in image.objects]
         entries.append([*file_entry(image.path, root), image.split, image.stated_size, objects])
     return digest_of_entries(entries)
 
 
-def _warn_repeated(data: Path, images: list[AnnotatedImage], issues: Issues) -> None:
-    if repeated := [b.path for a, b in pairwise(images) if a.path == b.path]:
-        reason = f"{len(repeated):,} images are listed again, in one split or two, first "
-        issues.warn(data, f"{reason}{repeated[0]}")
-
-
-def _shapes_of_all(data: Path, objects: list[Annotation], issues: Issues) -> list[Shape]:
+def _shapes_of_all(objects: list[Annotation], issues: Issues) -> list[Shape]:
     """The shapes of objects that all have one; of others none is used, with a warning."""
     shapes = [annotation.shape for annotation in objects if annotation.shape]
     if len(shapes) in (0, len(objects)):
         return shapes
-    place = next(annotation.place for annotation in objects if not annotation.shape)
+    where = next(annotation.where for annotation in objects if not annotation.shape)
     count = f"{len(shapes):,} of {len(objects):,}"
-    issues.warn(data, f"{count} objects have masks, but not {place}: none is used")
+    issues.warn(issues.data, f"{count} objects have masks, but not {where}: none is used")
     return []
 
 
-def _nothing_to_learn(
-    data: Path, images: list[AnnotatedImage], objects: list[Annotation], issues: Issues
-) -> DataError:
-    what = f"{len(objects):,} objects, all of which are ignored" if objects else "no objects"
+def _nothing_to_learn(images: int, objects: int, issues: Issues) -> DataError:
+    has = f"{objects:,} objects, all of which are ignored" if objects else "no objects"
     first = f".\n{issues.notes[0]}" if issues.notes else ""
     return DataError(
-        f"{data} has {len(images):,} readable images and {what}: nothing to learn from{first}"
+        f"{issues.data} has {images:,} readable images and {has}: nothing to learn from{first}"
     )
 
 
 def _to_split(
     images: list[AnnotatedImage],
-    scan: ScanResult,
+    info: list[ImageInfo],
     index: NDArray[np.int64],
     targets: DetectionTargets,
     shapes: list[Shape],
@@ -214,21 +186,20 @@ def _to_split(
 ) -> Split:
     """Images with their objects: `index` has the image of each of the `targets` and `shapes`."""
     counts = np.bincount(index, minlength=len(images))
-    starts = counts.cumsum() - counts
+    ends = counts.cumsum()
     objects = DetectionTargets.empty(len(images), int(counts.max()))
-    image, row = torch.from_numpy(index), torch.from_numpy(np.arange(len(index)) - starts[index])
+    image = torch.from_numpy(index)
+    row = torch.from_numpy(np.arange(len(index)) - (ends - counts)[index])
     objects.boxes[image, row] = targets.boxes
     objects.classes[image, row] = targets.classes
     objects.kind[image, row] = targets.kind
-    ranges = zip(starts.tolist(), counts.tolist(), strict=True)
-    sizes = [(scan.images[image.path].height, scan.images[image.path].width) for image in images]
-    return Split(
-        tuple(image.path for image in images),
-        objects.class_presence(classes),
-        tuple(tuple(shapes[start : start + count]) for start, count in ranges) if shapes else (),
-        torch.tensor(sizes),
-        objects,
-    )
+    masks: tuple[tuple[Shape, ...], ...] = ()
+    if shapes:
+        spans = zip(ends - counts, ends, strict=True)
+        masks = tuple(tuple(shapes[start:end]) for start, end in spans)
+    paths = tuple(image.path for image in images)
+    sizes = torch.tensor([(i.height, i.width) for i in info])
+    return Split(paths, objects.multi_hot(classes), masks, sizes, objects)
 
 
 def _assign_trainval(parsed: ParsedAnnotations) -> None:
@@ -248,12 +219,11 @@ def _assign_trainval(parsed: ParsedAnnotations) -> None:
     both = [image for image in parsed.images if image.split == "trainval"]
     rest = [image for image in both if image.path not in assigned]
     parsed.images = [image for image in parsed.images if image.split != "trainval"]
-    paths = [image.path for image in rest]
+    text = "images of trainval are in neither train nor val, and not read"
     if split:
         parsed.images += [replace(image, split=split) for image in rest]
-        parsed.issues.note(f"of {len(both):,} images of trainval are read as {split}", paths)
-    else:
-        parsed.issues.note("images of trainval are in neither train nor val, and not read", paths)
+        text = f"of {len(both):,} images of trainval are read as {split}"
+    parsed.issues.note_examples(text, [image.path for image in rest])
 
 
 def _note_unlisted(
@@ -264,26 +234,28 @@ def _note_unlisted(
     for folder in sorted({path.parent for path in paths}):
         if os.path.isdir(folder):
             others += [p for p in files_with_suffix(folder, *READABLE) if p not in known]
-    issues.note("images beside these are in no annotation or list", others)
+    issues.note_examples("images beside these are in no annotation or list", others)
     bare = [repr(name) for name in classes if name not in names]
-    issues.note("classes have no object to learn from", bare)
+    issues.note_examples("classes have no object to learn from", bare)
 
 
 def _check_objects(
     parsed: ParsedAnnotations,
     images: list[AnnotatedImage],
-    scan: ScanResult,
+    info: list[ImageInfo],
     classes: Sequence[str],
 ) -> tuple[list[Annotation], NDArray[np.int64], DetectionTargets]:
     """The n objects that are right, which image each is in, and their boxes, classes and kinds."""
-    issues, info = parsed.issues, [scan.images[image.path] for image in images]
+    issues = parsed.issues
     objects = [annotation for image in images for annotation in image.objects]
     index = np.array([k for k, image in enumerate(images) for _ in image.objects], dtype=np.int64)
-    limits = np.array([2 * (one.width, one.height) for one in info]).reshape(-1, 4)[index]
-    boxes = np.array([one.box for one in objects], dtype=np.float64).reshape(-1, 4)
+    limits = np.array([2 * (i.width, i.height) for i in info]).reshape(-1, 4)[index]
+    boxes = np.array([annotation.box for annotation in objects], dtype=np.float64).reshape(-1, 4)
     if parsed.relative:
         boxes *= limits
-        _scale_polygons(objects, limits)
+        for annotation, sides in zip(objects, limits[:, 2:], strict=True):
+            polygons = (np.reshape(p, (-1, 2)) * sides for p in annotation.shape or ())
+            annotation.shape = tuple(tuple(p.ravel().tolist()) for p in polygons) or None
     flat = (boxes[:, 2:] <= boxes[:, :2]).any(1)
     for k in _stored_images(issues, images, info):
         corners = _to_upright(boxes[index == k].reshape(-1, 2, 2), info[k])
@@ -291,56 +263,48 @@ def _check_objects(
     clipped = boxes.clip(0, limits)
     outside = (clipped[:, 2:] <= clipped[:, :2]).any(1)
     class_index = {name: k for k, name in enumerate(classes)}
-    labels = np.array([class_index.get(one.class_name, -1) for one in objects], dtype=np.int64)
+    labels = np.array([class_index.get(a.class_name, -1) for a in objects], dtype=np.int64)
     rounded = clipped.astype(np.float32)  # to the precision of the targets
     flat |= (rounded[:, 2:] <= rounded[:, :2]).any(1) & ~outside
+    infinite = ~np.isfinite(boxes).all(1)
+    good = ~_report_bad_boxes(issues, objects, boxes, [labels < 0, infinite, flat, outside])
 
-    finite = np.isfinite(boxes).all(1)
-    wrong = [np.asarray(bad) for bad in (labels < 0, ~finite, flat, outside)]
-    bad = _report_bad_boxes(issues, objects, boxes, wrong)
     overhang = np.abs(boxes - clipped).max(1, initial=0)
-    for i in np.flatnonzero(~bad & (overhang > MAX_OVERHANG)):
+    for i in np.flatnonzero(good & (overhang > MAX_OVERHANG)):
         reason = f"reaches {overhang[i]:.3g} pixels out of the image; clipped"
-        issues.warn(objects[i].place, f"box {_box_text(boxes[i])} {reason}")
-    for one, (*_, width, height) in zip(objects, limits.tolist(), strict=True):
-        if one.shape and isinstance(one.shape[0], int) and one.shape[:2] != (height, width):
-            reason = f"run lengths of {one.shape[1]} x {one.shape[0]} pixels on another image"
-            issues.error(one.place, reason)
+        issues.warn(objects[i].where, f"box {_box_text(boxes[i])} {reason}")
+    for annotation, (*_, width, height) in zip(objects, limits.tolist(), strict=True):
+        shape = annotation.shape
+        if shape and isinstance(shape[0], int) and shape[:2] != (height, width):
+            reason = f"run lengths of {shape[1]} x {shape[0]} pixels on another image"
+            issues.error(annotation.where, reason)
 
-    good = np.flatnonzero(~bad)
-    kept = [objects[i] for i in good]
+    kept = [annotation for annotation, is_good in zip(objects, good, strict=True) if is_good]
     # Ten apart are those of two images or of two classes.
     points = np.concatenate([rounded, 10.0 * index[:, None], 10.0 * labels[:, None]], 1)[good]
     for i, j in sorted(KDTree(points).query_pairs(0.5, p=np.inf)) if kept else ():
-        issues.warn(kept[j].place, f"the same box and class as {kept[i].place}")
+        issues.warn(kept[j].where, f"the same box and class as {kept[i].where}")
+    kinds = torch.tensor([annotation.kind for annotation in kept], dtype=torch.uint8)
     targets = DetectionTargets(
-        torch.from_numpy(rounded[good]),
-        torch.from_numpy(labels[good]),
-        torch.tensor([one.kind for one in kept], dtype=torch.uint8),
+        torch.from_numpy(rounded[good]), torch.from_numpy(labels[good]), kinds
     )
     return kept, index[good], targets
 
 
-def _scale_polygons(objects: list[Annotation], limits: NDArray[np.int64]) -> None:
-    for one, (*_, width, height) in zip(objects, limits.tolist(), strict=True):
-        polygons = (np.reshape(p, (-1, 2)) * (width, height) for p in one.shape or ())
-        one.shape = tuple(tuple(p.ravel().tolist()) for p in polygons) or None
-
-
 def _report_bad_boxes(
-    issues: Issues, objects: list[Annotation], boxes: Boxes, wrong: Sequence[NDArray[np.bool_]]
+    issues: Issues, objects: list[Annotation], boxes: Boxes, wrong: Sequence[ArrayLike]
 ) -> NDArray[np.bool_]:
     """Report each wrong box with its first reason; returns which boxes are wrong."""
     reasons = ("unknown class", "not finite", "degenerate", "outside the image")
-    states = np.select(wrong, range(len(wrong)), -1)
+    states = np.select(list(map(np.asarray, wrong)), range(len(wrong)), -1)
     few_flat = np.count_nonzero(states == 2) <= MAX_FLAT * len(objects)
     for i in np.flatnonzero(states >= 0):
-        what = f" {objects[i].class_name!r}" if states[i] == 0 else f": box {_box_text(boxes[i])}"
-        reason = reasons[states[i]] + what
+        name, text = objects[i].class_name, f": box {_box_text(boxes[i])}"
+        reason = reasons[states[i]] + (f" {name!r}" if states[i] == 0 else text)
         if states[i] == 2 and few_flat:
-            issues.warn(objects[i].place, f"{reason}; left out")
+            issues.warn(objects[i].where, f"{reason}; left out")
         else:
-            issues.error(objects[i].place, reason)
+            issues.error(objects[i].where, reason)
     return np.asarray(states >= 0)
 
 
@@ -384,7 +348,7 @@ def _turn_shape(issues: Issues, annotation: Annotation, image: ImageInfo) -> Non
         return
     if isinstance(annotation.shape[0], int):
         reason = "run lengths on an image that EXIF turns; use polygons"
-        issues.error(annotation.place, reason)
+        issues.error(annotation.where, reason)
     else:
         polygons = (_to_upright(np.reshape(p, (-1, 2)), image) for p in annotation.shape)
         annotation.shape = tuple(tuple(p.ravel().tolist()) for p in polygons)

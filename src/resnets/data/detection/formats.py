@@ -1,7 +1,4 @@
-"""Which form the boxes of a data set have: COCO, PASCAL VOC, YOLO, or a CSV file.
-
-A reader goes on after what it cannot read and names it in `ParsedAnnotations.issues`.
-"""
+"""Which form the boxes of a data set have: COCO, PASCAL VOC, YOLO, or a CSV file."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ from resnets.data.detection.voc import read_voc, xml_files
 from resnets.data.detection.yolo import MAX_YAML_BYTES, has_labels, names_file, read_yolo
 from resnets.data.file_names import split_name
 from resnets.data.folders import files_with_suffix
+from resnets.data.issues import Issues
 from resnets.data.tables import SUFFIXES
 
 FORMS = (
@@ -24,7 +22,7 @@ FORMS = (
     "beside the images),\nYOLO (a .yaml with names, or classes.txt, and labels), or a .csv of "
     "path,x1,y1,x2,y2,label"
 )
-Reader = Callable[[], ParsedAnnotations]
+Reader = Callable[[Issues], ParsedAnnotations]
 
 
 def find_reader(data: Path) -> Reader | None:
@@ -32,7 +30,7 @@ def find_reader(data: Path) -> Reader | None:
     if data.is_file():
         suffix = data.suffix.lower()
         if suffix in SUFFIXES:
-            return partial(read_box_tables, data) if has_boxes(data) else None
+            return partial(read_box_tables, [data]) if has_boxes(data) else None
         readers = {".json": read_coco, ".yaml": read_yolo, ".yml": read_yolo}
         return partial(readers[suffix], data) if suffix in readers else None
     forms: list[tuple[str, Reader]] = []
@@ -46,16 +44,16 @@ def find_reader(data: Path) -> Reader | None:
     for path in sorted(yaml, key=lambda path: path.stem != "data"):
         forms.append((path.name, partial(read_yolo, path)))
     if tables := [path for path in files_with_suffix(data, *SUFFIXES) if has_boxes(path)]:
-        forms.append((tables[0].name, partial(read_box_tables, *tables)))
-    return partial(_read_first, data, forms) if forms else None
+        forms.append((tables[0].name, partial(read_box_tables, tables)))
+    return partial(_read_first, forms) if forms else None
 
 
-def _read_first(data: Path, forms: list[tuple[str, Reader]]) -> ParsedAnnotations:
+def _read_first(forms: list[tuple[str, Reader]], issues: Issues) -> ParsedAnnotations:
     (name, read), *others = forms
-    parsed = read()
+    parsed = read(issues)
     if others:
         more = " and ".join(other for other, _ in others)
-        parsed.issues.notes.append(f"{data}: {name} is read; {more} is there too, and is not read")
+        issues.note(f"{name} is read; {more} is there too, and is not read")
     return parsed
 
 

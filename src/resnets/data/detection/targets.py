@@ -41,16 +41,16 @@ class DetectionTargets:
         return cls(torch.zeros(*shape, 4), classes, classes.byte())
 
     @classmethod
-    def cat(cls, parts: Sequence[DetectionTargets]) -> DetectionTargets:
-        """The images of all parts, padded to the longest; with masks if all parts have them."""
-        rows = max(part.boxes.shape[1] for part in parts)
-        parts = [part.pad(rows) for part in parts]
-        masks = [part.masks for part in parts if part.masks is not None]
+    def cat(cls, batches: Sequence[DetectionTargets]) -> DetectionTargets:
+        """The images of all batches, padded to the longest; with masks if all batches have them."""
+        rows = max(targets.boxes.shape[1] for targets in batches)
+        padded = [targets.pad(rows) for targets in batches]
+        masks = [targets.masks for targets in padded if targets.masks is not None]
         return cls(
-            torch.cat([part.boxes for part in parts]),
-            torch.cat([part.classes for part in parts]),
-            torch.cat([part.kind for part in parts]),
-            torch.cat(masks) if len(masks) == len(parts) else None,
+            torch.cat([targets.boxes for targets in padded]),
+            torch.cat([targets.classes for targets in padded]),
+            torch.cat([targets.kind for targets in padded]),
+            torch.cat(masks) if len(masks) == len(padded) else None,
         )
 
     @classmethod
@@ -92,7 +92,7 @@ class DetectionTargets:
         """As `torch.tensor_split`: the images in so many parts."""
         columns = [x.tensor_split(sections) for x in (self.boxes, self.classes, self.kind)]
         masks = [None] * sections if self.masks is None else self.masks.tensor_split(sections)
-        return [DetectionTargets(*parts) for parts in zip(*columns, masks, strict=True)]
+        return [DetectionTargets(*fields) for fields in zip(*columns, masks, strict=True)]
 
     def pad(self, rows: int) -> DetectionTargets:
         """With padding up to `rows` rows for each image, if it has fewer."""
@@ -104,11 +104,11 @@ class DetectionTargets:
         """With the `rows`, bool (*, M), ignored."""
         return replace(self, kind=self.kind.masked_fill(rows, Kind.IGNORED))
 
-    def class_presence(self, classes: int) -> Tensor:
+    def multi_hot(self, classes: int) -> Tensor:
         """Whether an image has an object of a class: bool (B, classes)."""
         # One more for padding and ignored objects, that is cut off again.
-        found = torch.zeros(len(self), classes + 1, dtype=torch.bool)
-        return found.scatter_(1, self.classes.where(self.is_object, classes), True)[:, :classes]
+        labels = torch.zeros(len(self), classes + 1, dtype=torch.bool)
+        return labels.scatter_(1, self.classes.where(self.is_object, classes), True)[:, :classes]
 
     def count_classes(self, classes: int) -> Tensor:
         """How many objects of each class there are: int64 (classes,)."""

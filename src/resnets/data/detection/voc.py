@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from xml.etree import ElementTree
 
 from resnets.data.decode import READABLE
 from resnets.data.detection.dataset import (
-    PARSE_ERRORS,
     AnnotatedImage,
     Annotation,
     ParsedAnnotations,
-    parse_error_reason,
     parse_size,
 )
 from resnets.data.detection.targets import Kind
 from resnets.data.file_names import (
     WITH_TRAINVAL,
     components,
-    key,
     resolve_case_insensitive,
     split_name,
     split_of_folders,
 )
-from resnets.data.folders import files_with_suffix, image_files, subfolders, visible_files
+from resnets.data.folders import (
+    files_with_suffix,
+    folders_called,
+    image_files,
+    name_key,
+    visible_files,
+)
 from resnets.data.issues import Issues
 from resnets.data.tables import read_lines
 from resnets.data.values import parse_flag, parse_number, quote
@@ -42,7 +45,7 @@ class _NoDoctype(ElementTree.TreeBuilder):
 
 def xml_files(root: Path) -> list[Path]:
     """The annotations of a folder: in `Annotations`, or beside the images, in one or in splits."""
-    tops = [f for f in subfolders(root) if key(f.name) == "annotations"]
+    tops = folders_called(root, "annotations")
     paths = [path for top in tops or [root] for path in visible_files(top)]
     paths = [path for path in paths if path.suffix.casefold() == ".xml"]
     return paths if tops or any(map(_is_voc, paths[:3])) else []
@@ -53,7 +56,7 @@ def _is_voc(path: Path) -> bool:
         return bool(re.search(rb"<annotation[\s>]", file.read(4096).replace(b"\0", b"")))
 
 
-def read_voc(root: Path) -> ParsedAnnotations:
+def read_voc(root: Path, issues: Issues) -> ParsedAnnotations:
     """PASCAL VOC: XML files, images of the same names, and lists of names in ImageSets/Main.
 
     The lists are train.txt, val.txt and test.txt, or trainval.txt for both; they may also be in
@@ -62,29 +65,33 @@ def read_voc(root: Path) -> ParsedAnnotations:
     those of pixels, from 1, and the last is inside: x1 = xmin - 1, x2 = xmax. But xmin = xmax, a
     click in the tools that people use, is a box without width. Difficult objects are of kind 2.
     """
-    parsed, files = ParsedAnnotations(), xml_files(root)
+    parsed, files = ParsedAnnotations(issues), xml_files(root)
     tops = {root}
     for path in files:
-        tops |= {
-            top.parent
-            for top in path.parents
-            if key(top.name) == "annotations" and root in top.parents
-        }
-    lists = []
+        for folder in path.parents:
+            if name_key(folder.name) == "annotations" and root in folder.parents:
+                tops.add(folder.parent)
+    folder_of_files = files[0].parent if files else root / "Annotations"
+    rows, has_lists = list[tuple[Path, str | None]](), False
     for top in sorted(tops):
-        by_stem = {key(path.stem): path for path in reversed(files) if top in path.parents}
-        lists += [(split, names, by_stem) for split, names in _split_lists(top, by_stem)]
-    rows: list[tuple[Path, str | None]] = []
-    for listed_split, names, by_stem in lists:
-        rows += _listed_files(listed_split, names, by_stem, root, files, parsed.issues)
-    if not lists:
-        rows = [(path, split_of_folders(path, root)) for path in files]
-        _note_other_lists(tops, parsed.issues)
+        by_stem = {name_key(path.stem): path for path in reversed(files) if top in path.parents}
+        for listed_split, names in _split_lists(top, by_stem):
+            listed = _listed_files(names, by_stem, folder_of_files, issues)
+            rows += [(path, listed_split) for path in listed]
+            has_lists = True
+    if not has_lists:
+        rows = [(file, split_of_folders(file, root)) for file in files]
+        for top in sorted(tops):
+            image_sets = resolve_case_insensitive(top, ["imagesets"])
+            for text in visible_files(image_sets) if image_sets else ():
+                if text.suffix == ".txt":
+                    issues.count("lists name no split, and are not read", text)
     unlisted = sorted(set(files) - {path for path, _ in rows})
-    parsed.issues.note("XML files are in no list, and not read", unlisted)
+    issues.note_examples("XML files are in no list, and not read", unlisted)
     images = _images_by_stem(root)
     for path, split in rows:
-        _read_file(parsed, path, split, images)
+        with issues.collect(path):
+            _read_file(parsed, path, split, images)
     return parsed
 
 
@@ -103,34 +110,20 @@ def _split_lists(top: Path, by_stem: Mapping[str, Path]) -> list[tuple[str, Path
     return []
 
 
-def _note_other_lists(tops: Iterable[Path], issues: Issues) -> None:
-    texts = list[Path]()
-    for top in sorted(tops):
-        if folder := resolve_case_insensitive(top, ["imagesets"]):
-            texts += [path for path in visible_files(folder) if path.suffix == ".txt"]
-    issues.note("lists name no split, and are not read", texts)
-
-
 def _listed_files(
-    split: str,
-    names: Path,
-    by_stem: Mapping[str, Path],
-    root: Path,
-    files: list[Path],
-    issues: Issues,
-) -> list[tuple[Path, str | None]]:
-    """The annotations that a list names, and the list's split."""
+    names: Path, by_stem: Mapping[str, Path], folder: Path, issues: Issues
+) -> list[Path]:
+    """The annotations that a list names."""
     lines = [line.strip() for line in read_lines(names)]
     if all(re.search(r"\s-?[01]$", line) for line in lines if line):  # VOC's lists of a class
         lines = [line[:-2].strip() for line in lines]
-    rows = list[tuple[Path, str | None]]()
+    files = list[Path]()
     for number, line in enumerate(lines, 1):
         if path := _find_listed(line, by_stem):
-            rows.append((path, split))
+            files.append(path)
         elif line:
-            missing = (files or [root / "Annotations" / ""])[0].parent / f"{line}.xml"
-            issues.error(f"{names}, line {number}", f"there is no {missing}")
-    return rows
+            issues.error(f"{names}, line {number}", f"there is no {folder / line}.xml")
+    return files
 
 
 def _find_listed(line: str, by_stem: Mapping[str, Path]) -> Path | None:
@@ -142,53 +135,45 @@ def _find_listed(line: str, by_stem: Mapping[str, Path]) -> Path | None:
 
 def _images_by_stem(root: Path) -> dict[str, list[Path]]:
     """The images by the keys of their stems: of JPEGImages or `images`, or all that there are."""
-    usual = {"jpegimages", "images", "imgs", "image"}
     images = defaultdict[str, list[Path]](list)
-    for top in [f for f in subfolders(root) if key(f.name) in usual] or [root]:
+    for top in folders_called(root, "jpegimages", "images", "imgs", "image") or [root]:
         for path in image_files(top):
-            images[key(path.stem)].append(path)
+            images[name_key(path.stem)].append(path)
     return images
 
 
 def _read_file(
     parsed: ParsedAnnotations, path: Path, split: str | None, images: dict[str, list[Path]]
 ) -> None:
-    """Add the image of an XML file with its objects, or what is wrong with them."""
-    issues = parsed.issues
-    try:
-        tree = _parse_xml(path)
-        size = parse_size(tree.findtext("size/height"), tree.findtext("size/width"))
-        name = (tree.findtext("filename") or "").strip()
-        image = AnnotatedImage(_find_image(issues, path, name, images), split, [], size)
-    except (*PARSE_ERRORS, ElementTree.ParseError) as error:
-        issues.error(path, parse_error_reason(error))
-        return
+    """Add the image of an XML file with its objects. Raises one of PARSE_ERRORS."""
+    issues, tree = parsed.issues, _parse_xml(path)
+    size = parse_size(tree.findtext("size/height"), tree.findtext("size/width"))
+    name = (tree.findtext("filename") or "").strip()
+    image = AnnotatedImage(_find_image(issues, path, name, images), split, [], size)
     parsed.images.append(image)
     for number, entry in enumerate(tree.findall("object"), 1):
-        place = f"{path}, object {number}"
-        try:
-            image.objects.append(_object(issues, entry, place))
-        except ValueError as error:
-            issues.error(place, parse_error_reason(error))
+        where = f"{path}, object {number}"
+        with issues.collect(where):
+            image.objects.append(_object(issues, entry, where))
 
 
-def _object(issues: Issues, entry: ElementTree.Element, place: str) -> Annotation:
+def _object(issues: Issues, entry: ElementTree.Element, where: str) -> Annotation:
     """An annotation. Raises ValueError."""
     texts = [entry.findtext(f"bndbox/{corner}") for corner in _CORNERS]
     if None in texts:
         raise ValueError(f"no bndbox with {', '.join(_CORNERS)}")
     x1, y1, x2, y2 = map(parse_number, texts)
     if min(x1, y1) == 0:
-        issues.count("boxes begin at 0; all are read as counted from 1, as VOC's are", place)
+        issues.count("boxes begin at 0; all are read as counted from 1, as VOC's are", where)
     box = (x1 - 1, y1 - 1, x2 - (x1 == x2), y2 - (y1 == y2))
     if not (name := (entry.findtext("name") or "").strip()):
         raise ValueError("no name")
     kind = Kind.IGNORED if parse_flag(entry.findtext("difficult")) else Kind.OBJECT
-    return Annotation(place, name, box, kind)
+    return Annotation(where, name, box, kind)
 
 
 def _parse_xml(path: Path) -> ElementTree.Element:
-    """The tree of a VOC file. Raises ParseError or one of PARSE_ERRORS."""
+    """The tree of a VOC file. Raises one of PARSE_ERRORS."""
     if (size := path.stat().st_size) > MAX_XML_BYTES:
         raise ValueError(f"{size:,} bytes of XML, the limit is {MAX_XML_BYTES:,}")
     content: bytes | str = (raw := path.read_bytes())
@@ -204,19 +189,19 @@ def _parse_xml(path: Path) -> ElementTree.Element:
 def _find_image(issues: Issues, path: Path, name: str, images: dict[str, list[Path]]) -> Path:
     """The image called as an annotation is, or else as it says. Raises ValueError for several."""
     words = components(name)
-    candidates = images.get(key(path.stem))
+    candidates = images.get(name_key(path.stem))
     if not candidates and words:
-        candidates = images.get(key(PurePath(words[-1]).stem))
+        candidates = images.get(name_key(PurePath(words[-1]).stem))
         if candidates:
             what = "annotations are of the image that they name, not of one with their own name"
-            issues.count(what, str(path))
+            issues.count(what, path)
     if not candidates:
         return path.with_name(f"{path.stem}.jpg")
     folders = set(components(str(path.parent)))
 
     def likeness(image: Path) -> tuple[bool, int, bool]:
         shared = len(folders & set(components(str(image.parent))))
-        return image.parent == path.parent, shared, words[-1:] == [key(image.name)]
+        return image.parent == path.parent, shared, words[-1:] == [name_key(image.name)]
 
     best = sorted(candidates, key=likeness, reverse=True)
     if len(best) > 1 and likeness(best[0]) == likeness(best[1]):

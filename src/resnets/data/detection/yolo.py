@@ -6,31 +6,30 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from resnets.data.decode import READABLE
 from resnets.data.detection.dataset import (
     AnnotatedImage,
     Annotation,
-    Box,
     ParsedAnnotations,
     compare_with_corners,
-    parse_error_reason,
     parse_polygon,
 )
 from resnets.data.file_names import (
     WITH_TRAINVAL,
     find_images,
-    key,
     resolve_case_insensitive,
     resolve_inside,
     split_name,
     split_of_folders,
 )
-from resnets.data.folders import files_with_suffix, image_files, visible_files
+from resnets.data.folders import files_with_suffix, image_files, name_key, visible_files
 from resnets.data.issues import Issues
 from resnets.data.tables import read_lines, read_text
 from resnets.data.values import parse_number, quote
@@ -38,7 +37,7 @@ from resnets.errors import DataError, MissingPackage, shorten
 
 NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "labels/obj.names")
 MAX_YAML_BYTES = 1_000_000  # its parser is slow, and class names are short
-MAX_OVERHANG = 0.1  # fraction of a side that a polygon may reach out of its image
+MAX_POLYGON_OVERHANG = 0.1  # fraction of a side that a polygon may reach out of its image
 CORNER_TOLERANCE = 0.01  # fraction of a side: rounding is no sign of corners
 
 
@@ -119,39 +118,37 @@ class LabelFiles:
     """The label files of images: in `labels` in place of `images`, or beside them, in any case."""
 
     def __init__(self) -> None:
-        self.by_folder: dict[Path, list[dict[str, Path]]] = {}  # of the image: texts by stem
+        self.by_stem = lru_cache(None)(self._list)  # texts by the stems of images in a folder
         self.unused: dict[Path, None] = {}
 
     def find(self, image: Path) -> Path | None:
         """The label file of an image, if it has one."""
-        folder = image.parent
-        if folder not in self.by_folder:
-            self.by_folder[folder] = [self._list(labels) for labels in _label_folders(folder)]
-        stem = key(image.stem)
-        for texts in self.by_folder[folder]:
-            if path := texts.get(stem):
-                self.unused.pop(path, None)
-                return path
-        return None
+        path = self.by_stem(image.parent).get(name_key(image.stem))
+        if path:
+            self.unused.pop(path, None)
+        return path
 
     def _list(self, folder: Path) -> dict[str, Path]:
-        paths = files_with_suffix(folder, ".txt")
-        self.unused |= dict.fromkeys(paths)
-        return {key(path.stem): path for path in reversed(paths)}
+        by_stem: dict[str, Path] = {}
+        for labels in _label_folders(folder):
+            for path in files_with_suffix(labels, ".txt"):
+                by_stem.setdefault(name_key(path.stem), path)
+                self.unused[path] = None
+        return by_stem
 
 
 def _label_folders(folder: Path) -> list[Path]:
     """Where the labels of images in a folder may be, the likeliest first."""
-    parts, folders = folder.parts, [folder]
-    for k, name in enumerate(parts):
-        if key(name) == "images":
-            below = ["labels", *map(key, parts[k + 1 :])]
-            if labels := resolve_case_insensitive(Path(*parts[:k]), below):
+    names, folders = folder.parts, [folder]
+    for k, name in enumerate(names):
+        if name_key(name) == "images":
+            below = ["labels", *map(name_key, names[k + 1 :])]
+            if labels := resolve_case_insensitive(Path(*names[:k]), below):
                 folders = [labels, *folders]
     return folders
 
 
-def read_yolo(table: Path) -> ParsedAnnotations:
+def read_yolo(table: Path, issues: Issues) -> ParsedAnnotations:
     """YOLO's data.yaml: path, train, val, test (folders, or lists of images) and names.
 
     Without the splits, or of a file of class names alone, it is all images below its folder, with
@@ -160,46 +157,39 @@ def read_yolo(table: Path) -> ParsedAnnotations:
     centre, width, height as parts of the image's sides; or class and a polygon, whose box is the
     smallest around it. An image without such a file has no objects.
     """
-    root, parsed = table.parent, ParsedAnnotations(relative=True)
-    issues, base, keypoints = parsed.issues, "", 0
+    root, base, keypoints = table.parent, "", 0
+    entries: list[tuple[str, str]] = []
     if table.suffix.casefold() in (".yaml", ".yml"):
         content = read_yaml(table)
         names = class_names(content.get("names"), table)
         count = str(content.get("nc", len(names)))
         if count != str(len(names)):
-            issues.notes.append(
-                f"{table}: nc is {quote(count)}, but names are {len(names)}; nc is not used"
-            )
+            issues.note(f"nc is {quote(count)}, but names are {len(names)}; nc is not used", table)
         base = (_texts(content.get("path"), table) or [""])[0]
         shape = [int(k) for k in _texts(content.get("kpt_shape"), table) if k.isdigit()]
         keypoints = shape[0] * shape[1] if len(shape) == 2 else 0
-        entries = [
-            (split, entry)
-            for name, value in content.items()
-            if (split := split_name(name, WITH_TRAINVAL))
-            for entry in _texts(value, table)
-        ]
+        for name, value in content.items():
+            if split := split_name(name, WITH_TRAINVAL):
+                entries += [(split, entry) for entry in _texts(value, table)]
     else:
         names = read_names(table)
-        root = root.parent if key(root.name) == "labels" else root
-        entries = [
-            (split, path.name)
-            for path in files_with_suffix(root, ".txt")
-            if (split := split_name(path.stem, WITH_TRAINVAL)) and _is_list(path)
-        ]
-    parsed.classes = tuple(names.values())
+        root = root.parent if name_key(root.name) == "labels" else root
+        for path in files_with_suffix(root, ".txt"):
+            if (split := split_name(path.stem, WITH_TRAINVAL)) and _is_list(path):
+                entries.append((split, path.name))
     rows: list[tuple[Path, str | None]] = []
     for split, entry in entries:
         if split == "test" and len(entries) > 1 and not _entry_exists(root, base, entry):
-            issues.notes.append(f"{table}: there is no {quote(entry)}, so no test split")
+            issues.note(f"there is no {quote(entry)}, so no test split", table)
             continue
         location = _resolve_entry(root, base, entry, table, issues)
         folders = [location.parent, root / base, root]
         rows += [(path, split) for path in _images_of_entry(location, folders, root, issues)]
     if not entries:
         rows = [(path, split_of_folders(path, root)) for path in image_files(root)]
-    _read_labels(parsed, rows, names, keypoints)
-    return parsed
+    images = [AnnotatedImage(path, split) for path, split in rows]
+    _read_labels(images, names, keypoints, issues)
+    return ParsedAnnotations(issues, images, tuple(names.values()), relative=True)
 
 
 def _texts(value: Any, table: Path) -> list[str]:
@@ -229,7 +219,7 @@ def _resolve_entry(root: Path, base: str, entry: str, table: Path, issues: Issue
     for path in (written, root / entry):
         if path != written and os.path.exists(path):
             text = f"path {quote(base)} has no {quote(entry)}, but the file's folder has"
-            issues.notes.append(f"{table}: {text}")
+            issues.note(text, table)
         normal = os.path.normpath(path)
         absolute = Path(os.path.abspath(normal))
         if absolute.exists() and not tops.isdisjoint(map(str, (absolute, *absolute.parents))):
@@ -245,7 +235,7 @@ def _resolve_entry(root: Path, base: str, entry: str, table: Path, issues: Issue
         )
     if moved is None:
         raise DataError(f"{table}: there is no {os.path.normpath(written)}")
-    issues.notes.append(f"{table}: {quote(entry)} is read as {moved}")
+    issues.note(f"{quote(entry)} is read as {moved}", table)
     return moved
 
 
@@ -256,7 +246,7 @@ def _images_of_entry(
     if location.is_dir():
         known = {*READABLE, ".txt", ".cache"}
         others = [path for path in visible_files(location) if path.suffix.casefold() not in known]
-        issues.note("files are not images by name, and are not read", others)
+        issues.note_examples("files are not images by name, and are not read", others)
         return image_files(location)
     if location.suffix.casefold() != ".txt":
         raise DataError(f"{location} is neither a folder nor a list of images, which ends in .txt")
@@ -271,70 +261,51 @@ def _images_of_entry(
 
 
 def _read_labels(
-    parsed: ParsedAnnotations,
-    rows: Iterable[tuple[Path, str | None]],
-    names: dict[int, str],
-    keypoints: int,
+    images: list[AnnotatedImage], names: dict[int, str], keypoints: int, issues: Issues
 ) -> None:
-    """Add images with their objects; a row has `keypoints` numbers behind its box, if any."""
-    labels, bare, issues = LabelFiles(), list[Path](), parsed.issues
-    for path, split in rows:
-        image = AnnotatedImage(path, split)
-        parsed.images.append(image)
-        if file := labels.find(path) if os.path.isdir(path.parent) else None:
-            _read_label_file(issues, image, file, names, keypoints)
-        else:
-            bare.append(path)
-    issues.note("images have no label file, so no objects", bare)
+    """Add objects to images; a row has `keypoints` numbers behind its box, if any."""
+    labels, bare = LabelFiles(), list[Path]()
+    for image in images:
+        file = labels.find(image.path) if os.path.isdir(image.path.parent) else None
+        try:
+            lines = read_lines(file) if file else []
+        except DataError as error:
+            issues.error(file, str(error))
+            continue
+        if file is None:
+            bare.append(image.path)
+        for number, line in enumerate(lines, 1):
+            where, values = f"{file}, line {number}", line.split()
+            with issues.collect(where):
+                if values:
+                    image.objects.append(_object(issues, values, where, names, keypoints))
+    issues.note_examples("images have no label file, so no objects", bare)
     known = {"classes", "train", "val", "valid", "test", "notes", "requirements"}
-    unused = [p for p in labels.unused if key(p.stem) not in known and "readme" not in key(p.stem)]
-    issues.note("label files have no image", unused)
-    _check_corners(parsed)
+    stems = {path: name_key(path.stem) for path in labels.unused}
+    unused = [path for path, stem in stems.items() if stem not in known and "readme" not in stem]
+    issues.note_examples("label files have no image", unused)
+    _check_corners(images, issues)
 
 
-def _check_corners(parsed: ParsedAnnotations) -> None:
+@np.errstate(all="ignore")  # a box may be infinite
+def _check_corners(images: list[AnnotatedImage], issues: Issues) -> None:
     """Refuse boxes that leave their images as centre and size, but fit as corners, for the most."""
-    boxes = [
-        replace(image, objects=[one for one in image.objects if not one.shape])
-        for image in parsed.images
-    ]
-    total, fitting, leaving = compare_with_corners(
-        boxes, _as_written, lambda _: (1.0, 1.0), CORNER_TOLERANCE
-    )
-    if leaving > total / 2 and fitting > 0.9 * total:
-        place = next(image.objects[0].place for image in boxes if image.objects)
+    objects = [a for image in images for a in image.objects if not a.shape]
+    boxes = np.array([annotation.box for annotation in objects]).reshape(-1, 4)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    written = np.concatenate([boxes[:, :2] + sides / 2, sides], 1)
+    sizes = np.ones((len(boxes), 2))
+    fitting, leaving = compare_with_corners(boxes, written, sizes, CORNER_TOLERANCE)
+    if leaving > len(boxes) / 2 and fitting > 0.9 * len(boxes):
         reason = (
-            f"{leaving:,} of {total:,} boxes leave their images as x, y of the centre, width, "
+            f"{leaving:,} of {len(boxes):,} boxes leave their images as x, y of the centre, width, "
             "height, as YOLO has it, but fit as x1, y1, x2, y2: convert them"
         )
-        parsed.issues.error(place.rpartition(",")[0], reason)
-
-
-def _as_written(box: Box) -> Box:
-    """The four numbers of a row."""
-    x1, y1, x2, y2 = box
-    return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
-
-
-def _read_label_file(
-    issues: Issues, image: AnnotatedImage, path: Path, names: dict[int, str], keypoints: int
-) -> None:
-    try:
-        lines = read_lines(path)
-    except DataError as error:
-        issues.error(path, str(error))
-        return
-    for number, line in enumerate(lines, 1):
-        place, values = f"{path}, line {number}", line.split()
-        try:
-            if values:
-                image.objects.append(_object(issues, values, place, names, keypoints))
-        except (ValueError, OverflowError) as error:
-            issues.error(place, parse_error_reason(error))
+        issues.error(objects[0].where.rpartition(",")[0], reason)
 
 
 def _object(
-    issues: Issues, values: list[str], place: str, names: dict[int, str], keypoints: int
+    issues: Issues, values: list[str], where: str, names: dict[int, str], keypoints: int
 ) -> Annotation:
     """The object of a row. Raises ValueError or OverflowError."""
     label, *numbers = (_value(values, i) for i in range(len(values)))
@@ -342,19 +313,19 @@ def _object(
     if len(numbers) == 4 or (keypoints and len(numbers) == 4 + keypoints):
         x, y, width, height = numbers[:4]
         if len(numbers) > 4:
-            issues.count("rows have keypoints, which are not used", place)
+            issues.count("rows have keypoints, which are not used", where)
         box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-        return Annotation(place, name, box)
+        return Annotation(where, name, box)
     if len(numbers) < 6 or len(numbers) % 2:
         more = "; a box with its confidence?" if len(numbers) == 5 else ""
         count = f"{len(values)} values, neither a box (5) nor a polygon (7, 9, ...)"
         raise ValueError(count + more)
     points = parse_polygon(numbers)
-    if not all(-MAX_OVERHANG <= value <= 1 + MAX_OVERHANG for value in points):
+    if not all(-MAX_POLYGON_OVERHANG <= value <= 1 + MAX_POLYGON_OVERHANG for value in points):
         raise ValueError("a polygon beyond 0 to 1, the sides of its image")
-    issues.count("rows are polygons, whose boxes are the smallest around them", place)
+    issues.count("rows are polygons, whose boxes are the smallest around them", where)
     xs, ys = points[::2], points[1::2]
-    return Annotation(place, name, (min(xs), min(ys), max(xs), max(ys)), shape=(points,))
+    return Annotation(where, name, (min(xs), min(ys), max(xs), max(ys)), shape=(points,))
 
 
 def _value(values: list[str], index: int) -> float:
