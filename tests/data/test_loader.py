@@ -15,7 +15,7 @@ from PIL import Image
 
 from resnets.config.recipe import Augment, Preprocess
 from resnets.data import load, loader, order
-from resnets.data.loader import check, train_batches
+from resnets.data.loader import check_batching, train_batches
 from resnets.data.splits import Split
 from resnets.errors import DataError, UsageError
 from tests._helpers import needs_forked_workers, needs_signals
@@ -374,7 +374,7 @@ def test_what_else_cannot_be_is_told(files):
     with pytest.raises(UsageError, match="batch=8 cannot be divided among 3 processes"):
         next(training(files, INPUT, ranks=3))
     pixels = Preprocess(size=4, mean=(0.5,) * 48, std=(1.0,) * 3)
-    check(pixels, Augment(), 8, 2, 4)
+    check_batching(pixels, Augment(), 8, 2, 4)
     next(training(files, pixels, Augment(), sides=lambda step: 4))
     with pytest.raises(UsageError, match="is of 4 pixels, not 3: set normalize=data"):
         next(training(files, pixels, Augment(), sides=lambda step: 3))

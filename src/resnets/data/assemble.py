@@ -132,8 +132,8 @@ def _note_copies(splits: dict[str, Split], issues: Issues) -> None:
             if labels.get(path) != labels.get(group[0]):
                 relabelled.append(f"{path}, which is {group[0]}")
     for name, examples in leaked.items():
-        what = f"images of {name} are in train too, byte for byte, so its figures are too good"
-        issues.note_examples(what, examples)
+        text = f"images of {name} are in train too, byte for byte, so its figures are too good"
+        issues.note_examples(text, examples)
     issues.note_examples("images have copies of another class, byte for byte", relabelled)
 
 

@@ -102,13 +102,13 @@ def _check_class_folders(root: Path, issues: Issues) -> None:
         )
     if folders and named_as_splits == folders:
         raise _no_class_folders(folders[0])
-    what = "folders have the names of splits, but no folders inside, and are read as classes"
-    issues.note_examples(what, named_as_splits)
+    text = "folders have the names of splits, but no folders inside, and are read as classes"
+    issues.note_examples(text, named_as_splits)
     folds = [f for f in folders if _FOLD.fullmatch(f.name)]
     if len(folds) > 1:
         example = f"{folds[0]}; if they are folds, merge them or list the images in a CSV file"
-        what = "folders are named like parts of one data set, and are read as classes"
-        issues.note_examples(what, [example, *folds[1:]])
+        text = "folders are named like parts of one data set, and are read as classes"
+        issues.note_examples(text, [example, *folds[1:]])
 
 
 def _names(folders: Iterable[Path]) -> str:

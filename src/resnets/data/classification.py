@@ -104,8 +104,8 @@ def _compose_unicode(files: list[LabelledFile], issues: Issues) -> list[Labelled
     """The files with class names in composed Unicode: systems write one name in two ways."""
     composed = {name: normalize("NFC", name) for file in files for name in file.labels}
     renamed = sorted(repr(name) for name, new in composed.items() if name != new)
-    what = "class names are in decomposed Unicode, and are read as composed"
-    issues.note_examples(what, renamed)
+    text = "class names are in decomposed Unicode, and are read as composed"
+    issues.note_examples(text, renamed)
     return [replace(file, labels=tuple(composed[n] for n in file.labels)) for file in files]
 
 
@@ -124,8 +124,8 @@ def _note_similar_classes(names: set[str], issues: Issues) -> None:
             spelling = float(name) if re.fullmatch(r"[\s\d.+-]+", name) else spelling
         groups.setdefault(spelling, []).append(name)
     alike = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
-    what = "groups of classes differ in case, space, quotes or decimals only; they stay apart"
-    issues.note_examples(what, alike)
+    text = "groups of classes differ in case, space, quotes or decimals only; they stay apart"
+    issues.note_examples(text, alike)
 
 
 def _check_links(files: list[LabelledFile], issues: Issues) -> None:

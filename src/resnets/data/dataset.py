@@ -47,11 +47,10 @@ def load(
 ) -> Source:
     """A data set by its name or path; a file or folder that exists comes before a name.
 
-    To classify it is "digits" (scikit-learn's 1,797 grey 8x8 images, split here into a training
-    half and a test half, stratified, always the same); "cifar10" or "cifar100" from the cache; a
-    folder (see `class_folders.read_class_folders`); or a CSV file (`class_table.read_class_table`).
-    To detect or localize, which is the same here, it is COCO, PASCAL VOC, YOLO or a CSV of boxes
-    (see `resnets.data.detection.formats`); to segment a folder of images and masks (see
+    To classify it is "digits"; "cifar10" or "cifar100" from the cache; a folder (see
+    `class_folders.read_class_folders`); or a CSV file (`class_table.read_class_table`). To detect
+    or localize, which is the same here, it is COCO, PASCAL VOC, YOLO or a CSV of boxes (see
+    `resnets.data.detection.formats`); to segment a folder of images and masks (see
     `segmentation.read_masks`). Another object is a torch Dataset, or a dictionary of them
     (`torch_dataset.load`). `seed` draws an automatic split, and `max_unreadable` is the fraction of
     files that may be unreadable and left out. What only `training` needs, as two classes, is not
@@ -137,7 +136,10 @@ def task_of(data: str | Path | object) -> TaskName:
 
 
 def digits() -> Source:
-    """scikit-learn's handwritten digits; values 0..16 are scaled to 0..255."""
+    """scikit-learn's 1,797 handwritten digits, grey 8x8 images of 0..16, scaled to 0..255.
+
+    Split into a training half and a test half, stratified, always the same.
+    """
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -198,8 +198,8 @@ def from_archive(name: str, progress: Progress) -> tuple[Tensors, tuple[str, ...
         with urllib.request.urlopen(url, timeout=30) as answer:
             length = answer.headers.get("Content-Length") or ""
             total = int(length) if length.isascii() and length.isdigit() else 0
-            while part := answer.read(2**18):
-                data += part
+            while chunk := answer.read(2**18):
+                data += chunk
                 progress(len(data), max(total, len(data)) if total else 0)
                 if len(data) > LIMIT:
                     raise DataError(f"{url} is longer than {LIMIT:,} bytes")
@@ -233,8 +233,8 @@ def read_members(archive: bytes | bytearray, names: set[str]) -> dict[str, bytes
                 total += member.size
                 if total > UNPACKED:
                     raise DataError(f"the archive unpacks to more than {UNPACKED:,} bytes")
-                wanted = member.name in names and member.isreg() and member.size <= LIMIT
-                if wanted and (stream := tar.extractfile(member)):
+                is_needed = member.name in names and member.isreg() and member.size <= LIMIT
+                if is_needed and (stream := tar.extractfile(member)):
                     contents[member.name] = stream.read()
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
         raise DataError(f"the archive is broken: {error}") from None

@@ -130,10 +130,10 @@ def _find_below(
             candidates[keys[-1]].append((keys, path))
     paths, moved, ambiguous = dict[str, Path](), list[str](), list[str]()
     for name in missing:
-        wanted = components(name)
-        shared = [(_shared_end(keys, wanted), p) for keys, p in candidates[(wanted or [""])[-1]]]
+        ending = components(name)
+        shared = [(_shared_end(keys, ending), p) for keys, p in candidates[(ending or [""])[-1]]]
         best = max((count for count, _ in shared), default=0)
-        if best == 0 or (best < len(wanted) and len(missing) < total):
+        if best == 0 or (best < len(ending) and len(missing) < total):
             continue
         alike = [path for count, path in shared if count == best]
         if len(alike) > 1:

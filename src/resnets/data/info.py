@@ -8,30 +8,25 @@ from typing import Any
 from resnets.config.types import TaskName
 from resnets.data import dataset
 from resnets.data.torch_dataset import Data
-from resnets.errors import DataErrors
+from resnets.errors import DataErrors, Problem
 
 
 def describe(data: Data, task: TaskName | None) -> dict[str, Any]:
     """What a data set holds: splits, classes, sizes, digest, unreadable files, problems."""
     source = dataset.load(data, max_unreadable=1.0, task=task or dataset.task_of(data))
-    names, kinds = ("name", "task", "digest", "channels", "size", "mean", "std"), source.classes
+    fields = ("name", "task", "digest", "channels", "size", "mean", "std")
+    splits, count = source.splits, len(source.classes)
     facts = {
-        **{name: getattr(source, name) for name in names},
-        "classes": list(kinds),
-        "images": {
-            name: split.counts(len(kinds)).tolist() for name, split in source.splits.items()
-        },
+        **{name: getattr(source, name) for name in fields},
+        "classes": list(source.classes),
+        "images": {name: split.counts(count).tolist() for name, split in splits.items()},
         "unreadable": [(str(path), reason) for path, reason in source.unreadable],
         "problems": source.problems,
         "notes": source.notes,
     }
-    objects = {
-        name: split.objects.count_classes(len(kinds)).tolist()
-        for name, split in source.splits.items()
-        if split.objects is not None
-    }
+    objects = {name: split.objects for name, split in splits.items() if split.objects is not None}
     if objects:
-        facts["objects"] = objects
+        facts["objects"] = {name: x.count_classes(count).tolist() for name, x in objects.items()}
     return facts
 
 
@@ -40,18 +35,18 @@ def list_problems(data: Data, task: TaskName | None, max_unreadable: float) -> l
 
     Training refuses more unreadable files than `max_unreadable` of all.
     """
-    refused: list[tuple[str, str]] = []
+    refused, noted = list[Problem](), list[Problem]()
     try:
         source = dataset.load(data, max_unreadable=1.0, task=task or dataset.task_of(data))
-        place = str(data) if isinstance(data, str | Path) else source.name
-        noted = [*((place, text) for text in source.notes), *source.problems]
+        name = str(data) if isinstance(data, str | Path) else source.name
+        noted = [*((name, note) for note in source.notes), *source.problems]
         unreadable = [(str(path), f"unreadable: {reason}") for path, reason in source.unreadable]
         few = len(unreadable) <= max_unreadable * source.files
         (noted if few else refused).extend(unreadable)
-    except DataErrors as fault:
-        refused, noted = fault.refused, fault.noted
+    except DataErrors as error:
+        refused, noted = error.refused, error.noted
     return [
-        {"place": place, "problem": problem, "refused": told is refused}
-        for told in (refused, noted)
-        for place, problem in told
+        {"place": where, "problem": problem, "refused": is_refused}
+        for problems, is_refused in ((refused, True), (noted, False))
+        for where, problem in problems
     ]

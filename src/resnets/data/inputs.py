@@ -37,8 +37,8 @@ def is_single(inputs: object) -> bool:
     if isinstance(inputs, np.ndarray | Tensor):
         return inputs.ndim < 4
     single = isinstance(inputs, bytes | bytearray | Image.Image) or hasattr(inputs, "read")
-    several = isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__")
-    if isinstance(inputs, Mapping) or not (single or several):
+    many = isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__")
+    if isinstance(inputs, Mapping) or not (single or many):
         raise UsageError(f"a {type(inputs).__name__} is no image: give {KINDS}, or a list of them")
     return single
 
@@ -59,13 +59,13 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[tuple[str, Input]
     there stays as it is, so that it is named among the answers for the others. Of files in folders
     that are no images an `Assumption` warns. Raises DataError for a folder without any.
     """
-    one: Any = _read(inputs)
-    whole = isinstance(one, str | bytes | Path | Image.Image | np.ndarray | Tensor)
-    items: Iterable[Any] = [one] if whole else one
+    content: Any = _read(inputs)
+    single = isinstance(content, str | bytes | Path | Image.Image | np.ndarray | Tensor)
+    items: Iterable[Any] = [content] if single else content
     skipped = list[Path]()
     for number, item in enumerate(items):
         if isinstance(item, np.ndarray | Tensor) and item.ndim == 4:
-            first = number if not whole else 0
+            first = 0 if single else number
             yield from ((f"input {first + k}", image) for k, image in enumerate(item))
         elif isinstance(item, str | Path):
             for path in glob_paths(item) or [str(item)]:

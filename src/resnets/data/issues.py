@@ -55,20 +55,20 @@ class Issues:
         self.notes.append(f"{file or self.data}: {text}")
 
     def note_examples(
-        self, what: str, examples: Sequence[object], file: Path | None = None
+        self, text: str, examples: Sequence[object], file: Path | None = None
     ) -> None:
         """Note how many examples of something there are, and the first; nothing of none."""
         if examples:
-            self.note(f"{len(examples):,} {what}, first {examples[0]}", file)
+            self.note(f"{len(examples):,} {text}, first {examples[0]}", file)
 
-    def count(self, what: str, example: object) -> None:
+    def count(self, text: str, example: object) -> None:
         """Count something of many files or lines, for one note of them all."""
-        self._counted[what].append(example)
+        self._counted[text].append(example)
 
     def note_counts(self) -> None:
         """Turn what was counted into notes."""
-        for what, examples in self._counted.items():
-            self.note_examples(what, examples)
+        for text, examples in self._counted.items():
+            self.note_examples(text, examples)
         self._counted.clear()
 
     def to_error(self, unreadable: Iterable[tuple[Path, str]] = ()) -> DataErrors:

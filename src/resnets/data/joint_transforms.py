@@ -52,7 +52,7 @@ class View(NamedTuple):
     objects: DetectionTargets | None = None  # in pixels of the views
 
 
-def check(preprocess: Preprocess, augment: Augment) -> None:
+def check_augmentation(preprocess: Preprocess, augment: Augment) -> None:
     """Raise UsageError if images with boxes or masks cannot be augmented so."""
     if len(preprocess.mean) != preprocess.channels:
         raise UsageError("normalize=pixel is for images of one size: set normalize=data")
@@ -123,7 +123,7 @@ def transform_view(x: Tensor, where: Geometry, cut: tuple[int, int], mirrored: b
     nearest, bilinear = InterpolationMode.NEAREST_EXACT, InterpolationMode.BILINEAR
     kind = nearest if isinstance(x, Mask) else bilinear
     x = functional.resize(functional.crop(x, *where.box), where.sides, kind)
-    top, left = (max(0, place) for place in where.corner)
+    top, left = (max(0, start) for start in where.corner)
     x = functional.crop(x, top, left, *map(min, cut, where.sides))
     return functional.horizontal_flip(x) if mirrored else x
 
@@ -141,21 +141,21 @@ def _move_objects(
 
     rows, objects = len(targets), targets[~targets.is_padding]
     boxes = objects.boxes
-    whole = move(BoundingBoxes(boxes, format="XYXY", canvas_size=canvas, clamping_mode=None))
-    part = clamp_bounding_boxes(whole, clamping_mode="hard").as_subclass(Tensor)
-    whole = whole.as_subclass(Tensor)
-    visible, area = ((b[:, 2:] - b[:, :2]).prod(1) for b in (part, whole))
+    moved = move(BoundingBoxes(boxes, format="XYXY", canvas_size=canvas, clamping_mode=None))
+    clipped = clamp_bounding_boxes(moved, clamping_mode="hard").as_subclass(Tensor)
+    moved = moved.as_subclass(Tensor)
+    visible, area = ((b[:, 2:] - b[:, :2]).prod(1) for b in (clipped, moved))
     kept = ((visible > 0) & (visible >= MIN_VISIBLE * area)).nonzero()[:, 0]
     masks = None if shapes is None else torch.zeros(len(kept), MASK_SIZE, MASK_SIZE)
     if shapes and masks is not None:
         # The same part of the box in the image, from right to left where the view is mirrored.
         boxes = boxes[:, [2, 1, 0, 3]] if mirrored else boxes
-        (a, b), (c, d) = (x.view(-1, 2, 2).chunk(2, 1) for x in (whole, boxes))
-        windows = torch.lerp(c, d, (part.view(-1, 2, 2) - a) / (b - a)).flatten(1).numpy()
+        (a, b), (c, d) = (x.view(-1, 2, 2).chunk(2, 1) for x in (moved, boxes))
+        windows = torch.lerp(c, d, (clipped.view(-1, 2, 2) - a) / (b - a)).flatten(1).numpy()
         for row, i in enumerate(kept.tolist()):
             masks[row] = rasterize_mask(shapes[i], windows[i])
-    found = DetectionTargets(part[kept], objects.classes[kept], objects.kind[kept], masks)
-    return found.pad(rows)
+    targets = DetectionTargets(clipped[kept], objects.classes[kept], objects.kind[kept], masks)
+    return targets.pad(rows)
 
 
 def collate(views: list[View], fill: Tensor) -> View:
@@ -168,16 +168,16 @@ def collate(views: list[View], fill: Tensor) -> View:
     )
 
 
-def collate_padded(parts: list[Tensor], fill: Tensor | int) -> Tensor:
+def collate_padded(views: list[Tensor], fill: Tensor | int) -> Tensor:
     """[(n, ...)] -> (B, ...); of [(1, ..., h, w)] smaller ones are filled up as views are."""
-    if len({part.shape[1:] for part in parts}) == 1:
-        return torch.cat(parts)
-    height, width = (max(part.shape[axis] for part in parts) for axis in (-2, -1))
-    whole = parts[0].new_empty(len(parts), *parts[0].shape[1:-2], height, width)
-    whole[:] = fill
-    for row, part in zip(whole, parts, strict=True):
-        row[..., : part.shape[-2], : part.shape[-1]] = part[0]
-    return whole
+    if len({view.shape[1:] for view in views}) == 1:
+        return torch.cat(views)
+    height, width = (max(view.shape[axis] for view in views) for axis in (-2, -1))
+    batch = views[0].new_empty(len(views), *views[0].shape[1:-2], height, width)
+    batch[:] = fill
+    for row, view in zip(batch, views, strict=True):
+        row[..., : view.shape[-2], : view.shape[-1]] = view[0]
+    return batch
 
 
 def rasterize_mask(shape: Shape, window: NDArray[np.float32]) -> Tensor:

@@ -96,8 +96,7 @@ def train_batches(
     file of a batch can be read, or a worker died or hung.
     """
     side = sides or (lambda _: preprocess.size)
-    check(preprocess, augment, batch, ranks, side(start))
-    (joint_transforms if split.has_spatial_labels else transforms).check(preprocess, augment)
+    check_batching(preprocess, augment, batch, ranks, side(start))
     mean, std = transforms.statistics(preprocess, device)
     rows = stream(seed, len(split), batch, start, stop, augment.repeated_aug, rank, ranks)
     steps = (
@@ -106,25 +105,27 @@ def train_batches(
     )
     view_fn: ViewFn
     if split.has_spatial_labels:
+        joint_transforms.check_augmentation(preprocess, augment)
         view_fn = partial(joint_transforms.augment_views, preprocess=preprocess, augment=augment)
+        augment = replace(augment, flip=False)  # boxes are mirrored with their images
     else:
+        transforms.check_crop(preprocess, augment)
         image_views = partial(transforms.views, preprocess=preprocess, augment=augment)
         view_fn = partial(_labelled, image_views)
-    # boxes are mirrored with their images
-    augment = replace(augment, flip=augment.flip and not split.has_spatial_labels)
-    fill = transforms.colour(preprocess)
-    for view, indices, draws, bad in _read(
-        split, view_fn, fill, preprocess.white, steps, device, workers
-    ):
+    answers = _read(split, view_fn, preprocess, steps, device, workers)
+    for view, indices, draws, unreadable in answers:
         if not len(indices):
-            raise DataError(f"not one image of a batch can be read: {bad[0][0]} ({bad[0][1]}), ...")
-        _, change = transforms.scale_to_side(preprocess, augment, view.images.shape[3])
+            first = "{} ({})".format(*unreadable[0])
+            raise DataError(f"not one image of a batch can be read: {first}, ...")
+        _, scaled = transforms.scale_to_side(preprocess, augment, view.images.shape[3])
         draws = draws.to(device, non_blocking=True)
-        images = transforms.augment(view.images, change, mean, std, draws)
-        yield Batch(images, view.labels, indices, bad, view.objects)
+        images = transforms.augment(view.images, scaled, mean, std, draws)
+        yield Batch(images, view.labels, indices, unreadable, view.objects)
 
 
-def check(preprocess: Preprocess, augment: Augment, batch: int, ranks: int, side: int) -> None:
+def check_batching(
+    preprocess: Preprocess, augment: Augment, batch: int, ranks: int, side: int
+) -> None:
     """Raise UsageError if such batches cannot be made; `side` is the first step's."""
     size = preprocess.size
     if batch % ranks:
@@ -152,10 +153,11 @@ def test_batches(
     The arguments are those of `train_batches`, but that `batch` is of one process. A rank has the
     images rank, rank + ranks, ...; its last batch may be smaller, and it may have none at all.
 
-    `crops` says what is seen of an image (see `transforms.shown`): "corners" are five rows, with
-    labels and indices five times; of files, which differ in shape, a "whole" image is a batch.
-    Scenes are seen whole in any case; the smaller ones of a batch are filled up to the largest.
-    `change` is done to the views on the device, given their indices, before they are normalised.
+    `crops` says what is taken of an image (see `transforms.test_view`): "corners" are five rows,
+    with labels and indices five times; of files, which differ in shape, a "whole" image is a batch.
+    Images with boxes or masks are whole in any case; the smaller ones of a batch are filled up to
+    the largest. `change` is done to the views on the device, given their indices, before they are
+    normalised.
 
     Raises UsageError if `preprocess` has a mean for each pixel and a "whole" image another shape,
     and DataError if a worker died or hung.
@@ -171,8 +173,7 @@ def test_batches(
         batch = 1
     chunks = filter(len, torch.split(torch.arange(len(split))[rank::ranks], batch))
     steps = ((indices, torch.zeros(len(indices), 0), preprocess.size) for indices in chunks)
-    fill = transforms.colour(preprocess)
-    for view, read, _, bad in _read(split, view_fn, fill, preprocess.white, steps, device, workers):
+    for view, read, _, unreadable in _read(split, view_fn, preprocess, steps, device, workers):
         x = view.images
         if mean.shape[1:] not in ((1, 1), x.shape[2:]):
             height, width = x.shape[2:]
@@ -182,7 +183,7 @@ def test_batches(
             )
         indices = read.repeat_interleave(len(x) // max(1, len(read)))
         x = transforms.normalize(change(x, indices) if change else x, mean, std)
-        yield Batch(x, view.labels, indices, bad, view.objects)
+        yield Batch(x, view.labels, indices, unreadable, view.objects)
 
 
 # Views of decoded images, uint8 (B, C, H, W), given (B, DRAWS) and the input's side.
@@ -218,7 +219,7 @@ class Decode(Dataset[Answer]):
         split: Split
         indices, split, draws, side = pickle.loads(request)
         own_file = self.worker_files[worker.id if (worker := get_worker_info()) else 0]
-        views, rows, bad = [], [], []
+        views, rows, unreadable = [], [], []
         for row, (index, path) in enumerate(zip(indices.tolist(), split.images, strict=True)):
             own_file.copy_(torch.tensor([os.getpid(), index]))
             try:
@@ -227,7 +228,7 @@ class Decode(Dataset[Answer]):
                 decoded = replace(split.take(torch.tensor([row])), images=image)
                 view = self.view_fn(decoded, draws[row : row + 1], side)
             except Unreadable as fault:  # of the image or of its mask
-                bad.append((Path(fault.name), fault.reason))
+                unreadable.append((Path(fault.name), fault.reason))
             else:
                 views.append(view)
                 rows.append(row)
@@ -236,14 +237,14 @@ class Decode(Dataset[Answer]):
             none = torch.empty(0, len(self.fill), side, side, dtype=torch.uint8)
             nothing = split.take(torch.tensor(rows, dtype=torch.int64))
             views.append(View(none, nothing.labels, nothing.objects))
-        return joint_transforms.collate(views, self.fill), indices[rows], draws[rows], tuple(bad)
+        view = joint_transforms.collate(views, self.fill)
+        return view, indices[rows], draws[rows], tuple(unreadable)
 
 
 def _read(
     split: Split,
     view_fn: ViewFn,
-    fill: Tensor,
-    white: int,
+    preprocess: Preprocess,
     steps: Iterable[tuple[Tensor, Tensor, int]],
     device: torch.device | str,
     workers: int,
@@ -252,31 +253,38 @@ def _read(
     if isinstance(split.images, Tensor):
         split = replace(split, images=split.images.to(device))
         for indices, draws, side in steps:
-            view = view_fn(split.take(indices), draws, side)
-            yield _to(view, device), indices, draws, ()
+            yield _to(view_fn(split.take(indices), draws, side), device), indices, draws, ()
         return
-    files = split.images
-
-    def request(indices: Tensor, draws: Tensor, side: int) -> Request:
-        return pickle.dumps((indices, split.take(indices), draws, side))
-
     worker_files = torch.full((max(1, workers), 2), -1)
     if workers:
         worker_files.share_memory_()  # type: ignore[no-untyped-call]
     loader = DataLoader(
-        Decode(view_fn, fill, white, worker_files),
+        Decode(view_fn, transforms.colour(preprocess), preprocess.white, worker_files),
         batch_size=None,  # a request is a whole batch
-        sampler=(request(*step) for step in steps),
+        sampler=(
+            pickle.dumps((indices, split.take(indices), draws, side))
+            for indices, draws, side in steps
+        ),
         num_workers=workers,
         pin_memory=torch.device(device).type == "cuda",
         timeout=_LOOK if workers else 0,
         worker_init_fn=_ignore_interrupt,
     )
+    for view, indices, draws, unreadable in _wait_for_workers(loader, split.images, worker_files):
+        # what is pinned comes as lists
+        files = tuple((path, reason) for path, reason in unreadable)
+        yield _to(view, device), indices, draws, files
+
+
+def _wait_for_workers(
+    loader: DataLoader[Answer], files: tuple[Path, ...], worker_files: Tensor
+) -> Iterator[Answer]:
+    """The answers of the workers. Raises DataError when one died or hung."""
     answers = _quiet_iter(loader)
     waited = 0
     while True:
         try:
-            view, indices, draws, bad = next(answers)
+            answer = next(answers)
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError) as error:
@@ -292,8 +300,7 @@ def _read(
                 "If memory or /dev/shm is short, use fewer workers, or none: --workers 0"
             ) from None
         waited = 0
-        # what is pinned comes as lists
-        yield _to(view, device), indices, draws, tuple((path, why) for path, why in bad)
+        yield answer
 
 
 def _to(view: View, device: torch.device | str) -> View:

@@ -125,8 +125,8 @@ def pair_masks(issues: Issues) -> list[MaskedImage]:
     if not split_of:
         return pairs
     others = [pair.image for pair in pairs if pair.image.stem not in split_of]
-    what = "images are in no list of ImageSets/Segmentation, and are left out"
-    issues.note_examples(what, others)
+    text = "images are in no list of ImageSets/Segmentation, and are left out"
+    issues.note_examples(text, others)
     listed = [pair for pair in pairs if pair.image.stem in split_of]
     if not listed:
         raise DataError(f"{root}: the lists of ImageSets/Segmentation name no image with a mask")

@@ -74,5 +74,5 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
     counts = np.bincount(classes)
     firsts = np.cumsum(counts) - counts
     rank = np.argsort(np.argsort(classes, kind="stable")) - firsts[classes]
-    place = (rank + 0.5) / counts[classes]
-    return torch.from_numpy(shuffled[np.argsort(place, kind="stable")])
+    position = (rank + 0.5) / counts[classes]
+    return torch.from_numpy(shuffled[np.argsort(position, kind="stable")])

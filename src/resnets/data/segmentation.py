@@ -73,10 +73,6 @@ def read_masks(root: Path, options: ReadOptions) -> Source:
             f"{IGNORE_INDEX} is the ignore index; use 1 for the foreground."
         )
     shares = torch.from_numpy(counts[:, : len(classes)] / counts.sum(1, keepdims=True).clip(1))
-    entries: list[object] = [classes]
-    for pair, row in zip(pairs, counts, strict=True):
-        files = [file_entry(pair.image, root), file_entry(pair.mask, root)]
-        entries.append([files, pair.split, row.tolist()])
     images = Split(
         tuple(pair.image for pair in pairs),
         shares.float(),
@@ -91,8 +87,16 @@ def read_masks(root: Path, options: ReadOptions) -> Source:
         scan=scan,
         issues=issues,
         seed=options.seed,
-        digest=digest_of_entries(entries),
+        digest=_digest(root, classes, pairs, counts),
     )
+
+
+def _digest(root: Path, classes: tuple[str, ...], pairs: list[MaskedImage], counts: Counts) -> str:
+    entries: list[object] = [classes]
+    for pair, row in zip(pairs, counts, strict=True):
+        files = [file_entry(pair.image, root), file_entry(pair.mask, root)]
+        entries.append([files, pair.split, row.tolist()])
+    return digest_of_entries(entries)
 
 
 def _count_values(pairs: list[MaskedImage], scan: ScanResult, issues: Issues) -> Counts:
@@ -143,8 +147,8 @@ def _check_palettes(masks: list[Path], counts: Counts, issues: Issues) -> None:
         remedy = "save all masks with one palette, so that a value is one class in all of them"
         issues.error(issues.data, f"{reason}; {remedy}")
     else:
-        what = "masks have other colours for their values; the value is the class, not the colour"
-        issues.note_examples(what, list(recoloured.values()))
+        text = "masks have other colours for their values; the value is the class, not the colour"
+        issues.note_examples(text, list(recoloured.values()))
 
 
 def _palette(mask: Path) -> list[tuple[int, ...]]:

@@ -77,8 +77,8 @@ def read_table(
         for line, row in table
         if row.get("label", "").casefold() in _MISSING
     ]
-    what = "labels look like missing values, and are read as a class"
-    issues.note_examples(what, missing_labels, path)
+    text = "labels look like missing values, and are read as a class"
+    issues.note_examples(text, missing_labels, path)
     return table
 
 

@@ -60,16 +60,10 @@ def load(data: object, *, seed: int = 0, training: bool = True) -> Source:
     classes = _class_names(datasets, labels, items.splits, training)
     if training and len(classes) < 2:
         raise DataError(f"the Dataset has {len(classes)} classes; it takes two to tell apart")
-    name, root, notes = f"{PREFIX}{_dataset_name(datasets)}", None, list[str]()
-    images: Tensor | tuple[Path, ...]
-    if items.images is not None:
-        images = _stack(items.images, items.channels)
-    else:
-        root = download.cache() / "datasets" / items.digest
-        images = _as_files(datasets, items.digest, root, len(labels))
-        notes = [f"{len(images):,} images of {name} were written into {root}"]
+    name, automatic = f"{PREFIX}{_dataset_name(datasets)}", "" in datasets
+    root, images = _store(datasets, items)
+    notes = [f"{len(images):,} images of {name} were written into {root}"] if root else []
     whole = Split(images, labels)
-    automatic = "" in datasets
     splits = split_by_name(whole, [split or None for split in items.splits], seed)
     empty = [name for name, n in zip(classes, whole.counts(len(classes)), strict=True) if not n]
     if training and empty:
@@ -78,12 +72,7 @@ def load(data: object, *, seed: int = 0, training: bool = True) -> Source:
     text = train and describe_missing_classes("train", train, whole, classes)
     if training and automatic and text:
         raise DataError(f"the split by chance {text}: add images, or give train, val and test")
-    measured = (train or whole).images
-    if isinstance(measured, Tensor):
-        mean, std = channel_statistics(measured)
-    else:
-        moments = np.mean(items.moments, axis=0) if items.moments else np.full((2, 3), 0.5)
-        mean, std = mean_and_std(moments[:, : items.channels])
+    mean, std = _statistics((train or whole).images, items)
     return Source(
         name=name,
         classes=classes,
@@ -267,19 +256,31 @@ def _dataset_name(datasets: Mapping[str, Any]) -> str:
     return type(dataset).__name__
 
 
-def _stack(images: list[NDArray[np.uint8]], channels: int) -> Tensor:
-    """uint8 (N, C, H, W): grey ones among images in colour are made so."""
-    whole = np.stack([np.broadcast_to(x, (*x.shape[:2], channels)) for x in images])
-    return torch.from_numpy(whole).permute(0, 3, 1, 2).contiguous()
+def _statistics(
+    images: Tensor | tuple[Path, ...], items: _Items
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if isinstance(images, Tensor):
+        return channel_statistics(images)
+    moments = np.mean(items.moments, axis=0) if items.moments else np.full((2, 3), 0.5)
+    return mean_and_std(moments[:, : items.channels])
 
 
-def _as_files(
-    datasets: Mapping[str, Any], digest: str, folder: Path, count: int
-) -> tuple[Path, ...]:
-    """The images as PNG in a folder of the cache; written once."""
-    files = tuple(folder / f"{k:08}.png" for k in range(count))
+def _store(
+    datasets: Mapping[str, Any], items: _Items
+) -> tuple[Path | None, Tensor | tuple[Path, ...]]:
+    """The images as uint8 (N, C, H, W), or a folder of the cache and PNG files in it.
+
+    Grey ones among images in colour are made so. Files are written once: the digest names the
+    folder.
+    """
+    if items.images is not None:
+        shape = (*items.images[0].shape[:2], items.channels)
+        stacked = np.stack([np.broadcast_to(x, shape) for x in items.images])
+        return None, torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+    folder = download.cache() / "datasets" / items.digest
+    files = tuple(folder / f"{k:08}.png" for k in range(len(items.labels)))
     if folder.exists():
-        return files
+        return folder, files
     new = folder.with_name(f".{secrets.token_hex(8)}")
     new.mkdir(parents=True)
     try:
@@ -287,11 +288,11 @@ def _as_files(
         for file, (_, pixels, _) in zip(files, _hashed_items(datasets, sha), strict=True):
             picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
             picture.save(new / file.name, compress_level=1)
-        if sha.hexdigest() != digest:
+        if sha.hexdigest() != items.digest:
             raise DataError(f"the Dataset is another one each time it is read.\n{REMEDY}")
         new.rename(folder)
     except OSError as error:
         raise DataError(f"{folder} cannot be written: {error}") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    return files
+    return folder, files

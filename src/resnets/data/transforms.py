@@ -52,7 +52,7 @@ class Geometry:
     corner: tuple[int, int]
 
 
-def check(preprocess: Preprocess, augment: Augment) -> None:
+def check_crop(preprocess: Preprocess, augment: Augment) -> None:
     """Raise UsageError if images cannot be cropped so."""
     size = preprocess.size
     if augment.crop == "resize":
@@ -309,9 +309,9 @@ def jitter(images: Tensor, draws: Tensor) -> Tensor:
     factors = 0.6 + 0.8 * draws[:, :3]
     orders = torch.tensor(list(permutations(range(3))), device=images.device)
     for kind in orders[(draws[:, 3] * 6).long()].unbind(1):  # (B,): what each image undergoes now
-        own = grey(images)
+        levels = grey(images)
         kinds, column = kind.view(-1, 1, 1, 1), kind[:, None]
-        other = torch.where(kinds == 2, own, own.mean((2, 3), keepdim=True) * (kinds == 1))
+        other = torch.where(kinds == 2, levels, levels.mean((2, 3), keepdim=True) * (kinds == 1))
         factor = factors.gather(1, column)[:, :, None, None]
         images = other + factor * (images - other)
     return images

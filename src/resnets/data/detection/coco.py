@@ -109,8 +109,8 @@ def read_coco_table(path: Path, split: str | None, root: Path, issues: Issues) -
         raise ValueError("two categories have one name")
     paths = find_images(files, _folders(path, split), root, issues)
     examples = [f"{quote(entries[k]['name'])}, id {k}" for k in groups]
-    what = "categories without objects have the name of another, and are left out"
-    issues.note_examples(what, examples, path)
+    text = "categories without objects have the name of another, and are left out"
+    issues.note_examples(text, examples, path)
     return CocoTable(images, categories, ids, content.get("annotations"), paths)
 
 

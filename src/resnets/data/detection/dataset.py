@@ -118,9 +118,7 @@ def detection_dataset(parsed: ParsedAnnotations, options: ReadOptions) -> Source
     scan = scan_images([image.path for image in images], options.max_unreadable)
     digest = _digest(images, issues.root, parsed.classes)
     images = [image for image in images if image.path in scan.images]
-    if repeated := [b.path for a, b in pairwise(images) if a.path == b.path]:
-        reason = f"{len(repeated):,} images are listed again, in one split or two, first "
-        issues.warn(issues.data, f"{reason}{repeated[0]}")
+    _warn_repeated(images, issues)
     training = [image for image in images if image.split in (None, "train")] or images
     names = {annotation.class_name for image in training for annotation in image.objects}
     classes = parsed.classes or tuple(sorted(names))
@@ -155,6 +153,12 @@ def _digest(images: Sequence[AnnotatedImage], root: Path, classes: Sequence[str]
         objects = [[a.class_name, a.kind, a.box, a.shape] for a in image.objects]
         entries.append([*file_entry(image.path, root), image.split, image.stated_size, objects])
     return digest_of_entries(entries)
+
+
+def _warn_repeated(images: list[AnnotatedImage], issues: Issues) -> None:
+    if repeated := [b.path for a, b in pairwise(images) if a.path == b.path]:
+        reason = f"{len(repeated):,} images are listed again, in one split or two, first "
+        issues.warn(issues.data, f"{reason}{repeated[0]}")
 
 
 def _shapes_of_all(objects: list[Annotation], issues: Issues) -> list[Shape]:

@@ -193,8 +193,8 @@ def _find_image(issues: Issues, path: Path, name: str, images: dict[str, list[Pa
     if not candidates and words:
         candidates = images.get(name_key(PurePath(words[-1]).stem))
         if candidates:
-            what = "annotations are of the image that they name, not of one with their own name"
-            issues.count(what, path)
+            text = "annotations are of the image that they name, not of one with their own name"
+            issues.count(text, path)
     if not candidates:
         return path.with_name(f"{path.stem}.jpg")
     folders = set(components(str(path.parent)))
