@@ -15,13 +15,7 @@ from resnets.config.recipe import Preprocess
 from resnets.data.decode import white_of
 from resnets.data.issues import Issues
 from resnets.data.scan import ImageInfo, ScanResult, find_copies, read_image_info
-from resnets.data.splits import (
-    Source,
-    Split,
-    describe_missing_classes,
-    mean_and_std,
-    split_by_name,
-)
+from resnets.data.splits import Source, Split, describe_missing_classes, mean_and_std, split_by_name
 
 
 class ReadOptions(NamedTuple):
@@ -49,7 +43,8 @@ def make_dataset(
     """
     splits, automatic = split_by_name(images, split_names, seed), None in split_names
     training = _files(splits["train"]) if "train" in splits else []
-    info, white = _scale_grey16(scan.images, training, issues)
+    greatest = {p: image.greatest for p, image in scan.images.items() if image.greatest is not None}
+    info, white = _scale_grey16(scan.images, greatest, training, issues)
     for path, image in info.items():
         for content in image.unused:
             issues.count(f"images {content}", path)
@@ -61,7 +56,7 @@ def make_dataset(
     # ImageNet's statistics where no image was decoded
     mean, std = Preprocess(size=1).mean, Preprocess(size=1).std
     if moments := [m for path in training if (m := info[path].moments) is not None]:
-        mean, std = mean_and_std(np.mean(moments, axis=0).reshape(2, 3))
+        mean, std = mean_and_std(np.mean(moments, axis=0))
     return Source(
         name=issues.data.name or issues.data.resolve().name,
         classes=classes,
@@ -74,7 +69,7 @@ def make_dataset(
         mean=mean,
         std=std,
         white=white,
-        greatest=_greatest(info),
+        greatest=greatest,
         unreadable=scan.unreadable,
         problems=tuple(issues.warnings),
         notes=tuple(issues.notes),
@@ -88,16 +83,10 @@ def _files(split: Split) -> list[Path]:
     return [path for path in split.images if isinstance(path, Path)]
 
 
-def _greatest(info: dict[Path, ImageInfo]) -> dict[Path, int]:
-    """The greatest value of each image of 16 bits that was decoded."""
-    return {path: image.greatest for path, image in info.items() if image.greatest is not None}
-
-
 def _scale_grey16(
-    info: dict[Path, ImageInfo], training: list[Path], issues: Issues
+    info: dict[Path, ImageInfo], greatest: dict[Path, int], training: list[Path], issues: Issues
 ) -> tuple[dict[Path, ImageInfo], int]:
     """Scale grey of 16 bits by what the training images hold; also the value that is white."""
-    greatest = _greatest(info)
     if not greatest:
         return info, 65535
     most = max([greatest[path] for path in training if path in greatest] or greatest.values())

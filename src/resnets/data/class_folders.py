@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resnets.data.classification import LabelledFile
 from resnets.data.decode import IMAGE_SUFFIXES
-from resnets.data.file_names import split_in_name, split_name
+from resnets.data.file_names import split_folders, split_name
 from resnets.data.folders import (
     is_hidden_by_user,
     is_image_file,
@@ -18,7 +18,6 @@ from resnets.data.folders import (
     walk,
 )
 from resnets.data.issues import Issues
-from resnets.data.splits import SPLITS
 from resnets.errors import DataError
 
 _NO_CLASSES = {"images", "labels"}
@@ -72,11 +71,9 @@ def _split_folders_by_words(root: Path) -> dict[Path, str]:
     they are not train and another, each once.
     """
     splits: dict[Path, str] = {}
-    for folder in subfolders(root):
-        split, inner = split_in_name(folder.name, SPLITS), subfolders(folder)
-        if split is None or not inner:
-            continue
-        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir()):
+    for folder, split in split_folders(root).items():
+        inner = subfolders(folder)
+        if not inner or any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir()):
             continue
         repeated = len(inner) == 1 and inner[0].name == folder.name and subfolders(inner[0])
         splits[inner[0] if repeated else folder] = split

@@ -167,7 +167,7 @@ def normalization(
 
 
 def unlabelled_split(files: Sequence[object]) -> tuple[Split, list[tuple[Path, str]]]:
-    """Scenes of which nothing is known but their sizes, and the files that are no images."""
+    """Images of which nothing is known but their sizes, and the files that are no images."""
     good, sizes, bad = list[Path](), list[tuple[int, int]](), list[tuple[Path, str]]()
     for file in files:
         if not isinstance(file, str | Path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from resnets.data.limits import TooCostly, check_header, check_opened, check_scans
+from resnets.data.limits import TooCostly, check_header, check_opened, check_scans, png_chunks
 from resnets.errors import Assumption, DataError, shorten
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -152,15 +151,9 @@ def _says_more(picture: Image.Image) -> bool:
     file = picture.fp  # type: ignore[attr-defined]
     start = file.tell()
     try:
-        file.seek(8)  # behind the signature
-        begun = False
-        while len(head := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            begun |= kind == b"IDAT"
-            if begun and kind in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
-                return True
-            file.seek(length + 4, os.SEEK_CUR)  # the content and its checksum
-        return False
+        names = [name for name, _ in png_chunks(file)]
+        behind = names[names.index(b"IDAT") :] if b"IDAT" in names else []
+        return not {b"eXIf", b"iTXt", b"zTXt", b"tEXt"}.isdisjoint(behind)
     finally:
         file.seek(start)
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 
-from resnets.data.folders import image_files, name_key
+from resnets.data.folders import image_files, name_key, subfolders
 from resnets.data.issues import Issues
 from resnets.data.splits import SPLITS
 from resnets.data.values import quote
@@ -51,6 +51,12 @@ def split_in_name(name: str, known: Sequence[str] = WITH_TRAINVAL) -> str | None
     if splits == {"test", "val"} and "dev" in words:  # COCO's test-dev
         splits = {"test"}
     return splits.pop() if len(splits) == 1 and splits.issubset(known) else None
+
+
+def split_folders(folder: Path, known: Sequence[str] = SPLITS) -> dict[Path, str]:
+    """The folders in a folder of whose names a word says a split."""
+    splits = {inner: split_in_name(inner.name, known) for inner in subfolders(folder)}
+    return {inner: split for inner, split in splits.items() if split}
 
 
 def split_of_folders(path: Path, root: Path) -> str | None:

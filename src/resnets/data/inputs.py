@@ -90,6 +90,8 @@ def read_image(
 ) -> tuple[NDArray[np.uint8], int | None]:
     """The pixels of an image, uint8 (H, W, channels), and the greatest value of 16-bit grey.
 
+    `channels` are 1, 3, or 0: 1 of a picture, array or tensor that is grey, else 3.
+
     - A path, the bytes of a file, or a PIL image: as `decode`, turned upright by its EXIF.
     - An array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), the last with alpha: uint8; bool; uint16,
       scaled as 16-bit PNG files are; or floats in 0..1, made round(255 x).
@@ -99,12 +101,13 @@ def read_image(
     """
     try:
         if isinstance(image, str | Path | bytes):
-            return decode(image, channels, white), largest_value_of_file(image)
+            return decode(image, channels or 3, white), largest_value_of_file(image)
         picture = image if isinstance(image, Image.Image) else _picture(image)
         if not 0 < picture.width * picture.height <= MAX_PIXELS:
             raise DataError(f"{picture.width} x {picture.height} pixels; 1 to {MAX_PIXELS:,} do")
         picture.load()
         greatest = largest_value(picture)
+        channels = channels or (1 if picture.mode in ("1", "L") else 3)
         return to_pixels(picture.copy(), channels, white), greatest
     except Unreadable as error:
         raise (

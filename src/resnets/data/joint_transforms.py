@@ -27,9 +27,6 @@ from resnets.data.splits import Shape, Split
 from resnets.data.transforms import Geometry
 from resnets.errors import UsageError
 
-Shapes = tuple[Shape, ...]
-Move = Callable[[Tensor], Tensor]  # a tv_tensor of an image to one of a view
-
 MIN_VISIBLE = 1 / 5  # of its area: an object of which a view shows less is none any more
 _SAMPLES = 4  # of a cell, across and down
 
@@ -130,12 +127,15 @@ def transform_view(x: Tensor, where: Geometry, cut: tuple[int, int], mirrored: b
 
 def _move_objects(
     targets: DetectionTargets,
-    shapes: Shapes | None,
+    shapes: tuple[Shape, ...] | None,
     canvas: tuple[int, int],
-    move: Move,
+    move: Callable[[Tensor], Tensor],
     mirrored: bool,
 ) -> DetectionTargets:
-    """The M objects of an image of height and width `canvas`, as they lie in a view."""
+    """The M objects of an image of height and width `canvas`, as they lie in a view.
+
+    `move` takes a tv_tensor of the image to one of the view.
+    """
     from torchvision.transforms.v2.functional import clamp_bounding_boxes
     from torchvision.tv_tensors import BoundingBoxes
 

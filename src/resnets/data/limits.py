@@ -6,7 +6,10 @@ image for each scan. Every limit is far above what cameras and programs write.
 
 from __future__ import annotations
 
+import os
 import re
+import struct
+from collections.abc import Iterator
 from io import BufferedReader, BytesIO
 from typing import Literal
 
@@ -117,16 +120,22 @@ def _check_segments(file: BytesIO | BufferedReader) -> None:
 
 
 def _check_chunks(file: BytesIO | BufferedReader) -> None:
-    file.seek(8)
-    for _ in range(PARTS):
-        head = file.read(8)
-        if len(head) < 8 or head[4:] == b"IEND":
+    for count, (name, size) in enumerate(png_chunks(file), 1):
+        if name == b"IEND":
             return
-        size = int.from_bytes(head[:4], "big")
-        if head[4:] == b"eXIf" and size > EXIF:  # it may stand behind the pixels
+        if name == b"eXIf" and size > EXIF:  # it may stand behind the pixels
             raise TooCostly(f"{size:,} bytes of EXIF, the limit is {EXIF:,}")
-        file.seek(size + 4, 1)
-    raise TooCostly(f"over {PARTS:,} chunks in a PNG file")
+        if count == PARTS:
+            raise TooCostly(f"over {PARTS:,} chunks in a PNG file")
+
+
+def png_chunks(file: BytesIO | BufferedReader) -> Iterator[tuple[bytes, int]]:
+    """The name and length of each chunk of a PNG file; contents are skipped."""
+    file.seek(8)  # behind the signature
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        yield name, length
+        file.seek(length + 4, os.SEEK_CUR)  # the content and its checksum
 
 
 def _check_blocks(file: BytesIO | BufferedReader, start: bytes) -> None:

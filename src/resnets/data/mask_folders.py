@@ -11,12 +11,11 @@ from resnets.data.decode import IMAGE_SUFFIXES
 from resnets.data.file_names import (
     WITH_TRAINVAL,
     resolve_case_insensitive,
-    split_in_name,
+    split_folders,
     split_name,
 )
 from resnets.data.folders import files_with_suffix, folders_called, subfolders, visible_files
 from resnets.data.issues import Issues
-from resnets.data.splits import SPLITS
 from resnets.data.tables import read_lines
 from resnets.errors import DataError
 
@@ -52,7 +51,7 @@ def find_mask_folders(root: Path) -> list[MaskFolders]:
     """The folders of images and masks below `root`; none where it has another layout."""
     if pair := _images_and_masks(root):
         return _split_pairs(*pair) or [MaskFolders(None, *pair)]
-    splits = _split_folders(root)
+    splits = split_folders(root)
     pairs = [(split, pair) for top, split in splits.items() if (pair := _images_and_masks(top))]
     if pairs:
         return [MaskFolders(split, *pair) for split, pair in pairs]
@@ -60,11 +59,6 @@ def find_mask_folders(root: Path) -> list[MaskFolders]:
     if beside and all(top in splits for top in beside):
         return [MaskFolders(splits[top], top, top) for top in beside]
     return [MaskFolders(None, root, root)] if beside else []
-
-
-def _split_folders(folder: Path) -> dict[Path, str]:
-    """The folders in a folder whose names say splits."""
-    return {f: split for f in subfolders(folder) if (split := split_in_name(f.name, SPLITS))}
 
 
 def _images_and_masks(folder: Path) -> tuple[Path, Path] | None:
@@ -82,8 +76,8 @@ def _images_and_masks(folder: Path) -> tuple[Path, Path] | None:
 
 def _split_pairs(images: Path, masks: Path) -> list[MaskFolders]:
     """The folders of splits in a folder of images and one of masks, by name, or else by split."""
-    of_masks, pairs = _split_folders(masks), []
-    for folder, split in _split_folders(images).items():
+    of_masks, pairs = split_folders(masks), []
+    for folder, split in split_folders(images).items():
         mask_folder = masks / folder.name
         same_split = [f for f, other in of_masks.items() if other == split]
         if mask_folder not in of_masks and len(same_split) == 1:

@@ -35,7 +35,7 @@ class ImageInfo(NamedTuple):
     height: int
     width: int
     orientation: int  # EXIF's, from 1 (upright as it is stored) to 8
-    # Means and mean squares of the channels in 0..1, float64 (6,), where it was decoded.
+    # Means and mean squares of the channels in 0..1, float64 (2, 3), where it was decoded.
     moments: NDArray[np.float64] | None
     unused: tuple[str, ...] = ()  # content that its pixels leave out
     greatest: int | None = None  # value, of grey with 16 bits that was decoded
@@ -93,7 +93,7 @@ def _read_info(path: Path, white: int, decoded: bool) -> ImageInfo:
     # of a large image some 64 x 64 pixels: their mean and deviation are the image's
     step = max(1, min(image.shape[:2]) // 64)
     pixels = image[::step, ::step].reshape(-1, 3) / 255.0
-    moments = np.array([*pixels.mean(0), *(pixels**2).mean(0)])
+    moments = np.stack([pixels.mean(0), (pixels**2).mean(0)])
     return ImageInfo(image.shape[0], image.shape[1], orientation, moments, unused, greatest)
 
 

@@ -23,8 +23,6 @@ LABEL = ("label", "class", "class_name", "classname", "target", "category", "lab
 SPLIT = ("split", "set", "subset")
 _MISSING = ("nan", "<na>", "n/a", "null")  # what programs write where there is no value
 
-Row = tuple[int, dict[str, str]]  # the number of its line, and its values by column
-
 
 def header(path: Path) -> list[str]:
     """The names in the first line of a CSV file, lower case. Raises DataError for what is none."""
@@ -33,13 +31,14 @@ def header(path: Path) -> list[str]:
 
 def read_table(
     path: Path, columns: Mapping[str, Sequence[str]], required: Sequence[str], issues: Issues
-) -> list[Row]:
+) -> list[tuple[int, dict[str, str]]]:
     """The rows of a CSV file with a header, separated by comma, semicolon or tab, in UTF-8 or 16.
 
-    `columns` are the names that a column may have, in any case; a row has the values of those that
-    there are, without the space around them. Without a header, which shows by the first value being
-    a file, columns stand in the order of `columns`. A row may end early. A quoted value ends in its
-    line: so a quote that is not closed cannot take the rows below into a name.
+    `columns` are the names that a column may have, in any case; a row is the number of its line,
+    and the values of those that there are, without the space around them. Without a header, which
+    shows by the first value being a file, columns stand in the order of `columns`. A row may end
+    early. A quoted value ends in its line: so a quote that is not closed cannot take the rows below
+    into a name.
 
     Raises DataError with its line for columns of `required` that are missing, for a row that is
     longer than the header, or an open quote.

@@ -76,7 +76,7 @@ def load(data: object, *, seed: int = 0, training: bool = True) -> Source:
     return Source(
         name=name,
         classes=classes,
-        train=train,
+        train=splits.get("train"),
         val=splits.get("val"),
         test=splits.get("test"),
         channels=items.channels,
@@ -185,16 +185,12 @@ def _item(name: str, dataset: Any, index: int) -> tuple[NDArray[np.uint8], Any]:
         )
     image, label = item
     mode = image.mode if isinstance(image, Image.Image) else ""
-    grey = mode in ("1", "L")
-    if isinstance(image, np.ndarray | Tensor):
-        channels = image.shape[-1] if isinstance(image, np.ndarray) else image.shape[0]
-        grey = image.ndim == 2 or (image.ndim == 3 and channels == 1)
     wide = mode.startswith("I") or str(getattr(image, "dtype", "")).endswith("uint16")
     if wide or not isinstance(image, str | Path | bytes | Image.Image | np.ndarray | Tensor):
         kind = "16-bit" if wide else type(image).__name__
         raise DataError(f"{where}: its image is {kind}; give {KINDS} of 8 bits, or floats in 0..1")
     try:
-        pixels, _ = read_image(image, 1 if grey else 3, name=where)
+        pixels, _ = read_image(image, 0, name=where)
     except DataError as error:
         raise DataError(f"{where}: {error}" if where not in str(error) else str(error)) from None
     return np.ascontiguousarray(pixels), _label(where, label)

@@ -22,8 +22,8 @@ from resnets.data.detection.dataset import (
     parse_size,
 )
 from resnets.data.detection.targets import Kind
-from resnets.data.file_names import find_images, split_in_name
-from resnets.data.folders import files_with_suffix, folders_called, name_key, subfolders
+from resnets.data.file_names import WITH_TRAINVAL, find_images, split_folders, split_in_name
+from resnets.data.folders import files_with_suffix, folders_called, name_key
 from resnets.data.issues import PARSE_ERRORS, Issues, parse_error_reason
 from resnets.data.splits import Shape
 from resnets.data.values import parse_flag, parse_number, quote
@@ -65,8 +65,7 @@ def _json_files(root: Path) -> list[Path]:
     paths = [path for folder in folders for path in files_with_suffix(folder, ".json")]
     if len(paths) == 1:
         return paths
-    of_splits = [folder for folder in subfolders(root) if split_in_name(folder.name)]
-    for candidates in (folders, [root], of_splits):
+    for candidates in (folders, [root], split_folders(root, WITH_TRAINVAL)):
         paths = [path for folder in candidates for path in files_with_suffix(folder, ".json")]
         if paths := [path for path in paths if _is_coco(path)]:
             return paths
@@ -284,12 +283,10 @@ def _folders(table: Path, split: str | None) -> list[Path]:
     tops = [table.parent, table.parent.parent]
     inner = [folder for top in tops for folder in folders_called(top, "images")]
     splits = {split, "train", "val"} if split == "trainval" else {split}
-    of_split = [
-        folder
-        for top in ((*inner, *tops) if split else ())
-        for folder in subfolders(top)
-        if split_in_name(folder.name) in splits
-    ]
+    of_split = list[Path]()
+    for top in (*inner, *tops):
+        folders = split_folders(top, WITH_TRAINVAL) if split else {}
+        of_split += [folder for folder, other in folders.items() if other in splits]
     return [*of_split, *inner, *tops]
 
 

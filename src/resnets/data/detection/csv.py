@@ -6,12 +6,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from resnets.data.detection.dataset import (
-    AnnotatedImage,
-    Annotation,
-    ParsedAnnotations,
-    parse_size,
-)
+from resnets.data.detection.dataset import AnnotatedImage, Annotation, ParsedAnnotations, parse_size
 from resnets.data.detection.targets import Kind
 from resnets.data.file_names import WITH_TRAINVAL, find_images, parse_split, split_in_name
 from resnets.data.issues import Issues

@@ -343,19 +343,13 @@ def _stored_images(
             issues.warn(images[k].path, "EXIF turns it; its boxes are read as of the upright image")
     for k in turned:
         for annotation in images[k].objects:
-            _turn_shape(issues, annotation, info[k])
+            if annotation.shape and isinstance(annotation.shape[0], int):
+                reason = "run lengths on an image that EXIF turns; use polygons"
+                issues.error(annotation.where, reason)
+            elif annotation.shape:
+                polygons = (_to_upright(np.reshape(p, (-1, 2)), info[k]) for p in annotation.shape)
+                annotation.shape = tuple(tuple(p.ravel().tolist()) for p in polygons)
     return turned
-
-
-def _turn_shape(issues: Issues, annotation: Annotation, image: ImageInfo) -> None:
-    if not annotation.shape:
-        return
-    if isinstance(annotation.shape[0], int):
-        reason = "run lengths on an image that EXIF turns; use polygons"
-        issues.error(annotation.where, reason)
-    else:
-        polygons = (_to_upright(np.reshape(p, (-1, 2)), image) for p in annotation.shape)
-        annotation.shape = tuple(tuple(p.ravel().tolist()) for p in polygons)
 
 
 def _to_upright(points: NDArray[np.float64], image: ImageInfo) -> NDArray[np.float64]:

@@ -9,12 +9,7 @@ from pathlib import Path, PurePath
 from xml.etree import ElementTree
 
 from resnets.data.decode import READABLE
-from resnets.data.detection.dataset import (
-    AnnotatedImage,
-    Annotation,
-    ParsedAnnotations,
-    parse_size,
-)
+from resnets.data.detection.dataset import AnnotatedImage, Annotation, ParsedAnnotations, parse_size
 from resnets.data.detection.targets import Kind
 from resnets.data.file_names import (
     WITH_TRAINVAL,
