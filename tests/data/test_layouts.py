@@ -271,7 +271,7 @@ LAYOUTS = {
     cvat_subsets: ({"train": ["1.png"], "val": ["1.png"]}, []),
     roboflow: ({"train": ["1.png"], "val": ["1.png"], "test": ["1.png"]}, []),
     label_studio: ({"train": ["1.png"]}, ["1 images are found under another path"]),
-    copies: ({"train": ["1.png"], "val": ["1.png"]}, ["1 images are in several folders"] * 2),
+    copies: ({"train": ["1.png"], "val": ["1.png"]}, ["2 images are in several folders"]),
     moved: ({"train": ["1.png"]}, ["1 images are found under another path"]),
     trainval: (
         {"train": ["0.png", "1.png"], "val": ["2.png"], "test": ["3.png"]},
@@ -295,7 +295,7 @@ LAYOUTS = {
     voc_lists_of_classes: ({"train": ["1.png"]}, ["1 lists name no split, and are not read"]),
     roboflow_groups: (
         {"train": ["1.png"]},
-        ["1 categories without objects have the name of another"] * 2,
+        ["2 categories without objects have the name of another"],
     ),
     yolo_without_test: (
         {"train": ["1.png"], "val": ["1.png"]},
@@ -312,7 +312,7 @@ LAYOUTS = {
     yolo_classes: ({"train": ["1.png"], "val": ["1.png"]}, []),
     yolo_lists: (
         {"train": ["1.png"], "val": ["2.png"]},
-        ["1 images are found under another path"] * 2,
+        ["2 images are found under another path"],
     ),
     yolo_elsewhere: (
         {"train": ["1.png"], "val": ["1.png"]},

@@ -48,7 +48,6 @@ def make_dataset(
     for path, image in info.items():
         for content in image.unused:
             issues.count(f"images {content}", path)
-    issues.note_counts()
     _note_copies(splits, issues)
     for name, split in splits.items() if automatic else ():
         if text := describe_missing_classes(name, split, images, classes):
@@ -111,19 +110,16 @@ def _note_copies(splits: dict[str, Split], issues: Issues) -> None:
         split_of |= dict.fromkeys(files, name)
         if not split.has_spatial_labels:
             labels |= zip(files, split.labels.tolist(), strict=True)
-    leaked: dict[str, list[str]] = {"val": [], "test": []}
-    relabelled = list[str]()
     for group in find_copies(split_of):
         train = next((path for path in group if split_of[path] == "train"), None)
         for path in group:
             if train and split_of[path] != "train":
-                leaked[split_of[path]].append(f"{path}, which is {train}; remove one of each")
+                text = f"images of {split_of[path]} are in train too, byte for byte, so its figures"
+                example = f"{path}, which is {train}; remove one of each"
+                issues.count(f"{text} are too good", example)
             if labels.get(path) != labels.get(group[0]):
-                relabelled.append(f"{path}, which is {group[0]}")
-    for name, examples in leaked.items():
-        text = f"images of {name} are in train too, byte for byte, so its figures are too good"
-        issues.note_examples(text, examples)
-    issues.note_examples("images have copies of another class, byte for byte", relabelled)
+                text = "images have copies of another class, byte for byte"
+                issues.count(text, f"{path}, which is {group[0]}")
 
 
 def file_entry(path: Path, root: Path) -> list[object]:

@@ -37,14 +37,13 @@ def read_class_folders(issues: Issues, training: bool) -> list[LabelledFile]:
     splits = _split_folders(root, issues)
     others = [f for f in subfolders(root) if f not in splits and f / f.name not in splits]
     if "train" in splits.values() or (splits and not others):
-        issues.note_examples(f"folders beside {_names(splits)} are not read", others)
+        issues.count(f"folders beside {_names(splits)} are not read", *others)
     else:
         _check_class_folders(root, issues)
         splits = {}
     files = list[LabelledFile]()
     for folder in splits or [root]:
         files += _read_split(folder, splits.get(folder), issues, training)
-    issues.note_counts()
     return files
 
 
@@ -100,12 +99,12 @@ def _check_class_folders(root: Path, issues: Issues) -> None:
     if folders and named_as_splits == folders:
         raise _no_class_folders(folders[0])
     text = "folders have the names of splits, but no folders inside, and are read as classes"
-    issues.note_examples(text, named_as_splits)
+    issues.count(text, *named_as_splits)
     folds = [f for f in folders if _FOLD.fullmatch(f.name)]
     if len(folds) > 1:
         example = f"{folds[0]}; if they are folds, merge them or list the images in a CSV file"
         text = "folders are named like parts of one data set, and are read as classes"
-        issues.note_examples(text, [example, *folds[1:]])
+        issues.count(text, example, *folds[1:])
 
 
 def _names(folders: Iterable[Path]) -> str:
@@ -142,7 +141,7 @@ def _read_split(
         reason = f"{len(empty)} empty class folders: {_names(empty[:5])}; fill or remove them"
         issues.error(folder, reason)
     else:
-        issues.note_examples("class folders without images are left out", empty)
+        issues.count("class folders without images are left out", *empty)
     return files
 
 

@@ -23,7 +23,7 @@ def read_class_table(issues: Issues) -> tuple[list[LabelledFile], bool]:
     columns = {"path": PATH, "label": LABEL, "split": SPLIT}
     rows = read_table(table, columns, ("path", "label"), issues)
     multiple = [repr(row["label"]) for _, row in rows if "|" in row["label"]]
-    issues.note_examples("labels have |, so an image may have several classes, or none", multiple)
+    issues.count("labels have |, so an image may have several classes, or none", *multiple)
     names = (row["path"] for _, row in rows if row["path"] and "://" not in row["path"])
     paths = find_images(names, [table.parent], table.parent, issues)
     files: dict[Path, tuple[int, LabelledFile]] = {}
@@ -40,7 +40,6 @@ def read_class_table(issues: Issues) -> tuple[list[LabelledFile], bool]:
             if first != file:
                 reason = f"{row['path']} has another label or split than in line {first_line}"
                 issues.error(where, f"{reason}; write several labels of an image as cat|dog")
-    issues.note_counts()
     return [file for _, file in files.values()], bool(multiple)
 
 

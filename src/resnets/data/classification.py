@@ -105,7 +105,7 @@ def _compose_unicode(files: list[LabelledFile], issues: Issues) -> list[Labelled
     composed = {name: normalize("NFC", name) for file in files for name in file.labels}
     renamed = sorted(repr(name) for name, new in composed.items() if name != new)
     text = "class names are in decomposed Unicode, and are read as composed"
-    issues.note_examples(text, renamed)
+    issues.count(text, *renamed)
     return [replace(file, labels=tuple(composed[n] for n in file.labels)) for file in files]
 
 
@@ -125,7 +125,7 @@ def _note_similar_classes(names: set[str], issues: Issues) -> None:
         groups.setdefault(spelling, []).append(name)
     alike = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
     text = "groups of classes differ in case, space, quotes or decimals only; they stay apart"
-    issues.note_examples(text, alike)
+    issues.count(text, *alike)
 
 
 def _check_links(files: list[LabelledFile], issues: Issues) -> None:
@@ -144,7 +144,7 @@ def _check_links(files: list[LabelledFile], issues: Issues) -> None:
         issues.error(b.path, reason)
     else:
         examples = [f"{b.path}, which is {a.path}" for a, b in linked]
-        issues.note_examples("files are others by links and count twice", examples)
+        issues.count("files are others by links and count twice", *examples)
 
 
 def _label_tensor(

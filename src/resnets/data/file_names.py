@@ -102,7 +102,7 @@ def find_images(
     is not found, or is one of several, gets a path in the first folder.
     """
     file_list = lru_cache(None)(_names_in)
-    paths, missing, copies = dict[str, Path](), list[str](), list[str]()
+    paths, missing = dict[str, Path](), list[str]()
     for name in dict.fromkeys(names):
         candidates = [os.path.normpath(os.path.join(folder, name)) for folder in folders]
         split_paths = ((path, *os.path.split(path)) for path in dict.fromkeys(candidates))
@@ -111,8 +111,8 @@ def find_images(
         if not existing:
             missing.append(name)
         elif len(existing) > 1:
-            copies.append(f"{quote(name)}: {existing[0]}, not {existing[1]}")
-    issues.note_examples("images are in several folders", copies)
+            example = f"{quote(name)}: {existing[0]}, not {existing[1]}"
+            issues.count("images are in several folders", example)
     if missing and root.resolve() not in (Path(root.resolve().anchor), Path.home()):
         paths |= _find_below(missing, len(paths), root, set(paths.values()), issues)
     return paths
@@ -134,7 +134,7 @@ def _find_below(
         if path not in taken:
             keys = components(str(path.relative_to(root)))
             candidates[keys[-1]].append((keys, path))
-    paths, moved, ambiguous = dict[str, Path](), list[str](), list[str]()
+    paths = dict[str, Path]()
     for name in missing:
         ending = components(name)
         shared = [(_shared_end(keys, ending), p) for keys, p in candidates[(ending or [""])[-1]]]
@@ -143,12 +143,12 @@ def _find_below(
             continue
         alike = [path for count, path in shared if count == best]
         if len(alike) > 1:
-            ambiguous.append(f"{quote(name)}: {alike[0]} or {alike[1]}")
+            example = f"{quote(name)}: {alike[0]} or {alike[1]}"
+            issues.count("images may be one of several files", example)
         else:
             paths[name] = alike[0]
-            moved.append(f"{quote(name)} is {alike[0]}")
-    issues.note_examples("images are found under another path or case", moved)
-    issues.note_examples("images may be one of several files", ambiguous)
+            example = f"{quote(name)} is {alike[0]}"
+            issues.count("images are found under another path or case", example)
     return paths
 
 

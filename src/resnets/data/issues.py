@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ class Issues:
     data: Path
     errors: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    _notes: list[str] = field(default_factory=list)
     _counted: dict[str, list[object]] = field(default_factory=lambda: defaultdict(list))
 
     @property
@@ -52,24 +52,18 @@ class Issues:
 
     def note(self, text: str, file: Path | None = None) -> None:
         """Note something of the data set, or of one of its files."""
-        self.notes.append(f"{file or self.data}: {text}")
+        self._notes.append(f"{file or self.data}: {text}")
 
-    def note_examples(
-        self, text: str, examples: Sequence[object], file: Path | None = None
-    ) -> None:
-        """Note how many examples of something there are, and the first; nothing of none."""
+    def count(self, text: str, *examples: object) -> None:
+        """Count what occurs at many files or lines, for one note of them all."""
         if examples:
-            self.note(f"{len(examples):,} {text}, first {examples[0]}", file)
+            self._counted[text] += examples
 
-    def count(self, text: str, example: object) -> None:
-        """Count something of many files or lines, for one note of them all."""
-        self._counted[text].append(example)
-
-    def note_counts(self) -> None:
-        """Turn what was counted into notes."""
-        for text, examples in self._counted.items():
-            self.note_examples(text, examples)
-        self._counted.clear()
+    @property
+    def notes(self) -> list[str]:
+        """The notes, and one with the number and the first example of whatever was counted."""
+        counted = [f"{len(e):,} {text}, first {e[0]}" for text, e in self._counted.items()]
+        return [*self._notes, *(f"{self.data}: {text}" for text in counted)]
 
     def to_error(self, unreadable: Iterable[tuple[Path, str]] = ()) -> DataErrors:
         """The exception that has all of them."""

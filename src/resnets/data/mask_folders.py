@@ -119,8 +119,7 @@ def pair_masks(issues: Issues) -> list[MaskedImage]:
     if not split_of:
         return pairs
     others = [pair.image for pair in pairs if pair.image.stem not in split_of]
-    text = "images are in no list of ImageSets/Segmentation, and are left out"
-    issues.note_examples(text, others)
+    issues.count("images are in no list of ImageSets/Segmentation, and are left out", *others)
     listed = [pair for pair in pairs if pair.image.stem in split_of]
     if not listed:
         raise DataError(f"{root}: the lists of ImageSets/Segmentation name no image with a mask")
@@ -175,4 +174,4 @@ def _note_other_folders(folders: list[MaskFolders], has_lists: bool, issues: Iss
     for parent in sorted(parents) if issues.data not in tops else ():
         others += [f for f in subfolders(parent) if f not in read]
     others = [f for f in others if not (has_lists and f.name.casefold() == "imagesets")]
-    issues.note_examples("folders are not read", others)
+    issues.count("folders are not read", *others)

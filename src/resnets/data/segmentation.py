@@ -148,7 +148,7 @@ def _check_palettes(masks: list[Path], counts: Counts, issues: Issues) -> None:
         issues.error(issues.data, f"{reason}; {remedy}")
     else:
         text = "masks have other colours for their values; the value is the class, not the colour"
-        issues.note_examples(text, list(recoloured.values()))
+        issues.count(text, *recoloured.values())
 
 
 def _palette(mask: Path) -> list[tuple[int, ...]]:

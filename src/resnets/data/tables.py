@@ -49,7 +49,7 @@ def read_table(
     rows: Iterator[tuple[int, list[str]]] = lines
     if not position and len(required) <= len(first) <= len(columns) and _is_file(path, first[0]):
         position = {column: k for k, column in zip(range(len(first)), columns, strict=False)}
-        issues.notes.append(f"{path} has no header: its columns are read as {', '.join(position)}")
+        issues.note(f"has no header: its columns are read as {', '.join(position)}", path)
         rows = chain([(line, first)], lines)
     elif missing := [column for column in required if column not in position]:
         names = ", ".join(map(repr, first[:8])) + (", ..." if len(first) > 8 else "")
@@ -70,14 +70,12 @@ def read_table(
                 'that contains the separator needs quotes: "a, b"'
             )
         cells += [""] * (len(first) - len(cells))
-        table.append((line, {column: cells[k] for column, k in position.items()}))
-    missing_labels = [
-        f"{row['label']!r} in line {line}; if the label is missing, remove these rows"
-        for line, row in table
-        if row.get("label", "").casefold() in _MISSING
-    ]
-    text = "labels look like missing values, and are read as a class"
-    issues.note_examples(text, missing_labels, path)
+        row = {column: cells[k] for column, k in position.items()}
+        if row.get("label", "").casefold() in _MISSING:
+            remedy = "if the label is missing, remove these rows"
+            text = "labels look like missing values, and are read as a class"
+            issues.count(text, f"{row['label']!r} in line {line} of {path}; {remedy}")
+        table.append((line, row))
     return table
 
 

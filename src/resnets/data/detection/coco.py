@@ -55,7 +55,7 @@ def annotation_files(root: Path, issues: Issues | None = None) -> dict[Path, str
                     "Name them train, val and test, or give the path of one of them."
                 )
     if issues is not None:
-        issues.note_examples("JSON files are not read", [p for p in paths if p not in splits])
+        issues.count("JSON files are not read", *(path for path in paths if path not in splits))
     return splits
 
 
@@ -107,9 +107,8 @@ def read_coco_table(path: Path, split: str | None, root: Path, issues: Issues) -
     if len(ids) < len(categories):
         raise ValueError("two categories have one name")
     paths = find_images(files, _folders(path, split), root, issues)
-    examples = [f"{quote(entries[k]['name'])}, id {k}" for k in groups]
     text = "categories without objects have the name of another, and are left out"
-    issues.note_examples(text, examples, path)
+    issues.count(text, *(f"{quote(entries[k]['name'])}, id {k} of {path}" for k in groups))
     return CocoTable(images, categories, ids, content.get("annotations"), paths)
 
 

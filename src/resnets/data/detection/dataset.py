@@ -112,7 +112,6 @@ def detection_dataset(parsed: ParsedAnnotations, options: ReadOptions) -> Source
     learn from, or images without a split among others that have one.
     """
     issues = parsed.issues
-    issues.note_counts()
     _assign_trainval(parsed)
     images = sorted(parsed.images, key=lambda image: (str(image.path), image.split or ""))
     scan = scan_images([image.path for image in images], options.max_unreadable)
@@ -227,7 +226,7 @@ def _assign_trainval(parsed: ParsedAnnotations) -> None:
     if split:
         parsed.images += [replace(image, split=split) for image in rest]
         text = f"of {len(both):,} images of trainval are read as {split}"
-    parsed.issues.note_examples(text, [image.path for image in rest])
+    parsed.issues.count(text, *(image.path for image in rest))
 
 
 def _note_unlisted(
@@ -238,9 +237,9 @@ def _note_unlisted(
     for folder in sorted({path.parent for path in paths}):
         if os.path.isdir(folder):
             others += [p for p in files_with_suffix(folder, *READABLE) if p not in known]
-    issues.note_examples("images beside these are in no annotation or list", others)
+    issues.count("images beside these are in no annotation or list", *others)
     bare = [repr(name) for name in classes if name not in names]
-    issues.note_examples("classes have no object to learn from", bare)
+    issues.count("classes have no object to learn from", *bare)
 
 
 def _check_objects(

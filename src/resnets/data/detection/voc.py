@@ -82,7 +82,7 @@ def read_voc(root: Path, issues: Issues) -> ParsedAnnotations:
                 if text.suffix == ".txt":
                     issues.count("lists name no split, and are not read", text)
     unlisted = sorted(set(files) - {path for path, _ in rows})
-    issues.note_examples("XML files are in no list, and not read", unlisted)
+    issues.count("XML files are in no list, and not read", *unlisted)
     images = _images_by_stem(root)
     for path, split in rows:
         with issues.collect(path):

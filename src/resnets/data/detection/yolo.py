@@ -246,7 +246,7 @@ def _images_of_entry(
     if location.is_dir():
         known = {*READABLE, ".txt", ".cache"}
         others = [path for path in visible_files(location) if path.suffix.casefold() not in known]
-        issues.note_examples("files are not images by name, and are not read", others)
+        issues.count("files are not images by name, and are not read", *others)
         return image_files(location)
     if location.suffix.casefold() != ".txt":
         raise DataError(f"{location} is neither a folder nor a list of images, which ends in .txt")
@@ -264,7 +264,7 @@ def _read_labels(
     images: list[AnnotatedImage], names: dict[int, str], keypoints: int, issues: Issues
 ) -> None:
     """Add objects to images; a row has `keypoints` numbers behind its box, if any."""
-    labels, bare = LabelFiles(), list[Path]()
+    labels = LabelFiles()
     for image in images:
         file = labels.find(image.path) if os.path.isdir(image.path.parent) else None
         try:
@@ -273,17 +273,16 @@ def _read_labels(
             issues.error(file, str(error))
             continue
         if file is None:
-            bare.append(image.path)
+            issues.count("images have no label file, so no objects", image.path)
         for number, line in enumerate(lines, 1):
             where, values = f"{file}, line {number}", line.split()
             with issues.collect(where):
                 if values:
                     image.objects.append(_object(issues, values, where, names, keypoints))
-    issues.note_examples("images have no label file, so no objects", bare)
     known = {"classes", "train", "val", "valid", "test", "notes", "requirements"}
-    stems = {path: name_key(path.stem) for path in labels.unused}
-    unused = [path for path, stem in stems.items() if stem not in known and "readme" not in stem]
-    issues.note_examples("label files have no image", unused)
+    for path in labels.unused:
+        if (stem := name_key(path.stem)) not in known and "readme" not in stem:
+            issues.count("label files have no image", path)
     _check_corners(images, issues)
 
 
