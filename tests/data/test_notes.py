@@ -80,7 +80,10 @@ def test_copies_are_those_of_equal_bytes(tmp_path):
     [
         (["1", "1.0", "2"], "1 groups of classes differ in .* first '1' and '1.0'"),
         (["1", "01", "2"], "1 groups of classes differ in .* first '01' and '1'"),
-        (["cat", "NaN", "dog"], "8 labels look like missing values, .* first 'NaN' in line 3 of .*; if"),
+        (
+            ["cat", "NaN", "dog"],
+            "8 labels look like missing values, .* first 'NaN' in line 3 of .*; if",
+        ),
         (["cat", "<NA>", "dog"], "8 labels look like missing values"),
         (["1.5", "15", "2"], None),
         (["v1.0", "v1", "2"], None),

@@ -130,5 +130,8 @@ def file_entry(path: Path, root: Path) -> list[object]:
 
 def digest_of_entries(entries: Iterable[Any], separator: str = "") -> str:
     """SHA-256 of values as JSON, one after the other."""
-    texts = (json.dumps(entry, default=bytes.decode) for entry in entries)
-    return hashlib.sha256(separator.join(texts).encode()).hexdigest()
+    sha = hashlib.sha256()
+    for index, entry in enumerate(entries):
+        text = json.dumps(entry, default=bytes.decode)
+        sha.update((separator * (index > 0) + text).encode())
+    return sha.hexdigest()

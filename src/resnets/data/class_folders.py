@@ -148,12 +148,9 @@ def _read_split(
 def _read_class(folder: Path, issues: Issues) -> list[Path]:
     files, hidden = walk(folder)
     images = [path for path in files if is_image_file(path)]
-    for path in images:
-        if path.parent != folder:
-            text = "images are in folders inside class folders, and have the outer class"
-            issues.count(text, path)
-    for path in sorted({*files} - {*images}):
-        issues.count("files are not images, and are skipped", path)
-    for path in hidden:
-        issues.count("hidden files and folders are not read", path)
+    deeper = [path for path in images if path.parent != folder]
+    text = "images are in folders inside class folders, and have the outer class"
+    issues.count(text, *deeper)
+    issues.count("files are not images, and are skipped", *sorted({*files} - {*images}))
+    issues.count("hidden files and folders are not read", *hidden)
     return images
