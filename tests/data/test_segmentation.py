@@ -194,8 +194,8 @@ def test_few_of_many_named_classes_are_noted(tmp_path):
     source = load(tmp_path, task="segment")
     assert source.classes == ("a", "b", "c", "3", "e")
     assert [note.split(": ")[1] for note in source.notes] == [
-        f"1 folders are not read, first {tmp_path / 'other'}",
         "2 of 4 named classes have no pixel in any mask, first 'c' (2)",
+        f"1 folders are not read, first {tmp_path / 'other'}",
     ]
 
 
