@@ -7,13 +7,13 @@ import torch
 from resnets.config.recipe import Recipe
 from resnets.errors import UsageError
 from resnets.evaluation.scores import Scores
-from resnets.reporting import compare, facts, sections
+from resnets.reporting import compare, facts, report
 
 from ._helpers import RIGHT, folder, two
 
 
 def said(run, counts=()):
-    return sections.sentences(facts.read_facts(run), lambda index: f"image {index}", (), counts)
+    return report.sentences(facts.read_facts(run), lambda index: f"image {index}", (), counts)
 
 
 def row(epoch, train, test=None):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from itertools import islice
 from pathlib import Path
@@ -176,6 +177,10 @@ class Model:
         # Whole images are large, so those that are not cut to one size are decoded one by one.
         batch = self.fitting_batch(batch) if isinstance(self.network, CLASSIFIERS) else 1
         record, greatest = RECORDS[task_of(self.metadata.arch)], dict[str, int | None]()
+        # What is kept of a decoded image, uint8 (H, W, C), until the network gets it.
+        reduce: Callable[[Tensor], Tensor] = partial(preprocess_image, preprocess=preprocess)
+        if isinstance(self.metadata.arch, DenseTaskArch):
+            reduce = partial(torch.permute, dims=(2, 0, 1))
         while chunk := list(islice(rest, batch)):
             predictions, images = list[AnyPrediction](), dict[int, Tensor]()
             for k, (name, item) in enumerate(chunk):
@@ -184,7 +189,7 @@ class Model:
                     pixels, greatest[name] = read_image(
                         item, preprocess.channels, preprocess.white, name
                     )
-                    images[k] = self._reduced(torch.from_numpy(pixels))
+                    images[k] = reduce(torch.from_numpy(pixels))
                 except DataError as error:
                     if not isinstance(item, str | Path | bytes):
                         raise
@@ -197,15 +202,6 @@ class Model:
                     predictions[k] = prediction
             yield from predictions
         warn_clipped(greatest, preprocess.white)
-
-    def _reduced(self, image: Tensor) -> Tensor:
-        """What is kept of a decoded image, uint8 (H, W, C), until the network gets it.
-
-        uint8 (C, size, size) for a classifier; for others, whose images differ in size, (C, H, W).
-        """
-        if isinstance(self.metadata.arch, DenseTaskArch):
-            return image.permute(2, 0, 1)
-        return preprocess_image(image, self.metadata.preprocess)
 
     def __repr__(self) -> str:
         """In one line: the network, its classes and input, and where it came from."""
@@ -231,7 +227,10 @@ def preprocess_image(image: Tensor, preprocess: Preprocess) -> Tensor:
 def predict_images(
     model: Model, files: Sequence[str], images: Sequence[Tensor], top: int, score: float
 ) -> list[AnyPrediction]:
-    """The predictions for decoded images, as `Model.answers` keeps them. Raises NotFinite."""
+    """The predictions for images: uint8 (C, size, size) of a classifier, else whole (C, H, W).
+
+    Raises NotFinite.
+    """
     pairs = zip(files, images, strict=True)
     with name_model_in_errors(model.path):
         match model.metadata.arch:

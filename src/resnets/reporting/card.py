@@ -11,8 +11,7 @@ from resnets.analysis.findings import image_name
 from resnets.escape import escape_markdown
 from resnets.files import write_whole
 from resnets.reporting.facts import RunFacts, figures
-from resnets.reporting.report import PAGES
-from resnets.reporting.sections import sentences
+from resnets.reporting.report import PAGES, sentences
 
 
 def write(facts: RunFacts) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,9 @@ from resnets.data.dataset import Source, Split
 from resnets.errors import CheckpointError, DataError, ResnetsError
 from resnets.escape import visible
 from resnets.files import code_option, write_whole
-from resnets.reporting.facts import RunFacts, cost, headline, percent
-from resnets.reporting.page import PageInputs
-from resnets.reporting.sections import section_of, sentences
+from resnets.reporting import classification, dense, detection, localization, segmentation
+from resnets.reporting.facts import RunFacts, about_test, about_training, cost, headline, percent
+from resnets.reporting.page import ImageName, Page, PageInputs, plain_page
 
 PAGES = jinja2.Environment(
     loader=jinja2.PackageLoader("resnets.reporting", "."),
@@ -31,11 +33,32 @@ PAGES.filters |= {"percent": percent, "quote": shlex.quote}
 PAGES.globals |= {"cost": cost, "headline": headline, "code_option": code_option}
 
 
+@dataclass(frozen=True)
+class Section:
+    """What a task's report has beside the parts of all."""
+
+    page: Callable[[PageInputs], Page] = plain_page
+    findings: Callable[[RunFacts, ImageName], Iterable[str]] = lambda facts, name: ()
+
+
+SECTIONS = {  # by the name of the task
+    "classify": Section(classification.page, classification.findings),
+    "detect": Section(detection.page, dense.findings),
+    "localize": Section(localization.page, dense.findings),
+    "segment": Section(segmentation.page, dense.findings),
+}
+
+
+def section_of(facts: RunFacts) -> Section:
+    """That of the run's task; a task without one has a plain page."""
+    return SECTIONS.get(facts.task.name, Section())
+
+
 def write(facts: RunFacts, source: Source | None = None, network: Any = None) -> Path:
     """Write report.html into the folder of a run, finished or not; what is missing is said.
 
     `source` is the run's data where it is at hand; else it is read from where the recipe says.
-    `network` is that of `predictor.load`.
+    `network` is that of `evaluation.load.load`.
 
     Raises CheckpointError, DiskError.
     """
@@ -81,3 +104,15 @@ def reload_data(facts: RunFacts) -> Source:
 def short_name(split: Split | None, index: int) -> str:
     """What an image is called, without the place where the data lies."""
     return "/".join(Path(findings.image_name(split, index)).parts[-2:])
+
+
+def sentences(
+    facts: RunFacts, name: ImageName, notes: Sequence[str] = (), counts: Sequence[int] = ()
+) -> list[str]:
+    """What a person should know, the honesty of the test first.
+
+    `notes` are the page's; `counts` are the training images, or objects, of each class, empty where
+    the data is not at hand.
+    """
+    findings = section_of(facts).findings(facts, name)
+    return [*about_test(facts), *findings, *notes, *about_training(facts, counts)]
