@@ -36,17 +36,10 @@ class Plot(NamedTuple):
 
     x: str
     ys: tuple[str, ...]
-    xlabel: str
     ylabel: str
+    xlabel: str = ""  # where it is not the column's name
     scale: str = "linear"
     style: str = "o-"  # of the first column; bars where it is empty
-
-
-class Instrument(NamedTuple):
-    """A measurement, and how its rows are drawn."""
-
-    measure: Callable[[AnalysisSetup], Measurement]
-    plot: Plot
 
 
 def responses(setup: AnalysisSetup) -> Measurement:
@@ -174,31 +167,35 @@ def precise(setup: AnalysisSetup) -> Measurement:
     )
 
 
-_SIGNAL = Plot("layer", ("forward", "backward"), "layer", "response, gradient", "log")
-_ERROR = Plot("unit", ("error", "whole_error"), "unit left out", "error (%)")
-INSTRUMENTS = {
-    "responses": Instrument(
-        responses, Plot("layer", ("std", "sorted_std"), "layer", "standard deviation of responses")
+_SIGNAL = Plot("layer", ("forward", "backward"), "response, gradient", scale="log")
+_ERROR = Plot("unit", ("error", "whole_error"), "error (%)", "unit left out")
+# Measurements, and how their rows are drawn.
+INSTRUMENTS: dict[str, tuple[Callable[[AnalysisSetup], Measurement], Plot]] = {
+    "responses": (
+        responses,
+        Plot("layer", ("std", "sorted_std"), "standard deviation of responses"),
     ),
-    "signal": Instrument(layer_signal, _SIGNAL),
-    "gradients": Instrument(
-        layer_signal, _SIGNAL._replace(ys=("weight",), ylabel="norm of the weights' gradient")
+    "signal": (layer_signal, _SIGNAL),
+    "gradients": (
+        layer_signal,
+        _SIGNAL._replace(ys=("weight",), ylabel="norm of the weights' gradient"),
     ),
-    "equations": Instrument(
-        equations, Plot("unit", ("product",), "first unit", "product of shortcuts' scales", "log")
+    "equations": (
+        equations,
+        Plot("unit", ("product",), "product of shortcuts' scales", "first unit", "log"),
     ),
-    "lesions": Instrument(lesions, _ERROR),
-    "swaps": Instrument(
-        swaps, _ERROR._replace(x="distance", xlabel="distance of the units", style="o")
+    "lesions": (lesions, _ERROR),
+    "swaps": (swaps, _ERROR._replace(x="distance", xlabel="distance of the units", style="o")),
+    "paths": (
+        paths,
+        Plot("length", ("gradient", "paths"), "part of the sum (%)", "branches on a path"),
     ),
-    "paths": Instrument(
-        paths, Plot("length", ("gradient", "paths"), "branches on a path", "part of the sum (%)")
+    "landscape": (
+        landscape,
+        Plot("alpha", ("loss",), "loss (nats)", "step along a random direction"),
     ),
-    "landscape": Instrument(
-        landscape, Plot("alpha", ("loss",), "step along a random direction", "loss (nats)")
-    ),
-    "precise": Instrument(
+    "precise": (
         precise,
-        Plot("statistics", ("error",), "statistics of normalisation", "error (%)", style=""),
+        Plot("statistics", ("error",), "error (%)", "statistics of normalisation", style=""),
     ),
 }

@@ -74,7 +74,7 @@ def columns(rows: Sequence[Mapping[str, Any]], plot: Plot) -> bytes:
             axes.plot(xs, ys, style, color=INK, ms=3, label=column.replace("_", " "))
             axes.locator_params("x", integer=isinstance(xs[0], int))
     scale = plot.scale if any(row[plot.ys[0]] for row in rows) else "linear"
-    axes.set(xlabel=plot.xlabel, ylabel=plot.ylabel, yscale=scale)
+    axes.set(xlabel=plot.xlabel or plot.x, ylabel=plot.ylabel, yscale=scale)
     if percent:
         axes.set_ylim(0, None)
     if len(plot.ys) > 1:
