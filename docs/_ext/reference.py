@@ -91,7 +91,7 @@ def function(name: str) -> str:
         star = "*" * (parameter.kind is parameter.VAR_POSITIONAL)
         hint = spelled(parameter.annotation, called.__module__)
         rows.append((f"`{star}{key}`", f"`{hint}`", default, arguments.get(key, "")))
-    parts = [f"## resnets.{name}", text]
+    parts = [f"## resnets.{name}", f"`{called.__module__}.{name}`", text]
     if rows:
         parts.append(table(("argument", "type", "default", "meaning"), rows))
     given = dict.fromkeys(classes_of(signature.return_annotation, called.__module__))
