@@ -7,7 +7,8 @@ command line prints it without a traceback and exits with the code; in Python it
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -53,9 +54,13 @@ class CheckpointError(ResnetsError, exit_code=4):
     """A checkpoint or weights file that is refused."""
 
 
-def refuse_file(path: Path, what: str, remedy: str) -> CheckpointError:
-    """The refusal of a weights file: what is wrong with it, and what to do."""
-    return CheckpointError(f"{path}: {what}.\n{remedy}")
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """A CheckpointError that is raised inside begins with the path."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 class MissingCode(UsageError, exit_code=2):

@@ -17,13 +17,13 @@ from tests._helpers import needs_posix_files
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    monkeypatch.setattr(cpu_fused, "_compiled", lambda source: b"made here")
+    monkeypatch.setattr(cpu_fused, "_compile", lambda source: b"made here")
     monkeypatch.setattr(cpu_fused, "problems", [])
     return tmp_path / "resnets" / "kernels"
 
 
 def made(folder):
-    return cpu_fused._cached(folder, "k", Path("k.cpp"))
+    return cpu_fused._build_once(folder, "k", Path("k.cpp"))
 
 
 @needs_posix_files
@@ -82,7 +82,7 @@ def test_a_plan_says_which_kernels_train(
 def test_a_missing_compiler_is_named(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(OSError, match=r"no C\+\+ compiler"):
-        cpu_fused._compiled(Path("k.cpp"))
+        cpu_fused._compile(Path("k.cpp"))
 
 
 def test_the_fused_kernels_are_for_the_processor():

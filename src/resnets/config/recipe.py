@@ -230,7 +230,8 @@ def rename_old_fields(values: Mapping[str, Any], *, note: bool = True) -> dict[s
 
     Raises UsageError where a field is given by both names.
     """
-    renamed, used = _renamed(values, "")
+    used = dict[str, str]()
+    renamed = _renamed(values, "", used)
     if note and used:
         pairs = ", ".join(f"{old} is now {new}" for old, new in used.items())
         warnings.warn(
@@ -241,27 +242,26 @@ def rename_old_fields(values: Mapping[str, Any], *, note: bool = True) -> dict[s
     return renamed
 
 
-def _renamed(values: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The renamed values of one level, and the old names among them with the new ones."""
-    renamed, used = dict[str, Any](), dict[str, str]()
+def _renamed(values: Mapping[str, Any], prefix: str, used: dict[str, str]) -> dict[str, Any]:
+    """The renamed values of one level; `used` gets the old names among them with the new ones."""
+    renamed = dict[str, Any]()
     for key, value in values.items():
         name = f"{prefix}{key}"
         new = OLD_FIELDS.get(name, name)
         if new != name:
             used[name] = new
         if new == "augment" and isinstance(value, Mapping):
-            value, inner = _renamed(value, "augment.")
-            used |= inner
+            value = _renamed(value, "augment.", used)
         elif new == "augment.policy" and isinstance(value, str):
-            choices = [OLD_POLICIES.get(choice, choice) for choice in value.split(",")]
-            if ",".join(choices) != value:
-                used[f"{name}={value}"] = f"{name}={','.join(choices)}"
-            value = ",".join(choices)
+            policies = ",".join(OLD_POLICIES.get(choice, choice) for choice in value.split(","))
+            if policies != value:
+                used[f"{name}={value}"] = f"{name}={policies}"
+            value = policies
         new = new.removeprefix(prefix)
         if new in renamed or (new != key and new in values):
             raise UsageError(f"{name} is the old name of {prefix}{new}: give one of them")
         renamed[new] = value
-    return renamed, used
+    return renamed
 
 
 def parse(values: Mapping[str, Any]) -> Recipe:

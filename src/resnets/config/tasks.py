@@ -145,5 +145,5 @@ def tasks_with(function: str, option: str) -> list[str]:
 
 def missing_options(function: str, text: TaskText) -> list[str]:
     """The arguments of `evaluate` or `predict` that other tasks have, and this one does not."""
-    every = {name for other in TASK_TEXTS.values() for name in other.options.get(function, ())}
-    return sorted(every - {*text.options.get(function, ())})
+    known = {name for other in TASK_TEXTS.values() for name in other.options.get(function, ())}
+    return sorted(known - {*text.options.get(function, ())})

@@ -56,13 +56,13 @@ class ExternalNetwork(nn.Module):
 
         Only that of `level` where one is named.
         """
-        found = dict[str, Tensor]()
+        maps = dict[str, Tensor]()
 
         def keep(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
                 if isinstance(output, Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
-                    found.pop(name, None)
-                    found[name] = output
+                    maps.pop(name, None)
+                    maps[name] = output
 
             return hook
 
@@ -73,7 +73,7 @@ class ExternalNetwork(nn.Module):
         finally:
             for handle in hooks:
                 handle.remove()
-        return found, logits
+        return maps, logits
 
     def state_dict(  # type: ignore[override]
         self, *, destination: Any = None, prefix: str = "", keep_vars: bool = False
@@ -92,20 +92,23 @@ class ExternalNetwork(nn.Module):
         arch, before = self.arch, self.module.training
         shape = (2, arch.channels, arch.size, arch.size)
         device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
-        what = "x".join(map(str, shape[1:])) + " in training mode" * training
+        images = "x".join(map(str, shape[1:])) + " in training mode" * training
         try:
-            with torch.set_grad_enabled(training):
+            with (
+                torch.set_grad_enabled(training),
+                running(f"{arch.builder} fails on an input of {images}"),
+            ):
                 maps, logits = self.train(training).maps(torch.zeros(shape, device=device))
-        except Exception as error:  # whatever a person's code does
-            raise failure(f"{arch.builder} fails on an input of {what}", error) from error
         finally:
             self.train(before)
-        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        if not isinstance(given, tuple) or len(given) != 2 or given[0] != 2:
-            raise UsageError(f"{arch.builder}: 2 images of {what} give {given}, not (2, classes)")
-        if given[1] != arch.classes:
+        output = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if not isinstance(output, tuple) or len(output) != 2 or output[0] != 2:
             raise UsageError(
-                f"{arch.builder} has {given[1]} outputs, the data has {arch.classes} classes: "
+                f"{arch.builder}: 2 images of {images} give {output}, not (2, classes)"
+            )
+        if output[1] != arch.classes:
+            raise UsageError(
+                f"{arch.builder} has {output[1]} outputs, the data has {arch.classes} classes: "
                 f"build it with {arch.classes}"
             )
         if maps:
@@ -135,11 +138,8 @@ def describe(model: str | nn.Module | ExternalArch | object) -> ExternalArch:
     if not isinstance(model, str):
         kind = type(model).__name__
         raise UsageError(f"a network is a name, my_module:build or a torch.nn.Module, not a {kind}")
-    with working_folder():
-        try:
-            function = pkgutil.resolve_name(model)
-        except Exception as error:  # whatever a person's code does
-            raise failure(f"{model} cannot be imported", error) from error
+    with running(f"{model} cannot be imported"):
+        function = pkgutil.resolve_name(model)
     if not callable(function):
         raise UsageError(f"{model} is not a function, but {type(function).__name__}")
     return ExternalArch(
@@ -148,32 +148,30 @@ def describe(model: str | nn.Module | ExternalArch | object) -> ExternalArch:
 
 
 def _call(model: str, function: Callable[[], Any]) -> nn.Module:
-    with working_folder():
-        try:
-            network = function()
-        except Exception as error:  # whatever a person's code does
-            raise failure(f"{model} did not return a network", error) from error
+    with running(f"{model} did not return a network"):
+        network = function()
     if not isinstance(network, nn.Module):
         raise UsageError(f"{model} returns {type(network).__name__}, not a torch.nn.Module")
     return network
 
 
-def failure(what: str, error: Exception) -> UsageError:
-    """The error of a person's code, and the last line that is not of a library."""
-    libraries = ("<", *(str(Path(m.__file__ or "").parent) for m in (inspect, torch, errors)))
-    frames = traceback.extract_tb(error.__traceback__)
-    mine = [f for f in frames if not f.filename.startswith(libraries)]
-    at = f"\n{mine[-1].filename}, line {mine[-1].lineno}" if mine else ""
-    line = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    return UsageError(f"{what}: {line}{at}")
-
-
 @contextmanager
-def working_folder() -> Iterator[None]:
-    """Modules of the working folder can be imported."""
+def running(failure: str) -> Iterator[None]:
+    """While a person's code runs, modules of the working folder can be imported.
+
+    Raises UsageError for whatever that code raises: `failure`, the error, and the last line of the
+    code that is not a library's.
+    """
     sys.path.insert(0, "")
     try:
         yield
+    except Exception as error:
+        libraries = ("<", *(str(Path(m.__file__ or "").parent) for m in (inspect, torch, errors)))
+        frames = traceback.extract_tb(error.__traceback__)
+        last = [f for f in frames if not f.filename.startswith(libraries)][-1:]
+        at = "".join(f"\n{frame.filename}, line {frame.lineno}" for frame in last)
+        line = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise UsageError(f"{failure}: {line}{at}") from error
     finally:
         sys.path.remove("")
 
@@ -185,10 +183,10 @@ def module_digest(module: nn.Module) -> str:
     return _hash("".join(sources) + re.sub(r" at 0x[0-9a-fA-F]+", "", str(module)))
 
 
-def source_digest(thing: Any) -> str:
-    """SHA-256 of the file that something is defined in; "" where there is none."""
+def source_digest(code: Any) -> str:
+    """SHA-256 of the file that a function or class is defined in; "" where there is none."""
     try:
-        return _hash(Path(inspect.getsourcefile(thing) or "").read_text(encoding="utf-8"))
+        return _hash(Path(inspect.getsourcefile(code) or "").read_text(encoding="utf-8"))
     except (TypeError, OSError, ValueError):
         return ""
 

@@ -114,6 +114,12 @@ def global_mean(x: Tensor) -> Tensor:
     return x.flatten(2).mean(2)
 
 
+def per_image_mean(values: Tensor, counted: Tensor) -> Tensor:
+    """The mean over images of the mean over what is counted of each: (B, *S) twice -> ()."""
+    axes = tuple(range(1, values.ndim))
+    return ((values * counted).sum(axes) / counted.sum(axes).clamp(min=1)).mean()
+
+
 def initialise(network: nn.Module) -> None:
     """Convolutions ~ N(0, 2 / (k * k * C_out)), the classifier's bias 0, as fb.resnet.torch does.
 

@@ -14,7 +14,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from resnets.config.arch import IGNORE_INDEX, SegmenterArch
 from resnets.errors import UsageError
-from resnets.models.layers import LayerFactory, initialise
+from resnets.models.layers import LayerFactory, initialise, per_image_mean
 from resnets.models.resnet import make_backbone
 
 AUX_WEIGHT = 0.4  # the weight of its loss: Zhao et al. 2016, section 3.3
@@ -63,11 +63,11 @@ class Segmenter(nn.Module):
         if masks is None:
             return logits
         known = masks != IGNORE_INDEX
-        losses = [image_mean(cross_entropy(logits, masks), known)]
+        losses = [per_image_mean(cross_entropy(logits, masks), known)]
         if self.aux_classifier is not None:
             auxiliary = upsample_like(self.aux_classifier(middle).float(), images)
-            losses.append(AUX_WEIGHT * image_mean(cross_entropy(auxiliary, masks), known))
-        wrong = image_mean((logits.argmax(1) != masks).float(), known)
+            losses.append(AUX_WEIGHT * per_image_mean(cross_entropy(auxiliary, masks), known))
+        wrong = per_image_mean((logits.argmax(1) != masks).float(), known)
         return torch.stack([*losses, wrong])
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
@@ -78,11 +78,6 @@ class Segmenter(nn.Module):
 def cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
     """Of each pixel, 0 where it is `IGNORE_INDEX`: (B, K, H, W), (B, H, W) -> (B, H, W)."""
     return F.cross_entropy(logits, masks.long(), ignore_index=IGNORE_INDEX, reduction="none")
-
-
-def image_mean(values: Tensor, known: Tensor) -> Tensor:
-    """The mean over images of the mean over the known pixels of each: (B, H, W) twice -> ()."""
-    return ((values * known).sum((1, 2)) / known.sum((1, 2)).clamp(min=1)).mean()
 
 
 def upsample_like(x: Tensor, like: Tensor) -> Tensor:

@@ -50,9 +50,9 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Merged from the ranks' own; sums of squares would lose digits where the mean is large.
     """
     var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
-    own = torch.stack([torch.full_like(mean, x.numel() / len(mean)), mean, var])
-    ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(ranks, own)
+    local = torch.stack([torch.full_like(mean, x.numel() / len(mean)), mean, var])
+    ranks = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+    dist.all_gather(ranks, local)
     counts, means, variances = torch.stack(ranks, 1)  # each (ranks, C)
     n = counts.sum(0)
     mean = (counts * means).sum(0) / n
@@ -72,8 +72,8 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse, n = ctx.saved_tensors
         g, normal = dy.movedim(1, -1).float(), (x.movedim(1, -1) - mean) * inverse
-        own = torch.stack([g, g * normal]).flatten(1, -2).sum(1)  # gradients of beta and gamma
-        total = own.clone()
+        local = torch.stack([g, g * normal]).flatten(1, -2).sum(1)  # gradients of beta and gamma
+        total = local.clone()
         dist.all_reduce(total)
         dx = weight * inverse * (g - (total[0] + normal * total[1]) / n)
-        return dx.movedim(-1, 1).to(x.dtype), own[1], own[0], None, None, None, None
+        return dx.movedim(-1, 1).to(x.dtype), local[1], local[0], None, None, None, None

@@ -128,8 +128,8 @@ def rename_parts(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[
 
     Raises KeyError for a name that is not put together from `names`.
     """
-    part = "|".join(map(re.escape, names))
+    pattern = "|".join(map(re.escape, names))
     for name in state:
-        if not re.fullmatch(rf"(?:{part}|\d+\.)+(?:weight|bias)?", name):
+        if not re.fullmatch(rf"(?:{pattern}|\d+\.)+(?:weight|bias)?", name):
             raise KeyError(name)
-    return {re.sub(part, lambda m: names[m[0]], name): state[name] for name in state}
+    return {re.sub(pattern, lambda m: names[m[0]], name): state[name] for name in state}

@@ -27,7 +27,7 @@ from resnets.files import write_whole
 problems: list[str] = []  # why there are no kernels, where they could run
 NO_AVX512 = "this processor has no AVX512-BF16"
 NHWC = torch.channels_last
-AVX512 = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "bf16")]
+AVX512 = [f"-mavx512{subset}" for subset in ("f", "bw", "dq", "vl", "bf16")]
 FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fopenmp", "-fno-math-errno", "-w", *AVX512]
 
 
@@ -197,7 +197,7 @@ def library() -> dict[tuple[str, torch.dtype], Callable[..., None]] | None:
     digest = hashlib.sha256(source.read_bytes() + " ".join(FLAGS).encode()).hexdigest()
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnets"
-        loaded = ctypes.CDLL(str(_cached(cache / "kernels", f"fused-{digest[:16]}", source)))
+        loaded = ctypes.CDLL(str(_build_once(cache / "kernels", f"fused-{digest[:16]}", source)))
         # Freed maps of some megabytes would go back to the system and be faulted in anew at every
         # step: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc.
         system = ctypes.CDLL(None)
@@ -217,38 +217,38 @@ def library() -> dict[tuple[str, torch.dtype], Callable[..., None]] | None:
         return None
 
 
-def _cached(folder: Path, name: str, source: Path) -> Path:
+def _build_once(folder: Path, name: str, source: Path) -> Path:
     """The compiled file, in a folder that this user alone may write to. Raises as it may."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_own(folder, stat.S_ISDIR, 0o077)
+    _check_private(folder, stat.S_ISDIR, 0o077)
     path, seal = folder / f"{name}.so", folder / f"{name}.sha256"
     if path.exists() or path.is_symlink():
-        _check_own(path, stat.S_ISREG, 0o022)
+        _check_private(path, stat.S_ISREG, 0o022)
         right = hashlib.sha256(path.read_bytes()).hexdigest().encode()
         if seal.exists() and seal.read_bytes() == right:
             return path
-    made = _compiled(source)
-    write_whole(seal, hashlib.sha256(made).hexdigest().encode())
-    write_whole(path, made)
+    compiled = _compile(source)
+    write_whole(seal, hashlib.sha256(compiled).hexdigest().encode())
+    write_whole(path, compiled)
     return path
 
 
-def _check_own(path: Path, kind: Callable[[int], bool], others: int) -> None:
+def _check_private(path: Path, kind: Callable[[int], bool], others: int) -> None:
     """Raise PermissionError for what another user made, or may change, or for a link."""
     info = path.lstat()
     if not kind(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & others:
         raise PermissionError(f"{path} is not this user's alone; remove it")
 
 
-def _compiled(source: Path) -> bytes:
+def _compile(source: Path) -> bytes:
     if shutil.which("c++") is None:
         raise OSError("no C++ compiler: c++ is not installed")
     with tempfile.TemporaryDirectory() as folder:
-        made, linked = f"{folder}/fused.o", f"{folder}/fused.so"
+        compiled, linked = f"{folder}/fused.o", f"{folder}/fused.so"
         # Linked without -fopenmp: the threads are those of the OpenMP that torch has loaded.
         for command in (
-            ["c++", *FLAGS, "-c", str(source), "-o", made],
-            ["c++", "-shared", made, "-o", linked],
+            ["c++", *FLAGS, "-c", str(source), "-o", compiled],
+            ["c++", "-shared", compiled, "-o", linked],
         ):
             subprocess.run(command, check=True, capture_output=True, timeout=60)
         return Path(linked).read_bytes()

@@ -164,7 +164,7 @@ def test_the_calls_would_work() -> None:
 
 
 def test_torch_alone_is_the_second_wall(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pickle_scan, "scan_pickle", lambda *_: None)
+    monkeypatch.setattr(pickle_scan, "scan_pickle", lambda *_: set())
     for name in ("os.system", "builtins.eval", "STACK_GLOBAL", "torch.utils.collect_env.run"):
         Path("w.pth").write_bytes(zipped(CALLS[name]))
         with pytest.raises(CheckpointError, match="broken"):
@@ -189,7 +189,7 @@ def test_there_is_no_second_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_environment_cannot_switch_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    monkeypatch.setattr(pickle_scan, "scan_pickle", lambda *_: None)
+    monkeypatch.setattr(pickle_scan, "scan_pickle", lambda *_: set())
     Path("w.pth").write_bytes(zipped(CALLS["os.system"]))
     refuse(Path("w.pth"))
 

@@ -32,18 +32,18 @@ def area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def intersection_area(one: Tensor, other: Tensor) -> Tensor:
+def intersection_area(first: Tensor, second: Tensor) -> Tensor:
     """Area of the intersection of all pairs: (..., N, 4), (..., M, 4) -> (..., N, M)."""
-    a, b = one[..., :, None, :], other[..., None, :, :]
+    a, b = first[..., :, None, :], second[..., None, :, :]
     width = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])
     height = torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])
     return width.clamp_(min=0) * height.clamp_(min=0)
 
 
-def iou(one: Tensor, other: Tensor) -> Tensor:
+def iou(first: Tensor, second: Tensor) -> Tensor:
     """Intersection over union of all pairs: (..., N, 4), (..., M, 4) -> (..., N, M)."""
-    both = intersection_area(one, other)
-    return both / (area(one)[..., :, None] + area(other)[..., None, :] - both).clamp_(min=TINY)
+    both = intersection_area(first, second)
+    return both / (area(first)[..., :, None] + area(second)[..., None, :] - both).clamp_(min=TINY)
 
 
 def _centred(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -96,19 +96,19 @@ def match(
     `allow_low_quality_matches`: the best boxes of an object match (1506.01497, section 3.1.2).
     """
     boxes = boxes.mT.contiguous().mT  # x1 of all boxes side by side: half the time
-    own = area(boxes)[:, None]
-    best = own.new_zeros(len(targets), boxes.shape[1])
-    index, rescued, ignored = best.long(), best.bool(), own[:, 0] <= 0
+    areas = area(boxes)[:, None]
+    best = areas.new_zeros(len(targets), boxes.shape[1])
+    index, rescued, ignored = best.long(), best.bool(), areas[:, 0] <= 0
     step = max(1, CHUNK // best.numel())
     for first in range(0, targets.boxes.shape[1], step):
         rows = slice(first, first + step)
         some = targets.boxes[:, rows]
         is_object, is_ignored = targets.is_object[:, rows, None], targets.is_ignored[:, rows, None]
         both = intersection_area(some, boxes)  # (B, objects of the chunk, A)
-        overlap = both / (area(some)[..., None] + own - both).clamp_(min=TINY) * is_object
-        ignored = ignored | (both * is_ignored >= low * own.clamp(min=TINY)).any(1)
-        value, place = overlap.max(1)
-        index = torch.where(value > best, place + first, index)
+        overlap = both / (area(some)[..., None] + areas - both).clamp_(min=TINY) * is_object
+        ignored = ignored | (both * is_ignored >= low * areas.clamp(min=TINY)).any(1)
+        value, row = overlap.max(1)
+        index = torch.where(value > best, row + first, index)
         best = torch.maximum(value, best)
         if rescue:
             top = overlap.amax(2, keepdim=True)
@@ -126,9 +126,9 @@ def sample(matched: Tensor, count: int, positive_share: float) -> tuple[Tensor, 
     """
     key = torch.rand(matched.shape, device=matched.device)
     groups = (matched >= 0, int(count * positive_share)), (matched == -1, count)
-    drawn = [torch.where(these, key, -1).topk(min(n, matched.shape[1])) for these, n in groups]
-    chosen = torch.cat([d.values for d in drawn], 1) >= 0
-    index = torch.cat([d.indices for d in drawn], 1).where(chosen, 0)
+    picks = [torch.where(these, key, -1).topk(min(n, matched.shape[1])) for these, n in groups]
+    chosen = torch.cat([pick.values for pick in picks], 1) >= 0
+    index = torch.cat([pick.indices for pick in picks], 1).where(chosen, 0)
     order = chosen.byte().argsort(stable=True, dim=1, descending=True)[:, :count]
     pad = (0, count - order.shape[1])
     return F.pad(index.gather(1, order), pad), F.pad(chosen.gather(1, order), pad)

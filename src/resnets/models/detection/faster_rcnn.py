@@ -22,8 +22,8 @@ from resnets.models.detection import roi_align
 from resnets.models.detection.boxes import BatchDetections, top_k_detections
 from resnets.models.detection.fpn import EXTRA_LEVELS, FeaturePyramid
 from resnets.models.detection.rpn import RegionProposalNetwork, image_sizes
-from resnets.models.detection.sampling import SampledBoxes, per_image_mean, sample_boxes
-from resnets.models.layers import LayerFactory, check_finite, global_mean
+from resnets.models.detection.sampling import SampledBoxes, sample_boxes
+from resnets.models.layers import LayerFactory, check_finite, global_mean, per_image_mean
 
 if TYPE_CHECKING:  # `data` takes longer to import than the networks
     from resnets.data.detection.targets import DetectionTargets

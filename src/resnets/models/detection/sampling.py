@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from resnets.models.detection import boxes as box
 from resnets.models.detection.boxes import gather_rows
+from resnets.models.layers import per_image_mean
 
 if TYPE_CHECKING:  # `data` takes longer to import than the networks
     from resnets.data.detection.targets import DetectionTargets
@@ -56,8 +57,3 @@ def sample_boxes(
     is_positive = is_sampled & (matched >= 0)
     true_boxes = gather_rows(targets.boxes, rows)
     return SampledBoxes(index, gather_rows(boxes, index), is_sampled, is_positive, rows, true_boxes)
-
-
-def per_image_mean(losses: Tensor, chosen: Tensor) -> Tensor:
-    """The mean of the chosen of each image, and of that the mean over images: (B, R) -> ()."""
-    return ((losses * chosen).sum(1) / chosen.sum(1).clamp(min=1)).mean()

@@ -36,15 +36,15 @@ def meta_model(arch: Arch) -> Network:
         return build(arch)
 
 
-def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+def differences(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
     """Missing, unexpected and wrongly shaped tensors, in one line; "" if there are none."""
     shapes, missing = list[str](), list[str]()
-    for name, tensor in wanted.items():
-        if name not in found:
+    for name, tensor in expected.items():
+        if name not in tensors:
             missing += [] if name.endswith(COUNTER) else [f"no {name}"]
-        elif found[name].shape != tensor.shape:
-            shapes.append(f"{name} is {(*found[name].shape,)}, not {(*tensor.shape,)}")
-    others = [name for name in found if name not in wanted and not name.endswith(COUNTER)]
+        elif tensors[name].shape != tensor.shape:
+            shapes.append(f"{name} is {(*tensors[name].shape,)}, not {(*tensor.shape,)}")
+    others = [name for name in tensors if name not in expected and not name.endswith(COUNTER)]
     unexpected = [f"unexpected {clip(name, 60)}" for name in others]
     examples = [*shapes[:2], *missing[:2], *unexpected[:2]]
     more = len(shapes) + len(missing) + len(unexpected) - len(examples)
@@ -80,31 +80,24 @@ def infer_arch(
     shapes = {name: tuple(tensor.shape) for name, tensor in renamed.items()}
     for candidate in [arch] if arch else candidates(shapes, name):
         try:
-            wanted = meta_model(candidate).state_dict()
+            expected = meta_model(candidate).state_dict()
         except (ResnetsError, ValueError, ArithmeticError, RuntimeError):
             if arch:
                 raise
             continue
-        problems = differences(wanted, renamed)
+        problems = differences(expected, renamed)
         if arch and problems:
             raise CheckpointError(f"the tensors are not those of the given network: {problems}")
         if not problems:
-            return candidate, fit_tensors(renamed, wanted, candidate, "linear.weight" in tensors)
+            zero = torch.zeros(())  # of the counters that a file may lack
+            fitted = {name: renamed.get(name, zero).to(x.dtype) for name, x in expected.items()}
+            if "linear.weight" in tensors and isinstance(candidate, ResNetArch):
+                fitted = move_zeros_last(fitted, candidate)
+            return candidate, fitted
     raise CheckpointError(
         f"not a network that is known here: {describe_shapes(shapes)}.\n"
         "Give its description (`arch`), or rename its tensors as torchvision does."
     )
-
-
-def fit_tensors(
-    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], arch: Arch, zeros_around: bool
-) -> dict[str, Tensor]:
-    """Tensors in the order and of the types of those `wanted`; channels in ours of option A."""
-    zero = torch.zeros(())  # of the counters that a file may lack
-    fitted = {name: tensors.get(name, zero).to(like.dtype) for name, like in wanted.items()}
-    if zeros_around and isinstance(arch, ResNetArch):
-        return move_zeros_last(fitted, arch)
-    return fitted
 
 
 VISIBLE_FIELDS = (

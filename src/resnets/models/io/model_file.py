@@ -26,7 +26,7 @@ from resnets.config import arch as architectures
 from resnets.config.arch import Arch, ExternalArch
 from resnets.config.families import label
 from resnets.config.recipe import FINITE, Preprocess
-from resnets.errors import Assumption, CheckpointError, MissingCode, UsageError, refuse_file
+from resnets.errors import Assumption, CheckpointError, MissingCode, UsageError, naming_file
 from resnets.escape import clip
 from resnets.models import Network
 from resnets.models.io import pretrained
@@ -81,8 +81,8 @@ def save(path: str | Path, network: Network, metadata: ModelMetadata) -> None:
         raise UsageError(f"the metadata describes another network: {problems}")
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise refuse_file(
-                path, f"not written, {name} is not finite", "Train with a lower rate."
+            raise CheckpointError(
+                f"{path}: not written, {name} is not finite.\nTrain with a lower rate."
             )
     save_tensors(path, tensors, KEY, entry)
 
@@ -96,8 +96,7 @@ def load(path: str | Path, external: ExternalArch | None = None) -> tuple[Networ
     digest, name, shape or type is wrong (the tensor is named), or a value is not finite.
     """
     path = Path(path)
-    file = pretrained.read_file(path, KEY)
-    return load_own(path, file.tensors, file.metadata, external)
+    return load_own(path, pretrained.read_file(path, KEY), external)
 
 
 def read_metadata(path: Path) -> ModelMetadata | None:
@@ -110,7 +109,8 @@ def read_metadata(path: Path) -> ModelMetadata | None:
             text = (file.metadata() or {}).get(KEY, "")
     except (SafetensorError, OSError):  # which `open_model` explains
         return None
-    return parse_metadata(path, text)[0] if text else None
+    with naming_file(path):
+        return parse_metadata(text)[0] if text else None
 
 
 def open_model(
@@ -137,9 +137,9 @@ def open_model(
     if KEY in file.metadata or any(', "sha256": "' in text for text in file.metadata.values()):
         if chosen:
             raise UsageError(f"arch.{min(chosen)}: {path} says what its network is, leave it out")
-        return load_own(path, file.tensors, file.metadata, external)
+        return load_own(path, file, external)
     name = file.model or "/".join(path.parts[-4:])
-    try:
+    with naming_file(path):
         arch, tensors = infer_arch(file.tensors, name=name)
         unseen, fixed = assumed_fields(arch)
         if known := [name for name in chosen if name not in unseen]:
@@ -149,8 +149,6 @@ def open_model(
         if chosen:
             changed = architectures.with_fields(arch, chosen)
             arch, tensors = infer_arch(file.tensors, changed)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
     notes = list(file.notes)
     if not name_settles(file.model, arch):
         left = {field: value for field, value in unseen.items() if field not in chosen}
@@ -177,31 +175,35 @@ def describe_assumptions(arch: Arch, fields: Mapping[str, str], fixed: Sequence[
 
 
 def load_own(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    header: Mapping[str, str],
-    external: ExternalArch | None = None,
+    path: Path, file: pretrained.WeightsFile, external: ExternalArch | None = None
 ) -> tuple[Network, ModelMetadata]:
     """The network of one of our files, whose tensors are those of its metadata, bit for bit."""
-    metadata, digests = parse_metadata(path, header.get(KEY, ""))
-    metadata = replace(metadata, arch=with_code(path, metadata.arch, external))
-    network = meta_network(path, metadata.arch, len(tensors))
-    wanted = network.state_dict()
-    kinds = [{name: (t.dtype, t.shape) for name, t in d.items()} for d in (tensors, wanted)]
-    if kinds[0] != kinds[1] or digests.keys() != wanted.keys():
-        problems = differences(wanted, tensors) or "types or digests"
-        if isinstance(metadata.arch, ExternalArch):
-            builds = f"{metadata.arch.builder} builds another network than was trained ({problems})"
-            raise refuse_file(path, builds, "Give the code as it was.")
-        raise refuse_file(
-            path, f"its tensors are not those of its metadata ({problems})", "Get the file again."
-        )
-    try:
-        check_tensors(tensors, digests)
-    except ValueError as error:
-        raise refuse_file(path, str(error), "Get the file again.") from None
+    with naming_file(path):
+        metadata, digests = parse_metadata(file.metadata.get(KEY, ""))
+        metadata = replace(metadata, arch=with_code(path, metadata.arch, external))
+        network = meta_network(metadata.arch, len(file.tensors))
+        expected, tensors = network.state_dict(), file.tensors
+        if layout(tensors) != layout(expected) or digests.keys() != expected.keys():
+            problems = differences(expected, tensors) or "types or digests"
+            if isinstance(metadata.arch, ExternalArch):
+                raise CheckpointError(
+                    f"{metadata.arch.builder} builds another network than was trained "
+                    f"({problems}).\nGive the code as it was."
+                )
+            raise CheckpointError(
+                f"its tensors are not those of its metadata ({problems}).\nGet the file again."
+            )
+        try:
+            check_tensors(tensors, digests)
+        except ValueError as error:
+            raise CheckpointError(f"{error}.\nGet the file again.") from None
     network.load_state_dict(tensors, assign=True)
     return network.eval(), metadata
+
+
+def layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    """Type and shape of each tensor."""
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
 def with_code(path: Path, arch: Arch, external: ExternalArch | None) -> Arch:
@@ -267,30 +269,31 @@ def magnitudes(value: object) -> Iterator[float]:
         yield math.inf if value != value else abs(value)
 
 
-def parse_metadata(path: Path, text: str) -> tuple[ModelMetadata, dict[str, str]]:
+def parse_metadata(text: str) -> tuple[ModelMetadata, dict[str, str]]:
     """The metadata of a model file, and the digests of its tensors."""
     if not text:
-        raise refuse_file(
-            path, "not a model file of resnets, no metadata", "Open it as foreign weights."
+        raise CheckpointError(
+            "not a model file of resnets, no metadata.\nOpen it as foreign weights."
         )
     try:
         data = check_digest(text)
     except ValueError as error:
-        raise refuse_file(path, str(error), "Get the file again.") from None
+        raise CheckpointError(f"{error}.\nGet the file again.") from None
     try:
         version = data["format"]
         if version != FORMAT:
-            raise refuse_file(path, f"format {clip(version)}, not {FORMAT}", "Upgrade resnets.")
+            raise CheckpointError(f"format {clip(version)}, not {FORMAT}.\nUpgrade resnets.")
         return from_dict(data["card"]), dict(data["tensors"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        reason: object = error
+        reason = str(error)
         if isinstance(error, pydantic.ValidationError):
             reason = architectures.field_problem(error)[0]
-        what = f"metadata that makes no sense ({clip(reason)})"
-        raise refuse_file(path, what, "Get it again.") from None
+        raise CheckpointError(
+            f"metadata that makes no sense ({clip(reason)}).\nGet the file again."
+        ) from None
 
 
-def meta_network(path: Path, arch: Arch, tensors: int) -> Network:
+def meta_network(arch: Arch, tensors: int) -> Network:
     """A network without memory; each unit has tensors, so the file bounds their number."""
     if isinstance(arch, ExternalArch):
         return meta_model(arch)
@@ -304,4 +307,6 @@ def meta_network(path: Path, arch: Arch, tensors: int) -> Network:
             )
         return meta_model(arch)
     except (errors.ResnetsError, ValueError, ArithmeticError, RuntimeError, TypeError) as error:
-        raise refuse_file(path, f"an impossible network ({clip(error)})", "Get it again.") from None
+        raise CheckpointError(
+            f"an impossible network ({clip(error)}).\nGet the file again."
+        ) from None

@@ -15,11 +15,11 @@ import re
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import torch
 
-from resnets.errors import CheckpointError, refuse_file
+from resnets.errors import CheckpointError
 from resnets.escape import clip
 
 # ResNet-1202 and its momentum have 416,000 instructions and 44,000 tuples. Tuples nested more than
@@ -73,9 +73,6 @@ class PlaceholderDict:
 class PlaceholderList(list[Any]):
     """An empty list, which may be filled."""
 
-    def __new__(cls, *_: object) -> Self:
-        return super().__new__(cls)
-
     def __init__(self, *_: object) -> None: ...
 
 
@@ -91,17 +88,15 @@ def load_pickle(path: Path, start: bytes) -> object:
 
     Raises CheckpointError: it holds code or objects, is broken, or has too much besides tensors.
     """
-    replaced: set[str] = set()
     try:
         if zipped := start.startswith(b"PK\x03\x04"):
-            scan_zip(path, replaced)
+            replaced = scan_zip(path)
         elif start.startswith(b"\x80"):
-            with path.open("rb") as file:
-                for _ in range(5):  # magic number, version, system, the object, storage keys
-                    scan_pickle(path, file, replaced)
+            with path.open("rb") as file:  # magic number, version, system, the object, storage keys
+                replaced = set[str]().union(*(scan_pickle(file) for _ in range(5)))
         else:
-            raise refuse_file(
-                path, f"not a checkpoint: it starts with {start!r}", "Download it again."
+            raise CheckpointError(
+                f"not a checkpoint: it starts with {start!r}.\nDownload it again."
             )
         allowed: list[Any] = [argparse.Namespace, *map(placeholder, replaced)]
         with torch.serialization.safe_globals(allowed):
@@ -110,7 +105,7 @@ def load_pickle(path: Path, start: bytes) -> object:
         raise
     except Exception as error:  # a hostile file may raise anything
         reason = f"{type(error).__name__}: {clip(error)}"
-        raise refuse_file(path, f"broken or cut short ({reason})", "Download it again.") from None
+        raise CheckpointError(f"broken or cut short ({reason}).\nDownload it again.") from None
 
 
 def placeholder(call: str) -> tuple[type, str]:
@@ -121,65 +116,67 @@ def placeholder(call: str) -> tuple[type, str]:
     return PLACEHOLDERS.get(name, PlaceholderObject), f"{module}.{name}"
 
 
-def scan_zip(path: Path, replaced: set[str]) -> None:
-    """Scan the pickle in a zip file of `torch.save`. Raises CheckpointError as `load_pickle`."""
+def scan_zip(path: Path) -> set[str]:
+    """As `scan_pickle`, of the pickle in a zip file of `torch.save`."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         names = [entry.filename.lower() for entry in entries]
         if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-            remedy = "Save `module.state_dict()` of it where it comes from."
-            raise refuse_file(path, "a TorchScript archive: code, not only weights", remedy)
+            raise CheckpointError(
+                "a TorchScript archive: code, not only weights.\n"
+                "Save `module.state_dict()` of it where it comes from."
+            )
         pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
         if len(pickles) != 1 or len(set(names)) != len(names):
-            raise refuse_file(
-                path, "a zip file that is no checkpoint", "Save `model.state_dict()`."
-            )
+            raise CheckpointError("a zip file that is no checkpoint.\nSave `model.state_dict()`.")
         # torch.save does not compress: a compressed entry is there to grow.
         if any(entry.compress_type or entry.file_size != entry.compress_size for entry in entries):
-            raise refuse_file(path, "a compressed zip file", "Save it with `torch.save`.")
+            raise CheckpointError("a compressed zip file.\nSave it with `torch.save`.")
         with archive.open(pickles[0]) as file:
-            scan_pickle(path, file, replaced)
+            return scan_pickle(file)
 
 
-def scan_pickle(path: Path, file: IO[bytes], replaced: set[str]) -> None:
-    """Read one pickle's instructions without following them; adds the calls to be `replaced`.
+def scan_pickle(file: IO[bytes]) -> set[str]:
+    """Read one pickle's instructions without following them; the calls to be replaced.
 
     Raises CheckpointError for an instruction that is not allowed, and for too many.
     """
-    tuples, memo = 0, dict[int, str]()
+    replaced, tuples, memo = set[str](), 0, dict[int, str]()
     # The last three values on the stack: a call or text as itself, others as their instruction.
     stack = ["", "", ""]
     for count, (instruction, value, _) in enumerate(pickletools.genops(file)):
         name, text = instruction.name, str(value)
         if name in FORBIDDEN:
-            raise refuse_code(path, f"instruction {name}")
+            raise refuse_code(f"instruction {name}")
         if name == "GLOBAL":
             if REPLACED.fullmatch(text):
                 replaced.add(text)
             elif not ALLOWED.fullmatch(text) and text not in ALLOWED_ARGUMENTS:
-                raise refuse_code(path, text.replace(" ", "."))
+                raise refuse_code(text.replace(" ", "."))
         if name.endswith("PUT"):
             memo[int(text)] = stack[-1]
         else:
             pushed = memo.get(int(text), name) if name.endswith("GET") else text
             stack = [*stack[1:], name if value is None else pushed]
-            check_argument(path, stack)
+            check_argument(stack)
         tuples += name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
         if count > INSTRUCTION_LIMIT or tuples > TUPLE_LIMIT:
-            raise refuse_file(path, "too much besides tensors", "Save only `model.state_dict()`.")
+            raise CheckpointError("too much besides tensors.\nSave only `model.state_dict()`.")
+    return replaced
 
 
-def check_argument(path: Path, stack: list[str]) -> None:
+def check_argument(stack: list[str]) -> None:
     """Raise CheckpointError where the last value is an argument that its call may not have."""
     for back in (1, 2):
         call = stack[-1 - back]
-        distance, wanted = ALLOWED_ARGUMENTS.get(call, (0, ""))
-        if distance == back and stack[-1] != wanted:
-            raise refuse_code(path, f"{call.replace(' ', '.')} of {stack[-1]}")
+        distance, allowed = ALLOWED_ARGUMENTS.get(call, (0, ""))
+        if distance == back and stack[-1] != allowed:
+            raise refuse_code(f"{call.replace(' ', '.')} of {stack[-1]}")
 
 
-def refuse_code(path: Path, call: str) -> CheckpointError:
+def refuse_code(call: str) -> CheckpointError:
     """The refusal of a file with `call` in it."""
-    what = f"holds code or objects ({clip(call)}), not only tensors; nothing of it was run"
-    remedy = "Ask its author for a .safetensors file, or for `torch.save(model.state_dict())`."
-    return refuse_file(path, what, remedy)
+    return CheckpointError(
+        f"holds code or objects ({clip(call)}), not only tensors; nothing of it was run.\n"
+        "Ask its author for a .safetensors file, or for `torch.save(model.state_dict())`."
+    )

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from resnets.errors import refuse_file
+from resnets.errors import CheckpointError, naming_file
 from resnets.escape import clip
 from resnets.models.io.infer_arch import COUNTER
 from resnets.models.io.pickle_scan import load_pickle
@@ -67,25 +67,26 @@ def read_file(path: Path, own_key: str = "resnets") -> WeightsFile:
 
     The tensors of a file with `own_key` in its metadata are given as they are. Raises as `read`.
     """
-    size, start = open_regular(path)
-    header = int.from_bytes(start[:8], "little")
-    metadata: dict[str, str] = {}
-    notes, model = list[str](), ""
-    if start[8:] == b"{" and header <= size - 8:  # a JSON header, of a length that fits
-        state, metadata = read_safetensors(path, header)
-        model = next((metadata[key] for key in MODEL_NAMES if key in metadata), "")
-    elif path.suffix == ".safetensors":
-        raise refuse_file(path, "not a safetensors file, or cut short", "Download it again.")
-    elif path.suffix in PICKLES:
-        checkpoint = load_pickle(path, start)
-        state, model = pick_state(path, checkpoint, notes), model_name(checkpoint)
-    else:
-        raise refuse_file(path, "not a weights file", f"Known: .safetensors {' '.join(PICKLES)}.")
-    if not state:
-        raise refuse_file(path, "no tensors in it", "Save `model.state_dict()`.")
-    if own_key not in metadata:
-        state = network_tensors(path, state, notes)
-    tensors = check_tensors(path, state, size)
+    with naming_file(path):
+        size, start = open_regular(path)
+        header = int.from_bytes(start[:8], "little")
+        metadata, notes, model = dict[str, str](), list[str](), ""
+        if start[8:] == b"{" and header <= size - 8:  # a JSON header, of a length that fits
+            state, metadata = read_safetensors(path, header)
+            model = next((metadata[key] for key in MODEL_NAMES if key in metadata), "")
+        elif path.suffix == ".safetensors":
+            raise CheckpointError("not a safetensors file, or cut short.\nDownload it again.")
+        elif path.suffix in PICKLES:
+            checkpoint = load_pickle(path, start)
+            state, model = pick_state(checkpoint, notes), model_name(checkpoint)
+        else:
+            known = f"Known: .safetensors {' '.join(PICKLES)}."
+            raise CheckpointError(f"not a weights file.\n{known}")
+        if not state:
+            raise CheckpointError("no tensors in it.\nSave `model.state_dict()`.")
+        if own_key not in metadata:
+            state = network_tensors(state, notes)
+        tensors = check_tensors(state, size)
     return WeightsFile(tensors, metadata, tuple(notes), model or name_beside(path))
 
 
@@ -94,17 +95,16 @@ def open_regular(path: Path) -> tuple[int, bytes]:
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
-            raise refuse_file(path, "not a regular file", "Give the path of a weights file.")
+            raise CheckpointError("not a regular file.\nGive the path of a weights file.")
         with path.open("rb") as file:
             start = file.read(9)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise refuse_file(path, f"cannot be read: {reason}", "Check the path.") from None
+        raise CheckpointError(f"cannot be read: {reason}.\nCheck the path.") from None
     if not start:
-        raise refuse_file(path, "empty", "Download or save it again.")
+        raise CheckpointError("empty.\nDownload or save it again.")
     if info.st_size > FILE_LIMIT:
-        what = f"larger than {FILE_LIMIT >> 30} GiB"
-        raise refuse_file(path, what, "Keep only the weights in it.")
+        raise CheckpointError(f"larger than {FILE_LIMIT >> 30} GiB.\nKeep only the weights in it.")
     return info.st_size, start
 
 
@@ -116,7 +116,7 @@ def read_safetensors(path: Path, header: int) -> tuple[dict[str, Tensor], dict[s
     readers could see two files.
     """
     if header > HEADER_LIMIT:
-        raise refuse_file(path, f"a header of {header} bytes", "Save the weights without metadata.")
+        raise CheckpointError(f"a header of {header} bytes.\nSave the weights without metadata.")
     try:
         with path.open("rb") as file:
             file.seek(8)
@@ -126,8 +126,7 @@ def read_safetensors(path: Path, header: int) -> tuple[dict[str, Tensor], dict[s
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             return tensors, file.metadata() or {}
     except (SafetensorError, RuntimeError, ValueError, AttributeError, OSError) as error:
-        what = f"broken or cut short ({clip(error)})"
-        raise refuse_file(path, what, "Download it again.") from None
+        raise CheckpointError(f"broken or cut short ({clip(error)}).\nDownload it again.") from None
 
 
 def unique_keys(entries: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -188,7 +187,7 @@ def find_states(
     return states
 
 
-def pick_state(path: Path, checkpoint: object, notes: list[str]) -> dict[str, Tensor]:
+def pick_state(checkpoint: object, notes: list[str]) -> dict[str, Tensor]:
     """The weights among all that a training script keeps: averaged before plain ones.
 
     Raises CheckpointError where several networks have equal claims.
@@ -200,9 +199,9 @@ def pick_state(path: Path, checkpoint: object, notes: list[str]) -> dict[str, Te
     known_keys, unknown = AVERAGED + STATES, len(AVERAGED + STATES) + 1
 
     def rank(at: KeyPath) -> tuple[bool, int, int]:
-        places = [known_keys.index(key) for key in at if key in known_keys]
+        positions = [known_keys.index(key) for key in at if key in known_keys]
         default = unknown if at else unknown - 1
-        return at not in networks, min(places, default=default), -len(states[at])
+        return at not in networks, min(positions, default=default), -len(states[at])
 
     first, *others = sorted(states, key=rank)
     if rank(first)[:2] == (True, unknown):
@@ -210,7 +209,7 @@ def pick_state(path: Path, checkpoint: object, notes: list[str]) -> dict[str, Te
     others = [at for at in others if at in networks]
     if rank(first)[1] == unknown and others:
         names = ", ".join(clip(".".join(at), 40) for at in sorted((first, *others))[:4])
-        raise refuse_file(path, f"several networks in it: {names}", "Save the state dict of one.")
+        raise CheckpointError(f"several networks in it: {names}.\nSave the state dict of one.")
     name = clip(".".join(first), 40)
     plain = next((at for at in others if not set(at) & set(AVERAGED)), None)
     if set(first) & set(AVERAGED):
@@ -237,7 +236,7 @@ def fill_missing(
     return {PREFIXES.sub("", key): x for key, x in (averaged | missing).items()}
 
 
-def check_tensors(path: Path, state: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
+def check_tensors(state: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
     """Copies of the tensors of a file of `size` bytes.
 
     Raises CheckpointError for a tensor of a strange type, of values that are not finite, or larger
@@ -249,13 +248,14 @@ def check_tensors(path: Path, state: Mapping[str, Tensor], size: int) -> dict[st
         shown, counter = clip(name, 80), name.endswith(COUNTER) and tensor.ndim == 0
         strange = tensor.dtype not in DTYPES and not counter
         if tensor.layout != torch.strided or tensor.is_meta or strange:
-            raise refuse_file(path, f"{shown} is a {tensor.dtype} tensor", "Save it as float32.")
+            raise CheckpointError(f"{shown} is a {tensor.dtype} tensor.\nSave it as float32.")
         total += tensor.numel() * tensor.element_size()
         if total > size:  # a stride of 0 makes terabytes of one number
-            raise refuse_file(path, f"{shown} is larger than the file", "Save contiguous tensors.")
+            raise CheckpointError(f"{shown} is larger than the file.\nSave contiguous tensors.")
         # A copy: a mapped file that is overwritten or cut later would change or end the process.
         tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
         if not torch.isfinite(tensors[name]).all():
-            what = f"{shown} has values that are not finite"
-            raise refuse_file(path, what, "Train or get it again.")
+            raise CheckpointError(
+                f"{shown} has values that are not finite.\nTrain or get it again."
+            )
     return tensors

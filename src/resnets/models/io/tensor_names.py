@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from torch import Tensor
 
 from resnets.config.arch import LAYERS, Arch, ResNetArch, VitArch
-from resnets.errors import CheckpointError, refuse_file
+from resnets.errors import CheckpointError
 from resnets.escape import clip
 from resnets.models.transformer import NAMES, rename_parts
 
@@ -45,7 +44,7 @@ FOREIGN_NAMES: dict[str, str | Callable[[re.Match[str]], str]] = {
 }
 
 
-def network_tensors(path: Path, state: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+def network_tensors(state: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
     """The tensors of the one network in `state`, without the prefix of what wraps it.
 
     What stands beside it is left out, and a classifier under another name becomes `fc` or
@@ -54,11 +53,11 @@ def network_tensors(path: Path, state: Mapping[str, Tensor], notes: list[str]) -
     """
     prefixes = network_prefixes(state)
     if not prefixes:
-        return rename_tensors(path, state, lambda name: PREFIXES.sub("", name))
+        return strip_prefixes(state)
     leaders = [prefix for prefix in prefixes if not MOMENTUM_COPIES.search(prefix)]
     if len(leaders) != 1:
         names = ", ".join(clip(x or "the names without prefix", 40) for x in prefixes[:4])
-        raise refuse_file(path, f"several networks in it: {names}", "Save the state dict of one.")
+        raise CheckpointError(f"several networks in it: {names}.\nSave the state dict of one.")
     (prefix,) = leaders
     if len(prefixes) > 1:
         notes.append(f"of {len(prefixes)} networks `{clip(prefix, 40)}` was taken")
@@ -66,7 +65,7 @@ def network_tensors(path: Path, state: Mapping[str, Tensor], notes: list[str]) -
     beside = {n: t for n, t in state.items() if not n.startswith(prefix)}
     for name in filter(LOSSES_AND_METRICS.match, list(body)):
         beside[name] = body.pop(name)
-    adopt_head(path, body, beside, notes)
+    adopt_head(body, beside, notes)
     if beside:
         notes.append(f"{describe_tensors(beside)} left out: not of the network")
     return body
@@ -90,9 +89,7 @@ def network_prefixes(state: Mapping[str, Tensor]) -> list[str]:
     return list(prefixes)
 
 
-def adopt_head(
-    path: Path, body: dict[str, Tensor], beside: dict[str, Tensor], notes: list[str]
-) -> None:
+def adopt_head(body: dict[str, Tensor], beside: dict[str, Tensor], notes: list[str]) -> None:
     """Move a classifier that has another name, inside or beside the network, to the network's.
 
     Raises CheckpointError where there is one more than the network's own.
@@ -105,25 +102,23 @@ def adopt_head(
     weights = [name for name, kind in heads.items() if kind == "weight"]
     if {f"{head}.weight", f"{head}.bias"} & body.keys():
         if len(weights) > 1:
-            what = f"{clip(weights[0], 60)} beside {head}.weight"
-            raise refuse_file(path, what, "Save one network with one classifier.")
+            second = f"{clip(weights[0], 60)} beside {head}.weight"
+            raise CheckpointError(f"{second}.\nSave one network with one classifier.")
     elif len(weights) == 1:
         for name, kind in heads.items():
             body[f"{head}.{kind}"] = (beside if name in beside else body).pop(name)
         notes.append(f"`{clip(weights[0].removesuffix('.weight'), 60)}` is taken for `{head}`")
 
 
-def rename_tensors(
-    path: Path, state: Mapping[str, Tensor], rename: Callable[[str], str]
-) -> dict[str, Tensor]:
-    """The tensors under other names. Raises CheckpointError where two get the same."""
-    renamed_state = dict[str, Tensor]()
+def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without `PREFIXES`. Raises CheckpointError where two get the same name."""
+    stripped = dict[str, Tensor]()
     for name, tensor in state.items():
-        new = rename(name)
-        if new in renamed_state:
-            raise refuse_file(path, f"two tensors for {clip(new, 80)}", "Keep one of them.")
-        renamed_state[new] = tensor
-    return renamed_state
+        new = PREFIXES.sub("", name)
+        if new in stripped:
+            raise CheckpointError(f"two tensors for {clip(new, 80)}.\nKeep one of them.")
+        stripped[new] = tensor
+    return stripped
 
 
 def describe_tensors(names: Mapping[str, object]) -> str:
