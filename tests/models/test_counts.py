@@ -173,6 +173,11 @@ def test_a_gate_is_a_1x1_convolution_with_bias_on_every_unit(costs: dict[str, Co
         assert extra == gates
 
 
+def test_both_terms_of_an_exclusive_gate_share_one_gate(costs: dict[str, Cost]) -> None:
+    one = costs["resnet110_shortcut_gate_0"].macs
+    assert costs["resnet110_exclusive_gate_-6"].macs == one
+
+
 def test_every_family_entry_has_a_source() -> None:
     assert all(arch.source for arch in FAMILY.values())
     assert sum(isinstance(a, ResNetArch | DenseNetArch) for a in FAMILY.values()) > 100

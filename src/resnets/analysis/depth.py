@@ -150,6 +150,9 @@ def skip_branch(unit: Unit, inputs: tuple[Tensor], _: object = None) -> Tensor:
 def skip_and_branch(unit: Unit, x: Tensor) -> tuple[Tensor, Tensor]:
     """The two terms of the sum in a unit's formula."""
     match unit:
+        case ExclusiveGate():
+            g = unit.gate(x)
+            return (1 - g) * unit.shortcut(x), g * unit.branch(x)
         case SharedPreActivation():
             a = unit.pre(x)
             return unit.shortcut(a), unit.branch(a)

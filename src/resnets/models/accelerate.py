@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resnets.config.arch import Arch
-from resnets.models.blocks import PreActivation, Residual, SharedPreActivation, Unit
+from resnets.models.blocks import ExclusiveGate, PreActivation, Residual, SharedPreActivation, Unit
 from resnets.models.external import ExternalNetwork
 from resnets.models.io.infer_arch import meta_model
 from resnets.models.resnet import ResNet
@@ -65,6 +65,7 @@ def _stem(network: ResNet, x: Tensor) -> Tensor:
 # The method of each type that is replaced, and by what. Types of others stay as they are.
 FUSED: dict[type[nn.Module], tuple[str, Callable[..., Tensor]]] = {
     Residual: ("forward", _residual),
+    ExclusiveGate: ("branch", _branch),
     PreActivation: ("branch", _branch),
     SharedPreActivation: ("branch", _branch),
     nn.Sequential: ("forward", _sequence),

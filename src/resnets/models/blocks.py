@@ -39,8 +39,7 @@ class Unit(nn.Module):
 
     def shortcut(self, x: Tensor) -> Tensor:
         """h(x)."""
-        y: Tensor = self.downsample(x)
-        return y
+        return self.downsample(x)
 
 
 class Residual(Unit):
@@ -56,8 +55,7 @@ class Residual(Unit):
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.act(self.branch(x) + self.shortcut(x))
-        return y
+        return self.act(self.branch(x) + self.shortcut(x))
 
 
 class ExclusiveGate(Residual):
@@ -69,15 +67,9 @@ class ExclusiveGate(Residual):
         super().__init__(layers, shortcut, act)
         self.gate = gate
 
-    def branch(self, x: Tensor) -> Tensor:
-        """g(x) F(x)."""
-        y: Tensor = self.gate(x) * super().branch(x)
-        return y
-
-    def shortcut(self, x: Tensor) -> Tensor:
-        """(1 - g(x)) h(x)."""
-        y: Tensor = (1 - self.gate(x)) * super().shortcut(x)
-        return y
+    def forward(self, x: Tensor) -> Tensor:
+        g = self.gate(x)
+        return self.act(g * self.branch(x) + (1 - g) * self.shortcut(x))
 
 
 class PreActivation(Unit):

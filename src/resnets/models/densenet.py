@@ -26,8 +26,7 @@ class DenseNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.features(x)
-        logits: Tensor = self.classifier(global_mean(maps[list(self.levels)[-1]]))
-        return logits
+        return self.classifier(global_mean(maps[list(self.levels)[-1]]))
 
 
 class Features(nn.Module):

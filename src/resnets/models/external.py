@@ -44,8 +44,7 @@ class ExternalNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, size, size) -> (N, classes)."""
-        logits: Tensor = self.module(x.clone())  # which it may change in place
-        return logits
+        return self.module(x.clone())  # which it may change in place
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """The last map, by the name of the submodule that gives it; nothing where there is none."""

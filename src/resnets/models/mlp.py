@@ -25,8 +25,7 @@ class Mlp(nn.Module):
         return {"units": self.final(self.units(self.first(x)))}
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(self.features(x)["units"])
-        return logits
+        return self.fc(self.features(x)["units"])
 
 
 def make_unit(arch: MlpArch) -> PreActivation:

@@ -138,8 +138,7 @@ class ResNet(nn.Module):
 
     def stem(self, x: Tensor) -> Tensor:
         """(N, channels, *S) -> (N, C, *S / stride), before any pooling."""
-        y: Tensor = self.relu(self.bn1(self.conv1(x)))
-        return y
+        return self.relu(self.bn1(self.conv1(x)))
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """(N, channels, *S) -> {level: (N, C, *S / stride)}, C and stride as in `levels`."""
@@ -154,8 +153,7 @@ class ResNet(nn.Module):
         x = self.maxpool(self.stem(x))
         for stage in self.stages.values():
             x = stage(x)
-        logits: Tensor = self.fc(global_mean(self.final(x)))
-        return logits
+        return self.fc(global_mean(self.final(x)))
 
 
 def make_backbone(arch: DenseTaskArch, checkpoint: int) -> ResNet:
@@ -341,5 +339,4 @@ class ShortcutGate(nn.Module):
         self.shortcut, self.gate = shortcut, gate
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = (1 - self.gate(x)) * self.shortcut(x)
-        return y
+        return (1 - self.gate(x)) * self.shortcut(x)

@@ -134,8 +134,7 @@ class ASPP(nn.Module):
         if self.training and len(x) == 1 and self.batch:
             raise UsageError("DeepLabv3 with batch normalisation trains on two images or more")
         *local, pooled = [conv(x) for conv in self.convs]
-        y: Tensor = self.project(torch.cat([*local, pooled.expand_as(local[0])], 1))
-        return y
+        return self.project(torch.cat([*local, pooled.expand_as(local[0])], 1))
 
 
 class SemanticFPNHead(nn.Module):
@@ -164,5 +163,4 @@ class SemanticFPNHead(nn.Module):
             for step, finer in zip(steps.children(), maps[max(0, level - 1) :: -1], strict=True):
                 x = upsample_like(step(x), finer)
             brought.append(x)
-        y: Tensor = self.scores(sum(brought))
-        return y
+        return self.scores(sum(brought))

@@ -40,8 +40,7 @@ class SyncBatchNorm(_BatchNorm):
         momentum = 1 / int(count) if self.momentum is None else self.momentum
         self.get_buffer("running_mean").lerp_(mean, momentum)
         self.get_buffer("running_var").lerp_(var * n / (n - 1), momentum)
-        y: Tensor = _Normalise.apply(x, self.weight, self.bias, mean, var, n, self.eps)
-        return y
+        return _Normalise.apply(x, self.weight, self.bias, mean, var, n, self.eps)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

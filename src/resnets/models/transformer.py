@@ -54,8 +54,7 @@ class VisionTransformer(nn.Module):
             raise UsageError(f"this transformer takes {side} x {side} pixels, got {got}")
         patches = self.patches(x).flatten(2).mT
         tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], 1)
-        y: Tensor = self.norm(self.blocks(self.dropout(tokens + self.positions)))
-        return y
+        return self.norm(self.blocks(self.dropout(tokens + self.positions)))
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """(N, channels, size, size) -> {"blocks": (N, width, size / patch, size / patch)}."""
@@ -63,8 +62,7 @@ class VisionTransformer(nn.Module):
         return {"blocks": self.tokens(x)[:, 1:].mT.reshape(x.shape[0], -1, side, side)}
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(self.tokens(x)[:, 0])
-        return logits
+        return self.fc(self.tokens(x)[:, 0])
 
 
 def make_block(arch: VitArch) -> nn.Sequential:
@@ -102,8 +100,7 @@ class Attention(nn.Module):
         # (N, T, 3 * width) -> three of (N, heads, T, d)
         q, k, v = self.qkv(x).view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         heads = F.scaled_dot_product_attention(q, k, v)
-        y: Tensor = self.out(heads.transpose(1, 2).reshape(n, t, width))
-        return y
+        return self.out(heads.transpose(1, 2).reshape(n, t, width))
 
 
 # Parts of names, ours -> torchvision's.

@@ -108,8 +108,7 @@ class FasterRCNN(nn.Module):
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """(B, C, H, W) -> {level: (B, width, h, w)}."""
-        maps: dict[str, Tensor] = self.backbone(images)
-        return maps
+        return self.backbone(images)
 
     def propose(
         self, maps: dict[str, Tensor], image_shape: tuple[int, int], sizes: Tensor
@@ -183,8 +182,7 @@ class FasterRCNN(nn.Module):
         x = self.roi_heads["mask_head"](self.roi_features(maps, rois, MASK_CELLS))
         logits = self.roi_heads["mask_predictor"](x)
         logits = logits.take_along_dim(classes.view(-1, 1, 1, 1) + 1, 1)[:, 0]
-        class_logits: Tensor = logits.float().unflatten(0, rois.shape[:2])
-        return class_logits
+        return logits.float().unflatten(0, rois.shape[:2])
 
     def roi_features(self, maps: dict[str, Tensor], rois: Tensor, cells: int) -> Tensor:
         """The maps inside regions, each of its level: (B, R, 4) -> (B*R, C, cells, cells)."""

@@ -63,15 +63,13 @@ class FeaturePyramid(nn.Module):
             maps[name] = x = body.get_submodule(name)(x)
         if not self.roi_stages:
             maps[name] = body.final(x)
-        levels: dict[str, Tensor] = self.fpn({n: maps[n] for n in self.levels if n in maps})
-        return levels
+        return self.fpn({n: maps[n] for n in self.levels if n in maps})
 
     def run_roi_stages(self, x: Tensor) -> Tensor:
         """The stages after the last level: (N, C, h, w) -> (N, C', h', w')."""
         for name in self.roi_stages:
             x = self.body.get_submodule(name)(x)
-        y: Tensor = self.body.final(x)
-        return y
+        return self.body.final(x)
 
 
 def check(arch: DetectorArch, stages: list[str]) -> None:

@@ -64,8 +64,7 @@ class RetinaNet(nn.Module):
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """(B, C, H, W) -> {level: (B, width, h, w)}."""
-        maps: dict[str, Tensor] = self.backbone(images)
-        return maps
+        return self.backbone(images)
 
     def postprocess(self, output: RPNOutput, sizes: Tensor) -> BatchDetections:
         """The best pairs of anchor and class of each level, and what suppression leaves of them."""

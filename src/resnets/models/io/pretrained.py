@@ -142,11 +142,10 @@ def model_name(checkpoint: object) -> str:
     if not isinstance(checkpoint, dict):
         return ""
     # `dict.get`: a pickle may give an OrderedDict an attribute of the name "get".
-    tables: list[object] = [checkpoint]
-    for key in ("args", "hyper_parameters", "config"):
-        arguments = dict.get(checkpoint, key)
-        tables.append(vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments)
-    for table in tables:
+    arguments = [dict.get(checkpoint, key) for key in ("args", "hyper_parameters", "config")]
+    for table in [checkpoint, *arguments]:
+        if isinstance(table, argparse.Namespace):
+            table = vars(table)
         if not isinstance(table, dict):
             continue
         for key in MODEL_NAMES:
