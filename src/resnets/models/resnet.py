@@ -56,7 +56,7 @@ class UnitShape:
     dilation: int
 
     @property
-    def changes(self) -> bool:
+    def changes_size(self) -> bool:
         """Whether the unit's output has another shape than its input."""
         return self.stride != 1 or self.c_in != self.c_out
 
@@ -211,7 +211,7 @@ def make_unit(
         return ExclusiveGate(layers, skip, act, gate(arch, make, shape))
     if arch.order not in BEFORE:
         return Residual(layers, skip, act)
-    return (SharedPreActivation if shape.changes else PreActivation)(pre, layers, skip)
+    return (SharedPreActivation if shape.changes_size else PreActivation)(pre, layers, skip)
 
 
 def branch(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> dict[str, nn.Module]:
@@ -264,11 +264,11 @@ def shortcut(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> nn.Modul
     """h: option A, B or C of He et al. 2015, section 3.3, and on it the join's h of 2016."""
     join, extra = arch.join, shape.c_out - shape.c_in
     h: nn.Module = nn.Identity()
-    if join.kind == "conv" or arch.shortcut == "C" or (arch.shortcut == "B" and shape.changes):
+    if join.kind == "conv" or arch.shortcut == "C" or (arch.shortcut == "B" and shape.changes_size):
         h = projection(arch, make, shape)
-    elif shape.changes and arch.blur:
+    elif shape.changes_size and arch.blur:
         h = nn.Sequential(Blur(arch.dims, shape.stride), Pad(arch.dims, 1, extra))
-    elif shape.changes:
+    elif shape.changes_size:
         h = Pad(arch.dims, shape.stride, extra)
     if join.kind == "scale":
         return nn.Sequential(h, Scale(join.x_scale))

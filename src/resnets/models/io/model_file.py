@@ -96,7 +96,7 @@ def load(path: str | Path, external: ExternalArch | None = None) -> tuple[Networ
     digest, name, shape or type is wrong (the tensor is named), or a value is not finite.
     """
     path = Path(path)
-    return load_own(path, pretrained.read_file(path, KEY), external)
+    return load_model_file(path, pretrained.read_file(path, KEY), external)
 
 
 def read_metadata(path: Path) -> ModelMetadata | None:
@@ -137,7 +137,7 @@ def open_model(
     if KEY in file.metadata or any(', "sha256": "' in text for text in file.metadata.values()):
         if chosen:
             raise UsageError(f"arch.{min(chosen)}: {path} says what its network is, leave it out")
-        return load_own(path, file, external)
+        return load_model_file(path, file, external)
     name = file.model or "/".join(path.parts[-4:])
     with naming_file(path):
         arch, tensors = infer_arch(file.tensors, name=name)
@@ -174,7 +174,7 @@ def describe_assumptions(arch: Arch, fields: Mapping[str, str], fixed: Sequence[
     )
 
 
-def load_own(
+def load_model_file(
     path: Path, file: pretrained.WeightsFile, external: ExternalArch | None = None
 ) -> tuple[Network, ModelMetadata]:
     """The network of one of our files, whose tensors are those of its metadata, bit for bit."""

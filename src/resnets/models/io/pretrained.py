@@ -86,7 +86,7 @@ def read_file(path: Path, own_key: str = "resnets") -> WeightsFile:
             raise CheckpointError("no tensors in it.\nSave `model.state_dict()`.")
         if own_key not in metadata:
             state = network_tensors(state, notes)
-        tensors = check_tensors(state, size)
+        tensors = clone_tensors(state, size)
     return WeightsFile(tensors, metadata, tuple(notes), model or name_beside(path))
 
 
@@ -235,8 +235,8 @@ def fill_missing(
     return {PREFIXES.sub("", key): x for key, x in (averaged | missing).items()}
 
 
-def check_tensors(state: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
-    """Copies of the tensors of a file of `size` bytes.
+def clone_tensors(state: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
+    """Checked copies of the tensors of a file of `size` bytes.
 
     Raises CheckpointError for a tensor of a strange type, of values that are not finite, or larger
     than the file.
