@@ -44,7 +44,7 @@ def cost(arch: Arch) -> Cost:
     return Cost(sum(p.numel() for p in network.parameters()), counter.macs)
 
 
-def measured(arch: ExternalArch) -> ExternalArch:
+def measure(arch: ExternalArch) -> ExternalArch:
     """The description with what is counted of a network to train. Raises as `build`."""
     network = external.build(arch).eval()
     if not copy.deepcopy(network).check_answer(training=True).requires_grad:

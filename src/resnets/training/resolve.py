@@ -17,7 +17,7 @@ from resnets.device import use_bfloat16
 from resnets.errors import DataError, UsageError
 from resnets.evaluation.load import is_2d, load
 from resnets.evaluation.predictor import Model
-from resnets.models.cost import measured
+from resnets.models.cost import measure
 from resnets.training.distributed import SINGLE_PROCESS, World
 from resnets.training.plan import Plan, Task
 from resnets.training.tasks import TASKS
@@ -64,7 +64,7 @@ def resolve(
         network, channels=preprocess.channels, classes=len(source.classes), size=preprocess.size
     )
     if isinstance(network, ExternalArch):
-        network = measured(network)
+        network = measure(network)
     train = training_images(source)
     bfloat16 = use_bfloat16(recipe.precision, device)
     plan = Plan(
