@@ -192,21 +192,17 @@ class Localizer(nn.Module):
         self, features: Sequence[RegionFeatures], classes: Tensor, count: int
     ) -> tuple[Tensor, Tensor]:
         """The `count` best boxes of classes (B, k), best first: (B, k, n, 4), scores (B, k, n)."""
-        proposals = [self.proposals_at_scale(at_scale, classes, count) for at_scale in features]
-        boxes, scores = (torch.cat(x, 2) for x in zip(*proposals, strict=True))
-        scores, best = scores.topk(min(count, scores.shape[2]))
-        return boxes.take_along_dim(best[..., None], 2), scores
-
-    def proposals_at_scale(
-        self, features: RegionFeatures, classes: Tensor, count: int
-    ) -> tuple[Tensor, Tensor]:
-        """The same at one scale."""
-        logits = gather_rows(features.logits, classes)
-        logits, index = logits.topk(min(count, logits.shape[2]))
-        deltas = self.deltas(features, classes, index)
-        boxes = box.decode(deltas, features.anchors[index]) / features.ratio
-        clipped = box.clip(boxes.flatten(1, 2), features.sizes).view_as(boxes)
-        return clipped, check_finite(logits).sigmoid()
+        boxes, scores = list[Tensor](), list[Tensor]()
+        for at_scale in features:
+            logits = gather_rows(at_scale.logits, classes)
+            logits, index = logits.topk(min(count, logits.shape[2]))
+            deltas = self.deltas(at_scale, classes, index)
+            moved = box.decode(deltas, at_scale.anchors[index]) / at_scale.ratio
+            boxes.append(box.clip(moved.flatten(1, 2), at_scale.sizes).view_as(moved))
+            scores.append(check_finite(logits).sigmoid())
+        all_scores = torch.cat(scores, 2)
+        best_scores, best = all_scores.topk(min(count, all_scores.shape[2]))
+        return torch.cat(boxes, 2).take_along_dim(best[..., None], 2), best_scores
 
     def deltas(self, features: RegionFeatures, classes: Tensor, index: Tensor) -> Tensor:
         """How classes (B, k) move anchors index (B, k, n): (B, k, n, 4).

@@ -72,7 +72,7 @@ class FasterRCNN(nn.Module):
         self.backbone = FeaturePyramid(arch, checkpoint=checkpoint)
         levels = list(self.backbone.levels.values())
         channels = levels[0][0]
-        self.rpn = RegionProposalNetwork(channels, arch.width, arch.anchors, arch.ratios)
+        self.rpn = RegionProposalNetwork(arch, channels)
         # Of the levels that regions are read from; those further up are for proposals only.
         self.strides = [s for _, s in levels[: len(levels) - len(EXTRA_LEVELS[arch.form])]]
         heads: dict[str, nn.Module] = {}

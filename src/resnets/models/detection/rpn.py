@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import Conv2dNormActivation
 
-from resnets.config.arch import STRIDE
+from resnets.config.arch import STRIDE, DetectorArch
 from resnets.models.detection import boxes as box
 from resnets.models.detection.boxes import gather_rows
 from resnets.models.detection.sampling import sample_boxes
@@ -78,12 +78,10 @@ class RPNHead(nn.Module):
 class RegionProposalNetwork(nn.Module):
     """Scores and moves the anchors of each level; the levels share one head."""
 
-    def __init__(
-        self, c_in: int, width: int, sizes: Sequence[Sequence[float]], ratios: Sequence[float]
-    ) -> None:
+    def __init__(self, arch: DetectorArch, c_in: int) -> None:
         super().__init__()
-        self.sizes, self.ratios = sizes, ratios
-        self.head = RPNHead(c_in, width, len(sizes[0]) * len(ratios))
+        self.sizes, self.ratios = arch.anchors, arch.ratios
+        self.head = RPNHead(c_in, arch.width, len(arch.anchors[0]) * len(arch.ratios))
         self.sampled = 256  # anchors of an image in the loss, at most half of them positive
 
     def forward(self, maps: Sequence[Tensor], image_shape: tuple[int, int]) -> RPNOutput:
