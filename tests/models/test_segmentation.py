@@ -171,7 +171,7 @@ def test_a_pyramid_is_summed_at_a_quarter_of_the_size() -> None:
 
 
 @pytest.fixture
-def scene() -> tuple[Tensor, Tensor]:
+def images_and_masks() -> tuple[Tensor, Tensor]:
     """Four images: all pixels known, half of them, one, none."""
     torch.manual_seed(1)
     masks = torch.randint(0, 3, (4, 32, 40), dtype=torch.uint8)
@@ -182,8 +182,8 @@ def scene() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("head", ["fcn", "deeplabv3", "fpn"])
-def test_losses_by_hand(head: str, scene: tuple[Tensor, Tensor]) -> None:
-    images, masks = scene
+def test_losses_by_hand(head: str, images_and_masks: tuple[Tensor, Tensor]) -> None:
+    images, masks = images_and_masks
     network = segmenter(head).eval()  # without dropout
     with torch.no_grad():
         found = network(images, masks)
@@ -207,8 +207,8 @@ def test_losses_by_hand(head: str, scene: tuple[Tensor, Tensor]) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_batch_in_parts_has_the_same_mean(scene: tuple[Tensor, Tensor]) -> None:
-    images, masks = scene
+def test_a_batch_in_parts_has_the_same_mean(images_and_masks: tuple[Tensor, Tensor]) -> None:
+    images, masks = images_and_masks
     network = segmenter("fcn").eval()
     with torch.no_grad():
         whole = network(images, masks)
@@ -226,12 +226,12 @@ def test_images_without_any_pixel_that_counts(head: str) -> None:
 
 
 def test_every_weight_learns_and_losses_are_float32_under_autocast(
-    scene: tuple[Tensor, Tensor],
+    images_and_masks: tuple[Tensor, Tensor],
 ) -> None:
     for head in ("fcn", "deeplabv3", "fpn"):
         network = segmenter(head)
         with torch.autocast("cpu", torch.bfloat16):
-            losses = network(*scene)
+            losses = network(*images_and_masks)
         assert losses.dtype == torch.float32
         losses[:-1].sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())

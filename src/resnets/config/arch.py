@@ -244,6 +244,11 @@ IGNORE_INDEX = 255  # class of a pixel to ignore
 DenseTaskArch = DetectorArch | SegmenterArch | LocalizerArch
 ClassifierArch = ResNetArch | DenseNetArch | MlpArch | VitArch | ExternalArch
 Arch = ClassifierArch | DenseTaskArch
+DENSE_TASKS: dict[type[Arch], TaskName] = {
+    DetectorArch: "detect",
+    LocalizerArch: "localize",
+    SegmenterArch: "segment",
+}
 ARCH_TYPES: dict[str, type[Arch]] = {
     "resnet": ResNetArch,
     "densenet": DenseNetArch,
@@ -258,14 +263,7 @@ ARCH_TYPES: dict[str, type[Arch]] = {
 
 def task(arch: Arch) -> TaskName:
     """What a network is for."""
-    match arch:
-        case DetectorArch():
-            return "detect"
-        case LocalizerArch():
-            return "localize"
-        case SegmenterArch():
-            return "segment"
-    return "classify"
+    return DENSE_TASKS.get(type(arch), "classify")
 
 
 def to_dict(arch: Arch) -> dict[str, Any]:

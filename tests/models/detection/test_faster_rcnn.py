@@ -218,7 +218,7 @@ TINIES = {
         anchors=((16,), (32,), (64,)),
     ),
 }
-SCENES = {
+TARGETS = {
     "none": [objects([], cells=56), objects([], cells=56)],
     "one empty": [objects(BOXES, cells=56), objects([], cells=56)],
     "ignored": [objects(BOXES, kind=Kind.IGNORED, cells=56)] * 2,
@@ -236,8 +236,8 @@ SCENES = {
 }
 
 
-def batch(scenes: list[DetectionTargets]) -> DetectionTargets:
-    return DetectionTargets.stack(scenes)
+def batch(per_image: list[DetectionTargets]) -> DetectionTargets:
+    return DetectionTargets.stack(per_image)
 
 
 @pytest.mark.parametrize(
@@ -247,18 +247,18 @@ def batch(scenes: list[DetectionTargets]) -> DetectionTargets:
 def test_losses_are_finite(name: str, bfloat16: bool) -> None:
     network = TINIES[name]().train()
     images = torch.randn(2, 3, 64, 96).contiguous(memory_format=torch.channels_last)
-    for scene in ["none", "one empty"] if bfloat16 else SCENES:
+    for case in ["none", "one empty"] if bfloat16 else TARGETS:
         network.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            losses = network(images, batch(SCENES[scene]))
+            losses = network(images, batch(TARGETS[case]))
         assert losses.shape == (len(network.loss_names) + 1,)
         assert losses.dtype == torch.float32
-        assert losses.isfinite().all(), scene
+        assert losses.isfinite().all(), case
         assert 0 <= losses[-1] <= 1
         losses[:-1].sum().backward()
         for parameter, p in network.named_parameters():
-            assert p.grad is not None, (scene, parameter)
-            assert p.grad.isfinite().all(), (scene, parameter)
+            assert p.grad is not None, (case, parameter)
+            assert p.grad.isfinite().all(), (case, parameter)
 
 
 @pytest.mark.parametrize("name", ["masks", "c4 align context", "batch"])
@@ -267,8 +267,8 @@ def test_losses_of_halves(name: str) -> None:
     network = TINIES[name]().eval()
     network.rpn.sampled, network.arch = 100_000, replace(network.arch, sampled=200)
     images = torch.randn(4, 3, 64, 96)
-    scenes = [objects(BOXES, cells=56), objects(BOXES[:1], cells=56), objects([], cells=56)]
-    targets = batch([*scenes, objects(BOXES[1:], cells=56)])
+    per_image = [objects(BOXES, cells=56), objects(BOXES[:1], cells=56), objects([], cells=56)]
+    targets = batch([*per_image, objects(BOXES[1:], cells=56)])
     with torch.no_grad():
         halves = [network(images[i : i + 2], targets[i : i + 2]) for i in (0, 2)]
         torch.testing.assert_close(network(images, targets), sum(halves) / 2)

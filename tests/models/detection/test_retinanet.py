@@ -97,11 +97,11 @@ def test_same_as_torchvision(name: str) -> None:
         torch.testing.assert_close(found.scores[i, :many], other["scores"], rtol=1e-4, atol=1e-4)
         assert torch.equal(found.classes[i, :many], other["labels"])
 
-    scenes = [BOXES, BOXES[:1]]
-    targets = [{"boxes": objects(s).boxes, "labels": objects(s).classes} for s in scenes]
+    per_image = [BOXES, BOXES[:1]]
+    targets = [{"boxes": objects(s).boxes, "labels": objects(s).classes} for s in per_image]
     theirs.train().backbone.eval()
     losses = theirs(list(images), targets)
-    own = ours(images, batch([objects(s) for s in scenes]))
+    own = ours(images, batch([objects(s) for s in per_image]))
     torch.testing.assert_close(own[0], losses["classification"])
     torch.testing.assert_close(own[1], losses["bbox_regression"])
 
@@ -116,8 +116,8 @@ def objects(boxes: list[list[float]], kind: Kind = Kind.OBJECT) -> DetectionTarg
     return DetectionTargets(corners, torch.arange(len(boxes)) % K, kinds)
 
 
-def batch(scenes: list[DetectionTargets]) -> DetectionTargets:
-    return DetectionTargets.stack(scenes)
+def batch(per_image: list[DetectionTargets]) -> DetectionTargets:
+    return DetectionTargets.stack(per_image)
 
 
 def tiny(norm: str) -> nn.Module:
@@ -127,7 +127,7 @@ def tiny(norm: str) -> nn.Module:
     return build(arch)
 
 
-SCENES = {
+TARGETS = {
     "none": [objects([]), objects([])],
     "one empty": [objects(BOXES), objects([])],
     "ignored": [objects(BOXES, kind=Kind.IGNORED)] * 2,
@@ -141,17 +141,17 @@ SCENES = {
 def test_losses_are_finite(norm: str, bfloat16: bool) -> None:
     network = tiny(norm).train()
     images = torch.randn(2, 3, 64, 96).contiguous(memory_format=torch.channels_last)
-    for scene, scenes in SCENES.items():
+    for case, per_image in TARGETS.items():
         network.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            losses = network(images, batch(scenes))
+            losses = network(images, batch(per_image))
         assert losses.shape == (len(network.loss_names) + 1,)
         assert losses.dtype == torch.float32
-        assert losses.isfinite().all(), scene
+        assert losses.isfinite().all(), case
         losses[:-1].sum().backward()
         for parameter, p in network.named_parameters():
-            assert p.grad is not None, (scene, parameter)
-            assert p.grad.isfinite().all(), (scene, parameter)
+            assert p.grad is not None, (case, parameter)
+            assert p.grad.isfinite().all(), (case, parameter)
 
 
 def test_losses_of_halves() -> None:
