@@ -84,7 +84,7 @@ WRONG = [
     ("explain nothing x.png --out why", 2), ("calibrate nothing digits", 2), ("report nothing", 2),
     ("analyze signal resnet5O", 2), ("detect train nothing", 3), ("detect evaluate a b", 2),
     ("tune digits --model resnet5O", 2), ("data info nothing", 3), ("data get mnist", 2),
-    ("runs compare nothing", 2),
+    ("runs compare nothing", 2), ("train digits --set model=resnet5O", 2),
 ]  # fmt: skip
 
 

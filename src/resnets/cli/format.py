@@ -47,7 +47,7 @@ def print_plan(
         estimate *= len(runs) - done
     if out.quiet and asked_for:
         unreadable = [{"file": str(path), "reason": reason} for path, reason in source.unreadable]
-        problems = [{"place": place, "problem": reason} for place, reason in source.problems]
+        problems = [{"place": where, "problem": reason} for where, reason in source.problems]
         facts = {"seconds": round(estimate, 1), "unreadable": unreadable, "problems": problems}
         print_json({**lines, **facts, "notes": source.notes})
         return
@@ -56,7 +56,7 @@ def print_plan(
         note(f"{name:>10}  {text}", always=asked_for)
     notes = [("note", text) for text in source.notes]
     notes += [("left out", f"{path}: {reason}") for path, reason in source.unreadable]
-    notes += [("noted", f"{place}: {reason}") for place, reason in source.problems[:10]]
+    notes += [("noted", f"{where}: {reason}") for where, reason in source.problems[:10]]
     if (more := len(source.problems) - 10) > 0:
         notes.append((f"{more:,}", "more, which `resnets data check` lists"))
     for name, text in notes:
@@ -281,8 +281,8 @@ def print_data(facts: Mapping[str, Any]) -> None:
         out.print(f"note: {text}")
     for path, reason in facts["unreadable"]:
         out.print(f"unreadable {path}: {reason}")
-    for place, reason in facts["problems"]:
-        out.print(f"{place}: {reason}")
+    for where, reason in facts["problems"]:
+        out.print(f"{where}: {reason}")
 
 
 def print_problems(rows: Sequence[Mapping[str, Any]]) -> None:

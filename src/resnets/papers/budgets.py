@@ -14,8 +14,10 @@ from resnets.config.arch import Arch, DetectorArch, with_fields
 from resnets.config.families import arch
 from resnets.config.recipe import Recipe, to_dict
 from resnets.errors import UsageError, nearest
+from resnets.papers import ledger
 from resnets.papers.experiment import EXTERNAL_DATA, Arm, Experiment
 from resnets.papers.experiments import EXPERIMENTS, get_experiment
+from resnets.papers.ledger import Row
 
 Budget = Literal["smoke", "cpu", "gpu", "full"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -89,15 +91,14 @@ class Job:
         named = {"experiment": self.experiment.id, "arm": self.arm.name, "budget": self.budget}
         return named | {"seed": self.seed, "iterations": self.iterations}
 
-    def ledger_rows(self, rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    def ledger_rows(self, rows: Iterable[Row]) -> list[Row]:
         """The rows of the ledger that are this job's; older ones do not name the recipe."""
-        matching = [row for row in rows if all(row.get(k) == v for k, v in self.key.items())]
-        if self.recipe:
-            digest = self.recipe_digest
-            matching = [row for row in matching if row.get("recipe", digest) == digest]
-            if self.precision != "auto":
-                matching = [row for row in matching if row.get("precision") == self.precision]
-        return matching
+        matching, digest = ledger.select(rows, **self.key), self.recipe_digest
+        if not self.recipe:
+            return matching
+        if self.precision != "auto":
+            matching = ledger.select(matching, precision=self.precision)
+        return [row for row in matching if row.get("recipe", digest) == digest]
 
     @property
     def name(self) -> str:
