@@ -69,9 +69,9 @@ def load(
     if read is None:
         raise DataError(f"nothing here reads data for {task!r}: give a Source")
     if known and not path.exists():
-        if read is not read_classes:
-            raise DataError(f"{data} has one class for each image, neither boxes nor masks")
-        return digits() if data == "digits" else download.load_cached(data)
+        if read is read_classes:
+            return digits() if data == "digits" else download.load_cached(data)
+        raise DataError(f"{data} has one class for each image, neither boxes nor masks")
     if not path.exists():
         near = nearest(data, ["digits", *download.ARCHIVES])
         raise DataError(f"no data {data!r}, neither a folder nor a known name: {near}")
@@ -81,13 +81,17 @@ def load(
         return replace(source, notes=(note, *source.notes)) if known else source
     except DataError as error:
         if read is read_classes and (other := task_of(path)) != "classify":
-            check = f"`resnets data check {path} --task classify` says why it has no classes"
-            error.args = (f"{path} is data to {other}: `resnets {other} train {path}`.\n{check}",)
+            error.args = (_describe_other_task(path, other),)
         if known and isinstance(error, DataErrors):
             error.noted.append((str(path), note))
         elif known:
             error.args = (f"{error}\n{note}",)
         raise
+
+
+def _describe_other_task(path: Path, other: str) -> str:
+    check = f"`resnets data check {path} --task classify` says why it has no classes"
+    return f"{path} is data to {other}: `resnets {other} train {path}`.\n{check}"
 
 
 def read_classes(path: Path, options: ReadOptions) -> Source:
