@@ -2,11 +2,16 @@
 
 import multiprocessing
 import os
+import sys
 
 import pytest
 
 needs_posix_files = pytest.mark.skipif(
     os.name != "posix", reason="Windows has no pipes, owners, modes, or control characters in names"
+)
+needs_links = pytest.mark.skipif(os.name != "posix", reason="on Windows links need a privilege")
+needs_case = pytest.mark.skipif(
+    sys.platform != "linux", reason="A and a are the same name on macOS and Windows"
 )
 needs_signals = pytest.mark.skipif(
     os.name != "posix", reason="on Windows a signal to a process ends it at once"

@@ -16,6 +16,7 @@ from resnets.data.inputs import expand_inputs
 from resnets.data.splits import Split, in_memory
 from resnets.errors import DataError, DataErrors, UsageError
 from resnets.training.tasks import classification
+from tests._helpers import needs_case, needs_links
 
 from ._helpers import classes, picture
 
@@ -93,6 +94,7 @@ def test_holding_out_a_round_number_of_equal_classes_is_exact():
         hold_out(source, 10, seed=5)
 
 
+@needs_links
 def test_split_folders_by_any_of_their_names(tmp_path):
     classes(tmp_path / "train", {"b": 4, "a": 3})
     classes(tmp_path / "Validation", {"b": 2, "a": 1})
@@ -522,6 +524,7 @@ def test_a_folder_is_taken_before_a_data_set_of_its_name(tmp_path, monkeypatch):
     assert load("digits").classes == tuple("0123456789")
 
 
+@needs_case
 def test_all_that_is_wrong_with_class_folders_is_named_at_once(tmp_path):
     classes(tmp_path / "train", {"a": 3, "b": 3, "empty": 0})
     classes(tmp_path / "val", {"A": 2, "a": 2, "b": 0})

@@ -196,6 +196,7 @@ JPEG = saved(Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)),
     ],
     ids=str,
 )
+@needs_posix_files
 def test_what_is_broken_is_refused_with_file_and_reason(tmp_path, content, reason):
     path = tmp_path / "bad\n\N{SNOWMAN}\N{GRINNING FACE}.jpg"
     path.write_bytes(content)

@@ -11,6 +11,7 @@ from resnets.data.dataset import task_of
 from resnets.data.file_names import split_in_name
 from resnets.data.values import parse_flag, parse_number
 from resnets.errors import DataError, DataErrors
+from tests._helpers import needs_links
 
 from ._helpers import picture, rows_of
 
@@ -517,6 +518,7 @@ def test_a_yaml_file_that_attacks_or_is_wrong_is_refused(tmp_path, text, message
     assert len(str(caught.value)) < 500
 
 
+@needs_links
 def test_a_yaml_file_may_name_its_own_folder_by_another_way(tmp_path):
     images(tmp_path, "real/train/1.png")
     label(tmp_path / "real/train/1.txt")

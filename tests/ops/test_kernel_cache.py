@@ -54,6 +54,13 @@ def test_what_others_may_write_is_not_loaded(cache, monkeypatch, what):
         made(cache)
 
 
+def test_windows_has_none(cache, monkeypatch):
+    monkeypatch.delattr(os, "getuid", raising=False)
+    assert cpu_fused.library.__wrapped__() is None
+    assert cpu_fused.problems == ["OSError: they are built on POSIX systems only"]
+    assert not cache.exists()
+
+
 def test_any_failure_falls_back_and_is_kept_for_doctor(cache):
     assert cpu_fused.library.__wrapped__() is None  # "made here" is no library
     assert "OSError" in cpu_fused.problems[0]

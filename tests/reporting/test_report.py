@@ -13,6 +13,7 @@ from resnets.evaluation.scores import Scores
 from resnets.reporting import card, report
 from resnets.reporting.facts import read_facts
 from resnets.training.run import Run
+from tests._helpers import needs_posix_files
 
 from ._helpers import folder, source, two
 
@@ -105,6 +106,7 @@ def test_a_page_of_big_noise_stays_under_two_megabytes(tmp_path, count):
     assert ("Rows are the true classes" in path.read_text()) == (count <= 20)
 
 
+@needs_posix_files
 def test_any_name_of_a_class_is_only_text(tmp_path):
     data = source(name="<i>&", classes=WILD, count=32)
     run = folder(tmp_path / "a|<b>", data, said=noise(WILD))

@@ -196,6 +196,8 @@ def library() -> dict[tuple[str, torch.dtype], Callable[..., None]] | None:
     source = Path(__file__).with_name("cpu_fused.cpp")
     digest = hashlib.sha256(source.read_bytes() + " ".join(FLAGS).encode()).hexdigest()
     try:
+        if not hasattr(os, "getuid"):  # whose files they are could not be checked: `_check_own`
+            raise OSError("they are built on POSIX systems only")
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnets"
         loaded = ctypes.CDLL(str(_build_once(cache / "kernels", f"fused-{digest[:16]}", source)))
         # Freed maps of some megabytes would go back to the system and be faulted in anew at every

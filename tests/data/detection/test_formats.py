@@ -11,6 +11,7 @@ from resnets.data import load
 from resnets.data.dataset import task_of
 from resnets.data.detection.targets import Kind
 from resnets.errors import DataError, DataErrors, MissingPackage
+from tests._helpers import needs_links
 from tests.data._helpers import picture, rows_of
 
 
@@ -93,6 +94,7 @@ def write_csv(root, splits):
     (root / "boxes.csv").write_text("\n".join(lines))
 
 
+@needs_links
 def test_four_layouts_of_the_same_photographs_have_the_same_targets(shared, tmp_path):
     coco128 = shared / "data" / "coco128"
     splits = {

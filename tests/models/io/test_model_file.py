@@ -33,6 +33,7 @@ from resnets.models.io.model_file import (
     to_dict,
 )
 from resnets.tensor_files import with_digest
+from tests._helpers import needs_posix_files
 
 TINY = ResNetArch(
     blocks=(1, 1), widths=(4, 8), shortcut="A", stem="cifar", stem_width=4, classes=2, size=8
@@ -469,6 +470,7 @@ def class_folders(root):
 @pytest.mark.parametrize(
     "recipe", ["[" * 10**5, "9" * 5000, "7", '{"seed": "x"}', '{"val_fraction": -1}']
 )
+@needs_posix_files
 def test_a_recipe_in_a_card_that_makes_no_sense_is_refused(recipe, path, network, tmp_path, cli):
     class_folders(tmp_path / "data")
     save(path, network, replace(CARD, provenance={"recipe": recipe}))
@@ -477,6 +479,7 @@ def test_a_recipe_in_a_card_that_makes_no_sense_is_refused(recipe, path, network
     assert f"{path}: provenance.recipe" in err
 
 
+@needs_posix_files
 def test_answers_that_are_not_finite_are_an_error(path, network, tmp_path, cli):
     class_folders(tmp_path / "data")
     torch.nn.init.constant_(network.conv1.weight, 3e38)
