@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=["trainval=true"], dest="fields")
     parser.add_argument("--model", default=None)
     args = parser.parse_args()
-    source = dataset.with_val(dataset.load(args.data, task="detect"))
+    source = dataset.merge_val_into_train(dataset.load(args.data, task="detect"))
     assert source.train is not None
     assert source.test is not None
     for row in args.rows:

@@ -49,6 +49,9 @@ def test_a_public_function_refuses_what_it_does_not_know_and_says_what_it_does(n
         (lambda: resnets.plan("digits", overrides=["imgsz=8"]), UsageError, "did you mean size"),
         (lambda: resnets.plan("digits", lr=1, overrides={"lr": 2}), UsageError, "given twice"),
         (lambda: resnets.plan("digits", lr=-1), UsageError, "lr"),
+        (lambda: resnets.plan("digits", lr=True), UsageError, "lr=True"),
+        (lambda: resnets.plan("digits", recipe=5), UsageError, "unknown recipe '5'"),
+        (lambda: resnets.plan("digits", overrides=[("lr", 1)]), UsageError, "FIELD=VALUE"),
         (lambda: resnets.plan("digits", batch=0), UsageError, "batch"),
         (lambda: resnets.plan("digits", weights="imagenet"), UsageError, "no weights to download"),
         (lambda: resnets.plan("digits", device="gpu"), UsageError, "did you mean cuda"),
@@ -132,6 +135,21 @@ for line, code in {WRONG!r}:
 )
 def test_the_options_of_other_programs_are_answered_with_ours(cli, typed, words):
     code, _, err = cli(*typed.split())
+    assert code == 2
+    assert words in err
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (("--batch", "1.5"), "--batch: '1.5' is not a whole number"),
+        (("--seeds=2_0",), "--seeds: '2_0' is not a whole number"),
+        (("--run", ""), "--run is empty"),
+        (("--set", "lr=0.1", "--set", "lr=0.2"), "lr is given twice, by two --set"),
+    ],
+)
+def test_a_value_is_neither_rounded_nor_dropped(cli, typed, words):
+    code, _, err = cli("train", "digits", *typed, "--dry-run")
     assert code == 2
     assert words in err
 

@@ -239,14 +239,14 @@ def test_what_is_no_image_is_skipped_in_a_folder_and_refused_by_name(cli, digits
         (folder / name).write_text("no image")
     code, out, err = cli("predict", digits_run, folder)
     assert (code, len(out.splitlines())) == (0, 2)
-    assert "2 files that are no images: skipped, first" in err
+    assert "2 files other than images are skipped, first" in err
     code, out, err = cli("predict", digits_run, folder / "notes.txt", folder / "cat" / "0.jpg")
     assert (code, len(out.splitlines())) == (3, 1)
     assert "notes.txt': not a JPEG" in err
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "notes.txt").write_text("no image")
     code, _, err = cli("predict", digits_run, "texts")
-    assert (code, "texts holds no images among 1 files" in err) == (3, True)
+    assert (code, "texts holds no image; its files: 1" in err) == (3, True)
 
 
 def test_grey_above_the_models_white_is_told(cli, digits_run, models_white, tmp_path):
@@ -254,7 +254,7 @@ def test_grey_above_the_models_white_is_told(cli, digits_run, models_white, tmp_
         image = Image.fromarray(np.full((8, 8), value, np.uint16))
         (tmp_path / "data" / name).mkdir(parents=True)
         image.save(tmp_path / "data" / name / "0.png")
-    told = "1 of 3 images have values above 4,095, which is white to the model: they become white"
+    told = "1 of 3 images has values above 4,095, which is white to the model: they become white"
     code, _, err = cli("predict", models_white, "data")
     assert (code, err.count(told)) == (0, 1)
     assert "data/b/0.png (up to 5,000)" in err

@@ -7,6 +7,7 @@ command line prints it without a traceback and exits with the code; in Python it
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,17 +38,30 @@ def shorten(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def quantify(number: int, what: str) -> str:
+    """A count in words; of one "images have no mask" it is "1 image has no mask"."""
+    if number == 1:
+        verbs = {"are": "is", "have": "has"}
+        what = re.sub(r"\b(are|have)\b", lambda verb: verbs[verb[0]], what, count=1)
+        if not what.startswith("of "):
+            what = re.sub(r"(?<=[sx])es\b|(?<!s)s\b", "", what, count=1)
+    return f"{number:,} {what}"
+
+
 class DataErrors(DataError, exit_code=3):
     """Data that training refuses; `refused` and `noted` are all its problems."""
 
     def __init__(self, data: str | Path, refused: list[Problem], noted: list[Problem]) -> None:
         first = "; ".join(f"{place}: {reason}" for place, reason in refused[:3])
         first += "; …" * (len(refused) > 3)
+        problems = quantify(len(refused), "problems")
         super().__init__(
-            f"{data} has {len(refused):,} problems that training refuses. First: {first}\n"
+            f"{data} has {problems} that training refuses. First: {first}\n"
             f"Mend them, or remove those lines or files; `resnets data check {data}` lists all."
         )
         self.refused, self.noted = refused, noted
+        self.unreadable: tuple[tuple[Path, str], ...] = ()  # of `files`
+        self.files = 0
 
 
 class CheckpointError(ResnetsError, exit_code=4):
@@ -60,7 +74,10 @@ def naming_file(path: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        text = str(error)
+        if path.with_name("recipe.json").exists():  # a run's own, which nobody else has
+            text = f"{text.partition(chr(10))[0]}\nRemove it; `resnets resume {path.parent}` writes it."
+        raise CheckpointError(f"{path}: {text}") from None
 
 
 class MissingCode(UsageError, exit_code=2):

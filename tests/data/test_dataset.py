@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from resnets import data_check
 from resnets.config.recipe import Preprocess
 from resnets.data import load, loader
 from resnets.data.dataset import hold_out
@@ -117,6 +118,7 @@ def test_split_folders_by_any_of_their_names(tmp_path):
     ("train", "test"),
     [
         ("seg_train/seg_train", "seg_test/seg_test"),
+        ("train/train", "test/test"),
         ("NewTraining", "old_test"),
         ("my-train-2", "my-test-2"),
     ],
@@ -128,8 +130,9 @@ def test_a_word_in_a_folders_name_is_its_split(tmp_path, train, test):
     source = load(tmp_path)
     assert source.classes == ("a", "b")
     assert {name: len(split) for name, split in source.splits.items()} == {"train": 6, "test": 4}
-    assert any("splits are read from words in the folders' names" in n for n in source.notes)
-    assert any("1 folders beside" in note for note in source.notes)
+    named = train.startswith("train")
+    assert named or any("splits are read from words in the" in note for note in source.notes)
+    assert any("1 folder beside" in note for note in source.notes)
 
 
 def test_classes_whose_names_have_words_of_splits_stay_classes(tmp_path):
@@ -173,15 +176,15 @@ def test_mean_and_deviation_of_files_are_those_of_their_pixels(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["a/1.png"], "1 classes; classification needs at least two"),
-        (["1.png", "2.png"], "but no folders: it needs one for each class"),
-        (["train/1.png", "train/2.png"], "but no folders: it needs one for each class"),
+        (["a/1.png"], "1 class; classification needs two"),
+        (["1.png", "2.png"], "has no folders; it needs one for each class"),
+        (["train/1.png", "train/2.png"], "has no folders; it needs one for each class"),
         (["a/1.png", "b/1.png", "test/a/1.png"], "do not look like classes: test"),
         (
             ["training/a/1.png", "training/b/1.png", "testing/c/1.png"],
             r"first 'c'\) that train lacks",
         ),
-        (["train/1.png", "test/2.png"], "but no folders: it needs one for each class"),
+        (["train/1.png", "test/2.png"], "has no folders; it needs one for each class"),
         (["cat/train/1.png", "cat/test/1.png", "dog/train/1.png"], "move it to test/cat"),
         (["images/1.png", "labels/1.png"], "do not look like classes: images, labels"),
         (["images/a/1.png", "images/b/1.png"], "did you mean .*images"),
@@ -194,7 +197,7 @@ def test_mean_and_deviation_of_files_are_those_of_their_pixels(tmp_path):
             ["train/a/1.png", "train/b/1.png", "val/c/1.png"],
             r"first 'c'\) that train lacks",
         ),
-        (["a/1.png", "b/1.png", "c/.hidden"], "1 empty class folders: c"),
+        (["a/1.png", "b/1.png", "c/.hidden"], "1 class folder for training is empty: c"),
     ],
 )
 def test_a_layout_that_is_not_understood_is_told(tmp_path, files, message):
@@ -263,7 +266,7 @@ def test_a_csv_file_with_and_without_splits(tmp_path):
         ),
         ("path,label,split\np1.png,a,train\np2.png,b", "line 3: unknown split ''"),
         ("path,label,split\np1.png,a,tran", "split 'tran': did you mean train"),
-        ("path,label\np1.png,a\ngone.png,b", "1 of 2 files are unreadable"),
+        ("path,label\np1.png,a\ngone.png,b", "unreadable: 1 of 2 files"),
     ],
 )
 def test_a_csv_file_that_is_wrong_is_told_with_its_line(tmp_path, text, message):
@@ -298,10 +301,10 @@ PLAIN = "path,label\n" + "".join(f"{a},{b}\n" for a, b in CATS)
             "path,label\n" + "".join(f".\\{a},{b}\n" for a, b in CATS),
             "20 images are found under",
         ),
-        (PLAIN + "p0.png,dog\n", "1 rows are repeated, and count once, first .*line 22"),
+        (PLAIN + "p0.png,dog\n", "1 row is repeated: each image counts once, first .*line 22"),
         (
             PLAIN.replace("19.png,cat", "19.png,Cat"),
-            "they stay apart, first 'Cat' and 'cat'",
+            "in case, space, quotes or decimals only, first 'Cat' and 'cat'",
         ),
     ],
 )
@@ -368,7 +371,7 @@ def test_the_order_in_a_cell_does_not_matter_and_that_there_may_be_several_does(
     assert ab == ba == wide
     assert one == same
     assert load(table(tmp_path, text.format("b|"))).digest != one
-    with pytest.raises(DataError, match="1 classes; classification needs at least two"):
+    with pytest.raises(DataError, match="1 class; classification needs two"):
         load(table(tmp_path, "path,label\np1.png,a|\np2.png,"))
     with pytest.raises(DataError, match=r"first 'c'\) that train lacks"):
         load(table(tmp_path, text.format("a|b") + "\np4.png,a|c,test"))
@@ -398,13 +401,13 @@ def test_unreadable_files_are_left_out_and_named_or_stop_the_run(tmp_path):
     assert sum(map(len, (source.train, source.val, source.test))) == 99
     assert "b/049.png" not in [path for path, _, _ in source.split_table()]
     (tmp_path / "a" / "000.png").write_bytes(b"")
-    with pytest.raises(DataError, match="2 of 100 files are unreadable") as caught:
+    with pytest.raises(DataError, match="unreadable: 2 of 100 files") as caught:
         load(tmp_path, max_unreadable=0.01)
     assert "a/000.png (the file is empty)" in str(caught.value)
     assert "--set max_unreadable=0.1" in str(caught.value)
     for path in (tmp_path / "a").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="no image can be read of 1 classes"):
+    with pytest.raises(DataError, match="no image can be read of 1 class"):
         load(tmp_path, max_unreadable=1.0)
 
 
@@ -471,10 +474,10 @@ def test_what_pixels_leave_out_is_counted(tmp_path):
     frames[0].convert("RGBA").save(top / "d.png")
     (top / "e.png").write_bytes((tmp_path / "train" / "b" / "000.png").read_bytes())
     assert sorted(note.partition(": ")[2] for note in load(tmp_path).notes) == [
-        f"1 images are CMYK: made RGB without a colour profile, first {top / 'c.jpg'}",
-        "1 images have copies of another class, byte for byte, first "
+        "1 image has copies of another class, byte for byte, first "
         f"{tmp_path / 'train' / 'b' / '000.png'}, which is {top / 'e.png'}",
-        f"1 images have transparency: it is put on white, first {top / 'd.png'}",
+        f"1 image has transparency: it is put on white, first {top / 'd.png'}",
+        f"1 image is CMYK: made RGB without a colour profile, first {top / 'c.jpg'}",
         f"4 images have further frames or pages: the first is used, first {top / 'a.gif'}",
     ]
 
@@ -541,29 +544,30 @@ def test_all_that_is_wrong_with_class_folders_is_named_at_once(tmp_path):
         load(tmp_path, max_unreadable=1.0)
     refused = {reason.partition(", first")[0] for _, reason in caught.value.refused}
     assert refused == {
-        "1 empty class folders: empty; fill or remove them",
-        "val or test have 1 classes (first 'A') that train lacks",
-        "1 files have two classes by links",
+        "1 class folder for training is empty: empty; fill or remove such folders",
+        "val or test have 1 class (first 'A') that train lacks",
+        "1 file has two classes by links",
     }
     told = [reason.removeprefix(f"{tmp_path}: ") for _, reason in caught.value.noted]
     top = tmp_path / "train"
     assert sorted(told) == [
-        f"1 class folders without images are left out, first {tmp_path / 'val' / 'b'}",
-        f"1 files beside the class folders are not read, first {top / 'loose.png'}",
-        f"1 folders beside train, val are not read, first {tmp_path / 'extra'}",
-        "1 groups of classes differ in case, space, quotes or decimals only; they stay apart, "
+        f"1 class folder without images is left out, first {tmp_path / 'val' / 'b'}",
+        f"1 file beside the class folders is not read, first {top / 'loose.png'}",
+        f"1 folder beside train, val is not read, first {tmp_path / 'extra'}",
+        "1 group of classes has names that differ in case, space, quotes or decimals only, "
         "first 'A' and 'a'",
-        f"1 hidden files and folders are not read, first {top / 'b' / '.hidden'}",
-        "1 images are in folders inside class folders, and have the outer class, "
+        f"1 hidden path is not read, first {top / 'b' / '.hidden'}",
+        "1 image inside a folder of a class folder is of the outer class, "
         f"first {top / 'a' / 'deep' / 'er.png'}",
-        f"2 files are not images, and are skipped, first {top / 'a' / 'more.zip'}",
-        "unreadable: the file is empty",
+        f"2 files other than images are skipped, first {top / 'a' / 'more.zip'}",
     ]
+    assert caught.value.unreadable == ((top / "b" / "zero.png", "the file is empty"),)
+    assert all(row["refused"] for row in data_check(tmp_path) if "zero.png" in row["place"])
 
 
 def test_what_only_training_needs_is_not_asked_of_data_to_test_on(tmp_path):
     classes(tmp_path, {"red": 3, "blue": 0})
-    with pytest.raises(DataErrors, match="1 classes; classification needs at least two"):
+    with pytest.raises(DataErrors, match="1 class; classification needs two"):
         load(tmp_path, max_unreadable=1.0)
     source = load(tmp_path, training=False)
     assert (source.classes, source.files) == (("red",), 3)

@@ -271,12 +271,12 @@ LAYOUTS = {
     cvat: ({"train": ["1.png", "1.png"]}, ["2 images are found under another path"]),
     cvat_subsets: ({"train": ["1.png"], "val": ["1.png"]}, []),
     roboflow: ({"train": ["1.png"], "val": ["1.png"], "test": ["1.png"]}, []),
-    label_studio: ({"train": ["1.png"]}, ["1 images are found under another path"]),
+    label_studio: ({"train": ["1.png"]}, ["1 image is found under another path"]),
     copies: ({"train": ["1.png"], "val": ["1.png"]}, ["2 images are in several folders"]),
-    moved: ({"train": ["1.png"]}, ["1 images are found under another path"]),
+    moved: ({"train": ["1.png"]}, ["1 image is found under another path"]),
     trainval: (
         {"train": ["0.png", "1.png"], "val": ["2.png"], "test": ["3.png"]},
-        ["1 JSON files are not read", "2 of 3 images of trainval are read as train"],
+        ["1 JSON file is not read", "2 of 3 images of trainval are read as train"],
     ),
     other_case: (
         {"train": [unicodedata.normalize("NFD", "Käfer 1.JPG"), "2.png"]},
@@ -287,28 +287,28 @@ LAYOUTS = {
     voc_in_splits: ({"train": ["1.png"], "val": ["1.png"]}, []),
     voc_lists: (
         {"train": ["a b.png", "Ä.1.png"], "val": ["a.png"], "test": ["d.png"]},
-        ["1 XML files are in no list", "2 of 3 images of trainval", "1 images beside these"],
+        ["1 XML file is in no list", "2 of 3 images of trainval", "1 image beside these"],
     ),
     voc_years: (
         {s: [f"VOC2007-{s}.jpg", f"VOC2012-{s}.jpg", f"mine-{s}.jpg"] for s in ("train", "test")},
         [],
     ),
-    voc_lists_of_classes: ({"train": ["1.png"]}, ["1 lists name no split, and are not read"]),
+    voc_lists_of_classes: ({"train": ["1.png"]}, ["1 list is named for no split, so not read"]),
     roboflow_groups: (
         {"train": ["1.png"]},
-        ["2 categories without objects have the name of another"],
+        ["2 category ids without objects are left out"],
     ),
     yolo_without_test: (
         {"train": ["1.png"], "val": ["1.png"]},
         ["is read as", "is read as", "there is no '../test/images', so no test split"],
     ),
-    voc_named_inside: ({"train": ["photo.png"]}, ["1 annotations are of the image that they name"]),
+    voc_named_inside: ({"train": ["photo.png"]}, ["1 annotation is of the image named inside"]),
     voc_gbk: ({"train": ["1.png"]}, []),
     yolo_beside_below_images: ({"train": ["1.png"]}, []),
     yolo_upper_case: ({"train": ["1.PNG"]}, ["is read as"]),
     yolo_suffixes: (
         {"train": ["1.jfif", "2.mpo"]},
-        ["1 files are not images by name"],
+        ["1 file without an image's suffix is not read"],
     ),
     yolo_classes: ({"train": ["1.png"], "val": ["1.png"]}, []),
     yolo_lists: (
@@ -340,7 +340,7 @@ def test_rows_of_yolo_with_marks_tabs_exponents_and_a_polygon(tmp_path):
     yolo_rows(tmp_path)
     source = load(tmp_path, task="detect")
     assert boxes_of(source) == {"train": {"1.png": [[*BOX, 0, 1], [10, 10, 30, 25, 1, 1]]}}
-    assert "1 rows are polygons" in source.notes[0]
+    assert "1 row has a polygon" in source.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -402,8 +402,15 @@ def test_ids_are_the_same_as_text_and_number(tmp_path, kind):
         (lambda c: c["categories"][0].update(name=["cell"]), r"name is \['cell'\], not a text"),
         (lambda c: c["categories"][0].update(name=5), "name is 5, not a text"),
         (lambda c: c["categories"][0].update(name=" "), "name is ' ', not a text"),
-        (lambda c: c["annotations"][1].update(bbox="1234"), "annotation 2: broken: '1234' is no"),
-        (lambda c: c["annotations"][1].update(bbox={"x": 1}), "annotation 2: broken: {'x': 1} is"),
+        (
+            lambda c: c["annotations"][1].update(bbox="1234"),
+            "broken: bbox '1234' is no",
+        ),
+        (
+            lambda c: c["annotations"][1].update(bbox={"x": 1}),
+            "broken: bbox {'x': 1} is",
+        ),
+        (lambda c: c.update(annotations=None), "annotations: None is not a list"),
         (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), "is not x, y, width, height"),
         (lambda c: c["annotations"][1].update(bbox=[1, 2, True, 4]), "True is not a number"),
         (lambda c: c["annotations"][1].update(bbox=[1, 2, "1_0", 4]), "'1_0' is not a number"),
@@ -439,9 +446,17 @@ def test_data_of_which_all_objects_are_ignored_is_refused(tmp_path):
     with pytest.raises(DataError, match="2 objects, all of which are ignored: nothing to learn"):
         load(tmp_path / "x.json", task="detect")
     coco(tmp_path / "x.json", "1.png", "2.png", image_id="b")
-    message = "no objects: nothing to learn from.\n.*: 2 annotations are of images that the file"
+    message = "no objects: nothing to learn.\n.*: 2 annotations are of an image that the file"
     with pytest.raises(DataError, match=message):
         load(tmp_path / "x.json", task="detect")
+
+
+def test_objects_that_only_the_validation_has_are_not_called_ignored(tmp_path):
+    images(tmp_path, "images/train/1.png", "images/val/2.png")
+    label(tmp_path / "labels/val/2.txt")
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [a]\n")
+    with pytest.raises(DataError, match="1 readable image to train on and no objects: nothing"):
+        load(tmp_path, task="detect")
 
 
 @pytest.mark.parametrize("size", [["30", "40"], [30.0, 40]])
@@ -496,7 +511,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(
         ("train: train\nnames: &a [*a]\n", "line 2 repeats a part"),
         ("train: train\nnames: [a, '']\n", "the name of class 1 is '', not a text"),
         ("train: train\nnames: [a, [b]]\n", r"the name of class 1 is \['b'\], not a text"),
-        ("train: train\nnames: {0: a, 00: b}\n", "one name or number for two classes"),
+        ("train: train\nnames: {0: a, 00: b}\n", "one number for two classes"),
         ("train: train\nnames: {0: a, 0: b}\n", "the key '0' twice"),
         ("train: train\nnames: {-1: a}\n", "mapping from numbers below 10,000: '-1'"),
         ("train: {a: b}\nnames: [a]\n", "neither a path nor a list of paths"),
@@ -583,7 +598,7 @@ def test_texts_beside_images_that_are_called_as_lists_are_labels(tmp_path):
     assert boxes_of(source) == {
         "train": {"train.png": [[*BOX, 0, 1]], "val.png": [[*BOX, 0, 1]], "x.png": []}
     }
-    assert "1 images have no label file" in source.notes[0]
+    assert "1 image has no label file" in source.notes[0]
     (tmp_path / "train.txt").write_bytes(b"0 \xff")
     with pytest.raises(DataErrors, match=r"train\.txt, line 1: not UTF-8"):
         load(tmp_path, task="detect")
@@ -605,15 +620,15 @@ def test_keypoints_of_a_pose_are_no_polygon(tmp_path):
     (tmp_path / "data.yaml").write_text("train: train\nkpt_shape: [2, 2]\nnames: [a]\n")
     source = load(tmp_path, task="detect")
     assert one_box(source, {"train": ["1.png"]})
-    assert "1 label files have no image" in " ".join(source.notes)
-    assert "1 rows have keypoints, which are not used" in " ".join(source.notes)
+    assert "1 label file has no image" in " ".join(source.notes)
+    assert "1 row has keypoints, which are not used" in " ".join(source.notes)
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         (XML.replace("{0}", "1,5"), "object 1: broken: '1,5' is not a number"),
-        (XML.replace("ymax", "ymux"), "object 1: broken: no bndbox with xmin"),
+        (XML.replace("ymax", "ymux"), "object 1: broken: not one bndbox with xmin"),
         (XML.replace("annotation>", "annotations>"), "<annotations> is not VOC's <annotation>"),
         (XML.replace("<bndbox>", "<difficult>7</difficult><bndbox>"), "'7' is neither 0 nor 1"),
         (XML.replace("<width>40", "<width>-40"), "an image of '-40' x '30' pixels"),
@@ -641,13 +656,21 @@ def test_boxes_of_voc_that_begin_at_zero_are_noted(tmp_path):
     xml(tmp_path / "Annotations/1.xml", (0, 0, 40, 30), text=XML.replace("<width>40", "<width>0"))
     source = load(tmp_path, task="detect")
     assert boxes_of(source) == {"train": {"1.png": [[0, 0, 40, 30, 0, 1]]}}
-    assert "1 boxes begin at 0; all are read as counted from 1" in source.notes[0]
+    assert "1 box has an edge at 0; all are read as counted from 1" in source.notes[0]
+
+
+def test_an_object_of_voc_with_two_boxes_is_refused(tmp_path):
+    images(tmp_path, "JPEGImages/1.png")
+    box = XML[XML.index("<bndbox>") : XML.index("</bndbox>") + 9]
+    xml(tmp_path / "Annotations/1.xml", (1, 1, 9, 9), text=XML.replace(box, 2 * box))
+    with pytest.raises(DataErrors, match="object 1: broken: not one bndbox"):
+        load(tmp_path, task="detect")
 
 
 def test_a_missing_image_never_takes_the_place_of_another(tmp_path):
     images(tmp_path, "images/b/1.png", "images/b/2.png")
     coco(tmp_path / "annotations/instances.json", "a/1.png", "b/2.png")
-    with pytest.raises(DataError, match=r"1 of 2 files are unreadable.*\n.*a/1\.png"):
+    with pytest.raises(DataError, match=r"1 of 2 files; the limit.*\n.*a/1\.png"):
         load(tmp_path, task="detect")
     images(tmp_path, "images/c/1.png")
     coco(tmp_path / "annotations/instances.json", "1.png", "2.png")
@@ -663,15 +686,15 @@ def test_several_forms_in_one_folder_are_told(tmp_path):
     (tmp_path / "data.yaml").write_text("train: images\nnames: [cell]\n")
     notes = load(tmp_path, task="detect").notes
     assert any("COCO's JSON is read; data.yaml is there too" in note for note in notes)
-    assert any("1 images beside these are in no annotation" in note for note in notes)
-    assert any("1 classes have no object to learn from, first 'dust'" in note for note in notes)
+    assert any("1 image beside these is in no annotation" in note for note in notes)
+    assert any("1 class has no object to learn from, first 'dust'" in note for note in notes)
 
 
 def test_images_of_no_split_among_others_are_refused(tmp_path):
     images(tmp_path, "train/1.png", "extra/2.png")
     xml(tmp_path / "train/1.xml")
     xml(tmp_path / "extra/2.xml")
-    with pytest.raises(DataError, match=r"1 of 2 images are of no split, first .*extra"):
+    with pytest.raises(DataError, match=r"1 of 2 images is of no split, first .*extra"):
         load(tmp_path, task="detect")
 
 

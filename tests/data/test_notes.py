@@ -35,7 +35,7 @@ def test_palettes_that_contradict_each_other_are_refused(tmp_path):
     with pytest.raises(DataErrors) as caught:
         load(tmp_path, task="segment")
     ((_, reason),) = caught.value.refused
-    assert reason.startswith("1 masks have palettes that contradict others, first ")
+    assert reason.startswith("1 mask has palettes that contradict others, first ")
     assert f"b.png: RGB {RED} is 2, but 1 in {tmp_path / 'masks/a.png'}; save all" in reason
 
 
@@ -43,7 +43,7 @@ def test_other_colours_of_one_value_are_noted(tmp_path):
     indexed(tmp_path / "masks/a.png", [0, 1], [BLUE, RED, GREEN])
     indexed(tmp_path / "masks/b.png", [0, 1], [BLUE, GREEN, RED])
     (note,) = load(tmp_path, task="segment").notes
-    assert "1 masks have other colours for their values; the value is the class" in note
+    assert "1 mask has other colours for their values; the value is the class" in note
     assert f"b.png: 1 is RGB {GREEN}, but {RED} in" in note
 
 
@@ -58,11 +58,14 @@ def test_images_to_test_on_that_are_for_training_too_are_noted(tmp_path):
     (tmp_path / "val" / "b" / "000.png").write_bytes(b"")  # unreadable files are not compared
     notes = load(tmp_path, max_unreadable=0.5).notes
     assert [note.removeprefix(f"{tmp_path}: ") for note in notes] == [
-        f"{count} images of {split} are in train too, byte for byte, so its figures are too good, "
+        f"{count} of {split} {verb} in train too, byte for byte, so its figures are too good, "
         f"first {tmp_path / split / 'a' / name}, which is {top / '000.png'}; remove one of each"
-        for count, split, name in ((1, "val", "000.png"), (2, "test", "001.png"))
+        for count, verb, split, name in (
+            ("1 image", "is", "val", "000.png"),
+            ("2 images", "are", "test", "001.png"),
+        )
     ] + [
-        "1 images have copies of another class, byte for byte, first "
+        "1 image has copies of another class, byte for byte, first "
         f"{tmp_path / 'test/b/copy.png'}, which is {top / '000.png'}"
     ]
 
@@ -78,13 +81,21 @@ def test_copies_are_those_of_equal_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "note"),
     [
-        (["1", "1.0", "2"], "1 groups of classes differ in .* first '1' and '1.0'"),
-        (["1", "01", "2"], "1 groups of classes differ in .* first '01' and '1'"),
+        (
+            ["1", "1.0", "2"],
+            "1 group of classes has names .* first '1' and '1.0'",
+        ),
+        (
+            ["1", "01", "2"],
+            "1 group of classes has names .* first '01' and '1'",
+        ),
         (
             ["cat", "NaN", "dog"],
-            "8 labels look like missing values, .* first 'NaN' in line 3 of .*; if",
+            "8 labels are read as a class, each like .*, first 'NaN' in line 3 of .*; if",
         ),
-        (["cat", "<NA>", "dog"], "8 labels look like missing values"),
+        (["cat", "<NA>", "dog"], "8 labels are read as a class, each like a missing value"),
+        (["a", "b;c", "d"], "8 labels have , ; or .*; write several as cat.dog, first 'b;c'"),
+        (["a", "[b]", "d"], "read as one class"),
         (["1.5", "15", "2"], None),
         (["v1.0", "v1", "2"], None),
     ],
@@ -229,8 +240,8 @@ def masks_with_a_suffix(root):
     [
         (
             voc,
-            ["1 images are in no list of ImageSets/Segmentation, and are left out"],
-            ["1 of 5 images have no mask and are left out"],
+            ["1 image is in no list of ImageSets/Segmentation, so left out"],
+            ["1 of 5 images has no mask, so left out"],
         ),
         (ade20k, [], []),
         (beside, [], []),

@@ -77,6 +77,9 @@ def test_values_far_apart_without_names_are_refused_and_few_gaps_noted(tmp_path)
     path = pair(tmp_path, [0, 128])
     with pytest.raises(DataErrors, match="values are 0, 128; 127 classes below 128 have no pixel"):
         load(tmp_path, task="segment")
+    mask(path, [*range(0, 78, 2), 200], mode="L")  # as of a mask that was resized
+    with pytest.raises(DataErrors, match=r"values are 0, 2, 4, 6, 8, 10, \.\.\.; 161 classes"):
+        load(tmp_path, task="segment")
     mask(path, [0, 3])
     notes = load(tmp_path, task="segment").notes
     assert any("values are 0, 3; 2 classes below 3 have no pixel" in note for note in notes)
@@ -111,7 +114,7 @@ def test_masks_that_cannot_be_used_are_named(tmp_path):
         (tmp_path / "masks" / name).unlink()
     assert load(tmp_path, task="segment").problems == (
         (str(tmp_path / "masks" / "alone.png"), "no image of this name"),
-        (str(tmp_path / "images"), "4 of 5 images have no mask and are left out"),
+        (str(tmp_path / "images"), "4 of 5 images have no mask, so left out"),
     )
 
 
@@ -183,7 +186,7 @@ def test_a_foreground_of_255_in_some_masks_is_noted(tmp_path):
     pair(tmp_path, [1, 255], name="c", mode="L")
     path = pair(tmp_path, [0, 0], name="d", mode="L").with_name("b.png")
     (note,) = load(tmp_path, task="segment").notes
-    told = f"1 of 4 masks have no values but 0 and 255, which is ignored, first {path}: if 255 is"
+    told = f"1 of 4 masks has no values but 0 and 255, which is ignored, first {path}: if 255 is"
     assert told in note
 
 
@@ -195,7 +198,7 @@ def test_few_of_many_named_classes_are_noted(tmp_path):
     assert source.classes == ("a", "b", "c", "3", "e")
     assert [note.split(": ")[1] for note in source.notes] == [
         "2 of 4 named classes have no pixel in any mask, first 'c' (2)",
-        f"1 folders are not read, first {tmp_path / 'other'}",
+        f"1 folder is not read, first {tmp_path / 'other'}",
     ]
 
 
@@ -208,14 +211,16 @@ def test_masks_that_are_no_png_and_names_that_stand_twice_are_refused(tmp_path):
         load(tmp_path, task="segment")
     assert [reason[:26] for _, reason in caught.value.refused] == [
         "another image is called a.",
-        "one of 1 masks that are no",
+        "1 mask is not PNG, this fi",
     ]
 
 
 def test_a_foreground_of_255_is_told(tmp_path):
     pair(tmp_path, [0, 255])
-    with pytest.raises(DataError, match=r"(?s)masks have 1 classes.*use 1 for the foreground"):
-        load(tmp_path, task="segment")
+    for values in ([0, 255], [255, 1]):  # with 255 as the background, too
+        mask(tmp_path / "masks" / "a.png", values)
+        with pytest.raises(DataError, match=r"(?s)fewer than two.*use 1 for the foreground"):
+            load(tmp_path, task="segment")
 
 
 def test_another_layout_is_told(tmp_path):
@@ -241,5 +246,5 @@ def test_coco128_has_its_masks_and_names(shared):
             found = np.bincount(np.asarray(picture).ravel(), minlength=201) / np.prod(picture.size)
         assert split.labels[7].tolist() == pytest.approx(found.tolist(), abs=1e-6)
     assert [reason for _, reason in source.problems] == [
-        "28 of 128 images have no mask and are left out"
+        "28 of 128 images have no mask, so left out"
     ] * 2

@@ -128,7 +128,7 @@ class Endless(IterableDataset):
         (Pairs(IMAGES, ["cat"] * 40), DataError, "its label is 'cat'"),
         (Pairs(IMAGES - 0.5, LABELS), DataError, "item 0 of the Dataset: floats from"),
         (Pairs(IMAGES.astype(np.uint16), LABELS), DataError, "item 0 .* its image is 16-bit"),
-        (Pairs(IMAGES, [0] * 40), DataError, "1 classes; it takes two"),
+        (Pairs(IMAGES, [0] * 40), DataError, "one class; it takes two"),
         (
             Pairs(IMAGES, LABELS, ["a", "b"]),
             DataError,

@@ -187,9 +187,11 @@ def parse_fields(
         return dict(texts)
     values: dict[str, Any] = {}
     for item in [texts] if isinstance(texts, str) else texts:
-        key, sign, text = item.partition("=")
+        key, sign, text = str(item).partition("=")
         if not sign:
             raise UsageError(f"{item}: write FIELD=VALUE, for instance {like}")
+        if key.strip() in values:
+            raise UsageError(f"{key.strip()} is given twice, by two {like.split()[0]}")
         values[key.strip()] = text.split(",") if "," in text else text
     return values
 

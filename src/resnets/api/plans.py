@@ -113,6 +113,8 @@ def read_changes(
     from resnets.config.recipe import rename_old_fields
 
     changes = {name: value for name, value in named.items() if value is not None}
+    if wrong := [name for name, value in changes.items() if isinstance(value, bool)]:
+        raise UsageError(f"{wrong[0]}={changes[wrong[0]]}: give a number or a text")
     fields = checks.parse_fields(overrides)
     if twice := changes.keys() & fields:
         raise UsageError(f"{min(twice)} is given twice, by its own option and by --set")

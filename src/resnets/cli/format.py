@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from resnets.cli import terminal
 from resnets.cli.terminal import format_percent, format_seconds, note, out, print_json, print_table
 from resnets.config.tasks import TASK_TEXTS
-from resnets.errors import DataError
+from resnets.errors import DataError, quantify
 from resnets.files import code_option
 from resnets.papers.ledger import format_count
 from resnets.training.run import Run
@@ -289,9 +289,11 @@ def print_problems(rows: Sequence[Mapping[str, Any]]) -> None:
     """The problems of data, one line each. Raises SystemExit(3) if training would refuse it."""
     print_json(rows)
     for row in rows:
-        out.print(f"{row['place']}: {row['problem']}")
+        kind = "error" if row["refused"] else "note"
+        out.print(f"{row['place']}: {kind}: {row['problem']}")
     refused = sum(row["refused"] for row in rows)
-    note(f"{len(rows):,} problems; training refuses {refused:,}, the others it only names")
+    errors = f"{quantify(refused, 'errors')}, which training refuses" if refused else "no errors"
+    note(f"{errors}; {quantify(len(rows) - refused, 'notes')}")
     if refused:
         raise SystemExit(DataError.exit_code)
 

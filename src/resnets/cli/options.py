@@ -12,10 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_type_hints
 
-from cyclopts import CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
+from cyclopts import CycloptsError, Parameter, Token, UnknownOptionError, UnusedCliTokensError
 
 from resnets.api.plans import PLANNED
 from resnets.config.recipe import Augment, Recipe
+from resnets.errors import UsageError
 
 WRITTEN: dict[str, tuple[Any, str]] = {  # how arguments are written that are not of a simple type
     "overrides": (list[str] | None, "FIELD=VALUE"),
@@ -81,9 +82,20 @@ def annotate(name: str, hint: Any, default: Any, words: str) -> Any:
         hint = str | None if type(None) in kinds else str
         metavar = "PATH" if Path in kinds else None
     shown = default is not inspect.Parameter.empty and default not in SILENT_DEFAULTS
+    whole = whole_number if int in (hint, *get_args(hint)) else None
     return Annotated[
-        hint, Parameter(name=NAMES.get(name), help=words, metavar=metavar, show_default=shown)
+        hint,
+        Parameter(
+            name=NAMES.get(name), help=words, metavar=metavar, show_default=shown, converter=whole
+        ),
     ]
+
+
+def whole_number(_: Any, tokens: Sequence[Token]) -> int:
+    """The converter of an option that is an int: cyclopts would round 1.5."""
+    if not re.fullmatch(r"[+-]?[0-9]+", tokens[0].value):
+        raise ValueError(f"{tokens[0].value!r} is not a whole number")
+    return int(tokens[0].value)
 
 
 def make_command(
@@ -118,6 +130,8 @@ def make_command(
     signature = inspect.Signature(order)
 
     def call(*arguments: Any, **options: Any) -> Any:
+        if empty := [name for name, value in options.items() if value == ""]:
+            raise UsageError(f"--{empty[0]} is empty: is a variable of the shell not set?")
         bound = signature.bind(*arguments, **options)
         bound.apply_defaults()
         return run(*bound.args, **bound.kwargs, **fixed)

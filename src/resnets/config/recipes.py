@@ -369,7 +369,7 @@ def read_recipe(name: str | Path | Recipe) -> Recipe:
     """A recipe by name, or from a TOML or JSON file (a run's recipe.json runs again)."""
     if isinstance(name, Recipe):
         return name
-    if (path := Path(name)).suffix not in {".toml", ".json"}:
+    if (path := Path(str(name))).suffix not in {".toml", ".json"}:
         return get_recipe(str(name))
     try:
         text = path.read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ class TaskText:
     error: str
     figures: dict[str, tuple[str, str]]  # name and meaning
     headline: str
-    detail: str = "Tested on {images} images."
+    detail: str = "Tested on {images}."
     command: str = ""  # what its commands begin with after `resnets`: its group and a blank
     help: str = ""  # of the group
     data_help: str = ""
@@ -52,8 +52,7 @@ CLASSIFY = TaskText(
         "ece": ("Calibration error", "mean distance of confidence and accuracy, 15 bins"),
     },
     headline="{model} classifies {top1} of {where} correctly.",
-    detail="Tested on {images} images; the 95 % confidence interval (Wilson) is "
-    "{top1_interval_95}.",
+    detail="Tested on {images}; the 95 % confidence interval (Wilson) is {top1_interval_95}.",
 )
 DENSE_OTHERS = "Objects of other classes are missed, or taken for one of these."
 DETECT = TaskText(
@@ -82,7 +81,7 @@ DETECT = TaskText(
     },
     headline="{model} finds the objects in {where} with an mAP of {map50}.",
     detail="A box is correct if its IoU with an object of its class is at least 0.5; averaged over "
-    "IoU 0.5 to 0.95 the mAP is {map}. Tested on {objects} objects in {images} images. PASCAL "
+    "IoU 0.5 to 0.95 the mAP is {map}. Tested on {objects} in {images}. PASCAL "
     "VOC's mAP at IoU 0.5 is {voc} (95 % confidence interval by bootstrap: {voc_interval_95}).",
 )
 LOCALIZE = TaskText(
@@ -109,7 +108,7 @@ LOCALIZE = TaskText(
     },
     headline="{model} misses the object in {error} of {where}.",
     detail="The class is given, and the IoU of box and object has to be at least 0.5. Tested on "
-    "{images} images; the 95 % confidence interval (Wilson) is {error_interval_95}. With five "
+    "{images}; the 95 % confidence interval (Wilson) is {error_interval_95}. With five "
     "predicted classes instead it misses {top5_error} ({top5_interval_95}).",
 )
 SEGMENT = TaskText(
@@ -130,7 +129,7 @@ SEGMENT = TaskText(
     },
     headline="{model} segments {where} with a mean IoU of {mean_iou}.",
     detail="IoU is the intersection of the true and the predicted pixels of a class over their "
-    "union; the mean is over classes. Tested on {images} images, of whose pixels {pixel_accuracy} "
+    "union; the mean is over classes. Tested on {images}, of whose pixels {pixel_accuracy} "
     "are right.",
 )
 TASK_TEXTS: dict[str, TaskText] = {

@@ -18,7 +18,7 @@ from resnets.data.folders import (
     walk,
 )
 from resnets.data.issues import Issues
-from resnets.errors import DataError
+from resnets.errors import DataError, quantify
 
 _NO_CLASSES = {"images", "labels"}
 _FOLD = re.compile(r"(fold|part|split|batch|chunk|shard|cv|set)[\s_-]*\d+", re.IGNORECASE)
@@ -52,7 +52,7 @@ def _split_folders(root: Path, issues: Issues) -> dict[Path, str]:
     splits: dict[Path, str] = {}
     for folder in subfolders(root):
         if (split := split_name(folder.name)) and subfolders(folder):
-            splits[folder] = split
+            splits[_unwrap(folder)] = split
     if not splits and (splits := _split_folders_by_words(root)):
         which = ", ".join(f"{folder.name} as {split}" for folder, split in splits.items())
         issues.note(f"splits are read from words in the folders' names: {which}")
@@ -66,18 +66,22 @@ def _split_folders(root: Path, issues: Issues) -> dict[Path, str]:
 def _split_folders_by_words(root: Path) -> dict[Path, str]:
     """Folders of class folders of which a word names the split, as `seg_train` beside `seg_test`.
 
-    One that only holds another of its name, as seg_train/seg_train, is that one. Nothing where
-    they are not train and another, each once.
+    Nothing where they are not train and another, each once.
     """
     splits: dict[Path, str] = {}
     for folder, split in split_folders(root).items():
-        inner = subfolders(folder)
-        if not inner or any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir()):
-            continue
-        repeated = len(inner) == 1 and inner[0].name == folder.name and subfolders(inner[0])
-        splits[inner[0] if repeated else folder] = split
+        has_images = any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+        if subfolders(folder) and not has_images:
+            splits[_unwrap(folder)] = split
     names = [*splits.values()]
     return splits if "train" in names and len(set(names)) == len(names) > 1 else {}
+
+
+def _unwrap(folder: Path) -> Path:
+    """The folder, or the only one in it if that has its name, as seg_train/seg_train."""
+    inner = subfolders(folder)
+    repeated = len(inner) == 1 and inner[0].name == folder.name and subfolders(inner[0])
+    return inner[0] if repeated else folder
 
 
 def _check_class_folders(root: Path, issues: Issues) -> None:
@@ -98,7 +102,7 @@ def _check_class_folders(root: Path, issues: Issues) -> None:
         )
     if folders and named_as_splits == folders:
         raise _no_class_folders(folders[0])
-    text = "folders have the names of splits, but no folders inside, and are read as classes"
+    text = "folders called as splits are, but without folders inside, are read as classes"
     issues.count(text, *named_as_splits)
     folds = [f for f in folders if _FOLD.fullmatch(f.name)]
     if len(folds) > 1:
@@ -113,7 +117,7 @@ def _names(folders: Iterable[Path]) -> str:
 
 def _no_class_folders(folder: Path) -> DataError:
     files = len(visible_files(folder))
-    return DataError(f"{folder} has {files} files but no folders: it needs one for each class")
+    return DataError(f"{folder} has no folders; it needs one for each class. Its files: {files}")
 
 
 def _read_split(
@@ -128,7 +132,7 @@ def _read_split(
         if is_visible(entry.name) and not entry.is_dir():
             issues.count("files beside the class folders are not read", entry)
         elif is_hidden_by_user(entry.name):
-            issues.count("hidden files and folders are not read", entry)
+            issues.count("hidden paths are not read", entry)
     for class_folder in class_folders:
         images = _read_class(class_folder, issues)
         files += [LabelledFile(path, (class_folder.name,), split) for path in images]
@@ -138,7 +142,8 @@ def _read_split(
         first = inner_splits[0]
         issues.error(first, f"a split inside a class: move it to {first.name}/{first.parent.name}")
     if empty and training and split in (None, "train"):
-        reason = f"{len(empty)} empty class folders: {_names(empty[:5])}; fill or remove them"
+        text = quantify(len(empty), "class folders for training are empty")
+        reason = f"{text}: {_names(empty[:5])}; fill or remove such folders"
         issues.error(folder, reason)
     else:
         issues.count("class folders without images are left out", *empty)
@@ -149,8 +154,8 @@ def _read_class(folder: Path, issues: Issues) -> list[Path]:
     files, hidden = walk(folder)
     images = [path for path in files if is_image_file(path)]
     deeper = [path for path in images if path.parent != folder]
-    text = "images are in folders inside class folders, and have the outer class"
+    text = "images inside a folder of a class folder are of the outer class"
     issues.count(text, *deeper)
-    issues.count("files are not images, and are skipped", *sorted({*files} - {*images}))
-    issues.count("hidden files and folders are not read", *hidden)
+    issues.count("files other than images are skipped", *sorted({*files} - {*images}))
+    issues.count("hidden paths are not read", *hidden)
     return images

@@ -24,6 +24,8 @@ def read_class_table(issues: Issues) -> tuple[list[LabelledFile], bool]:
     rows = read_table(table, columns, ("path", "label"), issues)
     multiple = [repr(row["label"]) for _, row in rows if "|" in row["label"]]
     issues.count("labels have |, so an image may have several classes, or none", *multiple)
+    lists = [repr(row["label"]) for _, row in rows if any(sign in row["label"] for sign in ",;[")]
+    issues.count("labels have , ; or [, read as one class; write several as cat|dog", *lists)
     names = (row["path"] for _, row in rows if row["path"] and "://" not in row["path"])
     paths = find_images(names, [table.parent], table.parent, issues)
     files: dict[Path, tuple[int, LabelledFile]] = {}
@@ -36,7 +38,7 @@ def read_class_table(issues: Issues) -> tuple[list[LabelledFile], bool]:
             continue
         first_line, first = files.setdefault(file.path, (line, file))
         if first_line != line:
-            issues.count("rows are repeated, and count once", where)
+            issues.count("rows are repeated: each image counts once", where)
             if first != file:
                 reason = f"{row['path']} has another label or split than in line {first_line}"
                 issues.error(where, f"{reason}; write several labels of an image as cat|dog")

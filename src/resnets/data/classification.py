@@ -16,9 +16,9 @@ from torch import Tensor
 
 from resnets.data.assemble import ReadOptions, digest_of_entries, file_entry, make_dataset
 from resnets.data.issues import Issues
-from resnets.data.scan import scan_images
+from resnets.data.scan import ScanResult, scan_images
 from resnets.data.splits import Source, Split
-from resnets.errors import DataError
+from resnets.errors import DataError, quantify
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def classification_dataset(
         path = next(file.path for file in files if unknown[0] in file.labels)
         issues.error(path, f"val or test have {_describe(unknown)} that train lacks")
     if len(classes) < 2 and training:
-        issues.error(issues.data, f"{len(classes)} classes; classification needs at least two")
+        issues.error(issues.data, f"{quantify(len(classes), 'classes')}; classification needs two")
     _note_similar_classes(names, issues)
     _check_links(files, issues)
     if issues.errors and options.max_unreadable < 1:  # a check, which allows all, reads them too
@@ -55,7 +55,7 @@ def classification_dataset(
     if training and (lost := sorted(classes - _classes_to_learn(readable))):
         issues.error(issues.data, f"no image can be read of {_describe(lost)}")
     if issues.errors:
-        raise issues.to_error(scan.unreadable)
+        raise issues.to_error(scan)
     if not readable:
         raise DataError(f"{issues.data} has no image that can be read")
     class_names = tuple(sorted(classes))
@@ -75,15 +75,12 @@ def classification_dataset(
         digest=digest_of_entries(sorted(entries, key=json.dumps), separator="\n"),
     )
     if training and source.automatic and source.train:
-        _check_drawn_classes(source.train, class_names, issues, scan.unreadable)
+        _check_drawn_classes(source.train, class_names, issues, scan)
     return source
 
 
 def _check_drawn_classes(
-    train: Split,
-    classes: tuple[str, ...],
-    issues: Issues,
-    unreadable: Sequence[tuple[Path, str]],
+    train: Split, classes: tuple[str, ...], issues: Issues, scan: ScanResult
 ) -> None:
     """Raise DataErrors where a split by chance leaves a class without training images."""
     counts = train.counts(len(classes)).tolist()
@@ -93,18 +90,18 @@ def _check_drawn_classes(
             f"the split by chance leaves {_describe(bare)} without training images: "
             "add images (three of each), or make the splits yourself: train/, val/, test/",
         )
-        raise issues.to_error(unreadable)
+        raise issues.to_error(scan)
 
 
 def _describe(classes: Sequence[str]) -> str:
-    return f"{len(classes):,} classes (first {', '.join(map(repr, classes[:5]))})"
+    return f"{quantify(len(classes), 'classes')} (first {', '.join(map(repr, classes[:5]))})"
 
 
 def _compose_unicode(files: list[LabelledFile], issues: Issues) -> list[LabelledFile]:
     """The files with class names in composed Unicode: systems write one name in two ways."""
     composed = {name: normalize("NFC", name) for file in files for name in file.labels}
     renamed = sorted(repr(name) for name, new in composed.items() if name != new)
-    text = "class names are in decomposed Unicode, and are read as composed"
+    text = "class names in decomposed Unicode are read as composed"
     issues.count(text, *renamed)
     return [replace(file, labels=tuple(composed[n] for n in file.labels)) for file in files]
 
@@ -124,7 +121,7 @@ def _note_similar_classes(names: set[str], issues: Issues) -> None:
             spelling = float(name) if re.fullmatch(r"[\s\d.+-]+", name) else spelling
         groups.setdefault(spelling, []).append(name)
     alike = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
-    text = "groups of classes differ in case, space, quotes or decimals only; they stay apart"
+    text = "groups of classes have names that differ in case, space, quotes or decimals only"
     issues.count(text, *alike)
 
 
@@ -140,11 +137,12 @@ def _check_links(files: list[LabelledFile], issues: Issues) -> None:
                 linked.append((other, file))
     if conflicts := [(a, b) for a, b in linked if a.labels != b.labels]:
         a, b = conflicts[0]
-        reason = f"{len(conflicts):,} files have two classes by links, first {a.path} is this one"
+        what = quantify(len(conflicts), "files have two classes by links")
+        reason = f"{what}, first {a.path} is this one"
         issues.error(b.path, reason)
     else:
         examples = [f"{b.path}, which is {a.path}" for a, b in linked]
-        issues.count("files are others by links and count twice", *examples)
+        issues.count("files are the same as another by links, and count again", *examples)
 
 
 def _label_tensor(

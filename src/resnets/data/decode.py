@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from resnets.data.limits import TooCostly, check_header, check_opened, check_scans, png_chunks
-from resnets.errors import Assumption, DataError, shorten
+from resnets.errors import Assumption, DataError, quantify, shorten
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 # How the names of images end that are read; a camera's MPO opens as the JPEG that it begins with.
@@ -181,8 +181,8 @@ def warn_clipped(values: Mapping[Any, int | None], white: int) -> None:
     over = [(path, most) for path, most in values.items() if most is not None and most > white]
     if over:
         path, most = over[0]
-        text = f"{len(over):,} of {len(values):,} images have values above {white:,}, which is"
-        text += f" white to the model: they become white, first {path} (up to {most:,})"
+        what = f"of {len(values):,} images have values above {white:,}, which is white to the model"
+        text = f"{quantify(len(over), what)}: they become white, first {path} (up to {most:,})"
         warnings.warn(text, Assumption, stacklevel=2)
 
 

@@ -38,15 +38,20 @@ def list_problems(data: Data, task: TaskName | None, max_unreadable: float) -> l
     refused, noted = list[Problem](), list[Problem]()
     try:
         source = dataset.load(data, max_unreadable=1.0, task=task or dataset.task_of(data))
-        name = str(data) if isinstance(data, str | Path) else source.name
+        name = str(Path(data)) if isinstance(data, str | Path) else source.name
         noted = [*((name, note) for note in source.notes), *source.problems]
-        unreadable = [(str(path), f"unreadable: {reason}") for path, reason in source.unreadable]
-        few = len(unreadable) <= max_unreadable * source.files
-        (noted if few else refused).extend(unreadable)
+        unreadable, files = source.unreadable, source.files
     except DataErrors as error:
-        refused, noted = error.refused, error.noted
+        refused, noted, unreadable, files = (
+            error.refused,
+            error.noted,
+            error.unreadable,
+            error.files,
+        )
+    broken = [(str(path), f"unreadable: {reason}") for path, reason in unreadable]
+    (noted if len(broken) <= max_unreadable * files else refused).extend(broken)
     return [
-        {"place": where, "problem": problem, "refused": is_refused}
+        {"place": where, "problem": problem.removeprefix(f"{where}: "), "refused": is_refused}
         for problems, is_refused in ((refused, True), (noted, False))
         for where, problem in problems
     ]

@@ -22,7 +22,7 @@ from resnets.data.decode import (
     to_pixels,
 )
 from resnets.data.folders import is_image_file, visible_files
-from resnets.errors import Assumption, DataError, UsageError
+from resnets.errors import Assumption, DataError, UsageError, quantify
 from resnets.files import glob_paths
 
 Input: TypeAlias = str | Path | bytes | bytearray | BinaryIO | Image.Image | NDArray[Any] | Tensor
@@ -73,7 +73,7 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[tuple[str, Input]
                     files = visible_files(Path(path))
                     images = [file for file in files if is_image_file(file)]
                     if not images:
-                        raise DataError(f"{path} holds no images among {len(files):,} files")
+                        raise DataError(f"{path} holds no image; its files: {len(files):,}")
                     skipped += sorted({*files} - {*images})
                     yield from ((str(file), file) for file in images)
                 else:
@@ -81,7 +81,8 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[tuple[str, Input]
         else:
             yield f"input {number}", _read(item)
     if skipped:
-        text = f"{len(skipped):,} files that are no images: skipped, first {skipped[0]}"
+        what = quantify(len(skipped), "files other than images are skipped")
+        text = f"{what}, first {skipped[0]}"
         warnings.warn(text, Assumption, stacklevel=2)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from resnets.errors import DataErrors, Problem, shorten
+from resnets.data.scan import ScanResult
+from resnets.errors import DataErrors, Problem, quantify, shorten
 
 # What a value of the wrong kind raises where it is used.
 PARSE_ERRORS = (
@@ -62,14 +63,16 @@ class Issues:
     @property
     def notes(self) -> list[str]:
         """The notes, and one with the number and the first example of whatever was counted."""
-        counted = [f"{len(e):,} {text}, first {e[0]}" for text, e in self._counted.items()]
+        counted = [f"{quantify(len(e), text)}, first {e[0]}" for text, e in self._counted.items()]
         return [*self._notes, *(f"{self.data}: {text}" for text in counted)]
 
-    def to_error(self, unreadable: Iterable[tuple[Path, str]] = ()) -> DataErrors:
-        """The exception that has all of them."""
+    def to_error(self, scan: ScanResult | None = None) -> DataErrors:
+        """The exception that has all of them, and the files of a scan that cannot be read."""
         notes = [(str(self.data), note) for note in self.notes]
-        files = [(str(path), f"unreadable: {reason}") for path, reason in unreadable]
-        return DataErrors(self.data, self.errors, [*notes, *self.warnings, *files])
+        error = DataErrors(self.data, self.errors, [*notes, *self.warnings])
+        if scan:
+            error.unreadable, error.files = scan.unreadable, len(scan.images) + len(scan.unreadable)
+        return error
 
 
 def parse_error_reason(error: Exception) -> str:

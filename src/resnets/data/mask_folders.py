@@ -17,7 +17,7 @@ from resnets.data.file_names import (
 from resnets.data.folders import files_with_suffix, folders_called, subfolders, visible_files
 from resnets.data.issues import Issues
 from resnets.data.tables import read_lines
-from resnets.errors import DataError
+from resnets.errors import DataError, quantify
 
 LAYOUTS = (
     "images/ and masks/ (or VOC's JPEGImages/ and SegmentationClass/, ADE20K's annotations/), both "
@@ -101,7 +101,8 @@ def pair_masks(issues: Issues) -> list[MaskedImage]:
         images, masks = _list_by_name(folder, issues)
         wrong = [path for path in masks.values() if path.suffix.lower() != ".png"]
         if wrong:
-            reason = f"one of {len(wrong):,} masks that are not PNG; JPEG changes classes at edges"
+            what = quantify(len(wrong), "masks are not PNG, this first")
+            reason = f"{what}; JPEG changes classes at edges"
             issues.error(wrong[0], reason)
         masks = {name: path for name, path in masks.items() if path.suffix.lower() == ".png"}
         for name in sorted(images.keys() & masks.keys()):
@@ -109,7 +110,7 @@ def pair_masks(issues: Issues) -> list[MaskedImage]:
         for name in sorted(masks.keys() - images.keys()):
             issues.warn(masks[name], "no image of this name")
         if bare := len(images.keys() - masks.keys()):
-            reason = f"{bare:,} of {len(images):,} images have no mask and are left out"
+            reason = quantify(bare, f"of {len(images):,} images have no mask, so left out")
             issues.warn(folder.images, reason)
     if not pairs and not issues.errors:
         first = "".join(f"\nFirst: {file}: {reason}" for file, reason in issues.warnings[:1])
@@ -119,7 +120,7 @@ def pair_masks(issues: Issues) -> list[MaskedImage]:
     if not split_of:
         return pairs
     others = [pair.image for pair in pairs if pair.image.stem not in split_of]
-    issues.count("images are in no list of ImageSets/Segmentation, and are left out", *others)
+    issues.count("images are in no list of ImageSets/Segmentation, so left out", *others)
     listed = [pair for pair in pairs if pair.image.stem in split_of]
     if not listed:
         raise DataError(f"{root}: the lists of ImageSets/Segmentation name no image with a mask")

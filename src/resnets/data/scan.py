@@ -60,7 +60,7 @@ def scan_images(paths: Sequence[Path], max_unreadable: float) -> ScanResult:
     if len(unreadable) > max_unreadable * len(paths):
         first = "; ".join(f"{path} ({reason})" for path, reason in unreadable[:3])
         raise DataError(
-            f"{len(unreadable):,} of {len(paths):,} files are unreadable; the limit is "
+            f"unreadable: {len(unreadable):,} of {len(paths):,} files; the limit is "
             f"{max_unreadable:g} of them.\n{first}\n"
             "Repair or remove them, or allow more: --set max_unreadable=0.1 (train) or "
             "--max-unreadable 0.1 (evaluate)."

@@ -21,7 +21,7 @@ from resnets.data.mask_folders import MaskedImage, pair_masks
 from resnets.data.scan import ScanResult, in_threads, scan_images
 from resnets.data.splits import Source, Split
 from resnets.data.tables import read_lines
-from resnets.errors import DataError
+from resnets.errors import DataError, quantify
 
 Counts = NDArray[np.int64]  # (masks, 256): pixels of each value
 
@@ -59,18 +59,16 @@ def read_masks(root: Path, options: ReadOptions) -> Source:
     pairs = [pair for pair in pairs if pair.image in scan.images]
     counts = _count_values(pairs, scan, issues)
     _check_palettes([pair.mask for pair in pairs], counts, issues)
-    if issues.errors:
-        raise issues.to_error(scan.unreadable)
     ignored = counts[:, IGNORE_INDEX].copy()
     counts[:, IGNORE_INDEX] = 0
     values = MaskValues([pair.mask for pair in pairs], counts, ignored)
     classes = _name_classes(values, issues)
     if issues.errors:
-        raise issues.to_error(scan.unreadable)
-    if len(classes) < 2:
+        raise issues.to_error(scan)
+    if counts.any(0).sum() < 2:
         raise DataError(
-            f"{root}: the masks have {len(classes)} classes; segmentation needs at least two.\n"
-            f"{IGNORE_INDEX} is the ignore index; use 1 for the foreground."
+            f"{root}: the masks have pixels of fewer than two classes.\n"
+            f"{IGNORE_INDEX} is the ignore index; use 1 for the foreground, 0 for the background."
         )
     shares = torch.from_numpy(counts[:, : len(classes)] / counts.sum(1, keepdims=True).clip(1))
     images = Split(
@@ -143,7 +141,8 @@ def _check_palettes(masks: list[Path], counts: Counts, issues: Issues) -> None:
                 conflicts[mask] = text
     if conflicts:
         first = next(iter(conflicts.values()))
-        reason = f"{len(conflicts):,} masks have palettes that contradict others, first {first}"
+        what = quantify(len(conflicts), "masks have palettes that contradict others")
+        reason = f"{what}, first {first}"
         remedy = "save all masks with one palette, so that a value is one class in all of them"
         issues.error(issues.data, f"{reason}; {remedy}")
     else:
@@ -172,7 +171,7 @@ def _name_classes(values: MaskValues, issues: Issues) -> tuple[str, ...]:
     odd = np.flatnonzero((values.ignored > 0) & ~has_classes)
     if has_classes.any() and odd.size:
         issues.note(
-            f"{len(odd):,} of {len(values.masks):,} masks have no values but 0 and "
+            f"{quantify(len(odd), f'of {len(values.masks):,} masks have')} no values but 0 and "
             f"{IGNORE_INDEX}, which is ignored, first {values.masks[odd[0]]}: if {IGNORE_INDEX} is "
             "a class, change it to the number of the class"
         )
@@ -189,8 +188,8 @@ def _check_named_classes(values: MaskValues, named: dict[int, str], issues: Issu
     absent = [f"{name!r} ({value})" for value, name in named.items() if value not in present]
     if not absent or issues.errors:
         return
-    problem = f"{len(absent)} of {len(named)} named classes have no pixel in any mask, first "
-    problem += absent[0]
+    problem = quantify(len(absent), f"of {len(named)} named classes have no pixel in any mask")
+    problem += f", first {absent[0]}"
     if not ignored and len(present) >= 2:
         issues.note(problem)
         return
@@ -212,8 +211,9 @@ def _check_unnamed_classes(present: list[int], issues: Issues) -> None:
     if not gaps:
         return
     values = ", ".join(map(str, present[:6])) + (", ..." if len(present) > 6 else "")
-    problem = f"the masks' values are {values}; {gaps} classes below {classes - 1} have no pixel"
-    if len(present) < classes / 8:
+    problem = quantify(gaps, f"classes below {classes - 1} have no pixel")
+    problem = f"the masks' values are {values}; {problem}"
+    if len(present) < classes / 8 or gaps > 64:  # far apart, or as many as grey levels
         remedy = "change them to 0, 1, 2, ..., or list the names in classes.txt"
         issues.error(issues.data, f"{problem}: {remedy}")
     else:

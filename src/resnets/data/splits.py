@@ -207,7 +207,7 @@ def hold_out(source: Source, fraction: float, seed: int) -> Source:
     n = len(source.train)
     count = round(fraction if fraction >= 1 else fraction * n)
     if not 0 < count < n:
-        raise UsageError(f"val_fraction={fraction:g}: {n} images are too few; set val_fraction=0")
+        raise UsageError(f"val_fraction={fraction:g}: too few images ({n}); set val_fraction=0")
     val, train = source.train.split_stratified(seed, count)
     lost = describe_missing_classes("train", train, source.train, source.classes)
     if lost and not train.has_spatial_labels:

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from resnets.data.issues import Issues
-from resnets.errors import DataError
+from resnets.errors import DataError, quantify
 
 MAX_TEXT_BYTES = 2**28
 MAX_ROW = 100_000  # characters
@@ -61,7 +61,7 @@ def read_table(
         )
     elif unused := [name for k, name in enumerate(first) if k not in position.values() and name]:
         names = ", ".join(map(repr, unused[:8]))
-        issues.note(f"{len(unused)} columns are not used: {names}", path)
+        issues.note(f"{quantify(len(unused), 'columns are not used')}: {names}", path)
     table = []
     for line, cells in rows:
         if any(cells[len(first) :]):
@@ -73,9 +73,11 @@ def read_table(
         row = {column: cells[k] for column, k in position.items()}
         if row.get("label", "").casefold() in _MISSING:
             remedy = "if the label is missing, remove these rows"
-            text = "labels look like missing values, and are read as a class"
+            text = "labels are read as a class, each like a missing value"
             issues.count(text, f"{row['label']!r} in line {line} of {path}; {remedy}")
         table.append((line, row))
+    if not table:
+        raise DataError(f"{path} has no rows")
     return table
 
 

@@ -28,7 +28,7 @@ from resnets.data.splits import (
     mean_and_std,
     split_by_name,
 )
-from resnets.errors import DataError, UsageError
+from resnets.errors import DataError, UsageError, quantify
 
 Pairs: TypeAlias = torch.utils.data.Dataset[Any] | Sequence[tuple[Any, Any]]
 Data: TypeAlias = str | Path | Pairs | Mapping[str, Pairs]
@@ -59,7 +59,7 @@ def load(data: object, *, seed: int = 0, training: bool = True) -> Source:
     labels = _label_tensor(items.labels)
     classes = _class_names(datasets, labels, items.splits, training)
     if training and len(classes) < 2:
-        raise DataError(f"the Dataset has {len(classes)} classes; it takes two to tell apart")
+        raise DataError("the Dataset has one class; it takes two to tell apart")
     name, automatic = f"{PREFIX}{_dataset_name(datasets)}", "" in datasets
     root, images = _store(datasets, items)
     notes = [f"{len(images):,} images of {name} were written into {root}"] if root else []
@@ -67,7 +67,8 @@ def load(data: object, *, seed: int = 0, training: bool = True) -> Source:
     splits = split_by_name(whole, [split or None for split in items.splits], seed)
     empty = [name for name, n in zip(classes, whole.counts(len(classes)), strict=True) if not n]
     if training and empty:
-        notes.append(f"{len(empty):,} of {len(classes):,} classes have no images, as {empty[0]!r}")
+        what = f"of {len(classes):,} classes have no images, as {empty[0]!r}"
+        notes.append(quantify(len(empty), what))
     train = splits.get("train")
     text = train and describe_missing_classes("train", train, whole, classes)
     if training and automatic and text:
@@ -237,10 +238,10 @@ def _class_names(
             "from 0 on without gaps, or name all of them in .classes"
         )
     names = namings.pop() if namings else tuple(map(str, range(count)))
-    if len(names) < count or len(set(names)) < len(names):
-        raise DataError(
-            f".classes names {len(set(names))} classes, the labels go up to {count - 1}"
-        )
+    if len(set(names)) < len(names):
+        raise DataError(f".classes names {max(names, key=names.count)!r} more than once")
+    if len(names) < count:
+        raise DataError(f".classes names {len(names)} classes, the labels go up to {count - 1}")
     return names
 
 

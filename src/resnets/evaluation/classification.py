@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from resnets.data.loader import Batch
 from resnets.data.splits import class_presence
+from resnets.errors import quantify
 from resnets.evaluation.calibration import calibration_error
 from resnets.evaluation.intervals import bootstrap_interval, wilson_interval
 from resnets.evaluation.scores import (
@@ -193,7 +194,7 @@ class ClassificationMetrics(RunningMeans):
         return (
             f"{self.split} error {100 * self.error:.2f} % ({low} to {high} at 95 % by Wilson)"
             f"{more}, loss {self.loss:.4f}, calibration error {100 * self.ece:.2f} %, "
-            f"{self.images:,} images"
+            + quantify(self.images, "images")
         )
 
     def summary(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnets.data.splits import Shape, Split
-from resnets.errors import MissingPackage, UsageError
+from resnets.errors import MissingPackage, UsageError, quantify
 from resnets.evaluation import voc
 from resnets.evaluation.diagnosis import diagnose
 from resnets.evaluation.intervals import percentile_interval
@@ -205,7 +205,7 @@ class DetectionMetrics(CocoMetrics):
         return (
             f"{self.split} mAP {_decimal(self.map)}{masks}; at IoU 0.5 {_decimal(self.map50)}, "
             f"as of VOC {_decimal(self.voc)} ({low:.4f} to {high:.4f} at 95 % by bootstrap), "
-            f"{self.objects:,} objects on {self.images:,} images"
+            f"{quantify(self.objects, 'objects')} on {quantify(self.images, 'images')}"
             + f". {self.why}" * bool(self.why)
             + (f". {self.comparison.text}" if self.comparison else "")
         )

@@ -17,7 +17,7 @@ from resnets.config.arch import ExternalArch
 from resnets.config.types import EvaluateOptions, InferenceOptions, TaskName
 from resnets.data import dataset
 from resnets.data.dataset import Split
-from resnets.errors import CheckpointError, DataError, UsageError
+from resnets.errors import CheckpointError, DataError, UsageError, quantify
 from resnets.evaluation.calibration import selective_accuracy
 from resnets.evaluation.classification import (
     ClassificationMetrics,
@@ -106,9 +106,9 @@ def check_read(unreadable: Sequence[tuple[Path, str]], setup: EvalSetup) -> None
     """Raise DataError where more images than are allowed are unreadable, or all are."""
     images = len(setup.split)
     if len(unreadable) == images or len(unreadable) > setup.options.max_unreadable * images:
+        what = f"of {images} files of the {setup.split_name} split are unreadable"
         raise DataError(
-            f"{len(unreadable)} of {images} files of the {setup.split_name} split of "
-            f"{setup.source.name} are unreadable, first: "
+            f"{setup.source.name}: {quantify(len(unreadable), what)}, first: "
             f"{unreadable[0][0] if unreadable else 'none'}\n"
             "Mend them, or allow more: --max-unreadable 0.1"
         )

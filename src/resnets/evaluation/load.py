@@ -16,7 +16,7 @@ from resnets.config.recipe import Preprocess
 from resnets.config.types import InferenceOptions, TaskName
 from resnets.data.dataset import Source, Split, normalization
 from resnets.device import pick_device
-from resnets.errors import CheckpointError, shorten
+from resnets.errors import CheckpointError, quantify, shorten
 from resnets.evaluation.predictor import LARGEST, Model, bytes_per_image, check_task
 from resnets.files import find_model_file
 from resnets.models.external import describe as describe_module
@@ -123,7 +123,7 @@ def match_classes(split: Split, classes: tuple[str, ...], model: Model) -> Split
         near = ((name, plain.get(" ".join(name.casefold().split()))) for name in unknown)
         alike = ", ".join(f"{name!r} is {other!r} to it" for name, other in near if other)
         raise CheckpointError(
-            f"the model does not know {len(unknown)} classes of the data: "
+            f"the model does not know {quantify(len(unknown), 'classes')} of the data: "
             f"{', '.join(unknown[:5])}\nIt knows: {', '.join(model.metadata.classes[:8])}"
             + (f"\nRename what differs in case or space only: {shorten(alike)}" if alike else "")
         )

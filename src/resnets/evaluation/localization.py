@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from resnets.data.splits import Split
+from resnets.errors import quantify
 from resnets.evaluation.intervals import wilson_interval
 from resnets.evaluation.loader import LoaderOptions
 from resnets.models.detection.boxes import iou
@@ -56,7 +57,7 @@ class LocalizationMetrics:
             f"{self.split} localisation error {100 * self.error:.2f} % given the class "
             f"({100 * low:.2f} to {100 * high:.2f} at 95 % by Wilson), by five classes "
             f"{100 * self.top5_error:.2f} % ({100 * low5:.2f} to {100 * high5:.2f}), "
-            f"{self.images:,} images"
+            + quantify(self.images, "images")
         )
 
     def per_class(self) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from resnets.config.arch import IGNORE_INDEX
 from resnets.data.joint_transforms import class_map
 from resnets.data.loader import Batch
 from resnets.data.splits import Split
+from resnets.errors import quantify
 from resnets.evaluation.classification import confusion_matrix, predict_batch
 from resnets.evaluation.loader import LoaderOptions
 from resnets.models.layers import check_finite
@@ -61,7 +62,7 @@ class SegmentationMetrics:
         """The figures in a line."""
         return (
             f"{self.split} mean IoU {self.mean_iou:.4f}, pixel accuracy {self.pixel_accuracy:.4f}, "
-            f"{self.images:,} images"
+            + quantify(self.images, "images")
         )
 
     def summary(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from resnets.config import arch as archs
 from resnets.config.recipe import Recipe
 from resnets.config.tasks import TaskText
-from resnets.errors import CheckpointError
+from resnets.errors import CheckpointError, quantify
 from resnets.evaluation import scores
 from resnets.evaluation.classification import ClassificationMetrics, classification_metrics
 from resnets.evaluation.scores import Scores
@@ -106,7 +106,7 @@ def headline(facts: RunFacts) -> tuple[str, str]:
         low, high = facts.result.interval
         ended = ended | {"top1": facts.result.top1, "top1_interval_95": (low, high)}
     values = {k: percent(v) for k, v in ended.items() if isinstance(v, float)}
-    values |= {k: f"{v:,}" for k, v in ended.items() if isinstance(v, int)}
+    values |= {k: quantify(v, k) for k, v in ended.items() if isinstance(v, int)}
     values |= {k: " to ".join(map(percent, v)) for k, v in ended.items() if k.endswith("_95")}
     text = facts.text
     try:
@@ -165,7 +165,7 @@ def about_test(facts: RunFacts) -> Iterator[str]:
         later = "; each use after the first makes it less honest" if accesses > 1 else ""
         yield f"The test split was evaluated {times(accesses)} for a result{later}."
     if bad := len(facts.ended.get("unreadable", ())):
-        yield f"{bad:,} images could not be read and are not counted."
+        yield f"{quantify(bad, 'images')} could not be read, so not counted."
 
 
 def about_training(facts: RunFacts, counts: Sequence[int]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from resnets.errors import DataError
+from resnets.errors import DataError, quantify
 from resnets.training.plan import Plan
 from resnets.training.run import Run
 
@@ -54,8 +54,9 @@ class Log:
         self.run.write_csv(name, ("file", "reason"), sorted(reasons.items()))
         if len(reasons) > self.plan.recipe.max_unreadable * source.files:
             first, reason = next(iter(reasons.items()))
+            what = quantify(len(reasons), f"of {source.files} images are unreadable")
             raise DataError(
-                f"{len(reasons)} of {source.files} images are unreadable, first {first}: {reason}\n"
+                f"{what}, first {first}: {reason}\n"
                 f"All are listed in {name}. Mend them, or allow more: --set max_unreadable=0.1"
             )
 

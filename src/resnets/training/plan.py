@@ -26,7 +26,7 @@ from resnets.data.dataset import Source, Split
 from resnets.data.detection.targets import DetectionTargets
 from resnets.data.loader import Batch, train_batches
 from resnets.data.rng import draw_for_step
-from resnets.errors import UsageError
+from resnets.errors import UsageError, quantify
 from resnets.evaluation.evaluate import LogAccess
 from resnets.evaluation.load import AnyModel
 from resnets.evaluation.loader import LoaderOptions, never
@@ -281,12 +281,12 @@ class Plan:
         network_cost = cost(self.arch)
         names = ", ".join(source.classes[:6]) + (", ..." if len(source.classes) > 6 else "")
         epochs = self.steps * recipe.batch / len(self.train)
-        length = f"{self.steps:,} steps of {recipe.batch}, {epochs:.1f} epochs"
+        length = f"{quantify(self.steps, 'steps')} of {recipe.batch}, {epochs:.1f} epochs"
         if recipe.budget:
             length = f"as many steps of {recipe.batch} as fit into {recipe.budget / 60:.3g} minutes"
         if (passes := math.ceil(self.local_batch / self.micro_batch)) > 1:
-            length += f"; {passes} forward passes of {self.micro_batch} images make one step"
-            length += self.memory_note
+            images = quantify(self.micro_batch, "images")
+            length += f"; {passes} forward passes of {images} make one step{self.memory_note}"
         return {
             "data": f"{source.name}, digest {source.digest[:12]}",
             "classes": f"{len(source.classes)}: {names}",
@@ -300,8 +300,9 @@ class Plan:
             "length": length,
             "optimiser": f"{recipe.optimizer}, rate {recipe.peak:g} {recipe.schedule}, "
             f"weight decay {recipe.weight_decay:g}",
-            "machine": f"{self.device}, {recipe.precision}, {self.world.size} processes, "
-            f"{torch.get_num_threads()} threads, {self.workers} workers, "
+            "machine": f"{self.device}, {recipe.precision}, "
+            f"{quantify(self.world.size, 'processes')}, "
+            f"{quantify(torch.get_num_threads(), 'threads')}, {quantify(self.workers, 'workers')}, "
             f"{describe_kernels(self.arch, self.device, self.bfloat16)}",
         }
 

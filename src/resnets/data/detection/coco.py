@@ -95,7 +95,7 @@ def read_coco_table(path: Path, split: str | None, root: Path, issues: Issues) -
     content = json.loads(path.read_bytes())
     if not isinstance(content, dict):
         raise ValueError("it has no images, annotations and categories")
-    images, entries = _by_id(content["images"]), _by_id(content["categories"])
+    images, entries = (_by_id(content[name], name) for name in ("images", "categories"))
     files = [_text(image, "file_name") for image in images.values()]
     if repeated := [name for name, count in Counter(files).items() if count > 1]:
         raise ValueError(f"{quote(repeated[0])} is the file of two images; give it one id")
@@ -107,7 +107,7 @@ def read_coco_table(path: Path, split: str | None, root: Path, issues: Issues) -
     if len(ids) < len(categories):
         raise ValueError("two categories have one name")
     paths = find_images(files, _folders(path, split), root, issues)
-    text = "categories without objects have the name of another, and are left out"
+    text = "category ids without objects are left out: they have the name of another"
     issues.count(text, *(f"{quote(entries[k]['name'])}, id {k} of {path}" for k in groups))
     return CocoTable(images, categories, ids, content.get("annotations"), paths)
 
@@ -127,10 +127,10 @@ def _roboflow_groups(
     return [k for k in idle if count[categories[k]] > 1 and k != last.get(categories[k])]
 
 
-def _by_id(entries: Any) -> dict[int | str, dict[str, Any]]:
+def _by_id(entries: Any, name: str) -> dict[int | str, dict[str, Any]]:
     """Images or categories by their ids. Raises ValueError for one that is used twice."""
     by_id: dict[int | str, dict[str, Any]] = {}
-    for entry in _list(entries):
+    for entry in _list(entries, name):
         other = by_id.setdefault(_id(entry["id"]), entry)
         if other is not entry:
             names = (quote(e.get("file_name", e.get("name"))) for e in (other, entry))
@@ -138,9 +138,9 @@ def _by_id(entries: Any) -> dict[int | str, dict[str, Any]]:
     return by_id
 
 
-def _list(value: Any) -> list[Any]:
+def _list(value: Any, name: str) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError(f"{quote(value)} is not a list")
+        raise ValueError(f"{name}: {quote(value)} is not a list")
     return value
 
 
@@ -174,7 +174,7 @@ def read_coco(data: Path, issues: Issues) -> ParsedAnnotations:
     for path, split in files.items():
         with issues.collect(path):
             table = read_coco_table(path, split or split_in_name(path.stem), _root(data), issues)
-            annotations = _list(table.annotations)
+            annotations = _list(table.annotations, "annotations")
             images = {
                 k: AnnotatedImage(table.paths[image["file_name"]], split, [], _stated_size(image))
                 for k, image in table.images.items()
@@ -200,8 +200,8 @@ def _add_objects(
         with issues.collect(where):
             image = images.get(_id(entry["image_id"]))
             if image is None:
-                issues.warn(where, f"of the unknown image {quote(entry['image_id'])}")
-                issues.count("annotations are of images that the file does not list", where)
+                example = f"{where}: image {quote(entry['image_id'])}"
+                issues.count("annotations are of an image that the file does not list", example)
                 continue
             image.objects.append(_object(issues, entry, categories, where))
             area = entry.get("area")
@@ -230,8 +230,8 @@ def _object(
     issues: Issues, entry: dict[str, Any], categories: dict[int | str, str], where: str
 ) -> Annotation:
     """An annotation. Raises one of PARSE_ERRORS."""
-    values = _list(entry["bbox"])
-    if len(values) != 4:
+    values = entry["bbox"]
+    if not isinstance(values, list) or len(values) != 4:
         raise ValueError(f"bbox {quote(values)} is not x, y, width, height")
     x, y, width, height = map(parse_number, values)
     name = categories.get(_id(entry["category_id"]), f"category {entry['category_id']}")
@@ -240,7 +240,7 @@ def _object(
         issues.count("annotations have numbers written as texts, which are read as numbers", where)
     crowd, ignored = parse_flag(entry.get("iscrowd")), parse_flag(entry.get("ignore"))
     if ignored and not crowd:
-        issues.count("objects are marked `ignore`, and count neither for nor against", where)
+        issues.count("objects are marked `ignore`: they count neither for nor against", where)
     shape = _shape(entry.get("segmentation"))
     box = (x, y, x + width, y + height)
     return Annotation(where, name, box, Kind.IGNORED if crowd or ignored else Kind.OBJECT, shape)
@@ -295,7 +295,7 @@ def _shape(value: Any) -> Shape | None:
         return None
     if isinstance(value, dict):
         return _run_lengths(value)
-    if not all(isinstance(points, list) for points in _list(value)):
+    if not all(isinstance(points, list) for points in _list(value, "segmentation")):
         raise ValueError("segmentation is not a list of polygons, [[x, y, x, y, ...]]")
     return tuple(parse_polygon(map(parse_number, points)) for points in value if points) or None
 
@@ -305,7 +305,7 @@ def _run_lengths(value: dict[str, Any]) -> Shape:
         from faster_coco_eval.core import mask
     except ImportError:
         raise MissingPackage("run lengths need: pip install 'resnets[detect]'") from None
-    height, width = map(_whole, _list(value["size"]))
+    height, width = map(_whole, _list(value["size"], "size"))
     if height * width > MAX_PIXELS:  # decoding them below would take as much memory
         raise ValueError("run lengths of more pixels than an image may have")
     counts = value["counts"]

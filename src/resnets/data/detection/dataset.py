@@ -21,7 +21,7 @@ from resnets.data.issues import Issues
 from resnets.data.scan import ImageInfo, scan_images
 from resnets.data.splits import Polygon, Shape, Source, Split
 from resnets.data.values import parse_number, quote
-from resnets.errors import DataError
+from resnets.errors import DataError, quantify
 
 MAX_FLAT = 0.01  # fraction of the objects that may have no width or height; they are left out
 MAX_OVERHANG = 1.0  # pixels that a box may reach out of its image without a warning
@@ -129,10 +129,10 @@ def detection_dataset(parsed: ParsedAnnotations, options: ReadOptions) -> Source
         reason = "all boxes lie within one pixel: are they fractions of the sides? Use pixels"
         issues.error(issues.data, reason)
     if issues.errors:
-        raise issues.to_error(scan.unreadable)
+        raise issues.to_error(scan)
     learnt = [images[k].split in (None, "train") for k in index[targets.is_object.numpy()]]
     if not learnt or not (any(learnt) or training is images):
-        raise _nothing_to_learn(len(images), len(objects), issues)
+        raise _nothing_to_learn(training, issues)
     _note_unlisted([image.path for image in parsed.images], classes, names, issues)
     return make_dataset(
         _to_split(images, info, index, targets, shapes, len(classes)),
@@ -156,8 +156,8 @@ def _digest(images: Sequence[AnnotatedImage], root: Path, classes: Sequence[str]
 
 def _warn_repeated(images: list[AnnotatedImage], issues: Issues) -> None:
     if repeated := [b.path for a, b in pairwise(images) if a.path == b.path]:
-        reason = f"{len(repeated):,} images are listed again, in one split or two, first "
-        issues.warn(issues.data, f"{reason}{repeated[0]}")
+        text = quantify(len(repeated), "images are listed again, in one split or two")
+        issues.warn(issues.data, f"{text}, first {repeated[0]}")
 
 
 def _shapes_of_all(objects: list[Annotation], issues: Issues) -> list[Shape]:
@@ -171,12 +171,12 @@ def _shapes_of_all(objects: list[Annotation], issues: Issues) -> list[Shape]:
     return []
 
 
-def _nothing_to_learn(images: int, objects: int, issues: Issues) -> DataError:
+def _nothing_to_learn(training: list[AnnotatedImage], issues: Issues) -> DataError:
+    objects = sum(len(image.objects) for image in training)
     has = f"{objects:,} objects, all of which are ignored" if objects else "no objects"
     first = f".\n{issues.notes[0]}" if issues.notes else ""
-    return DataError(
-        f"{issues.data} has {images:,} readable images and {has}: nothing to learn from{first}"
-    )
+    images = quantify(len(training), "readable images")
+    return DataError(f"{issues.data} has {images} to train on and {has}: nothing to learn{first}")
 
 
 def _to_split(
@@ -214,7 +214,8 @@ def _assign_trainval(parsed: ParsedAnnotations) -> None:
     if None in splits and len(splits) > 1:
         bare = [image.path for image in parsed.images if image.split is None]
         raise DataError(
-            f"{len(bare):,} of {len(parsed.images):,} images are of no split, first {bare[0]}.\n"
+            f"{quantify(len(bare), f'of {len(parsed.images):,} images are of no split')}, first "
+            f"{bare[0]}.\n"
             "Give each a split, or none."
         )
     assigned = {image.path for image in parsed.images if image.split in ("train", "val")}

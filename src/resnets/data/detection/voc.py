@@ -80,7 +80,7 @@ def read_voc(root: Path, issues: Issues) -> ParsedAnnotations:
             image_sets = resolve_case_insensitive(top, ["imagesets"])
             for text in visible_files(image_sets) if image_sets else ():
                 if text.suffix == ".txt":
-                    issues.count("lists name no split, and are not read", text)
+                    issues.count("lists are named for no split, so not read", text)
     unlisted = sorted(set(files) - {path for path, _ in rows})
     issues.count("XML files are in no list, and not read", *unlisted)
     images = _images_by_stem(root)
@@ -155,11 +155,11 @@ def _read_file(
 def _object(issues: Issues, entry: ElementTree.Element, where: str) -> Annotation:
     """An annotation. Raises ValueError."""
     texts = [entry.findtext(f"bndbox/{corner}") for corner in _CORNERS]
-    if None in texts:
-        raise ValueError(f"no bndbox with {', '.join(_CORNERS)}")
+    if None in texts or len(entry.findall("bndbox")) > 1:
+        raise ValueError(f"not one bndbox with {', '.join(_CORNERS)}")
     x1, y1, x2, y2 = map(parse_number, texts)
     if min(x1, y1) == 0:
-        issues.count("boxes begin at 0; all are read as counted from 1, as VOC's are", where)
+        issues.count("boxes have an edge at 0; all are read as counted from 1, as VOC's are", where)
     box = (x1 - 1, y1 - 1, x2 - (x1 == x2), y2 - (y1 == y2))
     if not (name := (entry.findtext("name") or "").strip()):
         raise ValueError("no name")
@@ -188,7 +188,7 @@ def _find_image(issues: Issues, path: Path, name: str, images: dict[str, list[Pa
     if not candidates and words:
         candidates = images.get(name_key(PurePath(words[-1]).stem))
         if candidates:
-            text = "annotations are of the image that they name, not of one with their own name"
+            text = "annotations are of the image named inside, not of one with the file's name"
             issues.count(text, path)
     if not candidates:
         return path.with_name(f"{path.stem}.jpg")

@@ -91,8 +91,10 @@ def class_names(value: Any, path: Path) -> dict[int, str]:
         if not isinstance(name, str) or not name.strip():
             raise DataError(f"{path}: the name of class {k} is {quote(name)}, not a text")
     by_number = {int(k): name.strip() for k, name in names.items()}
-    if len(set(by_number.values())) < len(names):
-        raise DataError(f"{path} has one name or number for two classes")
+    if len(by_number) < len(names):
+        raise DataError(f"{path} has one number for two classes")
+    if twice := [name for name, n in Counter(by_number.values()).items() if n > 1]:
+        raise DataError(f"{path}: {quote(twice[0])} is the name of two classes")
     return dict(sorted(by_number.items()))
 
 
@@ -246,7 +248,7 @@ def _images_of_entry(
     if location.is_dir():
         known = {*READABLE, ".txt", ".cache"}
         others = [path for path in visible_files(location) if path.suffix.casefold() not in known]
-        issues.count("files are not images by name, and are not read", *others)
+        issues.count("files without an image's suffix are not read", *others)
         return image_files(location)
     if location.suffix.casefold() != ".txt":
         raise DataError(f"{location} is neither a folder nor a list of images, which ends in .txt")
@@ -322,7 +324,7 @@ def _object(
     points = parse_polygon(numbers)
     if not all(-MAX_POLYGON_OVERHANG <= value <= 1 + MAX_POLYGON_OVERHANG for value in points):
         raise ValueError("a polygon beyond 0 to 1, the sides of its image")
-    issues.count("rows are polygons, whose boxes are the smallest around them", where)
+    issues.count("rows have a polygon, read as the smallest box around it", where)
     xs, ys = points[::2], points[1::2]
     return Annotation(where, name, (min(xs), min(ys), max(xs), max(ys)), shape=(points,))
 
