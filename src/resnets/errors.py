@@ -76,7 +76,9 @@ def naming_file(path: Path) -> Iterator[None]:
     except CheckpointError as error:
         text = str(error)
         if path.with_name("recipe.json").exists():  # a run's own, which nobody else has
-            text = f"{text.partition(chr(10))[0]}\nRemove it; `resnets resume {path.parent}` writes it."
+            text = (
+                text.partition("\n")[0] + f"\nRemove it; `resnets resume {path.parent}` writes it."
+            )
         raise CheckpointError(f"{path}: {text}") from None
 
 

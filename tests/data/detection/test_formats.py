@@ -580,7 +580,7 @@ def test_images_without_objects_stay_and_an_automatic_split_is_told(tmp_path):
     with pytest.raises(DataError, match="1 readable image to train on and no objects"):
         load(table, task="detect")
     table.write_text("path,x1,y1,x2,y2,label\n")
-    with pytest.raises(DataError, match="boxes.csv has no rows"):
+    with pytest.raises(DataError, match=r"boxes\.csv has no rows"):
         load(table, task="detect")
 
 

@@ -157,6 +157,14 @@ def test_calls_in_pickles(name: str, container: Callable[[bytes], bytes]) -> Non
     refuse(named, "not a safetensors file")
 
 
+def test_a_damaged_model_of_a_run_is_written_again_by_resume() -> None:
+    Path("run").mkdir()
+    Path("run/model.safetensors").write_bytes(b"cut")
+    refuse(Path("run/model.safetensors"), "Download it again")
+    Path("run/recipe.json").write_text("{}")
+    refuse(Path("run/model.safetensors"), "Remove it; `resnets resume run` writes it.")
+
+
 def test_the_calls_would_work() -> None:
     # The canary is one: the plain unpickler does run it.
     pickle.loads(CALLS["os.system"])
