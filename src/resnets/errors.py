@@ -76,9 +76,7 @@ def naming_file(path: Path) -> Iterator[None]:
     except CheckpointError as error:
         text = str(error)
         if path.with_name("recipe.json").exists():  # a run's own, which nobody else has
-            text = (
-                text.partition("\n")[0] + f"\nRemove it; `resnets resume {path.parent}` writes it."
-            )
+            text = f"{text.splitlines()[0]}\nRemove it; `resnets resume {path.parent}` writes it."
         raise CheckpointError(f"{path}: {text}") from None
 
 

@@ -42,12 +42,8 @@ def list_problems(data: Data, task: TaskName | None, max_unreadable: float) -> l
         noted = [*((name, note) for note in source.notes), *source.problems]
         unreadable, files = source.unreadable, source.files
     except DataErrors as error:
-        refused, noted, unreadable, files = (
-            error.refused,
-            error.noted,
-            error.unreadable,
-            error.files,
-        )
+        refused, noted = error.refused, error.noted
+        unreadable, files = error.unreadable, error.files
     broken = [(str(path), f"unreadable: {reason}") for path, reason in unreadable]
     (noted if len(broken) <= max_unreadable * files else refused).extend(broken)
     return [
