@@ -1,6 +1,7 @@
 """Depths, parameters and multiply-adds against the papers' tables and torchvision's own counts."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torchvision
 from resnets.config.arch import DenseNetArch, ResNetArch
 from resnets.config.families import FAMILY
 from resnets.models import build
-from resnets.models.cost import Cost, cost
+from resnets.models.cost import Cost, cost, has_narrow_input
 
 # name: (millions of parameters, millions of multiply-adds), to the digits that are known from
 # elsewhere: 1512.03385 Table 1 and section 4.2, 1603.05027 appendix, the papers of later families.
@@ -181,3 +182,19 @@ def test_both_terms_of_an_exclusive_gate_share_one_gate(costs: dict[str, Cost]) 
 def test_every_family_entry_has_a_source() -> None:
     assert all(arch.source for arch in FAMILY.values())
     assert sum(isinstance(a, ResNetArch | DenseNetArch) for a in FAMILY.values()) > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "narrow"),
+    [
+        ("resnet18", 16, True),  # 8, 4, 2, 1: the last stage halves a map of one pixel
+        ("resnet18", 32, False),
+        ("resnet20", 8, False),  # 8, 4, 2
+        ("resnet20", 2, True),
+        ("densenet121", 32, False),  # it halves by pooling
+        ("resnet50", 16, True),
+        ("fasterrcnn_tiny_fpn", 64, False),
+    ],
+)
+def test_a_convolution_whose_stride_is_wider_than_its_input_is_found(name, size, narrow):
+    assert has_narrow_input(replace(FAMILY[name], size=size)) is narrow

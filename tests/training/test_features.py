@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import resnets
 from resnets.config.recipe import Augment
 from resnets.data.loader import train_batches
-from resnets.errors import CheckpointError, UsageError
+from resnets.errors import Assumption, CheckpointError, UsageError
 from resnets.evaluation.classification import classification_metrics
 from resnets.evaluation.load import load
 from resnets.training import clock
@@ -372,3 +372,16 @@ def test_exact_statistics_after_a_budget_end(tmp_path):
     few = {"size": 8, "batch": 32, "precise_bn": 2, "budget": 3.0, "precision": "float32"}
     outcome = resnets.train("digits", model="resnet8", run=tmp_path / "r", overrides=few)
     assert outcome.result is not None
+
+
+def test_inputs_whose_gradients_bfloat16_gets_wrong_are_trained_in_float32(monkeypatch):
+    """PyTorch 2.14 leaves memory in the gradient of a stride over less than its own width."""
+    monkeypatch.setattr("resnets.training.resolve.use_bfloat16", lambda precision, _: True)
+    small = {"model": "resnet18", "precision": "auto"}
+    with pytest.warns(Assumption, match="16 pixels shrink to maps narrower than a stride"):
+        assert not small_plan(size=16, **small).bfloat16
+    with pytest.warns(Assumption, match="16 pixels"):  # what it starts with counts
+        assert not small_plan(size=32, progressive_from=16, **small).bfloat16
+    assert small_plan(size=32, **small).bfloat16
+    with pytest.raises(UsageError, match=r"--set precision=float32, or a larger size"):
+        small_plan(size=16, model="resnet18", precision="bfloat16")

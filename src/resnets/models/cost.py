@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -56,6 +57,26 @@ def measure(arch: ExternalArch) -> ExternalArch:
     return replace(arch, depth=layers, parameters=count, macs=counter.macs)
 
 
+def has_narrow_input(arch: Arch) -> bool:
+    """Whether a strided convolution gets a map that is narrower than its stride.
+
+    In bfloat16 the gradient of such weights is arbitrary memory on processors with AVX512-BF16
+    (PyTorch 2.14): the gradient of what no output touches is never written.
+    """
+    forward, device = _forward(arch)
+    with torch.no_grad(), _NarrowInputs() as convolutions:
+        forward(torch.empty(input_shape(arch), device=device))
+    return convolutions.narrow
+
+
+def _forward(arch: Arch) -> tuple[Callable[[Tensor], Any], str]:
+    """What is counted of a network, and the device that it is on."""
+    if isinstance(arch, ExternalArch):
+        return external.build(arch).eval(), "cpu"
+    network: Any = meta_model(arch).eval()
+    return network if isinstance(network, CLASSIFIERS) else network.features, "meta"
+
+
 def input_shape(arch: Arch, batch: int = 1) -> tuple[int, ...]:
     """The shape of a batch that `arch` is counted for."""
     if isinstance(arch, MlpArch):
@@ -64,7 +85,8 @@ def input_shape(arch: Arch, batch: int = 1) -> tuple[int, ...]:
     return (batch, arch.channels, *(arch.size,) * dims)
 
 
-WEIGHTED = {torch.conv1d, torch.conv2d, torch.conv3d, F.linear}
+CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
+WEIGHTED = {*CONVOLUTIONS, F.linear}
 # Shapes are all that is wanted here. The meta kernels of normalisations take up to a millisecond a
 # call to answer with the shape that they got, and random numbers are drawn for nothing.
 KEEP_SHAPE = {
@@ -89,3 +111,16 @@ class _MacCounter(TorchFunctionMode):
             query: Tensor = args[0]
             self.macs += 2 * query.numel() * args[1].shape[-2]  # q k^T, and its weights times v
         return out
+
+
+class _NarrowInputs(TorchFunctionMode):
+    """Notes whether the input of a convolution is `narrow`, shorter somewhere than its stride."""
+
+    narrow = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in CONVOLUTIONS:
+            x, weight, _, stride = args[:4]
+            sides = zip(x.shape[2:], weight.shape[2:], stride, strict=True)
+            self.narrow |= any(side < step and kernel > 1 for side, kernel, step in sides)
+        return func(*args, **kwargs or {})

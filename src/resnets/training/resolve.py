@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,10 +15,10 @@ from resnets.config.arch import Arch, ExternalArch
 from resnets.config.recipe import Preprocess, Recipe
 from resnets.data.dataset import Source, Split, normalization
 from resnets.device import use_bfloat16
-from resnets.errors import DataError, UsageError
+from resnets.errors import Assumption, DataError, UsageError
 from resnets.evaluation.load import is_2d, load
 from resnets.evaluation.predictor import Model
-from resnets.models.cost import measure
+from resnets.models.cost import has_narrow_input, measure
 from resnets.training.distributed import SINGLE_PROCESS, World
 from resnets.training.plan import Plan, Task
 from resnets.training.tasks import TASKS
@@ -66,7 +67,8 @@ def resolve(
     if isinstance(network, ExternalArch):
         network = measure(network)
     train = training_images(source)
-    bfloat16 = use_bfloat16(recipe.precision, device)
+    side = recipe.progressive_from or recipe.train_size or preprocess.size
+    bfloat16 = choose_precision(recipe.precision, replace(network, size=side), device)
     plan = Plan(
         task=task,
         # With the precision in it, the recipe repeats the run on another machine too.
@@ -85,6 +87,25 @@ def resolve(
     if problems := [*task.contradictions(plan), *contradictions(plan)]:
         raise UsageError("\n".join(problems))
     return plan
+
+
+def choose_precision(precision: str, arch: Arch, device: torch.device) -> bool:
+    """Whether to train in bfloat16. An `Assumption` warns where `auto` has to be float32.
+
+    Raises UsageError where bfloat16 is asked for and its gradients would be wrong.
+    """
+    bfloat16 = use_bfloat16(precision, device)
+    if not bfloat16 or device.type != "cpu" or not has_narrow_input(arch):
+        return bfloat16
+    problem = (
+        f"inputs of {arch.size} pixels shrink to maps narrower than a stride of the network, whose "
+        "gradients PyTorch computes wrongly in bfloat16 on processors"
+    )
+    if precision == "bfloat16":
+        raise UsageError(f"{problem}: --set precision=float32, or a larger size")
+    text = f"{problem}, so this is float32; a larger size is faster"
+    warnings.warn(text, Assumption, stacklevel=2)
+    return False
 
 
 def contradictions(plan: Plan) -> Iterator[str]:
