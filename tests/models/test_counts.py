@@ -9,6 +9,7 @@ import torchvision
 
 from resnets.config.arch import DenseNetArch, ResNetArch
 from resnets.config.families import FAMILY
+from resnets.errors import UsageError
 from resnets.models import build
 from resnets.models.cost import Cost, cost, has_narrow_input
 
@@ -198,3 +199,8 @@ def test_every_family_entry_has_a_source() -> None:
 )
 def test_a_convolution_whose_stride_is_wider_than_its_input_is_found(name, size, narrow):
     assert has_narrow_input(replace(FAMILY[name], size=size)) is narrow
+
+
+def test_inputs_that_shrink_to_nothing_are_refused():
+    with pytest.raises(UsageError, match=r"(?s)cannot take inputs of 16 pixels: .*larger --size"):
+        cost(replace(FAMILY["densenet121"], size=16))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -16,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from resnets.config.arch import Arch, ExternalArch, MlpArch, ResNetArch
-from resnets.errors import UsageError
+from resnets.errors import UsageError, shorten
 from resnets.models import CLASSIFIERS, external
 from resnets.models.io.infer_arch import meta_model
 
@@ -38,10 +37,8 @@ def cost(arch: Arch) -> Cost:
     """
     if isinstance(arch, ExternalArch):
         return Cost(arch.parameters, arch.macs)
-    with torch.no_grad(), _MacCounter() as counter:
-        network = meta_model(arch).eval()
-        forward: Any = network if isinstance(network, CLASSIFIERS) else network.features
-        forward(torch.empty(input_shape(arch), device="meta"))
+    with _MacCounter() as counter:
+        network = _run(arch)
     return Cost(sum(p.numel() for p in network.parameters()), counter.macs)
 
 
@@ -63,18 +60,28 @@ def has_narrow_input(arch: Arch) -> bool:
     In bfloat16 the gradient of such weights is arbitrary memory on processors with AVX512-BF16
     (PyTorch 2.14): the gradient of what no output touches is never written.
     """
-    forward, device = _forward(arch)
-    with torch.no_grad(), _NarrowInputs() as convolutions:
-        forward(torch.empty(input_shape(arch), device=device))
+    with _NarrowInputs() as convolutions:
+        _run(arch)
     return convolutions.narrow
 
 
-def _forward(arch: Arch) -> tuple[Callable[[Tensor], Any], str]:
-    """What is counted of a network, and the device that it is on."""
+@torch.no_grad()
+def _run(arch: Arch) -> Any:
+    """The network after a forward pass, without memory unless it is a person's own."""
+    network: Any
     if isinstance(arch, ExternalArch):
-        return external.build(arch).eval(), "cpu"
-    network: Any = meta_model(arch).eval()
-    return network if isinstance(network, CLASSIFIERS) else network.features, "meta"
+        network, device = external.build(arch).eval(), "cpu"
+    else:
+        network, device = meta_model(arch).eval(), "meta"
+    forward = network if isinstance(network, CLASSIFIERS) else network.features
+    try:
+        forward(torch.empty(input_shape(arch), device=device))
+    except RuntimeError as error:
+        raise UsageError(
+            f"the network cannot take inputs of {arch.size} pixels: {shorten(str(error))}\n"
+            "Its maps shrink to nothing where they are too small; take a larger --size."
+        ) from error
+    return network
 
 
 def input_shape(arch: Arch, batch: int = 1) -> tuple[int, ...]:
