@@ -502,6 +502,21 @@ def test_runs_ls_says_which_images_an_error_is_of(cli, tmp_path):
     assert (code, out.count("25.00 %")) == (0, 2)
 
 
+def test_a_damaged_run_does_not_hide_the_others(cli, tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.json").write_text('{"data": "digits", "model": "resnet8"}')
+    (tmp_path / "a" / "metrics.jsonl").write_text("[1, 2\n{}\n")
+    (tmp_path / "b" / "recipe.json").write_text('{"data": "digits"}')
+    code, out, _ = cli("runs", "ls", tmp_path, "--json")
+    assert code == 0
+    rows = json.loads(out)
+    assert [row["model"] for row in rows] == ["?", "?", "resnet8"]
+    assert "metrics.jsonl" in rows[0]["data"]
+    assert "model" in rows[1]["data"]
+    assert cli("runs", "ls", tmp_path)[0] == 0
+
+
 def test_data_info(cli):
     code, out, _ = cli("data", "info", "digits", "--json")
     assert code == 0

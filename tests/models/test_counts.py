@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torchvision
+from torch import nn
+from torch.nn import functional as F
 
-from resnets.config.arch import DenseNetArch, ResNetArch
+from resnets.config.arch import DenseNetArch, ExternalArch, ResNetArch
 from resnets.config.families import FAMILY
 from resnets.errors import UsageError
 from resnets.models import build
-from resnets.models.cost import Cost, cost, has_narrow_input
+from resnets.models.cost import Cost, cost, has_narrow_input, measure
 
 # name: (millions of parameters, millions of multiply-adds), to the digits that are known from
 # elsewhere: 1512.03385 Table 1 and section 4.2, 1603.05027 appendix, the papers of later families.
@@ -204,3 +206,23 @@ def test_a_convolution_whose_stride_is_wider_than_its_input_is_found(name, size,
 def test_inputs_that_shrink_to_nothing_are_refused():
     with pytest.raises(UsageError, match=r"(?s)cannot take inputs of 16 pixels: .*larger --size"):
         cost(replace(FAMILY["densenet121"], size=16))
+
+
+class Strided(nn.Module):
+    """Calls a convolution by keywords, with numbers for pairs."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(5, 3, 3, 3))
+
+    def forward(self, x):
+        return F.conv2d(x, weight=self.weight, stride=2, padding=1).mean((2, 3))
+
+
+def test_convolutions_are_counted_however_they_are_called():
+    arch = measure(ExternalArch(builder="mine:build", size=4, classes=5, make=Strided))
+    assert arch.macs == 2 * 2 * 5 * 27
+    assert not has_narrow_input(arch)
+    assert has_narrow_input(replace(arch, size=1))
+    blurred = replace(FAMILY["resnet18"], blur=True, size=32)
+    assert not has_narrow_input(blurred)

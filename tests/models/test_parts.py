@@ -65,3 +65,13 @@ def test_other_norms_activations_and_shortcuts():
 def test_a_network_without_such_parts_refuses_them():
     with pytest.raises(UsageError, match="residual networks alone"):
         models.create("densenet121", act=nn.GELU)
+
+
+def test_a_block_may_have_a_linear_layer_without_bias():
+    class Squeezed(Attended):
+        def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+            super().__init__(c_in, c_out, stride)
+            self.weigh = nn.Linear(c_out, c_out, bias=False)
+
+    network = models.create("resnet8", block=Squeezed)
+    assert any(isinstance(m, nn.Linear) and m.bias is None for m in network.modules())

@@ -69,6 +69,21 @@ def test_micro_batches_give_the_gradient_of_the_batch(micro):
         torch.testing.assert_close(p.grad, q.grad, msg=name)
 
 
+def test_fewer_images_than_micro_batches_give_their_gradient():
+    """Where a file cannot be read, one of the passes of a single image has none to compute."""
+    plan = small_plan(arch={"norm": "group"}, micro_batch=1)
+    whole = first_batch(plan)
+    batch = replace(whole, images=whole.images[:31], labels=whole.labels[:31])
+    state, step = begin(plan)
+    loss, wrong, images = step.accumulate(batch).tolist()
+    logits = begin(plan)[0].network.train()(batch.images)
+    expected = F.cross_entropy(logits, batch.labels, reduction="sum")
+    (expected / 32).backward()
+    assert (loss, images) == (pytest.approx(expected.item(), rel=1e-5), 31)
+    assert wrong == (logits.argmax(1) != batch.labels).sum()
+    assert all(p.grad.isfinite().all() for p in state.network.parameters())
+
+
 def test_batch_statistics_are_over_the_micro_batch():
     batch = first_batch(small_plan())
     state, step = begin(small_plan(micro_batch=8))
@@ -385,3 +400,25 @@ def test_inputs_whose_gradients_bfloat16_gets_wrong_are_trained_in_float32(monke
     assert small_plan(size=32, **small).bfloat16
     with pytest.raises(UsageError, match=r"--set precision=float32, or a larger size"):
         small_plan(size=16, model="resnet18", precision="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nesterov": True, "momentum": 0.0}, "nesterov needs a momentum"),
+        ({"schedule": "one-cycle", "optimizer": "adamw"}, "adamw has none"),
+        ({"schedule": "one-cycle", "optimizer": "sgd", "warmup": 0.0}, "rises before it falls"),
+    ],
+)
+def test_an_optimiser_that_cannot_do_what_is_asked_is_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
+        small_plan(**changes)
+
+
+def test_timing_a_network_leaves_frozen_normalisation_frozen():
+    plan = small_plan(norm="frozen")
+    network = begin(plan)[0].network
+    modes = [module.training for module in network.modules()]
+    assert clock.seconds_per_test_image(plan, network) > 0
+    assert [module.training for module in network.modules()] == modes
+    assert {True, False} <= set(modes)

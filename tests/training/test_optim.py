@@ -8,7 +8,6 @@ from torch import nn
 from resnets import models
 from resnets.config.families import arch
 from resnets.config.recipe import Recipe
-from resnets.errors import UsageError
 from resnets.training import optim
 
 RECIPE = Recipe(model="resnet8", lr=0.02, weight_decay=0.05, decay_all=False)
@@ -229,8 +228,3 @@ def test_frozen_normalisation_stays_in_evaluation_mode():
     assert not net.bn1.training
     optim.set_training_mode(net, False, False)
     assert net.bn1.training
-
-
-def test_nesterov_without_momentum_names_the_keys():
-    with pytest.raises(UsageError, match="momentum"):
-        optim.build(network(), replace(RECIPE, momentum=0.0, nesterov=True))

@@ -16,7 +16,6 @@ from resnets.api import checks
 from resnets.api.checks import public
 from resnets.config.types import TaskName
 from resnets.errors import ResnetsError
-from resnets.files import network_builder
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -106,29 +105,37 @@ def runs(root: str | Path = "runs", /) -> list[dict[str, Any]]:
     Args:
         root: The folder of the run folders.
     """
-    from resnets.config.arch import task
-    from resnets.config.families import FAMILY
-    from resnets.config.tasks import TASK_TEXTS
     from resnets.training.run import Run
 
-    rows = []
-    for run in (Run(path.parent) for path in sorted(Path(root).glob("*/recipe.json"))):
+    rows: list[dict[str, Any]] = []
+    for folder in sorted(path.parent for path in Path(root).glob("*/recipe.json")):
         try:
-            recipe = run.read_json("recipe.json")
-        except ResnetsError:
-            recipe = {"data": "unreadable recipe.json", "model": "?"}
-        last = (run.rows("metrics.jsonl") or [{"epoch": 0.0, "train_error": None}])[-1]
-        result = run.read_json("result.json") if run.finished else {}
-        errors = {result.get("split", "test"): result.get("error")}
-        row = {"run": str(run.path), "data": recipe["data"], "model": recipe["model"]}
-        row |= {"epoch": last["epoch"], "train_error": last["train_error"]}
-        errors = {"val": last.get("val_error")} | errors  # of held-out images beside a test split
-        row |= {f"{split}_error": errors.get(split) for split in ("val", "test")}
-        external = "classify" * bool(network_builder(run.path))
-        name = task(FAMILY[recipe["model"]]) if recipe["model"] in FAMILY else external
-        row |= {"error_is": TASK_TEXTS[name].error if name else "?"}
-        rows.append(row | {"finished": run.finished})
+            rows.append(_run_row(Run(folder)))
+        except (ResnetsError, KeyError) as error:
+            reason = str(error).partition("\n")[0]
+            row = {"run": str(folder), "data": f"unreadable: {reason}", "model": "?"}
+            figures = ("epoch", "train_error", "val_error", "test_error")
+            rows.append(row | dict.fromkeys(figures) | {"error_is": "?", "finished": False})
     return rows
+
+
+def _run_row(run: Run) -> dict[str, Any]:
+    from resnets.config.tasks import TASK_TEXTS
+
+    recipe = run.read_json("recipe.json")
+    source = run.read_json("source.json") if (run.path / "source.json").exists() else {}
+    last = (run.rows("metrics.jsonl") or [{"epoch": 0.0, "train_error": None}])[-1]
+    result = run.read_json("result.json") if run.finished else {}
+    errors = {"val": last.get("val_error")}  # of held-out images beside a test split
+    errors[result.get("split", "test")] = result.get("error")
+    name = source.get("task") or "classify"
+    return {
+        "run": str(run.path), "data": recipe["data"], "model": recipe["model"],
+        "epoch": last["epoch"], "train_error": last["train_error"],
+        **{f"{split}_error": errors.get(split) for split in ("val", "test")},
+        "error_is": TASK_TEXTS[name].error if name in TASK_TEXTS else "?",
+        "finished": run.finished,
+    }  # fmt: skip
 
 
 @public

@@ -29,6 +29,7 @@ from resnets.evaluation.scores import (
     mean_logits,
     predicted_classes,
 )
+from resnets.models.modes import evaluation_mode
 
 Forward = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> logits (N, K)
 
@@ -89,13 +90,12 @@ def evaluate(
     bfloat16: bool = False,
     total: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> RunningMeans:
-    """Run `network` over `batches` in evaluation mode; its own mode is restored afterwards.
+    """Run `network` over `batches` in evaluation mode; the modes of its layers are restored.
 
     Where each rank has a share of the images, `total` adds up their sums, float64 (4,).
     """
-    training = network.training
-    scores = predict_scores(network.eval(), batches, classes, bfloat16=bfloat16)
-    network.train(training)
+    with evaluation_mode(network):
+        scores = predict_scores(network, batches, classes, bfloat16=bfloat16)
     device = next(network.parameters()).device  # that of messages between ranks
     return running_means(total(running_sums(scores).to(device)))
 

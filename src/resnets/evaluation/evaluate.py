@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -254,8 +255,9 @@ def prepare_detector(models: Sequence[Model], options: InferenceOptions) -> Dete
     networks = [model.network for model in models]
     if len(networks) == 1 and not options.refine:
         if isinstance(networks[0], Localizer):
-            networks[0].scales = options.scales
-            return networks[0]
+            localizer = copy.copy(networks[0])  # the model's own keeps its scales
+            localizer.scales = options.scales
+            return localizer
         if options.scales == (1.0,):
             return cast("Detect", networks[0])
     two_stages = [network for network in networks if isinstance(network, FasterRCNN)]

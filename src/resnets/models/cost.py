@@ -113,7 +113,8 @@ class _MacCounter(TorchFunctionMode):
             return args[0] if args else kwargs["tensor"]
         out = func(*args, **kwargs or {})
         if func in WEIGHTED:
-            self.macs += out.numel() * math.prod(args[1].shape[1:])
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            self.macs += out.numel() * math.prod(weight.shape[1:])
         elif func is F.scaled_dot_product_attention:
             query: Tensor = args[0]
             self.macs += 2 * query.numel() * args[1].shape[-2]  # q k^T, and its weights times v
@@ -127,7 +128,20 @@ class _NarrowInputs(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in CONVOLUTIONS:
-            x, weight, _, stride = args[:4]
-            sides = zip(x.shape[2:], weight.shape[2:], stride, strict=True)
-            self.narrow |= any(side < step and kernel > 1 for side, kernel, step in sides)
+            self.narrow |= _is_narrow(*args, **kwargs or {})
         return func(*args, **kwargs or {})
+
+
+def _is_narrow(
+    input: Tensor,
+    weight: Tensor,
+    bias: object = None,
+    stride: Any = 1,
+    *_: object,
+    **others: object,
+) -> bool:
+    """Of the arguments of a convolution."""
+    dims = weight.ndim - 2
+    strides = (stride,) * dims if isinstance(stride, int) else stride
+    sides = zip(input.shape[-dims:], weight.shape[2:], strides, strict=True)
+    return any(side < step and kernel > 1 for side, kernel, step in sides)

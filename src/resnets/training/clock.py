@@ -10,6 +10,7 @@ from itertools import islice
 import torch
 
 from resnets.models import Network
+from resnets.models.modes import evaluation_mode
 from resnets.training.distributed import SINGLE_PROCESS
 from resnets.training.plan import Plan
 from resnets.training.state import TrainProgress
@@ -48,13 +49,15 @@ class Clock:
         self.seconds_per_test_image = 0.0  # in float32 on one rank, as the result is tested
 
     def tick(self) -> None:
-        """Read the time, once for each step."""
+        """Read the time, for each step and after an evaluation."""
         self.now = time.monotonic()
         self.progress.seconds = self.now - self.plan.began
 
     def record_evaluation(self, images: int) -> None:
-        """Remember how long the evaluation took that began at the last tick."""
-        self.seconds_per_eval_image = (time.monotonic() - self.now) / images if images else 0.0
+        """Remember how long the evaluation took that began at the last tick, and tick."""
+        began = self.now
+        self.tick()
+        self.seconds_per_eval_image = (self.now - began) / images if images else 0.0
 
     @property
     def report_due(self) -> bool:
@@ -128,13 +131,11 @@ def seconds_per_test_image(plan: Plan, network: Network) -> float:
     """Seconds that an image takes in float32: the second of two batches counts."""
     images, *_ = plan.task.example_inputs(plan, plan.micro_batch, plan.preprocess.size)
     seconds = 0.0
-    network.eval()
-    for _ in range(2):
-        began = time.monotonic()
-        with torch.inference_mode():
+    with torch.inference_mode(), evaluation_mode(network):
+        for _ in range(2):
+            began = time.monotonic()
             network(images)
-        if plan.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.monotonic() - began
-    network.train()
+            if plan.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.monotonic() - began
     return seconds / plan.micro_batch

@@ -8,6 +8,7 @@ from resnets.errors import CheckpointError
 from resnets.files import resume_command
 from resnets.models import Network
 from resnets.models.io.model_file import load, save
+from resnets.models.modes import evaluation_mode
 from resnets.training.clock import FORWARDS_PER_STEP, Progress
 from resnets.training.log import Log
 from resnets.training.plan import Plan
@@ -45,9 +46,10 @@ def evaluate_and_log(log: Log, state: State, report: Progress, stop: SignalFlags
     names = ("step", "epoch", "lr", "loss", "train_error")
     row = {name: getattr(evaluated, name) for name in names}
     if plan.monitor_split is not None:
-        network = state.whole_average(plan.arch).eval()
-        figures = plan.task.validate(plan, network, plan.monitor_split, lambda: bool(stop.signal))
-        network.train()
+        network = state.whole_average(plan.arch)
+        with evaluation_mode(network):
+            stopped = lambda: bool(stop.signal)  # noqa: E731
+            figures = plan.task.validate(plan, network, plan.monitor_split, stopped)
         if plan.world.all_reduce_max([stop.signal])[0]:
             return report
         row |= {f"{plan.recipe.monitor}_{name}": value for name, value in figures.items()}

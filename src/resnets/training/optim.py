@@ -16,7 +16,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from resnets.config.recipe import Recipe
-from resnets.errors import UsageError
 from resnets.models import Network
 from resnets.models.external import ExternalNetwork
 from resnets.models.heads import head_parameters
@@ -30,13 +29,11 @@ LR_STAGE = re.compile(r"^(?:features\.)?((?:layer|denseblock|units\.|blocks\.)\d
 
 
 def build(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser of all parameters, frozen ones too; raises UsageError.
+    """The recipe's optimiser of all parameters, frozen ones too.
 
     The loop sets a group's "lr" to the step's rate times the group's "scale".
     """
     lr, momentum, nesterov, betas = recipe.lr, recipe.momentum, recipe.nesterov, recipe.betas
-    if nesterov and not momentum:
-        raise UsageError("nesterov needs a momentum: --set momentum=0.9, or --set nesterov=false")
     groups = parameter_groups(network, recipe)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr, momentum, nesterov=nesterov, foreach=True)

@@ -139,6 +139,12 @@ def contradictions(plan: Plan) -> Iterator[str]:
     if recipe.warmup > plan.steps and not recipe.budget:
         steps = f"{plan.steps} steps of the run"
         yield f"warmup={recipe.warmup:g} is longer than the {steps}; 0.1 is a tenth of them"
+    if recipe.nesterov and not recipe.momentum:
+        yield "nesterov needs a momentum: --set momentum=0.9, or --set nesterov=false"
+    if recipe.schedule == "one-cycle" and recipe.optimizer in ("adamw", "lamb"):
+        yield f"schedule=one-cycle moves a momentum, and {recipe.optimizer} has none: take cosine"
+    if recipe.schedule == "one-cycle" and not recipe.warmup:
+        yield "schedule=one-cycle rises before it falls: --set warmup=0.3, or schedule=cosine"
     if recipe.milestones and recipe.schedule != "step":
         yield f"milestones are for --set schedule=step, not for {recipe.schedule}"
     if recipe.progressive_from > side:

@@ -1,17 +1,19 @@
 """A run folder: the resolved recipe, the state, the logs and the result. It holds no pickle.
 
 recipe.json        the resolved recipe; `resnets train --recipe` runs it again
-source.json        data name, digest, classes, preprocessing, architecture
+source.json        task, data name, digest, classes, preprocessing, architecture
+environment.json   versions, processor, digest of the code
 split.csv          which file went where, for folders and CSV
 metrics.jsonl      one line for each logged step: a function of recipe and data alone
-timing.jsonl       seconds and images a second for the same steps
+timing.jsonl       images a second at the same steps
 tensorboard/       the same as events, with that package
 bad_files.csv      unreadable images with the reason
 checkpoints/       the two newest states
 notes.jsonl        what a person should know: steps left out, lost files
 lock               held by the process that trains
+best.safetensors   with select=best: the best state on the validation images
 model.safetensors  the result, self-describing
-scores.safetensors its logits for each image of the test split
+scores.safetensors its logits for each image of the test split; detections.safetensors of a detector
 result.json        figures on the test split
 cost.json          seconds and memory
 test_access.jsonl  one line for each test on the test split

@@ -163,13 +163,16 @@ class Step:
         )
         for k, (images, targets) in enumerate(pairs):
             number = plan.world.rank * count + k
+            count_in_part = len(images)
+            if not count_in_part:  # images were unreadable; others wait for this pass's messages
+                images, targets = batch.images[:1], batch.targets[:1]
             torch.manual_seed(((recipe.seed * 1_000_003 + progress.step) * 4096 + number) % 2**63)
             with accumulating(self.replica, more=k < count - 1):
                 loss, wrong = self.loss(self.replica, images, targets)
-                share = len(images) * plan.world.size / recipe.batch
+                share = count_in_part * plan.world.size / recipe.batch
                 (loss * share).backward()  # type: ignore[no-untyped-call]
-            size = torch.full_like(loss, len(images), dtype=torch.float64)
-            sums += torch.stack([loss.detach() * size, wrong, size])
+            size = torch.full_like(loss, count_in_part, dtype=torch.float64)
+            sums += torch.stack([loss.detach() * size, wrong * bool(count_in_part), size])
         return sums
 
     def replicate(self, frozen: bool) -> None:

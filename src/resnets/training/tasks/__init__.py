@@ -1,4 +1,6 @@
-"""The tasks: each file holds everything that differs for one, and ends in its `Task`.
+"""The tasks: each file holds what differs for one in training, and ends in its `Task`.
+
+Its figures are in `evaluation`, the part of its report in `reporting`, under the same name.
 
 A plan carries its task, so neither the loop nor a step asks which one it is. `TASKS` finds the task
 of a run or a model file by its name; docs/extending.md shows how one is added.
