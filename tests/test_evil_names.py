@@ -97,7 +97,7 @@ def picture(path, level=0):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A model file whose classes have the names."""
-    arch = replace(families.arch("resnet8"), classes=len(NAMES), size=8)
+    arch = replace(families.get_arch("resnet8"), classes=len(NAMES), size=8)
     see = Preprocess(size=8, mean=(0.5,) * 3, std=(0.2,) * 3)
     path = tmp_path_factory.mktemp("model") / "evil.safetensors"
     save(path, build(arch), ModelMetadata(arch=arch, classes=tuple(NAMES), preprocess=see))
@@ -296,7 +296,7 @@ def test_words_on_pictures_are_written_out(monkeypatch, tmp_path):
     picture(tmp_path / "a.png")
     words = []
     monkeypatch.setattr(
-        drawing, "draw_box", lambda image, boxes, kinds, said, masks: words.extend(said)
+        drawing, "draw_boxes", lambda image, boxes, kinds, said, masks: words.extend(said)
     )
     one = torch.zeros(1, dtype=torch.int64)
     found = SplitDetections(one, one, torch.ones(1), torch.ones(1, 4), None, one)

@@ -325,7 +325,7 @@ def masks(root):
 
 
 TINY = replace(
-    families.arch("resnet8"), blocks=(1, 1), widths=(2, 4), stem_width=2, classes=2, size=8
+    families.get_arch("resnet8"), blocks=(1, 1), widths=(2, 4), stem_width=2, classes=2, size=8
 )
 
 

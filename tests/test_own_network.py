@@ -15,7 +15,7 @@ from resnets.analysis.cam import grad_cam
 from resnets.config.arch import ExternalArch, from_dict, to_dict
 from resnets.config.types import InferenceOptions
 from resnets.errors import Assumption, CheckpointError, UsageError
-from resnets.evaluation.evaluate import task_of
+from resnets.evaluation.evaluate import task_of_model
 from resnets.files import resume_command
 from resnets.models import external
 from resnets.training.run import Run
@@ -316,4 +316,4 @@ def test_an_ensemble_has_networks_of_ones_own_beside_ours(run, tmp_path):
 
 def test_a_task_is_read_from_a_file_without_its_tensors(run, monkeypatch):
     monkeypatch.setattr("resnets.evaluation.evaluate.load", lambda *_, **__: pytest.fail("loaded"))
-    assert task_of(run.run, InferenceOptions()) == "classify"
+    assert task_of_model(run.run, InferenceOptions()) == "classify"

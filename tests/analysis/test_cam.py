@@ -16,11 +16,11 @@ from resnets.analysis.cam import (
     overlay,
 )
 from resnets.config.arch import MlpArch, VitArch
-from resnets.config.families import arch
+from resnets.config.families import get_arch
 from resnets.errors import UsageError
 from resnets.models import build
 
-SMALL = replace(arch("resnet20"), blocks=(1, 1, 1), widths=(4, 8, 16), stem_width=4, classes=5)
+SMALL = replace(get_arch("resnet20"), blocks=(1, 1, 1), widths=(4, 8, 16), stem_width=4, classes=5)
 SIDES = {1: (40,), 2: (20, 28), 3: (12, 10, 14)}
 
 
@@ -58,7 +58,7 @@ def test_grad_cam_is_captums(dims, level):
 
 def test_at_the_last_level_the_weights_are_the_classifiers():
     """The gradient of a mean is 1 / pixels everywhere: CAM of Zhou et al. 2016."""
-    dense = replace(arch("densenet_bc100_12"), blocks=(2, 2, 2), classes=5)
+    dense = replace(get_arch("densenet_bc100_12"), blocks=(2, 2, 2), classes=5)
     for description in (SMALL, replace(SMALL, order="pre"), dense):
         network, (x, targets) = made(description), images(2)
         last = list(network.levels)[-1]

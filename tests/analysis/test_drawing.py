@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from resnets.analysis.drawing import colour, draw_box, text_colour
+from resnets.analysis.drawing import colour, draw_boxes, text_colour
 
 
 def luminance(colour):
@@ -27,6 +27,6 @@ def test_words_stand_out_from_the_colour_of_every_class():
 @pytest.mark.parametrize("k", [1, 2, 7])
 def test_words_are_drawn_in_that_ink(k):
     image = torch.full((3, 60, 90), 128, dtype=torch.uint8)
-    drawn = draw_box(image, torch.tensor([[5.0, 5, 80, 50]]), [k], ["cell 0.99"], None)
+    drawn = draw_boxes(image, torch.tensor([[5.0, 5, 80, 50]]), [k], ["cell 0.99"], None)
     colours = {tuple(pixel) for pixel in drawn.flatten(1).T.tolist()}
     assert {text_colour(colour(k)), colour(k)} <= colours

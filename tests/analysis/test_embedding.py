@@ -17,7 +17,7 @@ from resnets.analysis.embedding import (
     perceptual_hashes,
     project,
 )
-from resnets.config.families import arch
+from resnets.config.families import get_arch
 from resnets.config.recipe import Preprocess
 from resnets.data.splits import Split
 from resnets.data.transforms import grey
@@ -45,7 +45,7 @@ def split(images):
 
 def model():
     torch.manual_seed(0)
-    description = replace(arch("resnet20"), classes=2)
+    description = replace(get_arch("resnet20"), classes=2)
     see = Preprocess(size=48, mean=(0.5,) * 3, std=(0.25,) * 3)
     card = ModelMetadata(arch=description, classes=("a", "b"), preprocess=see)
     return Model(build(description).eval(), card, torch.device("cpu"))

@@ -11,11 +11,11 @@ from torch import nn
 from resnets import models
 from resnets.analysis import depth
 from resnets.config.arch import DenseNetArch, Join, MlpArch, VitArch
-from resnets.config.families import SHORTCUTS, arch
+from resnets.config.families import SHORTCUTS, get_arch
 from resnets.errors import UsageError
 from resnets.models.blocks import units
 
-BASE = replace(arch("resnet20"), blocks=(3, 2, 2))
+BASE = replace(get_arch("resnet20"), blocks=(3, 2, 2))
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_equation_4_for_tables_and_transformers():
     assert depth.equation4(vit, torch.randn(2, 3, 8, 8)) < 1e-13
     nn.init.normal_(vit.fc.weight)  # it starts at zero, and with it every gradient
     assert depth.equation5(vit, torch.randn(2, 3, 8, 8)) < 1e-12
-    widths = replace(arch("preresnet20"), blocks=(1, 1), widths=(32, 64))
+    widths = replace(get_arch("preresnet20"), blocks=(1, 1), widths=(32, 64))
     with pytest.raises(UsageError, match="no unit of the network keeps the shape"):
         depth.equation4(models.build(widths), x())
 
@@ -177,7 +177,7 @@ def test_swaps_are_of_the_same_stage_and_shape_and_of_equal_units_change_nothing
     assert score() == whole
 
 
-@pytest.mark.parametrize("description", [arch("plain20"), DenseNetArch(
+@pytest.mark.parametrize("description", [get_arch("plain20"), DenseNetArch(
     blocks=(1, 1), growth=4, stem_width=8, stem="cifar", classes=3, size=8)])  # fmt: skip
 def test_what_has_no_units_is_refused(description):
     net = models.build(description)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from resnets.analysis import cam
 from resnets.analysis.explain import contact_sheet, explain, explore, scatter
-from resnets.config.families import arch
+from resnets.config.families import get_arch
 from resnets.config.recipe import Preprocess
 from resnets.data import dataset
 from resnets.data.splits import Split
@@ -27,7 +27,7 @@ NAMES = ("ant", "bee & wasp", "$c$")
 
 def model(channels=3, classes=NAMES, size=8):
     torch.manual_seed(0)
-    description = replace(arch("resnet20"), classes=len(classes), channels=channels)
+    description = replace(get_arch("resnet20"), classes=len(classes), channels=channels)
     see = Preprocess(
         size=size, resize=size + 2, channels=channels, mean=(0.5,) * channels, std=(0.2,) * channels
     )

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from resnets import models
 from resnets.analysis.signal import LayerStatistics, loss, responses, signal, verdict, without_row
-from resnets.config.families import arch
+from resnets.config.families import get_arch
 from resnets.errors import UsageError
 
 
@@ -104,7 +104,7 @@ def test_responses_are_after_normalisation_with_learned_statistics():
 
 
 def test_responses_of_pre_activation_are_the_convolutions_own():
-    net = models.create(replace(arch("preresnet20"), blocks=(1, 1, 1), norm="group"))
+    net = models.create(replace(get_arch("preresnet20"), blocks=(1, 1, 1), norm="group"))
     x = images()
     found = responses(net, x)
     assert found[0][3] == pytest.approx(net.conv1(x).std(correction=0).item(), rel=1e-5)

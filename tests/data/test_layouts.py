@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from resnets.data import load
-from resnets.data.dataset import task_of
+from resnets.data.dataset import guess_task
 from resnets.data.file_names import split_in_name
 from resnets.data.values import parse_flag, parse_number
 from resnets.errors import DataError, DataErrors
@@ -326,7 +326,7 @@ LAYOUTS = {
 def test_a_layout_is_read_and_what_was_assumed_is_noted(tmp_path, make):
     splits, notes = LAYOUTS[make]
     make(tmp_path)
-    assert task_of(tmp_path) == "detect"
+    assert guess_task(tmp_path) == "detect"
     source = load(tmp_path, task="detect")
     assert one_box(source, splits)
     assert source.problems == ()
@@ -750,7 +750,7 @@ def test_numbers_and_marks():
 def test_a_csv_of_boxes_as_people_write_it(tmp_path, text, notes):
     images(tmp_path, "1.png")
     (tmp_path / "table.csv").write_text(text, encoding="utf-8")
-    assert task_of(tmp_path) == "detect"
+    assert guess_task(tmp_path) == "detect"
     source = load(tmp_path, task="detect")
     assert one_box(source, {"train": ["1.png"]})
     assert len(source.notes) == len(notes)

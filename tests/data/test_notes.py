@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from resnets.data import load
-from resnets.data.dataset import task_of
+from resnets.data.dataset import guess_task
 from resnets.data.scan import find_copies
 from resnets.errors import DataError, DataErrors
 
@@ -251,7 +251,7 @@ def masks_with_a_suffix(root):
 )
 def test_layouts_of_masks(tmp_path, make, notes, problems):
     splits = make(tmp_path)
-    assert task_of(tmp_path) == "segment"
+    assert guess_task(tmp_path) == "segment"
     source = load(tmp_path, task="segment")
     assert {s: [p.stem for p in part.images] for s, part in source.splits.items()} == splits
     for part in source.splits.values():

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from resnets.data import load
-from resnets.data.dataset import task_of
+from resnets.data.dataset import guess_task
 from resnets.data.joint_transforms import class_map
 from resnets.errors import DataError, DataErrors
 
@@ -42,7 +42,7 @@ def test_layouts_with_splits(tmp_path, images, masks):
         for name in "ab":
             pair(tmp_path, values, images.format(split), masks.format(split), name)
     (tmp_path / "classes.txt").write_text("sky\nsea\nland\n\n")
-    assert task_of(tmp_path) == "segment"
+    assert guess_task(tmp_path) == "segment"
     source = load(tmp_path, task="segment")
     assert (source.task, source.automatic, source.problems) == ("segment", False, ())
     assert source.classes == ("sky", "sea", "land")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import resnets
-from resnets.config.families import arch
+from resnets.config.families import get_arch
 from resnets.config.recipe import Preprocess
 from resnets.data.dataset import unlabelled_split
 from resnets.errors import DataError, UsageError
@@ -23,7 +23,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), dtype=np.uint
 
 def made(name, classes=3, size=32):
     torch.manual_seed(0)
-    described = replace(arch(name), classes=classes, size=size)
+    described = replace(get_arch(name), classes=classes, size=size)
     names = tuple("abcdefgh"[:classes])
     metadata = ModelMetadata(arch=described, classes=names, preprocess=Preprocess(size=size))
     return Model(create(described).eval(), metadata, torch.device("cpu"))

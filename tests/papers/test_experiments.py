@@ -27,7 +27,7 @@ ARMS = [
 TRAINED = [
     (one, arm)
     for one, arm in ARMS
-    if arm.recipe and archs.task(FAMILY[arm.recipe.model]) == "classify"
+    if arm.recipe and archs.task_for_arch(FAMILY[arm.recipe.model]) == "classify"
 ]
 DENSE = [(one, arm) for one, arm in ARMS if arm.recipe and (one, arm) not in TRAINED]
 
@@ -140,7 +140,7 @@ def test_a_budget_changes_length_resolution_and_data_and_three_experiments_netwo
             if not (one.cpu_units and budget == "cpu"):
                 assert short.arch == arm.recipe.arch
             assert short.batch == (128 if budget == "smoke" else arm.recipe.batch)
-            archs.with_fields(families.arch(short.model), short.arch)
+            archs.with_fields(families.get_arch(short.model), short.arch)
     cut = {one.id for one in EXPERIMENTS.values() if one.cpu_units}
     assert cut == {"r2.tab1", "r2.tab2", "r2.tab2-164"}
     page = (Path(__file__).parents[2] / "docs" / "results.md").read_text()

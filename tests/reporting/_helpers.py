@@ -43,7 +43,7 @@ def folder(path, data=None, said=None, rows=(), recipe=None, ended=True):
     run.create()
     size = data.size
     see = Preprocess(size=size, mean=data.mean, std=data.std)
-    arch = replace(families.arch("resnet8"), classes=len(data.classes), size=size)
+    arch = replace(families.get_arch("resnet8"), classes=len(data.classes), size=size)
     recipe = recipe or Recipe(model="resnet8", data=data.name)
     run.write_json(
         "source.json",

@@ -6,7 +6,7 @@ from timm.optim import Lamb, Lars
 from torch import nn
 
 from resnets import models
-from resnets.config.families import arch
+from resnets.config.families import get_arch
 from resnets.config.recipe import Recipe
 from resnets.training import optim
 
@@ -77,7 +77,7 @@ def test_rates_of_densenet_mlp_and_transformer():
     assert (scale["fc.bias"], scale["final.0.weight"]) == (1, 1 / 2)
     assert scale["units.0.linear1.weight"] == 0.5**units
     assert scale["first.weight"] == 0.5 ** (units + 1)
-    vit = network(replace(arch("vit_s_16"), blocks=2, width=64, heads=1, hidden=64, size=32))
+    vit = network(replace(get_arch("vit_s_16"), blocks=2, width=64, heads=1, hidden=64, size=32))
     scale = optim.lr_scales(vit, 0.5)
     assert (scale["fc.weight"], scale["norm.bias"]) == (1, 1 / 2)
     assert scale["blocks.1.mlp.linear1.weight"] == 1 / 2

@@ -48,7 +48,7 @@ def text_colour(paper: Colour) -> Colour:
     return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
 
 
-def draw_box(
+def draw_boxes(
     image: Tensor, boxes: Tensor, classes: Sequence[int], words: Sequence[str], masks: Tensor | None
 ) -> Tensor:
     """An image with boxes, their words, and masks: uint8 (3, H, W), (D, 4), bool (D, H, W)."""
@@ -95,7 +95,7 @@ def draw_prediction(
     pairs = zip(kinds, shown.scores.tolist(), strict=True)
     words = [f"{visible(names[k])} {probability:.2f}" for k, probability in pairs]
     masks = torch.stack([*map(detection.decode_mask, shown.masks)]) if shown.masks else None
-    return draw_box(read_picture(split, index), shown.boxes, kinds, words, masks)
+    return draw_boxes(read_picture(split, index), shown.boxes, kinds, words, masks)
 
 
 def draw_predictions(
@@ -120,7 +120,7 @@ def draw_predictions(
     values = {path: largest_value_of_file(path) for path in split.images}
     warn_clipped(values, model.metadata.preprocess.white)
     out.mkdir(parents=True, exist_ok=True)
-    rows = [csv_row(file, problem=why) for file, why in bad]
+    rows = [prediction_row(file, problem=why) for file, why in bad]
     with name_model_in_errors(model.path):
         if isinstance(model.network, Segmenter):
             return rows + draw_segmentation(model, split, out, loader)
@@ -130,7 +130,7 @@ def draw_predictions(
     return rows + draw_detections(detections, split, out, names, score)
 
 
-def csv_row(file: Path, content: str = "", problem: str = "") -> dict[str, str]:
+def prediction_row(file: Path, content: str = "", problem: str = "") -> dict[str, str]:
     """What is on an image, or why it could not be read."""
     return {"file": str(file), "found": content, "problem": problem}
 
@@ -166,14 +166,14 @@ def draw_detections(
     detections: SplitDetections, split: Split, folder: Path, names: Sequence[str], score: float
 ) -> list[dict[str, str]]:
     """A picture of each image in a folder; its name, and how many objects of each class."""
-    rows = [csv_row(path, problem=why) for path, why in detections.unreadable]
+    rows = [prediction_row(path, problem=why) for path, why in detections.unreadable]
     for index in detections.indices.tolist():
         picture = draw_prediction(split, index, detections, names, score)
         path = save_picture(picture, split, index, folder)
         shown = (detections.images == index) & (detections.scores >= score)
         counts = torch.bincount(detections.classes[shown], minlength=len(names)).tolist()
         words = [f"{count} {name}" for name, count in zip(names, counts, strict=True) if count]
-        rows.append(csv_row(path, ", ".join(words) or "nothing"))
+        rows.append(prediction_row(path, ", ".join(words) or "nothing"))
     return rows
 
 
@@ -185,7 +185,7 @@ def draw_segmentation(
     for batch, maps in segmentation.predict_class_maps(
         model.network, split, loader, bfloat16=model.bfloat16
     ):
-        rows += [csv_row(path, problem=why) for path, why in batch.unreadable]
+        rows += [prediction_row(path, problem=why) for path, why in batch.unreadable]
         for index, predicted in zip(batch.indices.tolist(), maps, strict=True):
             classes = predicted.cpu()
             picture = draw_mask(read_picture(split, index), classes, len(names))
@@ -194,7 +194,7 @@ def draw_segmentation(
             shares = torch.bincount(classes.flatten(), minlength=len(names)) / classes.numel()
             best = shares.argsort(descending=True, stable=True)[:5].tolist()
             words = [f"{names[k]} {100 * shares[k]:.0f} %" for k in best if shares[k] > 0.005]
-            rows.append(csv_row(path, ", ".join(words)))
+            rows.append(prediction_row(path, ", ".join(words)))
     return rows
 
 

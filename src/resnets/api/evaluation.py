@@ -103,11 +103,11 @@ def evaluate(
         raise UsageError(f"--compare takes two models, --corruptions one; here are {len(models)}")
     views = checks.parse_views(view, len(models))
     options = checks.make_options(EvaluateOptions, arguments, views=views)
-    from resnets.evaluation.evaluate import load_own_code, task_of
+    from resnets.evaluation.evaluate import load_own_code, task_of_model
     from resnets.training.run import log_test_access
     from resnets.training.tasks import find_task
 
-    task = task or task_of(models[0], options)
+    task = task or task_of_model(models[0], options)
     checks.refuse_others(evaluate, task, arguments)
     if network is not None and len(models) > 1:
         models, options = load_own_code(models, options)
@@ -249,4 +249,4 @@ def check_network(model: object, overrides: object) -> None:
     elif ":" not in name:
         from resnets.config import families
 
-        families.arch(name)
+        families.get_arch(name)

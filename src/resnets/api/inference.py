@@ -83,7 +83,7 @@ def create(
     from resnets.config import families
 
     if isinstance(model, str):
-        families.arch(model)
+        families.get_arch(model)
     from resnets import models
 
     return models.create(
@@ -127,12 +127,12 @@ def predict(
     if out is not None:
         checks.check_empty(Path(out))
     from resnets.analysis.drawing import draw_predictions
-    from resnets.evaluation.evaluate import task_of
+    from resnets.evaluation.evaluate import task_of_model
     from resnets.evaluation.load import load_model
 
     loaded = load_model(model, None, options, task)
     chosen = {"refine": refine, "scales": scales, "top": top, "out": out}
-    checks.refuse_others(predict, task_of(loaded, options), chosen)
+    checks.refuse_others(predict, task_of_model(loaded, options), chosen)
     if out is not None:
         return draw_predictions(loaded, inputs, Path(out), score, options)
     if refine or options.scales != (1.0,):

@@ -90,7 +90,7 @@ def plan(
     if network is None and base is not None and (":" in draft.model or draft.model == beside):
         raise MissingCode("the recipe is for", draft.model, "--model")
     if network is None and (base is not None or "model" in changes):
-        network = families.arch(draft.model)
+        network = families.get_arch(draft.model)
     checked_task = check_recipe(draft, network, task)
     result = load_and_resolve(
         data, base, changes, checked_task, external, draft.max_unreadable, devices, device, workers
@@ -136,7 +136,7 @@ def check_recipe(recipe: Recipe, network: Arch | None, task: TaskName | None) ->
 
     for field in ("weights", "teacher"):
         check_weights(field, getattr(recipe, field), network)
-    network_task = arch.task(network) if network else task or "classify"
+    network_task = arch.task_for_arch(network) if network else task or "classify"
     if network_task != (task or network_task):
         raise UsageError(f"{recipe.model} is not for `resnets {task}`, but to {network_task}")
     if not recipe.weights and (recipe.freeze_backbone_epochs or recipe.norm == "frozen"):
@@ -190,7 +190,7 @@ def read_model(model: str | Module | ExternalArch | None) -> ExternalArch | None
     if isinstance(model, str) and ":" not in model:
         from resnets.config import families
 
-        families.arch(model)
+        families.get_arch(model)
         return None
     if model is None:
         return None

@@ -261,7 +261,7 @@ ARCH_TYPES: dict[str, type[Arch]] = {
 }
 
 
-def task(arch: Arch) -> TaskName:
+def task_for_arch(arch: Arch) -> TaskName:
     """What a network is for."""
     return DENSE_TASKS.get(type(arch), "classify")
 

@@ -255,7 +255,7 @@ def label(arch: Arch) -> str:
     return f"{name}-like ({', '.join([*inner, *values])})"
 
 
-def arch(name: str) -> Arch:
+def get_arch(name: str) -> Arch:
     """The Arch of that name. Raises UsageError with the nearest known names."""
     if name in FAMILY:
         return FAMILY[name]

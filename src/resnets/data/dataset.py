@@ -33,7 +33,6 @@ __all__ = [
     "load",
     "merge_val_into_train",
     "normalization",
-    "task_of",
 ]
 
 
@@ -80,7 +79,7 @@ def load(
         source = read(path, ReadOptions(seed, max_unreadable, training))
         return replace(source, notes=(note, *source.notes)) if known else source
     except DataError as error:
-        if read is read_classes and (other := task_of(path)) != "classify":
+        if read is read_classes and (other := guess_task(path)) != "classify":
             error.args = (_describe_other_task(path, other),)
         if known and isinstance(error, DataErrors):
             error.noted.append((str(path), note))
@@ -129,7 +128,7 @@ def name_in_recipe(data: object, source: Source) -> str:
     return str(data) if source.root is None else str(Path(data).resolve())
 
 
-def task_of(data: str | Path | object) -> TaskName:
+def guess_task(data: str | Path | object) -> TaskName:
     """What the labels of `data` look like: objects before masks, masks before classes."""
     if not isinstance(data, str | Path):
         return "classify"

@@ -13,7 +13,7 @@ from resnets.errors import DataErrors, Problem
 
 def describe(data: Data, task: TaskName | None) -> dict[str, Any]:
     """What a data set holds: splits, classes, sizes, digest, unreadable files, problems."""
-    source = dataset.load(data, max_unreadable=1.0, task=task or dataset.task_of(data))
+    source = dataset.load(data, max_unreadable=1.0, task=task or dataset.guess_task(data))
     fields = ("name", "task", "digest", "channels", "size", "mean", "std")
     splits, count = source.splits, len(source.classes)
     facts = {
@@ -37,7 +37,7 @@ def list_problems(data: Data, task: TaskName | None, max_unreadable: float) -> l
     """
     refused, noted = list[Problem](), list[Problem]()
     try:
-        source = dataset.load(data, max_unreadable=1.0, task=task or dataset.task_of(data))
+        source = dataset.load(data, max_unreadable=1.0, task=task or dataset.guess_task(data))
         name = str(Path(data)) if isinstance(data, str | Path) else source.name
         noted = [*((name, note) for note in source.notes), *source.problems]
         unreadable, files = source.unreadable, source.files

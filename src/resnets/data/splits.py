@@ -129,7 +129,7 @@ class Source:
     notes: tuple[str, ...] = ()
     root: Path | None = None  # the folder that `split_table` counts paths from; None in memory
     automatic: bool = False  # the data says no splits, so they were drawn
-    task: str = "classify"  # what the labels are for: as `dataset.task_of`
+    task: str = "classify"  # what the labels are for: as `dataset.guess_task`
 
     @property
     def splits(self) -> dict[str, Split]:

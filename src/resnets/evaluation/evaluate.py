@@ -80,12 +80,12 @@ def load_data(data: Any, options: InferenceOptions, task: TaskName = "classify")
     return dataset.load(data, max_unreadable=options.max_unreadable, task=task, training=False)
 
 
-def task_of(path: AnyModel, options: InferenceOptions) -> TaskName:
+def task_of_model(path: AnyModel, options: InferenceOptions) -> TaskName:
     """What the network of a model, a run or a foreign file is for; errors as `load`."""
     if isinstance(path, Model):
-        return arch.task(path.metadata.arch)
+        return arch.task_for_arch(path.metadata.arch)
     metadata = read_metadata(find_model_file(path)) or load(path, fields=options.fields).metadata
-    return arch.task(metadata.arch)
+    return arch.task_for_arch(metadata.arch)
 
 
 def load_own_code(

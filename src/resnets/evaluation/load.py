@@ -17,7 +17,7 @@ from resnets.config.types import InferenceOptions, TaskName
 from resnets.data.dataset import Source, Split, normalization
 from resnets.device import pick_device
 from resnets.errors import CheckpointError, quantify, shorten
-from resnets.evaluation.predictor import LARGEST, Model, bytes_per_image, check_task
+from resnets.evaluation.predictor import MAX_IMAGE_BYTES, Model, bytes_per_image, check_task
 from resnets.files import find_model_file
 from resnets.models.external import describe as describe_module
 from resnets.models.io.model_file import ModelMetadata, open_model
@@ -92,10 +92,10 @@ def load(
         raise CheckpointError(f"{path} has {outputs} outputs, the data has {len(names)} classes")
     device = device or torch.device("cpu")
     size = metadata.preprocess.size
-    if (memory := bytes_per_image(opened, size)) > LARGEST:
+    if (memory := bytes_per_image(opened, size)) > MAX_IMAGE_BYTES:
         raise CheckpointError(
             f"{path}: at preprocess.size {size} an image would take {memory / 2**30:.0f} GiB, the "
-            f"limit is {LARGEST >> 30}. Get another file."
+            f"limit is {MAX_IMAGE_BYTES >> 30}. Get another file."
         )
     return Model(opened.to(device).eval(), metadata, device, bfloat16, path)
 

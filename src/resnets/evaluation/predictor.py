@@ -14,8 +14,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from resnets.config.arch import Arch, DenseTaskArch, DetectorArch, LocalizerArch, SegmenterArch
-from resnets.config.arch import task as task_of
+from resnets.config.arch import (
+    Arch,
+    DenseTaskArch,
+    DetectorArch,
+    LocalizerArch,
+    SegmenterArch,
+    task_for_arch,
+)
 from resnets.config.families import label
 from resnets.config.recipe import Preprocess
 from resnets.config.tasks import TASK_TEXTS
@@ -46,7 +52,7 @@ from resnets.models import CLASSIFIERS, Classifier, Network
 from resnets.models.io.model_file import ModelMetadata
 from resnets.models.layers import check_finite
 
-LARGEST = 4 * 2**30  # bytes that an image, or a batch, may take
+MAX_IMAGE_BYTES = 4 * 2**30  # bytes that an image, or a batch, may take
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Model:
     def fitting_batch(self, batch: int, size: int = 0) -> int:
         """How many of `batch` images fit into LARGEST bytes at once."""
         image = bytes_per_image(self.network, size or self.metadata.preprocess.size)
-        return max(1, min(batch, LARGEST // image))
+        return max(1, min(batch, MAX_IMAGE_BYTES // image))
 
     def loader_options(self, batch: int, workers: int = 0) -> LoaderOptions:
         """How the images of a split are read for it; of `batch` as many at once as fit."""
@@ -176,7 +182,7 @@ class Model:
         preprocess, rest = self.metadata.preprocess, iter(named)
         # Whole images are large, so those that are not cut to one size are decoded one by one.
         batch = self.fitting_batch(batch) if isinstance(self.network, CLASSIFIERS) else 1
-        record, greatest = RECORDS[task_of(self.metadata.arch)], dict[str, int | None]()
+        record, greatest = RECORDS[task_for_arch(self.metadata.arch)], dict[str, int | None]()
         # What is kept of a decoded image, uint8 (H, W, C), until the network gets it.
         reduce: Callable[[Tensor], Tensor] = partial(preprocess_image, preprocess=preprocess)
         if isinstance(self.metadata.arch, DenseTaskArch):
@@ -321,7 +327,7 @@ def describe(model: Model) -> dict[str, str]:
     size = metadata.preprocess.size
     rows = {
         "network": label(arch),
-        "task": task_of(arch),
+        "task": task_for_arch(arch),
         "parameters": f"{parameters:,}",
         "input": f"{metadata.preprocess.channels} x {size} x {size}",
         "classes": f"{len(metadata.classes)} classes: {names}",
@@ -342,7 +348,7 @@ def bytes_per_image(network: Network, size: int) -> int:
 
 def check_task(arch: Arch, path: Path, task: TaskName | None) -> TaskName:
     """What a network is for. Raises UsageError where it is not the `task`."""
-    if (actual := task_of(arch)) != (task or actual):
+    if (actual := task_for_arch(arch)) != (task or actual):
         command = f"`resnets {TASK_TEXTS[actual].command}predict`, or evaluate"
         raise UsageError(f"{path} is not to {task}, but to {actual}: {command}")
     return actual

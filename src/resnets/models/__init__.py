@@ -20,7 +20,7 @@ from resnets.config.arch import (
     SegmenterArch,
     VitArch,
 )
-from resnets.config.families import arch as named
+from resnets.config.families import get_arch as named
 from resnets.errors import UsageError
 from resnets.models import external
 from resnets.models.densenet import DenseNet

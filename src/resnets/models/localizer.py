@@ -228,7 +228,7 @@ class Localizer(nn.Module):
             *(features.anchors[None], targets, SAMPLED, POSITIVE_SHARE),
             low=LOW,
             high=HIGH,
-            rescue=True,
+            allow_low_quality_matches=True,
         )
         logits = features.logits.gather(
             2, samples.index[:, None].expand(-1, self.arch.classes, -1)

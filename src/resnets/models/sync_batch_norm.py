@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-Network = TypeVar("Network", bound=nn.Module)
+M = TypeVar("M", bound=nn.Module)
 
 
-def convert_sync_batch_norm(network: Network) -> Network:
+def convert_sync_batch_norm(network: M) -> M:
     """The network itself, each batch normalisation of it made synchronous."""
     for module in network.modules():
         if isinstance(module, _BatchNorm):

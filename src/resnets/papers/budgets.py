@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resnets.config.arch import Arch, DetectorArch, with_fields
-from resnets.config.families import arch
+from resnets.config.families import get_arch
 from resnets.config.recipe import Recipe, to_dict
 from resnets.errors import UsageError, nearest
 from resnets.papers import ledger
@@ -116,7 +116,7 @@ class Job:
     def network(self) -> Arch | None:
         """The network that is trained; None where nothing is."""
         recipe = self.recipe
-        return with_fields(arch(recipe.model), recipe.arch) if recipe else None
+        return with_fields(get_arch(recipe.model), recipe.arch) if recipe else None
 
     @property
     def layers(self) -> int:
@@ -126,7 +126,7 @@ class Job:
     @property
     def size(self) -> int:
         """Side of its images."""
-        return self.recipe.size or arch(self.recipe.model).size if self.recipe else 0
+        return self.recipe.size or get_arch(self.recipe.model).size if self.recipe else 0
 
     @property
     def images(self) -> int:
@@ -139,7 +139,7 @@ class Job:
         if not self.recipe:
             return 0.0
         backbone: Any = getattr(self.network, "backbone", self.network)
-        full_depth = arch(self.recipe.model).depth
+        full_depth = get_arch(self.recipe.model).depth
         # MACS are for the full depth and the backbone's own side.
         scale = self.layers / full_depth * (self.size / backbone.size) ** 2
         if getattr(self.network, "form", "") == "c4":  # conv5, a tenth of it, for each region
@@ -265,8 +265,8 @@ def scale_dense_recipe(job: Job, recipe: Recipe) -> Recipe:
     regions.
     """
     side, batch, regions = DENSE_TASK_SIZES[job.budget]
-    side = min(side, recipe.size or arch(recipe.model).size)
-    if isinstance(arch(recipe.model), DetectorArch):
+    side = min(side, recipe.size or get_arch(recipe.model).size)
+    if isinstance(get_arch(recipe.model), DetectorArch):
         few = {"sampled": regions, "proposals": [8 * regions, regions]}
     else:
         few = {"regions": [2, regions], "crop": side} if "regions" in recipe.arch else {}

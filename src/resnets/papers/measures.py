@@ -22,20 +22,20 @@ def seeded_network(name: str) -> Network:
     """A network with the weights of seed 0."""
     import torch
 
-    from resnets.config.families import arch
+    from resnets.config.families import get_arch
     from resnets.models import build
 
     torch.manual_seed(0)
-    return build(arch(name))
+    return build(get_arch(name))
 
 
 def count_size(name: str) -> Metrics:
     """Layers, parameters and multiply-adds of an image."""
-    from resnets.config.families import arch
+    from resnets.config.families import get_arch
     from resnets.models.cost import cost
 
-    size = cost(arch(name))
-    return {"layers": arch(name).depth, "parameters": size.parameters, "macs": size.macs}
+    size = cost(get_arch(name))
+    return {"layers": get_arch(name).depth, "parameters": size.parameters, "macs": size.macs}
 
 
 def equation_residual(which: str, name: str) -> Metrics:

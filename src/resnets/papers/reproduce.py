@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnets.config import arch as archs
-from resnets.config.families import arch
+from resnets.config.families import get_arch
 from resnets.config.recipe import Recipe
 from resnets.errors import Diverged, Interrupted, ResnetsError, UsageError
 from resnets.files import write_whole
@@ -186,7 +186,7 @@ def test_split(job: Job, recipe: Recipe) -> Split | None:
 
     from resnets.data import dataset
 
-    source = dataset.load(recipe.data, task=archs.task(arch(recipe.model)))
+    source = dataset.load(recipe.data, task=archs.task_for_arch(get_arch(recipe.model)))
     split = source.test or source.val
     if split and job.budget == "smoke":
         return split.take(torch.arange(min(16, len(split))))

@@ -181,7 +181,7 @@ def draw_objects(
         runs = [detection.to_rle(shape, height, width)["counts"] for shape in shapes]
         masks = torch.stack([detection.decode_mask((height, width, run)) for run in runs])
     image = drawing.read_picture(split, index)
-    return drawing.draw_box(image, rows.boxes, kinds, [names[k] for k in kinds], masks)
+    return drawing.draw_boxes(image, rows.boxes, kinds, [names[k] for k in kinds], masks)
 
 
 def count_names(classes: Tensor, names: Sequence[str]) -> str:

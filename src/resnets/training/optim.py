@@ -21,8 +21,8 @@ from resnets.models.external import ExternalNetwork
 from resnets.models.heads import head_parameters
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
-State = list[dict[str, Tensor]]
-Rule = Callable[[State, Tensors, Tensors, dict[str, Any]], Tensors]
+ParamStates = list[dict[str, Tensor]]
+Rule = Callable[[ParamStates, Tensors, Tensors, dict[str, Any]], Tensors]
 
 # What has one rate under `layer_decay`: a stage; in networks without stages, a unit.
 LR_STAGE = re.compile(r"^(?:features\.)?((?:layer|denseblock|units\.|blocks\.)\d+|fc|classifier)\.")
@@ -96,7 +96,7 @@ class Layerwise(torch.optim.Optimizer):
                 torch._foreach_add_(x, move, alpha=-group["lr"])
 
 
-def adamw(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors:
+def adamw(state: ParamStates, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors:
     """1711.05101, algorithm 2: m / (sqrt(v) + eps), corrected for bias, and the decay."""
     m, v = (optimizer_buffers(state, x, name) for name in ("exp_avg", "exp_avg_sq"))
     beta1, beta2 = group["betas"]
@@ -114,7 +114,7 @@ def adamw(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensor
     return r
 
 
-def lamb(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors:
+def lamb(state: ParamStates, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors:
     """1904.00962, algorithm 2, phi(x) = x, with bias correction, as timm has it for 2110.00476.
 
     Without decay it is Adam's step. The paper clips the gradient to norm 1: `Recipe.clip`.
@@ -123,7 +123,7 @@ def lamb(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors
     return scale_in_place(r, norms(x) / norms(r)) if group["weight_decay"] else r
 
 
-def lars(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors:
+def lars(state: ParamStates, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors:
     """1708.03888, algorithm 1, with its coefficient 0.001; without decay it is SGD's step."""
     if decay := group["weight_decay"]:
         ratio = 0.001 * norms(x) / (norms(g) + decay * norms(x))
@@ -134,7 +134,7 @@ def lars(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors
     return torch._foreach_add(g, v, alpha=group["momentum"]) if group["nesterov"] else v
 
 
-def muon(state: State, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors:
+def muon(state: ParamStates, x: Tensors, g: Tensors, group: dict[str, Any]) -> Tensors:
     """The momentum of a weight matrix, made orthogonal: Jordan et al. 2024, "Muon".
 
     As its authors advise, convolutions are matrices (C_out, C_in * k * k), and AdamW moves vectors
@@ -162,7 +162,7 @@ def orthogonal(x: Tensor) -> Tensor:
     return (y if wide else y.T).to(x.dtype)
 
 
-def optimizer_buffers(state: State, x: Tensors, name: str) -> Tensors:
+def optimizer_buffers(state: ParamStates, x: Tensors, name: str) -> Tensors:
     """The tensors of that name in the state, zeros at first."""
     for buffers, p in zip(state, x, strict=True):
         if name not in buffers:

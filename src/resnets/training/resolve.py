@@ -50,9 +50,10 @@ def resolve(
     `external` is a person's own network. Raises UsageError that names all contradictions.
     """
     base = load(recipe.weights, hints=recipe.arch, network=external) if recipe.weights else None
-    network = external or families.arch(recipe.model)
-    task = task or TASKS[archs.task(network)]
-    if base and not external and archs.task(base.metadata.arch) == archs.task(network):
+    network = external or families.get_arch(recipe.model)
+    name = archs.task_for_arch(network)
+    task = task or TASKS[name]
+    if base and not external and archs.task_for_arch(base.metadata.arch) == name:
         network = base.metadata.arch
         recipe = replace(recipe, model=model_name(network) or recipe.model)
     network = archs.with_fields(network, recipe.arch)

@@ -47,7 +47,7 @@ from resnets.files import resume_command, sync_folder, write_whole
 Number = Annotated[float, pydantic.Strict()]  # whole ones too
 
 
-class Source(pydantic.BaseModel):
+class SourceJson(pydantic.BaseModel):
     """The fields of source.json that are read back."""
 
     data: str = ""
@@ -61,7 +61,7 @@ class Source(pydantic.BaseModel):
     replaced: list[str] = []
 
 
-class Result(pydantic.BaseModel):
+class ResultJson(pydantic.BaseModel):
     """The fields of result.json that are read back."""
 
     split: str = ""
@@ -82,8 +82,8 @@ SCHEMAS = {
     "cost.json": pydantic.TypeAdapter[Any](dict[str, Number | None]),
     "notes.jsonl": pydantic.TypeAdapter[Any](dict[str, Number | str]),
     "environment.json": pydantic.TypeAdapter[Any](dict[str, str]),
-    "source.json": pydantic.TypeAdapter[Any](Source),
-    "result.json": pydantic.TypeAdapter[Any](Result),
+    "source.json": pydantic.TypeAdapter[Any](SourceJson),
+    "result.json": pydantic.TypeAdapter[Any](ResultJson),
 }
 LOGS = ("metrics.jsonl", "timing.jsonl", "notes.jsonl")
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from resnets.cli.main import main
 from resnets.data import load
-from resnets.data.dataset import task_of
+from resnets.data.dataset import guess_task
 from resnets.data.detection.targets import Kind
 from resnets.errors import DataError, DataErrors, MissingPackage
 from tests._helpers import needs_links
@@ -128,7 +128,7 @@ def test_four_layouts_of_the_same_photographs_have_the_same_targets(shared, tmp_
             write_yolo(root, splits, names)
         else:
             {"voc": write_voc, "csv": write_csv}[form](root, splits)
-        assert task_of(root) == "detect"
+        assert guess_task(root) == "detect"
         sources[form] = load(root, task="detect")
     assert len(labels) >= 20
     for split, scenes in splits.items():
@@ -635,4 +635,4 @@ def test_what_is_in_no_known_form_is_told_with_what_was_looked_for(tmp_path):
         (tmp_path / "annotations" / name).write_text('{"images": 3}')
     with pytest.raises(DataError, match="one split has 2 files"):
         load(tmp_path, task="detect")
-    assert task_of("digits") == "classify"
+    assert guess_task("digits") == "classify"

@@ -404,7 +404,7 @@ def test_a_card_whose_numbers_make_nan_is_refused(key, value):
     from resnets.models.io.model_file import from_dict, to_dict
 
     see = Preprocess(size=8, mean=(0.5,) * 3, std=(0.2,) * 3)
-    arch = families.arch("resnet8")
+    arch = families.get_arch("resnet8")
     classes = tuple(map(str, range(arch.classes)))
     data = to_dict(ModelMetadata(arch=arch, classes=classes, preprocess=see))
     from_dict(data)

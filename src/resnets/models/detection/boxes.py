@@ -13,7 +13,9 @@ from torch.nn import functional as F
 if TYPE_CHECKING:  # `data` takes longer to import than the networks
     from resnets.data.detection.targets import DetectionTargets
 
-LARGEST = math.log(1000 / 16)  # of a decoded dw, dh: an early, wild network must not overflow exp
+MAX_LOG_SCALE = math.log(
+    1000 / 16
+)  # of a decoded dw, dh: an early, wild network must not overflow exp
 TINY = 1e-6  # instead of a width, height or area of 0
 CHUNK = 2**20  # pairs of object and box that `match` holds at a time
 
@@ -70,7 +72,7 @@ def decode(deltas: Tensor, anchors: Tensor, weights: Sequence[float] = (1, 1, 1,
     columns = zip(deltas.to(anchors.dtype).unbind(-1), weights, strict=True)
     dx, dy, dw, dh = (d / weight for d, weight in columns)
     x, y = ax + dx * aw, ay + dy * ah
-    w, h = dw.clamp(max=LARGEST).exp() * aw, dh.clamp(max=LARGEST).exp() * ah
+    w, h = dw.clamp(max=MAX_LOG_SCALE).exp() * aw, dh.clamp(max=MAX_LOG_SCALE).exp() * ah
     return torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], -1)
 
 
@@ -86,14 +88,18 @@ def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def match(
-    boxes: Tensor, targets: DetectionTargets, low: float, high: float, rescue: bool
+    boxes: Tensor,
+    targets: DetectionTargets,
+    low: float,
+    high: float,
+    allow_low_quality_matches: bool,
 ) -> Tensor:
     """The row of `targets` (B, M) of each box: boxes (B or 1, A, 4) -> int64 (B, A).
 
     As torchvision's `Matcher`: the object of the largest IoU if that is at least `high`; -1,
     background, where it is below `low`; else -2. A box also is -2 if it matches nothing and at
-    least `low` of it lies in an ignored object, or if it is empty. `rescue` is torchvision's
-    `allow_low_quality_matches`: the best boxes of an object match (1506.01497, section 3.1.2).
+    least `low` of it lies in an ignored object, or if it is empty. `allow_low_quality_matches`: the
+    best boxes of an object match, too (1506.01497, section 3.1.2).
     """
     boxes = boxes.mT.contiguous().mT  # x1 of all boxes side by side: half the time
     areas = area(boxes)[:, None]
@@ -110,7 +116,7 @@ def match(
         value, row = overlap.max(1)
         index = torch.where(value > best, row + first, index)
         best = torch.maximum(value, best)
-        if rescue:
+        if allow_low_quality_matches:
             top = overlap.amax(2, keepdim=True)
             rescued |= ((overlap == top) & (top > 0)).any(1)
     neither = ignored | (best >= low)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # `data` takes longer to import than the networks
 IOU = 0.5  # from which on a region is of an object
 POSITIVE_SHARE = 0.25  # of the regions that training learns from, at most
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of dx, dy, dw, dh: about 1 / their standard deviations
-SMALLEST = 1e-2  # side of a detection, in pixels
+MIN_BOX_SIDE = 1e-2  # side of a detection, in pixels
 CELLS = {"fpn": 7, "c4": 14}  # of a region; conv5 halves the 14
 MASK_CELLS = 14  # of a region for the mask head; the mask has twice as many
 
@@ -257,7 +257,7 @@ def flatten_classes(
     count, kinds = boxes.shape[1:3]
     classes = torch.arange(kinds, device=boxes.device).repeat(count).expand(len(boxes), -1)
     boxes, scores = box.clip(boxes.flatten(1, 2), sizes), probabilities[..., 1:].flatten(1)
-    large = (boxes[..., 2:] - boxes[..., :2]).amin(2) >= SMALLEST
+    large = (boxes[..., 2:] - boxes[..., :2]).amin(2) >= MIN_BOX_SIDE
     return boxes, scores, classes, large & (scores > score_thresh)
 
 

@@ -84,7 +84,7 @@ class RetinaNet(nn.Module):
 
 def losses(output: RPNOutput, targets: DetectionTargets) -> Tensor:
     """As `RetinaNet` with targets: float32 (3,). The focal loss has alpha 0.25 and gamma 2."""
-    matched = box.match(output.anchors[None], targets, LOW, HIGH, rescue=True)
+    matched = box.match(output.anchors[None], targets, LOW, HIGH, allow_low_quality_matches=True)
     known, positive = matched != -2, matched >= 0
     image, anchor = positive.nonzero(as_tuple=True)
     row = matched[image, anchor]

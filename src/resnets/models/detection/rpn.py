@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # `data` takes longer to import than the networks
 
 LOW, HIGH = 0.3, 0.7  # IoU of an anchor that is background, and of one that is an object
 NMS_THRESH = 0.7  # IoU beyond which the better proposal suppresses the other
-SMALLEST = 1e-3  # side of a proposal, in pixels
+MIN_PROPOSAL_SIDE = 1e-3  # side of a proposal, in pixels
 
 
 class RPNOutput(NamedTuple):
@@ -104,7 +104,7 @@ class RegionProposalNetwork(nn.Module):
         index = output.top_k(output.logits, pre_nms_top_n)
         boxes, scores = output.decode(index, sizes), output.logits.gather(1, index)
         level = torch.bucketize(index, torch.tensor(output.counts).cumsum(0).to(index), right=True)
-        large = (boxes[..., 2:] - boxes[..., :2]).amin(2) >= SMALLEST
+        large = (boxes[..., 2:] - boxes[..., :2]).amin(2) >= MIN_PROPOSAL_SIDE
         count = min(post_nms_top_n, boxes.shape[1])
         index, valid = box.nms(boxes, scores, level, large, NMS_THRESH, count)
         scores = scores.gather(1, index).where(valid, -math.inf)
@@ -113,7 +113,13 @@ class RegionProposalNetwork(nn.Module):
     def losses(self, output: RPNOutput, targets: DetectionTargets) -> Tensor:
         """Of the scores, and of the boxes: float32 (2,). Targets (B, M), M > 0."""
         samples = sample_boxes(
-            output.anchors[None], targets, self.sampled, 0.5, low=LOW, high=HIGH, rescue=True
+            output.anchors[None],
+            targets,
+            self.sampled,
+            0.5,
+            low=LOW,
+            high=HIGH,
+            allow_low_quality_matches=True,
         )
         scores, positive = output.logits.gather(1, samples.index), samples.is_positive.float()
         score_loss = F.binary_cross_entropy_with_logits(scores, positive, reduction="none")

@@ -47,10 +47,10 @@ def sample_boxes(
     *,
     low: float,
     high: float,
-    rescue: bool = False,
+    allow_low_quality_matches: bool = False,
 ) -> SampledBoxes:
     """`count` of boxes (B or 1, A, 4), by `match` and `sample`. Targets (B, M), M > 0."""
-    matched = box.match(boxes, targets, low, high, rescue)
+    matched = box.match(boxes, targets, low, high, allow_low_quality_matches)
     index, is_sampled = box.sample(matched, count, positive_share)
     matched = matched.gather(1, index)
     rows = matched.clamp(min=0)

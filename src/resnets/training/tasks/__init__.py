@@ -38,4 +38,4 @@ def task_of_run(source: Mapping[str, Any]) -> Task:
     """The task of a run, given its source.json. Raises UsageError for one that is not in TASKS."""
     if name := source.get("task"):
         return find_task(name)
-    return TASKS[archs.task(archs.from_dict(source["arch"]))]  # of an older version
+    return TASKS[archs.task_for_arch(archs.from_dict(source["arch"]))]  # of an older version
