@@ -14,7 +14,8 @@ def sections(root: Path) -> dict[str, str]:
     """The part of each experiment of docs/results.md, which `resnets reproduce` writes."""
     text = (root / "docs" / "results.md").read_text("utf-8")
     parts = text.split("\n## ")[1:]
-    return {part.partition(":")[0]: part.partition("\n")[2].strip() for part in parts}
+    headings = [part.partition("\n") for part in parts]
+    return {head.rpartition("(")[2].rstrip(")"): body.strip() for head, _, body in headings}
 
 
 def results(root: Path, experiment: str, depth: int = 0) -> str:

@@ -416,4 +416,4 @@ def test_every_experiment_runs_from_end_to_end(tmp_path, monkeypatch, capsys):
     for one in results.EXPERIMENTS.values():
         assert one.not_runnable or known >= {(one.id, arm.name) for arm in one.arms}
     page = (root / "docs" / "results.md").read_text()
-    assert all(f"## {name}: " in page for name in results.EXPERIMENTS)
+    assert all(f" ({name})\n" in page for name in results.EXPERIMENTS)

@@ -40,11 +40,12 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A table or figure, and what less than its full length may claim."""
+    """A table or figure, and what less than its full length can show."""
 
     id: str
     title: str
     arms: tuple[Arm, ...]
+    reference: str = "paper"  # heading of the column of `Arm.paper`
     short_run_claim: str = NO_CLAIM
     expected_order: tuple[tuple[str, str], ...] = ()  # pairs: the first has the greater `metric`
     metric: str = "train_error"

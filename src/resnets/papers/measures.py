@@ -55,7 +55,10 @@ def equation_residual(which: str, name: str) -> Metrics:
 
 
 def gradient_norms(name: str) -> Metrics:
-    """Norms of the layers' gradients before the first step, for 128 images of noise."""
+    """Norms of the layers' gradients before the first step, for 128 images of noise.
+
+    The last layer is the classifier.
+    """
     import torch
 
     from resnets.analysis.signal import signal

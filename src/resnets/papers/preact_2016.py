@@ -30,6 +30,7 @@ EXPERIMENTS_2016 = (
     Experiment(
         id="r2.eq",
         title="Equations 4 to 8 as numbers",
+        reference="exact",
         arms=tuple(
             Arm(
                 name=f"{name}+{equation}",

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, get_args
 
-from matplotlib import colormaps
+from matplotlib import color_sequences
 from matplotlib.figure import Figure
 
 from resnets.files import write_whole
@@ -23,14 +23,17 @@ from resnets.papers.ledger import Row
 HEAD = """# Results
 
 What `resnets reproduce` has reached, written by it from `results/ledger.jsonl`. Errors are in %, as mean ± standard
-deviation over the seeds (their number). The column "paper" has the paper's figure. "own" has runs by the paper's own
-protocol: its full length on its data, in float32, with nothing left out; figures of runs that differ in bfloat16 alone are
-marked. All other runs had less, say what, and stand below: they do not show what a full run would reach. Runs of a length
-or recipe that an experiment no longer has are in the ledger alone.
+deviation over the seeds (their number). The column "paper" has the paper's figure, which on CIFAR is the median of five runs
+in that of 2016. "own" has runs by the paper's own protocol: its full length on its data, in float32, with nothing left out;
+figures of runs that differ in bfloat16 alone are marked. All other runs had less, say what, and stand below: they do not show
+what a full run would reach. Runs of a length or recipe that an experiment no longer has are in the ledger alone. An empty
+"own" has not been run; an empty "paper" means that the paper gives no number.
 """  # noqa: E501
 EXACT_METRICS = ("macs", "parameters", "residual", "log2_product", "first_over_last")
 DENSE_TASK_METRICS = ("map50", "map", "voc07", "given_error", "five_error")
 ERRORS = ("train_error", "test_error")
+COLORS = color_sequences["tab10"] + color_sequences["tab20"][1::2]  # the pale ones last
+PAPER_UNIT = 10_000  # iterations, on the axes of the papers' figures
 
 
 def write_page(root: Path) -> Path:
@@ -57,12 +60,13 @@ def latest_rows(experiment: Experiment, rows: Iterable[Row]) -> list[Row]:
 def section(experiment: Experiment, rows: Sequence[Row], root: Path) -> str:
     """An experiment's part of the page."""
     rows = latest_rows(experiment, ledger.select(rows, experiment=experiment.id))
-    lines = [f"## {experiment.id}: {experiment.title}", ""]
+    lines = [f"## {experiment.title} ({experiment.id})", ""]
     if experiment.not_runnable:
         lines += [f"This {experiment.not_runnable}.", ""]
     if experiment.deviation:
         lines += [f"No run of it is by the paper's own protocol: {experiment.deviation}.", ""]
-    lines += markdown_table(("arm", "paper", "own"), by_protocol(experiment, rows))
+    head = ("arm", experiment.reference, "own")
+    lines += markdown_table(head, by_protocol(experiment, rows))
     exact = [row for row in rows if ledger.protocol(row)]
     if runs := [row for row in exact if row.get("curve")]:
         lines += ["", *by_run(experiment, runs, root)]
@@ -70,7 +74,18 @@ def section(experiment: Experiment, rows: Sequence[Row], root: Path) -> str:
         less = [row for row in ledger.select(rows, budget=budget) if not ledger.protocol(row)]
         if less:
             lines += ["", *by_budget(experiment, budget, less, root)]
+    if rows:
+        lines += ["", describe_origin(rows)]
     return "\n".join([*lines, ""])
+
+
+def describe_origin(rows: Sequence[Row]) -> str:
+    """Machines, days and versions of PyTorch that an experiment's rows are of."""
+    machines = sorted({row["machine"] for row in rows if "machine" in row})
+    days = sorted({row["date"] for row in rows if "date" in row})
+    versions = {row["versions"].get("torch", "") for row in rows if "versions" in row} - {""}
+    torch = sorted(f"torch {version.partition('+')[0]}" for version in versions)
+    return "; ".join(", ".join(values) for values in (machines, days, torch) if values)
 
 
 def by_protocol(experiment: Experiment, rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
@@ -131,7 +146,7 @@ def by_budget(experiment: Experiment, budget: str, rows: Sequence[Row], root: Pa
     claim = experiment.short_run_claim if budget in ("cpu", "gpu") else "that it runs"
     if budget == "full":  # and yet no protocol: something changed the training
         claim = "; ".join(sorted({note for row in rows for note in row.get("notes", ())})) or "none"
-    intro = f"Budget `{budget}`. What it may claim: {claim}."
+    intro = f"Budget `{budget}`. What such a run can show: {claim}."
     if experiment.cpu_units and budget == "cpu":
         intro += f" Its networks are cut to {experiment.cpu_units} units in each stage."
     metrics = [*ERRORS] if experiment.metric in ERRORS else [*ERRORS, experiment.metric]
@@ -200,6 +215,7 @@ def plot_curves(experiment: Experiment, rows: Sequence[Row], root: Path) -> Figu
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.grid(alpha=0.2)
+    unit = PAPER_UNIT if max(row["iterations"] for row in rows) >= PAPER_UNIT else 1
     for number, arm in enumerate(experiment.arms):
         runs = [
             read_curve(row, root) for row in ledger.select(rows, arm=arm.name) if row.get("curve")
@@ -208,10 +224,10 @@ def plot_curves(experiment: Experiment, rows: Sequence[Row], root: Path) -> Figu
             continue
         for key, line, name in (("train_error", "--", arm.name), ("test_error", "-", None)):
             points = [seeds for seeds in zip(*runs, strict=False) if key in seeds[0]]
-            steps = [seeds[0]["step"] / 1e4 for seeds in points]
+            steps = [seeds[0]["step"] / unit for seeds in points]
             errors = [100 * mean(row[key] for row in seeds) for seeds in points]
-            axes.plot(steps, errors, line, color=colormaps["tab20"](number), label=name, lw=1.2)
-    axes.set(xlabel="iterations (1e4)", ylabel="error (%)")
+            axes.plot(steps, errors, line, color=COLORS[number], label=name, lw=1.2)
+    axes.set(xlabel="iterations (1e4)" if unit > 1 else "iterations", ylabel="error (%)")
     if axes.lines:
         title = "dashed: training\nsolid: test"
         figure.legend(
