@@ -80,7 +80,10 @@ def degradation() -> Figure:
 
 
 def gradient() -> Figure:
-    """The norm of each layer's weight gradient in fresh networks, relative to the last's."""
+    """The norm of each convolution's weight gradient in fresh networks, relative to the last one's.
+
+    The experiment r1.grads divides by the classifier's, which is left out here.
+    """
     import resnets
 
     figure, axes = new_axes("depth of the layer (fraction of all)", "gradient norm / last layer's")

@@ -35,7 +35,7 @@ recipe = replace(
 # ## Before training: the gradient
 #
 # The norm of the gradient at each layer's weights, for one batch, in networks with fresh weights. In a plain network it grows from layer to
-# layer on its way back; with shortcuts it does not.
+# layer on its way back; with shortcuts far less.
 
 # %%
 names = ("plain20", "plain56", "resnet56")
