@@ -56,6 +56,7 @@ def commands() -> str:
     text = re.sub(r" -m [\w.]+", "", text)  # how this program was started
     text = re.sub(r", --(?:no|empty)-[\w-]+(?=`)", "", text)  # which `add` switches off
     top, *sections = re.split(r"^(?=##+ resnets )", text, flags=re.MULTILINE)
+    sections.sort(key=lambda section: section.startswith("## resnets --"))  # options come last
     shared = "\n".join(re.findall(r"^\* `--(?:verbose|quiet|json).*$", top, re.MULTILINE))
     parts = ["Every command has these options:", shared]
     for section in sections:
