@@ -55,10 +55,7 @@ def equation_residual(which: str, name: str) -> Metrics:
 
 
 def gradient_norms(name: str) -> Metrics:
-    """Norms of the layers' gradients before the first step, for 128 images of noise.
-
-    The last layer is the classifier.
-    """
+    """Norms of the layers' first gradients, the classifier's last, for 128 images of noise."""
     import torch
 
     from resnets.analysis.signal import signal
