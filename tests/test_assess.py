@@ -68,7 +68,7 @@ def test_the_comparison_names_the_images(cli, runs):
     assert said["fixed"] == (two & ~one).nonzero()[:, 0].tolist()
     assert said["broken"] == (one & ~two).nonzero()[:, 0].tolist()
     _, out, _ = cli("evaluate", *runs, "digits", "--compare", "-q")
-    assert f"{len(said['fixed'])} images mended" in out
+    assert f"{len(said['fixed'])} images newly right" in out
     assert cli("evaluate", runs[0], "digits", "--compare")[0] == 2
     assert cli("evaluate", *runs, "digits", "--corruptions")[0] == 2
 
@@ -78,7 +78,7 @@ def test_extras_are_told(cli, runs):
     code, out, _ = cli("evaluate", runs[0], "digits", *asked)
     assert code == 0
     for words in (
-        "answers from probability",
+        "predictions with a probability of",
         "AUROC of the greatest probability",
         "gaussian-noise",
         "mean corruption",

@@ -156,7 +156,7 @@ def test_a_number_out_of_range_is_refused(option):
 def test_what_is_for_classifiers_refuses_a_detector():
     model = made("fasterrcnn_tiny_fpn", size=64)
     split, _ = unlabelled_split([])
-    with pytest.raises(UsageError, match="is not to classify, but to detect"):
+    with pytest.raises(UsageError, match="is a network to detect, not to classify"):
         model.scores(split)
     with pytest.raises(UsageError, match="run is a Model: give the path of a folder"):
         resnets.report(model)

@@ -112,7 +112,7 @@ def test_two_runs_side_by_side(tmp_path):
     # Both changes are for the better: p = 2 / 2**2.
     assert rows[against][0] == "-"
     assert rows[against][1].startswith("+25.00 points right (")
-    assert rows[against][1].endswith("p = 0.5, 2 mended, 0 broken")
+    assert rows[against][1].endswith("p = 0.5, 2 newly right, 0 newly wrong")
 
 
 def test_seeds_of_one_recipe_are_a_group(tmp_path):

@@ -112,14 +112,19 @@ def print_extras(figures: ClassificationMetrics) -> None:
         out.print(
             f"the second model against the first: {100 * comparison.difference:+.2f} points "
             f"({low} to {high} at 95 % by bootstrap), p = {comparison.p:.2g}; "
-            f"{len(comparison.fixed)} images mended, {len(comparison.broken)} broken"
+            f"{len(comparison.fixed)} images newly right, {len(comparison.broken)} newly wrong"
         )
-        for change, indices in (("mended", comparison.fixed), ("broken", comparison.broken)):
+        for change, indices in (
+            ("newly right", comparison.fixed),
+            ("newly wrong", comparison.broken),
+        ):
             note(f"{change}: {' '.join(map(str, indices[:20]))}{' ...' * (len(indices) > 20)}")
     if figures.abstention:
         threshold, coverage = figures.abstention
         answered = format_percent(coverage)
-        out.print(f"answers from probability {threshold:.4f} on: {answered} of them")
+        out.print(
+            f"predictions with a probability of {threshold:.4f} or more: {answered} of the images"
+        )
     if (auroc := figures.ood_auroc) is not None:
         out.print(f"AUROC of the greatest probability against the other data {auroc:.4f}")
     if figures.corruptions:

@@ -150,7 +150,7 @@ def evaluate_detectors(setups: Sequence[EvalSetup], options: EvaluateOptions) ->
     """Metrics of detectors as one; or of the second, compared with the first."""
     from resnets.evaluation import detection
 
-    detection.import_coco()  # is missed now, not after all images
+    detection.import_coco()  # fails now, not after all images
     first, models = setups[0], [fold_norms(setup.model) for setup in setups]
     classes = first.model.metadata.classes
     if any(model.metadata.classes != classes for model in models):

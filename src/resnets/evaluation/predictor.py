@@ -350,5 +350,5 @@ def check_task(arch: Arch, path: Path, task: TaskName | None) -> TaskName:
     """What a network is for. Raises UsageError where it is not the `task`."""
     if (actual := task_for_arch(arch)) != (task or actual):
         command = f"`resnets {TASK_TEXTS[actual].command}predict`, or evaluate"
-        raise UsageError(f"{path} is not to {task}, but to {actual}: {command}")
+        raise UsageError(f"{path} is a network to {actual}, not to {task}: {command}")
     return actual

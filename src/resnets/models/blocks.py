@@ -107,7 +107,9 @@ def units(network: nn.Module) -> dict[str, Residual | PreActivation]:
         if isinstance(module, Residual | PreActivation)
     }
     if not residual_units:
-        raise UsageError("the network has no residual units: a plain or dense one has none to take")
+        raise UsageError(
+            "the network has no residual units: a plain or dense one has none to remove"
+        )
     return residual_units
 
 

@@ -161,4 +161,4 @@ def test_text(row: Mapping[str, Any]) -> str:
     """How far another network is better or worse, and whether that is more than chance."""
     low, high = (f"{100 * x:+.2f}" for x in row["difference_interval_95"])
     points = f"{100 * row['difference']:+.2f} points right ({low} to {high}, bootstrap)"
-    return f"{points}, p = {row['p']:.2g}, {row['fixed']} mended, {row['broken']} broken"
+    return f"{points}, p = {row['p']:.2g}, {row['fixed']} newly right, {row['broken']} newly wrong"
