@@ -159,7 +159,7 @@ class ResNet(nn.Module):
 def make_backbone(arch: DenseTaskArch, checkpoint: int) -> ResNet:
     """The residual network below a detector, segmenter or localiser: one without a classifier."""
     body = ResNet(replace(arch.backbone, channels=arch.channels), checkpoint=checkpoint)
-    body.add_module("fc", nn.Identity())
+    del body.fc
     return body
 
 
