@@ -431,6 +431,18 @@ def test_a_folder_that_the_model_never_saw_is_not_split_in_silence(cli, tmp_path
     assert (code, json.loads(out)["images"]) == (0, 6)
 
 
+def test_images_of_the_training_are_named_where_they_are_evaluated(cli, tmp_path):
+    folder = pictures(tmp_path / "pets", per_class=20)
+    small = ["--set", "size=32", "--set", "steps=2", "--set", "batch=8", "--model", "resnet8"]
+    assert cli("train", folder, "--run", "r", "--workers", "0", *small)[0] == 0
+    for split, images in (("all", 40), ("train", 32)):
+        code, _, err = cli("evaluate", "r", folder, "--split", split, "--workers", "0")
+        assert (code, f"trained on 32 of these {images} images" in err) == (0, True), err
+    assert "trained on" not in cli("evaluate", "r", folder, "--workers", "0")[2]
+    code, _, err = cli("evaluate", folder, "r")
+    assert (code, "model comes first" in err) == (2, True)
+
+
 def test_a_run_resumes_from_another_folder_and_not_on_other_data(cli, tmp_path, monkeypatch):
     folder = pictures(tmp_path / "pets", per_class=20)
     small = ["--set", "size=32", "--set", "steps=2", "--set", "batch=8", "--model", "resnet8"]

@@ -78,7 +78,10 @@ def find_model_file(path: str | Path, option: str = "") -> Path:
             f"{path} has no {model.name}: the run is not finished.\n"
             f"Resume with {resume_command(path)}."
         )
-    raise UsageError(f"{path} is not a run folder: it has no {model.name}")
+    raise UsageError(
+        f"{path} is not a run folder: it has no {model.name}.\n"
+        "The model comes first, then data or images."
+    )
 
 
 def code_option(run: str | Path, option: str = "--network") -> str:

@@ -16,7 +16,7 @@ from resnets.config.families import get_arch
 from resnets.config.recipe import Preprocess
 from resnets.data import dataset
 from resnets.data.splits import Split
-from resnets.errors import UsageError
+from resnets.errors import Assumption, UsageError
 from resnets.evaluation.predictor import Model
 from resnets.evaluation.scores import Scores
 from resnets.models import build
@@ -155,7 +155,10 @@ def test_exploring_digits(tmp_path):
     with pytest.raises(UsageError, match="choose a new folder"):
         explore(whole, test, scores, tmp_path / "out", train=None)
     two = scores.take(torch.tensor([4, 5]))
-    counts = explore(whole, source.test, two, tmp_path / "few", train=source.train)
+    with pytest.warns(
+        Assumption, match="1 label is likely wrong, says a model that is right on 50%"
+    ):
+        counts = explore(whole, source.test, two, tmp_path / "few", train=source.train)
     # Of 8 pixels a side there are no hashes, of two images there is no map.
     assert counts == {"most-wrong": 1, "most-unsure": 2, "mislabelled": 1}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,11 +24,11 @@ from resnets.data.decode import decode
 from resnets.data.inputs import Input, expand_inputs, read_image
 from resnets.data.splits import Split, class_presence
 from resnets.data.transforms import normalize, statistics
-from resnets.errors import UsageError
+from resnets.errors import Assumption, UsageError, quantify
 from resnets.escape import visible
 from resnets.evaluation.predictions import Prediction
 from resnets.evaluation.predictor import Model, preprocess_image
-from resnets.evaluation.scores import Scores, predicted_classes
+from resnets.evaluation.scores import Scores, is_correct, predicted_classes
 from resnets.files import write_whole
 from resnets.training.run import Run
 
@@ -169,6 +170,11 @@ def explore(
         "mislabelled": findings.label_errors(scores),
     }
     counts = {kind: len(rows) for kind, rows in findings_by_kind.items()}
+    if counts["mislabelled"] > len(scores.labels) / 4:
+        accuracy = format(is_correct(scores).double().mean(), ".0%")
+        wrong = quantify(counts["mislabelled"], "labels are likely wrong")
+        text = f"{wrong}, says a model that is right on {accuracy}: it is too weak to judge labels"
+        warnings.warn(text, Assumption, stacklevel=2)
     for kind, rows in findings_by_kind.items():
         images = [whole_image(split, index) for index in scores.indices[rows[:SHOWN]].tolist()]
         _write_table(out / kind, COLUMNS, describe(scores, split, rows), images)

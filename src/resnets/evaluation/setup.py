@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from resnets.data.dataset import Source, Split
 from resnets.data.decode import warn_clipped
 from resnets.data.loader import ImageOp
 from resnets.data.torch_dataset import PREFIX as DATASET
-from resnets.errors import CheckpointError, DataError, UsageError, shorten
+from resnets.errors import Assumption, CheckpointError, DataError, UsageError, shorten
 from resnets.evaluation.load import AnyModel, load_model, match_classes
 from resnets.evaluation.predictor import Model
 from resnets.evaluation.scores import Scores
@@ -116,6 +117,9 @@ def held_out_split(path: AnyModel, model: Model, source: Source, split: str | No
             "changes,\nimages of the training would be in the test: give it train/ and test/."
         )
     chosen = pick_split(source, split or "test")
+    if same and source.train is not None and split in ("all", "train"):
+        text = f"{path} was trained on {len(source.train):,} of these {len(chosen):,} images"
+        warnings.warn(f"{text}: its figures on others are worse", Assumption, stacklevel=2)
     files = [] if isinstance(chosen.images, Tensor) else chosen.images
     values = {path: source.greatest.get(path) for path in files}
     warn_clipped(values, model.metadata.preprocess.white)
