@@ -250,6 +250,8 @@ def scale_recipe(job: Job, recipe: Recipe) -> Recipe:
         usual = recipe.lr_batch or recipe.batch
         # It has no validation images, so nothing is evaluated before the end.
         short = replace(short, batch=128, lr_batch=usual, augment=grey, monitor="val")
+        # After two steps running averages are far from the statistics: 110 layers would overflow.
+        short = replace(short, precise_bn=2)
     elif experiment.cpu_units and budget == "cpu":
         short = replace(short, arch={**recipe.arch, "blocks": [experiment.cpu_units] * 3})
     evaluations = 1 if budget == "smoke" else 6
