@@ -219,10 +219,10 @@ def required_data(experiment: Experiment, budget: Budget) -> str:
 def scale_recipe(job: Job, recipe: Recipe) -> Recipe:
     """The recipe of a classifier at a job's budget: other length, resolution and data.
 
-    "gpu" has CIFAR at its own size, "cpu" at half of it, "smoke" the digits and 128 images a step.
-    Data of `imagenet` becomes CIFAR-10 at twice the size. A start at a low
-    rate takes a tenth of the run or 50 steps. At "cpu" an experiment may have its own side, and its
-    networks fewer units in a stage; all others keep their networks.
+    "gpu" has CIFAR at its own size, "cpu" at half of it, "smoke" the digits, 128 images a step and
+    exact statistics of normalisation. Data of `imagenet` becomes CIFAR-10 at twice the size. A
+    start at a low rate takes a tenth of the run or 50 steps. At "cpu" an experiment may have its
+    own side, and its networks fewer units in a stage; all others keep their networks.
     """
     experiment, budget, large = job.experiment, job.budget, recipe.data == "imagenet"
     fewest = min(arm.recipe.steps for arm in experiment.arms if arm.recipe)
