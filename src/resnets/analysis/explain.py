@@ -170,10 +170,10 @@ def explore(
         "mislabelled": findings.label_errors(scores),
     }
     counts = {kind: len(rows) for kind, rows in findings_by_kind.items()}
-    if counts["mislabelled"] > len(scores.labels) / 4:
+    if counts["mislabelled"] > findings.DOUBTFUL * len(scores.labels):
         accuracy = format(is_correct(scores).double().mean(), ".0%")
         wrong = quantify(counts["mislabelled"], "labels are likely wrong")
-        text = f"{wrong}, says a model that is right on {accuracy}: it is too weak to judge labels"
+        text = f"{wrong}, says a model that is right on {accuracy}: so many speak against the model"
         warnings.warn(text, Assumption, stacklevel=2)
     for kind, rows in findings_by_kind.items():
         images = [whole_image(split, index) for index in scores.indices[rows[:SHOWN]].tolist()]

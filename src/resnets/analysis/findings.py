@@ -12,6 +12,8 @@ from resnets.data.splits import Split
 from resnets.evaluation.classification import confusion_matrix
 from resnets.evaluation.scores import Scores, is_correct, losses
 
+DOUBTFUL = 0.05  # share of the labels from which on it is the network that is in doubt
+
 
 def most_wrong(scores: Scores, count: int) -> Tensor:
     """The wrong answers of largest loss: int64 (n,), n <= count."""

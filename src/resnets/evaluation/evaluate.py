@@ -29,7 +29,7 @@ from resnets.evaluation.classification import (
 from resnets.evaluation.load import AnyModel, load, load_model
 from resnets.evaluation.predictor import Model, name_model_in_errors
 from resnets.evaluation.scores import ensemble, error_rate
-from resnets.evaluation.setup import EvalSetup, load_setup
+from resnets.evaluation.setup import EvalSetup, load_setup, warn_of_training_images
 from resnets.files import find_model_file
 from resnets.models.io.model_file import read_metadata
 
@@ -61,6 +61,8 @@ def evaluate(
         load_setup(model, source, options, task, view)
         for model, view in zip(models, options.views, strict=True)
     ]
+    for model, setup in zip(models, setups, strict=True):
+        warn_of_training_images(model, setup)
     first, *others = (np.asarray(setup.split.images) for setup in setups)
     if not all(np.array_equal(first, images) for images in others):
         raise UsageError(

@@ -97,19 +97,36 @@ class TrainingData(pydantic.BaseModel):
         return rename_old_fields(values, note=False) if isinstance(values, dict) else values
 
 
-def held_out_split(path: AnyModel, model: Model, source: Source, split: str | None) -> Split:
-    """The split that a model is tested on, with its labels; errors as `api.evaluate`."""
-    same = source.digest == model.metadata.provenance.get("digest")
+def split_as_trained(path: AnyModel, model: Model, source: Source) -> Source:
+    """The data with the splits of the model's training, if it is that data; else as it is."""
+    if source.digest != model.metadata.provenance.get("digest"):
+        return source
     try:
         held = TrainingData.model_validate_json(model.metadata.provenance.get("recipe", "{}"))
     except pydantic.ValidationError as error:
         raise CheckpointError(
             f"{path}: provenance.recipe, {shorten(arch.field_problem(error)[0])}"
         ) from None
-    if same and held.trainval and source.val is not None:
+    if held.trainval and source.val is not None:
         source = dataset.merge_val_into_train(source)
-    if same and held.val_fraction and source.val is None:  # what was kept from the training
+    if held.val_fraction and source.val is None:  # what was kept from the training
         source = dataset.hold_out(source, held.val_fraction, held.seed)
+    return source
+
+
+def warn_of_training_images(path: AnyModel, setup: EvalSetup) -> None:
+    """Warn with an `Assumption` if images of the model's own training are evaluated."""
+    same = setup.source.digest == setup.model.metadata.provenance.get("digest")
+    if same and setup.source.train is not None and setup.split_name in ("all", "train"):
+        trained = pick_split(split_as_trained(path, setup.model, setup.source), "train")
+        text = f"{path} was trained on {len(trained):,} of these {len(setup.split):,} images"
+        warnings.warn(f"{text}: its figures on others are worse", Assumption, stacklevel=2)
+
+
+def held_out_split(path: AnyModel, model: Model, source: Source, split: str | None) -> Split:
+    """The split that a model is tested on, with its labels; errors as `api.evaluate`."""
+    same = source.digest == model.metadata.provenance.get("digest")
+    source = split_as_trained(path, model, source)
     if split is None and source.automatic and not same:
         raise UsageError(
             f"{source.name} has no splits of its own and is not what {path} was trained on.\n"
@@ -117,9 +134,6 @@ def held_out_split(path: AnyModel, model: Model, source: Source, split: str | No
             "changes,\nimages of the training would be in the test: give it train/ and test/."
         )
     chosen = pick_split(source, split or "test")
-    if same and source.train is not None and split in ("all", "train"):
-        text = f"{path} was trained on {len(source.train):,} of these {len(chosen):,} images"
-        warnings.warn(f"{text}: its figures on others are worse", Assumption, stacklevel=2)
     files = [] if isinstance(chosen.images, Tensor) else chosen.images
     values = {path: source.greatest.get(path) for path in files}
     warn_clipped(values, model.metadata.preprocess.white)

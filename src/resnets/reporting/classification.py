@@ -42,7 +42,6 @@ from resnets.reporting.page import (
     picture,
 )
 
-DOUBTFUL = 0.05  # part of the labels from which on it is the network that is in doubt
 EACH, CLASSES = 6, 20  # pictures of a class; classes with pictures, and of a confusion matrix
 WORST, BEST = 9, 3  # answers with heat maps
 SIDE, THUMB = 224, 64  # pixels of a picture beside its heat map, and of one in a row
@@ -78,7 +77,7 @@ def findings(facts: RunFacts, name: ImageName) -> Iterator[str]:
 def doubtful_labels(scores: Scores, name: ImageName) -> Iterator[str]:
     """Images that look like another class than their label, where they are few."""
     suspects = [] if scores.multi_label else analysis.label_errors(scores).tolist()
-    if not 0 < len(suspects) <= DOUBTFUL * len(scores.labels):
+    if not 0 < len(suspects) <= analysis.DOUBTFUL * len(scores.labels):
         return
     others = scores.logits.scatter(1, scores.labels[:, None], -math.inf).argmax(1)
     examples = [

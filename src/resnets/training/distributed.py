@@ -141,9 +141,8 @@ class World:
             store = dist.distributed_c10d._get_default_store()
             try:
                 store.append("alive", f"{self.rank} ")  # type: ignore[attr-defined]
-                time.sleep(
-                    2 * ALIVE_SECONDS if self.is_main else ALIVE_SECONDS
-                )  # rank 0 may hold the store
+                # Rank 0 may hold the store.
+                time.sleep(2 * ALIVE_SECONDS if self.is_main else ALIVE_SECONDS)
                 alive = {int(rank) for rank in store.get("alive").split()}
             except RuntimeError:
                 alive = set(range(1, self.size))
