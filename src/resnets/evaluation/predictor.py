@@ -66,7 +66,7 @@ class Model:
     path: Path = Path("the network")  # of messages
 
     def fitting_batch(self, batch: int, size: int = 0) -> int:
-        """How many of `batch` images fit into LARGEST bytes at once."""
+        """How many of `batch` images fit into MAX_IMAGE_BYTES at once."""
         image = bytes_per_image(self.network, size or self.metadata.preprocess.size)
         return max(1, min(batch, MAX_IMAGE_BYTES // image))
 

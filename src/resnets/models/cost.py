@@ -140,7 +140,7 @@ def _is_narrow(
     *_: object,
     **others: object,
 ) -> bool:
-    """Of the arguments of a convolution."""
+    """Whether a convolution with these arguments has an input narrower than its stride."""
     dims = weight.ndim - 2
     strides = (stride,) * dims if isinstance(stride, int) else stride
     sides = zip(input.shape[-dims:], weight.shape[2:], strides, strict=True)
