@@ -14,6 +14,7 @@ from resnets.config.arch import DenseNetArch, Join, MlpArch, VitArch
 from resnets.config.families import SHORTCUTS, get_arch
 from resnets.errors import UsageError
 from resnets.models.blocks import units
+from resnets.models.resnet import Scale, ShortcutGate
 
 BASE = replace(get_arch("resnet20"), blocks=(3, 2, 2))
 
@@ -109,6 +110,13 @@ def test_identity_shortcuts_have_product_1_and_projections_are_measured():
     # What comes back of v = (a, b) is 2 (a + b): its norm is 2 |v| on average.
     products = depth.shortcut_products(net, x())
     assert products == pytest.approx([4, 4, 4, 4, 2, 2, 1], rel=0.05)
+
+
+def test_the_scale_of_layers_in_a_row_is_that_of_each_at_its_own_input():
+    gated = ShortcutGate(nn.Identity(), nn.Sigmoid())
+    row, images = nn.Sequential(Scale(0.5), gated), x().double()
+    expected = 0.5 * float((1 - torch.sigmoid(0.5 * images)).mean())
+    assert depth._scale(row, images) == pytest.approx(expected, rel=1e-12)
 
 
 # --- 1605.06431 -----------------------------------------------------------------------------------

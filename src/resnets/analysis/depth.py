@@ -132,8 +132,8 @@ def _scale(h: nn.Module, x: Tensor) -> float:
         case nn.Sequential() if not any(isinstance(layer, _ConvNd) for layer in h):
             factor = 1.0
             for layer in h:
-                x = layer(x)
                 factor *= _scale(layer, x)
+                x = layer(x)
             return factor
     with torch.enable_grad():
         y = h(x := x.detach().requires_grad_())

@@ -48,9 +48,8 @@ def label_errors(scores: Scores) -> Tensor:
 def _margin(p: Tensor, labels: Tensor) -> Tensor:
     """p of the label less the largest other one, or 0 where the label stands: (N, K) -> (N,)."""
     labelled = F.one_hot(labels, p.shape[1]).bool()
-    threshold = (p * labelled).sum(0) / labelled.sum(
-        0
-    )  # nan where a class has no image: none counts
+    # nan where a class has no image: none counts for it
+    threshold = (p * labelled).sum(0) / labelled.sum(0)
     counts = p >= threshold - 1e-6  # as cleanlab does: a mean of equal numbers may be above them
     other = torch.where(counts, p, -1).argmax(1) != labels
     margin = p[labelled] - p.masked_fill(labelled, -1).amax(1)

@@ -38,7 +38,7 @@ class Terminal(Console):
     """
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print; text through `visible`, on standard error through `lines`."""
+        """Print; text through `visible`, on standard error through `escape_lines`."""
         safe = escape_lines if self.stderr else visible
         super().print(*(safe(x) if isinstance(x, str) else x for x in objects), **options)
 

@@ -98,15 +98,18 @@ class TrainingData(pydantic.BaseModel):
 
 
 def split_as_trained(path: AnyModel, model: Model, source: Source) -> Source:
-    """The data with the splits of the model's training, if it is that data; else as it is."""
-    if source.digest != model.metadata.provenance.get("digest"):
-        return source
+    """The data with the splits of the model's training, if it is that data; else as it is.
+
+    Raises CheckpointError for a recipe in the model file that makes no sense.
+    """
     try:
         held = TrainingData.model_validate_json(model.metadata.provenance.get("recipe", "{}"))
     except pydantic.ValidationError as error:
         raise CheckpointError(
             f"{path}: provenance.recipe, {shorten(arch.field_problem(error)[0])}"
         ) from None
+    if source.digest != model.metadata.provenance.get("digest"):
+        return source
     if held.trainval and source.val is not None:
         source = dataset.merge_val_into_train(source)
     if held.val_fraction and source.val is None:  # what was kept from the training
