@@ -26,7 +26,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from resnets import models
-from resnets.config.families import FAMILY
+from resnets.config.families import ARCHS
 from resnets.data.detection.targets import DetectionTargets, Kind
 from resnets.device import use_bfloat16
 from resnets.models.fuse import fuse_conv_bn
@@ -61,7 +61,7 @@ def networks(backbone: str, size: tuple[int, int]) -> tuple[nn.Module, nn.Module
         box_batch_size_per_image=REGIONS,
     )
     ours = models.build(
-        replace(FAMILY[f"fasterrcnn_{backbone}_fpn"], classes=CLASSES, sampled=REGIONS)
+        replace(ARCHS[f"fasterrcnn_{backbone}_fpn"], classes=CLASSES, sampled=REGIONS)
     )
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours

@@ -1,7 +1,7 @@
 """What recomputation saves: peak memory and time of a training step of the two deepest networks.
 
     python benchmarks/memory.py                                  # about 20 GB and some minutes
-    python benchmarks/memory.py --batch 4 --checkpoint 0 16      # a try
+    python benchmarks/memory.py --batch 4 --segment 0 16      # a try
     python benchmarks/memory.py --precision bfloat16             # as training runs where it can
 
 Each row is a process of its own, so that the peak of one does not hide in that of another. "peak"
@@ -29,10 +29,10 @@ from resnets.training.memory import peak_bytes as resident
 
 
 def measure(
-    name: str, checkpoint: int, precision: str, batch: int, size: int, steps: int, device: str
+    name: str, segment: int, precision: str, batch: int, size: int, steps: int, device: str
 ) -> None:
     """Prints one row as JSON."""
-    network = models.create(name, checkpoint=checkpoint).to(device)
+    network = models.create(name, activation_checkpointing=segment).to(device)
     images = torch.randn(batch, 3, size, size, device=device)
     half = precision == "bfloat16"
     if half:
@@ -80,7 +80,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", nargs="+", default=["resnet1202", "preresnet1001"])
-    parser.add_argument("--checkpoint", nargs="+", type=int, default=[0, 8, 16, 24])
+    parser.add_argument("--segment", nargs="+", type=int, default=[0, 8, 16, 24])
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--size", type=int, default=32)
@@ -90,7 +90,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         rest = (args.precision, args.batch, args.size, args.steps, args.device)
-        measure(args.model[0], args.checkpoint[0], *rest)
+        measure(args.model[0], args.segment[0], *rest)
         return
 
     print(
@@ -99,19 +99,19 @@ def main() -> None:
     )
     print(f"{'network':16} {'segment':>7} {'peak MiB':>9} {'saved MiB':>9} {'s / step':>9}")
     for model in args.model:
-        for checkpoint in args.checkpoint:
-            case = ["--model", model, "--checkpoint", str(checkpoint), "--child"]
+        for segment in args.segment:
+            case = ["--model", model, "--segment", str(segment), "--child"]
             keys = ("precision", "batch", "size", "steps", "device")
             rest = [f"--{key}={getattr(args, key)}" for key in keys]
             run = subprocess.run(
                 [sys.executable, __file__, *case, *rest], stdout=subprocess.PIPE, text=True
             )
             if run.returncode:
-                print(f"{model:16} {checkpoint:7} failed with code {run.returncode}")
+                print(f"{model:16} {segment:7} failed with code {run.returncode}")
                 continue
             row = json.loads(run.stdout)
             print(
-                f"{model:16} {checkpoint:7} {row['peak'] / 2**20:9.0f} {row['saved'] / 2**20:9.0f}"
+                f"{model:16} {segment:7} {row['peak'] / 2**20:9.0f} {row['saved'] / 2**20:9.0f}"
                 f" {row['seconds']:9.2f}",
                 flush=True,
             )

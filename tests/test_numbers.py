@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from resnets import errors
-from resnets.config.families import FAMILY
+from resnets.config.families import ARCHS
 from resnets.config.recipe import Recipe
 from resnets.data import decode, scan
 from resnets.data.detection import voc
@@ -32,11 +32,11 @@ def newest(page: str, sentence: str) -> str:
 @pytest.mark.parametrize(
     ("page", "sentence", "value"),
     [
-        ("CHANGELOG.md", "N named networks", len(FAMILY)),
+        ("CHANGELOG.md", "N named networks", len(ARCHS)),
         ("CHANGELOG.md", "at N budgets", len(get_args(Budget))),
         ("CHANGELOG.md", "WebP above N million pixels", decode.MAX_WEBP / MILLION),
         ("README.md", r"Python N or later", PROJECT["requires-python"].removeprefix(">=")),
-        ("README.md", r"an ordinary torch module, one of N ", len(FAMILY)),
+        ("README.md", r"an ordinary torch module, one of N ", len(ARCHS)),
         ("docs/classify.md", "decodes up to N\\)", scan.CHECKED),
         (
             "docs/classify.md",

@@ -8,7 +8,7 @@ import pytest
 from resnets.config import arch as archs
 from resnets.config import recipe as room
 from resnets.config import recipes
-from resnets.config.families import FAMILY
+from resnets.config.families import ARCHS
 from resnets.config.recipe import Augment, Recipe
 from resnets.config.recipes import RECIPES, paper_cifar10, replace_fields
 from resnets.errors import UsageError
@@ -184,8 +184,8 @@ def test_cosine_ends_near_zero_and_is_half_way_at_half():
 def test_every_recipe_survives_json_and_names_a_network(name):
     recipe = RECIPES[name]()
     assert room.parse(json.loads(json.dumps(room.to_dict(recipe)))) == recipe
-    assert recipe.model in FAMILY
-    archs.with_fields(FAMILY[recipe.model], recipe.arch)
+    assert recipe.model in ARCHS
+    archs.with_fields(ARCHS[recipe.model], recipe.arch)
     assert len(RECIPES[name].__doc__.splitlines()[0]) > 20
 
 
@@ -207,7 +207,7 @@ def test_a_wrong_field_of_a_network_is_named():
         ({"depth": 20}, r"^arch: unknown fields of a resnet: depth$"),
     ):
         with pytest.raises(UsageError, match=message):
-            archs.with_fields(FAMILY["resnet20"], values)
+            archs.with_fields(ARCHS["resnet20"], values)
 
 
 def test_text_values_of_the_command_line_become_numbers():

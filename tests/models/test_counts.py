@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnets.config.arch import DenseNetArch, ExternalArch, ResNetArch
-from resnets.config.families import FAMILY
+from resnets.config.families import ARCHS
 from resnets.errors import UsageError
 from resnets.models import build
 from resnets.models.cost import Cost, cost, has_narrow_input, measure
@@ -77,7 +77,7 @@ class Costs(dict[str, Cost]):
     """The cost of each network by name, counted when it is first asked for."""
 
     def __missing__(self, name: str) -> Cost:
-        self[name] = cost(FAMILY[name])
+        self[name] = cost(ARCHS[name])
         return self[name]
 
 
@@ -86,12 +86,12 @@ def costs() -> dict[str, Cost]:
     return Costs()
 
 
-NUMBERED = [n for n in FAMILY if not n.startswith(("vit_", "mlp_")) and "tiny" not in n]
+NUMBERED = [n for n in ARCHS if not n.startswith(("vit_", "mlp_")) and "tiny" not in n]
 
 
 @pytest.mark.parametrize("name", NUMBERED)
 def test_the_first_number_of_a_name_is_its_depth(name: str) -> None:
-    assert int(re.search(r"(?<!v)\d+", name)[0]) == FAMILY[name].depth
+    assert int(re.search(r"(?<!v)\d+", name)[0]) == ARCHS[name].depth
 
 
 @pytest.mark.parametrize("name", PRINTED)
@@ -128,14 +128,14 @@ def test_exact_parameters(name: str, exact: int, costs: dict[str, Cost]) -> None
 
 def test_the_count_is_of_the_tensors_that_are_built(costs: dict[str, Cost]) -> None:
     for name in ("resnet20", "densenet_bc100_12", "mlp_resnet", "preresnet110"):
-        network = build(FAMILY[name])
+        network = build(ARCHS[name])
         assert costs[name].parameters == sum(p.numel() for p in network.parameters())
 
 
 @pytest.mark.parametrize(("name", "millions"), [("preresnet164", 1.68), ("preresnet1001", 10.18)])
 def test_parameters_without_normalisation(name: str, millions: float) -> None:
     with torch.device("meta"):
-        network = build(FAMILY[name])
+        network = build(ARCHS[name])
     weights = [p for n, p in network.named_parameters() if p.ndim > 1 or n.startswith("fc.")]
     assert round(sum(p.numel() for p in weights) / 1e6, 2) == millions
 
@@ -183,8 +183,8 @@ def test_both_terms_of_an_exclusive_gate_share_one_gate(costs: dict[str, Cost]) 
 
 
 def test_every_family_entry_has_a_source() -> None:
-    assert all(arch.source for arch in FAMILY.values())
-    assert sum(isinstance(a, ResNetArch | DenseNetArch) for a in FAMILY.values()) > 100
+    assert all(arch.source for arch in ARCHS.values())
+    assert sum(isinstance(a, ResNetArch | DenseNetArch) for a in ARCHS.values()) > 100
 
 
 @pytest.mark.parametrize(
@@ -200,12 +200,12 @@ def test_every_family_entry_has_a_source() -> None:
     ],
 )
 def test_a_convolution_whose_stride_is_wider_than_its_input_is_found(name, size, narrow):
-    assert has_narrow_input(replace(FAMILY[name], size=size)) is narrow
+    assert has_narrow_input(replace(ARCHS[name], size=size)) is narrow
 
 
 def test_inputs_that_shrink_to_nothing_are_refused():
     with pytest.raises(UsageError, match=r"(?s)cannot take inputs of 16 pixels: .*larger --size"):
-        cost(replace(FAMILY["densenet121"], size=16))
+        cost(replace(ARCHS["densenet121"], size=16))
 
 
 class Strided(nn.Module):
@@ -224,5 +224,5 @@ def test_convolutions_are_counted_however_they_are_called():
     assert arch.macs == 2 * 2 * 5 * 27
     assert not has_narrow_input(arch)
     assert has_narrow_input(replace(arch, size=1))
-    blurred = replace(FAMILY["resnet18"], blur=True, size=32)
+    blurred = replace(ARCHS["resnet18"], blur=True, size=32)
     assert not has_narrow_input(blurred)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from resnets.config.arch import Arch, DenseNetArch, MlpArch, VitArch
-from resnets.config.families import FAMILY
+from resnets.config.families import ARCHS
 from resnets.models import build
 
 NETWORKS: dict[str, tuple[Arch, tuple[int, ...]]] = {
-    "post": (replace(FAMILY["resnet20"], dropout=0.2, drop_path=0.3), (4, 3, 8, 8)),
-    "pre": (replace(FAMILY["preresnet20"], dropout=0.2, drop_path=0.3), (4, 3, 8, 8)),
+    "post": (replace(ARCHS["resnet20"], dropout=0.2, drop_path=0.3), (4, 3, 8, 8)),
+    "pre": (replace(ARCHS["preresnet20"], dropout=0.2, drop_path=0.3), (4, 3, 8, 8)),
     "densenet": (
         DenseNetArch(blocks=(3, 3), growth=4, stem_width=8, stem="cifar", dropout=0.2),
         (4, 3, 8, 8),
@@ -39,7 +39,7 @@ def step(network: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor],
 @pytest.mark.parametrize("segment", [1, 2, 5])
 def test_recomputing_changes_nothing(kind: str, segment: int) -> None:
     arch, shape = NETWORKS[kind]
-    kept, recomputed = build(arch), build(arch, checkpoint=segment)
+    kept, recomputed = build(arch), build(arch, activation_checkpointing=segment)
     recomputed.load_state_dict(copy.deepcopy(kept.state_dict()))
     assert list(kept.state_dict()) == list(recomputed.state_dict())
     images = torch.randn(shape)
@@ -52,8 +52,8 @@ def test_recomputing_changes_nothing(kind: str, segment: int) -> None:
 
 
 def test_recomputing_saves_memory() -> None:
-    def saved(checkpoint: int) -> int:
-        network, total = build(FAMILY["resnet56"], checkpoint=checkpoint), 0
+    def saved(segment: int) -> int:
+        network, total = build(ARCHS["resnet56"], activation_checkpointing=segment), 0
 
         def pack(x: Tensor) -> Tensor:
             nonlocal total
@@ -69,7 +69,7 @@ def test_recomputing_saves_memory() -> None:
 
 @pytest.mark.parametrize("name", ["resnet1202", "preresnet1001"])
 def test_a_thousand_layers(name: str) -> None:
-    network = build(FAMILY[name])
+    network = build(ARCHS[name])
     loss = nn.functional.cross_entropy(network(torch.randn(2, 3, 8, 8)), torch.tensor([0, 1]))
     loss.backward()
     assert loss.isfinite()

@@ -8,7 +8,7 @@ import torch
 
 from resnets import models
 from resnets.config.arch import Join, MlpArch, ResNetArch, VitArch
-from resnets.config.families import DENSE_TASK_MODELS, FAMILY
+from resnets.config.families import ARCHS, DENSE_TASK_MODELS
 from resnets.errors import UsageError
 from resnets.models.cost import input_shape
 
@@ -24,9 +24,9 @@ TINY = ResNetArch(
 )
 
 
-@pytest.mark.parametrize("name", sorted(FAMILY.keys() - DENSE_TASK_MODELS))
+@pytest.mark.parametrize("name", sorted(ARCHS.keys() - DENSE_TASK_MODELS))
 def test_logits_and_levels(name: str) -> None:
-    arch = FAMILY[name]
+    arch = ARCHS[name]
     if isinstance(arch, ResNetArch):  # the levels of long stages are those of short ones
         arch = replace(arch, blocks=tuple(min(n, 2) for n in arch.blocks))
     with torch.device("meta"), torch.no_grad():

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from resnets.config.arch import LocalizerArch
-from resnets.config.families import FAMILY, TINY
+from resnets.config.families import ARCHS, TINY
 from resnets.data.detection.targets import MASK_SIZE, DetectionTargets
 from resnets.errors import UsageError
 from resnets.models import build
@@ -105,7 +105,7 @@ def test_best_boxes_of_given_classes_and_of_all() -> None:
 
 
 def test_at_first_classes_are_as_likely_as_in_the_sample() -> None:
-    network = build(FAMILY["localizer_tiny"]).eval()
+    network = build(ARCHS["localizer_tiny"]).eval()
     with torch.no_grad():
         scores = network(torch.zeros(1, 3, 96, 96)).scores
     torch.testing.assert_close(scores, torch.full((1, 10), 1 / 20), rtol=0.5, atol=0)

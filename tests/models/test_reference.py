@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from resnets.config.families import FAMILY
+from resnets.config.families import ARCHS
 from resnets.models import build
 from resnets.models.transformer import NAMES, rename_parts
 
@@ -64,20 +64,20 @@ def check(theirs: nn.Module, ours: nn.Module, images: Tensor) -> None:
 @pytest.mark.parametrize("name", [*FAST, *slow(SLOW)])
 def test_torchvision(name: str) -> None:
     with torch.device("meta"):
-        theirs, ours = torchvision.models.get_model(name), build(FAMILY[name])
+        theirs, ours = torchvision.models.get_model(name), build(ARCHS[name])
     check(randomised(theirs), ours, torch.randn(2, 3, 64, 64))
 
 
 @pytest.mark.parametrize("name", [*TIMM, *slow(["resnet101d"])])
 def test_timm(name: str) -> None:
     with torch.device("meta"):
-        theirs, ours = timm.create_model(name), build(FAMILY[name])
+        theirs, ours = timm.create_model(name), build(ARCHS[name])
     check(randomised(theirs), ours, torch.randn(2, 3, 64, 64))
 
 
 def test_vision_transformer() -> None:
     with torch.device("meta"):
-        theirs, ours = torchvision.models.vit_b_16(), build(FAMILY["vit_b_16"])
+        theirs, ours = torchvision.models.vit_b_16(), build(ARCHS["vit_b_16"])
     theirs = randomised(theirs)
     ours.load_state_dict(rename_parts(theirs.state_dict(), OURS), strict=True, assign=True)
     theirs.load_state_dict(rename_parts(ours.state_dict(), NAMES), strict=True, assign=True)
@@ -88,7 +88,7 @@ def test_vision_transformer() -> None:
 
 def test_names_of_the_transformer_go_both_ways() -> None:
     with torch.device("meta"):
-        state = build(FAMILY["vit_s_16"]).state_dict()
+        state = build(ARCHS["vit_s_16"]).state_dict()
     back = rename_parts(rename_parts(state, NAMES), OURS)
     assert list(back) == list(state)
     assert all(back[name] is state[name] for name in state)

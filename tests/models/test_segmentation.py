@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnets.config.arch import ResNetArch, SegmenterArch
-from resnets.config.families import FAMILY, TINY, dilated
+from resnets.config.families import ARCHS, TINY, dilated
 from resnets.errors import UsageError
 from resnets.models import build
 from resnets.models.segmentation import AUX_WEIGHT, Segmenter, upsample_like
@@ -46,7 +46,7 @@ def test_a_dilated_resnet_is_torchvisions(stride: int, replaced: list[bool]) -> 
     theirs = torchvision.models.resnet50(replace_stride_with_dilation=replaced)
     randomised(theirs)
     with torch.device("meta"):
-        ours = build(dilated(FAMILY["resnet50"], stride)).eval()
+        ours = build(dilated(ARCHS["resnet50"], stride)).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
     getter = torchvision.models._utils.IntermediateLayerGetter
     stages = {f"layer{i}": f"layer{i}" for i in (1, 2, 3, 4)}
@@ -124,7 +124,7 @@ def test_the_logits_are_torchvisions(name: str) -> None:
     make = getattr(torchvision.models.segmentation, name)
     theirs = randomised(make(weights=None, weights_backbone=None, aux_loss=True))
     with torch.device("meta"):
-        ours = build(FAMILY[name])
+        ours = build(ARCHS[name])
     ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
     images = torch.randn(2, 3, 49, 81)
     with torch.no_grad():
@@ -253,7 +253,7 @@ def test_a_small_mask_is_learnt() -> None:
     masks = torch.zeros(2, 64, 64, dtype=torch.uint8)
     masks[0, 10:40, 5:30], masks[0, 30:60, 40:60], masks[1, :20], masks[1, 50:] = 1, 2, 3, 255
     images = 0.3 * torch.randn(2, 3, 64, 64) + 0.5 * masks[:, None]
-    network = build(replace(FAMILY["semanticfpn_tiny"], classes=4))
+    network = build(replace(ARCHS["semanticfpn_tiny"], classes=4))
     optimiser = torch.optim.AdamW(network.parameters(), 2e-3)
     for _ in range(40):
         losses = network(images, masks)

@@ -210,8 +210,8 @@ def test_test_time_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(network(x), y)
 
 
-def accelerated(arch: ResNetArch, checkpoint: int = 0) -> nn.Module:
-    network = build(arch, checkpoint=checkpoint).to(memory_format=NHWC)
+def accelerated(arch: ResNetArch, activation_checkpointing: int = 0) -> nn.Module:
+    network = build(arch, activation_checkpointing=activation_checkpointing).to(memory_format=NHWC)
     accelerate(network)
     return network
 
@@ -275,7 +275,7 @@ def test_network_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_recomputed_units_are_the_same() -> None:
     network = accelerated(ARCH)
-    twin = accelerated(ARCH, checkpoint=1)
+    twin = accelerated(ARCH, activation_checkpointing=1)
     twin.load_state_dict(network.state_dict())
     x = image(4, 3, 16, torch.float32)
     assert torch.equal(gradients(network, x, True)[1], gradients(twin, x, True)[1])

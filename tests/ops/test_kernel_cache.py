@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnets.config.families import FAMILY
+from resnets.config.families import ARCHS
 from resnets.models.accelerate import describe_kernels
 from resnets.ops import cpu_fused
 from tests._helpers import needs_posix_files
@@ -83,7 +83,7 @@ def test_a_plan_says_which_kernels_train(
     monkeypatch.setattr(cpu_fused, "library", lambda: library)
     monkeypatch.setattr(cpu_fused, "problems", [problem] if problem else [])
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert re.search(words, describe_kernels(FAMILY[model], torch.device("cpu"), bfloat16))
+    assert re.search(words, describe_kernels(ARCHS[model], torch.device("cpu"), bfloat16))
 
 
 def test_a_missing_compiler_is_named(monkeypatch):
@@ -93,4 +93,4 @@ def test_a_missing_compiler_is_named(monkeypatch):
 
 
 def test_the_fused_kernels_are_for_the_processor():
-    assert "for the CPU" in describe_kernels(FAMILY["resnet20"], torch.device("cuda"), True)
+    assert "for the CPU" in describe_kernels(ARCHS["resnet20"], torch.device("cuda"), True)

@@ -10,7 +10,7 @@ import pytest
 
 from resnets.config import arch as archs
 from resnets.config import families, recipes
-from resnets.config.families import FAMILY
+from resnets.config.families import ARCHS
 from resnets.config.recipe import parse
 from resnets.errors import UsageError
 from resnets.models.cost import cost
@@ -27,7 +27,7 @@ ARMS = [
 TRAINED = [
     (one, arm)
     for one, arm in ARMS
-    if arm.recipe and archs.task_for_arch(FAMILY[arm.recipe.model]) == "classify"
+    if arm.recipe and archs.task_for_arch(ARCHS[arm.recipe.model]) == "classify"
 ]
 DENSE = [(one, arm) for one, arm in ARMS if arm.recipe and (one, arm) not in TRAINED]
 
@@ -57,7 +57,7 @@ def test_pairs_are_of_arms_that_there_are():
 @pytest.mark.slow  # every network of both papers is built on the meta device
 def test_estimates_use_multiply_adds_within_a_tenth():
     for _, arm in TRAINED:
-        network = FAMILY[arm.recipe.model]
+        network = ARCHS[arm.recipe.model]
         assert MACS[network.depth] * 1e6 == pytest.approx(cost(network).macs, rel=0.1), arm.name
 
 
@@ -161,7 +161,7 @@ def test_detectors_and_localisers_change_their_data_length_and_regions_alone():
             for name in ("model", "lr", "lr_batch", "schedule", "milestones", "optimizer", "loss"):
                 assert getattr(short, name) == getattr(arm.recipe, name), (arm.name, name)
             assert (short.norm, short.weights, short.data) == ("batch", "", "data")
-            there = archs.with_fields(FAMILY[short.model], short.arch)
+            there = archs.with_fields(ARCHS[short.model], short.arch)
             assert getattr(there, "context", False) == arm.recipe.arch.get("context", False)
 
 

@@ -100,7 +100,7 @@ def test_training_begins_at_given_weights_with_a_new_classifier(trained):
     state, _ = begin(small_plan(weights=str(trained)))
     assert all(torch.equal(v, base[k]) for k, v in state.network.state_dict().items())
     fewer = small_plan(weights=str(trained))
-    other = replace(fewer, base=None, arch=replace(fewer.arch, classes=3)).start()
+    other = replace(fewer, pretrained=None, arch=replace(fewer.arch, classes=3)).start()
     load_pretrained(other.network, base)
     assert torch.equal(other.network.state_dict()["conv1.weight"], base["conv1.weight"])
     assert other.network.fc.weight.shape == (3, 64)

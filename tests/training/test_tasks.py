@@ -7,7 +7,7 @@ import torch
 
 import resnets
 from resnets import models
-from resnets.config.families import FAMILY
+from resnets.config.families import ARCHS
 from resnets.data.joint_transforms import fit_side
 from resnets.errors import CheckpointError, UsageError
 from resnets.evaluation import predictions
@@ -80,7 +80,7 @@ def test_validation_images_are_trained_on_when_that_is_said(drawn):
 def test_a_classifier_becomes_the_backbone_and_a_detector_keeps_what_fits():
     torch.manual_seed(0)
     classifier = models.create("resnet18", classes=7)
-    arch = replace(FAMILY["fasterrcnn_resnet18_fpn"], classes=2)
+    arch = replace(ARCHS["fasterrcnn_resnet18_fpn"], classes=2)
     detector = models.build(arch)
     load_pretrained(detector, classifier.state_dict())
     own = detector.state_dict()
@@ -98,7 +98,7 @@ def test_a_classifier_becomes_the_backbone_and_a_detector_keeps_what_fits():
 def test_a_classifier_becomes_both_networks_of_a_localiser():
     torch.manual_seed(0)
     classifier = models.create("resnet18", classes=7)
-    alone = replace(FAMILY["localizer_resnet18"], classes=2)
+    alone = replace(ARCHS["localizer_resnet18"], classes=2)
     plain, judged = models.build(alone), models.build(replace(alone, regions=(2, 3)))
     load_pretrained(judged, classifier.state_dict())
     for part in (judged.backbone, judged.rcnn.body):

@@ -56,16 +56,15 @@ def load(
 @public
 def create(
     model: str | Arch, *, classes: int | None = None, channels: int | None = None,
-    checkpoint: int = 0, norm: Callable[[int], Module] | None = None,
+    activation_checkpointing: int = 0, norm: Callable[[int], Module] | None = None,
     act: Callable[[], Module] | None = None,
     shortcut: Callable[[int, int, int], Module] | None = None,
     block: Callable[[int, int, int], Module] | None = None,
 ) -> Network:  # fmt: skip
     """A network by name or description, with other numbers of classes or input channels.
 
-    With `checkpoint` its training keeps the input of each segment of that many residual units and
-    recomputes the rest. A residual network takes parts of yours: see `models.create`; it is then
-    trained as a module, `train(data, model=network)`.
+    A residual network takes layers of your own: see `models.create`; it is then trained as a
+    module, `train(data, model=network)`.
 
     Raises UsageError with the nearest known names, and for parts where there are none.
 
@@ -73,7 +72,8 @@ def create(
         model: A name from `resnets models`, or an Arch.
         classes: Number of classes; the family's own when left out.
         channels: Channels of the images; the family's own when left out.
-        checkpoint: Residual units of a segment that is recomputed; 0 keeps all activations.
+        activation_checkpointing: Training keeps the input of each segment of that many residual
+            units and recomputes the rest in the backward pass; 0 keeps everything.
         norm: norm(channels) makes a normalisation layer.
         act: act() makes an activation.
         shortcut: shortcut(c_in, c_out, stride) makes a shortcut.
@@ -87,8 +87,9 @@ def create(
     from resnets import models
 
     return models.create(
-        model, classes=classes, channels=channels, checkpoint=checkpoint, norm=norm, act=act,
-        shortcut=shortcut, block=block,
+        model, classes=classes, channels=channels,
+        activation_checkpointing=activation_checkpointing,
+        norm=norm, act=act, shortcut=shortcut, block=block,
     )  # fmt: skip
 
 

@@ -35,14 +35,14 @@ def list_models(pattern: str = "*", /) -> list[dict[str, Any]]:
     Args:
         pattern: A pattern as 'resnet*', or a part of the name.
     """
-    from resnets.config.families import FAMILY
+    from resnets.config.families import ARCHS
     from resnets.models.cost import cost
 
     if not any(sign in pattern for sign in "*?["):
         pattern = f"*{pattern}*"
     rows = []
-    for name in sorted(fnmatch.filter(FAMILY, pattern), key=natural):
-        arch = FAMILY[name]
+    for name in sorted(fnmatch.filter(ARCHS, pattern), key=natural):
+        arch = ARCHS[name]
         price = cost(arch)
         row = {"name": name, "depth": arch.depth, "parameters": price.parameters}
         row |= {"multiply_adds": price.macs, "channels": arch.channels, "size": arch.size}
@@ -202,7 +202,7 @@ def doctor(*, quick: bool = False) -> dict[str, str]:
     Args:
         quick: Skip the speed check.
     """
-    from resnets.config.families import FAMILY
+    from resnets.config.families import ARCHS
     from resnets.device import environment, pick_device, processor_flags, use_bfloat16
     from resnets.models.accelerate import describe_kernels
     from resnets.training.memory import available_bytes
@@ -222,7 +222,7 @@ def doctor(*, quick: bool = False) -> dict[str, str]:
     facts["tensorboard"] = "missing: pip install 'resnets[track]'" if missing else "installed"
     facts["precision"] = "bfloat16" if use_bfloat16("auto", pick_device()) else "float32"
     facts["training kernels"] = describe_kernels(
-        FAMILY["resnet20"], pick_device(), facts["precision"] == "bfloat16"
+        ARCHS["resnet20"], pick_device(), facts["precision"] == "bfloat16"
     )
     for precision in () if quick else ("float32", "bfloat16"):
         rate = training_rate(precision)

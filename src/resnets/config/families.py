@@ -182,7 +182,7 @@ DENSE_TASK_MODELS: dict[str, DenseTaskArch] = {
     ),
 }
 
-FAMILY: dict[str, Arch] = {
+ARCHS: dict[str, Arch] = {
     **IMAGENET,
     **{f"{n}_v1": replace(a, stride_on="1x1") for n, a in BOTTLENECK.items()},
     **{
@@ -246,7 +246,7 @@ def label(arch: Arch) -> str:
         names = [f.name for f in fields(arch) if f.name not in free]
         return [n for n in names if getattr(known, n) != getattr(arch, n)]
 
-    same = {name: differing(known) for name, known in FAMILY.items() if type(known) is type(arch)}
+    same = {name: differing(known) for name, known in ARCHS.items() if type(known) is type(arch)}
     name = min(same, key=lambda name: len(same[name]))
     if not same[name]:
         return name
@@ -257,8 +257,8 @@ def label(arch: Arch) -> str:
 
 def get_arch(name: str) -> Arch:
     """The Arch of that name. Raises UsageError with the nearest known names."""
-    if name in FAMILY:
-        return FAMILY[name]
+    if name in ARCHS:
+        return ARCHS[name]
     raise UsageError(
-        f"unknown model {name!r}: {nearest(name, FAMILY)}\n`resnets models` lists them all."
+        f"unknown model {name!r}: {nearest(name, ARCHS)}\n`resnets models` lists them all."
     )

@@ -46,45 +46,45 @@ Network: TypeAlias = "Classifier | DenseTaskNetwork"
 
 
 @overload
-def build(arch: ClassifierArch, *, checkpoint: int = 0) -> Classifier: ...
+def build(arch: ClassifierArch, *, activation_checkpointing: int = 0) -> Classifier: ...
 @overload
-def build(arch: Arch, *, checkpoint: int = 0) -> Network: ...
-def build(arch: Arch, *, checkpoint: int = 0) -> Network:
+def build(arch: Arch, *, activation_checkpointing: int = 0) -> Network: ...
+def build(arch: Arch, *, activation_checkpointing: int = 0) -> Network:
     """The network that the data describes, with fresh weights.
 
-    With `checkpoint`, training keeps the input of each segment of that many residual units and
-    recomputes the rest in the backward pass; 0 keeps everything.
+    With `activation_checkpointing`, training keeps the input of each segment of that many residual
+    units and recomputes the rest in the backward pass; 0 keeps everything.
 
     Raises UsageError for fields that contradict each other.
     """
     match arch:
         case ResNetArch():
-            return ResNet(arch, checkpoint=checkpoint)
+            return ResNet(arch, activation_checkpointing=activation_checkpointing)
         case DenseNetArch():
-            return DenseNet(arch, checkpoint=checkpoint)
+            return DenseNet(arch, activation_checkpointing=activation_checkpointing)
         case MlpArch():
-            return Mlp(arch, checkpoint=checkpoint)
+            return Mlp(arch, activation_checkpointing=activation_checkpointing)
         case VitArch():
-            return VisionTransformer(arch, checkpoint=checkpoint)
+            return VisionTransformer(arch, activation_checkpointing=activation_checkpointing)
         case ExternalArch():
             return external.build(arch)
         # Here, since they need torchvision, which takes 1.7 s to import.
         case DetectorArch(form="retina"):
             from resnets.models.detection.retinanet import RetinaNet
 
-            return RetinaNet(arch, checkpoint=checkpoint)
+            return RetinaNet(arch, activation_checkpointing=activation_checkpointing)
         case DetectorArch():
             from resnets.models.detection.faster_rcnn import FasterRCNN
 
-            return FasterRCNN(arch, checkpoint=checkpoint)
+            return FasterRCNN(arch, activation_checkpointing=activation_checkpointing)
         case SegmenterArch():
             from resnets.models.segmentation import Segmenter
 
-            return Segmenter(arch, checkpoint=checkpoint)
+            return Segmenter(arch, activation_checkpointing=activation_checkpointing)
         case LocalizerArch():
             from resnets.models.localizer import Localizer
 
-            return Localizer(arch, checkpoint=checkpoint)
+            return Localizer(arch, activation_checkpointing=activation_checkpointing)
 
 
 def create(
@@ -92,7 +92,7 @@ def create(
     *,
     classes: int | None = None,
     channels: int | None = None,
-    checkpoint: int = 0,
+    activation_checkpointing: int = 0,
     norm: Callable[[int], nn.Module] | None = None,
     act: Callable[[], nn.Module] | None = None,
     shortcut: MakeModule | None = None,
@@ -111,9 +111,14 @@ def create(
     arch = replace(arch, classes=arch.classes if classes is None else classes)
     arch = replace(arch, channels=arch.channels if channels is None else channels)
     if not (norm or act or shortcut or block):
-        return build(arch, checkpoint=checkpoint)
+        return build(arch, activation_checkpointing=activation_checkpointing)
     if not isinstance(arch, ResNetArch):
         raise UsageError("norm, act, shortcut and block are parts of residual networks alone")
     return ResNet(
-        arch, checkpoint=checkpoint, norm=norm, act=act or nn.ReLU, shortcut=shortcut, block=block
+        arch,
+        activation_checkpointing=activation_checkpointing,
+        norm=norm,
+        act=act or nn.ReLU,
+        shortcut=shortcut,
+        block=block,
     )

@@ -15,11 +15,11 @@ from resnets.models.layers import LayerFactory, global_mean, initialise
 class DenseNet(nn.Module):
     """Shapes: (N, channels, H, W) -> (N, classes)."""
 
-    def __init__(self, arch: DenseNetArch, *, checkpoint: int = 0) -> None:
+    def __init__(self, arch: DenseNetArch, *, activation_checkpointing: int = 0) -> None:
         super().__init__()
         self.arch = arch
         # A module and not a method, since torchvision's names begin with "features.".
-        self.features = Features(arch, checkpoint)
+        self.features = Features(arch, activation_checkpointing)
         self.levels = self.features.levels
         self.classifier = nn.Linear(list(self.levels.values())[-1][0], arch.classes)
         initialise(self)
@@ -32,7 +32,7 @@ class DenseNet(nn.Module):
 class Features(nn.Module):
     """Shapes: (N, channels, H, W) -> {level: (N, C, H / stride, W / stride)}."""
 
-    def __init__(self, arch: DenseNetArch, checkpoint: int) -> None:
+    def __init__(self, arch: DenseNetArch, activation_checkpointing: int) -> None:
         super().__init__()
         make = LayerFactory()
         c, k = arch.stem_width, arch.growth
@@ -53,7 +53,7 @@ class Features(nn.Module):
             for i in range(1, count + 1):
                 layers[f"denselayer{i}"] = DenseLayer(make, c, arch.bottleneck * k, k, arch.dropout)
                 c += k
-            self.add_module(f"denseblock{block}", make_stage(layers, checkpoint))
+            self.add_module(f"denseblock{block}", make_stage(layers, activation_checkpointing))
             self.levels[f"denseblock{block}"] = (c, stride)
         self.norm5, self.relu5 = make.norm(c), nn.ReLU()
 

@@ -69,9 +69,9 @@ class RCNN(nn.Module):
     Shapes: (B, C, H, W), boxes (B, R, 4) -> float32 (B, R, K), float32 (B, R, K, 4).
     """
 
-    def __init__(self, arch: LocalizerArch, *, checkpoint: int = 0) -> None:
+    def __init__(self, arch: LocalizerArch, *, activation_checkpointing: int = 0) -> None:
         super().__init__()
-        self.crop, self.body = arch.crop, make_backbone(arch, checkpoint)
+        self.crop, self.body = arch.crop, make_backbone(arch, activation_checkpointing)
         channels, _ = list(self.body.levels.values())[-1]
         self.cls_score = nn.Linear(channels, arch.classes)
         self.bbox_pred = nn.Linear(channels, 4 * arch.classes)
@@ -106,7 +106,7 @@ class Localizer(nn.Module):
     be meant.
     """
 
-    def __init__(self, arch: LocalizerArch, *, checkpoint: int = 0) -> None:
+    def __init__(self, arch: LocalizerArch, *, activation_checkpointing: int = 0) -> None:
         super().__init__()
         self.arch = arch
         has_rcnn = arch.regions != (0, 0)
@@ -117,13 +117,15 @@ class Localizer(nn.Module):
             )
         rcnn_losses = ["rcnn_classification", "rcnn_boxes"] * has_rcnn
         self.loss_names = ("classification", "boxes", *rcnn_losses)
-        self.backbone = make_backbone(arch, checkpoint)
+        self.backbone = make_backbone(arch, activation_checkpointing)
         channels, _ = list(self.backbone.levels.values())[-1]
         self.shapes = len(arch.anchors) * len(arch.ratios)
         self.classification = nn.Conv2d(channels, arch.classes * self.shapes, 1)
         self.regression = nn.Conv2d(channels, arch.classes * self.shapes * 4, 1)
         init_predictors(self.classification, self.regression, arch.classes)
-        self.rcnn = RCNN(arch, checkpoint=checkpoint) if has_rcnn else None
+        self.rcnn = (
+            RCNN(arch, activation_checkpointing=activation_checkpointing) if has_rcnn else None
+        )
         self.scales: tuple[float, ...] = (1.0,)  # of the images at test: dense testing
 
     def forward(

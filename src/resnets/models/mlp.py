@@ -11,12 +11,14 @@ from resnets.models.blocks import PreActivation, make_stage
 class Mlp(nn.Module):
     """Shapes: (N, channels) -> (N, classes)."""
 
-    def __init__(self, arch: MlpArch, *, checkpoint: int = 0) -> None:
+    def __init__(self, arch: MlpArch, *, activation_checkpointing: int = 0) -> None:
         super().__init__()
         self.arch = arch
         self.levels = {"units": (arch.width, 1)}
         self.first = nn.Linear(arch.channels, arch.width)
-        self.units = make_stage({str(i): make_unit(arch) for i in range(arch.blocks)}, checkpoint)
+        self.units = make_stage(
+            {str(i): make_unit(arch) for i in range(arch.blocks)}, activation_checkpointing
+        )
         self.final = nn.Sequential(nn.BatchNorm1d(arch.width), nn.ReLU())
         self.fc = nn.Linear(arch.width, arch.classes)
 

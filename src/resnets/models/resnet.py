@@ -98,7 +98,7 @@ class ResNet(nn.Module):
         self,
         arch: ResNetArch,
         *,
-        checkpoint: int = 0,
+        activation_checkpointing: int = 0,
         norm: Callable[[int], nn.Module] | None = None,
         act: Callable[[], nn.Module] = nn.ReLU,
         shortcut: MakeModule | None = None,
@@ -110,7 +110,7 @@ class ResNet(nn.Module):
         c_in = arch.stem_width
         pooled = arch.stem != "cifar"
 
-        self.conv1 = stem_convolution(arch, make)
+        self.conv1 = make_stem(arch, make)
         self.bn1 = make.norm(c_in)
         self.relu = make.act()
         self.maxpool = make.max_pool(arch.blur) if pooled else nn.Identity()
@@ -124,10 +124,10 @@ class ResNet(nn.Module):
                 else:
                     units[str(i)] = block(shape.c_in, shape.c_out, shape.stride)
             c_in = arch.widths[level - 1]
-            self.add_module(f"layer{level}", make_stage(units, checkpoint))
+            self.add_module(f"layer{level}", make_stage(units, activation_checkpointing))
             self.levels[f"layer{level}"] = (c_in, net_stride)
 
-        self.final = activation(BEFORE.get(arch.order), make, c_in)
+        self.final = make_activation(BEFORE.get(arch.order), make, c_in)
         self.fc = nn.Linear(c_in, arch.classes)
         initialise(self)
 
@@ -156,14 +156,17 @@ class ResNet(nn.Module):
         return self.fc(global_mean(self.final(x)))
 
 
-def make_backbone(arch: DenseTaskArch, checkpoint: int) -> ResNet:
+def make_backbone(arch: DenseTaskArch, activation_checkpointing: int) -> ResNet:
     """The residual network below a detector, segmenter or localiser: one without a classifier."""
-    body = ResNet(replace(arch.backbone, channels=arch.channels), checkpoint=checkpoint)
+    body = ResNet(
+        replace(arch.backbone, channels=arch.channels),
+        activation_checkpointing=activation_checkpointing,
+    )
     del body.fc
     return body
 
 
-def stem_convolution(arch: ResNetArch, make: LayerFactory) -> nn.Module:
+def make_stem(arch: ResNetArch, make: LayerFactory) -> nn.Module:
     """The first convolution; "deep" has three, with normalisation and ReLU between them."""
     width = arch.stem_width
     if arch.stem == "cifar":
@@ -176,7 +179,7 @@ def stem_convolution(arch: ResNetArch, make: LayerFactory) -> nn.Module:
     return nn.Sequential(*first, *second, make.conv(half, width, 3))
 
 
-def activation(kind: str | None, make: LayerFactory, channels: int) -> nn.Module:
+def make_activation(kind: str | None, make: LayerFactory, channels: int) -> nn.Module:
     """An activation, or a normalisation and an activation, or nothing."""
     if kind == "norm_act":
         return nn.Sequential(OrderedDict(bn=make.norm(channels), relu=make.act()))
@@ -184,7 +187,7 @@ def activation(kind: str | None, make: LayerFactory, channels: int) -> nn.Module
 
 
 def make_unit(
-    arch: ResNetArch, make: LayerFactory, shape: UnitShape, make_shortcut: MakeModule | None = None
+    arch: ResNetArch, make: LayerFactory, shape: UnitShape, shortcut: MakeModule | None = None
 ) -> nn.Module:
     """A residual unit. The order decides the formula and what follows the addition.
 
@@ -195,26 +198,26 @@ def make_unit(
         field = "blur" if arch.blur else 'downsample="avgpool"'
         raise UsageError(f"output_stride {arch.output_stride}: no dilation is defined with {field}")
     # The stem ends in BN and ReLU, so the first unit needs no activation of its own.
-    pre = activation(BEFORE.get(arch.order) if shape.number > 1 else None, make, shape.c_in)
-    layers = branch(arch, make, shape)
-    act = activation(AFTER.get(arch.order), make, shape.c_out)
+    pre = make_activation(BEFORE.get(arch.order) if shape.number > 1 else None, make, shape.c_in)
+    layers = make_branch(arch, make, shape)
+    act = make_activation(AFTER.get(arch.order), make, shape.c_out)
     if arch.shortcut == "none":
         return nn.Sequential(OrderedDict(pre=pre, **layers, act=act))
-    if make_shortcut is None:
-        skip = shortcut(arch, make, shape)
+    if shortcut is None:
+        skip = make_shortcut(arch, make, shape)
     else:
-        skip = make_shortcut(shape.c_in, shape.c_out, shape.stride)
+        skip = shortcut(shape.c_in, shape.c_out, shape.stride)
     if arch.join.kind == "exclusive_gate":
         if arch.order in BEFORE:
             known = "exclusive gates are defined for f(h(x) + F(x))"
             raise UsageError(f"{known}, not for order {arch.order!r}")
-        return ExclusiveGate(layers, skip, act, gate(arch, make, shape))
+        return ExclusiveGate(layers, skip, act, make_gate(arch, make, shape))
     if arch.order not in BEFORE:
         return Residual(layers, skip, act)
     return (SharedPreActivation if shape.changes_size else PreActivation)(pre, layers, skip)
 
 
-def branch(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> dict[str, nn.Module]:
+def make_branch(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> dict[str, nn.Module]:
     """F: convolutions with normalisation and ReLU between them, and the order's ending."""
     layers: dict[str, nn.Module] = {}
     norm, c_in, convolutions = None, shape.c_in, branch_convolutions(arch, shape)
@@ -260,12 +263,12 @@ def branch_convolutions(arch: ResNetArch, shape: UnitShape) -> list[tuple[int, i
     return [(width, 1, 1, 1, 1), (width, 3, stride, arch.groups, first), (c, 1, 1, 1, 1)]
 
 
-def shortcut(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> nn.Module:
+def make_shortcut(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> nn.Module:
     """h: option A, B or C of He et al. 2015, section 3.3, and on it the join's h of 2016."""
     join, extra = arch.join, shape.c_out - shape.c_in
     h: nn.Module = nn.Identity()
     if join.kind == "conv" or arch.shortcut == "C" or (arch.shortcut == "B" and shape.changes_size):
-        h = projection(arch, make, shape)
+        h = make_projection(arch, make, shape)
     elif shape.changes_size and arch.blur:
         h = nn.Sequential(Blur(arch.dims, shape.stride), Pad(arch.dims, 1, extra))
     elif shape.changes_size:
@@ -275,11 +278,11 @@ def shortcut(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> nn.Modul
     if join.kind == "dropout":
         return nn.Sequential(h, nn.Dropout(0.5))
     if join.kind == "shortcut_gate":
-        return ShortcutGate(h, gate(arch, make, shape))
+        return ShortcutGate(h, make_gate(arch, make, shape))
     return h
 
 
-def projection(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> nn.Module:
+def make_projection(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> nn.Module:
     """W_s x, a 1x1 convolution; normalised where the last convolution of F is."""
     layers: list[nn.Module] = []
     stride = shape.stride
@@ -294,7 +297,7 @@ def projection(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> nn.Mod
     return nn.Sequential(*layers)
 
 
-def gate(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> nn.Module:
+def make_gate(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> nn.Module:
     """g(x) = sigmoid(W x + b), a 1x1 convolution: He et al. 2016, section 3.1."""
     conv = make.conv(shape.c_in, shape.c_out, 1, shape.stride, bias=True)
     nn.init.constant_(conv.bias, arch.join.gate_bias)  # type: ignore[arg-type]

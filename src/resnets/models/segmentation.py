@@ -30,11 +30,11 @@ class Segmenter(nn.Module):
     that counts.
     """
 
-    def __init__(self, arch: SegmenterArch, *, checkpoint: int = 0) -> None:
+    def __init__(self, arch: SegmenterArch, *, activation_checkpointing: int = 0) -> None:
         super().__init__()
         self.arch = arch
         self.loss_names = ("pixels", "auxiliary") if arch.auxiliary else ("pixels",)
-        self.backbone = make_backbone(arch, checkpoint)
+        self.backbone = make_backbone(arch, activation_checkpointing)
         widths = [channels for channels, _ in self.backbone.levels.values()][1:]
         make = LayerFactory(norm_kind=arch.backbone.norm)
         self.fpn = FeaturePyramidNetwork(widths, arch.width) if arch.head == "fpn" else None

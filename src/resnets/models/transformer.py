@@ -26,7 +26,7 @@ class VisionTransformer(nn.Module):
     Raises UsageError for an image of another size, which has no position embedding.
     """
 
-    def __init__(self, arch: VitArch, *, checkpoint: int = 0) -> None:
+    def __init__(self, arch: VitArch, *, activation_checkpointing: int = 0) -> None:
         super().__init__()
         if arch.size % arch.patch or arch.heads < 1 or arch.width % arch.heads:
             raise UsageError("a transformer needs size / patch and width / heads without remainder")
@@ -37,7 +37,9 @@ class VisionTransformer(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(1, 1, arch.width))
         self.positions = nn.Parameter(torch.empty(1, tokens, arch.width).normal_(std=0.02))
         self.dropout = nn.Dropout(arch.dropout)
-        self.blocks = make_stage({str(i): make_block(arch) for i in range(arch.blocks)}, checkpoint)
+        self.blocks = make_stage(
+            {str(i): make_block(arch) for i in range(arch.blocks)}, activation_checkpointing
+        )
         self.norm = nn.LayerNorm(arch.width, eps=1e-6)
         self.fc = nn.Linear(arch.width, arch.classes)
         # As torchvision: patches ~ N(0, 1 / fan-in), a classifier of zeros.

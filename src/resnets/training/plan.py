@@ -129,7 +129,7 @@ class Plan:
     bfloat16: bool  # whether forward passes are in bfloat16
     workers: int  # processes that decode images
     world: World = SINGLE_PROCESS  # this process among the ranks
-    base: Model | None = None  # what training starts from
+    pretrained: Model | None = None  # what training starts from
     teacher: Model | None = None  # of distillation
     data: Any = None  # as it was given: a path, a name or Datasets
     memory_note: str = ""  # why forward passes are smaller than asked
@@ -255,7 +255,7 @@ class Plan:
         """
         recipe, arch, device = self.recipe, self.arch, self.device
         torch.manual_seed(recipe.seed)
-        network = models.build(arch, checkpoint=recipe.activation_checkpointing)
+        network = models.build(arch, activation_checkpointing=recipe.activation_checkpointing)
         if recipe.norm == "sync":
             network = convert_sync_batch_norm(network)
         # Initialised in float32 NCHW on the CPU, so every device starts from the same weights.
@@ -267,8 +267,8 @@ class Plan:
         for copied in (network, average):
             if recipe.fsdp:
                 self.world.shard(copied)
-            if self.base is not None:
-                load_pretrained(copied, self.base.network.state_dict())
+            if self.pretrained is not None:
+                load_pretrained(copied, self.pretrained.network.state_dict())
         totals = torch.zeros(3, dtype=torch.float64, device=device)
         progress = TrainProgress(steps=self.steps, micro_batch=self.micro_batch)
         return State(network, average, optim.build(network, recipe), totals, progress)

@@ -49,19 +49,21 @@ def resolve(
 
     `external` is a person's own network. Raises UsageError that names all contradictions.
     """
-    base = load(recipe.weights, hints=recipe.arch, network=external) if recipe.weights else None
+    pretrained = (
+        load(recipe.weights, hints=recipe.arch, network=external) if recipe.weights else None
+    )
     network = external or families.get_arch(recipe.model)
     name = archs.task_for_arch(network)
     task = task or TASKS[name]
-    if base and not external and archs.task_for_arch(base.metadata.arch) == name:
-        network = base.metadata.arch
+    if pretrained and not external and archs.task_for_arch(pretrained.metadata.arch) == name:
+        network = pretrained.metadata.arch
         recipe = replace(recipe, model=model_name(network) or recipe.model)
     network = archs.with_fields(network, recipe.arch)
     if not is_2d(network):
         raise UsageError(f"{recipe.model} takes no 2-D images; `resnets models` lists others")
     if task.whole_images:
         recipe = replace(recipe, size=recipe.size or network.size)
-    preprocess = preprocessing(recipe, source, task, base)
+    preprocess = preprocessing(recipe, source, task, pretrained)
     network = replace(
         network, channels=preprocess.channels, classes=len(source.classes), size=preprocess.size
     )
@@ -82,7 +84,7 @@ def resolve(
         bfloat16=bfloat16,
         workers=0 if isinstance(train.images, torch.Tensor) else workers,
         world=world,
-        base=base,
+        pretrained=pretrained,
         teacher=load(recipe.teacher, classes=source.classes) if recipe.teacher else None,
     )
     if problems := [*task.contradictions(plan), *contradictions(plan)]:
@@ -111,11 +113,11 @@ def choose_precision(precision: str, arch: Arch, device: torch.device) -> bool:
 
 def contradictions(plan: Plan) -> Iterator[str]:
     """Contradictions of a plan for any task, each with its remedy."""
-    recipe, source, base, teacher = plan.recipe, plan.source, plan.base, plan.teacher
+    recipe, source, pretrained, teacher = plan.recipe, plan.source, plan.pretrained, plan.teacher
     side = recipe.train_size or plan.preprocess.size
     if isinstance(plan.arch, ExternalArch):
         usual = Recipe(model=recipe.model)
-        if base and not isinstance(base.metadata.arch, ExternalArch):
+        if pretrained and not isinstance(pretrained.metadata.arch, ExternalArch):
             yield f"{recipe.weights} is of resnets, {recipe.model} is your own: leave it out"
         for name in KNOWN_NETWORKS_ONLY:
             if getattr(recipe, name) != getattr(usual, name):
@@ -130,7 +132,7 @@ def contradictions(plan: Plan) -> Iterator[str]:
         yield "fsdp=true is for optimizer sgd or adamw, and not with freeze_backbone_epochs"
     if recipe.batch % plan.world.size:
         yield f"batch={recipe.batch} cannot be shared by {plan.world.size} processes evenly"
-    if base and (takes := base.metadata.arch.channels) != source.channels:
+    if pretrained and (takes := pretrained.metadata.arch.channels) != source.channels:
         has = f"{source.name} has {source.channels}"
         yield f"{recipe.weights} takes images of {takes} channels, {has}"
     if teacher and teacher.metadata.classes != source.classes:
@@ -162,10 +164,12 @@ def same_normalization(first: Preprocess, second: Preprocess) -> bool:
 def model_name(arch: Arch) -> str | None:
     """The model of that architecture, whatever its input and classes."""
     shape: dict[str, Any] = {k: getattr(arch, k) for k in ("channels", "classes", "size")}
-    return next((name for name, k in families.FAMILY.items() if replace(k, **shape) == arch), None)
+    return next((name for name, k in families.ARCHS.items() if replace(k, **shape) == arch), None)
 
 
-def preprocessing(recipe: Recipe, source: Source, task: Task, base: Model | None) -> Preprocess:
+def preprocessing(
+    recipe: Recipe, source: Source, task: Task, pretrained: Model | None
+) -> Preprocess:
     """How this run turns an image into the network's input, at test time."""
     images = training_images(source).images
     files = not isinstance(images, torch.Tensor)
@@ -177,7 +181,7 @@ def preprocessing(recipe: Recipe, source: Source, task: Task, base: Model | None
     if resize > 2**13:
         raise UsageError(f"size={size} of a crop_pct={recipe.crop_pct} is over 8,192 pixels")
     mean, std = input_statistics(recipe, source, size)
-    known = base.metadata.preprocess if base else None
+    known = pretrained.metadata.preprocess if pretrained else None
     if known and len(known.mean) == known.channels == source.channels:
         # The weights know the statistics that they were trained with.
         mean, std = known.mean, known.std

@@ -260,7 +260,7 @@ def last_state(run: Run, plan: Plan) -> State:
         raise CheckpointError(
             f"{run.path} has no checkpoint of its last step, from which its result is written"
         )
-    state = replace(plan, world=SINGLE_PROCESS, base=None).start()
+    state = replace(plan, world=SINGLE_PROCESS, pretrained=None).start()
     state.restore(newest.tensors, newest.progress)
     return state
 

@@ -19,7 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
 from resnets.config.arch import DetectorArch
-from resnets.config.families import FAMILY, TINY
+from resnets.config.families import ARCHS, TINY
 from resnets.data.detection.targets import DetectionTargets, Kind
 from resnets.errors import UsageError
 from resnets.models import build
@@ -90,7 +90,7 @@ def twins(name: str, images: Tensor, sizes: list[tuple[int, int]]) -> tuple[nn.M
     theirs.transform = Given(images, sizes)
     many = {"training": 200, "testing": 200}
     theirs.rpn._pre_nms_top_n, theirs.rpn._post_nms_top_n = many, many
-    ours = build(replace(FAMILY[name], classes=K, proposals=(200, 200))).eval()
+    ours = build(replace(ARCHS[name], classes=K, proposals=(200, 200))).eval()
     missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
     assert not unexpected
     assert all(name.endswith("num_batches_tracked") for name in missing)
@@ -195,7 +195,7 @@ TRUNK = replace(TINY, blocks=(1, 1, 1, 1), widths=(16, 16, 32, 32))
 
 def small(name: str, **changes: object) -> faster_rcnn.FasterRCNN:
     torch.manual_seed(0)
-    arch = replace(FAMILY[name], classes=K, proposals=(60, 20), sampled=40)
+    arch = replace(ARCHS[name], classes=K, proposals=(60, 20), sampled=40)
     arch = replace(arch, backbone=TRUNK, width=16, hidden=32)
     return build(replace(arch, **changes))
 
@@ -349,7 +349,7 @@ def test_masks_are_missing() -> None:
 def test_overfits_two_images() -> None:
     """Three coloured rectangles each: all found, with the right class."""
     torch.manual_seed(0)
-    arch = replace(FAMILY["fasterrcnn_tiny_fpn"], classes=3, proposals=(200, 100), sampled=64)
+    arch = replace(ARCHS["fasterrcnn_tiny_fpn"], classes=3, proposals=(200, 100), sampled=64)
     network = build(arch)
     images = torch.zeros(2, 3, 128, 160).contiguous(memory_format=torch.channels_last)
     boxes = torch.tensor(

@@ -13,7 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from resnets.config.families import FAMILY, TINY
+from resnets.config.families import ARCHS, TINY
 from resnets.data.detection.targets import DetectionTargets, Kind
 from resnets.errors import UsageError
 from resnets.models import build
@@ -69,7 +69,7 @@ def twins(name: str, images: Tensor) -> tuple[nn.Module, nn.Module]:
         deviation = theirs.backbone(images)["0"].std()
         for weight in theirs.backbone.fpn.layer_blocks.parameters():
             weight.div_(deviation)  # else each score is 0 or 1
-    ours = build(replace(FAMILY[name], classes=K)).eval()
+    ours = build(replace(ARCHS[name], classes=K)).eval()
     missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
     assert not unexpected
     assert all(name.endswith("num_batches_tracked") for name in missing)
@@ -123,7 +123,7 @@ def batch(per_image: list[DetectionTargets]) -> DetectionTargets:
 def tiny(norm: str) -> nn.Module:
     torch.manual_seed(0)
     trunk = replace(TINY, blocks=(1, 1, 1, 1), widths=(16, 16, 32, 32))
-    arch = replace(FAMILY["retinanet_tiny_fpn"], backbone=trunk, width=16, classes=K, norm=norm)
+    arch = replace(ARCHS["retinanet_tiny_fpn"], backbone=trunk, width=16, classes=K, norm=norm)
     return build(arch)
 
 
@@ -183,7 +183,7 @@ def test_prior() -> None:
 
 def test_anchors() -> None:
     """torchvision's sizes, in whole pixels; and as many rows as levels."""
-    arch = FAMILY["retinanet_resnet50_fpn"]
+    arch = ARCHS["retinanet_resnet50_fpn"]
     sizes = retinanet_resnet50_fpn(weights=None, weights_backbone=None).anchor_generator.sizes
     assert arch.anchors == sizes
     assert AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5).num_anchors_per_location() == [9] * 5

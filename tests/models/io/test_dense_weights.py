@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from resnets.config.arch import DetectorArch, SegmenterArch
-from resnets.config.families import DENSE_TASK_MODELS, FAMILY, TINY, dilated, retina
+from resnets.config.families import ARCHS, DENSE_TASK_MODELS, TINY, dilated, retina
 from resnets.errors import CheckpointError
 from resnets.models import build
 from resnets.models.io.infer_arch import infer_arch, meta_model
@@ -26,7 +26,7 @@ def taken_over(theirs: nn.Module, name: str, **fields: object) -> None:
     """Recognised as that member of the family; all tensors go over, and back."""
     state = theirs.state_dict()
     arch, tensors = infer_arch(state)
-    assert arch == replace(FAMILY[name], **fields)
+    assert arch == replace(ARCHS[name], **fields)
     assert list(tensors) == list(meta_model(arch).state_dict())
     assert all(tensors[key] is tensor for key, tensor in state.items())
     added = tensors.keys() - state.keys()
@@ -123,7 +123,7 @@ def test_names_of_2019_in_a_file(kind: str, tmp_path: Path) -> None:
     torch.save({"model": old}, tmp_path / "old.pth")
     ours, card = open_model(tmp_path / "old.pth")
     assert card is None
-    assert ours.arch == replace(FAMILY[SMALL[kind]], classes=4)
+    assert ours.arch == replace(ARCHS[SMALL[kind]], classes=4)
     expected = theirs.state_dict()
     assert ours.state_dict().keys() == expected.keys()
     for name, tensor in ours.state_dict().items():
@@ -155,7 +155,7 @@ OURS = [
     "name", [name if "18" in name or "tiny" in name else slow(name) for name in OURS]
 )
 def test_the_family_is_recognised(name: str) -> None:
-    arch = replace(FAMILY[name], classes=5, channels=1)
+    arch = replace(ARCHS[name], classes=5, channels=1)
     found, tensors = infer_arch(meta_model(arch).state_dict())
     assert found == arch
     assert list(tensors) == list(meta_model(arch).state_dict())
@@ -174,8 +174,8 @@ def test_others_than_the_family() -> None:
 
 
 def test_a_localizer_is_loaded_with_its_arch() -> None:
-    network = build(FAMILY["localizer_tiny"])
-    arch, tensors = infer_arch(network.state_dict(), FAMILY["localizer_tiny"])
+    network = build(ARCHS["localizer_tiny"])
+    arch, tensors = infer_arch(network.state_dict(), ARCHS["localizer_tiny"])
     assert arch == network.arch
     network.load_state_dict(tensors, strict=True)
 
@@ -194,9 +194,9 @@ def test_strange_tensors_are_refused(tensors: dict[str, Tensor]) -> None:
 
 
 def test_one_tensor_of_another_shape_is_refused() -> None:
-    state = meta_model(FAMILY["maskrcnn_resnet18_fpn"]).state_dict()
+    state = meta_model(ARCHS["maskrcnn_resnet18_fpn"]).state_dict()
     state["roi_heads.box_head.fc7.weight"] = torch.zeros(7, 7)
     with pytest.raises(CheckpointError, match="not a network that is known here"):
         infer_arch(state)
     with pytest.raises(CheckpointError, match=r"fc7\.weight is \(7, 7\), not \(1024, 1024\)"):
-        infer_arch(state, FAMILY["maskrcnn_resnet18_fpn"])
+        infer_arch(state, ARCHS["maskrcnn_resnet18_fpn"])

@@ -19,7 +19,7 @@ from PIL import Image
 
 from resnets.config.arch import MlpArch, ResNetArch, VitArch
 from resnets.config.arch import to_dict as arch_to_dict
-from resnets.config.families import FAMILY, cifar
+from resnets.config.families import ARCHS, cifar
 from resnets.config.recipe import Preprocess
 from resnets.errors import CheckpointError, DiskError, NotFinite, UsageError
 from resnets.models import Network, build, create
@@ -81,7 +81,7 @@ def rewrite(path: Path, **changes: object) -> None:
     "arch",
     [
         *(TINY, MlpArch(blocks=2, width=8, hidden=8, channels=4, classes=3)),
-        *(FAMILY[name] for name in ("resnet20", "densenet_bc100_12", "preresnet164")),
+        *(ARCHS[name] for name in ("resnet20", "densenet_bc100_12", "preresnet164")),
     ],
     ids=lambda arch: f"{type(arch).__name__}-{arch.depth}",
 )
@@ -171,7 +171,7 @@ cards = st.builds(
         provenance=provenance,
         temperature=temperature,
     ),
-    st.sampled_from(list(FAMILY.values())),
+    st.sampled_from(list(ARCHS.values())),
     st.lists(st.text(max_size=40), min_size=1, max_size=5),
     st.integers(1, 2**12),
     st.floats(-1000, 1000),

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 import resnets
 from resnets.config.arch import MlpArch, ResNetArch, VitArch
-from resnets.config.families import FAMILY, cifar, densenet_bc, dilated, label, plain, pre
+from resnets.config.families import ARCHS, cifar, densenet_bc, dilated, label, plain, pre
 from resnets.errors import Assumption, CheckpointError, UsageError
 from resnets.models import build
 from resnets.models.io.infer_arch import infer_arch, meta_model
@@ -54,7 +54,7 @@ def agree(network: nn.Module, path: Path, side: int, known: str = "") -> None:
     opened, card = open_model(path)
     assert card is None
     if known:
-        assert opened.arch == FAMILY[known]
+        assert opened.arch == ARCHS[known]
     x = torch.randn(2, 3, side, side)
     with torch.no_grad():
         assert close(opened(x), network(x))
@@ -167,7 +167,7 @@ def test_akamaster_channels_are_moved(n: int) -> None:
 def test_akamaster_as_a_plain_network_is_not_moved() -> None:
     state = Akamaster(3).state_dict()
     arch, tensors = infer_arch(state, plain(cifar(3)))
-    assert arch == FAMILY["plain20"]
+    assert arch == ARCHS["plain20"]
     assert torch.equal(tensors["layer3.0.conv2.weight"], state["layer3.0.conv2.weight"])
 
 
@@ -179,7 +179,7 @@ def test_akamaster_files(file: str, name: str, shared: Path) -> None:
     path = shared / "checkpoints" / file
     network, card = open_model(path)
     assert card is None
-    assert network.arch == FAMILY[name]
+    assert network.arch == ARCHS[name]
     theirs = Akamaster(len(network.layer1)).eval()
     theirs.load_state_dict(read(path), strict=False)  # saved before num_batches_tracked
     x = torch.randn(4, 3, 32, 32)
@@ -204,14 +204,11 @@ def test_projections_called_shortcut_and_linear() -> None:
 @pytest.mark.parametrize(
     "arch",
     [
-        *(FAMILY[n] for n in ("resnet18", "resnet18_option_a", "resnet18_option_c", "preresnet18")),
-        *(
-            FAMILY[n]
-            for n in ("resnet18_1d", "resnet18_3d", "resnet50d", "seresnet20", "resnet164")
-        ),
-        *(FAMILY[n] for n in ("wrn_16_8", "resnext29_8x64d", "densenet_bc100_12", "mlp_resnet")),
-        *(FAMILY[n] for n in ("resnet110_exclusive_gate_0", "resnet110_bn_after_add", "vit_s_16")),
-        *(replace(a, classes=7, channels=2) for a in (FAMILY["resnet18"], MlpArch(), cifar(3))),
+        *(ARCHS[n] for n in ("resnet18", "resnet18_option_a", "resnet18_option_c", "preresnet18")),
+        *(ARCHS[n] for n in ("resnet18_1d", "resnet18_3d", "resnet50d", "seresnet20", "resnet164")),
+        *(ARCHS[n] for n in ("wrn_16_8", "resnext29_8x64d", "densenet_bc100_12", "mlp_resnet")),
+        *(ARCHS[n] for n in ("resnet110_exclusive_gate_0", "resnet110_bn_after_add", "vit_s_16")),
+        *(replace(a, classes=7, channels=2) for a in (ARCHS["resnet18"], MlpArch(), cifar(3))),
         *(
             replace(cifar(4), stem_width=8, widths=(8, 24, 40), norm="group"),
             pre(cifar(4)),
@@ -230,16 +227,16 @@ def test_ours_are_recognised(arch: object) -> None:
 
 
 def test_what_shapes_do_not_show_is_said_with_arch() -> None:
-    state = meta_model(FAMILY["resnet50"]).state_dict()
-    assert infer_arch(state)[0] == FAMILY["resnet50"]
-    assert infer_arch(state, FAMILY["resnet50_v1"])[0] == FAMILY["resnet50_v1"]
+    state = meta_model(ARCHS["resnet50"]).state_dict()
+    assert infer_arch(state)[0] == ARCHS["resnet50"]
+    assert infer_arch(state, ARCHS["resnet50_v1"])[0] == ARCHS["resnet50_v1"]
 
 
 def test_half_precision_and_missing_counters() -> None:
     network = build(cifar(1))
     state = {k: v.half() for k, v in network.state_dict().items() if "num_batches" not in k}
     arch, tensors = infer_arch(state)
-    assert arch == FAMILY["resnet8"]
+    assert arch == ARCHS["resnet8"]
     assert tensors["conv1.weight"].dtype == torch.float32
     network.load_state_dict(tensors)
 
@@ -254,7 +251,7 @@ def test_densenet_names_of_2017() -> None:
         old[name] = tensor
     assert old.keys() != state.keys()
     arch, tensors = infer_arch(old)
-    assert arch == FAMILY["densenet121"]
+    assert arch == ARCHS["densenet121"]
     assert tensors.keys() == state.keys()
 
 
@@ -509,9 +506,9 @@ def test_networks_that_cannot_be_told_are_refused(
 
 # --- What tensors do not show ---------------------------------------------------------------------
 
-THIN = replace(FAMILY["resnet50"], widths=(16, 32, 64, 128), stem_width=8, classes=3)
+THIN = replace(ARCHS["resnet50"], widths=(16, 32, 64, 128), stem_width=8, classes=3)
 SCENE = replace(
-    FAMILY["fcn_resnet50"], backbone=dilated(replace(THIN, stride_on="1x1", classes=1000))
+    ARCHS["fcn_resnet50"], backbone=dilated(replace(THIN, stride_on="1x1", classes=1000))
 )
 
 
@@ -621,10 +618,10 @@ def test_heads_that_cannot_be(heads: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_name_settles_it(named: str, stride_on: str, tmp_path: Path) -> None:
-    arch, checkpoint = replace(FAMILY["resnet50"], blocks=(1, 1, 1, 1)), dict[str, Any]()
+    arch, checkpoint = replace(ARCHS["resnet50"], blocks=(1, 1, 1, 1)), dict[str, Any]()
     name, file = "resnet14", "w.pth"
     if named.endswith("v1"):
-        arch, name = FAMILY["resnet50_v1"], "resnet50_v1"
+        arch, name = ARCHS["resnet50_v1"], "resnet50_v1"
     if named.startswith("config"):
         (tmp_path / "config.json").write_text(json.dumps({"architecture": name}))
     elif named == "args":

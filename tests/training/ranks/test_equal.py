@@ -34,8 +34,8 @@ from ._helpers import together
 CPU = torch.device("cpu")
 
 
-def smooth(arch, checkpoint=0, build=models.build):
-    network = build(arch, checkpoint=checkpoint)
+def smooth(arch, activation_checkpointing=0, build=models.build):
+    network = build(arch, activation_checkpointing=activation_checkpointing)
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU):

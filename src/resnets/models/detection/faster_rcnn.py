@@ -65,11 +65,11 @@ class FasterRCNN(nn.Module):
     training for masks that the targets lack.
     """
 
-    def __init__(self, arch: DetectorArch, *, checkpoint: int = 0) -> None:
+    def __init__(self, arch: DetectorArch, *, activation_checkpointing: int = 0) -> None:
         super().__init__()
         self.arch = arch
         self.loss_names = ("objectness", "proposals", "classes", "boxes", *["masks"] * arch.masks)
-        self.backbone = FeaturePyramid(arch, checkpoint=checkpoint)
+        self.backbone = FeaturePyramid(arch, activation_checkpointing=activation_checkpointing)
         levels = list(self.backbone.levels.values())
         channels = levels[0][0]
         self.rpn = RegionProposalNetwork(arch, channels)

@@ -30,9 +30,9 @@ class FeaturePyramid(nn.Module):
     not have, and anchors that do not fit them.
     """
 
-    def __init__(self, arch: DetectorArch, *, checkpoint: int = 0) -> None:
+    def __init__(self, arch: DetectorArch, *, activation_checkpointing: int = 0) -> None:
         super().__init__()
-        self.body = body = make_backbone(arch, checkpoint)
+        self.body = body = make_backbone(arch, activation_checkpointing)
         stages = list(body.stages)
         check(arch, stages)
         deepest = stages.index(arch.levels[-1]) + 1

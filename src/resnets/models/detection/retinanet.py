@@ -41,10 +41,10 @@ class RetinaNet(nn.Module):
 
     loss_names = ("classes", "boxes")
 
-    def __init__(self, arch: DetectorArch, *, checkpoint: int = 0) -> None:
+    def __init__(self, arch: DetectorArch, *, activation_checkpointing: int = 0) -> None:
         super().__init__()
         self.arch = arch
-        self.backbone = FeaturePyramid(arch, checkpoint=checkpoint)
+        self.backbone = FeaturePyramid(arch, activation_checkpointing=activation_checkpointing)
         group = LayerFactory(norm_kind="group").norm if arch.norm == "group" else None
         shapes = len(arch.anchors[0]) * len(arch.ratios)
         self.head = RetinaNetHead(arch.width, shapes, arch.classes, group)

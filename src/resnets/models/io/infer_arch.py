@@ -20,7 +20,7 @@ from resnets.config.arch import (
     SegmenterArch,
     VitArch,
 )
-from resnets.config.families import FAMILY, dilated, label, retina
+from resnets.config.families import ARCHS, dilated, label, retina
 from resnets.errors import CheckpointError, ResnetsError
 from resnets.escape import clip
 from resnets.models import Network, build
@@ -62,7 +62,7 @@ def infer_arch(
     channels are moved so that our zeros, all after, compute the same).
 
     Names and shapes do not show everything (`assumed_fields`). Where several networks of
-    `FAMILY` have them, the one called `name` is given, else the first: the stride of a bottleneck
+    `ARCHS` have them, the one called `name` is given, else the first: the stride of a bottleneck
     on its 3x3 convolution ("v1.5"), option A and not a plain network where nothing projects, ReLU
     after the addition, ViT heads 64 wide, an output stride of 8 below FCN and DeepLabv3. With
     `arch` the tensors are taken for that network.
@@ -112,7 +112,7 @@ def candidates(shapes: Mapping[str, Shape], name: str = "") -> Iterator[Arch]:
         guess = guess_arch(shapes)
     except (KeyError, IndexError, ValueError, ArithmeticError):
         return
-    for known in sorted(FAMILY.values(), key=lambda arch: arch is not FAMILY.get(name)):
+    for known in sorted(ARCHS.values(), key=lambda arch: arch is not ARCHS.get(name)):
         if type(known) is type(guess) and all(
             getattr(known, name, None) == getattr(guess, name, None) for name in VISIBLE_FIELDS
         ):
@@ -129,7 +129,7 @@ TIMM = re.compile(r"(timm/|tv_|gluon_|ssl_|swsl_|ig_|wide_|se)*(res(net|next)|de
 
 def name_settles(name: str, arch: Arch) -> bool:
     """Whether a network's name, as torchvision, timm or we write it, says what shapes do not."""
-    if name in FAMILY and label(arch) == name:
+    if name in ARCHS and label(arch) == name:
         return True
     odd = "_v1" in name or (getattr(arch, "norm", "batch") == "group" and "gn" not in name)
     return bool(TIMM.match(name)) and not odd and str(arch.depth) in re.findall(r"\d+", name)
