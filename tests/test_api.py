@@ -17,8 +17,7 @@ import pytest
 import resnets
 from resnets.cli import terminal
 from resnets.cli.main import app, main
-from resnets.cli.options import HABITS
-from resnets.errors import DataError, UsageError
+from resnets.errors import SYNONYMS, DataError, UsageError
 
 PLACE = {
     "analyze": ("signal", "resnet8"), "calibrate": ("run", "digits"), "create": ("resnet8",),
@@ -154,11 +153,11 @@ def test_a_value_is_neither_rounded_nor_dropped(cli, typed, words):
     assert words in err
 
 
-def test_what_stands_for_a_habit_is_an_option_of_ours(cli):
+def test_what_a_synonym_stands_for_is_an_option(cli):
     known = " ".join(cli(*command, "--help")[1] for command in COMMANDS)
-    for here in HABITS.values():
-        if here.startswith("--") and not here.startswith("--set"):
-            assert here.split()[0].rstrip(",;") in known
+    for usage in SYNONYMS:
+        if usage.startswith("--") and not usage.startswith("--set"):
+            assert usage.split()[0].rstrip(",;") in known
 
 
 COMMANDS = [

@@ -1,6 +1,7 @@
 """Messages are short, and say where something was left out."""
 
-from resnets.errors import DataErrors, quantify, shorten
+from resnets.errors import DataErrors, quantify
+from resnets.escape import shorten
 
 
 def test_what_is_cut_ends_in_an_ellipsis():

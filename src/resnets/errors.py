@@ -33,11 +33,6 @@ class DataError(ResnetsError, exit_code=3):
 Problem = tuple[str, str]  # where, and what
 
 
-def shorten(text: str, limit: int = 200) -> str:
-    """Text of at most `limit` characters; an ellipsis stands for what is left out."""
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
 def quantify(number: int, what: str) -> str:
     """A count in words; of one "images have no mask" it is "1 image has no mask"."""
     if number == 1:
@@ -129,23 +124,48 @@ class Assumption(UserWarning):
     """An assumption about files that do not say it, or what was left out of them."""
 
 
-SYNONYMS = {  # what other programs call a thing, and what it is called here
-    "cuda": "gpu", "lr": "learning_rate lr0 base_lr init_lr", "batch": "batch_size bs",
-    "epochs": "num_epochs", "workers": "num_workers", "size": "img_size imgsz image_size",
-    "run": "output output_dir out_dir project save_dir", "weights": "checkpoint pretrained ckpt",
-    "weight_decay": "wd decay l2", "optimizer": "opt optim", "schedule": "sched lr_scheduler",
-    "label_smoothing": "smoothing", "early_stop_patience": "early_stopping",
-    "val_fraction": "val_split validation_split hold_out validation_fraction",
-    "precision": "amp fp16 bf16 half", "top": "topk", "score": "conf threshold",
-}  # fmt: skip
+# How to write here, on the command line, what torchvision, timm and Ultralytics call otherwise.
+SYNONYMS = {
+    "--lr X": "learning_rate lr0 base_lr init_lr",
+    "--batch N": "batch_size b bs imgs_per_batch",
+    "--size N": "img_size imgsz image_size input_size crop_size train_crop_size",
+    "--model NAME": "arch a network backbone net",
+    "--run DIR": "output output_dir out_dir project name save_dir logdir",
+    "--weights FILE|RUN": "checkpoint initial_checkpoint load ckpt init",
+    "--weights FILE|RUN; there are no weights to download yet": "pretrained",
+    "--epochs N": "num_epochs n_epochs",
+    "--workers N": "num_workers j nw",
+    "--device cuda, or --devices N to train": "gpus gpu ngpus nproc_per_node world_size",
+    "--budget 30m": "time max_time time_limit",
+    "--set optimizer=adamw": "opt optim",
+    "--set weight_decay=1e-4": "wd decay l2",
+    "--set schedule=cosine": "sched lr_scheduler",
+    "--set warmup=0.05": "warmup_epochs lr_warmup_epochs",
+    "--set label_smoothing=0.1": "smoothing",
+    "--set augment.policy=trivialaugment": "aa auto_augment",
+    "--set augment.mixup=0.2": "mixup",
+    "--set augment.cutmix=1": "cutmix",
+    "--set ema=0.999": "model_ema",
+    "--set val_fraction=0.1": "val_split validation_split hold_out validation_fraction",
+    "--set early_stop_patience=N": "patience early_stopping",
+    "--set precision=bfloat16 (auto takes it where fast)": "amp fp16 bf16 half",
+    "--recipe FILE": "config cfg c",
+    "--score X": "conf threshold confidence conf_thres",
+    "--top K": "topk top_k",
+    "--view flip, ten-crop or multi-scale": "tta",
+    "DATA without an option, after the command": "dataset data_path data_dir train_dir",
+    "another folder: nothing is overwritten": "force overwrite exist_ok",
+    "nothing to set: the fast path is taken by itself": "compile channels_last",
+}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A phrase for an error message: the known names nearest to `name`."""
     names, plain = list(known), name.strip("-").replace("-", "_").lower()
-    for here, habits in SYNONYMS.items():
-        if plain in habits.split() and here in names:
-            return f"did you mean {here}?"
+    for usage, synonyms in SYNONYMS.items():
+        here = [word for word in re.findall(r"[\w.]+", usage) if word in names]
+        if plain in synonyms.split() and here:
+            return f"did you mean {here[0]}?"
     if inner := [here for here in names if here.endswith(f".{plain}")]:
         return f"did you mean {inner[0]}?"
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)

@@ -56,7 +56,7 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"^(\d+)([.)])(?=\s|$)", lambda item: f"{item[1]}&#{ord(item[2])};", escaped)
 
 
-def clip(text: object, length: int = 120) -> str:
-    """Text from a file, for an error message: its first line, printable, at most `length` long."""
+def shorten(text: object, limit: int = 200) -> str:
+    """Text for an error message: its first line, printable, at most `limit` characters long."""
     line = "".join(c if c.isprintable() else "?" for c in str(text).split("\n")[0])
-    return line if len(line) <= length else line[:length] + "..."
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"

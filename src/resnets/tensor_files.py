@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from resnets.errors import CheckpointError, DiskError, shorten
+from resnets.errors import CheckpointError, DiskError
+from resnets.escape import shorten
 from resnets.files import write_whole
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ TINY = ResNetArch(
     shortcut="A",
     stem="cifar",
     stem_width=8,
-    squeeze=2,
+    bottleneck_ratio=2,
     classes=5,
     size=8,
 )

@@ -16,7 +16,8 @@ from resnets.config.types import InferenceOptions, SplitName
 from resnets.data.dataset import Source, Split
 from resnets.data.loader import Batch, test_batches
 from resnets.device import pick_device
-from resnets.errors import DataError, UsageError, shorten
+from resnets.errors import DataError, UsageError
+from resnets.escape import shorten
 from resnets.evaluation.classification import predict_scores
 from resnets.evaluation.load import load
 from resnets.evaluation.predictor import Model

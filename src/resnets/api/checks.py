@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from resnets.config.tasks import TASK_TEXTS, missing_options, tasks_with
-from resnets.config.types import InferenceOptions, TaskName, ViewName, check_number
+from resnets.config.types import NAMED_DATA, InferenceOptions, TaskName, ViewName, check_number
 from resnets.errors import DataError, ResnetsError, UsageError, nearest
 from resnets.files import find_model_file
 
-DATA = ("digits", "cifar10", "cifar100")  # known by name
 PATHS = ("run", "runs", "root", "out")  # arguments that are paths
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -85,9 +84,9 @@ def check_device(name: str) -> None:
 
 def check_data(data: object) -> None:
     """Raise DataError where there is no data of that name or path."""
-    if isinstance(data, str | Path) and str(data) not in DATA and not os.path.exists(data):
+    if isinstance(data, str | Path) and str(data) not in NAMED_DATA and not os.path.exists(data):
         raise DataError(
-            f"no data '{data}', neither a folder nor a known name: {nearest(str(data), DATA)}"
+            f"no data '{data}', neither a folder nor a known name: {nearest(str(data), NAMED_DATA)}"
         )
 
 

@@ -10,11 +10,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from resnets.api import checks
 from resnets.api.checks import public
-from resnets.config.types import TaskName
+from resnets.config.types import DownloadName, TaskName
 from resnets.errors import ResnetsError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 @public
 def data_get(
-    name: Literal["cifar10", "cifar100"], /, *,
+    name: DownloadName, /, *,
     watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:  # fmt: skip
     """Download a data set into the cache (RESNETS_DATA, else the user's cache folder).

@@ -27,7 +27,7 @@ from resnets.api.checks import (
 )
 from resnets.cli import format, terminal
 from resnets.config.recipe import Augment, Recipe
-from resnets.config.types import TaskName
+from resnets.config.types import DownloadName, TaskName
 from resnets.errors import UsageError
 from resnets.files import check_inputs, find_model_file, resume_command
 
@@ -256,7 +256,7 @@ def run_jobs(jobs: Sequence[Job], root: Path, device: str, workers: int) -> None
     format.print_path(results.write_page(root))
 
 
-def data_get(name: Literal["cifar10", "cifar100"]) -> None:  # noqa: D103 - the API's
+def data_get(name: DownloadName) -> None:  # noqa: D103 - the API's
     with terminal.download_bar(name) as watch:
         path = resnets.data_get(name, watch=watch)
     terminal.note(f"{name} is in {path}", always=True)

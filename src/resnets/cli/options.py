@@ -16,7 +16,7 @@ from cyclopts import CycloptsError, Parameter, Token, UnknownOptionError, Unused
 
 from resnets.api.plans import PLANNED
 from resnets.config.recipe import Augment, Recipe
-from resnets.errors import UsageError
+from resnets.errors import SYNONYMS, UsageError
 
 WRITTEN: dict[str, tuple[Any, str]] = {  # how arguments are written that are not of a simple type
     "overrides": (list[str] | None, "FIELD=VALUE"),
@@ -30,38 +30,6 @@ WRITTEN: dict[str, tuple[Any, str]] = {  # how arguments are written that are no
 }
 NAMES = {"overrides": "--set"}
 SILENT_DEFAULTS = (None, False, "", "1", ())  # defaults that say nothing
-HABITS = {  # what users of torchvision, timm and Ultralytics write, and what it is here
-    "--learning-rate --lr0 --base-lr": "--lr X",
-    "--batch-size -b --bs --imgs-per-batch": "--batch N",
-    "--img-size --imgsz --image-size --input-size --crop-size --train-crop-size": "--size N",
-    "--arch -a --network --backbone --net": "--model NAME",
-    "--output --output-dir --out-dir --project --name --save-dir --logdir": "--run DIR",
-    "--checkpoint --initial-checkpoint --load --ckpt --init": "--weights FILE|RUN",
-    "--num-epochs --n-epochs": "--epochs N",
-    "--num-workers -j --nw": "--workers N",
-    "--gpus --gpu --ngpus --nproc-per-node --world-size": "--devices N, or --device cuda:0",
-    "--time --max-time --time-limit": "--budget 30m",
-    "--opt --optim": "--set optimizer=adamw",
-    "--wd --decay": "--set weight_decay=1e-4",
-    "--sched --lr-scheduler": "--set schedule=cosine",
-    "--warmup-epochs --lr-warmup-epochs": "--set warmup=0.05",
-    "--smoothing --label-smoothing": "--set label_smoothing=0.1",
-    "--aa --auto-augment": "--set augment.policy=trivialaugment",
-    "--mixup": "--set augment.mixup=0.2",
-    "--cutmix": "--set augment.cutmix=1",
-    "--model-ema --ema": "--set ema=0.999",
-    "--config --cfg -c": "--recipe FILE",
-    "--dataset --data-path --data-dir --train-dir": "DATA without an option, after the command",
-    "--conf --threshold --confidence --conf-thres": "--score X",
-    "--topk --top-k": "--top K",
-    "--tta": "--view flip, ten-crop or multi-scale",
-    "--force --overwrite --exist-ok": "another folder: nothing is overwritten",
-    "--val-split --validation-split --val-fraction": "--set val_fraction=0.1",
-    "--patience --early-stopping": "--set early_stop_patience=N",
-    "--compile --channels-last": "nothing to set: the fast path is taken by itself",
-    "--amp --fp16 --half --bf16 --precision": "--set precision=bfloat16 (auto takes it where fast)",
-    "--pretrained": "--weights FILE|RUN; there are no weights to download yet",
-}
 
 
 def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
@@ -165,11 +133,11 @@ def explain_word(word: str) -> str:
 
 def suggest_option(typed: str, known: Sequence[str]) -> str:
     """What to write instead of an unknown option."""
-    for habits, here in HABITS.items():
-        needs = "--recipe" if here.startswith("--set") else here.split()[0]
-        if typed in habits.split() and (not here.startswith("--") or needs in known):
-            return f"here it is {here}"
     field = typed.strip("-").replace("-", "_")
+    for usage, synonyms in SYNONYMS.items():
+        needs = "--recipe" if usage.startswith("--set") else usage.split()[0].rstrip(",;")
+        if field in synonyms.split() and (not usage.startswith("--") or needs in known):
+            return f"here it is {usage}"
     settings = {f.name for f in fields(Recipe)} | {f"augment.{f.name}" for f in fields(Augment)}
     if "--recipe" in known and field in settings:
         return f"it is a field of the recipe: --set {field}=VALUE (`resnets train --help-fields`)"

@@ -28,6 +28,7 @@ LAYERS = {"single": 1, "basic": 2, "bottleneck": 3}  # convolutions of a residua
 if TYPE_CHECKING:
     from resnets.config.types import TaskName
 
+OLD_FIELDS = {"squeeze": "bottleneck_ratio", "form": "architecture"}  # in files of 0.1.0
 HE2015 = "He et al. 2015, arXiv 1512.03385"
 HE2016 = "He et al. 2016, arXiv 1603.05027"
 
@@ -65,7 +66,7 @@ class ResNetArch:
     # 7x7/2 and a max pool; three 3x3 and a max pool (C, D); one 3x3 and no pool.
     stem: Literal["imagenet", "deep", "cifar"] = "imagenet"
     stem_width: int = 64
-    squeeze: float = 4  # a bottleneck's inner width is its stage's width / squeeze
+    bottleneck_ratio: float = 4  # stage width / inner width of a bottleneck, as in RegNet
     groups: int = 1  # of the 3x3 convolution of a bottleneck (ResNeXt)
     stride_on: Literal["3x3", "1x1"] = "3x3"  # of a bottleneck
     downsample: Literal["conv", "avgpool"] = "conv"  # D: average pool, then a 1x1 of stride 1
@@ -159,7 +160,7 @@ class DetectorArch:
     """
 
     backbone: ResNetArch
-    form: Literal["fpn", "c4", "retina"] = "fpn"
+    architecture: Literal["fpn", "c4", "retina"] = "fpn"
     levels: tuple[str, ...] = ("layer1", "layer2", "layer3", "layer4")  # c4: ("layer3",)
     width: int = 256  # channels of the pyramid and of the proposals' 3x3 convolution
     hidden: int = 1024  # of the two fully connected layers on a region
@@ -279,7 +280,7 @@ def from_dict(data: Mapping[str, Any]) -> Arch:
         raise ValueError(
             f"unknown kind of network {data.get('kind')!r}; known: {', '.join(ARCH_TYPES)}"
         )
-    values = {key: value for key, value in data.items() if key != "kind"}
+    values = {key: value for key, value in rename_old_fields(data).items() if key != "kind"}
     if unknown := sorted(set(values) - {f.name for f in fields(kind) if f.name != "make"}):
         raise ValueError(f"unknown fields of a {data['kind']}: {', '.join(unknown)}")
     rebuilt: Arch = _adapter(data["kind"]).validate_python(values)
@@ -289,6 +290,14 @@ def from_dict(data: Mapping[str, Any]) -> Arch:
 @cache
 def _adapter(kind: str) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(ARCH_TYPES[kind])
+
+
+def rename_old_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a network, and of its backbone, under the names of today."""
+    return {
+        OLD_FIELDS.get(key, key): rename_old_fields(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+    }
 
 
 def with_fields(arch: Arch, values: Mapping[str, Any]) -> Arch:
@@ -302,6 +311,7 @@ def with_fields(arch: Arch, values: Mapping[str, Any]) -> Arch:
         return arch
     data = to_dict(arch)
     try:
+        values = rename_old_fields(values)
         # A Literal of numbers takes no text.
         new = {k: int(v) if isinstance(v, str) and v.isdecimal() else v for k, v in values.items()}
         if isinstance(arch, DenseTaskArch):

@@ -73,7 +73,7 @@ def wrn(depth: int, k: int) -> ResNetArch:
 def resnext29(groups: int) -> ResNetArch:
     """29 layers, `groups` x 64d at the first stage, whose output is 256 wide: section 5.3."""
     units = replace(cifar(3), widths=(256, 512, 1024), unit="bottleneck", shortcut="B")
-    return replace(units, squeeze=4 / groups, groups=groups, stem_width=64, source=RESNEXT)
+    return replace(units, bottleneck_ratio=4 / groups, groups=groups, stem_width=64, source=RESNEXT)
 
 
 def se(arch: ResNetArch) -> ResNetArch:
@@ -118,7 +118,7 @@ TINY = replace(R18, widths=(32, 64, 128, 256), stem_width=32)
 
 def c4(backbone: ResNetArch) -> DetectorArch:
     """Faster R-CNN of 1512.03385 appendix A: 91 layers of ResNet-101 are shared."""
-    detector = DetectorArch(backbone=backbone, form="c4", levels=("layer3",), source=HE2015)
+    detector = DetectorArch(backbone=backbone, architecture="c4", levels=("layer3",), source=HE2015)
     sides = (64.0, 128.0, 256.0, 512.0)  # Ren et al. 2015 with 64 for COCO
     return replace(detector, anchors=(sides,), pool="max", proposals=(2000, 300), sampled=128)
 
@@ -127,7 +127,7 @@ def retina(backbone: ResNetArch) -> DetectorArch:
     """RetinaNet: pyramid levels 3 to 7, three sizes an octave, in whole pixels as torchvision's."""
     octave = [2 ** (k / 3) for k in range(3)]
     sides = tuple(tuple(float(int(s * o)) for o in octave) for s in (32, 64, 128, 256, 512))
-    detector = DetectorArch(backbone=backbone, form="retina", anchors=sides)
+    detector = DetectorArch(backbone=backbone, architecture="retina", anchors=sides)
     levels = ("layer2", "layer3", "layer4")
     return replace(detector, levels=levels, source="Lin et al. 2017, arXiv 1708.02002")
 
@@ -136,10 +136,10 @@ def tiny(detector: DetectorArch) -> DetectorArch:
     """The same for small images and few classes, on `TINY`, with fewer and smaller regions."""
     fewer = replace(detector, sampled=64, proposals=(500, 200), width=64, hidden=256)
     small = replace(fewer, backbone=TINY, size=320)
-    if small.form == "retina":
+    if small.architecture == "retina":
         return small
     sides = (24.0, 48.0, 96.0, 192.0)
-    if small.form == "c4":
+    if small.architecture == "c4":
         return replace(small, anchors=(sides,), pool="align", sampled=32, proposals=(200, 200))
     levels = ("layer2", "layer3", "layer4")
     return replace(small, levels=levels, anchors=tuple((side,) for side in sides))
@@ -200,11 +200,11 @@ ARCHS: dict[str, Arch] = {
     **{f"pre{n}_v1": pre(replace(a, stride_on="1x1")) for n, a in BOTTLENECK.items()},
     **{f"se{n}": se(a) for n, a in IMAGENET.items() if a.depth < 200},
     **{f"plain{depth}": plain(IMAGENET[f"resnet{depth}"]) for depth in (18, 34)},
-    "resnext50_32x4d": replace(R50, squeeze=2, groups=32, source=RESNEXT),
-    "resnext101_32x8d": replace(R101, squeeze=1, groups=32, source=RESNEXT),
-    "resnext101_64x4d": replace(R101, squeeze=1, groups=64, source=RESNEXT),
-    "wide_resnet50_2": replace(R50, squeeze=2, source=WIDE),
-    "wide_resnet101_2": replace(R101, squeeze=2, source=WIDE),
+    "resnext50_32x4d": replace(R50, bottleneck_ratio=2, groups=32, source=RESNEXT),
+    "resnext101_32x8d": replace(R101, bottleneck_ratio=1, groups=32, source=RESNEXT),
+    "resnext101_64x4d": replace(R101, bottleneck_ratio=1, groups=64, source=RESNEXT),
+    "wide_resnet50_2": replace(R50, bottleneck_ratio=2, source=WIDE),
+    "wide_resnet101_2": replace(R101, bottleneck_ratio=2, source=WIDE),
     "densenet121": dense((6, 12, 24, 16)),
     "densenet161": dense((6, 12, 36, 24), growth=48),
     "densenet169": dense((6, 12, 32, 32)),

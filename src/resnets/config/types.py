@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from resnets.errors import UsageError
 
@@ -17,6 +17,8 @@ Instrument = Literal[  # of `analyze`
     "responses", "signal", "gradients", "equations", "lesions", "swaps", "paths", "landscape",
     "precise",
 ]  # fmt: skip
+DownloadName = Literal["cifar10", "cifar100"]
+NAMED_DATA = ("digits", *get_args(DownloadName))
 # The least of whole numbers.
 MINIMUM = dict.fromkeys(("batch", "size", "top", "trials", "devices", "seeds"), 1) | {"workers": 0}
 UNIT_INTERVAL = ("score", "max_unreadable", "at_precision")  # between 0 and 1

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from resnets.config.recipe import Preprocess
-from resnets.config.types import TaskName
+from resnets.config.types import NAMED_DATA, TaskName
 from resnets.data import download, tables, torch_dataset
 from resnets.data.assemble import ReadOptions
 from resnets.data.class_folders import read_class_folders
@@ -64,7 +64,7 @@ def load(
             raise DataError("a Dataset has one class an image: boxes and masks are read from files")
         return torch_dataset.load(data, seed=seed, training=training)
     path, data = Path(data), str(data)
-    known = data == "digits" or data in download.ARCHIVES
+    known = data in NAMED_DATA
     if read is None:
         raise DataError(f"nothing here reads data for {task!r}: give a Source")
     if known and not path.exists():
@@ -72,7 +72,7 @@ def load(
             return digits() if data == "digits" else download.load_cached(data)
         raise DataError(f"{data} has one class for each image, neither boxes nor masks")
     if not path.exists():
-        near = nearest(data, ["digits", *download.ARCHIVES])
+        near = nearest(data, NAMED_DATA)
         raise DataError(f"no data {data!r}, neither a folder nor a known name: {near}")
     note = f"{path} is read from {path.resolve()}, and is not the data set of that name"
     try:

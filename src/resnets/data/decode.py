@@ -17,7 +17,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from resnets.data.limits import TooCostly, check_header, check_opened, check_scans, png_chunks
-from resnets.errors import Assumption, DataError, quantify, shorten
+from resnets.errors import Assumption, DataError, quantify
+from resnets.escape import shorten
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 # How the names of images end that are read; a camera's MPO opens as the JPEG that it begins with.

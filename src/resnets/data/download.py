@@ -29,7 +29,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from resnets.data.splits import Source, Split, in_memory
-from resnets.errors import DataError, DiskError, UsageError, nearest, shorten
+from resnets.errors import DataError, DiskError, UsageError, nearest
+from resnets.escape import shorten
 from resnets.files import write_whole
 
 SERVER = "https://www.cs.toronto.edu/~kriz/"  # RESNETS_CIFAR_URL replaces it

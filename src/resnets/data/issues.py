@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from resnets.data.scan import ScanResult
-from resnets.errors import DataErrors, Problem, quantify, shorten
+from resnets.errors import DataErrors, Problem, quantify
+from resnets.escape import shorten
 
 # What a value of the wrong kind raises where it is used.
 PARSE_ERRORS = (

@@ -16,7 +16,8 @@ from resnets.config.recipe import Preprocess
 from resnets.config.types import InferenceOptions, TaskName
 from resnets.data.dataset import Source, Split, normalization
 from resnets.device import pick_device
-from resnets.errors import CheckpointError, quantify, shorten
+from resnets.errors import CheckpointError, quantify
+from resnets.escape import shorten
 from resnets.evaluation.predictor import MAX_IMAGE_BYTES, Model, bytes_per_image, check_task
 from resnets.files import find_model_file
 from resnets.models.external import describe as describe_module

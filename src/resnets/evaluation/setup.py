@@ -18,7 +18,8 @@ from resnets.data.dataset import Source, Split
 from resnets.data.decode import warn_clipped
 from resnets.data.loader import ImageOp
 from resnets.data.torch_dataset import PREFIX as DATASET
-from resnets.errors import Assumption, CheckpointError, DataError, UsageError, shorten
+from resnets.errors import Assumption, CheckpointError, DataError, UsageError
+from resnets.escape import shorten
 from resnets.evaluation.load import AnyModel, load_model, match_classes
 from resnets.evaluation.predictor import Model
 from resnets.evaluation.scores import Scores

@@ -69,7 +69,7 @@ def build(arch: Arch, *, activation_checkpointing: int = 0) -> Network:
         case ExternalArch():
             return external.build(arch)
         # Here, since they need torchvision, which takes 1.7 s to import.
-        case DetectorArch(form="retina"):
+        case DetectorArch(architecture="retina"):
             from resnets.models.detection.retinanet import RetinaNet
 
             return RetinaNet(arch, activation_checkpointing=activation_checkpointing)

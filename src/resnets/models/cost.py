@@ -15,7 +15,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from resnets.config.arch import Arch, ExternalArch, MlpArch, ResNetArch
-from resnets.errors import UsageError, shorten
+from resnets.errors import UsageError
+from resnets.escape import shorten
 from resnets.models import CLASSIFIERS, external
 from resnets.models.io.infer_arch import meta_model
 

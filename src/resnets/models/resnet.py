@@ -257,7 +257,7 @@ def branch_convolutions(arch: ResNetArch, shape: UnitShape) -> list[tuple[int, i
         return [(c, 3, stride, 1, first)]
     if arch.unit == "basic":
         return [(c, 3, stride, 1, first), (c, 3, 1, 1, after)]
-    width = round(c / arch.squeeze)
+    width = round(c / arch.bottleneck_ratio)
     if arch.stride_on == "1x1":
         return [(width, 1, stride, 1, 1), (width, 3, 1, arch.groups, after), (c, 1, 1, 1, 1)]
     return [(width, 1, 1, 1, 1), (width, 3, stride, arch.groups, first), (c, 1, 1, 1, 1)]

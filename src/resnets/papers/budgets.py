@@ -142,7 +142,7 @@ class Job:
         full_depth = get_arch(self.recipe.model).depth
         # MACS are for the full depth and the backbone's own side.
         scale = self.layers / full_depth * (self.size / backbone.size) ** 2
-        if getattr(self.network, "form", "") == "c4":  # conv5, a tenth of it, for each region
+        if getattr(self.network, "architecture", "") == "c4":  # a tenth of conv5 for each region
             scale += 0.1 * getattr(self.network, "sampled", 0)
         return float(scale * MACS[full_depth] * 1e6 * self.images)
 

@@ -19,7 +19,8 @@ import safetensors.torch
 from torch import Tensor
 
 from resnets.config.arch import field_problem
-from resnets.errors import CheckpointError, DiskError, shorten
+from resnets.errors import CheckpointError, DiskError
+from resnets.escape import shorten
 from resnets.files import sync_folder, write_synced
 from resnets.tensor_files import INVALID, check_digest, check_tensors, digest, with_digest
 from resnets.training.state import TrainProgress

@@ -40,8 +40,8 @@ from filelock import FileLock, Timeout
 
 from resnets.config import arch as archs
 from resnets.config.recipe import Preprocess, Recipe, parse
-from resnets.errors import CheckpointError, DiskError, UsageError, shorten
-from resnets.escape import csv_cell
+from resnets.errors import CheckpointError, DiskError, UsageError
+from resnets.escape import csv_cell, shorten
 from resnets.files import resume_command, sync_folder, write_whole
 
 Number = Annotated[float, pydantic.Strict()]  # whole ones too

@@ -337,7 +337,7 @@ def test_anchors_do_not_fit() -> None:
     with pytest.raises(UsageError, match="layer1, layer2, layer3, layer4"):
         build(replace(arch, levels=("layer9",)))
     with pytest.raises(UsageError, match="a stage after it"):
-        build(replace(arch, form="c4", levels=("layer4",), anchors=((32,),)))
+        build(replace(arch, architecture="c4", levels=("layer4",), anchors=((32,),)))
 
 
 def test_masks_are_missing() -> None:

@@ -147,7 +147,8 @@ def test_a_segmenter_from_a_file(tmp_path: Path) -> None:
 OURS = [
     name
     for name, arch in DENSE_TASK_MODELS.items()
-    if (isinstance(arch, DetectorArch) and arch.form != "c4") or isinstance(arch, SegmenterArch)
+    if (isinstance(arch, DetectorArch) and arch.architecture != "c4")
+    or isinstance(arch, SegmenterArch)
 ]
 
 

@@ -332,7 +332,7 @@ def test_a_wrong_body(change: dict[str, object], message: str, path: Path) -> No
         *({"widths": [2**70, 4]}, {"widths": [4]}, {"widths": [0, 0]}, {"classes": 10**12}),
         *({"channels": 10**9}, {"dims": True}, {"unit": "os.system"}),
         *(
-            {"unit": "bottleneck", "squeeze": 0},
+            {"unit": "bottleneck", "bottleneck_ratio": 0},
             {"unit": "bottleneck", "groups": 0},
             {"dims": 9},
             {"size": -1, "channels": 0},

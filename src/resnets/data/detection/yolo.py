@@ -33,7 +33,8 @@ from resnets.data.folders import files_with_suffix, image_files, name_key, visib
 from resnets.data.issues import Issues
 from resnets.data.tables import read_lines, read_text
 from resnets.data.values import parse_number, quote
-from resnets.errors import DataError, MissingPackage, shorten
+from resnets.errors import DataError, MissingPackage
+from resnets.escape import shorten
 
 NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "labels/obj.names")
 MAX_YAML_BYTES = 1_000_000  # its parser is slow, and class names are short

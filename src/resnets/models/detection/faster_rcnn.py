@@ -74,10 +74,10 @@ class FasterRCNN(nn.Module):
         channels = levels[0][0]
         self.rpn = RegionProposalNetwork(arch, channels)
         # Of the levels that regions are read from; those further up are for proposals only.
-        self.strides = [s for _, s in levels[: len(levels) - len(EXTRA_LEVELS[arch.form])]]
+        self.strides = [s for _, s in levels[: len(levels) - len(EXTRA_LEVELS[arch.architecture])]]
         heads: dict[str, nn.Module] = {}
         features = arch.hidden
-        if arch.form == "c4":
+        if arch.architecture == "c4":
             features, _ = list(self.backbone.body.levels.values())[-1]
         else:
             heads["box_head"] = BoxHead(channels, CELLS["fpn"], arch.hidden)
@@ -91,7 +91,7 @@ class FasterRCNN(nn.Module):
         # Anchors of a level that go into suppression, in training and at test. conv4 alone has all
         # sizes on one level, so many overlap: Ren et al.'s 12,000 and 6,000 for 2,000 and 300.
         many, few = arch.proposals
-        self.pre_nms_top_n = (6 * many, 20 * few) if arch.form == "c4" else arch.proposals
+        self.pre_nms_top_n = (6 * many, 20 * few) if arch.architecture == "c4" else arch.proposals
         self.score_thresh, self.nms_thresh, self.detections_per_img = 0.05, 0.5, 100
 
     def forward(
@@ -137,8 +137,8 @@ class FasterRCNN(nn.Module):
         """
         if self.arch.context:
             rois = torch.cat([self.image_box(maps, rois, sizes), rois], 1)
-        x = self.roi_features(maps, rois, CELLS[self.arch.form])
-        if self.arch.form == "c4":
+        x = self.roi_features(maps, rois, CELLS[self.arch.architecture])
+        if self.arch.architecture == "c4":
             x = global_mean(self.backbone.run_roi_stages(x))
         else:
             x = self.roi_heads["box_head"](x)

@@ -38,7 +38,7 @@ class FeaturePyramid(nn.Module):
         deepest = stages.index(arch.levels[-1]) + 1
         self.image_stages, self.roi_stages = stages[:deepest], stages[deepest:]
         self.levels = {name: body.levels[name] for name in arch.levels}
-        if arch.form == "c4":
+        if arch.architecture == "c4":
             self.fpn: nn.Module = nn.Identity()
             return
         if self.roi_stages:  # what nothing learns from must not wait for gradients
@@ -47,13 +47,13 @@ class FeaturePyramid(nn.Module):
             delattr(body, name)
             del body.levels[name]
         group = LayerFactory(norm_kind="group").norm if arch.norm == "group" else None
-        retina = arch.form == "retina"
+        retina = arch.architecture == "retina"
         extra = LastLevelP6P7(arch.width, arch.width) if retina else LastLevelMaxPool()
         inputs = [channels for channels, _ in self.levels.values()]
         self.fpn = FeaturePyramidNetwork(inputs, arch.width, extra, group)
         strides = [stride for _, stride in self.levels.values()]
-        strides += [strides[-1] * 2**i for i, _ in enumerate(EXTRA_LEVELS[arch.form], 1)]
-        names = (*arch.levels, *EXTRA_LEVELS[arch.form])
+        strides += [strides[-1] * 2**i for i, _ in enumerate(EXTRA_LEVELS[arch.architecture], 1)]
+        names = (*arch.levels, *EXTRA_LEVELS[arch.architecture])
         self.levels = {n: (arch.width, s) for n, s in zip(names, strides, strict=True)}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -76,9 +76,11 @@ def check(arch: DetectorArch, stages: list[str]) -> None:
     """Raises UsageError for levels and anchors that do not fit each other or the stages."""
     if list(arch.levels) != [s for s in stages if s in arch.levels] or not arch.levels:
         raise UsageError(f"levels {arch.levels}: some of {', '.join(stages)}, in that order")
-    if arch.form == "c4" and (len(arch.levels) > 1 or arch.levels[0] == stages[-1]):
-        raise UsageError(f"levels {arch.levels}: form c4 has one, and a stage after it for regions")
-    levels = (*arch.levels, *EXTRA_LEVELS[arch.form])
+    if arch.architecture == "c4" and (len(arch.levels) > 1 or arch.levels[0] == stages[-1]):
+        raise UsageError(
+            f"levels {arch.levels}: architecture c4 has one, and a stage after it for regions"
+        )
+    levels = (*arch.levels, *EXTRA_LEVELS[arch.architecture])
     if len(arch.anchors) != len(levels):
         known = f"{len(levels)} levels ({', '.join(levels)})"
         raise UsageError(f"anchors have {len(arch.anchors)} rows of sizes for {known}")

@@ -22,7 +22,7 @@ from resnets.config.arch import (
 )
 from resnets.config.families import ARCHS, dilated, label, retina
 from resnets.errors import CheckpointError, ResnetsError
-from resnets.escape import clip
+from resnets.escape import shorten
 from resnets.models import Network, build
 from resnets.models.io.tensor_names import from_foreign, move_zeros_last
 
@@ -45,7 +45,7 @@ def differences(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -
         elif tensors[name].shape != tensor.shape:
             shapes.append(f"{name} is {(*tensors[name].shape,)}, not {(*tensor.shape,)}")
     others = [name for name in tensors if name not in expected and not name.endswith(COUNTER)]
-    unexpected = [f"unexpected {clip(name, 60)}" for name in others]
+    unexpected = [f"unexpected {shorten(name, 60)}" for name in others]
     examples = [*shapes[:2], *missing[:2], *unexpected[:2]]
     more = len(shapes) + len(missing) + len(unexpected) - len(examples)
     return "; ".join(examples) + (f"; and {more} more" if more else "")
@@ -72,7 +72,7 @@ def infer_arch(
     """
     if ANTIALIASED.search(name):
         raise CheckpointError(
-            f"{clip(name, 60)} has blur or average pools without tensors: not known here.\n"
+            f"{shorten(name, 60)} has blur or average pools without tensors: not known here.\n"
             "Take another network, or name the true one in a config.json beside the file: "
             '{"architecture": "NAME"}'
         )
@@ -280,7 +280,7 @@ def guess_resnet(shapes: Mapping[str, Shape]) -> ResNetArch:
         shortcut="B" if projected else "A",
         stem="deep" if deep else "cifar" if cifar else "imagenet",
         stem_width=shapes[last][0],
-        squeeze=widths[0] / inner if convs == 3 else 4,
+        bottleneck_ratio=widths[0] / inner if convs == 3 else 4,
         groups=inner // shapes["layer1.0.conv2.weight"][1] if convs == 3 else 1,
         downsample="avgpool" if averaged else "conv",
         norm="batch" if "bn1.running_mean" in shapes else "group",
@@ -308,5 +308,5 @@ def describe_shapes(shapes: Mapping[str, Shape]) -> str:
     if not weights:
         return f"{len(shapes)} tensors, no layer among them"
     stages = "-".join(str(n) for n in count_units(shapes, r"layer(\d+)\.(\d+)\."))
-    ends = [f"{clip(name, 50)} {clip(weights[name], 30)}" for name in weights]
+    ends = [f"{shorten(name, 50)} {shorten(weights[name], 30)}" for name in weights]
     return f"{len(weights)} layers, stages {stages or 'none'}, from {ends[0]} to {ends[-1]}"

@@ -27,7 +27,7 @@ from resnets.config.arch import Arch, ExternalArch
 from resnets.config.families import label
 from resnets.config.recipe import FINITE, Preprocess
 from resnets.errors import Assumption, CheckpointError, MissingCode, UsageError, naming_file
-from resnets.escape import clip
+from resnets.escape import shorten
 from resnets.models import Network
 from resnets.models.io import pretrained
 from resnets.models.io.infer_arch import (
@@ -216,9 +216,9 @@ def with_code(path: Path, arch: Arch, external: ExternalArch | None) -> Arch:
             raise UsageError(f"{path} is {label(arch)}: leave your own {external.builder} out")
         return arch
     if external is None:
-        raise MissingCode(f"{path} was trained from", clip(arch.builder), "--network")
+        raise MissingCode(f"{path} was trained from", shorten(arch.builder), "--network")
     if external.builder != arch.builder:
-        other = f"{path} was trained from {clip(arch.builder)}: {external.builder} may differ"
+        other = f"{path} was trained from {shorten(arch.builder)}: {external.builder} may differ"
         warnings.warn(other, Assumption, stacklevel=2)
     elif external.digest != arch.digest:
         changed = f"{path}: {external.builder} has changed since it was trained"
@@ -282,14 +282,14 @@ def parse_metadata(text: str) -> tuple[ModelMetadata, dict[str, str]]:
     try:
         version = data["format"]
         if version != FORMAT:
-            raise CheckpointError(f"format {clip(version)}, not {FORMAT}.\nUpgrade resnets.")
+            raise CheckpointError(f"format {shorten(version)}, not {FORMAT}.\nUpgrade resnets.")
         return from_dict(data["card"]), dict(data["tensors"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason = str(error)
         if isinstance(error, pydantic.ValidationError):
             reason = architectures.field_problem(error)[0]
         raise CheckpointError(
-            f"metadata that makes no sense ({clip(reason)}).\nGet the file again."
+            f"metadata that makes no sense ({shorten(reason)}).\nGet the file again."
         ) from None
 
 
@@ -303,10 +303,10 @@ def meta_network(arch: Arch, tensors: int) -> Network:
         # A convolution and its normalisation have three tensors at least.
         if min(blocks) < 1 or sum(blocks) > min(tensors / 3, UNITS):
             raise ValueError(
-                f"arch.blocks: {clip(sum(blocks))} units in {tensors} tensors, at most {UNITS:,}"
+                f"arch.blocks: {shorten(sum(blocks))} units in {tensors} tensors, at most {UNITS:,}"
             )
         return meta_model(arch)
     except (errors.ResnetsError, ValueError, ArithmeticError, RuntimeError, TypeError) as error:
         raise CheckpointError(
-            f"an impossible network ({clip(error)}).\nGet the file again."
+            f"an impossible network ({shorten(error)}).\nGet the file again."
         ) from None

@@ -20,7 +20,7 @@ from typing import IO, Any
 import torch
 
 from resnets.errors import CheckpointError
-from resnets.escape import clip
+from resnets.escape import shorten
 
 # ResNet-1202 and its momentum have 416,000 instructions and 44,000 tuples. Tuples nested more than
 # 130,000 deep end the interpreter when they are the key of a dict.
@@ -104,7 +104,7 @@ def load_pickle(path: Path, start: bytes) -> object:
     except CheckpointError:
         raise
     except Exception as error:  # a hostile file may raise anything
-        reason = f"{type(error).__name__}: {clip(error)}"
+        reason = f"{type(error).__name__}: {shorten(error)}"
         raise CheckpointError(f"broken or cut short ({reason}).\nDownload it again.") from None
 
 
@@ -177,6 +177,6 @@ def check_argument(stack: list[str]) -> None:
 def refuse_code(call: str) -> CheckpointError:
     """The refusal of a file with `call` in it."""
     return CheckpointError(
-        f"holds code or objects ({clip(call)}), not only tensors; nothing of it was run.\n"
+        f"holds code or objects ({shorten(call)}), not only tensors; nothing of it was run.\n"
         "Ask its author for a .safetensors file, or for `torch.save(model.state_dict())`."
     )

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from resnets.errors import CheckpointError, naming_file
-from resnets.escape import clip
+from resnets.escape import shorten
 from resnets.models.io.infer_arch import COUNTER
 from resnets.models.io.pickle_scan import load_pickle
 from resnets.models.io.tensor_names import FIRST_TENSOR, PREFIXES, describe_tensors, network_tensors
@@ -126,7 +126,9 @@ def read_safetensors(path: Path, header: int) -> tuple[dict[str, Tensor], dict[s
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             return tensors, file.metadata() or {}
     except (SafetensorError, RuntimeError, ValueError, AttributeError, OSError) as error:
-        raise CheckpointError(f"broken or cut short ({clip(error)}).\nDownload it again.") from None
+        raise CheckpointError(
+            f"broken or cut short ({shorten(error)}).\nDownload it again."
+        ) from None
 
 
 def unique_keys(entries: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -207,13 +209,13 @@ def pick_state(checkpoint: object, notes: list[str]) -> dict[str, Tensor]:
         return {}
     others = [at for at in others if at in networks]
     if rank(first)[1] == unknown and others:
-        names = ", ".join(clip(".".join(at), 40) for at in sorted((first, *others))[:4])
+        names = ", ".join(shorten(".".join(at), 40) for at in sorted((first, *others))[:4])
         raise CheckpointError(f"several networks in it: {names}.\nSave the state dict of one.")
-    name = clip(".".join(first), 40)
+    name = shorten(".".join(first), 40)
     plain = next((at for at in others if not set(at) & set(AVERAGED)), None)
     if set(first) & set(AVERAGED):
         if plain is not None:
-            beside = clip(".".join(plain), 40) or "the rest"
+            beside = shorten(".".join(plain), 40) or "the rest"
             notes.append(f"the averaged weights `{name}` were taken, not `{beside}` beside them")
             return fill_missing(states[first], states[plain], name, beside, notes)
     elif isinstance(checkpoint, dict):
@@ -244,7 +246,7 @@ def clone_tensors(state: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     total = 0
     for name, tensor in state.items():
-        shown, counter = clip(name, 80), name.endswith(COUNTER) and tensor.ndim == 0
+        shown, counter = shorten(name, 80), name.endswith(COUNTER) and tensor.ndim == 0
         strange = tensor.dtype not in DTYPES and not counter
         if tensor.layout != torch.strided or tensor.is_meta or strange:
             raise CheckpointError(f"{shown} is a {tensor.dtype} tensor.\nSave it as float32.")

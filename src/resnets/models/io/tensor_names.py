@@ -9,7 +9,7 @@ from torch import Tensor
 
 from resnets.config.arch import LAYERS, Arch, ResNetArch, VitArch
 from resnets.errors import CheckpointError
-from resnets.escape import clip
+from resnets.escape import shorten
 from resnets.models.transformer import NAMES, rename_parts
 
 PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.|model\.)+")  # data parallel, compiled, Lightning
@@ -56,11 +56,11 @@ def network_tensors(state: Mapping[str, Tensor], notes: list[str]) -> dict[str, 
         return strip_prefixes(state)
     leaders = [prefix for prefix in prefixes if not MOMENTUM_COPIES.search(prefix)]
     if len(leaders) != 1:
-        names = ", ".join(clip(x or "the names without prefix", 40) for x in prefixes[:4])
+        names = ", ".join(shorten(x or "the names without prefix", 40) for x in prefixes[:4])
         raise CheckpointError(f"several networks in it: {names}.\nSave the state dict of one.")
     (prefix,) = leaders
     if len(prefixes) > 1:
-        notes.append(f"of {len(prefixes)} networks `{clip(prefix, 40)}` was taken")
+        notes.append(f"of {len(prefixes)} networks `{shorten(prefix, 40)}` was taken")
     body = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     beside = {n: t for n, t in state.items() if not n.startswith(prefix)}
     for name in filter(LOSSES_AND_METRICS.match, list(body)):
@@ -102,12 +102,12 @@ def adopt_head(body: dict[str, Tensor], beside: dict[str, Tensor], notes: list[s
     weights = [name for name, kind in heads.items() if kind == "weight"]
     if {f"{head}.weight", f"{head}.bias"} & body.keys():
         if len(weights) > 1:
-            second = f"{clip(weights[0], 60)} beside {head}.weight"
+            second = f"{shorten(weights[0], 60)} beside {head}.weight"
             raise CheckpointError(f"{second}.\nSave one network with one classifier.")
     elif len(weights) == 1:
         for name, kind in heads.items():
             body[f"{head}.{kind}"] = (beside if name in beside else body).pop(name)
-        notes.append(f"`{clip(weights[0].removesuffix('.weight'), 60)}` is taken for `{head}`")
+        notes.append(f"`{shorten(weights[0].removesuffix('.weight'), 60)}` is taken for `{head}`")
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,14 +116,14 @@ def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         new = PREFIXES.sub("", name)
         if new in stripped:
-            raise CheckpointError(f"two tensors for {clip(new, 80)}.\nKeep one of them.")
+            raise CheckpointError(f"two tensors for {shorten(new, 80)}.\nKeep one of them.")
         stripped[new] = tensor
     return stripped
 
 
 def describe_tensors(names: Mapping[str, object]) -> str:
     """How many tensors there are, with the first as an example."""
-    first, plural = clip(next(iter(names)), 60), len(names) > 1
+    first, plural = shorten(next(iter(names)), 60), len(names) > 1
     return f"{len(names):,} tensor{'s' * plural} ({first}{', ...' * plural})"
 
 
