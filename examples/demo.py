@@ -14,12 +14,12 @@ import resnets
 from resnets.config.recipe import Augment
 from resnets.config.recipes import digits
 from resnets.data import dataset
-from resnets.training.clock import Progress
+from resnets.training.clock import ProgressReport
 
 RUNS = Path("runs/demo")
 
 
-def show(progress: Progress) -> None:
+def show(progress: ProgressReport) -> None:
     """One line an evaluation."""
     if progress.train_error is not None:
         print(

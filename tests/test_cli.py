@@ -27,7 +27,7 @@ from resnets.cli.main import main
 from resnets.data import dataset
 from resnets.errors import Interrupted
 from resnets.models.io import model_file
-from resnets.training.clock import Progress
+from resnets.training.clock import ProgressReport
 
 FEW = ["--model", "resnet8", "--set", "size=8", "--set", "steps=6", "--set", "batch=32"]
 
@@ -466,11 +466,11 @@ def test_the_bar_on_a_terminal(monkeypatch):
         terminal, "err", Console(file=text, force_terminal=True, width=120, highlight=False)
     )
     with terminal.training_bar() as update:
-        standing = Progress(
+        report = ProgressReport(
             step=3, steps=9, epoch=0.5, images_per_second=812.0, remaining_seconds=61.0, lr=0.1
         )
-        update(standing)
-        update(replace(standing, loss=1.5, train_error=0.25, notes=("set aside",)))
+        update(report)
+        update(replace(report, loss=1.5, train_error=0.25, notes=("set aside",)))
     assert "25.00 %" in text.getvalue()
     assert "set aside" in text.getvalue()
 

@@ -163,7 +163,7 @@ def test_what_public_functions_give_is_in_the_reference(reference):
     page = reference["records"]()
     near, far = reference["public_records"]()
     names = {kind.__name__ for kind in near}
-    assert {"TrainResult", "Plan", "Progress", "Model", "Prediction", "Scores"} <= names
+    assert {"TrainResult", "Plan", "ProgressReport", "Model", "Prediction", "Scores"} <= names
     for kind in (*near, *far):
         assert f"### {kind.__name__}\n" in page
 

@@ -301,7 +301,7 @@ def test_what_a_module_does_not_have_is_refused_by_its_name(run, tmp_path):
         list(resnets.explain(model, torch.rand(1, 8, 8), out=tmp_path / "x", level="nope"))
     with pytest.raises(UsageError, match=r"arch\.width: Sequential is your own: leave it out"):
         resnets.plan("digits", model=own(), recipe="digits", overrides={"arch.width": 2})
-    assert {row["error_is"] for row in resnets.runs(run.run.parent)} == {"wrong answers"}
+    assert {row["error_is"] for row in resnets.runs(run.run.parent)} == {"wrong predictions"}
 
 
 def test_an_ensemble_has_networks_of_ones_own_beside_ours(run, tmp_path):

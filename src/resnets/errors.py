@@ -85,12 +85,12 @@ class MissingCode(UsageError, exit_code=2):
 
 
 class NotFinite(CheckpointError, exit_code=4):
-    """A network answers NaN or infinity: its numbers are damaged, or training had diverged."""
+    """A network's outputs are NaN or infinite: its weights are damaged, or training diverged."""
 
     def __init__(self, path: str | Path = "") -> None:
         self.path = path  # of the model; empty where it is not known yet
         super().__init__(
-            f"{path or 'the network'}: its answers are NaN or infinite, so its weights are damaged "
+            f"{path or 'the network'}: its outputs are NaN or infinite, so its weights are damaged "
             "or diverged.\n"
             "Train it again with a lower rate, or get the file again."
         )

@@ -245,7 +245,7 @@ def test_the_record_names_processor_and_commit() -> None:
 OLD = {
     "model": "resnet8", "watch": "test", "keep": "best", "stop_after": 3, "drops": [0.5],
     "drop_factor": 0.2, "holdout": 0.1, "frozen": 1.5, "crop_ratio": 0.9, "shard": True,
-    "micro": 16, "checkpoint_blocks": 2, "distill": 0.25, "grow_from": 8,
+    "micro": 16, "checkpoint_blocks": 2, "distill": 0.25, "grow_from": 8, "temperature": 2,
     "augment": {"policy": "rand", "rand": [6, 0.5], "erase": 0.25, "repeats": 3},
 }  # fmt: skip
 
@@ -264,8 +264,8 @@ def test_fields_are_read_by_their_names_of_0_1_0_with_one_note_that_gives_the_ne
     assert old == Recipe(
         model="resnet8", monitor="test", select="best", early_stop_patience=3, milestones=(0.5,),
         gamma=0.2, val_fraction=0.1, freeze_backbone_epochs=1.5, crop_pct=0.9, fsdp=True,
-        micro_batch=16, activation_checkpointing=2, distill_weight=0.25, progressive_from=8,
-        augment=augment,
+        micro_batch=16, activation_checkpointing=2, distill_weight=0.25, distill_temperature=2,
+        progressive_from=8, augment=augment,
     )  # fmt: skip
     assert room.parse(room.to_dict(old)) == old  # without a note, which would be an error here
 

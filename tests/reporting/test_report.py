@@ -86,7 +86,7 @@ def test_who_cannot_see_it_can_read_it(tmp_path):
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
     alts = [image["alt"] for image in found.all("img")]
-    assert "image 3: cat, answered dog with 90.00\u00a0%" in alts  # the worst answer
+    assert "image 3: cat, predicted dog with 90.00\u00a0%" in alts  # the worst answer
 
 
 def test_figures_are_those_of_the_scores(tmp_path):
@@ -166,9 +166,9 @@ def test_several_labels_of_an_image(tmp_path):
     found = page(folder(tmp_path / "a", data, said=said), data)
     assert "Mean average precision" in found.text
     both = "cat with 73.11\u00a0% and dog with 88.08\u00a0%"
-    assert f"dog, answered {both}" in found.text
-    assert "cat, answered no class" in found.text  # not cat with 27 %
-    assert found.text.count("cat, answered cat with 88.08") == 1
+    assert f"dog, predicted {both}" in found.text
+    assert "cat, predicted no class" in found.text  # not cat with 27 %
+    assert found.text.count("cat, predicted cat with 88.08") == 1
 
 
 def test_a_run_is_called_by_its_folder_however_its_path_is_said(tmp_path, monkeypatch):

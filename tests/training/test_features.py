@@ -135,7 +135,7 @@ def test_frozen_normalisation_keeps_the_statistics():
 
 
 def test_the_teacher_has_its_share_of_the_loss(trained):
-    plan = small_plan(teacher=str(trained), distill_weight=1.0, temperature=2.0)
+    plan = small_plan(teacher=str(trained), distill_weight=1.0, distill_temperature=2.0)
     batch = first_batch(plan)
     _, step = begin(plan)
     sums = step.accumulate(batch)

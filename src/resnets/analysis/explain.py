@@ -83,19 +83,20 @@ def explain(
     vectors = embedding.embeddings(model, known, batch=batch, workers=workers) if known else None
     explained, checked = list[Explained](), list[tuple[Tensor, Tensor]]()
     named = list(expand_inputs(inputs))
-    predictions = zip(model.answers(named, top=top), named, strict=True)
+    predictions = zip(model.iter_predictions(named, top=top), named, strict=True)
     for number, (prediction, (name, item)) in enumerate(predictions, 1):
-        answer = Explained(**asdict(prediction))
+        explanation = Explained(**asdict(prediction))
         if prediction.problem is None:
             x, targets, tiles = _heatmaps(model, item, prediction, heatmap)
             near = _nearest_images(model, x, known, *vectors) if known and vectors else []
             file = f"{number:04}-{Path(name).stem[:50]}.png"  # 255 bytes are the most
             _write_figure(out / file, contact_sheet([*tiles, *(tile for _, tile in near)]))
-            answer = replace(answer, picture=file, neighbours=tuple(name for name, _ in near))
+            names = tuple(name for name, _ in near)
+            explanation = replace(explanation, picture=file, neighbours=names)
             if len(checked) < CHECKED:
                 checked.append((x, targets[:1]))
-        explained.append(answer)
-        yield answer
+        explained.append(explanation)
+        yield explanation
     facts: dict[str, Any] = {"method": method, "level": level, "images": [*map(asdict, explained)]}
     checks = [_check_randomization(model, checked, heatmap)] if checked else []
     for check in checks:

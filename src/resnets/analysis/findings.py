@@ -16,12 +16,12 @@ DOUBTFUL = 0.05  # share of the labels from which on it is the network that is i
 
 
 def most_wrong(scores: Scores, count: int) -> Tensor:
-    """The wrong answers of largest loss: int64 (n,), n <= count."""
+    """The wrong predictions of largest loss: int64 (n,), n <= count."""
     return _largest(losses(scores), ~is_correct(scores))[:count]
 
 
 def most_uncertain(scores: Scores, count: int) -> Tensor:
-    """The answers of largest entropy: int64 (n,), n <= count."""
+    """The predictions of largest entropy: int64 (n,), n <= count."""
     p = scores.probabilities
     entropy = torch.special.entr(p) + (torch.special.entr(1 - p) if scores.multi_label else 0)
     return _largest(entropy.sum(1), torch.ones(len(p), dtype=torch.bool))[:count]
@@ -32,8 +32,8 @@ def label_errors(scores: Scores) -> Tensor:
 
     Northcutt et al. 2021 (1911.00068), eq. 1 and 2: an image counts for a class from the mean
     probability of the images that are labelled so. Given are those that count for another class
-    than their label's, which is not the model's answer either, by their normalised margin. Several
-    labels are as many questions of yes or no. The model must not have learned these images.
+    than their label's, which is not the model's prediction either, by their normalised margin. Of
+    multiple labels each is a yes-or-no question. The model must not be trained on these images.
     """
     p = scores.probabilities
     if scores.multi_label:

@@ -147,7 +147,7 @@ def new_network(
 def with_inputs(setup: AnalysisSetup, shape: tuple[int, ...], seed: int) -> AnalysisSetup:
     """With one batch of the split, drawn at random, and its labels; without a split of noise.
 
-    Raises UsageError where it does not take such inputs, or answers with other classes.
+    Raises UsageError where it does not take such inputs, or has other classes.
     """
     generator, count = torch.Generator().manual_seed(seed), setup.options.images_per_batch(BATCH)
     labels, metadata = None, setup.model.metadata
@@ -164,13 +164,13 @@ def with_inputs(setup: AnalysisSetup, shape: tuple[int, ...], seed: int) -> Anal
         images = torch.randn(count, *shape, generator=generator).to(setup.model.device)
     try:
         with torch.no_grad():
-            answer = setup.model.network(images[:2])
+            output = setup.model.network(images[:2])
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         size = "x".join(map(str, images.shape[1:]))
         raise UsageError(f"{setup.path} takes no input of {size}: {shorten(str(error))}") from error
-    if setup.split is not None and answer.shape[1:] != (len(metadata.classes),):
+    if setup.split is not None and output.shape[1:] != (len(metadata.classes),):
         raise UsageError(
-            f"{setup.path} answers each image with {tuple(answer.shape[1:])}, the data has "
+            f"{setup.path} gives {tuple(output.shape[1:])} for each image, the data has "
             f"{len(metadata.classes)} classes"
         )
     return replace(setup, images=images, labels=labels, seed=seed)

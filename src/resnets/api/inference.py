@@ -109,9 +109,9 @@ def predict(
     what was found on an image, or its problem. Of COCO data, a folder or a file, images and
     categories keep their ids; others are numbered from 0, or after those.
 
-    In Python an input may also be bytes, a PIL image, an array or a tensor, and the answers are
-    those of `Model.predict`: one for one image, a list for several. Only with `out` a model that
-    draws writes its pictures, of files, and returns the rows.
+    In Python an input may also be bytes, a PIL image, an array or a tensor, and the predictions
+    are those of `Model.predict`: one for one image, a list for several. A model that draws
+    writes pictures, of files, only with `out`, and then returns the rows.
 
     Raises UsageError for no inputs, or where `out` is not empty; DataError where none is found.
 
@@ -153,7 +153,7 @@ def explain(
 ) -> list[Explained | RandomizationCheck | dict[str, int]]:  # fmt: skip
     """Explain predictions (Grad-CAM, occlusion), or find the errors and duplicates of a data set.
 
-    In Python: the answer to each image, or how many there are of each finding; errors as
+    In Python: the explanation of each image, or how many there are of each finding; errors as
     `evaluate`.
 
     Args:

@@ -44,7 +44,7 @@ def plan(
 
     In Python `data` may be a torch Dataset of (image, label), which is split by chance, or a
     dictionary of Datasets called train, val and test (`data.torch_dataset.load`); `model` may be a
-    module that answers images with logits, which starts from the weights that it has.
+    module from images to logits, which starts from the weights that it has.
 
     Raises UsageError for an unknown model, recipe or field, a value of the wrong type, or a model
     of another task; DataError where the data is missing, empty, broken or has one class.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from resnets.config.arch import ExternalArch
     from resnets.config.recipe import Recipe
     from resnets.data.torch_dataset import Data
-    from resnets.training.clock import Progress
+    from resnets.training.clock import ProgressReport
     from resnets.training.plan import Plan
     from resnets.training.run import Run
     from resnets.training.runner import TrainResult
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 else:  # so that the annotations can be read without torch
     Data = str | Path | Any
     Module = ExternalArch = Any
-    Recipe = TrainResult = Progress = Plan = Trial = Any
+    Recipe = TrainResult = ProgressReport = Plan = Trial = Any
 
 
 def check_run(run: str | Path | None, data: object) -> None:
@@ -52,7 +52,7 @@ def train(
     batch: int | None = None, size: int | None = None, seed: int | None = None,
     overrides: Mapping[str, Any] | Sequence[str] | None = None, run: str | Path | None = None,
     seeds: int = 1, device: str = "auto", workers: int = 2,
-    watch: Callable[[Progress], None] = lambda progress: None,
+    watch: Callable[[ProgressReport], None] = lambda progress: None,
 ) -> TrainResult:  # fmt: skip
     """Train a network on DATA, test it, and write a run folder.
 
@@ -80,7 +80,7 @@ def train(
 
 
 def train_and_report(
-    run: Run, plan: Plan, watch: Callable[[Progress], None], more: str = ""
+    run: Run, plan: Plan, watch: Callable[[ProgressReport], None], more: str = ""
 ) -> TrainResult:
     """As `steps_to_report`, with each progress given to `watch`."""
     steps = steps_to_report(run, plan, more)
@@ -93,7 +93,9 @@ def train_and_report(
 
 
 @public
-def fit(plan: Plan, /, *, run: str | Path | None = None) -> Generator[Progress, None, TrainResult]:
+def fit(
+    plan: Plan, /, *, run: str | Path | None = None
+) -> Generator[ProgressReport, None, TrainResult]:
     """Train a plan as `train` does, as a generator of its progress: the loop is yours.
 
     A progress comes about twice a second and at each evaluation, where `loss`, `train_error`,
@@ -111,7 +113,9 @@ def fit(plan: Plan, /, *, run: str | Path | None = None) -> Generator[Progress, 
     return steps_to_report(runner.create_run(plan, run), plan)
 
 
-def steps_to_report(run: Run, plan: Plan, more: str = "") -> Generator[Progress, None, TrainResult]:
+def steps_to_report(
+    run: Run, plan: Plan, more: str = ""
+) -> Generator[ProgressReport, None, TrainResult]:
     """Train from where a run stands to its end, test it, and write its result and its report.
 
     What is there already stays. `more` follows the command that resumes it after a signal.
@@ -128,7 +132,7 @@ def steps_to_report(run: Run, plan: Plan, more: str = "") -> Generator[Progress,
 
 
 def train_seeds(
-    first: Plan, run: str | Path | None, seeds: int, watch: Callable[[Progress], None]
+    first: Plan, run: str | Path | None, seeds: int, watch: Callable[[ProgressReport], None]
 ) -> Iterator[TrainResult]:
     """Train or resume a plan with its seed and those that follow, one after another.
 
@@ -161,7 +165,7 @@ def train_seeds(
 def resume(
     run: str | Path | None = None, *, data: Data | Plan | None = None,
     model: str | Module | None = None, device: str = "auto", workers: int = 2,
-    watch: Callable[[Progress], None] = lambda progress: None,
+    watch: Callable[[ProgressReport], None] = lambda progress: None,
 ) -> TrainResult:  # fmt: skip
     """Resume an interrupted run; without RUN, the newest unfinished one.
 
@@ -274,7 +278,7 @@ def tune(
     epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
     batch: int | None = None, size: int | None = None, seed: int | None = None,
     overrides: Mapping[str, Any] | Sequence[str] | None = None, device: str = "auto",
-    workers: int = 2, watch: Callable[[Progress], None] = lambda progress: None,
+    workers: int = 2, watch: Callable[[ProgressReport], None] = lambda progress: None,
 ) -> Iterator[list[Trial]]:  # fmt: skip
     """Search a recipe's fields for the lowest validation error; repeat the command to resume.
 

@@ -172,10 +172,8 @@ def predict(model: str, *inputs: str, task: TaskName, **options: Any) -> None:
     find_model_file(model)
     check_inputs(items)
     names = {f"input {k}": "-" for k, item in enumerate(inputs) if item == STDIN}
-    answers = resnets.predict(model, iter(items), task=task, **options)  # each is shown at once
-    format.print_predictions(
-        replace(answer, file=names.get(answer.file, answer.file)) for answer in answers
-    )
+    predictions = resnets.predict(model, iter(items), task=task, **options)  # each is shown at once
+    format.print_predictions(replace(p, file=names.get(p.file, p.file)) for p in predictions)
 
 
 def explain(model: str, *inputs: str, out: str, **options: Any) -> None:  # noqa: D103

@@ -24,7 +24,7 @@ from resnets.escape import escape_lines, visible
 from resnets.papers.ledger import format_count
 
 if TYPE_CHECKING:
-    from resnets.training.clock import Progress as Standing
+    from resnets.training.clock import ProgressReport
 
 for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
     if getattr(sys, name) is None:  # closed: the next file that is opened would take its place
@@ -127,28 +127,28 @@ def make_progress(*columns: ProgressColumn) -> Progress:
 
 
 @contextmanager
-def training_bar() -> Iterator[Callable[[Standing], None]]:
+def training_bar() -> Iterator[Callable[[ProgressReport], None]]:
     """A progress bar: its update function also prints a line for each evaluation."""
     head = " epoch      loss   train error   held out   rate      images/s   left"
 
-    def update(standing: Standing) -> None:
+    def update(report: ProgressReport) -> None:
         nonlocal head
-        for text in standing.notes:
+        for text in report.notes:
             note(text, always=True)
-        speed = f"{standing.images_per_second:,.0f}"
-        left = format_seconds(standing.remaining_seconds)
-        where = f"{standing.step}/{standing.steps} steps {speed} images/s {left} left"
-        progress.update(task, completed=standing.step, total=standing.steps, description=where)
-        if standing.loss is None:
+        speed = f"{report.images_per_second:,.0f}"
+        left = format_seconds(report.remaining_seconds)
+        where = f"{report.step}/{report.steps} steps {speed} images/s {left} left"
+        progress.update(task, completed=report.step, total=report.steps, description=where)
+        if report.loss is None:
             return
         if head:
             note(head)
             head = ""
         note(
-            f"{standing.epoch:6.1f}  {standing.loss:8.4f}"
-            f"  {format_percent(standing.train_error):>12}"
-            f"  {format_percent(standing.eval_error):>9}   {standing.lr:<8.4g}  {speed:>8}   {left}"
-            + "".join(f"   {name} {value:.4f}" for name, value in standing.eval_metrics)
+            f"{report.epoch:6.1f}  {report.loss:8.4f}"
+            f"  {format_percent(report.train_error):>12}"
+            f"  {format_percent(report.eval_error):>9}   {report.lr:<8.4g}  {speed:>8}   {left}"
+            + "".join(f"   {name} {value:.4f}" for name, value in report.eval_metrics)
         )
 
     columns = BarColumn(bar_width=30), TextColumn("{task.description}", markup=False)

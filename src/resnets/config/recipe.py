@@ -45,6 +45,7 @@ OLD_FIELDS = {
     "shard": "fsdp",
     "checkpoint_blocks": "activation_checkpointing",
     "watch": "monitor",
+    "temperature": "distill_temperature",
     "augment.rand": "augment.randaugment",
     "augment.erase": "augment.random_erasing",
     "augment.repeats": "augment.repeated_aug",
@@ -166,7 +167,7 @@ class Recipe:
     label_smoothing: UnitInterval = setting(0.0, "part of a label's weight that is spread over all classes")
     teacher: str = setting("", "model file or run to distil from (1503.02531)")
     distill_weight: UnitInterval = setting(0.5, "weight of the teacher's part in the loss")
-    temperature: PositiveFloat = setting(1.0, "divisor of the teacher's logits")
+    distill_temperature: PositiveFloat = setting(1.0, "divisor of the teacher's logits")
     ema: Decay = setting(0.0, "decay of the exponential moving average of the weights; 0: none")
     ema_every: PositiveInt = setting(1, "steps between two updates of that average")
     precise_bn: NonNegativeInt = setting(0, "batches over which the final normalisation statistics are averaged; 0: running averages")

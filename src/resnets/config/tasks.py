@@ -25,7 +25,7 @@ class TaskText:
     pipeline: str = "other"  # its name on a model hub
     metrics: dict[str, str] = field(default_factory=dict)  # a hub's name: figure
     thresholds: tuple[str, ...] = ()  # figures that --fail-under takes: the larger, the better
-    others: str = "Images unlike those of the training get an answer too."
+    others: str = "Images unlike those of the training get a prediction too."
     balance: str = "more of the latter"  # what helps against classes of very different size
 
 
@@ -33,7 +33,7 @@ CLASSIFY = TaskText(
     name="classify",
     pipeline="image-classification",
     does="classifies",
-    error="wrong answers",
+    error="wrong predictions",
     others="An image of something else is classified as one of these classes too.",
     balance="class_weights=balanced",
     options={

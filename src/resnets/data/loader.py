@@ -112,8 +112,8 @@ def train_batches(
         transforms.check_crop(preprocess, augment)
         image_views = partial(transforms.views, preprocess=preprocess, augment=augment)
         view_fn = partial(_labelled, image_views)
-    answers = _read(split, view_fn, preprocess, steps, device, workers)
-    for view, indices, draws, unreadable in answers:
+    decoded = _read(split, view_fn, preprocess, steps, device, workers)
+    for view, indices, draws, unreadable in decoded:
         if not len(indices):
             first = "{} ({})".format(*unreadable[0])
             raise DataError(f"not one image of a batch can be read: {first}, ...")
@@ -192,7 +192,7 @@ ViewFn = Callable[[Split, Tensor, int], View]
 # would take a file descriptor to the worker.
 Request = bytes
 # Views, indices and draws of what could be read; the files that could not be.
-Answer = tuple[View, Tensor, Tensor, tuple[tuple[Path, str], ...]]
+DecodedBatch = tuple[View, Tensor, Tensor, tuple[tuple[Path, str], ...]]
 
 
 def _labelled(view: Callable[..., Tensor], split: Split, draws: Tensor, side: int) -> View:
@@ -202,7 +202,7 @@ def _labelled(view: Callable[..., Tensor], split: Split, draws: Tensor, side: in
 
 
 @dataclass(frozen=True, slots=True)
-class Decode(Dataset[Answer]):
+class Decode(Dataset[DecodedBatch]):
     """What a worker does with a request.
 
     The request comes with all it needs, so a worker holds no list of files that forking copies.
@@ -215,7 +215,7 @@ class Decode(Dataset[Answer]):
     white: int  # of grey with 16 bits
     worker_files: Tensor
 
-    def __getitem__(self, request: Request) -> Answer:
+    def __getitem__(self, request: Request) -> DecodedBatch:
         split: Split
         indices, split, draws, side = pickle.loads(request)
         own_file = self.worker_files[worker.id if (worker := get_worker_info()) else 0]
@@ -248,7 +248,7 @@ def _read(
     steps: Iterable[tuple[Tensor, Tensor, int]],
     device: torch.device | str,
     workers: int,
-) -> Iterator[Answer]:
+) -> Iterator[DecodedBatch]:
     """The views, on the device, of each of the steps (indices, draws, side of the input)."""
     if isinstance(split.images, Tensor):
         split = replace(split, images=split.images.to(device))
@@ -277,14 +277,14 @@ def _read(
 
 
 def _wait_for_workers(
-    loader: DataLoader[Answer], files: tuple[Path, ...], worker_files: Tensor
-) -> Iterator[Answer]:
-    """The answers of the workers. Raises DataError when one died or hung."""
-    answers = _quiet_iter(loader)
+    loader: DataLoader[DecodedBatch], files: tuple[Path, ...], worker_files: Tensor
+) -> Iterator[DecodedBatch]:
+    """The batches that the workers decode. Raises DataError when one died or hung."""
+    decoded = _quiet_iter(loader)
     waited = 0
     while True:
         try:
-            answer = next(answers)
+            batch = next(decoded)
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError) as error:
@@ -300,7 +300,7 @@ def _wait_for_workers(
                 "If memory or /dev/shm is short, use fewer workers, or none: --workers 0"
             ) from None
         waited = 0
-        yield answer
+        yield batch
 
 
 def _to(view: View, device: torch.device | str) -> View:
@@ -330,7 +330,7 @@ def _ignore_interrupt(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process decides when to stop
 
 
-def _quiet_iter(loader: DataLoader[Answer]) -> Iterator[Answer]:
+def _quiet_iter(loader: DataLoader[DecodedBatch]) -> Iterator[DecodedBatch]:
     """iter(loader), without torch's SIGCHLD handler.
 
     When a worker dies, that handler raises wherever the training process is, as in the middle of an
@@ -339,6 +339,6 @@ def _quiet_iter(loader: DataLoader[Answer]) -> Iterator[Answer]:
     if os.name != "posix" or threading.current_thread() is not threading.main_thread():
         return iter(loader)
     before = signal.getsignal(signal.SIGCHLD)
-    answers = iter(loader)
+    decoded = iter(loader)
     signal.signal(signal.SIGCHLD, before)
-    return answers
+    return decoded

@@ -1,4 +1,4 @@
-"""What models answer: a record for one image, by task, and the detections of a whole split."""
+"""What models predict: a record for one image, by task, and the detections of a whole split."""
 
 from __future__ import annotations
 

@@ -140,37 +140,39 @@ class Model:
     def predict(
         self, inputs: Input | Iterable[Input], *, top: int = 5, score: float = 0.5, batch: int = 32
     ) -> Any:
-        """The answer for one image, or a list of answers for several, in order.
+        """The prediction for one image, or a list of predictions for several, in order.
 
         An image is a path, an open file, its bytes, a PIL image, an array or a tensor: see
         `data.inputs.read_image` for their shapes and ranges. A folder, a pattern, a list of images,
-        or a batch of 4 dimensions is several; of an iterator the answers are an iterator.
+        or a batch of 4 dimensions is several images; an iterator gives an iterator of predictions.
 
         A classifier gives a `Prediction` of its `top` classes, a detector a `DetectionPrediction`
         of what has a `score` so high, a localiser a `LocalizationPrediction` and a segmenter a
         `SegmentationPrediction`: see `evaluation.predictions`.
 
-        Raises DataError for one image that cannot be read; among several an unreadable file has a
-        `problem` in its answer. Raises DataError also for an array of another shape, type or range,
-        by its number, UsageError for no input or a number out of range, and NotFinite. At the end
-        an `Assumption` warns of images that were clipped at the model's white.
+        Raises DataError for one image that cannot be read; among several images the prediction of
+        an unreadable file has a `problem`. Raises DataError also for an array of a wrong shape,
+        type or range, with its number, UsageError for no input or a number out of range, and
+        NotFinite. At the end an `Assumption` warns of images clipped at the model's white.
         """
         for name, value in {"top": top, "score": score, "batch": batch}.items():
             check_number(name, value)
         check_inputs(inputs)
         if is_single(inputs):
-            (answer,) = self.answers(expand_inputs(inputs), top=top, score=score)
-            if answer.problem is not None:
-                raise DataError(answer.problem)
-            return answer
-        answers = self.answers(expand_inputs(inputs), top=top, score=score, batch=batch)
-        return answers if isinstance(inputs, Iterator) else list(answers)
+            (prediction,) = self.iter_predictions(expand_inputs(inputs), top=top, score=score)
+            if prediction.problem is not None:
+                raise DataError(prediction.problem)
+            return prediction
+        predictions = self.iter_predictions(
+            expand_inputs(inputs), top=top, score=score, batch=batch
+        )
+        return predictions if isinstance(inputs, Iterator) else list(predictions)
 
     def __call__(self, inputs: Input | Iterable[Input], *, top: int = 5, score: float = 0.5) -> Any:
         """The same as `predict`; `model.network(batch)` gives the logits of a normalised batch."""
         return self.predict(inputs, top=top, score=score)
 
-    def answers(
+    def iter_predictions(
         self,
         named: Iterable[tuple[str, Input]],
         *,
@@ -203,8 +205,8 @@ class Model:
                 predictions.append(record(name, problem=problem))
             if images:
                 names = [chunk[k][0] for k in images]
-                answered = predict_images(self, names, list(images.values()), top, score)
-                for k, prediction in zip(images, answered, strict=True):
+                predicted = predict_images(self, names, list(images.values()), top, score)
+                for k, prediction in zip(images, predicted, strict=True):
                     predictions[k] = prediction
             yield from predictions
         warn_clipped(greatest, preprocess.white)
@@ -310,7 +312,7 @@ def _segment(model: Model, file: str, image: Tensor) -> SegmentationPrediction:
 
 @contextmanager
 def name_model_in_errors(*paths: str | Path) -> Iterator[None]:
-    """Name the models whose answers are not finite, unless that is done already."""
+    """Name the models whose predictions are not finite, unless that is done already."""
     try:
         yield
     except NotFinite as error:

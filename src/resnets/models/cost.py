@@ -46,7 +46,7 @@ def cost(arch: Arch) -> Cost:
 def measure(arch: ExternalArch) -> ExternalArch:
     """The description with what is counted of a network to train. Raises as `build`."""
     network = external.build(arch).eval()
-    if not copy.deepcopy(network).check_answer(training=True).requires_grad:
+    if not copy.deepcopy(network).check_output(training=True).requires_grad:
         raise UsageError(f"{arch.builder} has nothing to train: its logits have no gradient")
     with torch.no_grad(), _MacCounter() as counter:
         network(torch.zeros(1, arch.channels, arch.size, arch.size))

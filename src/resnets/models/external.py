@@ -40,7 +40,7 @@ class ExternalNetwork(nn.Module):
             raise UsageError(f"{arch.builder} uses a parameter twice: a file holds each once")
         self.frozen = {f"module.{name}" for name, p in named.items() if not p.requires_grad}
         self.level, self.levels = "", dict[str, tuple[int, int]]()
-        self.check_answer()
+        self.check_output()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, size, size) -> (N, classes)."""
@@ -86,7 +86,7 @@ class ExternalNetwork(nn.Module):
         """As that of the module."""
         return self.module.load_state_dict(state_dict, strict, assign)
 
-    def check_answer(self, training: bool = False) -> Tensor:
+    def check_output(self, training: bool = False) -> Tensor:
         """The logits of two images of zeros; finds the last map. UsageError for no logits."""
         arch, before = self.arch, self.module.training
         shape = (2, arch.channels, arch.size, arch.size)

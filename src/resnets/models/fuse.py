@@ -17,7 +17,7 @@ N = TypeVar("N", bound=nn.Module)
 def fuse_conv_bn(network: N) -> N:
     """A copy for evaluation whose convolutions have the normalisation after them in their weights.
 
-    The answers are the same but for rounding. What follows a convolution is what is registered
+    The outputs are the same but for rounding. What follows a convolution is what is registered
     after it, as everywhere in our networks.
     """
     network = copy.deepcopy(network).eval()

@@ -25,10 +25,10 @@ from resnets.papers.status import log_start, machine_name, start_times
 
 if TYPE_CHECKING:
     from resnets.data.dataset import Split
-    from resnets.training.clock import Progress
+    from resnets.training.clock import ProgressReport
     from resnets.training.run import Run
 
-Watch = Callable[["Progress"], None]
+Watch = Callable[["ProgressReport"], None]
 
 
 def digits_detection_data(root: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The report of a classifier: confusions, confidence, heat maps of its answers."""
+"""The report of a classifier: confusions, confidence, heat maps of its predictions."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ from resnets.reporting.page import (
 )
 
 EACH, CLASSES = 6, 20  # pictures of a class; classes with pictures, and of a confusion matrix
-WORST, BEST = 9, 3  # answers with heat maps
+WORST, BEST = 9, 3  # predictions with heat maps
 SIDE, THUMB = 224, 64  # pixels of a picture beside its heat map, and of one in a row
-HEAT = "Heat map of the regions that support this answer"
+HEAT = "Heat map of the regions that support this prediction"
 RELIABILITY = (
     "Accuracy by confidence. On the dashed line they are equal, below it the network is "
-    "over-confident; the larger a dot, the more answers. Their mean distance is"
+    "over-confident; the larger a dot, the more predictions. Their mean distance is"
 )
 
 
@@ -90,14 +90,14 @@ def doubtful_labels(scores: Scores, name: ImageName) -> Iterator[str]:
 
 
 def page(inputs: PageInputs) -> Page:
-    """Figures, classes, the surest right and wrong answers with heat maps, and the error curve."""
+    """Figures, classes, the most confident predictions with heat maps, and the error curve."""
     facts, splits, kinds = inputs.facts, inputs.splits, len(inputs.facts.classes)
     scores, result = facts.scores, facts.result
     counts = {name: split.counts(kinds).tolist() for name, split in splits.items()}
     model, missing = heat_map_model(facts, inputs.network)
     pictures, chart, rows, columns = list[Gallery](), None, figures(facts), dict[str, list[Any]]()
     if scores and inputs.tested and model:
-        pictures = answers(model, inputs.tested, scores, inputs.name)
+        pictures = galleries(model, inputs.tested, scores, inputs.name)
     if scores and result:
         (name, meaning, value), *others = rows  # with the interval of the first, and the loss
         bounds = " to ".join(map(percent, result.interval))
@@ -113,7 +113,7 @@ def page(inputs: PageInputs) -> Page:
         counts=counts.get("train", []),
         strips=strips(splits["train"], facts) if "train" in splits else [],
         confusion=result.confusion if result and kinds <= CLASSES else (),
-        matrix="Rows are the true classes, columns the answers",
+        matrix="Rows are the true classes, columns the predicted ones",
         pictures=pictures,
         curves=[error_curve(facts)],
     )
@@ -140,8 +140,8 @@ def reliability(scores: Scores, result: ClassificationMetrics, model: Model | No
     return "reliability", svg, f"{RELIABILITY} {percent(result.ece)}{divided}."
 
 
-def answers(model: Model, tested: Split, scores: Scores, name: ImageName) -> list[Gallery]:
-    """The most wrong answers and the surest right ones."""
+def galleries(model: Model, tested: Split, scores: Scores, name: ImageName) -> list[Gallery]:
+    """The most wrong predictions and the most confident right ones."""
     right = is_correct(scores)
     confidence = scores.probabilities.amax(1).where(right, -1)
     best = confidence.argsort(descending=True)[: min(BEST, int(right.sum()))]
@@ -197,8 +197,8 @@ def gallery(
         shares = map(percent, chances[k].tolist())
         texts = [f"{kind} with {share}" for kind, share in zip(classes, shares, strict=True)]
         true = analysis.class_names(has, classes)
-        answer = analysis.class_names(predicted[k], texts)
-        file, verdict = name(int(scores.indices[k])), f"{true}, answered {answer}"
+        label = analysis.class_names(predicted[k], texts)
+        file, verdict = name(int(scores.indices[k])), f"{true}, predicted {label}"
         image = to_pil_image(pixels[k]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         heat = overlay(pixels[k], heats[k]).resize((SIDE, SIDE))
         pair = [(plots.image_uri(image), f"{file}: {verdict}"), (plots.image_uri(heat), HEAT)]

@@ -78,7 +78,7 @@ def build_page(
         columns=columns,
         counts=counts,
         confusion=[[round(100 * n / max(1, sum(row))) for n in row] for row in confusion],
-        matrix="Rows are the true classes, columns the answers, in % of a class's pixels",
+        matrix="Rows are the true classes, columns the predicted ones, in % of a class's pixels",
         pictures=pictures,
         curves=[loss_curve(facts), *validation_curves(facts)],
     )

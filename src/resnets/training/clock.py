@@ -22,7 +22,7 @@ REPLANS = 50  # times in a run that a budget's length is computed anew, at the m
 
 
 @dataclass(frozen=True)
-class Progress:
+class ProgressReport:
     """What a run reports; `loss` and what follows are set where it was just evaluated."""
 
     step: int  # done so far
@@ -64,14 +64,14 @@ class Clock:
         """Whether the last report is long enough ago."""
         return self.now - self.last_report > REPORT_SECONDS
 
-    def report(self) -> Progress:
+    def report(self) -> ProgressReport:
         """Where the run stands."""
         recipe, progress = self.plan.recipe, self.progress
         images = (progress.step - self.first_step) * recipe.batch
         images_per_second = images / (self.now - self.began + 1e-9)
         remaining_images = (progress.steps - progress.step) * recipe.batch
         lr = recipe.rate(max(0, progress.step - 1), progress.steps, progress.lr_drops)
-        return Progress(
+        return ProgressReport(
             step=progress.step,
             steps=progress.steps,
             epoch=progress.step * recipe.batch / len(self.plan.train),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from resnets.errors import Diverged
 from resnets.training import checkpoint, monitor
-from resnets.training.clock import Clock, Progress, estimate_duration, seconds_per_test_image
+from resnets.training.clock import Clock, ProgressReport, estimate_duration, seconds_per_test_image
 from resnets.training.log import Log
 from resnets.training.plan import Plan
 from resnets.training.run import LOGS, Run
@@ -19,7 +19,7 @@ from resnets.training.step import DIVERGED_AFTER, Step
 MAX_ROLLBACKS = 3  # times that a run may go back to a checkpoint before it is given up
 
 
-def fit(run: Run, plan: Plan, stop: SignalFlags) -> Iterator[Progress]:
+def fit(run: Run, plan: Plan, stop: SignalFlags) -> Iterator[ProgressReport]:
     """Train to the end or until `stop.signal`, from the newest checkpoint of `run` if it has one.
 
     Yields its progress about twice a second and at each evaluation. When it returns, the last state
@@ -43,7 +43,7 @@ def fit(run: Run, plan: Plan, stop: SignalFlags) -> Iterator[Progress]:
 
 def train(
     run: Run, plan: Plan, state: State, saver: Saver, notes: list[str], stop: SignalFlags
-) -> Generator[Progress, None, str]:
+) -> Generator[ProgressReport, None, str]:
     """Train to the end or a signal and return "", or until the state is lost and return why."""
     progress, interval = state.progress, monitor.evaluation_interval(plan, state.progress.steps)
     log = Log(run, plan, progress.step, notes)

@@ -9,7 +9,7 @@ from resnets.files import resume_command
 from resnets.models import Network
 from resnets.models.io.model_file import load, save
 from resnets.models.modes import evaluation_mode
-from resnets.training.clock import FORWARDS_PER_STEP, Progress
+from resnets.training.clock import FORWARDS_PER_STEP, ProgressReport
 from resnets.training.log import Log
 from resnets.training.plan import Plan
 from resnets.training.run import Run, reading
@@ -35,7 +35,9 @@ def evaluation_due(progress: TrainProgress, interval: int) -> bool:
     return (due or progress.done) and progress.last_logged_step < progress.step
 
 
-def evaluate_and_log(log: Log, state: State, report: Progress, stop: SignalFlags) -> Progress:
+def evaluate_and_log(
+    log: Log, state: State, report: ProgressReport, stop: SignalFlags
+) -> ProgressReport:
     """Log training figures since the last row, and the error on the monitored images.
 
     A signal breaks the evaluation off; then nothing is logged, and a resumed run does it again.

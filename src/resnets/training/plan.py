@@ -100,7 +100,7 @@ class Task:
         example_images
     )
     # The temperature of a result (1706.04599), from the validation images.
-    temperature: Callable[[Plan, Model], float | None] = lambda plan, model: None
+    fit_temperature: Callable[[Plan, Model], float | None] = lambda plan, model: None
     # What cannot be meant with this task, each with its remedy.
     contradictions: Callable[[Plan], Iterator[str]] = lambda plan: iter(())
     # Whether the labels are multi-label: an image has several classes, or none.

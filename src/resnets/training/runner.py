@@ -23,7 +23,7 @@ from resnets.evaluation.predictor import Model
 from resnets.files import check_outside, code_option
 from resnets.models.io.model_file import save
 from resnets.training import checkpoint
-from resnets.training.clock import Progress
+from resnets.training.clock import ProgressReport
 from resnets.training.distributed import SINGLE_PROCESS, launched
 from resnets.training.loop import fit
 from resnets.training.memory import peak_bytes
@@ -170,7 +170,7 @@ def lock_and_catch_signals(run: Run, plan: Plan) -> Iterator[SignalFlags]:
 
 def train_and_test(
     run: Run, plan: Plan, stop: SignalFlags, again: str
-) -> Generator[Progress, None, TrainResult]:
+) -> Generator[ProgressReport, None, TrainResult]:
     """Train from where the run stands, then test and write the result, or what it lacks.
 
     Yields the progress. The caller locks the run and writes its report. `again` is what resumes it
@@ -249,7 +249,7 @@ def write_model(run: Run, plan: Plan, last: State) -> None:
         precise_bn(network, (batch.images for batch in stream))
     steps = {"steps": str(last.progress.step)}
     metadata = replace(plan.metadata, provenance=plan.metadata.provenance | steps)
-    temperature = plan.task.temperature(plan, Model(network.eval(), metadata, plan.device))
+    temperature = plan.task.fit_temperature(plan, Model(network.eval(), metadata, plan.device))
     save(run.model, network, replace(metadata, temperature=temperature))
 
 

@@ -102,7 +102,7 @@ class Step:
         All ranks halve together. A rank that ran out of memory sends zeros for the messages that
         the others still wait for, and all throw the gradients away.
 
-        Returns float64 (3,), over all ranks: sum of the losses, wrong answers, images.
+        Returns float64 (3,), over all ranks: sum of the losses, wrong predictions, images.
         """
         world, progress = self.plan.world, self.state.progress
         while True:

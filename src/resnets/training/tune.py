@@ -26,7 +26,7 @@ from resnets.config import recipes
 from resnets.config.recipe import Recipe, rename_old_fields
 from resnets.data.splits import hold_out
 from resnets.errors import Diverged, MemoryExhausted, MissingPackage, UsageError
-from resnets.training.clock import Progress
+from resnets.training.clock import ProgressReport
 from resnets.training.loop import fit
 from resnets.training.memory import fit_to_memory
 from resnets.training.plan import Plan
@@ -102,7 +102,7 @@ def search(
     requested: Sequence[str],
     trials: int,
     budget: float,
-    watch: Callable[[Progress], None],
+    watch: Callable[[ProgressReport], None],
 ) -> Iterator[list[Trial]]:
     """Run trials until `trials` of them have ended; yields all that have, at first and after each.
 
@@ -217,7 +217,7 @@ def run_trial(
     plan: Plan,
     trial: Trial,
     proposed: optuna.Trial,
-    watch: Callable[[Progress], None],
+    watch: Callable[[ProgressReport], None],
     stop: SignalFlags,
 ) -> None:
     """Train a trial, from where it stands, until it ends or the median of the others is better."""

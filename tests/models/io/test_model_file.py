@@ -489,7 +489,7 @@ def test_answers_that_are_not_finite_are_an_error(path, network, tmp_path, cli):
     for arguments in (("predict", path, "data"), ("evaluate", path, "data", "--workers", 0)):
         code, out, err = cli(*arguments)
         assert (code, out) == (4, ""), (out, err)
-        assert f"{path}: its answers are NaN or infinite" in err.replace("\n", " ")
+        assert f"{path}: its outputs are NaN or infinite" in err.replace("\n", " ")
 
 
 @pytest.mark.parametrize("name", ["fasterrcnn_resnet18_fpn", "retinanet_resnet18_fpn"])

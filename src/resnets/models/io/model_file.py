@@ -250,7 +250,7 @@ def from_dict(data: Mapping[str, Any]) -> ModelMetadata:
         "arch.crop": getattr(arch, "crop", 0) <= 2**10,
         "arch.regions": max(getattr(arch, "regions", (0,))) <= 10_000,
         "arch.proposals": max(getattr(arch, "proposals", (0,))) <= 10_000,
-        # Of pixels in 0..1: what is far from them makes NaN of every answer.
+        # Of pixels in 0..1: what is far from them makes every output NaN.
         "mean": len(see.mean) in lengths and max(map(abs, see.mean)) <= 1000,
         "std": len(see.std) in lengths and 1e-6 <= min(see.std) <= max(see.std) <= 1000,
         "temperature": 1e-6 <= (metadata.temperature or 1) <= 1e6,

@@ -97,8 +97,8 @@ def make_loss(plan: Plan) -> LossFunction:
             logits, targets, kind=recipe.loss, smoothing=recipe.label_smoothing, weights=weights
         )
         if teacher is not None:
-            answers = classification.predict_batch(teacher, images, bfloat16=bfloat16)
-            distilled = distillation_loss(logits, answers, recipe.temperature)
+            teacher_logits = classification.predict_batch(teacher, images, bfloat16=bfloat16)
+            distilled = distillation_loss(logits, teacher_logits, recipe.distill_temperature)
             mean = (1 - recipe.distill_weight) * mean + recipe.distill_weight * distilled
         return mean, count_errors(logits, targets, multi_label=labels.ndim == 2)
 
@@ -124,9 +124,9 @@ def fit_temperature(plan: Plan, model: Model) -> float | None:
 
 def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> ClassificationMetrics:
     """Every figure of the scores, which are kept in the folder."""
-    answers = model.scores(split, batch=plan.micro_batch, workers=plan.workers)
-    scores.save(folder / SCORES, answers)
-    return classification_metrics(answers, name)
+    logits = model.scores(split, batch=plan.micro_batch, workers=plan.workers)
+    scores.save(folder / SCORES, logits)
+    return classification_metrics(logits, name)
 
 
 CLASSIFICATION = Task(
@@ -136,7 +136,7 @@ CLASSIFICATION = Task(
     contradictions=contradictions,
     make_loss=make_loss,
     validate=validate,
-    temperature=fit_temperature,
+    fit_temperature=fit_temperature,
     test=test,
     details=SCORES,
     evaluate=partial(evaluate, "classify", evaluate_classifiers),
