@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from resnets.config.recipe import Augment, Preprocess
 from resnets.data import auto_augment, transforms
@@ -45,7 +47,9 @@ def test_pixels_are_pillows_to_one_level(height, width):
     image = F.interpolate(smooth, (height, width), mode="bicubic").clamp(0, 255).to(torch.uint8)
     preprocess = Preprocess(size=224, resize=256)
     found = (
-        crop_resize(image, center_crop(height, width, preprocess), 224)[0].permute(1, 2, 0).numpy()
+        crop_resize(image, center_crop(height, width, preprocess), preprocess)[0]
+        .permute(1, 2, 0)
+        .numpy()
     )
     reference = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
     expected = np.asarray(reference(Image.fromarray(image[0].permute(1, 2, 0).numpy())))
@@ -55,12 +59,40 @@ def test_pixels_are_pillows_to_one_level(height, width):
 
 
 def test_an_input_of_the_right_side_is_untouched():
-    images = noise(3, 1, 8, 8)
-    assert torch.equal(crop_resize(images, center_crop(8, 8, Preprocess(size=8)), 8), images)
-    enlarged = crop_resize(images, center_crop(8, 8, Preprocess(size=16)), 16)
-    for image, large in zip(images[:, 0].numpy(), enlarged[:, 0].numpy(), strict=True):
-        expected = np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR))
-        assert np.abs(expected.astype(int) - large).max() <= 1
+    images, same = noise(3, 1, 8, 8), Preprocess(size=8)
+    assert torch.equal(crop_resize(images, center_crop(8, 8, same), same), images)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("interpolation", "levels"), [("bilinear", 1), ("bicubic", 0)])
+def test_resizing_is_that_of_pillow(channels, interpolation, levels):
+    """Up and down, of a checkerboard too, where a bicubic filter overshoots the most."""
+    filtering = Image.Resampling[interpolation.upper()]
+    board = (torch.arange(40)[:, None] + torch.arange(50)) % 2 * 255
+    images = torch.stack([noise(channels, 40, 50), board.to(torch.uint8).expand(channels, -1, -1)])
+    for height, width in ((16, 20), (56, 70), (40, 25)):
+        found = transforms.resized(images, (height, width), interpolation)
+        in_float = transforms.resized_in_float(images, (height, width), interpolation)
+        assert found.dtype == in_float.dtype == torch.uint8
+        for image, ours, as_on_a_gpu in zip(images, found, in_float, strict=True):
+            resized = to_pil_image(image).resize((width, height), filtering)
+            expected = pil_to_tensor(resized).int()
+            assert (ours.int() - expected).abs().max() <= levels
+            assert (as_on_a_gpu.int() - expected).abs().max() <= 1
+
+
+def test_every_view_is_resized_with_the_interpolation_of_the_preprocessing():
+    image, draws = noise(1, 3, 60, 80), uniform(0, torch.tensor([0]), torch.tensor([0]), DRAWS)
+    for augment in (Augment(), Augment(crop="scale", scale=(24, 30)), Augment(crop="area")):
+        smooth = Preprocess(size=24, resize=30)
+        sharp = replace(smooth, interpolation="bicubic")
+        found = [transforms.views(image, draws, 24, x, augment) for x in (smooth, sharp)]
+        where = geometry(60, 80, smooth, augment, draws[0].tolist())
+        assert torch.equal(found[1], crop_resize(image, where, sharp))
+        assert not torch.equal(*found)
+    for crops in ("center", "corners", "whole"):
+        found = [transforms.test_view(image, draws, 24, x, crops) for x in (smooth, sharp)]
+        assert not torch.equal(*found)
 
 
 unit = st.floats(0, 1 - 2.0**-24, width=32)

@@ -29,6 +29,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Magnitude = Annotated[int, Field(ge=0, le=10)]
 ImageSide = Annotated[int, Field(ge=0, le=2**12)]  # pixels: what a model file may ask for
 FINITE = ConfigDict(allow_inf_nan=False)
+Interpolation = Literal["bilinear", "bicubic"]
 
 # Names of 0.1.0, which are read for one release more; "augment." ones are fields of `Augment`.
 OLD_FIELDS = {
@@ -68,8 +69,8 @@ Milestones = Annotated[
 class Preprocess:
     """From an image to a network's input at test time; part of the model file.
 
-    The shorter side is resized to `resize` pixels (0: to `size`), the central `size` x `size` pixels
-    are cropped, values 0..255 are divided by 255, `mean` is subtracted and the result divided by
+    The shorter side is resized to `resize` pixels (0: to `size`) by `interpolation`, which is
+    antialiased as Pillow's, the central `size` x `size` pixels are cropped, values 0..255 are divided by 255, `mean` is subtracted and the result divided by
     `std`. In 16-bit grey images the value `white` becomes 255 (0: see `decode`). `mean` has one
     value per channel, or channels * size * size values in (C, H, W) order (the per-pixel mean of
     1512.03385, section 4.2).
@@ -83,6 +84,7 @@ class Preprocess:
     mean: tuple[pydantic.FiniteFloat, ...] = (0.485, 0.456, 0.406)
     std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
     white: Annotated[int, Field(ge=0, le=65535)] = 65535
+    interpolation: Interpolation = "bilinear"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnets.config.arch import IGNORE_INDEX, STRIDE
-from resnets.config.recipe import Augment, Preprocess
+from resnets.config.recipe import Augment, Interpolation, Preprocess
 from resnets.data import transforms
 from resnets.data.decode import Unreadable, open_image
 from resnets.data.detection.targets import MASK_SIZE, DetectionTargets
@@ -90,7 +90,13 @@ def augment_views(
             where = transforms.geometry(height, width, preprocess, augment, draws[i].tolist())
             cut = side, side
         mirrored = augment.flip and draws[i, transforms.FLIP].item() < 0.5
-        move = partial(transform_view, where=where, cut=cut, mirrored=mirrored)
+        move = partial(
+            transform_view,
+            where=where,
+            cut=cut,
+            mirrored=mirrored,
+            interpolation=preprocess.interpolation,
+        )
         view, mask = move(tv_tensors.Image(image)), split.masks[i] if split.masks else None
         bottom = -(-cut[0] // STRIDE) * STRIDE - view.shape[1]
         padding = [0, 0, -(-cut[1] // STRIDE) * STRIDE - view.shape[2], bottom]
@@ -107,7 +113,9 @@ def augment_views(
     )
 
 
-def transform_view(x: Tensor, where: Geometry, cut: tuple[int, int], mirrored: bool) -> Tensor:
+def transform_view(
+    x: Tensor, where: Geometry, cut: tuple[int, int], mirrored: bool, interpolation: Interpolation
+) -> Tensor:
     """A tv_tensor of an image, boxes or classes, as it lies in a view that is not filled up yet.
 
     `cut` is the height and width of the view, of which a smaller image is all; boxes that reach
@@ -117,8 +125,8 @@ def transform_view(x: Tensor, where: Geometry, cut: tuple[int, int], mirrored: b
     from torchvision.tv_tensors import Mask
 
     # by the pixels' centres: plain nearest is half a pixel of the view off when it makes smaller
-    nearest, bilinear = InterpolationMode.NEAREST_EXACT, InterpolationMode.BILINEAR
-    kind = nearest if isinstance(x, Mask) else bilinear
+    nearest = InterpolationMode.NEAREST_EXACT
+    kind = nearest if isinstance(x, Mask) else InterpolationMode(interpolation)
     x = functional.resize(functional.crop(x, *where.box), where.sides, kind)
     top, left = (max(0, start) for start in where.corner)
     x = functional.crop(x, top, left, *map(min, cut, where.sides))

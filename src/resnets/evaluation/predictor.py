@@ -228,7 +228,7 @@ class Model:
 def preprocess_image(image: Tensor, preprocess: Preprocess) -> Tensor:
     """The test-time view of one decoded image: uint8 (H, W, C) -> uint8 (C, size, size)."""
     box = center_crop(image.shape[0], image.shape[1], preprocess)
-    return crop_resize(image.permute(2, 0, 1)[None], box, preprocess.size)[0]
+    return crop_resize(image.permute(2, 0, 1)[None], box, preprocess)[0]
 
 
 @torch.inference_mode()

@@ -21,3 +21,21 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def has_folded_norm(network: nn.Module) -> bool:
+    """Whether its batch normalisations are folded: mean 0, variance 1, scale 1.
+
+    A publisher who folds them into the convolutions leaves such layers, and a network that was
+    never trained has them. Statistics of batches would change what the weights compute. The bias
+    may be anything: it is where the folded shift stands.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    return bool(norms) and all(
+        norm.running_mean is not None
+        and norm.running_var is not None
+        and not norm.running_mean.any()
+        and bool(((norm.running_var - 1).abs() < 1e-4).all())  # or less an epsilon of 1e-5
+        and (norm.weight is None or bool((norm.weight == 1).all()))
+        for norm in norms
+    )
