@@ -16,7 +16,8 @@ from pydantic import ConfigDict, Field, StrictInt
 
 from resnets.config.arch import field_problem
 from resnets.config.recipe import Interpolation, Preprocess
-from resnets.errors import CheckpointError, shorten
+from resnets.errors import CheckpointError
+from resnets.escape import shorten
 
 IMAGENET = Preprocess(size=224, resize=256)  # what is assumed where nothing is said
 
