@@ -35,7 +35,7 @@ def main() -> None:
     shutil.rmtree(RUNS, ignore_errors=True)
 
     print("1. resnets train digits", flush=True)
-    outcome = resnets.train("digits", epochs=35, run=RUNS / "digits", watch=show)
+    outcome = resnets.train("digits", epochs=35, run=RUNS / "digits", on_progress=show)
 
     print(f"\n2. resnets evaluate {outcome.run} digits")
     result = resnets.evaluate(outcome.run, "digits")

@@ -22,7 +22,7 @@ from resnets.errors import SYNONYMS, DataError, UsageError
 PLACE = {
     "analyze": ("signal", "resnet8"), "calibrate": ("run", "digits"), "create": ("resnet8",),
     "data_check": ("digits",), "data_get": ("cifar10",), "data_info": ("digits",),
-    "evaluate": ("run", "digits"), "explain": ("run", "x.png"), "find_rate": (None,),
+    "evaluate": ("run", "digits"), "explain": ("run", "x.png"), "lr_range_test": (None,),
     "fit": (None,), "load": ("run",), "plan": ("digits",), "predict": ("run", "x.png"),
     "report": ("run",), "train": ("digits",), "tune": ("digits",),
 }  # fmt: skip
@@ -261,19 +261,37 @@ def test_importing_the_package_costs_nothing():
 
 
 def test_the_budget_of_each_seed_begins_with_its_training(monkeypatch, tmp_path):
-    from resnets.api import training
+    from resnets.training import runner
 
     began = []
 
-    def trained(run, plan, watch, more):
+    def train_and_test(run, plan, write_pages):
+        yield from ()
         began.append(time.monotonic() - plan.began)
-        return run
+        run.write_json("result.json", {})
+        return runner.TrainResult(run.path, None, 0.0, "classify")
 
-    monkeypatch.setattr(training, "train_and_report", trained)
+    monkeypatch.setattr(runner, "train_and_test", train_and_test)
+    monkeypatch.setattr("resnets.api.training.runs_compare", lambda *runs: {"runs": runs})
     plan = resnets.plan("digits", model="resnet8", budget=60)
     late = replace(plan, began=plan.began - 1000)  # a program that was slow to start
-    assert len(list(training.train_seeds(late, tmp_path / "r", 2, print))) == 2
+    result = resnets.train(late, run=tmp_path / "r", seeds=2)
+    assert result.compared == {"runs": (tmp_path / "r-seed0", tmp_path / "r-seed1")}
+    assert len(began) == 2
     assert all(0 <= seconds < 10 for seconds in began)
+
+
+def test_old_names_of_functions_and_arguments_warn_and_work(monkeypatch):
+    from resnets.training import lr_range_test, tune
+
+    monkeypatch.setattr(lr_range_test, "lr_range_test", lambda *values: values)
+    monkeypatch.setattr(tune, "search", lambda *values: iter([values]))
+    plan = resnets.plan("digits", model="resnet8")
+    with pytest.warns(FutureWarning, match="find_rate is now lr_range_test"):
+        assert resnets.find_rate(plan, steps=3) == (plan, 1e-5, 10.0, 3)
+    with pytest.warns(FutureWarning, match="watch= is now on_progress="):
+        (values,) = resnets.tune(plan, watch=print)
+    assert values[-1] is print
 
 
 def test_help_and_completion_list_everything():

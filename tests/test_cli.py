@@ -136,7 +136,7 @@ def test_seeds_are_trained_where_they_stand_and_compared(cli, tmp_path, monkeypa
     fields = FEW[3::2]
     with pytest.raises(Interrupted, match="`resnets resume r-seed5`, with all seeds by the same"):
         resnets.train(
-            "digits", model="resnet8", overrides=fields, seed=4, seeds=2, run="r", watch=stop
+            "digits", model="resnet8", overrides=fields, seed=4, seeds=2, run="r", on_progress=stop
         )
     results = [tmp_path / f"r-seed{seed}" / "result.json" for seed in (4, 5)]
     assert [path.exists() for path in results] == [True, False]

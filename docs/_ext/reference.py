@@ -35,7 +35,7 @@ USUAL = {  # arguments and fields that mean the same everywhere
     "file": "The path of the image.",
     "device": "Where it computes.",
 }
-EXPLAINED_BY_PLAN = ("train", "tune", "resume", "find_rate")  # arguments without words here
+EXPLAINED_BY_PLAN = ("train", "tune", "resume", "lr_range_test")  # arguments without words here
 SIGNALS = {130: "Ctrl-C (SIGINT)", 143: "SIGTERM"}
 
 

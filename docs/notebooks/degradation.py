@@ -58,7 +58,7 @@ errors, curves = {}, {}
 for name in names:
     plan = resnets.plan("digits", model=name, recipe=recipe, device="cpu")
     progress = []
-    outcome = resnets.train(plan, run=f"runs/{name}", watch=progress.append)
+    outcome = resnets.train(plan, run=f"runs/{name}", on_progress=progress.append)
     curves[name] = [(p.step, p.train_error) for p in progress if p.train_error is not None]
     errors[name] = (curves[name][-1][1], outcome.result.error)
     print(f"{name:9} training error {errors[name][0]:6.1%}   test error {errors[name][1]:6.1%}")

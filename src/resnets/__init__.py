@@ -17,11 +17,12 @@ from resnets.api.info import (
     runs_compare,
 )
 from resnets.api.plans import plan
-from resnets.api.training import find_rate, fit, resume, train, tune
+from resnets.api.training import find_rate as find_rate
+from resnets.api.training import fit, lr_range_test, resume, train, tune
 
 __version__ = "0.2.0.dev0"
 __all__ = [
     "analyze", "calibrate", "create", "data_check", "data_get", "data_info", "doctor", "evaluate",
-    "explain", "find_rate", "fit", "list_models", "load", "plan", "predict", "report", "resume",
+    "explain", "fit", "list_models", "load", "lr_range_test", "plan", "predict", "report", "resume",
     "runs", "runs_compare", "train", "tune",
 ]  # fmt: skip

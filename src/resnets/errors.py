@@ -43,6 +43,14 @@ def quantify(number: int, what: str) -> str:
     return f"{number:,} {what}"
 
 
+def format_count(number: float, digits: int = 3) -> str:
+    """A count as people read it: 1.8 G, 0.27 M, 19.4 M."""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if number >= size:
+            return f"{number / size:.{digits}g} {unit}"
+    return f"{number / 1e6:.{digits}g} M" if number >= 1e5 else f"{number:,.6g}"
+
+
 class DataErrors(DataError, exit_code=3):
     """Data that training refuses; `refused` and `noted` are all its problems."""
 

@@ -16,7 +16,7 @@ import pytest
 
 from resnets.cli.main import main
 from resnets.config.recipe import Recipe
-from resnets.errors import DataError, Interrupted, UsageError
+from resnets.errors import DataError, Interrupted, UsageError, format_count
 from resnets.papers import ledger, measures, planning, reproduce, results, status
 from resnets.papers.budgets import Job, jobs, select_experiments
 from resnets.papers.experiment import Arm, Experiment
@@ -41,7 +41,7 @@ def row(**changes):
 
 def test_a_run_is_made_once_and_then_read_from_the_ledger(tmp_path):
     job = Job(ONE, ONE.arms[0], "smoke", 0)
-    first = reproduce.run(job, tmp_path, device="cpu")
+    first = reproduce.reproduce_job(job, tmp_path, device="cpu")
     assert not first["protocol"]
     assert first["iterations"] == 2
     assert first["images"] == 256
@@ -51,10 +51,10 @@ def test_a_run_is_made_once_and_then_read_from_the_ledger(tmp_path):
     assert (folder / "model.safetensors").exists()
     assert not (folder / "checkpoints").exists()
     seen = []
-    assert reproduce.run(job, tmp_path, device="cpu", watch=seen.append) == first
+    assert reproduce.reproduce_job(job, tmp_path, device="cpu", on_progress=seen.append) == first
     assert not seen
     assert len(ledger.read(tmp_path)) == 1
-    other = reproduce.run(replace(job, seed=1), tmp_path, device="cpu")
+    other = reproduce.reproduce_job(replace(job, seed=1), tmp_path, device="cpu")
     assert other["seed"] == 1
     assert len(ledger.read(tmp_path)) == 2
 
@@ -71,12 +71,12 @@ def test_an_interrupted_run_goes_on_and_ends_as_the_unbroken_one(tmp_path):
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Interrupted) as caught:
-        reproduce.run(job, tmp_path / "broken", device="cpu", watch=stop)
+        reproduce.reproduce_job(job, tmp_path / "broken", device="cpu", on_progress=stop)
     assert caught.value.exit_code == 143
     assert "the same command" in str(caught.value)
     assert ledger.read(tmp_path / "broken") == []
-    again = reproduce.run(job, tmp_path / "broken", device="cpu")
-    whole = reproduce.run(job, tmp_path / "whole", device="cpu")
+    again = reproduce.reproduce_job(job, tmp_path / "broken", device="cpu")
+    whole = reproduce.reproduce_job(job, tmp_path / "whole", device="cpu")
     assert all(again[key] == whole[key] for key in ("train_error", "test_error"))
 
 
@@ -93,7 +93,7 @@ def test_the_status_of_a_run_and_the_log_of_its_interruptions(tmp_path, monkeypa
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        reproduce.run(job, tmp_path, device="cpu", watch=stop)
+        reproduce.reproduce_job(job, tmp_path, device="cpu", on_progress=stop)
     (row,) = status.status(tmp_path)
     stopped = int(max((folder / "checkpoints").iterdir()).name.removeprefix("step-"))
     assert stopped in (4, 5)
@@ -118,7 +118,7 @@ def test_the_status_of_a_run_and_the_log_of_its_interruptions(tmp_path, monkeypa
     for k in (1, 2):
         (folder / "tensorboard" / f"events.out.tfevents.179600000{k}.vm.{k}.0").touch()
     folder.rename(folder.with_name(folder.name[:-8] + "0" * 8))
-    line = reproduce.run(job, tmp_path, device="cpu")
+    line = reproduce.reproduce_job(job, tmp_path, device="cpu")
     assert line["interruptions"] == 2
     dates, steps = zip(*((s["date"], s.get("step")) for s in line["starts"]), strict=True)
     assert dates[:2] == ("2026-11-30T00:53:21+00:00", "2026-11-30T00:53:22+00:00")
@@ -160,7 +160,7 @@ def test_an_arm_and_a_seed_are_chosen_by_name(tmp_path):
 def test_a_diverged_run_is_a_line_without_an_error(tmp_path):
     wild = replace(SMALL, lr=1e30, lr_batch=64)
     job = Job(replace(ONE, steps={"smoke": 40}), Arm(name="wild", recipe=wild), "smoke", 0)
-    found = reproduce.run(job, tmp_path, device="cpu")
+    found = reproduce.reproduce_job(job, tmp_path, device="cpu")
     assert found["test_error"] is None
     assert "not finite" in found["notes"][0]
     assert ledger.format_mean_std([found["test_error"]]) == "fail (1 of 1 diverged)"
@@ -205,11 +205,11 @@ def test_of_two_processes_one_does_a_job(tmp_path):
     meanwhile = []
 
     def other(_):
-        meanwhile.append(reproduce.run(job, tmp_path, device="cpu"))
+        meanwhile.append(reproduce.reproduce_job(job, tmp_path, device="cpu"))
 
-    first = reproduce.run(job, tmp_path, device="cpu", watch=other)
+    first = reproduce.reproduce_job(job, tmp_path, device="cpu", on_progress=other)
     assert set(meanwhile) == {None}
-    assert reproduce.run(job, tmp_path, device="cpu") == first
+    assert reproduce.reproduce_job(job, tmp_path, device="cpu") == first
     assert len(ledger.read(tmp_path)) == 1
 
 
@@ -261,7 +261,7 @@ def test_a_verdict_counts_seeds_and_diverged_runs():
      (3_857_973_248, "3.86 G"), (8.75, "8.75"), (-54, "-54"), (0.0, "0"), (54_321, "54,321")],
 )  # fmt: skip
 def test_large_numbers_are_as_people_read_them(number, text):
-    assert ledger.format_count(number) == text
+    assert format_count(number) == text
 
 
 def test_the_time_is_that_of_this_machines_runs():
@@ -296,7 +296,7 @@ def test_the_estimate_is_near_the_seconds_of_the_ledger():
 
 @pytest.mark.slow
 def test_a_plan_on_a_new_machine_measures_its_dearest_networks(tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "MAX_MEASURED", 1)
+    monkeypatch.setattr(planning, "MAX_TIMED", 1)
     short = jobs(get_experiment("r1.fig1"), "cpu")
     begun = time.monotonic()
     cheap, dear = planning.plan_jobs(list(short), tmp_path, "cpu")
@@ -331,7 +331,7 @@ def test_runs_at_full_length_stand_one_by_one_with_their_curves(tmp_path):
 
 def test_the_command_lists_plans_and_refuses(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(planning, "MAX_MEASURED", 0)
+    monkeypatch.setattr(planning, "MAX_TIMED", 0)
     for command, code in (
         (["reproduce", "--json"], 0),
         (["reproduce", "r1.fig1", "--budget", "cpu", "--dry-run", "--json"], 0),
@@ -375,7 +375,7 @@ def test_what_waits_for_another_part_is_refused_by_name():
 
 
 @pytest.mark.parametrize(
-    ("model", "measure", "names"),
+    ("model", "evaluate", "names"),
     [
         (
             "fasterrcnn_tiny_c4",
@@ -390,17 +390,19 @@ def test_what_waits_for_another_part_is_refused_by_name():
     ],
 )
 @pytest.mark.slow
-def test_detection_and_localisation_are_lines_of_the_ledger(tmp_path, model, measure, names):
+def test_detection_and_localisation_are_lines_of_the_ledger(tmp_path, model, evaluate, names):
     recipe = Recipe(model=model, data="voc", lr=0.01, norm="frozen")
     one = replace(ONE, metric=min(names))
-    job = Job(one, Arm(name="first", recipe=recipe, measure=measure), "smoke", 0)
-    row = reproduce.run(job, tmp_path, device="cpu", workers=0)
+    job = Job(one, Arm(name="first", recipe=recipe, evaluate=evaluate), "smoke", 0)
+    row = reproduce.reproduce_job(job, tmp_path, device="cpu", workers=0)
     assert all(0 <= row[name] <= 100 for name in names)
     assert (row["images"], row["layers"], row["protocol"]) == (4, 18, False)
     assert (tmp_path / "digits-detection" / "boxes.csv").exists()
     # Another arm that is trained alike uses the same run.
     other = replace(job, arm=replace(job.arm, name="second"))
-    again = reproduce.run(other, tmp_path, device="cpu", watch=lambda _: pytest.fail("trained"))
+    again = reproduce.reproduce_job(
+        other, tmp_path, device="cpu", on_progress=lambda _: pytest.fail("trained")
+    )
     assert {name: again[name] for name in names} == {name: row[name] for name in names}
 
 

@@ -80,7 +80,7 @@ def test_a_study_goes_on_and_ends_as_one_that_was_not_interrupted(study, tmp_pat
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted, match="the same command") as caught:
-        run(tmp_path, watch=interrupt)
+        run(tmp_path, on_progress=interrupt)
     assert caught.value.exit_code == 130
     state = json.loads((tmp_path / "trial-0002/trial.json").read_text())
     assert state["state"] == "running"

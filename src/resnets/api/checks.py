@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import wraps
@@ -19,6 +20,7 @@ from resnets.errors import DataError, ResnetsError, UsageError, nearest
 from resnets.files import find_model_file
 
 PATHS = ("run", "runs", "root", "out")  # arguments that are paths
+OLD_ARGUMENTS = {"watch": "on_progress"}  # read for one release more
 P = ParamSpec("P")
 R = TypeVar("R")
 Options = TypeVar("Options", bound=InferenceOptions)
@@ -37,6 +39,10 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for old, new in OLD_ARGUMENTS.items():
+            if old in kwargs and new in known:
+                warnings.warn(f"{old}= is now {new}=", FutureWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
         for name in kwargs:
             if name not in known:
                 raise UsageError(f"unknown argument {name!r}: {nearest(name, known)}")

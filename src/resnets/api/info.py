@@ -58,17 +58,17 @@ def natural(name: str) -> list[tuple[int, str]]:
 @public
 def data_get(
     name: DownloadName, /, *,
-    watch: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:  # fmt: skip
     """Download a data set into the cache (RESNETS_DATA, else the user's cache folder).
 
     Args:
         name: cifar10 or cifar100.
-        watch: Called with the bytes that have come, and their number or 0.
+        on_progress: Called with the bytes that have come, and their number or 0.
     """
     from resnets.data import download
 
-    return download.download(name, watch)
+    return download.download(name, on_progress)
 
 
 @public

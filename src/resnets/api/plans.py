@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from resnets.api import checks
 from resnets.api.checks import public
@@ -18,6 +17,7 @@ from resnets.files import find_model_file, network_builder
 
 if TYPE_CHECKING:
     from torch.nn import Module
+    from typing_extensions import TypeIs
 
     from resnets.config.arch import Arch, ExternalArch
     from resnets.config.recipe import Recipe
@@ -33,7 +33,8 @@ DOWNLOADS = ("imagenet", "default", "true", "pretrained")  # what others' weight
 
 @public
 def plan(
-    data: Data, *, task: TaskName | None = None, model: str | Module | ExternalArch | None = None,
+    data: Data | Plan, *, task: TaskName | None = None,
+    model: str | Module | ExternalArch | None = None,
     recipe: str | Path | Recipe | None = None, weights: str | Path | None = None,
     epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
     batch: int | None = None, size: int | None = None, seed: int | None = None,
@@ -44,7 +45,8 @@ def plan(
 
     In Python `data` may be a torch Dataset of (image, label), which is split by chance, or a
     dictionary of Datasets called train, val and test (`data.torch_dataset.load`); `model` may be a
-    module from images to logits, which starts from the weights that it has.
+    module from images to logits, which starts from the weights that it has. A plan is returned as
+    it is, without other arguments.
 
     Raises UsageError for an unknown model, recipe or field, a value of the wrong type, or a model
     of another task; DataError where the data is missing, empty, broken or has one class.
@@ -69,21 +71,25 @@ def plan(
         device: auto, cpu, cuda or cuda:N.
         workers: Number of processes that decode image files.
     """
+    began = time.monotonic()  # the imports that follow count where there is a budget
+    fields = {
+        "model": model, "weights": weights and str(weights), "epochs": epochs, "lr": lr,
+        "budget": budget, "batch": batch, "size": size, "seed": seed,
+    }  # fmt: skip
+    if is_plan(data):
+        others = {"task": task, "recipe": recipe, "overrides": overrides, "devices": devices}
+        refuse_beside_plan(fields | others | {"device": device, "workers": workers})
+        return data
     from resnets.config import families, recipes
     from resnets.config.recipe import Recipe
 
-    # The command line and a launcher of ranks say since when a budget counts.
-    began = time.monotonic() - (now := time.time()) + float(os.environ.pop("RESNETS_BEGAN", now))
     checks.check_data(data)
     external = read_model(model)
     name = external.builder if external else model
-    named = {
-        "model": name, "weights": weights and str(weights), "epochs": epochs, "lr": lr,
-        "budget": budget if budget is None else checks.parse_seconds(budget),
-        "batch": batch, "size": size, "seed": seed,
-    }  # fmt: skip
+    fields["model"] = name
+    fields["budget"] = None if budget is None else checks.parse_seconds(budget)
     base = None if recipe is None else recipes.read_recipe(recipe)
-    changes = read_changes(named, overrides or {}, base)
+    changes = read_changes(fields, overrides or {}, base)
     draft = recipes.replace_fields(base or Recipe(model="resnet18"), changes)
     network: Arch | None = external
     beside = network_builder(Path(recipe).parent) if isinstance(recipe, str | Path) else ""
@@ -98,12 +104,9 @@ def plan(
     if name not in (None, result.recipe.model):
         started = result.recipe
         raise UsageError(f"--model {name}: {started.weights} is {started.model}; leave it out")
-    return replace(result, began=began)
+    from resnets.training.distributed import launch_time
 
-
-PLANNED = [  # arguments that `train` and `tune` pass on
-    name for name in inspect.signature(plan).parameters if name not in ("data", "devices")
-]
+    return replace(result, began=launch_time(began))
 
 
 def read_changes(
@@ -217,18 +220,15 @@ def check_weights(field: str, path: str, network: Arch | None) -> None:
         raise MissingCode(f"{path} was trained from", builder, "--model")
 
 
-def planned(data: Any, values: Mapping[str, Any]) -> Plan:
-    """The plan itself, or one of data and the arguments of `plan` among `values`."""
-    arguments = {name: values[name] for name in PLANNED}
-    if not is_plan(data):
-        return plan(data, **arguments)
+def refuse_beside_plan(arguments: Mapping[str, Any]) -> None:
+    """Raise UsageError for an argument of `plan` beside a plan that is made already."""
     defaults = inspect.signature(plan).parameters
-    if changed := [name for name in PLANNED if arguments[name] != defaults[name].default]:
-        raise UsageError(f"{changed[0]} is an argument of `plan`: this plan is made already")
-    return data
+    for name, value in arguments.items():
+        if value != defaults[name].default:
+            raise UsageError(f"{name} is an argument of `plan`: this plan is made already")
 
 
-def is_plan(data: object) -> TypeGuard[Plan]:
+def is_plan(data: object) -> TypeIs[Plan]:
     """Whether `plan` made it; torch is not imported for a path."""
     if isinstance(data, str | Path):
         return False

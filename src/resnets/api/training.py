@@ -1,21 +1,21 @@
-"""Training as functions: `train`, `resume`, `tune` and `find_rate`."""
+"""Training as functions: `train`, `resume`, `tune` and `lr_range_test`."""
 
 from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnets.api import checks
+from resnets.api import checks, plans
 from resnets.api.checks import public
 from resnets.api.info import runs_compare, write_report
-from resnets.api.plans import is_plan, plan, planned
 from resnets.config.types import TaskName
-from resnets.errors import DataError, MissingCode, ResnetsError, UsageError
+from resnets.errors import DataError, Interrupted, MissingCode, ResnetsError, UsageError
 from resnets.files import check_outside, code_option, resume_command
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def train(
     batch: int | None = None, size: int | None = None, seed: int | None = None,
     overrides: Mapping[str, Any] | Sequence[str] | None = None, run: str | Path | None = None,
     seeds: int = 1, device: str = "auto", workers: int = 2,
-    watch: Callable[[ProgressReport], None] = lambda progress: None,
+    on_progress: Callable[[ProgressReport], None] = lambda progress: None,
 ) -> TrainResult:  # fmt: skip
     """Train a network on DATA, test it, and write a run folder.
 
@@ -65,31 +65,31 @@ def train(
         run: The run folder; runs/DATA-MODEL when left out.
         seeds: Number of runs, with the seeds from --seed on, in RUN-seed0, RUN-seed1, ...; they are
             compared at the end. Repeat the command to resume.
-        watch: Called with the progress, about twice a second and at each evaluation.
+        on_progress: Called with the progress, about twice a second and at each evaluation.
     """
-    arguments = dict(locals())
     if seeds == 1:
         check_run(run, data)
-    chosen = planned(data, arguments)
+    plan = plans.plan(
+        data, task=task, model=model, recipe=recipe, weights=weights, epochs=epochs, budget=budget,
+        lr=lr, batch=batch, size=size, seed=seed, overrides=overrides, device=device,
+        workers=workers,
+    )  # fmt: skip
+    if seeds > 1:
+        return train_seeds(plan, run, seeds, on_progress)
     from resnets.training import runner
 
-    if seeds == 1:
-        return train_and_report(runner.create_run(chosen, run), chosen, watch)
-    results = list(train_seeds(chosen, run, seeds, watch))
-    return replace(results[0], compared=runs_compare(*(result.run for result in results)))
-
-
-def train_and_report(
-    run: Run, plan: Plan, watch: Callable[[ProgressReport], None], more: str = ""
-) -> TrainResult:
-    """As `steps_to_report`, with each progress given to `watch`."""
-    steps = steps_to_report(run, plan, more)
+    steps = runner.train_and_test(runner.create_run(plan, run), plan, write_pages)
     while True:
         try:
-            watch(next(steps))
+            on_progress(next(steps))
         except StopIteration as end:
             result: TrainResult = end.value
             return result
+
+
+def write_pages(run: Run, plan: Plan) -> None:
+    """Write the report and the model card of a run, from the data that its plan holds."""
+    write_report(run, plan.source, network=plan.external)
 
 
 @public
@@ -110,62 +110,50 @@ def fit(
     from resnets.training import runner
 
     check_run(run, plan.recipe.data)
-    return steps_to_report(runner.create_run(plan, run), plan)
-
-
-def steps_to_report(
-    run: Run, plan: Plan, more: str = ""
-) -> Generator[ProgressReport, None, TrainResult]:
-    """Train from where a run stands to its end, test it, and write its result and its report.
-
-    What is there already stays. `more` follows the command that resumes it after a signal.
-    """
-    from resnets.training import runner
-
-    again = f"{resume_command(run.path)}{more}"
-    with runner.lock_and_catch_signals(run, plan) as stop:
-        result = yield from runner.train_and_test(run, plan, stop, again)
-        with stop.interruptible(again):
-            if plan.world.is_main and not set(runner.PAGES).isdisjoint(runner.missing_results(run)):
-                write_report(run, plan.source, network=plan.external)
-    return result
+    return runner.train_and_test(runner.create_run(plan, run), plan, write_pages)
 
 
 def train_seeds(
-    first: Plan, run: str | Path | None, seeds: int, watch: Callable[[ProgressReport], None]
-) -> Iterator[TrainResult]:
-    """Train or resume a plan with its seed and those that follow, one after another.
+    first: Plan, run: str | Path | None, seeds: int, on_progress: Callable[[ProgressReport], None]
+) -> TrainResult:
+    """Train or resume a plan with its seed and those that follow, one after another; compare them.
 
     Raises UsageError as `runner.seed_runs`, before anything is trained.
     """
     from resnets.training import runner
 
+    results = list[TrainResult]()
     for seed, folder in runner.seed_runs(first, run, seeds).items():
         if not runner.missing_results(folder):
-            yield runner.TrainResult(folder.path, None, 0.0, first.task.name)
+            results.append(runner.TrainResult(folder.path, None, 0.0, first.task.name))
             continue
-        chosen = first
-        if folder.begun or seed != first.recipe.seed:
-            recipe = folder.read_recipe() if folder.begun else replace(first.recipe, seed=seed)
+        plan = first
+        if seed != first.recipe.seed:
+            recipe = replace(first.recipe, seed=seed)
             data = recipe.data if first.data is None else first.data
-            chosen = plan(
+            plan = plans.plan(
                 data, recipe=recipe, device=str(first.device), workers=first.workers,
                 model=first.external,
             )  # fmt: skip
+        # The functions of a task may be a person's own. The same budget for each seed: the first
+        # would pay for the start of the program.
+        plan = replace(plan, task=first.task, began=time.monotonic())
         if not folder.begun:
-            folder = runner.create_run(chosen, folder.path)
-        # The parts of a task may be a person's own. The same budget for each seed: the first would
-        # pay for the start of the program.
-        chosen = replace(chosen, task=first.task, began=time.monotonic())
-        more = ", with all seeds by the same command"
-        yield train_and_report(folder, chosen, watch, more)
+            runner.create_run(plan, folder.path)
+        try:
+            plan = replace(plan, resumes=folder.path)
+            results.append(train(plan, on_progress=on_progress))
+        except Interrupted as error:
+            command = f"{resume_command(folder.path)}, with all seeds by the same command"
+            raise Interrupted(command, error.exit_code - 128) from None
+    return replace(results[0], compared=runs_compare(*(result.run for result in results)))
 
 
 @public
 def resume(
     run: str | Path | None = None, *, data: Data | Plan | None = None,
     model: str | Module | None = None, device: str = "auto", workers: int = 2,
-    watch: Callable[[ProgressReport], None] = lambda progress: None,
+    on_progress: Callable[[ProgressReport], None] = lambda progress: None,
 ) -> TrainResult:  # fmt: skip
     """Resume an interrupted run; without RUN, the newest unfinished one.
 
@@ -180,7 +168,7 @@ def resume(
         run: The run folder.
         data: Where the data is now, if it was moved.
         model: Your own code, where the network was trained from that: my_module:build.
-        watch: Called with the progress, about twice a second and at each evaluation.
+        on_progress: Called with the progress, about twice a second and at each evaluation.
     """
     from resnets.training.run import Run
 
@@ -203,11 +191,11 @@ def resume(
             f"{run} is a trial of a study, which goes on by its own command:\n"
             f"`resnets tune {recipe.data} --run {folder.path.parent}` with the options it had"
         )
-    resumed = plan_again(folder, recipe, data, model, device, workers)
-    return train_and_report(folder, resumed, watch)
+    plan = plan_to_resume(folder, recipe, data, model, device, workers)
+    return train(plan, on_progress=on_progress)
 
 
-def plan_again(
+def plan_to_resume(
     folder: Run, recipe: Recipe, data: Any, model: Any, device: str, workers: int
 ) -> Plan:
     """The plan of a run that is resumed: as it was, or as it is given. Errors as `resume`."""
@@ -217,25 +205,25 @@ def plan_again(
             f"{run} was trained on a torch Dataset: resnets.resume({str(run)!r}, data=...) in "
             "Python, with\nthe same Dataset or dictionary"
         )
-    if is_plan(data):
-        resumed = data
-        if replace(resumed.recipe, data=recipe.data) != recipe:
+    if plans.is_plan(data):
+        plan = data
+        if replace(plan.recipe, data=recipe.data) != recipe:
             whose = f"recipe={str(run / 'recipe.json')!r}"
             raise UsageError(f"the plan has another recipe than {run}: make it with {whose}")
     else:
-        check_code(run, started, model)
+        check_own_code(run, started, model)
         data = recipe.data if data is None else data
-        resumed = plan(data, recipe=recipe, model=model, device=device, workers=workers)
-    if resumed.source.digest != started["digest"]:
+        plan = plans.plan(data, recipe=recipe, model=model, device=device, workers=workers)
+    if plan.source.digest != started["digest"]:
         raise DataError(
-            f"{resumed.source.name} has changed since {run} was started: digest "
-            f"{resumed.source.digest[:12]}, was {started['digest'][:12]}.\n"
+            f"{plan.source.name} has changed since {run} was started: digest "
+            f"{plan.source.digest[:12]}, was {started['digest'][:12]}.\n"
             "Restore the data, or start a new run."
         )
-    return resumed
+    return replace(plan, resumes=run)
 
 
-def check_code(run: str | Path, started: Mapping[str, Any], model: object) -> None:
+def check_own_code(run: str | Path, started: Mapping[str, Any], model: object) -> None:
     """Raise UsageError where a run with a person's own code is resumed without it."""
     arch, replaced = started["arch"], started.get("replaced")
     if replaced:
@@ -278,7 +266,8 @@ def tune(
     epochs: float | None = None, budget: float | str | None = None, lr: float | None = None,
     batch: int | None = None, size: int | None = None, seed: int | None = None,
     overrides: Mapping[str, Any] | Sequence[str] | None = None, device: str = "auto",
-    workers: int = 2, watch: Callable[[ProgressReport], None] = lambda progress: None,
+    workers: int = 2,
+    on_progress: Callable[[ProgressReport], None] = lambda progress: None,
 ) -> Iterator[list[Trial]]:  # fmt: skip
     """Search a recipe's fields for the lowest validation error; repeat the command to resume.
 
@@ -292,25 +281,28 @@ def tune(
             when left out: lr, weight_decay, warmup, label_smoothing, ema, augment.policy,
             augment.mixup.
         budget: Total time of all trials, as 30m or 8h.
-        watch: Called with the progress, about twice a second and at each evaluation.
+        on_progress: Called with the progress, about twice a second and at each evaluation.
     """
-    chosen = planned(data, {**locals(), "budget": None})
+    plan = plans.plan(
+        data, task=task, model=model, recipe=recipe, weights=weights, epochs=epochs, lr=lr,
+        batch=batch, size=size, seed=seed, overrides=overrides, device=device, workers=workers,
+    )  # fmt: skip
     from resnets.training import runner, tune
 
-    total = 0.0 if budget is None else checks.parse_seconds(budget)
-    folder = runner.run_folder(chosen, run or study_folder(chosen))
-    return tune.search(folder, chosen, search, trials, total, watch)
+    seconds = 0.0 if budget is None else checks.parse_seconds(budget)
+    folder = runner.run_folder(plan, run or study_folder(plan))
+    return tune.search(folder, plan, search, trials, seconds, on_progress)
 
 
-def study_folder(chosen: Plan) -> Path:
+def study_folder(plan: Plan) -> Path:
     """The default folder of a study."""
     from resnets.training import runner
 
-    return Path(f"{runner.default_folder(chosen)}-tune")
+    return Path(f"{runner.default_folder(plan)}-tune")
 
 
 @public
-def find_rate(
+def lr_range_test(
     plan: Plan, low: float = 1e-5, high: float = 10.0, steps: int = 100
 ) -> tuple[list[float], list[float], float]:
     """Learning rates, the loss at each, and a suggestion: see `training.lr_range_test`.
@@ -323,3 +315,11 @@ def find_rate(
     from resnets.training import lr_range_test
 
     return lr_range_test.lr_range_test(plan, low, high, steps)
+
+
+def find_rate(
+    plan: Plan, low: float = 1e-5, high: float = 10.0, steps: int = 100
+) -> tuple[list[float], list[float], float]:
+    """The old name of `lr_range_test`."""
+    warnings.warn("find_rate is now lr_range_test", FutureWarning, stacklevel=2)
+    return lr_range_test(plan, low, high, steps)

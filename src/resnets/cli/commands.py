@@ -5,7 +5,6 @@ torch is imported inside a function only, so that `--help` and a typing error an
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -46,6 +45,7 @@ def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any)
         devices: Number of processes (one GPU each, if there are any) that share each batch;
             torchrun starts them.
     """
+    began = time.monotonic()
     run, seeds = options.pop("run"), options.pop("seeds")
     check_value("seeds", seeds, ())
     if seeds > 1 and devices > 1:
@@ -57,36 +57,33 @@ def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any)
     from resnets.training.clock import estimate_duration
 
     # What is wrong with a folder is told before anything is measured.
-    runs = runner.seed_runs(plan, run, seeds) if seeds > 1 else {}
+    runs = list(runner.seed_runs(plan, run, seeds).values()) if seeds > 1 else []
     if not runs:
         runner.run_folder(plan, run)
-    format.print_plan(plan, estimate_duration(plan), list(runs.values()), asked_for=dry_run)
+    format.print_plan(plan, estimate_duration(plan), runs, asked_for=dry_run)
     if dry_run:
         return
-    if runs:
-        with terminal.training_bar() as watch:
-            for done in training.train_seeds(plan, run, seeds, watch):
-                terminal.note(f"{done.run} is finished")
-        format.print_comparison(resnets.runs_compare(*(run.path for run in runs.values())))
-        return
-    folder = runner.create_run(plan, run)
-    terminal.note(f"run folder {folder.path}")
     if devices > 1:  # the ranks are other processes; this one ends with theirs
-        os.environ["RESNETS_BEGAN"] = str(time.time() - time.monotonic() + plan.began)
-        run_ranks(devices, folder.path, options, plan.recipe.model if plan.external else None)
-    with terminal.training_bar() as watch:
-        outcome = training.train_and_report(folder, plan, watch)
-    format.print_outcome(outcome)
+        folder, model = runner.create_run(plan, run).path, plan.recipe.model
+        run_ranks(devices, folder, options, model if plan.external else None, began)
+    with terminal.training_bar() as on_progress:
+        result = resnets.train(plan, run=run, seeds=seeds, on_progress=on_progress)
+    if result.compared is not None:
+        format.print_comparison(result.compared)
+    else:
+        format.print_outcome(result)
 
 
-def run_ranks(devices: int, run: str | Path, options: dict[str, Any], model: str | None) -> None:
+def run_ranks(
+    devices: int, run: str | Path, options: dict[str, Any], model: str | None, began: float
+) -> None:
     """Resume a run in as many processes, and exit as they do."""
     from resnets.training.distributed import launch
 
     words = ["--device", options["device"], "--workers", str(options["workers"])]
     words += ["--model", model] if model else []
     words += ["--json"] * terminal.out.quiet
-    raise SystemExit(launch(devices, ["resume", str(run), *words]))
+    raise SystemExit(launch(devices, ["resume", str(run), *words], began))
 
 
 def tune(data: str, *, rate_only: bool = False, **options: Any) -> None:
@@ -100,17 +97,18 @@ def tune(data: str, *, rate_only: bool = False, **options: Any) -> None:
     budget = options.pop("budget")
     plan = resnets.plan(data, **options)
     if rate_only:
-        format.print_rates(*resnets.find_rate(plan))
+        format.print_rates(*resnets.lr_range_test(plan))
         return
     from resnets.training.clock import estimate_duration
 
     format.print_plan(plan, parse_seconds(budget) if budget else trials * estimate_duration(plan))
     folder = Path(run or training.study_folder(plan))
     done: list[Trial] = []
-    with terminal.training_bar() as watch:
-        for done in resnets.tune(
-            plan, run=folder, trials=trials, budget=budget, search=search, watch=watch
-        ):
+    with terminal.training_bar() as on_progress:
+        studied = resnets.tune(
+            plan, run=folder, trials=trials, budget=budget, search=search, on_progress=on_progress
+        )
+        for done in studied:
             format.print_trial(done, trials)
     format.print_study(done, folder, plan)
 
@@ -125,10 +123,10 @@ def resume(run: str | None = None, *, yes: bool = False, devices: int = 1, **opt
     if devices > 1:
         if run is None or options["data"] is not None:
             raise UsageError("--devices needs RUN, and its data where it was")
-        run_ranks(devices, run, options, options["model"])
-    with terminal.training_bar() as watch:
-        outcome = resnets.resume(run or newest_unfinished(yes), **options, watch=watch)
-    format.print_outcome(outcome)
+        run_ranks(devices, run, options, options["model"], time.monotonic())
+    with terminal.training_bar() as on_progress:
+        result = resnets.resume(run or newest_unfinished(yes), **options, on_progress=on_progress)
+    format.print_outcome(result)
 
 
 def newest_unfinished(yes: bool) -> Path:
@@ -243,9 +241,11 @@ def run_jobs(jobs: Sequence[Job], root: Path, device: str, workers: int) -> None
     """Run jobs of experiments, print the row of each, and write the page of results."""
     from resnets.papers import reproduce, results
 
-    with terminal.training_bar() as watch:
+    with terminal.training_bar() as on_progress:
         for job in jobs:
-            row = reproduce.run(job, root, device=device, workers=workers, watch=watch)
+            row = reproduce.reproduce_job(
+                job, root, device=device, workers=workers, on_progress=on_progress
+            )
             if row is None:
                 text = f"{job.experiment.id} {job.arm.name} seed {job.seed}"
                 terminal.note(f"{text}: left out, another process is at it", always=True)
@@ -255,8 +255,8 @@ def run_jobs(jobs: Sequence[Job], root: Path, device: str, workers: int) -> None
 
 
 def data_get(name: DownloadName) -> None:  # noqa: D103 - the API's
-    with terminal.download_bar(name) as watch:
-        path = resnets.data_get(name, watch=watch)
+    with terminal.download_bar(name) as on_progress:
+        path = resnets.data_get(name, on_progress=on_progress)
     terminal.note(f"{name} is in {path}", always=True)
 
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from resnets.cli import terminal
 from resnets.cli.terminal import format_percent, format_seconds, note, out, print_json, print_table
 from resnets.config.tasks import TASK_TEXTS
-from resnets.errors import DataError, quantify
+from resnets.errors import DataError, format_count, quantify
 from resnets.files import code_option
-from resnets.papers.ledger import format_count
 from resnets.training.run import Run
 
 if TYPE_CHECKING:
@@ -27,15 +26,15 @@ if TYPE_CHECKING:
 
 
 def print_plan(
-    chosen: Plan, estimate: float, runs: Sequence[Run] = (), *, asked_for: bool = False
+    plan: Plan, estimate: float, runs: Sequence[Run] = (), *, asked_for: bool = False
 ) -> None:
     """The plan of a run, or of `runs` with several seeds, and the problems of its data.
 
     `estimate` is the measured time of one.
     """
-    lines, source = chosen.summary(), chosen.source
-    if budget := chosen.recipe.budget:
-        epochs = budget / estimate * chosen.steps * chosen.recipe.batch / len(chosen.train)
+    lines, source = plan.summary(), plan.source
+    if budget := plan.recipe.budget:
+        epochs = budget / estimate * plan.steps * plan.recipe.batch / len(plan.train)
         few = ", less than one: some images will never be seen" if epochs < 1 else ""
         lines["length"] += f": about {epochs:.2g} epochs{few}"
         estimate = budget
@@ -63,17 +62,17 @@ def print_plan(
         note(f"{name:>10}  {text}", always=True)
 
 
-def print_outcome(finished: TrainResult) -> None:
+def print_outcome(outcome: TrainResult) -> None:
     """The result of a run, and what to type next."""
     if not terminal.is_main:
         return
-    result, folder = finished.result, finished.run
+    result, folder = outcome.result, outcome.run
     figures = {"error": result.error, "images": result.images} if result else {}
-    print_json({"run": str(folder), "seconds": round(finished.seconds, 1), **figures})
+    print_json({"run": str(folder), "seconds": round(outcome.seconds, 1), **figures})
     if result is not None:
         out.print(result.headline())
-    out.print(f"trained in {format_seconds(finished.seconds)}; everything is in {folder}")
-    command, path = f"resnets {TASK_TEXTS[finished.task].command}", shlex.quote(str(folder))
+    out.print(f"trained in {format_seconds(outcome.seconds)}; everything is in {folder}")
+    command, path = f"resnets {TASK_TEXTS[outcome.task].command}", shlex.quote(str(folder))
     code = code_option(folder)
     after = f"next: {command}predict {path} IMAGE{code}"
     if result is not None:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -62,7 +61,7 @@ def add(
 def register() -> None:
     """Give the command line its commands."""
     training = App(name="train", usage="Usage: resnets train DATA [OPTIONS]")
-    hidden = ("task", "watch")
+    hidden = ("task", "on_progress")
     training.default(make_command(resnets.train, commands.train, hide=hidden, like=resnets.plan))
     training.command(commands.list_fields, name="--help-fields", group="Parameters")
     app.command(training)
@@ -75,7 +74,7 @@ def register() -> None:
             parent = App(name=text.name, help=text.help)
             app.command(parent)
             add(
-                parent, "train", resnets.train, commands.train, hide=("watch",), fixed=fixed,
+                parent, "train", resnets.train, commands.train, hide=("on_progress",), fixed=fixed,
                 like=resnets.plan, words={"data": text.data_help},
             )  # fmt: skip
         for name, function, run, words in (
@@ -118,8 +117,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the documented code."""
     # Read with torch: a waiting thread gives its core to other work (docs/training.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    if "RANK" not in os.environ:
-        os.environ["RESNETS_BEGAN"] = str(time.time())
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     terminal.verbose = False
     warnings.showwarning = lambda message, *_, **__: terminal.note(f"note: {message}", always=True)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from cyclopts import CycloptsError, Parameter, Token, UnknownOptionError, UnusedCliTokensError
 
-from resnets.api.plans import PLANNED
+from resnets.api.plans import plan
 from resnets.config.recipe import Augment, Recipe
 from resnets.errors import SYNONYMS, UsageError
 
@@ -128,7 +128,8 @@ def explain_word(word: str) -> str:
         return f"{word!r}: options begin with --; --help lists them"
     if field == "data":
         return f"{word!r}: write {value}, without data="
-    return f"{word!r}: write {f'--{field} {value}' if field in PLANNED else f'--set {word}'}"
+    options = inspect.signature(plan).parameters
+    return f"{word!r}: write {f'--{field} {value}' if field in options else f'--set {word}'}"
 
 
 def suggest_option(typed: str, known: Sequence[str]) -> str:

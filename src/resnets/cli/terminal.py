@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 
+from resnets.errors import format_count
 from resnets.escape import escape_lines, visible
-from resnets.papers.ledger import format_count
 
 if TYPE_CHECKING:
     from resnets.training.clock import ProgressReport
@@ -129,10 +130,13 @@ def make_progress(*columns: ProgressColumn) -> Progress:
 @contextmanager
 def training_bar() -> Iterator[Callable[[ProgressReport], None]]:
     """A progress bar: its update function also prints a line for each evaluation."""
-    head = " epoch      loss   train error   held out   rate      images/s   left"
+    folder, head = Path(), " epoch      loss   train error   held out   rate      images/s   left"
 
     def update(report: ProgressReport) -> None:
-        nonlocal head
+        nonlocal head, folder
+        if report.run != folder:
+            folder = report.run
+            note(f"run folder {folder}")
         for text in report.notes:
             note(text, always=True)
         speed = f"{report.images_per_second:,.0f}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from resnets.config.recipe import Recipe
 from resnets.papers import measures
-from resnets.papers.measures import Measure, Metrics
+from resnets.papers.measures import Evaluate, Metrics
 
 PaperFigures = Mapping[str, float | str]
 EXTERNAL_DATA = {  # data that has to be named, and in what form
@@ -32,7 +32,7 @@ class Arm:
 
     name: str
     recipe: Recipe | None = None  # None: nothing is trained
-    measure: Measure | None = None  # what is measured beside the errors
+    evaluate: Evaluate | None = None  # the trained models, for figures beside the errors
     compute: Callable[[], Metrics] | None = None  # what is computed where nothing is trained
     paper: PaperFigures = field(default_factory=dict)  # "fail" is a test error above 20 %
     members: tuple[Arm, ...] = ()  # what else is trained for it
@@ -64,7 +64,7 @@ class Experiment:
 
 
 def make_arms(
-    base: Recipe, errors: PaperFigures, measure: Measure | None = None, **changes: Any
+    base: Recipe, errors: PaperFigures, evaluate: Evaluate | None = None, **changes: Any
 ) -> tuple[Arm, ...]:
     """An arm for each model, and the test error that the paper has for it; "" where it has none.
 
@@ -74,7 +74,7 @@ def make_arms(
         Arm(
             name=name,
             recipe=replace(base, model=name.partition("+")[0], **changes),
-            measure=measure,
+            evaluate=evaluate,
             paper={"test_error": error} if error != "" else {},
         )
         for name, error in errors.items()

@@ -100,14 +100,6 @@ def paper_protocol(precision: str) -> str:
     return "paper" if precision == "float32" else f"paper in {precision}"
 
 
-def format_count(number: float, digits: int = 3) -> str:
-    """A count as people read it: 1.8 G, 0.27 M, 19.4 M."""
-    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
-        if number >= size:
-            return f"{number / size:.{digits}g} {unit}"
-    return f"{number / 1e6:.{digits}g} M" if number >= 1e5 else f"{number:,.6g}"
-
-
 def format_mean_std(values: Sequence[float | None], digits: int = 2) -> str:
     """Mean and standard deviation of the seeds, and how many; "fail" where one diverged."""
     finite = [value for value in values if value is not None]

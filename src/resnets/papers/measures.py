@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, Any]  # by name
 # Of trained models, the first of which is the arm's own, on test images.
-Measure = Callable[[Sequence["Model"], "Split"], Metrics]
+Evaluate = Callable[[Sequence["Model"], "Split"], Metrics]
 
 
 def seeded_network(name: str) -> Network:

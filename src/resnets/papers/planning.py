@@ -10,6 +10,7 @@ from typing import Any
 
 from resnets.config.arch import DenseTaskArch
 from resnets.config.recipe import Augment, Recipe
+from resnets.errors import format_count
 from resnets.papers import ledger
 from resnets.papers.budgets import TEST_IMAGES, TRAIN_IMAGES, Budget, Job, jobs
 from resnets.papers.experiments import EXPERIMENTS
@@ -17,7 +18,7 @@ from resnets.papers.ledger import Row
 from resnets.papers.status import machine_name
 
 OVERVIEW_BUDGETS: tuple[Budget, Budget] = ("cpu", "full")
-MAX_MEASURED = 8  # networks of a plan that are timed: more would keep a person waiting
+MAX_TIMED = 8  # networks of a plan that are timed: more would keep a person waiting
 
 
 def overview(root: Path = Path()) -> list[dict[str, Any]]:
@@ -40,7 +41,7 @@ def overview(root: Path = Path()) -> list[dict[str, Any]]:
 
 def format_figure(figure: float | str) -> str:
     """A figure of a paper in few characters."""
-    return figure if isinstance(figure, str) else ledger.format_count(figure)
+    return figure if isinstance(figure, str) else format_count(figure)
 
 
 def training_seconds(work: Iterable[Job], rows: Sequence[Row], machine: str) -> float:
@@ -50,7 +51,7 @@ def training_seconds(work: Iterable[Job], rows: Sequence[Row], machine: str) -> 
     return sum(seconds, 0.0)
 
 
-def measure_steps(
+def time_networks(
     work: Sequence[Job], rows: Sequence[Row], machine: str, device: str
 ) -> Iterator[Row]:
     """Time some steps of the networks of `work` that no run on this machine was like.
@@ -63,11 +64,11 @@ def measure_steps(
     for job in sorted(trainings, key=lambda job: -job.cost):
         if (job.layers, job.size) not in known:
             dearest.setdefault((job.layers, job.size), job)
-    for (layers, size), job in islice(dearest.items(), MAX_MEASURED):
-        yield measure(job, device) | {"machine": machine, "layers": layers, "size": size}
+    for (layers, size), job in islice(dearest.items(), MAX_TIMED):
+        yield time_training(job, device) | {"machine": machine, "layers": layers, "size": size}
 
 
-def measure(job: Job, device: str) -> dict[str, Any]:
+def time_training(job: Job, device: str) -> dict[str, Any]:
     """Seconds, images and their multiply-adds for some steps like a job's, with its evaluations.
 
     A ResNet-50 stands for a detector or localiser.
@@ -97,7 +98,7 @@ def plan_jobs(work: Sequence[Job], root: Path, device: str = "auto") -> list[dic
     """What would be run, and how long it would take here."""
     rows, machine = ledger.read(root), machine_name(device)
     new = [job for job in work if job.budget != "smoke" and not job.ledger_rows(rows)]
-    timed = [*rows, *measure_steps(new, rows, machine, device)]
+    timed = [*rows, *time_networks(new, rows, machine, device)]
     return [
         {
             "arm": job.arm.name,

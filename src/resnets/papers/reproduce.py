@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from resnets.training.clock import ProgressReport
     from resnets.training.run import Run
 
-Watch = Callable[["ProgressReport"], None]
+OnProgress = Callable[["ProgressReport"], None]
 
 
 def digits_detection_data(root: Path) -> Path:
@@ -59,23 +59,22 @@ def digits_detection_data(root: Path) -> Path:
     return table
 
 
-def train_job(job: Job, recipe: Recipe, root: Path, device: str, workers: int, watch: Watch) -> Run:
+def train_network(
+    job: Job, recipe: Recipe, root: Path, device: str, workers: int, on_progress: OnProgress
+) -> Run:
     """Train a job in its run folder, from where it stands to its end; raises as `resnets.train`."""
     import resnets
-    from resnets.api import training
-    from resnets.training import runner
+    from resnets.training.runner import create_run
 
     folder = find_folder(job, recipe, root)
     if folder.finished:
         return folder
-    if folder.begun:
-        log_start(folder, device)
-        resnets.resume(folder.path, device=device, workers=workers, watch=watch)
-    else:
+    plan = None  # made from the folder
+    if not folder.begun:
         plan = resnets.plan(recipe.data, recipe=recipe, device=device, workers=workers)
-        runner.create_run(plan, folder.path)
-        log_start(folder, device)
-        training.train_and_report(folder, plan, watch)
+        create_run(plan, folder.path)
+    log_start(folder, device)
+    resnets.resume(folder.path, data=plan, device=device, workers=workers, on_progress=on_progress)
     shutil.rmtree(folder.path / "checkpoints")  # the model file stays
     return folder
 
@@ -102,11 +101,11 @@ def find_folder(job: Job, recipe: Recipe, root: Path) -> Run:
     return named
 
 
-def run(
+def reproduce_job(
     job: Job, root: Path, *, device: str = "auto", workers: int = 2,
-    watch: Watch = lambda progress: None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> Row | None:  # fmt: skip
-    """The line of a job in the ledger, which is written once; None: another process is at it.
+    """The row of a job in the ledger, trained if there is none; None: another process is at it.
 
     Raises as `resnets.train`.
     """
@@ -128,11 +127,13 @@ def run(
             return None
         # The other process may have written it meanwhile.
         known = job.ledger_rows(ledger.read(root))
-        return known[-1] if known else run_job(job, root, device, workers, watch)
+        return known[-1] if known else train_and_record(job, root, device, workers, on_progress)
 
 
-def run_job(job: Job, root: Path, device: str, workers: int, watch: Watch) -> Row:
-    """Run a job and append its row to the ledger. Raises as `resnets.train`."""
+def train_and_record(
+    job: Job, root: Path, device: str, workers: int, on_progress: OnProgress
+) -> Row:
+    """Train and evaluate a job's networks, append its row to the ledger. Errors as of `train`."""
     from resnets.device import environment, pick_device
     from resnets.evaluation.load import load
 
@@ -147,7 +148,7 @@ def run_job(job: Job, root: Path, device: str, workers: int, watch: Watch) -> Ro
         row["recipe"] = job.recipe_digest
     try:
         folders = [
-            train_job(training, training.recipe, root, device, workers, watch)
+            train_network(training, training.recipe, root, device, workers, on_progress)
             for training in job.trainings
             if training.recipe
         ]
@@ -158,9 +159,9 @@ def run_job(job: Job, root: Path, device: str, workers: int, watch: Watch) -> Ro
     else:
         if job.recipe and folders:
             row |= describe_run(job, job.recipe, folders[0], root)
-            if job.arm.measure and (split := test_split(job, job.recipe)):
+            if job.arm.evaluate and (split := test_split(job, job.recipe)):
                 models = [load(folder.path, device=pick_device(device)) for folder in folders]
-                row |= job.arm.measure(models, split)
+                row |= job.arm.evaluate(models, split)
         if job.arm.compute:
             row |= job.arm.compute()
     ledger.append(root, row)
@@ -181,7 +182,7 @@ def command_of(job: Job) -> str:
 
 
 def test_split(job: Job, recipe: Recipe) -> Split | None:
-    """The images that a job's measure is given: of "smoke" only the first 16."""
+    """The images that a job's `evaluate` is given: of "smoke" only the first 16."""
     import torch
 
     from resnets.data import dataset

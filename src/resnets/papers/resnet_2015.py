@@ -46,16 +46,16 @@ def detector(
     scales: tuple[float, ...] = FIVE_SIDES, members: tuple[Arm, ...] = (),
 ) -> Arm:  # fmt: skip
     """A row of the tables of detection, with the improvements of appendix B."""
-    measure = partial(measures.detector_metrics, refine, scales)
-    return Arm(name=name, recipe=recipe, measure=measure, paper=figures, members=members)
+    evaluate = partial(measures.detector_metrics, refine, scales)
+    return Arm(name=name, recipe=recipe, evaluate=evaluate, paper=figures, members=members)
 
 
 def localizer(
     name: str, figures: PaperFigures, recipe: Recipe = LOCATED, sides: tuple[float, ...] = DENSE
 ) -> Arm:
     """A row of the table of localisation, tested at these sides."""
-    measure = partial(measures.localizer_metrics, sides)
-    return Arm(name=name, recipe=recipe, measure=measure, paper=figures)
+    evaluate = partial(measures.localizer_metrics, sides)
+    return Arm(name=name, recipe=recipe, evaluate=evaluate, paper=figures)
 
 
 BASELINE = detector(C4, {"map50": 48.4, "map": 27.2}, COCO, refine=False, scales=())
@@ -113,7 +113,7 @@ EXPERIMENTS_2015 = (
             Arm(
                 name="resnet152_v1",
                 recipe=replace(IMAGENET, model="resnet152_v1"),
-                measure=partial(measures.classifier_errors, "center", 1.0),
+                evaluate=partial(measures.classifier_errors, "center", 1.0),
                 paper={"top5_error": "3.57 (hidden test set)"},
                 members=make_arms(IMAGENET, {"resnet152_v1+second": ""}, seed=1)
                 + make_arms(IMAGENET, {"resnet34": "", "resnet34_option_c": ""})

@@ -13,6 +13,7 @@ from typing import Any, get_args
 from matplotlib import color_sequences
 from matplotlib.figure import Figure
 
+from resnets.errors import format_count
 from resnets.files import write_whole
 from resnets.papers import ledger
 from resnets.papers.budgets import Budget, jobs
@@ -135,7 +136,7 @@ def format_figure(name: str, values: Sequence[Any]) -> str:
     if isinstance(last, str):
         return last
     if name in ("macs", "parameters"):
-        return f"{ledger.format_count(last, 4)} {'multiply-adds' if name == 'macs' else name}"
+        return f"{format_count(last, 4)} {'multiply-adds' if name == 'macs' else name}"
     if name in EXACT_METRICS:
         return f"{name.replace('_', ' ')} {last:.3g}"
     return f"{'' if name == 'test_error' else name + ' '}{ledger.format_mean_std(values)}"

@@ -6,6 +6,7 @@ import statistics
 import time
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import torch
 
@@ -36,6 +37,7 @@ class ProgressReport:
     eval_error: float | None = None  # on the monitored images
     eval_metrics: tuple[tuple[str, float], ...] = ()  # further figures of the same images
     notes: tuple[str, ...] = ()  # what a person should know, once
+    run: Path = Path()  # the run folder
 
 
 class Clock:

@@ -38,6 +38,7 @@ Message = tuple[int, torch.dtype]  # the number of its values, and their type
 
 CPU = torch.device("cpu")
 RESTARTS = 3
+LAUNCH_TIME = "RESNETS_LAUNCH_TIME"  # variable in which `launch` passes its time to the ranks
 RESIDUAL_STAGE = re.compile(r"(^|\.)layer\d$")  # of a residual network
 RANK_TIMEOUT = datetime.timedelta(minutes=10)  # after which a rank that hangs ends the others
 ALIVE_SECONDS = 5.0  # seconds in which ranks that lost another report that they are alive
@@ -250,12 +251,19 @@ def watch_parent(ranks: Sequence[int]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def launch(ranks: int, arguments: list[str]) -> int:
+def launch_time(otherwise: float) -> float:
+    """When `launch` started this rank, told once; `otherwise` in any other process."""
+    return float(os.environ.pop(LAUNCH_TIME, otherwise))
+
+
+def launch(ranks: int, arguments: list[str], began: float) -> int:
     """Run `resnets` with these arguments in that many processes of this machine, by torchrun.
 
     When a rank is killed all start again, three times at most; a rank that ends by itself with an
-    error ends the run. Returns the exit code.
+    error ends the run. A budget counts from `began`, a time.monotonic() of this process, which on a
+    machine is that of every process. Returns the exit code.
     """
+    os.environ[LAUNCH_TIME] = str(began)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     command = ["--standalone", f"--nproc-per-node={ranks}", "-m", "--", "resnets", *arguments]
     code = 1
@@ -271,7 +279,7 @@ def launch(ranks: int, arguments: list[str]) -> int:
             if max(codes) > 1 or not killed:
                 return max(1, *codes)
             code = 128 + killed[0]
-            os.environ.pop("RESNETS_BEGAN", None)  # what was spent is in the checkpoint
+            os.environ.pop(LAUNCH_TIME, None)  # what was spent is in the checkpoint
         else:
             return 0
     return code

@@ -70,7 +70,7 @@ def train(
             stop.save = False
         notes += saver.new_failures(last)
         if last or notes or report.loss is not None or clock.report_due:
-            yield replace(report, notes=log.write_notes(progress.step))
+            yield replace(report, notes=log.write_notes(progress.step), run=run.path)
             clock.last_report = clock.now
         if last:
             stop.signal = signal

@@ -132,6 +132,7 @@ class Plan:
     pretrained: Model | None = None  # what training starts from
     teacher: Model | None = None  # of distillation
     data: Any = None  # as it was given: a path, a name or Datasets
+    resumes: Path | None = None  # the run folder that it goes on with
     memory_note: str = ""  # why forward passes are smaller than asked
     began: float = field(default_factory=time.monotonic)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Generator
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain, count
 from pathlib import Path
@@ -20,7 +20,7 @@ from resnets.evaluation import scores as score_files
 from resnets.evaluation.classification import classification_metrics
 from resnets.evaluation.load import load
 from resnets.evaluation.predictor import Model
-from resnets.files import check_outside, code_option
+from resnets.files import check_outside, code_option, resume_command
 from resnets.models.io.model_file import save
 from resnets.training import checkpoint
 from resnets.training.clock import ProgressReport
@@ -98,10 +98,13 @@ def seed_runs(plan: Plan, path: str | Path | None, seeds: int) -> dict[int, Run]
 
 
 def create_run(plan: Plan, path: str | Path | None = None) -> Run:
-    """Create the run folder of a plan; errors as in `run_folder`, and DiskError.
+    """Create the run folder of a plan, unless it goes on with one.
 
-    Under torchrun, which starts a command again after a failure, an existing run is resumed.
+    Errors as in `run_folder`, and DiskError. Under torchrun, which starts a command again after a
+    failure, an existing run is resumed.
     """
+    if plan.resumes is not None:
+        return Run(plan.resumes)
     world, run = plan.world, Run(Path(path or "."))
     if launched():
         if path is None:
@@ -161,31 +164,27 @@ def missing_results(run: Run) -> list[str]:
     return missing
 
 
-@contextmanager
-def lock_and_catch_signals(run: Run, plan: Plan) -> Iterator[SignalFlags]:
-    """Lock the run folder, if this process writes it, and turn signals into flags."""
-    with run.locked() if plan.world.is_main else nullcontext(), SignalFlags() as stop:
-        yield stop
-
-
 def train_and_test(
-    run: Run, plan: Plan, stop: SignalFlags, again: str
+    run: Run, plan: Plan, write_pages: Callable[[Run, Plan], None]
 ) -> Generator[ProgressReport, None, TrainResult]:
-    """Train from where the run stands, then test and write the result, or what it lacks.
+    """Train from where a run stands to its end, test it, and write its result and its pages.
 
-    Yields the progress. The caller locks the run and writes its report. `again` is what resumes it
-    after a signal.
+    What is there already stays. Yields the progress. The run is locked, and signals are flags.
     """
-    world = plan.world
-    if not world.broadcast(run.finished):
-        with world.report_dead_ranks():
-            yield from fit(run, plan, stop)
-            world.leave()
-    with stop.interruptible(again):
-        seconds = time.monotonic() - plan.began
-        if not world.is_main:
-            return TrainResult(run.path, None, seconds, plan.task.name)
-        return finish(run, plan, seconds)
+    world, resumed_by = plan.world, resume_command(run.path)
+    with run.locked() if world.is_main else nullcontext(), SignalFlags() as stop:
+        if not world.broadcast(run.finished):
+            with world.report_dead_ranks():
+                yield from fit(run, plan, stop)
+                world.leave()
+        with stop.interruptible(resumed_by):
+            seconds = time.monotonic() - plan.began
+            if not world.is_main:
+                return TrainResult(run.path, None, seconds, plan.task.name)
+            result = finish(run, plan, seconds)
+            if not set(PAGES).isdisjoint(missing_results(run)):
+                write_pages(run, plan)
+            return result
 
 
 def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:

@@ -102,7 +102,7 @@ def search(
     requested: Sequence[str],
     trials: int,
     budget: float,
-    watch: Callable[[ProgressReport], None],
+    on_progress: Callable[[ProgressReport], None],
 ) -> Iterator[list[Trial]]:
     """Run trials until `trials` of them have ended; yields all that have, at first and after each.
 
@@ -126,7 +126,7 @@ def search(
             proposed = propose(space, plan.recipe.seed, done, running)
             trial = Trial(len(done) + 1, proposed.params)
             trial_plan = plan_trial(shared, trial.fields | length)
-            run_trial(folder, trial_plan, trial, proposed, watch, stop)
+            run_trial(folder, trial_plan, trial, proposed, on_progress, stop)
             done, running = read_trials(folder)
             names = ("number", "state", "error", "seconds")
             rows = ([*map(asdict(t).get, names), *map(t.fields.get, space)] for t in done)
@@ -217,7 +217,7 @@ def run_trial(
     plan: Plan,
     trial: Trial,
     proposed: optuna.Trial,
-    watch: Callable[[ProgressReport], None],
+    on_progress: Callable[[ProgressReport], None],
     stop: SignalFlags,
 ) -> None:
     """Train a trial, from where it stands, until it ends or the median of the others is better."""
@@ -231,7 +231,7 @@ def run_trial(
     try:
         with run.locked():
             for progress in fit(run, plan, stop):
-                watch(progress)
+                on_progress(progress)
                 if state == "pruned":
                     continue
                 # Rows from before a kill, too: it may have come just before the end was recorded.
