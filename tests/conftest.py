@@ -10,7 +10,7 @@ from hypothesis import settings
 from PIL import Image
 
 from resnets.cli.main import main
-from resnets.data.download import cache
+from resnets.files import cache_folder
 
 # The same examples on every machine: a change is judged by itself, not by chance.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -23,7 +23,7 @@ def one_thread() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
-DATA = cache()  # of the person, before the caches of the session are set
+DATA = cache_folder()  # of the person, before the caches of the session are set
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -37,7 +37,14 @@ def own_caches(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())  # listing the fonts takes seconds
         patch.setenv("XDG_CACHE_HOME", str(root / "caches"))
-        patch.delenv("RESNETS_DATA", raising=False)
+        for name in (
+            "RESNETS_DATA",
+            "RESNETS_WEIGHTS_TABLE",
+            "HF_HOME",
+            "HF_HUB_CACHE",
+            "TORCH_HOME",
+        ):
+            patch.delenv(name, raising=False)
         yield
 
 

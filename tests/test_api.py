@@ -52,7 +52,7 @@ def test_a_public_function_refuses_what_it_does_not_know_and_says_what_it_does(n
         (lambda: resnets.plan("digits", recipe=5), UsageError, "unknown recipe '5'"),
         (lambda: resnets.plan("digits", overrides=[("lr", 1)]), UsageError, "FIELD=VALUE"),
         (lambda: resnets.plan("digits", batch=0), UsageError, "batch"),
-        (lambda: resnets.plan("digits", weights="imagenet"), UsageError, "no weights to download"),
+        (lambda: resnets.plan("digits", weights="imagenet"), UsageError, "no published weights"),
         (lambda: resnets.plan("digits", device="gpu"), UsageError, "did you mean cuda"),
         (lambda: resnets.plan("digits", task="detekt"), UsageError, "did you mean detect"),
         (lambda: resnets.evaluate("run", "digits", veiw="flip"), UsageError, "did you mean view"),
@@ -114,7 +114,10 @@ for line, code in {WRONG!r}:
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        ("train digits --pretrained", "--weights FILE|RUN; there are no weights to download yet"),
+        (
+            "train digits --pretrained",
+            "--weights imagenet, or another name",
+        ),
         ("train digits --amp", "--set precision=bfloat16"),
         ("train digits --learning-rate 1", "--lr X"),
         ("train digits --batch-size=4", "--batch N"),
@@ -160,11 +163,12 @@ def test_what_a_synonym_stands_for_is_an_option(cli):
             assert usage.split()[0].rstrip(",;") in known
 
 
+GROUPS = ("data", "runs", "weights", "detect", "segment")
 COMMANDS = [
     (*path, name)
-    for path, group in [((), app), *(((n,), app[n]) for n in ("data", "runs", "detect", "segment"))]
+    for path, group in [((), app), *(((n,), app[n]) for n in GROUPS)]
     for name in group
-    if not name.startswith("-") and name not in ("data", "runs", "detect", "localize", "segment")
+    if not name.startswith("-") and name not in (*GROUPS, "localize")
 ]
 
 

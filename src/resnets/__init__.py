@@ -19,10 +19,18 @@ from resnets.api.info import (
 from resnets.api.plans import plan
 from resnets.api.training import find_rate as find_rate
 from resnets.api.training import fit, lr_range_test, resume, train, tune
+from resnets.api.weights import (
+    list_weights,
+    weights_get,
+    weights_import,
+    weights_inspect,
+    weights_where,
+)
 
 __version__ = "0.2.0.dev0"
 __all__ = [
     "analyze", "calibrate", "create", "data_check", "data_get", "data_info", "doctor", "evaluate",
-    "explain", "fit", "list_models", "load", "lr_range_test", "plan", "predict", "report", "resume",
-    "runs", "runs_compare", "train", "tune",
+    "explain", "fit", "list_models", "list_weights", "load", "lr_range_test", "plan", "predict",
+    "report", "resume", "runs", "runs_compare", "train", "tune", "weights_get", "weights_import",
+    "weights_inspect", "weights_where",
 ]  # fmt: skip

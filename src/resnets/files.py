@@ -65,6 +65,16 @@ def glob_paths(pattern: str | Path) -> list[str]:
     return sorted(glob.glob(os.path.join(glob.escape(str(folder)), rest), recursive=True))
 
 
+def cache_folder() -> Path:
+    """The cache folder: $RESNETS_DATA, else `resnets` in $XDG_CACHE_HOME or ~/.cache."""
+    if folder := os.environ.get("RESNETS_DATA"):
+        return Path(folder)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnets"
+    except RuntimeError:
+        raise DataError("there is no home folder for a cache: set RESNETS_DATA") from None
+
+
 def find_model_file(path: str | Path, option: str = "") -> Path:
     """The model file at a path or in a run folder. Raises UsageError if there is none."""
     file = Path(path)

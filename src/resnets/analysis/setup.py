@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from resnets.config.arch import MlpArch
 from resnets.config.recipe import Preprocess
 from resnets.config.types import InferenceOptions, SplitName
+from resnets.config.weights import names_weights
 from resnets.data.dataset import Source, Split
 from resnets.data.loader import Batch, test_batches
 from resnets.device import pick_device
@@ -71,14 +72,14 @@ class AnalysisSetup:
     def training_split(self) -> Split:
         """The training images of the data, without those that a run held out."""
         assert self.source is not None
-        if is_path(self.path):
+        if is_trained(self.path):
             return load_setup(self.path, self.source, replace(self.options, split="train")).split
         return pick_split(self.source, "train")
 
 
-def is_path(model: str) -> bool:
-    """Whether a file or a run folder is meant, rather than the name of a network."""
-    return Path(model).exists() or Path(model).name != model
+def is_trained(model: str) -> bool:
+    """Whether a trained model is meant, rather than the name of a network."""
+    return Path(model).exists() or Path(model).name != model or names_weights(model)
 
 
 def analysis_setup(
@@ -95,7 +96,7 @@ def analysis_setup(
 
     New networks are given images of that `side`; 0 is the data's own. Errors as `api.evaluate`.
     """
-    if isinstance(model, nn.Module) or not is_path(str(model)):
+    if isinstance(model, nn.Module) or not is_trained(str(model)):
         return new_network(model, source, options, side, suitable)
     path = str(model)
     if source is None:

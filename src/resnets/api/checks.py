@@ -17,7 +17,6 @@ from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin,
 from resnets.config.tasks import TASK_TEXTS, missing_options, tasks_with
 from resnets.config.types import NAMED_DATA, InferenceOptions, TaskName, ViewName, check_number
 from resnets.errors import DataError, ResnetsError, UsageError, nearest
-from resnets.files import find_model_file
 
 PATHS = ("run", "runs", "root", "out")  # arguments that are paths
 OLD_ARGUMENTS = {"watch": "on_progress"}  # read for one release more
@@ -97,10 +96,12 @@ def check_data(data: object) -> None:
 
 
 def check_models(*models: object) -> None:
-    """Raise UsageError for one that is neither loaded nor a file or a run folder."""
+    """Raise UsageError for one that is neither loaded, a file, a run folder nor published."""
     for model in models:
         if isinstance(model, str | Path):
-            find_model_file(model)
+            from resnets.config.weights import check_weights
+
+            check_weights(model)
             continue
         from resnets.evaluation.predictor import Model
 

@@ -241,9 +241,11 @@ def check_network(model: object, overrides: object) -> None:
     """Raise UsageError for what is no file, no name of a network and no code of one's own."""
     if not isinstance(model, str | Path):
         return
+    from resnets.config.weights import check_weights, names_weights
+
     name = str(model)
-    if Path(name).exists() or Path(name).name != name:
-        find_model_file(name)
+    if Path(name).exists() or Path(name).name != name or names_weights(name):
+        check_weights(name)
     elif overrides:
         raise UsageError(f"--set is for a foreign file, {name} is none")
     elif ":" not in name:

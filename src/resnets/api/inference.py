@@ -55,7 +55,8 @@ def load(
 
 @public
 def create(
-    model: str | Arch, *, classes: int | None = None, channels: int | None = None,
+    model: str | Arch, *, weights: str | Path | None = None, classes: int | None = None,
+    channels: int | None = None,
     activation_checkpointing: int = 0, norm: Callable[[int], Module] | None = None,
     act: Callable[[], Module] | None = None,
     shortcut: Callable[[int, int, int], Module] | None = None,
@@ -66,10 +67,13 @@ def create(
     A residual network takes layers of your own: see `models.create`; it is then trained as a
     module, `train(data, model=network)`.
 
-    Raises UsageError with the nearest known names, and for parts where there are none.
+    Raises UsageError with the nearest known names, and for parts where there are none;
+    CheckpointError for weights of another network, and all that `load` raises for them.
 
     Args:
         model: A name from `resnets models`, or an Arch.
+        weights: Weights to load: imagenet (the best free ones of the network), a name from
+            `resnets weights ls`, a file or a run folder. A classifier for other classes stays new.
         classes: Number of classes; the family's own when left out.
         channels: Channels of the images; the family's own when left out.
         activation_checkpointing: Training keeps the input of each segment of that many residual
@@ -81,16 +85,25 @@ def create(
             (N, c_in, H, W) -> (N, c_out, H / stride, W / stride).
     """
     from resnets.config import families
+    from resnets.config.weights import full_name
 
     if isinstance(model, str):
         families.get_arch(model)
+    name = model if isinstance(model, str) else families.label(model)
+    start = "" if weights is None else full_name(weights, name)
     from resnets import models
 
-    return models.create(
+    network = models.create(
         model, classes=classes, channels=channels,
         activation_checkpointing=activation_checkpointing,
         norm=norm, act=act, shortcut=shortcut, block=block,
     )  # fmt: skip
+    if start:
+        from resnets.evaluation import load as loading
+        from resnets.training.state import load_pretrained
+
+        load_pretrained(network, loading.load(start).network.state_dict())
+    return network
 
 
 @public

@@ -29,12 +29,14 @@ else:  # so that the annotations can be read without torch
 
 
 @public
-def list_models(pattern: str = "*", /) -> list[dict[str, Any]]:
+def list_models(pattern: str = "*", /, *, pretrained: bool = False) -> list[dict[str, Any]]:
     """List networks: name, depth, parameters, multiply-adds, input, source.
 
     Args:
         pattern: A pattern as 'resnet*', or a part of the name.
+        pretrained: Only networks that have published weights, with the best free ones.
     """
+    from resnets.config import weights
     from resnets.config.families import ARCHS
     from resnets.models.cost import cost
 
@@ -42,11 +44,14 @@ def list_models(pattern: str = "*", /) -> list[dict[str, Any]]:
         pattern = f"*{pattern}*"
     rows = []
     for name in sorted(fnmatch.filter(ARCHS, pattern), key=natural):
-        arch = ARCHS[name]
+        arch, usual = ARCHS[name], weights.best_or_none(name) if pretrained else None
+        if pretrained and usual is None:
+            continue
         price = cost(arch)
         row = {"name": name, "depth": arch.depth, "parameters": price.parameters}
         row |= {"multiply_adds": price.macs, "channels": arch.channels, "size": arch.size}
-        rows.append(row | {"source": arch.source})
+        last = {"weights": usual.name, "published": usual.score} if usual else {}
+        rows.append(row | (last or {"source": arch.source}))
     return rows
 
 

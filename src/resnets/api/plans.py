@@ -28,9 +28,6 @@ else:  # so that the annotations can be read without torch
     Module = Arch = ExternalArch = Recipe = Plan = Any
 
 
-DOWNLOADS = ("imagenet", "default", "true", "pretrained")  # what others' weights are called
-
-
 @public
 def plan(
     data: Data | Plan, *, task: TaskName | None = None,
@@ -58,8 +55,9 @@ def plan(
             a torch module; chosen from the data when left out.
         recipe: A published recipe (paper-cifar10, quick-cifar10, ...), a TOML file, or a run's
             recipe.json.
-        weights: A run folder or a weights file to start from: ours, torchvision's or timm's.
-            Without it training starts from random weights.
+        weights: Published weights by name (`resnets weights ls`; imagenet: the best free ones of
+            the network), a run folder or a weights file to start from, ours, torchvision's or
+            timm's; none: random weights.
         epochs: Passes over the training images.
         budget: Training time instead of epochs, as 90s, 30m or 1.5h: as many steps as fit.
         lr: The peak learning rate.
@@ -88,6 +86,7 @@ def plan(
     name = external.builder if external else model
     fields["model"] = name
     fields["budget"] = None if budget is None else checks.parse_seconds(budget)
+    fields["weights"] = read_weights(weights)
     base = None if recipe is None else recipes.read_recipe(recipe)
     changes = read_changes(fields, overrides or {}, base)
     draft = recipes.replace_fields(base or Recipe(model="resnet18"), changes)
@@ -138,14 +137,14 @@ def check_recipe(recipe: Recipe, network: Arch | None, task: TaskName | None) ->
     from resnets.config import arch
 
     for field in ("weights", "teacher"):
-        check_weights(field, getattr(recipe, field), network)
+        check_start(field, getattr(recipe, field), recipe.model, network)
     network_task = arch.task_for_arch(network) if network else task or "classify"
     if network_task != (task or network_task):
         raise UsageError(f"{recipe.model} is not for `resnets {task}`, but to {network_task}")
     if not recipe.weights and (recipe.freeze_backbone_epochs or recipe.norm == "frozen"):
         raise UsageError(
             "freeze_backbone_epochs=N and norm=frozen need weights to start from: "
-            "--weights FILE|RUN"
+            "--weights NAME|FILE|RUN"
         )
     return network_task
 
@@ -174,8 +173,8 @@ def load_and_resolve(
     recipe = replace(
         recipe,
         data=dataset.name_in_recipe(data, source),
-        weights=recipe.weights and str(Path(recipe.weights).resolve()),
-        teacher=recipe.teacher and str(Path(recipe.teacher).resolve()),
+        weights=name_in_recipe(recipe.weights, recipe.model),
+        teacher=name_in_recipe(recipe.teacher, recipe.model),
     )
     if recipe.trainval:
         source = dataset.merge_val_into_train(source)
@@ -202,22 +201,37 @@ def read_model(model: str | Module | ExternalArch | None) -> ExternalArch | None
     return external.describe(model)
 
 
-def check_weights(field: str, path: str, network: Arch | None) -> None:
-    """Raise UsageError if `path` is no file or run for `network`; "" is no weights."""
-    if not path:
+def read_weights(weights: str | Path | None) -> str | None:
+    """The weights as a field of the recipe, where none is empty; None where they are left open."""
+    if weights is None:
+        return None
+    return "" if str(weights).lower() == "none" else str(weights)
+
+
+def check_start(field: str, text: str, model: str, network: Arch | None) -> None:
+    """Raise UsageError if `text` is no name, file or run for `network`; "" is no weights."""
+    if not text:
         return
-    if path.lower() in DOWNLOADS or "imagenet1k" in path.lower():
-        raise UsageError(
-            f"--weights {path}: there are no weights to download yet. --weights FILE|RUN starts "
-            "from a\nfile that you have (torchvision's and timm's .pth and .safetensors load as "
-            "they are) or from a run."
-        )
-    file = find_model_file(path, option=f"--{field} {path}: ")
+    if not Path(text).exists():
+        from resnets.config.weights import check_weights
+
+        check_weights(text, model, option=f"--{field} {text}: ")
+        return
+    file = find_model_file(text, option=f"--{field} {text}: ")
     builder = network_builder(file.parent)
     if builder and field == "teacher":
-        raise UsageError(f"{path} was trained from {builder}; a teacher is of resnets")
+        raise UsageError(f"{text} was trained from {builder}; a teacher is of resnets")
     if builder and not hasattr(network, "builder"):
-        raise MissingCode(f"{path} was trained from", builder, "--model")
+        raise MissingCode(f"{text} was trained from", builder, "--model")
+
+
+def name_in_recipe(text: str, model: str) -> str:
+    """A file or run as a whole path, published weights as the name of their row."""
+    if text and Path(text).exists():
+        return str(Path(text).resolve())
+    from resnets.config.weights import full_name
+
+    return full_name(text, model)
 
 
 def refuse_beside_plan(arguments: Mapping[str, Any]) -> None:

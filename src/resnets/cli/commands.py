@@ -27,8 +27,9 @@ from resnets.api.checks import (
 from resnets.cli import format, terminal
 from resnets.config.recipe import Augment, Recipe
 from resnets.config.types import DownloadName, TaskName
+from resnets.config.weights import check_weights
 from resnets.errors import UsageError
-from resnets.files import check_inputs, find_model_file, resume_command
+from resnets.files import check_inputs, resume_command
 
 if TYPE_CHECKING:
     from resnets.papers.budgets import Job
@@ -167,7 +168,7 @@ def predict(model: str, *inputs: str, task: TaskName, **options: Any) -> None:
         terminal.note(f"the pictures are in {options['out']}")
         format.print_findings(rows)
         return
-    find_model_file(model)
+    check_weights(model)
     check_inputs(items)
     names = {f"input {k}": "-" for k, item in enumerate(inputs) if item == STDIN}
     predictions = resnets.predict(model, iter(items), task=task, **options)  # each is shown at once
@@ -258,6 +259,12 @@ def data_get(name: DownloadName) -> None:  # noqa: D103 - the API's
     with terminal.download_bar(name) as on_progress:
         path = resnets.data_get(name, on_progress=on_progress)
     terminal.note(f"{name} is in {path}", always=True)
+
+
+def weights_get(name: str, *, accept_licence: bool = False) -> None:  # noqa: D103 - the API's
+    with terminal.download_bar(name) as watch:
+        path = resnets.weights_get(name, accept_licence=accept_licence, watch=watch)
+    format.print_path(path)
 
 
 def list_fields() -> None:

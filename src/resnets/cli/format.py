@@ -302,6 +302,19 @@ def print_problems(rows: Sequence[Mapping[str, Any]]) -> None:
         raise SystemExit(DataError.exit_code)
 
 
+def print_inspection(facts: Mapping[str, Any]) -> None:
+    """What a weights file is, a line for each fact, and a line for each guess."""
+    print_json(facts)
+    lines = {name: value for name, value in facts.items() if value not in ("", None, [], {})}
+    for name, value in lines.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        for item in value if isinstance(value, list) and name == "guessed" else [value]:
+            text = ", ".join(item) if isinstance(item, list) else item
+            text = f"{text:,}" if isinstance(text, int) else text
+            out.print(f"{name.replace('_', ' '):>11}  {text}")
+
+
 def print_facts(rows: Mapping[str, str]) -> None:
     """Name and value, a line each."""
     print_json(rows)

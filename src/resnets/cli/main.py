@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 import resnets
+from resnets import http_files
 from resnets.cli import commands, format, terminal
 from resnets.cli.options import explain_error, make_command
 from resnets.config.tasks import TASK_TEXTS, missing_options
@@ -28,6 +29,7 @@ app = App(
     default_parameter=Parameter(negative=()),
 )
 data_app = App(name="data", help="Download and inspect data sets.")
+weights_app = App(name="weights", help="Download, import and inspect weights that others trained.")
 runs_app = App(name="runs", help="List and compare runs.")
 app.register_install_completion_command()
 
@@ -38,6 +40,7 @@ def shared(
     verbose: Annotated[bool, Parameter(name=("--verbose", "-v"), show_default=False)] = False,
     quiet: Annotated[bool, Parameter(name=("--quiet", "-q"), show_default=False)] = False,
     json: Annotated[bool, Parameter(show_default=False)] = False,
+    offline: Annotated[bool, Parameter(show_default=False)] = False,
 ) -> None:
     """Deep residual learning: train, evaluate and use residual networks.
 
@@ -45,7 +48,10 @@ def shared(
         verbose: Show tracebacks of errors.
         quiet: Print results only.
         json: Print results as JSON.
+        offline: Download nothing; as RESNETS_OFFLINE=1 in the environment.
     """
+    if offline:
+        os.environ["RESNETS_OFFLINE"] = "1"
     terminal.verbose, terminal.quiet, terminal.out.quiet = verbose, quiet, json
     words = [commands.STDIN if token == "-" else token for token in tokens]
     app(words, exit_on_error=False, print_error=False)
@@ -87,6 +93,7 @@ def register() -> None:
             )  # fmt: skip
     add(app, "explain", resnets.explain, commands.explain, like=resnets.evaluate)
     add(data_app, "get", resnets.data_get, commands.data_get, hide=hidden)
+    add(weights_app, "get", resnets.weights_get, commands.weights_get, hide=hidden)
     printed: tuple[tuple[App, str, Callable[..., Any], Callable[[Any], Any]], ...] = (
         (app, "calibrate", resnets.calibrate, format.print_calibration),
         (app, "report", resnets.report, format.print_path),
@@ -95,12 +102,17 @@ def register() -> None:
         (app, "doctor", resnets.doctor, format.print_facts),
         (data_app, "info", resnets.data_info, format.print_data),
         (data_app, "check", resnets.data_check, format.print_problems),
+        (weights_app, "ls", resnets.list_weights, terminal.print_rows),
+        (weights_app, "import", resnets.weights_import, format.print_path),
+        (weights_app, "inspect", resnets.weights_inspect, format.print_inspection),
+        (weights_app, "where", resnets.weights_where, terminal.print_rows),
         (runs_app, "ls", resnets.runs, terminal.print_rows),
         (runs_app, "compare", resnets.runs_compare, format.print_comparison),
     )
     for parent, name, called, show in printed:
         add(parent, name, called, call_and_print(called, show), like=resnets.evaluate)
     app.command(data_app)
+    app.command(weights_app)
     app.command(runs_app)
 
 
@@ -120,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     terminal.verbose = False
     warnings.showwarning = lambda message, *_, **__: terminal.note(f"note: {message}", always=True)
+    http_files.show_progress = terminal.download_bar
     terminal.escape_what_streams_lack()
     try:
         app.meta(tokens, exit_on_error=False, print_error=False)

@@ -24,7 +24,7 @@ WRITTEN: dict[str, tuple[Any, str]] = {  # how arguments are written that are no
     "fail_under": (list[str] | None, "METRIC=VALUE"),
     "budget": (str | None, "TIME"),
     "recipe": (str | None, "NAME|FILE"),
-    "weights": (str | None, "FILE|RUN"),
+    "weights": (str | None, "NAME|FILE|RUN|none"),
     "scales": (str, "X,Y,Z"),
     "view": (str, "VIEW"),
 }

@@ -57,6 +57,7 @@ COLUMN_FORMATS: dict[str, Callable[[Any], str]] = {  # of columns; others go by 
     "multiply_adds": lambda count: f"{count / 1e6:,.1f} M",
     "epoch": lambda epoch: f"{epoch:.1f}",
     "loss": lambda nats: f"{nats:.4f}",
+    "published": lambda percent: f"{percent:.2f} %",
     **dict.fromkeys(
         ("std", "sorted_std", "forward", "backward", "weight", "product", "norm", "alpha"),
         lambda value: f"{value:.4g}",

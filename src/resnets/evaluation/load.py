@@ -11,19 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from resnets.config.arch import Arch, ClassifierArch, ExternalArch, MlpArch
+from resnets.config.arch import Arch, ClassifierArch, ExternalArch, MlpArch, VitArch
+from resnets.config.families import ARCHS
+from resnets.config.preprocessing import IMAGENET, parse_config
 from resnets.config.recipe import Preprocess
 from resnets.config.types import InferenceOptions, TaskName
+from resnets.config.weights import WeightsRow, class_names
 from resnets.data.dataset import Source, Split, normalization
 from resnets.device import pick_device
 from resnets.errors import CheckpointError, quantify
 from resnets.escape import shorten
 from resnets.evaluation.predictor import MAX_IMAGE_BYTES, Model, bytes_per_image, check_task
-from resnets.files import find_model_file
 from resnets.models.external import describe as describe_module
+from resnets.models.io.fetch import locate_weights
 from resnets.models.io.model_file import ModelMetadata, open_model
 
-IMAGENET = Preprocess(size=224, resize=256)
 AnyModel = str | Path | Model
 
 
@@ -67,27 +69,28 @@ def load(
     hints: Mapping[str, Any] = MappingProxyType({}),
     network: str | nn.Module | ExternalArch | None = None,
 ) -> Model:
-    """A model from a run folder, one of our model files, or a foreign weights file.
+    """A model from a run folder, one of our model files, a foreign file, or published weights.
 
-    A foreign file does not say its classes and preprocessing: `classes` does, else they are
-    numbered; the preprocessing is ImageNet's (`Model.normalized` changes mean and deviation). What
-    its tensors leave open of the network, `fields` settle, and `hints` where they concern it. A
-    file of a network from a person's own code needs that again, as `network`: a module, or
-    my_module:function.
+    Published weights have a name (`config.weights`) and are downloaded where they are not here.
+    Their row says network, classes and preprocessing. Another foreign file does not say its
+    classes and preprocessing: `classes` does, else they are numbered; the preprocessing is
+    ImageNet's (`Model.normalized` changes mean and deviation). What its tensors leave open of the
+    network, `fields` settle, and `hints` where they concern it. A file of a network from a person's
+    own code needs that again, as `network`: a module, or my_module:function.
 
-    Raises UsageError where there is no such file, the run is not finished, the network is not for
-    the `task`, or one of the `fields` is not open; CheckpointError where the file is refused or not
-    recognised, or its network takes no 2-D images.
+    Raises, besides what `locate_weights` does, UsageError where the network is not for the `task`,
+    or one of the `fields` is not open; CheckpointError where the file is refused or not recognised,
+    or its network takes no 2-D images.
     """
-    path = find_model_file(path)
+    path, row = locate_weights(path)
     external = None if network is None else describe_module(network)
-    opened, metadata = open_model(path, fields, external, hints)
+    opened, metadata = open_model(path, fields, external, hints, published_arch(row))
     if not is_2d(opened.arch):
         raise CheckpointError(
             f"{path} takes no 2-D images: resnets.models.io.model_file.open_model gives its network"
         )
     check_task(opened.arch, path, task)
-    metadata = metadata or foreign_metadata(path, opened.arch, classes)
+    metadata = metadata or foreign_metadata(path, opened.arch, classes, row)
     outputs, names = metadata.arch.classes, metadata.classes
     if len(names) != outputs:
         raise CheckpointError(f"{path} has {outputs} outputs, the data has {len(names)} classes")
@@ -101,11 +104,36 @@ def load(
     return Model(opened.to(device).eval(), metadata, device, bfloat16, path)
 
 
-def foreign_metadata(path: Path, arch: Arch, classes: Sequence[str] | None) -> ModelMetadata:
-    """What is assumed of a foreign file. Raises CheckpointError where it takes no such images."""
+def published_arch(row: WeightsRow | None) -> Arch | None:
+    """The network of a row; None where its tensors have to say it."""
+    if row is None or row.model not in ARCHS:
+        return None
+    arch = replace(ARCHS[row.model], classes=row.classes)
+    return replace(arch, size=test_size(row)) if isinstance(arch, VitArch) else arch
+
+
+def test_size(row: WeightsRow) -> int:
+    """The side length of a test image of published weights; 0 where the row does not say it."""
+    return (row.test_input_size or row.input_size or (0,))[-1]
+
+
+def foreign_metadata(
+    path: Path, arch: Arch, classes: Sequence[str] | None, row: WeightsRow | None = None
+) -> ModelMetadata:
+    """What its row says of a foreign file, else what is assumed.
+
+    As many `classes` as it has outputs come before the published names. Raises CheckpointError
+    where it takes no images.
+    """
     names = tuple(classes or map(str, range(arch.classes)))
+    if row and (not classes or len(names) != arch.classes):
+        names = class_names(row) or names
     known = isinstance(arch, ClassifierArch) and arch.size >= 64
     preprocess = IMAGENET if known else Preprocess(size=arch.size)
+    if row and test_size(row):
+        preprocess = parse_config(row.pretrained_cfg).preprocess()
+    if row and not isinstance(arch, ClassifierArch):
+        preprocess = replace(preprocess, size=arch.size, resize=0)  # whole images
     if arch.channels not in (1, 3):
         raise CheckpointError(f"{path} takes {arch.channels} channels; images have 1 or 3")
     if arch.channels == 1:

@@ -19,6 +19,7 @@ from resnets.config.arch import Arch
 from resnets.errors import CheckpointError
 from resnets.models import Network
 from resnets.models.heads import backbone_prefixes, head_parameters
+from resnets.models.io.infer_arch import differences
 from resnets.training.distributed import full_tensor, shard_like
 
 SMALL = 2**16  # values; smaller tensors are summed together
@@ -165,8 +166,7 @@ def load_pretrained(network: Network, weights: Mapping[str, Tensor]) -> None:
     """Load the tensors of a trained network, except for a classifier or heads of another shape.
 
     The weights of a classifier become the backbones of a network for detection or segmentation, as
-    do those of such a network with fewer. Raises CheckpointError that names the first other
-    difference.
+    do those of such a network with fewer. Raises CheckpointError that names other differences.
     """
     current = network.state_dict()
     prefixes, may_differ = backbone_prefixes(network), head_parameters(network)
@@ -182,7 +182,12 @@ def load_pretrained(network: Network, weights: Mapping[str, Tensor]) -> None:
         for name, tensor in weights.items()
         if name in current and current[name].shape == tensor.shape
     }
-    for name in sorted((current.keys() | weights.keys()) - same.keys()):
-        if name not in may_differ and name.startswith(prefixes):
-            raise CheckpointError(f"the weights belong to another network: {name} differs")
+    others = {
+        name
+        for name in (current.keys() | weights.keys()) - same.keys() - may_differ
+        if name.startswith(prefixes)
+    }
+    expected, given = ({n: x for n, x in t.items() if n in others} for t in (current, weights))
+    if problems := differences(expected, given):
+        raise CheckpointError(f"the weights belong to another network: {problems}")
     load_state_dict(network, current | same)

@@ -118,6 +118,7 @@ def open_model(
     chosen: Mapping[str, Any] = MappingProxyType({}),
     external: ExternalArch | None = None,
     hints: Mapping[str, Any] = MappingProxyType({}),
+    known: Arch | None = None,
 ) -> tuple[Network, ModelMetadata | None]:
     """One of our model files with its metadata, or a foreign weights file without; by content.
 
@@ -126,7 +127,7 @@ def open_model(
     ("architecture" in a config.json beside the file), or torchvision's (NAME-<8 digits>.pth).
     `external` is the code of a network that is not of this package, as in `load`.
     `chosen` fields of the network settle what is assumed, whatever a name says; so do `hints`, but
-    those that a file does not leave open are ignored.
+    those that a file does not leave open are ignored. `known` is the network of a published file.
 
     Raises CheckpointError for a file that is refused or not recognised, or whose tensors are not of
     a network with those fields; UsageError where one of them is not open.
@@ -140,17 +141,17 @@ def open_model(
         return load_model_file(path, file, external)
     name = file.model or "/".join(path.parts[-4:])
     with naming_file(path):
-        arch, tensors = infer_arch(file.tensors, name=name)
+        arch, tensors = infer_arch(file.tensors, known, name=name)
         unseen, fixed = assumed_fields(arch)
-        if known := [name for name in chosen if name not in unseen]:
+        if settled := [name for name in chosen if name not in unseen]:
             open_ones = ", ".join(f"arch.{name}" for name in unseen) or "nothing"
-            raise UsageError(f"arch.{known[0]}: {path} leaves open {open_ones}")
+            raise UsageError(f"arch.{settled[0]}: {path} leaves open {open_ones}")
         chosen = {name: value for name, value in hints.items() if name in unseen} | dict(chosen)
         if chosen:
             changed = architectures.with_fields(arch, chosen)
             arch, tensors = infer_arch(file.tensors, changed)
     notes = list(file.notes)
-    if not name_settles(file.model, arch):
+    if known is None and not name_settles(file.model, arch):
         left = {field: value for field, value in unseen.items() if field not in chosen}
         notes.append(describe_assumptions(arch, left, fixed))
     if notes:
