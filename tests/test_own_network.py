@@ -1,4 +1,4 @@
-"""A module of a person's own through the public functions: trained, saved, loaded, explained."""
+"""A custom module through the public functions: trained, saved, loaded, explained."""
 
 import json
 import warnings
@@ -47,7 +47,7 @@ def run(tmp_path_factory):
 
 
 def test_a_module_is_trained_and_loaded_again_with_its_code(run):
-    with pytest.raises(UsageError, match=r"trained from Sequential, code of your own.*\n.*network"):
+    with pytest.raises(UsageError, match=r"trained from Sequential, custom code.*\n.*network"):
         resnets.load(run.run)
     model = resnets.load(run.run, network=own())
     assert repr(model).startswith("Model(Sequential, 1 x 8 x 8, 10 classes")
@@ -82,7 +82,7 @@ def test_a_run_of_a_module_is_resumed_with_it_and_reported(run, tmp_path):
     folder = Run(run.run)
     whole = folder.model.read_bytes()
     folder.model.unlink()
-    with pytest.raises(UsageError, match="code of your own, which no file runs"):
+    with pytest.raises(UsageError, match="custom code, which no file runs"):
         resnets.resume(run.run)
     resnets.resume(run.run, model=own(), device="cpu")
     assert folder.model.read_bytes() == whole
@@ -208,7 +208,7 @@ def test_a_module_that_is_not_trained_is_no_model(tmp_path):
         lambda: resnets.explain(own(), torch.rand(1, 8, 8), out=tmp_path / "out"),
     )
     for call in calls:
-        with pytest.raises(UsageError, match="a Sequential is no model: give a run folder"):
+        with pytest.raises(UsageError, match="a Sequential is not a model: give a run folder"):
             call()
     with pytest.raises(UsageError, match="not a type"):
         resnets.plan("digits", model=nn.Linear)
@@ -246,7 +246,7 @@ def test_advice_about_a_function_of_ones_own_works_as_it_stands(cli, tmp_path, m
         (("resume", "run"), f"run is finished; `resnets evaluate run DATA --network {build}`"),
         (("train", "digits", "--recipe", "run/recipe.json"), f"give it again, --model {build}"),
         (("train", "digits", "--weights", "run"), f"give it again, --model {build}"),
-        (("train", "digits", "--set", "teacher=run"), "a teacher is of resnets"),
+        (("train", "digits", "--set", "teacher=run"), "a teacher must be of resnets"),
         (("train", "digits", "--run", "run"), f"`resnets resume run --model {build}`"),
     ):
         code, _, err = cli(*wrong)
@@ -299,7 +299,7 @@ def test_what_a_module_does_not_have_is_refused_by_its_name(run, tmp_path):
     model = resnets.load(run.run, network=own())
     with pytest.raises(UsageError, match="no module 'nope': known: 0, 1, 2, 3, 4, 5"):
         list(resnets.explain(model, torch.rand(1, 8, 8), out=tmp_path / "x", level="nope"))
-    with pytest.raises(UsageError, match=r"arch\.width: Sequential is your own: leave it out"):
+    with pytest.raises(UsageError, match=r"arch\.width: Sequential is custom: leave it out"):
         resnets.plan("digits", model=own(), recipe="digits", overrides={"arch.width": 2})
     assert {row["error_is"] for row in resnets.runs(run.run.parent)} == {"wrong predictions"}
 
@@ -310,7 +310,7 @@ def test_an_ensemble_has_networks_of_ones_own_beside_ours(run, tmp_path):
     result = resnets.evaluate(run.run, ours, "digits", network=own())
     loaded = [resnets.load(run.run, network=own()), resnets.load(ours)]
     assert result == resnets.evaluate(*loaded, "digits")
-    with pytest.raises(UsageError, match=r"is resnet8.*: leave your own Sequential out"):
+    with pytest.raises(UsageError, match=r"is resnet8.*: leave the custom Sequential out"):
         resnets.evaluate(ours, ours, "digits", network=own())
 
 

@@ -37,7 +37,7 @@ def test_python(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_block_of_your_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = run_section("extending.md", "A block of your own")
+    names = run_section("extending.md", "A custom block")
     assert names["outcome"].result.images == 898
     assert len(names["model"].metadata.classes) == 10
     text = (DOCS / "extending.md").read_text()
@@ -48,11 +48,11 @@ def test_a_block_of_your_own(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_loss_of_your_own_is_asked_for_when_its_run_is_resumed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = run_section("extending.md", "A loss of your own")
+    names = run_section("extending.md", "A custom loss")
     run = names["outcome"].run
     model = (run / "model.safetensors").read_bytes()
     (run / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match="trained with your own make_loss"):
+    with pytest.raises(UsageError, match="trained with a custom make_loss"):
         resnets.resume(run)
     other = resnets.plan("digits", model="resnet8", epochs=2)
     with pytest.raises(UsageError, match=r"another recipe than .*recipe\.json"):
@@ -64,7 +64,7 @@ def test_a_loss_of_your_own_is_asked_for_when_its_run_is_resumed(tmp_path, monke
 @pytest.mark.slow
 def test_a_metric_of_your_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = run_section("extending.md", "A metric of your own")
+    names = run_section("extending.md", "A custom metric")
     rows = (names["outcome"].run / "metrics.jsonl").read_text().splitlines()
     logged = json.loads(rows[-1])["val_top3"]
     right = (names["best"] == names["scores"].labels[:, None]).any(1).float().mean()
@@ -87,7 +87,7 @@ def test_a_data_format(tmp_path, monkeypatch):
     monkeypatch.setenv("RESNETS_DATA", str(tmp_path / "cache"))
     for name in ("a.png", "b.png"):
         Image.new("RGB", (32, 32)).save(name)
-    names = run_section("extending.md", "A data format of your own")
+    names = run_section("extending.md", "A custom data format")
     assert names["outcome"].result.images == 20
     assert names["outcome"].result.classes == ("dark", "bright")
     source = dataset.load("boxes.csv", task="detect", training=False)

@@ -191,7 +191,7 @@ def test_models_that_kept_other_images_are_not_compared(cli, drawn, tmp_path):
         model_file.save(tmp_path / f"r{seed}", network, card)
     code, _, err = cli("detect", "evaluate", "r1", "r2", data, "--split", "val", "--compare")
     assert code == 2
-    assert "kept different images" in err
+    assert "held out different validation images" in err
 
 
 def test_a_missing_package_is_told_before_the_training(cli, drawn, monkeypatch, tmp_path):
@@ -219,7 +219,7 @@ def test_a_classifier_says_what_to_look_for(cli, models, drawn, tmp_path):
     assert "other classes" in err
     code, _, err = cli(*how, "--refine")
     assert code == 2
-    assert "two stages" in err
+    assert "two-stage" in err
 
 
 def test_segmentation_has_no_improvements(cli, models, drawn):

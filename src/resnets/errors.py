@@ -33,14 +33,14 @@ class DataError(ResnetsError, exit_code=3):
 Problem = tuple[str, str]  # where, and what
 
 
-def quantify(number: int, what: str) -> str:
+def quantify(number: int, noun: str) -> str:
     """A count in words; of one "images have no mask" it is "1 image has no mask"."""
     if number == 1:
         verbs = {"are": "is", "have": "has"}
-        what = re.sub(r"\b(are|have)\b", lambda verb: verbs[verb[0]], what, count=1)
-        if not what.startswith("of "):
-            what = re.sub(r"(?<=[sx])es\b|(?<!s)s\b", "", what, count=1)
-    return f"{number:,} {what}"
+        noun = re.sub(r"\b(are|have)\b", lambda verb: verbs[verb[0]], noun, count=1)
+        if not noun.startswith("of "):
+            noun = re.sub(r"(?<=[sx])es\b|(?<!s)s\b", "", noun, count=1)
+    return f"{number:,} {noun}"
 
 
 def format_count(number: float, digits: int = 3) -> str:
@@ -55,12 +55,12 @@ class DataErrors(DataError, exit_code=3):
     """Data that training refuses; `refused` and `noted` are all its problems."""
 
     def __init__(self, data: str | Path, refused: list[Problem], noted: list[Problem]) -> None:
-        first = "; ".join(f"{place}: {reason}" for place, reason in refused[:3])
+        first = "; ".join(f"{path}: {reason}" for path, reason in refused[:3])
         first += "; …" * (len(refused) > 3)
         problems = quantify(len(refused), "problems")
         super().__init__(
             f"{data} has {problems} that training refuses. First: {first}\n"
-            f"Mend them, or remove those lines or files; `resnets data check {data}` lists all."
+            f"Correct them, or remove those lines or files; `resnets data check {data}` lists all."
         )
         self.refused, self.noted = refused, noted
         self.unreadable: tuple[tuple[Path, str], ...] = ()  # of `files`
@@ -84,11 +84,11 @@ def naming_file(path: Path) -> Iterator[None]:
 
 
 class MissingCode(UsageError, exit_code=2):
-    """A person's own network, to give again: my_module:build by `option`, a module in Python."""
+    """A custom network has to be given again: my_module:build by `option`, a module in Python."""
 
-    def __init__(self, what: str, builder: str, option: str) -> None:
+    def __init__(self, subject: str, builder: str, option: str) -> None:
         again = f"{option} {builder} or " * (":" in builder) + f"{option.strip('-')}=... in Python"
-        text = f"{what} {builder}, code of your own, which no file runs:\ngive it again, {again}"
+        text = f"{subject} {builder}, custom code, which no file runs:\ngive it again, {again}"
         super().__init__(text)
 
 
@@ -129,7 +129,7 @@ class Interrupted(ResnetsError):
 
 
 class Assumption(UserWarning):
-    """An assumption about files that do not say it, or what was left out of them."""
+    """Something assumed about files that do not state it, or left out of them."""
 
 
 # How to write here, on the command line, what torchvision, timm and Ultralytics call otherwise.

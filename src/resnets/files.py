@@ -23,7 +23,7 @@ def write_whole(path: Path, data: bytes) -> None:
     except OSError as error:
         raise DiskError(
             f"{path} could not be written: {error.strerror or error}.\n"
-            "Free some space or choose another folder; a file that was there is as it was."
+            "Free some space or choose another folder; an existing file is unchanged."
         ) from None
     finally:
         with suppress(OSError):
@@ -95,7 +95,7 @@ def find_model_file(path: str | Path, option: str = "") -> Path:
 
 
 def code_option(run: str | Path, option: str = "--network") -> str:
-    """What a command on a run needs: " --network my_module:build" for a person's own network."""
+    """What a command on a run needs: " --network my_module:build" for a custom network."""
     builder = network_builder(run)
     return f" {option} {shlex.quote(builder)}" if ":" in builder else ""
 
@@ -108,7 +108,7 @@ def resume_command(run: str | Path) -> str:
 
 
 def network_builder(run: str | Path) -> str:
-    """Where the network of a run comes from, if it is a person's own; else empty."""
+    """Where the network of a run comes from, if it is custom; else empty."""
     with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         arch = json.loads((Path(run) / "source.json").read_bytes())["arch"]
         return str(arch["builder"]) if arch["kind"] == "external" else ""
@@ -119,7 +119,7 @@ def check_outside(path: Path, data: object) -> None:
     """Raise UsageError for a path inside the folder `data`; beside a CSV file is allowed."""
     root = Path(data) if isinstance(data, str | Path) else None
     if root and root.is_dir() and path.resolve().is_relative_to(root.resolve()):
-        raise UsageError(f"{path} would lie in the data {data}: give another, --run or --out")
+        raise UsageError(f"{path} would be inside the data {data}: choose another --run or --out")
 
 
 def check_inputs(inputs: object) -> None:

@@ -113,7 +113,7 @@ def _check_earlier(tensors: Mapping[str, Tensor], text: str, expected: str) -> d
     digests = {name: [str(t.dtype), [*t.shape], digest(t)] for name, t in tensors.items()}
     content = json.dumps(digests, sort_keys=True) + text
     if hashlib.sha256(content.encode()).hexdigest() != expected:
-        raise ValueError("it is not what was saved (SHA-256)")
+        raise ValueError("not what was saved (SHA-256)")
     metadata: dict[str, Any] = json.loads(text)
     return metadata
 
@@ -133,5 +133,5 @@ def check_range(x: Tensor, end: int, name: str) -> None:
 def check_text(value: object) -> str:
     """The value. Raises ValueError for one that is no text."""
     if not isinstance(value, str):
-        raise ValueError(f"{str(value)[:50]} is no text")
+        raise ValueError(f"{str(value)[:50]} is not a string")
     return value

@@ -126,7 +126,7 @@ def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(UsageError, match="'layer9': did you mean layer"):
         grad_cam(network, x, targets, level="layer9")
     table = build(MlpArch(channels=4, width=8, hidden=8, blocks=1, classes=3, dropout=0.0)).eval()
-    with pytest.raises(UsageError, match="no maps"):
+    with pytest.raises(UsageError, match="no feature maps"):
         grad_cam(table, torch.randn(2, 4), torch.tensor([0, 1]))
 
 

@@ -162,7 +162,7 @@ def test_one_length_replaces_another(changes, lengths):
 
 
 def test_two_lengths_are_refused():
-    with pytest.raises(UsageError, match="steps and budget are each a length"):
+    with pytest.raises(UsageError, match="steps and budget all set the length"):
         replace_fields(Recipe(model="resnet20"), {"budget": 6.0, "steps": "5"})
 
 

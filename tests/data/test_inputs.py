@@ -71,8 +71,8 @@ def test_alpha_is_put_on_white_and_a_picture_of_the_caller_is_not_turned():
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (PIXELS.astype(np.float32), "floats from .* have to be in 0..1: divide by 255"),
-        (torch.randn(3, 8, 8), "have to be in 0..1: leave out any normalisation"),
+        (PIXELS.astype(np.float32), "floats from .* must be in 0..1: divide by 255"),
+        (torch.randn(3, 8, 8), "must be in 0..1: leave out any normalisation"),
         (np.full((4, 4), np.nan), "floats from nan"),
         (PIXELS.astype(np.int64), "int64 values; give uint8"),
         (PIXELS.transpose(2, 0, 1), r"shape \(3, 5, 7\).*x.transpose\(1, 2, 0\)"),
@@ -80,7 +80,7 @@ def test_alpha_is_put_on_white_and_a_picture_of_the_caller_is_not_turned():
         (np.zeros((2, 2, 2), np.uint8), r"shape \(2, 2, 2\); such an array is"),
         (np.zeros(9, np.uint8), r"the shape \(9,\)"),
         (np.zeros((0, 4), np.uint8), "0 pixels"),
-        ({"image": PIXELS}, "a dict is no image: give a path"),
+        ({"image": PIXELS}, "a dict is not an image: give a path"),
         (b"GIF89a", "input 3: "),
     ],
 )
@@ -109,13 +109,13 @@ def test_an_open_file_and_a_bytearray_are_one_image():
         assert np.array_equal(read_image(image, 3)[0], PIXELS)
     ((_, first), _) = expand_inputs([io.BytesIO(png(PIXELS)), PIXELS])
     assert first == png(PIXELS)
-    with pytest.raises(UsageError, match="open for text"):
+    with pytest.raises(UsageError, match="opened in text mode"):
         list(expand_inputs(io.StringIO("x")))
 
 
 @pytest.mark.parametrize("inputs", [None, 3, {"a": 1}])
 def test_what_is_neither_an_image_nor_several_is_refused(inputs):
-    with pytest.raises(UsageError, match=f"a {type(inputs).__name__} is no image: give a path"):
+    with pytest.raises(UsageError, match=f"a {type(inputs).__name__} is not an image: give a path"):
         is_single(inputs)
 
 

@@ -427,7 +427,7 @@ def test_classes_of_pixels_of_a_batch(photographs, tmp_path):
     bad = {path: why for b in shown(split, workers=1) for path, why in b.unreadable}
     assert set(bad) == {masks[i] for i in (2, 3, 5, 7)}
     assert "RGB PNG" in bad[masks[2]]
-    assert "8 x 8, where its image is" in bad[masks[3]]
+    assert "8 x 8, but its image is" in bad[masks[3]]
     assert "L JPEG" in bad[masks[7]]
     seen = torch.cat([b.indices for b in shown(split)])
     assert seen.tolist() == [0, 1, 4, 6, 8, 9, 10]
@@ -463,7 +463,7 @@ def test_a_scene_that_cannot_be_read_is_reported_and_its_row_dropped(photographs
             assert [path for path, _ in rest.unreadable] == [bad] * int((~good).sum())
     nothing = replace(photographs, images=(bad,) * 11)
     assert [len(b.images) for b in shown(nothing)] == [0, 0, 0]
-    with pytest.raises(DataError, match="not one image of a batch"):
+    with pytest.raises(DataError, match="no image of a batch"):
         training(nothing, augment)
 
 

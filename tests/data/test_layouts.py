@@ -393,15 +393,15 @@ def test_ids_are_the_same_as_text_and_number(tmp_path, kind):
         (lambda c: c["categories"][1].update(id=1), "the id 1 is used twice: 'cell' and 'dust'"),
         (lambda c: c["images"][1].update(file_name="1.png"), "'1.png' is the file of two images"),
         (lambda c: c["images"][0].update(file_name="a" * 5000, id=1.5), "the id 1.5 is neither"),
-        (lambda c: c["images"][1].update(file_name=3), "file_name is 3, not a text"),
+        (lambda c: c["images"][1].update(file_name=3), "file_name is 3, not a string"),
         (lambda c: c["images"][1].update(width=-40), "-40 x 30"),
         (lambda c: c["images"][1].update(width="wide"), "'wide' is not a number"),
         (lambda c: c["images"][1].update(id=None), "the id None is neither"),
         (lambda c: c["images"][1].update(id=True), "the id True is neither"),
-        (lambda c: c["categories"][0].update(name=None), "name is None, not a text"),
-        (lambda c: c["categories"][0].update(name=["cell"]), r"name is \['cell'\], not a text"),
-        (lambda c: c["categories"][0].update(name=5), "name is 5, not a text"),
-        (lambda c: c["categories"][0].update(name=" "), "name is ' ', not a text"),
+        (lambda c: c["categories"][0].update(name=None), "name is None, not a string"),
+        (lambda c: c["categories"][0].update(name=["cell"]), r"name is \['cell'\], not a string"),
+        (lambda c: c["categories"][0].update(name=5), "name is 5, not a string"),
+        (lambda c: c["categories"][0].update(name=" "), "name is ' ', not a string"),
         (
             lambda c: c["annotations"][1].update(bbox="1234"),
             "broken: bbox '1234' is no",
@@ -509,9 +509,9 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(
     [
         (f"{BOMB}train: train\nnames: *a11\n", r"line 2 repeats a part by its name"),
         ("train: train\nnames: &a [*a]\n", "line 2 repeats a part"),
-        ("train: train\nnames: [a, '']\n", "the name of class 1 is '', not a text"),
-        ("train: train\nnames: [a, [b]]\n", r"the name of class 1 is \['b'\], not a text"),
-        ("train: train\nnames: {0: a, 00: b}\n", "one number for two classes"),
+        ("train: train\nnames: [a, '']\n", "the name of class 1 is '', not a string"),
+        ("train: train\nnames: [a, [b]]\n", r"the name of class 1 is \['b'\], not a string"),
+        ("train: train\nnames: {0: a, 00: b}\n", "the same number for two classes"),
         ("train: train\nnames: {0: a, 0: b}\n", "the key '0' twice"),
         ("train: train\nnames: {-1: a}\n", "mapping from numbers below 10,000: '-1'"),
         ("train: {a: b}\nnames: [a]\n", "neither a path nor a list of paths"),
@@ -694,7 +694,7 @@ def test_images_of_no_split_among_others_are_refused(tmp_path):
     images(tmp_path, "train/1.png", "extra/2.png")
     xml(tmp_path / "train/1.xml")
     xml(tmp_path / "extra/2.xml")
-    with pytest.raises(DataError, match=r"1 of 2 images is of no split, first .*extra"):
+    with pytest.raises(DataError, match=r"1 of 2 images has no split, first .*extra"):
         load(tmp_path, task="detect")
 
 

@@ -299,7 +299,7 @@ def test_nothing_left_of_a_batch_ends_training_and_not_testing(tmp_path):
     (batch,) = shown(split, INPUT)
     assert batch.images.shape == (0, 3, 16, 16)
     assert len(batch.unreadable) == 2
-    with pytest.raises(DataError, match="not one image of a batch"):
+    with pytest.raises(DataError, match="no image of a batch"):
         next(training(split, INPUT))
 
 
@@ -371,21 +371,21 @@ def test_a_reader_that_stops_early_leaves_no_process(files):
 
 
 def test_what_else_cannot_be_is_told(files):
-    with pytest.raises(UsageError, match="batch=8 cannot be divided among 3 processes"):
+    with pytest.raises(UsageError, match="batch=8 is not divisible by 3 processes"):
         next(training(files, INPUT, ranks=3))
     pixels = Preprocess(size=4, mean=(0.5,) * 48, std=(1.0,) * 3)
     check_batching(pixels, Augment(), 8, 2, 4)
     next(training(files, pixels, Augment(), sides=lambda step: 4))
-    with pytest.raises(UsageError, match="is of 4 pixels, not 3: set normalize=data"):
+    with pytest.raises(UsageError, match="is for 4 pixels, not 3: set normalize=data"):
         next(training(files, pixels, Augment(), sides=lambda step: 3))
 
 
 @pytest.mark.parametrize(
     ("augment", "channels", "message"),
     [
-        (Augment(colour="pca"), 1, "augment.colour=pca is for colour images"),
+        (Augment(colour="pca"), 1, "augment.colour=pca needs colour images"),
         (Augment(crop="scale", scale=(12, 20)), 3, "begin at 16 or more"),
-        (Augment(crop="pad", pad=16, reflect=True), 3, "too much to reflect"),
+        (Augment(crop="pad", pad=16, reflect=True), 3, "too large to reflect"),
     ],
 )
 def test_an_augmentation_that_cannot_be_is_told(files, augment, channels, message):

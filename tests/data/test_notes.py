@@ -107,7 +107,7 @@ def test_labels_that_spreadsheets_change_are_noted(tmp_path, labels, note):
     (tmp_path / "table.csv").write_text("\n".join(["path,label", *lines]))
     source = load(tmp_path / "table.csv")
     assert source.classes == tuple(sorted(labels))
-    notes = [text for text in source.notes if "by chance leaves" not in text]
+    notes = [text for text in source.notes if "random split leaves" not in text]
     assert len(notes) == (note is not None)
     if note:
         assert re.search(note, notes[0])

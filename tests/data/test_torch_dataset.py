@@ -117,7 +117,7 @@ class Endless(IterableDataset):
 @pytest.mark.parametrize(
     ("data", "error", "words"),
     [
-        (Jittered(IMAGES, LABELS), DataError, "another one each time it is read.\nLeave random"),
+        (Jittered(IMAGES, LABELS), DataError, "changes each time it is read.\nLeave random"),
         (DataLoader(Pairs(IMAGES, LABELS)), UsageError, "is a DataLoader: give its Dataset"),
         (Endless(), UsageError, r"of an IterableDataset, list\(dataset\)"),
         ({"training": Pairs(IMAGES, LABELS)}, UsageError, "'training': its Datasets are called"),
@@ -128,7 +128,7 @@ class Endless(IterableDataset):
         (Pairs(IMAGES, ["cat"] * 40), DataError, "its label is 'cat'"),
         (Pairs(IMAGES - 0.5, LABELS), DataError, "item 0 of the Dataset: floats from"),
         (Pairs(IMAGES.astype(np.uint16), LABELS), DataError, "item 0 .* its image is 16-bit"),
-        (Pairs(IMAGES, [0] * 40), DataError, "one class; it takes two"),
+        (Pairs(IMAGES, [0] * 40), DataError, "one class; a classifier needs two"),
         (
             Pairs(IMAGES, LABELS, ["a", "b"]),
             DataError,
@@ -153,7 +153,7 @@ def test_what_cannot_be_used_is_refused_with_the_remedy(data, error, words):
 
 
 def test_boxes_and_masks_are_read_from_files():
-    with pytest.raises(DataError, match="boxes and masks are read from files"):
+    with pytest.raises(DataError, match="boxes and masks come from files"):
         load(Pairs(IMAGES, LABELS), task="detect")
 
 

@@ -140,7 +140,7 @@ def test_the_answers_are_those_of_an_evaluation(tmp_path, name):
     assert found.labels == tuple("abc"[k] for k in expected.classes.tolist())
     masks = torch.stack([torch.as_tensor(detection.decode_mask(m)).bool() for m in expected.masks])
     assert torch.equal(found.masks, masks)
-    with pytest.raises(UsageError, match="give a folder, out="):
+    with pytest.raises(UsageError, match="need a folder for pictures: out="):
         resnets.predict(model, IMAGES[0], refine=True)
 
 

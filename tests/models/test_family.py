@@ -83,13 +83,13 @@ def test_fields_that_contradict_each_other() -> None:
         models.build(replace(TINY, widths=(16, 8)))
     with pytest.raises(UsageError, match="no normalisation"):
         models.build(replace(TINY, unit="single", order="pre", zero_gamma=True))
-    with pytest.raises(UsageError, match="without remainder"):
+    with pytest.raises(UsageError, match="size divisible by patch"):
         models.build(VitArch(blocks=1, width=8, heads=3, hidden=8))
 
 
 def test_a_transformer_names_the_size_that_it_takes() -> None:
     network = models.build(VitArch(blocks=1, width=8, heads=2, hidden=8, patch=4, size=8))
-    with pytest.raises(UsageError, match="takes 8 x 8 pixels, got 16 x 12"):
+    with pytest.raises(UsageError, match="takes 8 x 8 pixels, not 16 x 12"):
         network(torch.randn(1, 3, 16, 12))
 
 

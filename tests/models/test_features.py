@@ -10,7 +10,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
 def test_the_page_gives_maps_to_a_feature_pyramid():
-    section = PAGE.read_text("utf-8").partition("## Features for a head of your own")[2]
+    section = PAGE.read_text("utf-8").partition("## Features for a custom head")[2]
     found = {}
     for code in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
         exec(code, found)

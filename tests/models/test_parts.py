@@ -48,8 +48,8 @@ def test_a_block_of_ones_own_learns_and_loads_again():
 def test_other_norms_activations_and_shortcuts():
     network = models.create(
         "resnet18",
-        norm=nn.InstanceNorm2d,
-        act=nn.GELU,
+        norm_layer=nn.InstanceNorm2d,
+        act_layer=nn.GELU,
         shortcut=lambda c_in, c_out, stride: nn.Conv2d(c_in, c_out, stride, stride),
     )
     kinds = [type(module) for module in network.modules()]
@@ -63,8 +63,8 @@ def test_other_norms_activations_and_shortcuts():
 
 
 def test_a_network_without_such_parts_refuses_them():
-    with pytest.raises(UsageError, match="residual networks alone"):
-        models.create("densenet121", act=nn.GELU)
+    with pytest.raises(UsageError, match="only residual networks"):
+        models.create("densenet121", act_layer=nn.GELU)
 
 
 def test_a_block_may_have_a_linear_layer_without_bias():

@@ -50,7 +50,7 @@ def test_what_others_may_write_is_not_loaded(cache, monkeypatch, what):
         (cache / "other").write_bytes(b"made here")
         path.unlink()
         path.symlink_to(target)
-    with pytest.raises(PermissionError, match="this user's alone"):
+    with pytest.raises(PermissionError, match="private to this user"):
         made(cache)
 
 

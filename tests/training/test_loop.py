@@ -181,7 +181,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
 
 def test_a_run_that_always_diverges_ends_after_three_returns(tmp_path):
     plan = small_plan(lr=1e30, warmup=0.0)
-    with pytest.raises(Diverged, match=r"going back 3 times(.|\n)*--set lr="):
+    with pytest.raises(Diverged, match=r"after 3 rollbacks(.|\n)*--set lr="):
         run_to(tmp_path / "run", plan)
     assert newest(Run(tmp_path / "run")) is None
 

@@ -60,5 +60,5 @@ def test_warmup_frozen_layers_a_budget_and_the_schedule_play_no_part():
 
 @pytest.mark.parametrize("wrong", [(0.0, 1.0, 10), (1.0, 0.1, 10), (0.1, 1.0, 1)])
 def test_a_range_has_two_ends(wrong):
-    with pytest.raises(UsageError, match="no range of rates"):
+    with pytest.raises(UsageError, match="not a range of rates"):
         lr_range_test(a_plan(), *wrong)

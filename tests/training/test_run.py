@@ -144,7 +144,7 @@ def test_a_second_run_in_the_folder_is_refused(run):
 @pytest.mark.parametrize("name", ["README.md", "report.html", "model.safetensors"])
 def test_files_that_are_of_no_run_are_not_replaced(tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(UsageError, match=rf"{name} belongs to no run(.|\n)*--run"):
+    with pytest.raises(UsageError, match=rf"{name} does not belong to a run(.|\n)*--run"):
         Run(tmp_path).create()
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -180,7 +180,7 @@ def test_a_key_that_is_missing_is_named_with_its_file(run):
     with pytest.raises(CheckpointError, match=r"timing\.jsonl was changed: it has no 'step'"):
         run.rows("timing.jsonl")[0]["step"]
     (run.path / "source.json").write_text("[]")
-    with pytest.raises(CheckpointError, match=r"source\.json: it holds no JSON object"):
+    with pytest.raises(CheckpointError, match=r"source\.json: not a JSON object"):
         run.read_json("source.json")
 
 

@@ -119,7 +119,7 @@ def test_a_classifier_becomes_both_networks_of_a_localiser():
         ("detect", {"label_smoothing": 0.1}, "label_smoothing is for classification"),
         ("detect", {"augment.mixup": 0.2}, "augment.mixup=0.2"),
         ("segment", {"loss": "bce"}, "loss is for classification"),
-        ("segment", {"model": "fasterrcnn_tiny_fpn"}, "not for `resnets segment`"),
+        ("segment", {"model": "fasterrcnn_tiny_fpn"}, "cannot segment"),
         ("detect", {"arch.anchors": [[8], [16]]}, "anchors"),
     ],
 )

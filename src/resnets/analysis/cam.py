@@ -36,8 +36,8 @@ def grad_cam(
 
     Selvaraju et al. 2017 (1610.02391), eq. 1 and 2, upsampled linearly and divided by its maximum;
     0 everywhere where nothing speaks for the class. `level` is the last one if none is named; of a
-    module of one's own it is a submodule. A
-    transformer's are the patches that enter its last block: what leaves it has no effect.
+    custom module it is a submodule. A transformer's are the patches that enter its last block: what
+    leaves it has no effect.
 
     Shapes: (B, C, *S) and int64 (B,) -> (B, *S) in 0..1.
 
@@ -58,7 +58,7 @@ def grad_cam(
 def _level_and_logits(network: Classifier, x: Tensor, level: str | None) -> tuple[Tensor, Tensor]:
     """What the named or the last level gives for x, and the logits computed from it."""
     if isinstance(network, Mlp):
-        raise UsageError("a network for tables has no maps: there is nothing to draw")
+        raise UsageError("a network for tables has no feature maps to draw")
     if isinstance(network, ExternalNetwork):  # a module whose head is not known
         known = [name for name, _ in network.module.named_modules() if name]
         if level and level not in known:
@@ -67,7 +67,7 @@ def _level_and_logits(network: Classifier, x: Tensor, level: str | None) -> tupl
             raise UsageError("the network has no map (N, C, H, W) to draw: explain by occlusion")
         maps, logits = network.maps(x, level or network.level)
         if not maps:
-            raise UsageError(f"{level} gives no map (N, C, H, W) of more than one place")
+            raise UsageError(f"{level} gives no map (N, C, H, W) larger than one pixel")
         return maps[level or network.level], logits
     if level and level not in network.levels:
         raise UsageError(f"the network has no level {level!r}: {nearest(level, network.levels)}")
@@ -90,7 +90,7 @@ def occlusion(
     stride: int = 0,
     multi_label: bool = False,
 ) -> Tensor:
-    """How far the target's probability falls when a window of the mean hides a place.
+    """How far the target's probability falls when a window of the mean hides a region.
 
     Zeiler and Fergus 2014 (1311.2901), section 4.2; the mean over the windows that hide it. Needs
     no gradient. `window` 0 is a quarter of the shortest side, `stride` 0 half the window;

@@ -105,7 +105,7 @@ def draw_predictions(
     score: float,
     options: InferenceOptions,
 ) -> list[dict[str, str]]:
-    """Draw what a detector, localiser or segmenter finds on images; a row says what, or why not.
+    """Draw what a detector, localiser or segmenter finds in images; a row for each image.
 
     Raises DiskError, and MissingPackage for masks of objects.
     """

@@ -31,9 +31,7 @@ def embedding(model: Model, images: Tensor) -> Tensor:
     Shapes: normalised (N, C, H, W) -> float32 (N, D) on the CPU, of norm 1.
     """
     if not model.classifier.levels:
-        raise UsageError(
-            "the network has no map (N, C, H, W), whose mean its images are compared by"
-        )
+        raise UsageError("the network has no feature map (N, C, H, W) to compare images by")
     maps = model.classifier.features(images)[list(model.classifier.levels)[-1]]
     return F.normalize(global_mean(maps)).cpu()
 

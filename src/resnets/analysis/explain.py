@@ -85,18 +85,17 @@ def explain(
     named = list(expand_inputs(inputs))
     predictions = zip(model.iter_predictions(named, top=top), named, strict=True)
     for number, (prediction, (name, item)) in enumerate(predictions, 1):
-        explanation = Explained(**asdict(prediction))
+        result = Explained(**asdict(prediction))
         if prediction.problem is None:
             x, targets, tiles = _heatmaps(model, item, prediction, heatmap)
             near = _nearest_images(model, x, known, *vectors) if known and vectors else []
             file = f"{number:04}-{Path(name).stem[:50]}.png"  # 255 bytes are the most
             _write_figure(out / file, contact_sheet([*tiles, *(tile for _, tile in near)]))
-            names = tuple(name for name, _ in near)
-            explanation = replace(explanation, picture=file, neighbours=names)
+            result = replace(result, picture=file, neighbours=tuple(name for name, _ in near))
             if len(checked) < CHECKED:
                 checked.append((x, targets[:1]))
-        explained.append(explanation)
-        yield explanation
+        explained.append(result)
+        yield result
     facts: dict[str, Any] = {"method": method, "level": level, "images": [*map(asdict, explained)]}
     checks = [_check_randomization(model, checked, heatmap)] if checked else []
     for check in checks:

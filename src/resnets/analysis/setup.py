@@ -121,7 +121,7 @@ def new_network(
     side: int,
     suitable: SplitName,
 ) -> AnalysisSetup:
-    """A network with fresh weights by its name, or a person's own module or function."""
+    """A network with fresh weights by its name, or a custom module or function."""
     classes, channels = (len(source.classes), source.channels) if source else (None, None)
     name = type(model).__name__ if isinstance(model, nn.Module) else str(model)
     if isinstance(model, nn.Module) or ":" in name:
@@ -136,7 +136,7 @@ def new_network(
         preprocess = Preprocess(
             size=size, channels=source.channels, mean=source.mean, std=source.std
         )
-    arch: Any = getattr(network, "arch", None)  # a person's own module does not say
+    arch: Any = getattr(network, "arch", None)  # a custom module does not say
     metadata = ModelMetadata(
         arch=arch, classes=source.classes if source else (), preprocess=preprocess
     )

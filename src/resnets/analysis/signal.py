@@ -46,11 +46,11 @@ def eval_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 def loss(logits: Tensor, labels: Tensor | None = None, seed: int = 0) -> Tensor:
     """The mean cross-entropy, in nats; of random labels of that seed where none are given.
 
-    Raises UsageError for an answer that is not logits (N, K).
+    Raises UsageError for an output that is not logits (N, K).
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UsageError(f"the network has to answer with logits (N, classes), here are {got}")
+        raise UsageError(f"the network must return logits (N, classes), not {got}")
     if labels is None:
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(logits.shape[1], (len(logits),), generator=generator)
@@ -123,7 +123,7 @@ def signal(
         for hook in hooks:  # what recomputes in the backward pass calls its layers again
             hook.remove()
         if not calls:
-            raise UsageError("the network calls no convolution and no linear layer")
+            raise UsageError("the network has no convolution or linear layer")
         error.backward()  # type: ignore[no-untyped-call]
     return [
         LayerStatistics(k + 1, name, forward, gradients.get(k, 0.0), _weight_gradient_norm(layer))

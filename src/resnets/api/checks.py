@@ -83,7 +83,7 @@ def check_device(name: str) -> None:
     possible = sys.platform != "linux" or any(map(os.path.exists, drivers))
     if name.startswith("cuda") and not possible:
         raise UsageError(
-            f"--device {name} cannot be used: this machine has no GPU driver; auto or cpu"
+            f"--device {name} cannot be used: this machine has no GPU driver; use auto or cpu"
         )
 
 
@@ -107,8 +107,8 @@ def check_models(*models: object) -> None:
 
         if not isinstance(model, Model):
             raise UsageError(
-                f"a {type(model).__name__} is no model: give a run folder, a model file, or what "
-                "resnets.load gives;\na module has no class names and preprocessing before it is "
+                f"a {type(model).__name__} is not a model: give a run folder, a model file or a "
+                "Model;\na module has no class names and preprocessing before it is "
                 "trained: resnets.train(data, model=module)"
             )
 
@@ -145,7 +145,7 @@ def parse_views(value: str | Sequence[str], models: int) -> tuple[ViewName, ...]
     known, names = get_args(ViewName), value.split(",") if isinstance(value, str) else list(value)
     for name in names:
         if name not in known:
-            raise UsageError(f"--view {name}: one of {', '.join(known)}, or one a model")
+            raise UsageError(f"--view {name}: one of {', '.join(known)}, or one per model")
     names = names * models if len(names) == 1 else names
     if len(names) != models:
         raise UsageError(f"{len(names)} views for {models} models: one for all, or one each")
@@ -157,7 +157,7 @@ def arch_overrides(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict[
     values = parse_fields(overrides or {}, "--set arch.stride_on=1x1")
     for key in values:
         if not key.startswith("arch."):
-            raise UsageError(f"--set {key}: of a trained model arch.FIELD=VALUE alone can be set")
+            raise UsageError(f"--set {key}: only arch.FIELD=VALUE can be set of a trained model")
     return {key.removeprefix("arch."): value for key, value in values.items()}
 
 
@@ -172,7 +172,7 @@ def parse_floors(task: TaskName, texts: Sequence[str]) -> dict[str, float]:
         except (TypeError, ValueError):
             floors[name] = math.nan
         if not math.isfinite(floors[name]):
-            raise UsageError(f"--fail-under {name}={text}: write a number, as {name}=0.93")
+            raise UsageError(f"--fail-under {name}={text}: write a number, e.g. {name}=0.93")
     return floors
 
 
@@ -180,7 +180,7 @@ def check_floors(floors: Mapping[str, float], result: object) -> None:
     """Raise ResnetsError if a metric of `result` is lower, UsageError if it has none."""
     reached = {name: getattr(result, name) for name in floors}
     if none := [name for name, value in reached.items() if value is None]:
-        raise UsageError(f"--fail-under {none[0]}: these images have no such figure")
+        raise UsageError(f"--fail-under {none[0]}: these images have no such metric")
     if short := [f"{k} {reached[k]:.4f} < {v:g}" for k, v in floors.items() if reached[k] < v]:
         raise ResnetsError(f"--fail-under: {', '.join(short)}")
 
@@ -195,7 +195,7 @@ def parse_fields(
     for item in [texts] if isinstance(texts, str) else texts:
         key, sign, text = str(item).partition("=")
         if not sign:
-            raise UsageError(f"{item}: write FIELD=VALUE, for instance {like}")
+            raise UsageError(f"{item}: write FIELD=VALUE, for example {like}")
         if key.strip() in values:
             raise UsageError(f"{key.strip()} is given twice, by two {like.split()[0]}")
         values[key.strip()] = text.split(",") if "," in text else text
@@ -217,4 +217,4 @@ def refuse_others(function: Callable[..., Any], task: TaskName, values: Mapping[
     for option in missing_options(name, TASK_TEXTS[task]):
         if option in values and values[option] != usual[option].default:
             known = " and ".join(tasks_with(name, option))
-            raise UsageError(f"--{option.replace('_', '-')} is to {known}, this model to {task}")
+            raise UsageError(f"--{option.replace('_', '-')} is for models that {known}, not {task}")

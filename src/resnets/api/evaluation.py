@@ -52,22 +52,22 @@ def evaluate(
 ) -> Metrics:  # fmt: skip
     """Test MODEL... on one split of DATA; several models form an ensemble.
 
-    In Python what is asked for beside the figures stands in fields of the result. A model may be
-    loaded already, and stays on its device; the data may be a torch Dataset, of which all is taken
-    where the model was not trained on it; `network` may be a module.
+    In Python whatever is requested beside the figures is in fields of the result. A model may be a
+    loaded one, which stays on its device; the data may be a torch Dataset, all of which is used
+    unless the model was trained on it; `network` may be a module.
 
-    Raises UsageError for no `split`, where the data has none of its own and is not that of the
-    training, models whose number does not suit, or an option of another task; CheckpointError for a
-    file that is refused, or models that do not know the data's classes or have different ones;
-    DataError where too many images are unreadable, or there is no such split.
+    Raises UsageError without `split` if the data has no splits and is not the training data, for a
+    wrong number of models, or for an option of another task; CheckpointError for a file that is
+    refused, or models whose classes differ or lack some of the data's; DataError if too many images
+    are unreadable, or the data has no such split.
 
     Args:
         places: Run folders, model files, or foreign .pth or .safetensors files, followed by the
             data.
-        task: What the models are for, when they should be refused otherwise.
-        split: test when left out; `all` is for data of which the model has seen no image.
+        task: The task that the models must be for; any by default.
+        split: test by default; `all` is for data of which the model has seen no image.
         view: center, flip (adds the mirror image), ten-crop or multi-scale; one for all models, or
-            one each, as ten-crop,flip.
+            one each, e.g. ten-crop,flip.
         compare: Compare the second of two models with the first: which images changed, and whether
             the difference is significant.
         at_precision: Report the confidence threshold that reaches this precision, and the coverage
@@ -76,16 +76,16 @@ def evaluate(
         corruptions: Also report the error on noisy, blurred and otherwise corrupted images.
         classifier: A classifier that gives a localiser its five candidate classes.
         refine: Box refinement and voting (1512.03385, appendix B); two-stage detectors only.
-        scales: Image scales relative to the model's size, as 0.5,1,1.5. Each region uses the two
+        scales: Image scales relative to the model's size, e.g. 0.5,1,1.5. Each region uses the two
             that suit it best (appendix B), a localiser the best box of all (appendix C).
-        size: Side length of the input in pixels; the model's own when left out.
+        size: Side length of the input in pixels; the model's own by default.
         normalize: Mean and standard deviation for a foreign file, which does not say its own.
-        overrides: arch.FIELD=VALUE for what a foreign file leaves open, as arch.stride_on=1x1; may
-            be repeated.
+        overrides: arch.FIELD=VALUE for what a foreign file leaves open, e.g. arch.stride_on=1x1;
+            may be repeated.
         precision: Number format that the network computes in.
         max_unreadable: Fraction of the images that may be unreadable; they are left out.
-        network: Your own code of a network that was trained from it, as my_module:build.
-        batch: Images per forward pass; when left out 128, or 4 for detection, localisation and
+        network: The code of a custom network, as my_module:build.
+        batch: Images per forward pass; by default 128, or 4 for detection, localisation and
             segmentation.
         device: auto, cpu, cuda or cuda:N.
         workers: Number of processes that decode image files.
@@ -100,17 +100,17 @@ def evaluate(
     checks.check_data(data)
     checks.check_data(ood)
     if (compare and len(models) != 2) or (corruptions and len(models) != 1):
-        raise UsageError(f"--compare takes two models, --corruptions one; here are {len(models)}")
+        raise UsageError(f"--compare takes two models, --corruptions one; got {len(models)}")
     views = checks.parse_views(view, len(models))
     options = checks.make_options(EvaluateOptions, arguments, views=views)
-    from resnets.evaluation.evaluate import load_own_code, task_of_model
+    from resnets.evaluation.evaluate import load_custom_code, task_of_model
     from resnets.training.run import log_test_access
     from resnets.training.tasks import find_task
 
     task = task or task_of_model(models[0], options)
     checks.refuse_others(evaluate, task, arguments)
     if network is not None and len(models) > 1:
-        models, options = load_own_code(models, options)
+        models, options = load_custom_code(models, options)
     result: Metrics = find_task(task).evaluate(models, data, options, log_test_access)
     return result
 
@@ -145,7 +145,7 @@ def calibrate(
     metadata = setup.model.metadata
     if not metadata.provenance:
         raise CheckpointError(
-            f"{model} is a foreign file, which has no place for a temperature: calibrate a run or "
+            f"{model} is a foreign file, which cannot store a temperature: calibrate a run or "
             "a model file of resnets"
         )
     if split == "all" and metadata.provenance.get("digest") == source.digest:
@@ -183,9 +183,9 @@ def analyze(
         kind: Responses, signal or gradients by layer; equations of identity shortcuts; lesions or
             swaps of units; paths by length; the loss landscape; precise statistics.
         model: A run folder, a model file, foreign weights, a name from `resnets models` (fresh
-            weights), or my_module:build, a function found here that returns a torch module.
-        out: A new folder; analysis/KIND-MODEL when left out.
-        input: Shape of one input, as 3x32x32, where neither the network nor DATA gives it.
+            weights), or my_module:build, a function of the working folder that returns a module.
+        out: A new folder; analysis/KIND-MODEL by default.
+        input: Shape of one input, e.g. 3x32x32, where neither the network nor DATA gives it.
         seed: Seed of fresh weights, noise and sampling.
         batch: Images per forward pass.
     """
@@ -233,12 +233,12 @@ def write_analysis(analysis: Analysis, kind: str, plot: Plot) -> None:
 def parse_shape(text: str) -> tuple[int, ...]:
     """The shape of one input, from 3x32x32; () from an empty text."""
     if not re.fullmatch(r"([1-9]\d*(x[1-9]\d*)*)?", text):
-        raise UsageError(f"--input {text}: write the shape of one input, as 3x32x32")
+        raise UsageError(f"--input {text}: write the shape of one input, e.g. 3x32x32")
     return tuple(map(int, text.split("x"))) if text else ()
 
 
 def check_network(model: object, overrides: object) -> None:
-    """Raise UsageError for what is no file, no name of a network and no code of one's own."""
+    """Raise UsageError for what is no file, no name of a network and no custom code."""
     if not isinstance(model, str | Path):
         return
     from resnets.config.weights import check_weights, names_weights
@@ -247,7 +247,7 @@ def check_network(model: object, overrides: object) -> None:
     if Path(name).exists() or Path(name).name != name or names_weights(name):
         check_weights(name)
     elif overrides:
-        raise UsageError(f"--set is for a foreign file, {name} is none")
+        raise UsageError(f"--set is for foreign files, and {name} is not one")
     elif ":" not in name:
         from resnets.config import families
 

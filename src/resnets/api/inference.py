@@ -34,10 +34,10 @@ def load(
     overrides: Mapping[str, Any] | Sequence[str] | None = None, precision: Precision = "float32",
     network: str | Module | None = None, device: str = "cpu",
 ) -> Model:  # fmt: skip
-    """A model from a run folder, one of our model files, or a foreign weights file.
+    """A model from a run folder, a model file of resnets, or a foreign weights file.
 
     See `evaluation.load.load`, also for the errors; `overrides` are arch.FIELD=VALUE. A file
-    of a network from your own code needs that again, as `network`: a module, or my_module:build.
+    of a custom network needs its code again, as `network`: a module, or my_module:build.
 
     Args:
         path: A run folder, a model file, or a foreign .pth or .safetensors file.
@@ -57,29 +57,29 @@ def load(
 def create(
     model: str | Arch, *, weights: str | Path | None = None, classes: int | None = None,
     channels: int | None = None,
-    activation_checkpointing: int = 0, norm: Callable[[int], Module] | None = None,
-    act: Callable[[], Module] | None = None,
+    activation_checkpointing: int = 0, norm_layer: Callable[[int], Module] | None = None,
+    act_layer: Callable[[], Module] | None = None,
     shortcut: Callable[[int, int, int], Module] | None = None,
     block: Callable[[int, int, int], Module] | None = None,
 ) -> Network:  # fmt: skip
     """A network by name or description, with other numbers of classes or input channels.
 
-    A residual network takes layers of your own: see `models.create`; it is then trained as a
-    module, `train(data, model=network)`.
+    A residual network takes custom layers: see `models.create`; it is then trained as a module,
+    `train(data, model=network)`.
 
-    Raises UsageError with the nearest known names, and for parts where there are none;
+    Raises UsageError with the nearest known names, and for parts of another kind of network;
     CheckpointError for weights of another network, and all that `load` raises for them.
 
     Args:
         model: A name from `resnets models`, or an Arch.
         weights: Weights to load: imagenet (the best free ones of the network), a name from
             `resnets weights ls`, a file or a run folder. A classifier for other classes stays new.
-        classes: Number of classes; the family's own when left out.
-        channels: Channels of the images; the family's own when left out.
+        classes: Number of classes; the family's own by default.
+        channels: Channels of the images; the family's own by default.
         activation_checkpointing: Training keeps the input of each segment of that many residual
             units and recomputes the rest in the backward pass; 0 keeps everything.
-        norm: norm(channels) makes a normalisation layer.
-        act: act() makes an activation.
+        norm_layer: norm_layer(channels) makes a normalisation.
+        act_layer: act_layer() makes an activation.
         shortcut: shortcut(c_in, c_out, stride) makes a shortcut.
         block: block(c_in, c_out, stride) makes a residual unit,
             (N, c_in, H, W) -> (N, c_out, H / stride, W / stride).
@@ -96,7 +96,7 @@ def create(
     network = models.create(
         model, classes=classes, channels=channels,
         activation_checkpointing=activation_checkpointing,
-        norm=norm, act=act, shortcut=shortcut, block=block,
+        norm_layer=norm_layer, act_layer=act_layer, shortcut=shortcut, block=block,
     )  # fmt: skip
     if start:
         from resnets.evaluation import load as loading
@@ -117,23 +117,23 @@ def predict(
 ) -> Any:  # fmt: skip
     """Predict images: a classifier names classes, other models draw what they find.
 
-    Of objects, pictures are written into the new folder `out` and detections.json, in COCO's form
-    of results with the file's name; of pixels a PNG of class indices for each image. A row says
-    what was found on an image, or its problem. Of COCO data, a folder or a file, images and
-    categories keep their ids; others are numbered from 0, or after those.
+    A detector writes pictures and detections.json (COCO's results format, with file names) into the
+    new folder `out`, a segmenter a PNG of class indices for each image. A row says what was found
+    in an image, or why it cannot be read. Images and categories of COCO data keep their ids; others
+    are numbered from 0, or after those.
 
     In Python an input may also be bytes, a PIL image, an array or a tensor, and the predictions
-    are those of `Model.predict`: one for one image, a list for several. A model that draws
-    writes pictures, of files, only with `out`, and then returns the rows.
+    are those of `Model.predict`: one for one image, a list for several. With `out` a model
+    that draws writes pictures of the files and returns the rows.
 
-    Raises UsageError for no inputs, or where `out` is not empty; DataError where none is found.
+    Raises UsageError without inputs or if `out` is not empty; DataError if no image is found.
 
     Args:
         inputs: Image files, folders or patterns.
-        task: What the model is for, when it should be refused otherwise.
+        task: The task that the model must be for; any by default.
         top: Number of classes to list.
-        out: A new folder for the pictures and the file; predictions when left out.
-        score: Objects from this score on are drawn; all are written.
+        out: A new folder for the pictures and the file; predictions by default.
+        score: Objects with at least this score are drawn; all are written.
     """
     options = checks.make_options(InferenceOptions, locals())
     checks.check_models(model)
@@ -150,7 +150,7 @@ def predict(
     if out is not None:
         return draw_predictions(loaded, inputs, Path(out), score, options)
     if refine or options.scales != (1.0,):
-        raise UsageError("refine and scales are for pictures: give a folder, out=...")
+        raise UsageError("refine and scales need a folder for pictures: out=...")
     return loaded.predict(inputs, top=top, score=score, batch=options.images_per_batch(32))
 
 
@@ -166,8 +166,8 @@ def explain(
 ) -> list[Explained | RandomizationCheck | dict[str, int]]:  # fmt: skip
     """Explain predictions (Grad-CAM, occlusion), or find the errors and duplicates of a data set.
 
-    In Python: the explanation of each image, or how many there are of each finding; errors as
-    `evaluate`.
+    In Python returns the explanation of each image, or the number of images of each finding. Raises
+    as `evaluate`.
 
     Args:
         inputs: Image files, folders or patterns to explain.
@@ -175,7 +175,7 @@ def explain(
         data: With images: their nearest training images are shown. Alone: the most wrong, most
             uncertain and likely mislabelled images of a split, duplicates of training images, and a
             map.
-        level: Feature level for Grad-CAM, as layer3; the last when left out.
+        level: Feature level for Grad-CAM, e.g. layer3; the last by default.
         method: Occlusion needs no gradients and is slower.
         top: Number of classes to explain for each image.
     """
@@ -184,7 +184,7 @@ def explain(
     if data is None and not inputs:
         raise UsageError("give images, a data set or both: resnets explain MODEL IMAGE --data DATA")
     if not inputs and (level or method != "grad-cam" or top != 1):
-        raise UsageError("--level, --method and --top are for images: name some")
+        raise UsageError("--level, --method and --top need images to explain")
     images: Any = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], list) else inputs
     if inputs:
         check_inputs(images)

@@ -33,7 +33,7 @@ def list_models(pattern: str = "*", /, *, pretrained: bool = False) -> list[dict
     """List networks: name, depth, parameters, multiply-adds, input, source.
 
     Args:
-        pattern: A pattern as 'resnet*', or a part of the name.
+        pattern: A pattern such as 'resnet*', or part of a name.
         pretrained: Only networks that have published weights, with the best free ones.
     """
     from resnets.config import weights
@@ -69,7 +69,7 @@ def data_get(
 
     Args:
         name: cifar10 or cifar100.
-        on_progress: Called with the bytes that have come, and their number or 0.
+        on_progress: Called with the bytes received so far and their total, 0 if unknown.
     """
     from resnets.data import download
 
@@ -81,7 +81,7 @@ def data_info(data: Data, /, *, task: TaskName | None = None) -> dict[str, Any]:
     """Show what DATA holds: splits, classes, sizes, digest, unreadable files, problems.
 
     Args:
-        task: What the labels are for; guessed from the files when left out.
+        task: What the labels are for; guessed from the files by default.
     """
     checks.check_data(data)
     from resnets.data.info import describe
@@ -94,7 +94,7 @@ def data_check(data: Data, /, *, task: TaskName | None = None) -> list[dict[str,
     """List the problems of DATA and where they are; exit code 3 if training would refuse it.
 
     Args:
-        task: What the labels are for; guessed from the files when left out.
+        task: What the labels are for; guessed from the files by default.
     """
     checks.check_data(data)
     from resnets.config.recipe import Recipe
@@ -105,10 +105,10 @@ def data_check(data: Data, /, *, task: TaskName | None = None) -> list[dict[str,
 
 @public
 def runs(root: str | Path = "runs", /) -> list[dict[str, Any]]:
-    """List the runs in a folder: path, model, data, progress, error on which images.
+    """List the runs in a folder: path, model, data, progress, error and the images it is of.
 
     Args:
-        root: The folder of the run folders.
+        root: The folder that contains the run folders.
     """
     from resnets.training.run import Run
 
@@ -166,11 +166,11 @@ def report(
 ) -> Path:
     """Write report.html and the model card README.md of RUN again.
 
-    In Python the path of the report is returned.
+    In Python returns the path of the report.
 
     Args:
         data: Where the data is now, if it was moved.
-        network: Your own code of a network that was trained from it, as my_module:build.
+        network: The code of a custom network, as my_module:build.
     """
     from resnets.training.run import Run
 
@@ -189,7 +189,7 @@ def write_report(
 ) -> Path:
     """Write the model card README.md and report.html of a run; returns the latter.
 
-    The images are of `source`, of the place `data`, or of where the recipe says.
+    The images come from `source`, from `data`, or from where the recipe says.
     """
     from resnets.reporting import card, facts, report  # here, since matplotlib delays every start
 
@@ -236,7 +236,7 @@ def doctor(*, quick: bool = False) -> dict[str, str]:
 
 
 def describe_gpu() -> str:
-    """The GPU and its memory; why there is none that can be used."""
+    """The GPU and its memory, or why none can be used."""
     import torch
 
     if torch.cuda.is_available():
@@ -249,7 +249,7 @@ def describe_gpu() -> str:
 
 
 def training_rate(precision: str) -> float:
-    """Images a second of training ResNet-20 at batch 128 on 32 pixels: enlarged digits."""
+    """Images per second in training: ResNet-20, batch 128, digits enlarged to 32 pixels."""
     from resnets.config import recipes
     from resnets.data import dataset
     from resnets.device import pick_device

@@ -40,7 +40,7 @@ def plan(
 ) -> Plan:  # fmt: skip
     """Everything a training run will do, chosen from the data where nothing is given.
 
-    In Python `data` may be a torch Dataset of (image, label), which is split by chance, or a
+    In Python `data` may be a torch Dataset of (image, label), which is split at random, or a
     dictionary of Datasets called train, val and test (`data.torch_dataset.load`); `model` may be a
     module from images to logits, which starts from the weights that it has. A plan is returned as
     it is, without other arguments.
@@ -50,21 +50,21 @@ def plan(
 
     Args:
         data: digits, cifar10, cifar100, a folder of class folders, or a CSV of path,label.
-        task: What the network is for; the model's task when left out, else classification.
-        model: A name from `resnets models`, or my_module:build, a function found here that returns
-            a torch module; chosen from the data when left out.
+        task: What the network is for; by default the model's task, else classification.
+        model: A name from `resnets models`, or my_module:build, a function of the working folder
+            that returns a torch module; chosen from the data by default.
         recipe: A published recipe (paper-cifar10, quick-cifar10, ...), a TOML file, or a run's
             recipe.json.
         weights: Published weights by name (`resnets weights ls`; imagenet: the best free ones of
             the network), a run folder or a weights file to start from, ours, torchvision's or
             timm's; none: random weights.
         epochs: Passes over the training images.
-        budget: Training time instead of epochs, as 90s, 30m or 1.5h: as many steps as fit.
+        budget: Training time instead of epochs, e.g. 90s, 30m or 1.5h: as many steps as fit.
         lr: The peak learning rate.
         batch: Images per optimiser step, over all devices.
         size: Side length of the input in pixels.
         seed: Seed of the initial weights, the image order and the augmentation.
-        overrides: A field of the recipe, as lr=0.2; may be repeated.
+        overrides: A field of the recipe, e.g. lr=0.2; may be repeated.
         devices: Number of processes (one GPU each, if there are any) that share each batch.
         device: auto, cpu, cuda or cuda:N.
         workers: Number of processes that decode image files.
@@ -116,7 +116,7 @@ def read_changes(
 
     changes = {name: value for name, value in named.items() if value is not None}
     if wrong := [name for name, value in changes.items() if isinstance(value, bool)]:
-        raise UsageError(f"{wrong[0]}={changes[wrong[0]]}: give a number or a text")
+        raise UsageError(f"{wrong[0]}={changes[wrong[0]]}: give a number or a string")
     fields = checks.parse_fields(overrides)
     if twice := changes.keys() & fields:
         raise UsageError(f"{min(twice)} is given twice, by its own option and by --set")
@@ -140,7 +140,7 @@ def check_recipe(recipe: Recipe, network: Arch | None, task: TaskName | None) ->
         check_start(field, getattr(recipe, field), recipe.model, network)
     network_task = arch.task_for_arch(network) if network else task or "classify"
     if network_task != (task or network_task):
-        raise UsageError(f"{recipe.model} is not for `resnets {task}`, but to {network_task}")
+        raise UsageError(f"{recipe.model} cannot {task}: it is a network to {network_task}")
     if not recipe.weights and (recipe.freeze_backbone_epochs or recipe.norm == "frozen"):
         raise UsageError(
             "freeze_backbone_epochs=N and norm=frozen need weights to start from: "
@@ -185,7 +185,7 @@ def load_and_resolve(
 
 
 def read_model(model: str | Module | ExternalArch | None) -> ExternalArch | None:
-    """The code of a network, if it is the user's own.
+    """The code of a network, if it is custom.
 
     Raises UsageError for an unknown name, and for code that is no module.
     """
@@ -220,7 +220,7 @@ def check_start(field: str, text: str, model: str, network: Arch | None) -> None
     file = find_model_file(text, option=f"--{field} {text}: ")
     builder = network_builder(file.parent)
     if builder and field == "teacher":
-        raise UsageError(f"{text} was trained from {builder}; a teacher is of resnets")
+        raise UsageError(f"{text} was trained from {builder}; a teacher must be of resnets")
     if builder and not hasattr(network, "builder"):
         raise MissingCode(f"{text} was trained from", builder, "--model")
 
@@ -239,7 +239,7 @@ def refuse_beside_plan(arguments: Mapping[str, Any]) -> None:
     defaults = inspect.signature(plan).parameters
     for name, value in arguments.items():
         if value != defaults[name].default:
-            raise UsageError(f"{name} is an argument of `plan`: this plan is made already")
+            raise UsageError(f"{name} is an argument of `plan`, and this plan is made already")
 
 
 def is_plan(data: object) -> TypeIs[Plan]:

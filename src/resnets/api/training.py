@@ -62,7 +62,7 @@ def train(
     `compared`.
 
     Args:
-        run: The run folder; runs/DATA-MODEL when left out.
+        run: The run folder; runs/DATA-MODEL by default.
         seeds: Number of runs, with the seeds from --seed on, in RUN-seed0, RUN-seed1, ...; they are
             compared at the end. Repeat the command to resume.
         on_progress: Called with the progress, about twice a second and at each evaluation.
@@ -100,12 +100,12 @@ def fit(
 
     A progress comes about twice a second and at each evaluation, where `loss`, `train_error`,
     `eval_error` and `eval_metrics` are set. After the last one the network is tested and the report
-    written. A loop that is left early leaves a run that `resume` goes on with.
+    written. A loop that is left early leaves a run that `resume` continues.
 
     Raises as `train`; before the loop begins, UsageError for a folder that holds a run.
 
     Args:
-        run: The run folder; runs/DATA-MODEL when left out.
+        run: The run folder; runs/DATA-MODEL by default.
     """
     from resnets.training import runner
 
@@ -135,7 +135,7 @@ def train_seeds(
                 data, recipe=recipe, device=str(first.device), workers=first.workers,
                 model=first.external,
             )  # fmt: skip
-        # The functions of a task may be a person's own. The same budget for each seed: the first
+        # The functions of a task may be custom. The same budget for each seed: the first
         # would pay for the start of the program.
         plan = replace(plan, task=first.task, began=time.monotonic())
         if not folder.begun:
@@ -167,7 +167,7 @@ def resume(
     Args:
         run: The run folder.
         data: Where the data is now, if it was moved.
-        model: Your own code, where the network was trained from that: my_module:build.
+        model: The code of a custom network, as my_module:build.
         on_progress: Called with the progress, about twice a second and at each evaluation.
     """
     from resnets.training.run import Run
@@ -188,7 +188,7 @@ def resume(
             raise UsageError(f"{run} is finished; `{command}` uses it")
     if (folder.path / "trial.json").exists():  # it would be tested on the test images
         raise UsageError(
-            f"{run} is a trial of a study, which goes on by its own command:\n"
+            f"{run} is a trial of a study; resume the study instead:\n"
             f"`resnets tune {recipe.data} --run {folder.path.parent}` with the options it had"
         )
     plan = plan_to_resume(folder, recipe, data, model, device, workers)
@@ -211,7 +211,7 @@ def plan_to_resume(
             whose = f"recipe={str(run / 'recipe.json')!r}"
             raise UsageError(f"the plan has another recipe than {run}: make it with {whose}")
     else:
-        check_own_code(run, started, model)
+        check_custom_code(run, started, model)
         data = recipe.data if data is None else data
         plan = plans.plan(data, recipe=recipe, model=model, device=device, workers=workers)
     if plan.source.digest != started["digest"]:
@@ -223,12 +223,12 @@ def plan_to_resume(
     return replace(plan, resumes=run)
 
 
-def check_own_code(run: str | Path, started: Mapping[str, Any], model: object) -> None:
-    """Raise UsageError where a run with a person's own code is resumed without it."""
+def check_custom_code(run: str | Path, started: Mapping[str, Any], model: object) -> None:
+    """Raise UsageError where a run with custom code is resumed without it."""
     arch, replaced = started["arch"], started.get("replaced")
     if replaced:
         raise UsageError(
-            f"{run} was trained with your own {', '.join(replaced)}: resnets.resume({str(run)!r}, "
+            f"{run} was trained with a custom {', '.join(replaced)}: resnets.resume({str(run)!r}, "
             "data=plan)\nwith a plan whose task has them"
         )
     if arch.get("kind") == "external" and model is None:
@@ -275,12 +275,11 @@ def tune(
     Yields the trials that have ended, after each. Raises MissingPackage without Optuna.
 
     Args:
-        run: The folder of the study; runs/DATA-MODEL-tune when left out.
+        run: The folder of the study; runs/DATA-MODEL-tune by default.
         trials: Number of trials; those that fall behind are stopped early.
-        search: FIELD=LOW:HIGH, FIELD=LOW:HIGH:log, FIELD=A,B,C, or FIELD of those that are searched
-            when left out: lr, weight_decay, warmup, label_smoothing, ema, augment.policy,
-            augment.mixup.
-        budget: Total time of all trials, as 30m or 8h.
+        search: FIELD=LOW:HIGH, FIELD=LOW:HIGH:log, FIELD=A,B,C, or a FIELD of those searched by
+            default: lr, weight_decay, warmup, label_smoothing, ema, augment.policy, augment.mixup.
+        budget: Total time of all trials, e.g. 30m or 8h.
         on_progress: Called with the progress, about twice a second and at each evaluation.
     """
     plan = plans.plan(

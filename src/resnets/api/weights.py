@@ -82,7 +82,7 @@ def weights_import(
 
     Args:
         file: A weights file or a run folder.
-        name: What to call it; the file's name when left out.
+        name: What to call it; the file's name by default.
         classes: A text file with one class name a line, where the weights file has none.
         overrides: arch.FIELD=VALUE for what a foreign file leaves open, as arch.stride_on=1x1; may
             be repeated.

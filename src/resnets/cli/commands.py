@@ -50,7 +50,7 @@ def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any)
     run, seeds = options.pop("run"), options.pop("seeds")
     check_value("seeds", seeds, ())
     if seeds > 1 and devices > 1:
-        raise UsageError("with --devices each seed needs a command of its own: --seed N")
+        raise UsageError("--devices trains one seed at a time: --seed N")
     if seeds == 1:
         training.check_run(run, data)
     plan = resnets.plan(data, devices=devices, **options)
@@ -190,10 +190,10 @@ def reproduce(
     """Rerun tables and figures of the papers; without --budget, list them.
 
     Args:
-        ids: Experiments from the list, as r1.tab6; all when left out.
+        ids: Experiments from the list, e.g. r1.tab6; all by default.
         budget: smoke: digits, two steps; cpu: some hundred steps at half the resolution, gpu: some
             thousand; full: the paper's protocol.
-        arm: One row of an experiment, as resnet20; may be repeated.
+        arm: One row of an experiment, e.g. resnet20; may be repeated.
         seed: The first seed.
         seeds: Number of runs of each network, with the seeds that follow.
         precision: float32 is the papers'; bfloat16 is reported separately; auto takes what the

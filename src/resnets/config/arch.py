@@ -223,7 +223,7 @@ class LocalizerArch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExternalArch:
-    """A classifier from a person's own code, which is at hand in `make` or has to be given again.
+    """A classifier of custom code, which is at hand in `make` or has to be given again.
 
     A file notes where it came from and never runs it.
     """
@@ -307,7 +307,7 @@ def with_fields(arch: Arch, values: Mapping[str, Any]) -> Arch:
     """
     if isinstance(arch, ExternalArch):
         if values:
-            raise UsageError(f"arch.{min(values)}: {arch.builder} is your own: leave it out")
+            raise UsageError(f"arch.{min(values)}: {arch.builder} is custom: leave it out")
         return arch
     data = to_dict(arch)
     try:

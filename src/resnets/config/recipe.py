@@ -106,8 +106,8 @@ class Augment:
     pad: NonNegativeInt = setting(4, "pixels around an image before `crop=pad`")
     reflect: bool = setting(False, "pad by reflection (Wide ResNets), not with zeros")
     scale: tuple[int, int] = setting((256, 480), "range of the shorter side for `crop=scale` and `crop=resize`")
-    area: tuple[PositiveFraction, PositiveFraction] = setting((0.08, 1.0), "least and largest fraction of the image's area for `crop=area`")
-    flip: bool = setting(False, "mirror half of the images")
+    area: tuple[PositiveFraction, PositiveFraction] = setting((0.08, 1.0), "smallest and largest fraction of the image's area for `crop=area`")
+    flip: bool = setting(False, "mirror with probability 1/2")
     colour: Literal["none", "pca", "jitter", "jitter+pca"] = setting("none", "pca: as AlexNet; jitter: brightness, contrast, saturation")
     cutout: NonNegativeInt = setting(0, "side of a random square that is set to the mean; 0: none")
     policy: Literal["none", "trivialaugment", "randaugment"] = setting("none", "TrivialAugmentWide or RandAugment")
@@ -162,7 +162,7 @@ class Recipe:
     betas: tuple[Decay, Decay] = setting((0.9, 0.999), "of adamw and lamb")
     weight_decay: NonNegativeFloat = setting(1e-4, "weight decay")
     decay_all: bool = setting(True, "false: no decay of normalisation parameters and biases")
-    clip: NonNegativeFloat = setting(0.0, "largest norm of the whole gradient; 0: no clipping")
+    clip: NonNegativeFloat = setting(0.0, "maximum norm of the gradient; 0: no clipping")
     # loss and averaging
     loss: Literal["cross-entropy", "bce"] = setting("cross-entropy", "bce: binary cross-entropy of each class")
     class_weights: Literal["none", "balanced"] = setting("none", "balanced: rare classes weigh more")
@@ -175,7 +175,7 @@ class Recipe:
     precise_bn: NonNegativeInt = setting(0, "batches over which the final normalisation statistics are averaged; 0: running averages")
     # start and end
     weights: str = setting("", "a model file or foreign weights to start from; empty: from scratch")
-    freeze_backbone_epochs: NonNegativeFloat = setting(0.0, "first epochs, in which the head alone is trained")
+    freeze_backbone_epochs: NonNegativeFloat = setting(0.0, "first epochs, in which only the head is trained")
     layer_decay: PositiveFraction = setting(1.0, "learning rate of a stage / that of the next")
     norm: Literal["batch", "frozen", "sync"] = setting("batch", "statistics of batch normalisation: of the batch, as loaded, of all ranks")
     select: Literal["last", "best"] = setting("last", "the result: the last state, or the best on the validation images")
@@ -186,7 +186,7 @@ class Recipe:
     activation_checkpointing: NonNegativeInt = setting(0, "residual units of a recomputed segment; 0: none is recomputed")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = setting(0, "of initial weights, order and augmentation")
     eval_every: PositiveFloat = setting(1.0, "epochs between evaluations")
-    evaluations: NonNegativeInt = setting(0, "least number of evaluations, where they cost little, whatever `eval_every` is")
+    evaluations: NonNegativeInt = setting(0, "minimum number of evaluations, if they cost little, whatever `eval_every` is")
     monitor: Literal["val", "test"] = setting("val", "split evaluated during training; test draws the papers' curves and never selects")
     # fmt: on
 

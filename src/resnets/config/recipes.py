@@ -350,7 +350,7 @@ def replace_fields(base: Recipe, changes: Mapping[str, Any]) -> Recipe:
     values, changes = to_dict(base), rename_old_fields(changes)
     lengths = [name for name in ("epochs", "steps", "budget") if changes.get(name)]
     if len(lengths) > 1:
-        raise UsageError(f"{' and '.join(lengths)} are each a length of the run: give one")
+        raise UsageError(f"{' and '.join(lengths)} all set the length of the run: give one")
     if lengths:
         values |= {"steps": 0, "budget": 0.0}  # one length replaces another
     if changes.get("schedule", "step") != "step":
@@ -375,7 +375,7 @@ def read_recipe(name: str | Path | Recipe) -> Recipe:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         if not isinstance(values, dict):
-            raise ValueError("it is not a table of fields")
+            raise ValueError("not a table of fields")
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"cannot read the recipe {path}: {error}") from None
     base = get_recipe(values.pop("recipe")) if "recipe" in values else None

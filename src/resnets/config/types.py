@@ -29,9 +29,9 @@ def check_number(name: str, value: object) -> None:
     """Raise UsageError for an argument of that name that is out of its range."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if name in MINIMUM and not (whole and cast("int", value) >= MINIMUM[name]):
-        raise UsageError(f"{name}={value!r}: a whole number from {MINIMUM[name]} on is needed")
+        raise UsageError(f"{name}={value!r}: needs a whole number of at least {MINIMUM[name]}")
     if name in UNIT_INTERVAL and not (isinstance(value, int | float) and 0 <= value <= 1):
-        raise UsageError(f"{name}={value!r}: a number from 0 to 1 is needed")
+        raise UsageError(f"{name}={value!r}: needs a number from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class InferenceOptions:
     refine: bool = False
     scales: tuple[float, ...] = (1.0,)
     fields: Mapping[str, Any] = field(default_factory=dict)  # of the network in a foreign file
-    network: Any = None  # of a person's own code: my_module:function, or a module
+    network: Any = None  # custom: my_module:function, or a module
     batch: int | None = None
     device: str = "auto"
     workers: int = 2

@@ -39,7 +39,7 @@ def make_dataset(
 ) -> Source:
     """The data set of all readable images, with the name of each one's split.
 
-    Where one has no split, all are split 80 : 10 : 10 by chance and stratified.
+    Where one has no split, all are split 80 : 10 : 10 at random and stratified.
     """
     splits, automatic = split_by_name(images, split_names, seed), None in split_names
     training = _files(splits["train"]) if "train" in splits else []
@@ -51,7 +51,7 @@ def make_dataset(
     _note_copies(splits, issues)
     for name, split in splits.items() if automatic else ():
         if text := describe_missing_classes(name, split, images, classes):
-            issues.note(f"the split by chance {text}")
+            issues.note(f"the random split {text}")
     # ImageNet's statistics where no image was decoded
     mean, std = Preprocess(size=1).mean, Preprocess(size=1).std
     if moments := [m for path in training if (m := info[path].moments) is not None]:

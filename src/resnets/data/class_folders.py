@@ -27,7 +27,7 @@ _FOLD = re.compile(r"(fold|part|split|batch|chunk|shard|cv|set)[\s_-]*\d+", re.I
 def read_class_folders(issues: Issues, training: bool) -> list[LabelledFile]:
     """A folder of class folders, or of folders of splits (see `split_name`) with them.
 
-    Without split folders every class is split 80 : 10 : 10 by chance; `Source.split_table` has the
+    Without split folders every class is split 80 : 10 : 10 at random; `Source.split_table` has the
     outcome. Images may lie deeper inside a class folder. What begins with a dot is ignored, as are
     files that are no images by name or content; notes count what is not read.
 

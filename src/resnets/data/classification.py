@@ -57,7 +57,7 @@ def classification_dataset(
     if issues.errors:
         raise issues.to_error(scan)
     if not readable:
-        raise DataError(f"{issues.data} has no image that can be read")
+        raise DataError(f"{issues.data} has no readable image")
     class_names = tuple(sorted(classes))
     labels = _label_tensor(readable, class_names, multi_label)
     entries = [
@@ -82,12 +82,12 @@ def classification_dataset(
 def _check_drawn_classes(
     train: Split, classes: tuple[str, ...], issues: Issues, scan: ScanResult
 ) -> None:
-    """Raise DataErrors where a split by chance leaves a class without training images."""
+    """Raise DataErrors where a random split leaves a class without training images."""
     counts = train.counts(len(classes)).tolist()
     if bare := [name for name, count in zip(classes, counts, strict=True) if not count]:
         issues.error(
             issues.data,
-            f"the split by chance leaves {_describe(bare)} without training images: "
+            f"the random split leaves {_describe(bare)} without training images: "
             "add images (three of each), or make the splits yourself: train/, val/, test/",
         )
         raise issues.to_error(scan)
@@ -137,8 +137,8 @@ def _check_links(files: list[LabelledFile], issues: Issues) -> None:
                 linked.append((other, file))
     if conflicts := [(a, b) for a, b in linked if a.labels != b.labels]:
         a, b = conflicts[0]
-        what = quantify(len(conflicts), "files have two classes by links")
-        reason = f"{what}, first {a.path} is this one"
+        count = quantify(len(conflicts), "files have two classes by links")
+        reason = f"{count}, first {a.path} is this one"
         issues.error(b.path, reason)
     else:
         examples = [f"{b.path}, which is {a.path}" for a, b in linked]

@@ -61,12 +61,12 @@ def load(
     read = READERS.get(task)
     if not isinstance(data, str | Path):
         if read is not read_classes:
-            raise DataError("a Dataset has one class an image: boxes and masks are read from files")
+            raise DataError("a Dataset has one class per image: boxes and masks come from files")
         return torch_dataset.load(data, seed=seed, training=training)
     path, data = Path(data), str(data)
     known = data in NAMED_DATA
     if read is None:
-        raise DataError(f"nothing here reads data for {task!r}: give a Source")
+        raise DataError(f"no reader for data of the task {task!r}: give a Source")
     if known and not path.exists():
         if read is read_classes:
             return digits() if data == "digits" else download.load_cached(data)
@@ -174,7 +174,7 @@ def unlabelled_split(files: Sequence[object]) -> tuple[Split, list[tuple[Path, s
     good, sizes, bad = list[Path](), list[tuple[int, int]](), list[tuple[Path, str]]()
     for file in files:
         if not isinstance(file, str | Path):
-            raise DataError("pictures are drawn of files alone: name them")
+            raise DataError("pictures are drawn of files only: name them")
         try:
             with open_image(file) as picture:
                 height, width, _ = oriented_size(picture)

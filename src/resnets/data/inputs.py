@@ -39,14 +39,14 @@ def is_single(inputs: object) -> bool:
     single = isinstance(inputs, bytes | bytearray | Image.Image) or hasattr(inputs, "read")
     many = isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__")
     if isinstance(inputs, Mapping) or not (single or many):
-        raise UsageError(f"a {type(inputs).__name__} is no image: give {KINDS}, or a list of them")
+        raise UsageError(f"a {type(inputs).__name__} is not an image: give {KINDS}, or a list")
     return single
 
 
 def _read(item: Any) -> Any:
     """The bytes of an open file or a bytearray; all else as it is."""
     if isinstance(item, io.TextIOBase):
-        raise UsageError("a file that is open for text is no image: open(path, 'rb')")
+        raise UsageError("a file opened in text mode is not an image: open(path, 'rb')")
     if isinstance(item, bytearray):
         return bytes(item)
     return item.read() if hasattr(item, "read") else item
@@ -81,8 +81,8 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[tuple[str, Input]
         else:
             yield f"input {number}", _read(item)
     if skipped:
-        what = quantify(len(skipped), "files other than images are skipped")
-        text = f"{what}, first {skipped[0]}"
+        count = quantify(len(skipped), "files other than images are skipped")
+        text = f"{count}, first {skipped[0]}"
         warnings.warn(text, Assumption, stacklevel=2)
 
 
@@ -105,7 +105,7 @@ def read_image(
             return decode(image, channels or 3, white), largest_value_of_file(image)
         picture = image if isinstance(image, Image.Image) else _picture(image)
         if not 0 < picture.width * picture.height <= MAX_PIXELS:
-            raise DataError(f"{picture.width} x {picture.height} pixels; 1 to {MAX_PIXELS:,} do")
+            raise DataError(f"{picture.width} x {picture.height} pixels, not 1 to {MAX_PIXELS:,}")
         picture.load()
         greatest = largest_value(picture)
         channels = channels or (1 if picture.mode in ("1", "L") else 3)
@@ -129,7 +129,7 @@ def _picture(image: object) -> Image.Image:
     elif isinstance(image, np.ndarray):
         values = image
     else:
-        raise DataError(f"a {type(image).__name__} is no image: give {KINDS}")
+        raise DataError(f"a {type(image).__name__} is not an image: give {KINDS}")
     if values.ndim not in (2, 3):
         raise DataError(f"the shape {values.shape}; an array is (H, W) or (H, W, 3)")
     if values.ndim == 3:
@@ -161,5 +161,5 @@ def _integers(values: NDArray[Any]) -> NDArray[Any]:
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if not 0 <= low <= high <= 1:
         remedy = "divide by 255" if low >= 0 and high <= 255 else "leave out any normalisation"
-        raise DataError(f"floats from {low:.4g} to {high:.4g}; they have to be in 0..1: {remedy}")
+        raise DataError(f"floats from {low:.4g} to {high:.4g}; they must be in 0..1: {remedy}")
     return np.round(values.astype(np.float64) * 255).astype(np.uint8)

@@ -54,7 +54,7 @@ def check_augmentation(preprocess: Preprocess, augment: Augment) -> None:
     if len(preprocess.mean) != preprocess.channels:
         raise UsageError("normalize=pixel is for images of one size: set normalize=data")
     if augment.crop in ("scale", "resize") and not 0 < augment.scale[0] <= augment.scale[1]:
-        raise UsageError(f"augment.scale={augment.scale} has to be two sides, the shorter first")
+        raise UsageError(f"augment.scale={augment.scale} must be two sides, the shorter first")
     plain = Augment(crop="none" if augment.crop == "pad" else augment.crop)
     for name in ("crop", "cutout", "policy", "random_erasing", "mixup", "cutmix"):
         if (value := getattr(augment, name)) != getattr(plain, name):
@@ -241,10 +241,10 @@ def class_map(path: Path, height: int, width: int) -> NDArray[np.uint8]:
             raise Unreadable(str(path), reason)
         if picture.size != (width, height):
             sides = f"{picture.width} x {picture.height}"
-            raise Unreadable(str(path), f"{sides}, where its image is {width} x {height}")
+            raise Unreadable(str(path), f"{sides}, but its image is {width} x {height}")
         # Pillow spreads grey of 2 and 4 bits over 0..255.
         step = {"L;2": 85, "L;4": 17}.get(str(picture.tile[0][3]), 1)
         values = np.array(picture) // step
         if values.max() > 255:
-            raise Unreadable(str(path), f"its value {values.max()} is over 255, so no class")
+            raise Unreadable(str(path), f"its value {values.max()} is over 255, so not a class")
         return values.astype(np.uint8)

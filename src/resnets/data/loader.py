@@ -116,7 +116,7 @@ def train_batches(
     for view, indices, draws, unreadable in decoded:
         if not len(indices):
             first = "{} ({})".format(*unreadable[0])
-            raise DataError(f"not one image of a batch can be read: {first}, ...")
+            raise DataError(f"no image of a batch can be read: {first}, ...")
         _, scaled = transforms.scale_to_side(preprocess, augment, view.images.shape[3])
         draws = draws.to(device, non_blocking=True)
         images = transforms.augment(view.images, scaled, mean, std, draws)
@@ -129,11 +129,11 @@ def check_batching(
     """Raise UsageError if such batches cannot be made; `side` is the first step's."""
     size = preprocess.size
     if batch % ranks:
-        raise UsageError(f"batch={batch} cannot be divided among {ranks} processes; set another")
+        raise UsageError(f"batch={batch} is not divisible by {ranks} processes; choose another")
     if side != size and len(preprocess.mean) != preprocess.channels:
-        raise UsageError(f"normalize=pixel is of {size} pixels, not {side}: set normalize=data")
+        raise UsageError(f"normalize=pixel is for {size} pixels, not {side}: set normalize=data")
     if augment.colour != "none" and preprocess.channels != 3:
-        raise UsageError(f"augment.colour={augment.colour} is for colour images, not for grey ones")
+        raise UsageError(f"augment.colour={augment.colour} needs colour images, these are grey")
 
 
 def test_batches(

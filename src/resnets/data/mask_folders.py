@@ -101,8 +101,8 @@ def pair_masks(issues: Issues) -> list[MaskedImage]:
         images, masks = _list_by_name(folder, issues)
         wrong = [path for path in masks.values() if path.suffix.lower() != ".png"]
         if wrong:
-            what = quantify(len(wrong), "masks are not PNG, this first")
-            reason = f"{what}; JPEG changes classes at edges"
+            count = quantify(len(wrong), "masks are not PNG, this first")
+            reason = f"{count}; JPEG changes classes at edges"
             issues.error(wrong[0], reason)
         masks = {name: path for name, path in masks.items() if path.suffix.lower() == ".png"}
         for name in sorted(images.keys() & masks.keys()):

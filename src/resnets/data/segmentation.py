@@ -141,8 +141,8 @@ def _check_palettes(masks: list[Path], counts: Counts, issues: Issues) -> None:
                 conflicts[mask] = text
     if conflicts:
         first = next(iter(conflicts.values()))
-        what = quantify(len(conflicts), "masks have palettes that contradict others")
-        reason = f"{what}, first {first}"
+        count = quantify(len(conflicts), "masks have palettes that contradict others")
+        reason = f"{count}, first {first}"
         remedy = "save all masks with one palette, so that a value is one class in all of them"
         issues.error(issues.data, f"{reason}; {remedy}")
     else:

@@ -166,7 +166,7 @@ def class_presence(labels: Tensor, classes: int) -> Tensor:
 def split_by_name(images: Split, names: Sequence[str | None], seed: int) -> dict[str, Split]:
     """The images of train, val and test, of which `names` has one for each; those that have any.
 
-    Where an image has no name, all are split 80 : 10 : 10 by chance and stratified.
+    Where an image has no name, all are split 80 : 10 : 10 at random and stratified.
     """
     if None in names:
         tenth = round(len(images) / 10)
@@ -188,7 +188,7 @@ def merge_val_into_train(source: Source) -> Source:
 def describe_missing_classes(
     name: str, split: Split, whole: Split, classes: tuple[str, ...]
 ) -> str:
-    """Which classes that have images in the whole a split by chance has none of; "" for none."""
+    """Which classes that have images in the whole a random split has none of; "" for none."""
     lacks = (split.counts(len(classes)) == 0) & (whole.counts(len(classes)) > 0)
     missing = list(compress(classes, lacks.tolist()))
     text = f"leaves {name} without {len(missing):,} of {len(classes):,} classes, first "

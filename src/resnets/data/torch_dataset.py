@@ -46,7 +46,7 @@ def load(data: object, *, seed: int = 0, training: bool = True) -> Source:
     A Dataset has len() and gives (image, label) for [i]: the image as `inputs.read_image` takes it
     but for uint16, the label an int from 0 on, or a vector of 0 and 1 where an image may have
     several classes. Their names are `.classes` where there is one, else numbers. A single Dataset
-    is split 80 : 10 : 10 by chance, stratified.
+    is split 80 : 10 : 10 at random, stratified.
 
     All items are read, decoded and hashed, here and at every resume. Images of one size stay in
     memory, up to MEMORY bytes; others are read a second time and written into the cache as PNG.
@@ -59,7 +59,7 @@ def load(data: object, *, seed: int = 0, training: bool = True) -> Source:
     labels = _label_tensor(items.labels)
     classes = _class_names(datasets, labels, items.splits, training)
     if training and len(classes) < 2:
-        raise DataError("the Dataset has one class; it takes two to tell apart")
+        raise DataError("the Dataset has one class; a classifier needs two")
     name, automatic = f"{PREFIX}{_dataset_name(datasets)}", "" in datasets
     root, images = _store(datasets, items)
     notes = [f"{len(images):,} images of {name} were written into {root}"] if root else []
@@ -67,12 +67,12 @@ def load(data: object, *, seed: int = 0, training: bool = True) -> Source:
     splits = split_by_name(whole, [split or None for split in items.splits], seed)
     empty = [name for name, n in zip(classes, whole.counts(len(classes)), strict=True) if not n]
     if training and empty:
-        what = f"of {len(classes):,} classes have no images, as {empty[0]!r}"
-        notes.append(quantify(len(empty), what))
+        noun = f"of {len(classes):,} classes have no images, as {empty[0]!r}"
+        notes.append(quantify(len(empty), noun))
     train = splits.get("train")
     text = train and describe_missing_classes("train", train, whole, classes)
     if training and automatic and text:
-        raise DataError(f"the split by chance {text}: add images, or give train, val and test")
+        raise DataError(f"the random split {text}: add images, or give train, val and test")
     mean, std = _statistics((train or whole).images, items)
     return Source(
         name=name,
@@ -105,7 +105,7 @@ def _datasets_by_split(data: object) -> dict[str, Any]:
             (first, label), (second, other) = (_item(name, dataset, index) for _ in range(2))
             if label != other or not np.array_equal(first, second):
                 where = _where(name, index)
-                raise DataError(f"{where} is another one each time it is read.\n{REMEDY}")
+                raise DataError(f"{where} changes each time it is read.\n{REMEDY}")
     return datasets
 
 
@@ -115,7 +115,7 @@ def _check_dataset(argument: str, dataset: Any) -> None:
     if isinstance(dataset, torch.utils.data.DataLoader):
         raise UsageError(f"{argument} is a DataLoader: give its Dataset, loader.dataset")
     if isinstance(dataset, str | bytes | Path):
-        raise UsageError(f"{argument} is a {kind}: in a dictionary of splits each is a Dataset")
+        raise UsageError(f"{argument} is a {kind}: each split of a dictionary must be a Dataset")
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise UsageError(
             f"{argument} is a {kind}: give a path, a name, or a Dataset of (image, label) that has"
@@ -212,7 +212,7 @@ def _label_tensor(labels: list[Any]) -> Tensor:
     """Labels as in `Split`."""
     lengths = {len(label) if isinstance(label, tuple) else 0 for label in labels}
     if len(lengths) > 1:
-        raise DataError("the labels of the Dataset are of different lengths")
+        raise DataError("the labels of the Dataset have different lengths")
     return torch.tensor(labels, dtype=torch.float32 if lengths.pop() else torch.int64)
 
 
@@ -286,7 +286,7 @@ def _store(
             picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
             picture.save(new / file.name, compress_level=1)
         if sha.hexdigest() != items.digest:
-            raise DataError(f"the Dataset is another one each time it is read.\n{REMEDY}")
+            raise DataError(f"the Dataset changes each time it is read.\n{REMEDY}")
         new.rename(folder)
     except OSError as error:
         raise DataError(f"{folder} cannot be written: {error}") from None

@@ -60,9 +60,9 @@ def check_crop(preprocess: Preprocess, augment: Augment) -> None:
     if augment.crop == "resize":
         raise UsageError("augment.crop=resize is for boxes and masks; for classes: scale, area")
     if augment.crop == "scale" and not size <= augment.scale[0] <= augment.scale[1]:
-        raise UsageError(f"augment.scale={augment.scale} has to begin at {size} or more")
+        raise UsageError(f"augment.scale={augment.scale} must begin at {size} or more")
     if augment.crop == "pad" and augment.reflect and augment.pad >= size:
-        raise UsageError(f"augment.pad={augment.pad} is too much to reflect of {size}")
+        raise UsageError(f"augment.pad={augment.pad} is too large to reflect in {size} pixels")
 
 
 def center_crop(height: int, width: int, preprocess: Preprocess) -> Geometry:

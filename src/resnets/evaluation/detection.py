@@ -340,7 +340,7 @@ def compare_detections(
 ) -> DetectionComparison:
     """The gain of the second. Raises UsageError where they are of different images."""
     if not torch.equal(first.indices, second.indices):
-        raise UsageError("the detections are of different images: take both on the same split")
+        raise UsageError("the detections are of different images: use the same split for both")
     before, after = (voc.flags(detections, split, num_classes) for detections in (first, second))
     return DetectionComparison(
         images=len(first.indices),

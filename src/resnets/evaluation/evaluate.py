@@ -65,9 +65,7 @@ def evaluate(
         warn_of_training_images(model, setup)
     first, *others = (np.asarray(setup.split.images) for setup in setups)
     if not all(np.array_equal(first, images) for images in others):
-        raise UsageError(
-            "the models kept different images from their training for validation: name --split test"
-        )
+        raise UsageError("the models held out different validation images: use --split test")
     paths = [model.path if isinstance(model, Model) else Path(model) for model in models]
     with name_model_in_errors(*paths):
         metrics, errors = measure(setups, options)
@@ -90,10 +88,10 @@ def task_of_model(path: AnyModel, options: InferenceOptions) -> TaskName:
     return arch.task_for_arch(metadata.arch)
 
 
-def load_own_code(
+def load_custom_code(
     models: Sequence[AnyModel], options: EvaluateOptions
 ) -> tuple[list[AnyModel], EvaluateOptions]:
-    """The models, those from a person's own code loaded with it, and the options for the others.
+    """The models, those of custom code loaded with it, and the options for the others.
 
     Where there is none, the code stays in the options, and `load` refuses it.
     """
@@ -109,11 +107,11 @@ def check_read(unreadable: Sequence[tuple[Path, str]], setup: EvalSetup) -> None
     """Raise DataError where more images than are allowed are unreadable, or all are."""
     images = len(setup.split)
     if len(unreadable) == images or len(unreadable) > setup.options.max_unreadable * images:
-        what = f"of {images} files of the {setup.split_name} split are unreadable"
+        noun = f"of {images} files of the {setup.split_name} split are unreadable"
         raise DataError(
-            f"{setup.source.name}: {quantify(len(unreadable), what)}, first: "
+            f"{setup.source.name}: {quantify(len(unreadable), noun)}, first: "
             f"{unreadable[0][0] if unreadable else 'none'}\n"
-            "Mend them, or allow more: --max-unreadable 0.1"
+            "Repair them, or allow more: --max-unreadable 0.1"
         )
 
 
@@ -156,7 +154,7 @@ def evaluate_detectors(setups: Sequence[EvalSetup], options: EvaluateOptions) ->
     first, models = setups[0], [fold_norms(setup.model) for setup in setups]
     classes = first.model.metadata.classes
     if any(model.metadata.classes != classes for model in models):
-        raise CheckpointError("the models know different classes, or in another order")
+        raise CheckpointError("the models' classes differ, or their order does")
     detections = [
         detection.detect(
             prepare_detector(members, options),
@@ -216,7 +214,7 @@ def evaluate_segmenter(setups: Sequence[EvalSetup], options: EvaluateOptions) ->
 def only_setup(setups: Sequence[EvalSetup], task: TaskName) -> tuple[EvalSetup, Model]:
     """The one setup, and its model with its normalisation folded. Raises UsageError for more."""
     if len(setups) > 1:
-        raise UsageError(f"only detectors make an ensemble: one model for `resnets {task}`")
+        raise UsageError(f"only detectors can form an ensemble: give one model to `resnets {task}`")
     return setups[0], fold_norms(setups[0].model)
 
 
@@ -236,7 +234,7 @@ def predict_five_classes(path: AnyModel, setup: EvalSetup) -> Tensor:
     options, names = setup.options, setup.model.metadata.classes
     model = load_model(path, setup.source, replace(options, fields={}), "classify")
     if set(model.metadata.classes) != set(names):
-        raise CheckpointError(f"{path} knows other classes than the localiser")
+        raise CheckpointError(f"{path} has other classes than the localiser")
     assert isinstance(setup.split.images, tuple)
     count = min(5, len(names))
     predictions = model.predict(setup.split.images, top=count, batch=options.images_per_batch(4))
@@ -265,7 +263,7 @@ def prepare_detector(models: Sequence[Model], options: InferenceOptions) -> Dete
     two_stages = [network for network in networks if isinstance(network, FasterRCNN)]
     if len(two_stages) < len(networks):
         raise UsageError(
-            "ensembles, --refine and --scales are for detectors in two stages, and --scales "
+            "ensembles, --refine and --scales are for two-stage detectors, and --scales "
             "for localisers"
         )
     return refined_detections(two_stages, refine=options.refine, scales=options.scales)

@@ -75,8 +75,8 @@ def load(
     Their row says network, classes and preprocessing. Another foreign file does not say its
     classes and preprocessing: `classes` does, else they are numbered; the preprocessing is
     ImageNet's (`Model.normalized` changes mean and deviation). What its tensors leave open of the
-    network, `fields` settle, and `hints` where they concern it. A file of a network from a person's
-    own code needs that again, as `network`: a module, or my_module:function.
+    network, `fields` settle, and `hints` where they concern it. A custom network needs its code
+    again, as `network`: a module, or my_module:function.
 
     Raises, besides what `locate_weights` does, UsageError where the network is not for the `task`,
     or one of the `fields` is not open; CheckpointError where the file is refused or not recognised,
@@ -161,7 +161,7 @@ def match_classes(split: Split, classes: tuple[str, ...], model: Model) -> Split
         return replace(split, labels=table[split.labels])
     if split.objects is None and split.masks and not torch.equal(table, torch.arange(len(table))):
         raise CheckpointError(
-            f"the classes of the masks, {', '.join(classes[:8])}, stand in another order than the "
+            f"the classes of the masks, {', '.join(classes[:8])}, are in another order than the "
             f"model's, {', '.join(model.metadata.classes[:8])}: renumber the masks"
         )
     labels = split.labels.new_zeros(len(split), len(known))

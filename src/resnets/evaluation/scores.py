@@ -67,7 +67,7 @@ def intersect(scores: Sequence[Scores]) -> list[Scores]:
     Raises CheckpointError where the classes differ, UsageError for none or for other images.
     """
     if not scores:
-        raise UsageError("no model and no data to average or compare: name at least one")
+        raise UsageError("no scores to average or compare: give at least one")
     first, *others = scores
     shared = first.indices
     for other in others:

@@ -66,7 +66,7 @@ def load_setup(
     split = held_out_split(path, model, source, name)
     multi_label = split.labels.ndim == 2 and not split.has_spatial_labels
     if multi_label and model.metadata.provenance.get("labels") == "one":
-        raise UsageError(f"{path} gives one label, the images of {source.name} have several each")
+        raise UsageError(f"{path} predicts one label, but images of {source.name} have several")
     return EvalSetup(model, source, split, name or "test", options, view)
 
 

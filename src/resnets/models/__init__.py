@@ -93,32 +93,32 @@ def create(
     classes: int | None = None,
     channels: int | None = None,
     activation_checkpointing: int = 0,
-    norm: Callable[[int], nn.Module] | None = None,
-    act: Callable[[], nn.Module] | None = None,
+    norm_layer: Callable[[int], nn.Module] | None = None,
+    act_layer: Callable[[], nn.Module] | None = None,
     shortcut: MakeModule | None = None,
     block: MakeModule | None = None,
 ) -> Network:
     """A network by name or description, with other numbers of classes or input channels.
 
-    A residual network takes parts of yours: `norm(channels)` and `act()` make its normalisations
-    and activations, `shortcut(c_in, c_out, stride)` the shortcut of each unit, and
+    A residual network takes custom parts: `norm_layer(channels)` and `act_layer()` make its
+    normalisations and activations, `shortcut(c_in, c_out, stride)` the shortcut of each unit, and
     `block(c_in, c_out, stride)` the whole unit, a module (N, c_in, H, W) ->
     (N, c_out, H / stride, W / stride).
 
-    Raises UsageError with the nearest known names, and for parts where there are no such.
+    Raises UsageError with the nearest known names, and for parts of another kind of network.
     """
     arch = named(model) if isinstance(model, str) else model
     arch = replace(arch, classes=arch.classes if classes is None else classes)
     arch = replace(arch, channels=arch.channels if channels is None else channels)
-    if not (norm or act or shortcut or block):
+    if not (norm_layer or act_layer or shortcut or block):
         return build(arch, activation_checkpointing=activation_checkpointing)
     if not isinstance(arch, ResNetArch):
-        raise UsageError("norm, act, shortcut and block are parts of residual networks alone")
+        raise UsageError("only residual networks take norm_layer, act_layer, shortcut and block")
     return ResNet(
         arch,
         activation_checkpointing=activation_checkpointing,
-        norm=norm,
-        act=act or nn.ReLU,
+        norm_layer=norm_layer,
+        act_layer=act_layer or nn.ReLU,
         shortcut=shortcut,
         block=block,
     )

@@ -25,7 +25,7 @@ def accelerate(network: nn.Module) -> None:
     run in training. Without kernels for this machine nothing changes.
     """
     if cpu_fused.library() is None or isinstance(network, ExternalNetwork):
-        return  # a person's own modules may be looked into by hooks, or have other methods
+        return  # custom modules may have hooks or other methods
     for module in network.modules():
         if type(module) not in FUSED:
             continue

@@ -108,7 +108,7 @@ def units(network: nn.Module) -> dict[str, Residual | PreActivation]:
     }
     if not residual_units:
         raise UsageError(
-            "the network has no residual units: a plain or dense one has none to remove"
+            "the network has no residual units: plain and dense ones have none to remove"
         )
     return residual_units
 

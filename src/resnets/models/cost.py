@@ -31,7 +31,7 @@ class Cost:
 
 @lru_cache(64)  # plan, report, card and ledger ask for the same one
 def cost(arch: Arch) -> Cost:
-    """Count. Multiply-adds are those of convolutions, linear layers and attention, as papers do.
+    """Count. Multiply-adds are those of convolutions, linear layers and attention, as in papers.
 
     Of detectors, localisers and segmenters they are those of `features`, the rest depends on what
     is found.
@@ -44,7 +44,7 @@ def cost(arch: Arch) -> Cost:
 
 
 def measure(arch: ExternalArch) -> ExternalArch:
-    """The description with what is counted of a network to train. Raises as `build`."""
+    """The description with the counts of a network that can be trained. Raises as `build`."""
     network = external.build(arch).eval()
     if not copy.deepcopy(network).check_output(training=True).requires_grad:
         raise UsageError(f"{arch.builder} has nothing to train: its logits have no gradient")
@@ -68,7 +68,7 @@ def has_narrow_input(arch: Arch) -> bool:
 
 @torch.no_grad()
 def _run(arch: Arch) -> Any:
-    """The network after a forward pass, without memory unless it is a person's own."""
+    """The network after a forward pass, without memory unless it is custom."""
     network: Any
     if isinstance(arch, ExternalArch):
         network, device = external.build(arch).eval(), "cpu"
@@ -80,7 +80,7 @@ def _run(arch: Arch) -> Any:
     except RuntimeError as error:
         raise UsageError(
             f"the network cannot take inputs of {arch.size} pixels: {shorten(str(error))}\n"
-            "Its maps shrink to nothing where they are too small; take a larger --size."
+            "Its feature maps shrink to nothing; choose a larger --size."
         ) from error
     return network
 

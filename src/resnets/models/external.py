@@ -1,4 +1,4 @@
-"""A network that this package cannot build: a person's own module, used as its classifiers are."""
+"""A network that this package cannot build: a custom module, used as its classifiers are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from resnets.errors import MissingCode, UsageError
 
 
 class ExternalNetwork(nn.Module):
-    """A module of a person's own: (N, channels, size, size) -> logits (N, classes).
+    """A custom module: (N, channels, size, size) -> logits (N, classes).
 
     The names of its tensors are those of the module itself. What offers levels to Grad-CAM and
     embeddings is the last map (N, C, H, W) of more than one place, found in a forward pass of
@@ -156,7 +156,7 @@ def _call(model: str, function: Callable[[], Any]) -> nn.Module:
 
 @contextmanager
 def running(failure: str) -> Iterator[None]:
-    """While a person's code runs, modules of the working folder can be imported.
+    """While custom code runs, modules of the working folder can be imported.
 
     Raises UsageError for whatever that code raises: `failure`, the error, and the last line of the
     code that is not a library's.

@@ -23,9 +23,9 @@ def backbone_prefixes(network: Network) -> tuple[str, ...]:
 
 
 def head_parameters(network: Network) -> set[str]:
-    """The tensors that other classes need new: a classifier's last layer, a detector's heads.
+    """The tensors that depend on the classes: a classifier's last layer, a detector's heads.
 
-    Of a person's own module they are not known.
+    Of a custom module they are not known.
     """
     if isinstance(network, ExternalNetwork):
         return set()

@@ -23,12 +23,12 @@ AVG_POOL: dict[int, type[nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.
 class LayerFactory:
     """Makes the layers of one network: for inputs of `dims` dimensions, with its normalisation.
 
-    `make_norm(channels)` stands for the normalisation of that kind where it is given.
+    `norm_layer(channels)`, where it is given, makes the normalisations instead.
     """
 
     dims: Literal[1, 2, 3] = 2
     norm_kind: Literal["batch", "group"] = "batch"
-    make_norm: Callable[[int], nn.Module] | None = None
+    norm_layer: Callable[[int], nn.Module] | None = None
     act: Callable[[], nn.Module] = nn.ReLU
 
     def conv(
@@ -46,8 +46,8 @@ class LayerFactory:
         return CONV[self.dims](c_in, c_out, k, stride, padding, dilation, groups, bias)
 
     def norm(self, channels: int) -> nn.Module:
-        if self.make_norm is not None:
-            return self.make_norm(channels)
+        if self.norm_layer is not None:
+            return self.norm_layer(channels)
         if self.norm_kind == "batch":
             return BATCH_NORM[self.dims](channels)
         # 32 groups (Wu and He 2018), fewer when narrow: groups of one channel would normalise a map

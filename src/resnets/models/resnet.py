@@ -86,10 +86,10 @@ class ResNet(nn.Module):
     With an `output_stride` a dilation stands for each stride beyond it: the convolutions after it
     see the pixels that they would see, at all positions (Chen et al. 2016, section 3.1).
 
-    Parts can be handed in. `norm(channels)` and `act()` make the normalisations and activations;
-    `shortcut(c_in, c_out, stride)` makes h of each unit, and `block(c_in, c_out, stride)` the whole
-    unit: any module (N, c_in, *S) -> (N, c_out, *S / stride). `arch` does not know of them, so a
-    saved network is loaded by handing them in again.
+    Parts can be handed in. `norm_layer(channels)` and `act_layer()` make the normalisations and
+    activations; `shortcut(c_in, c_out, stride)` makes h of each unit, and `block(c_in, c_out,
+    stride)` the whole unit: any module (N, c_in, *S) -> (N, c_out, *S / stride). `arch` does not
+    record them, so a saved network is loaded by handing them in again.
 
     Raises UsageError for fields that contradict each other.
     """
@@ -99,14 +99,14 @@ class ResNet(nn.Module):
         arch: ResNetArch,
         *,
         activation_checkpointing: int = 0,
-        norm: Callable[[int], nn.Module] | None = None,
-        act: Callable[[], nn.Module] = nn.ReLU,
+        norm_layer: Callable[[int], nn.Module] | None = None,
+        act_layer: Callable[[], nn.Module] = nn.ReLU,
         shortcut: MakeModule | None = None,
         block: MakeModule | None = None,
     ) -> None:
         super().__init__()
         self.arch = arch
-        make = LayerFactory(arch.dims, arch.norm, norm, act)
+        make = LayerFactory(arch.dims, arch.norm, norm_layer, act_layer)
         c_in = arch.stem_width
         pooled = arch.stem != "cifar"
 

@@ -132,7 +132,7 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and len(x) == 1 and self.batch:
-            raise UsageError("DeepLabv3 with batch normalisation trains on two images or more")
+            raise UsageError("DeepLabv3 with batch normalisation trains on at least two images")
         *local, pooled = [conv(x) for conv in self.convs]
         return self.project(torch.cat([*local, pooled.expand_as(local[0])], 1))
 

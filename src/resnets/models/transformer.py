@@ -29,7 +29,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, arch: VitArch, *, activation_checkpointing: int = 0) -> None:
         super().__init__()
         if arch.size % arch.patch or arch.heads < 1 or arch.width % arch.heads:
-            raise UsageError("a transformer needs size / patch and width / heads without remainder")
+            raise UsageError("a transformer needs size divisible by patch, width by heads")
         self.arch = arch
         self.levels = {"blocks": (arch.width, arch.patch)}
         tokens = (arch.size // arch.patch) ** 2 + 1
@@ -53,7 +53,7 @@ class VisionTransformer(nn.Module):
         side = self.arch.size
         if tuple(x.shape[2:]) != (side, side):
             got = " x ".join(str(n) for n in x.shape[2:])
-            raise UsageError(f"this transformer takes {side} x {side} pixels, got {got}")
+            raise UsageError(f"this transformer takes {side} x {side} pixels, not {got}")
         patches = self.patches(x).flatten(2).mT
         tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], 1)
         return self.norm(self.blocks(self.dropout(tokens + self.positions)))

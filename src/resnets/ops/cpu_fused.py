@@ -239,7 +239,7 @@ def _check_private(path: Path, kind: Callable[[int], bool], others: int) -> None
     """Raise PermissionError for what another user made, or may change, or for a link."""
     info = path.lstat()
     if not kind(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & others:
-        raise PermissionError(f"{path} is not this user's alone; remove it")
+        raise PermissionError(f"{path} is not private to this user; remove it")
 
 
 def _compile(source: Path) -> bytes:

@@ -203,7 +203,7 @@ def select_experiments(
             selected.append(experiment)
     needed = {required_data(experiment, budget) for experiment in selected} - {""}
     if data and len(needed) > 1:
-        raise UsageError(f"--data is one of {', '.join(sorted(needed))}: name its experiments")
+        raise UsageError(f"--data is for one of {', '.join(sorted(needed))}: name its experiments")
     names = [arm.name for experiment in selected for arm in experiment.arms]
     if unknown := [arm for arm in arms if arm not in names]:
         raise UsageError(f"no arm {unknown[0]!r}: {nearest(unknown[0], names)}")

@@ -62,7 +62,7 @@ def read(root: Path) -> list[Row]:
         except (ValueError, TypeError, RecursionError):
             if number == len(lines) and not line.endswith(b"\n"):
                 break
-            raise DataError(f"{path}, line {number} is no JSON object: mend or remove it") from None
+            raise DataError(f"{path}, line {number} is not a JSON object: remove it") from None
     return rows
 
 

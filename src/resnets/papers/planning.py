@@ -18,7 +18,7 @@ from resnets.papers.ledger import Row
 from resnets.papers.status import machine_name
 
 OVERVIEW_BUDGETS: tuple[Budget, Budget] = ("cpu", "full")
-MAX_TIMED = 8  # networks of a plan that are timed: more would keep a person waiting
+MAX_TIMED = 8  # networks of a plan that are timed: more would take too long
 
 
 def overview(root: Path = Path()) -> list[dict[str, Any]]:

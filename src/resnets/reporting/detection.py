@@ -47,7 +47,7 @@ class Miss:
 
 
 def page(inputs: PageInputs) -> Page:
-    """Precision over recall; what the surest detections, as many as objects, find and miss."""
+    """Precision over recall, and what as many detections as objects find and miss."""
     facts, tested, name = inputs.facts, inputs.tested, inputs.name
     path, classes = facts.run.path / "detections.safetensors", facts.classes
     if not tested or not facts.ended["images"] or not path.exists():
@@ -59,8 +59,8 @@ def page(inputs: PageInputs) -> Page:
     precisions = detection.coco_metrics(predictions, tested, "bbox", len(classes)).precision
     curves = {kind: curve for kind, curve in zip(classes, precisions, strict=True) if curve}
     # As many as there are objects: there precision equals recall.
-    surest = predictions.scores.sort(descending=True).values[:total]
-    least = float(surest[-1]) if len(surest) else 2.0
+    best = predictions.scores.sort(descending=True).values[:total]
+    least = float(best[-1]) if len(best) else 2.0
     predictions = predictions.take(predictions.scores >= least)
     right, wrong = misses(predictions, tested, classes)
     kinds = [
@@ -68,7 +68,7 @@ def page(inputs: PageInputs) -> Page:
         for kind, count in Counter(miss.kind for miss in wrong).most_common()
     ]
     notes = [
-        f"The {len(predictions.scores):,} surest boxes, of a score from {least:.2f} on, find "
+        f"The {len(predictions.scores):,} most confident boxes (score {least:.2f} and above) find "
         f"{right:,} of {total:,} objects; resnets detect predict --score {least:.2f} draws such "
         "ones.",
         f"What is wrong with them: {'; '.join(kinds) or 'nothing'}.",
@@ -103,7 +103,7 @@ def misses(
     nearest, iou = most_overlapping(i[same], j[same], overlap[same], len(order))
     other, other_iou = most_overlapping(i[~same], j[~same], overlap[~same], len(order))
 
-    # The surest of those that claim an object is right; detections are in this order.
+    # The most confident of those that claim an object is right; detections are in this order.
     right = np.zeros(len(order), bool)
     claiming = np.flatnonzero(iou >= 0.5)
     right[claiming[np.unique(nearest[claiming], return_index=True)[1]]] = True
@@ -155,7 +155,7 @@ def mostly_ignored(at: Tensor, boxes: Tensor, targets: DetectionTargets) -> NDAr
 
 
 def worst(wrong: Sequence[Miss]) -> list[Miss]:
-    """The largest objects that are not found, then the surest boxes of another class or nothing."""
+    """The largest missed objects, then the most confident boxes of another class or nothing."""
     heavy = sorted(wrong, key=lambda miss: -miss.weight)
     large = [miss for miss in heavy if miss.kind == MISSED][: WORST // 2 + 1]
     return [*large, *(miss for miss in heavy if miss.kind in (WRONG_CLASS, BACKGROUND))][:WORST]

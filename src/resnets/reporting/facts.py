@@ -113,9 +113,7 @@ def headline(facts: RunFacts) -> tuple[str, str]:
         head, detail = (x.format(**values, **where) for x in (text.headline, text.detail))
     except KeyError as missing:
         file = facts.run.path / "result.json"
-        raise CheckpointError(
-            f"{file} was changed: it has no {missing} where one has to be"
-        ) from None
+        raise CheckpointError(f"{file} was changed: {missing} is missing") from None
     return head, " ".join(filter(None, [detail, ended.get("why")]))
 
 

@@ -1,4 +1,4 @@
-"""The report of a localiser: some images, and the surest box of each."""
+"""The report of a localiser: some images, and the most confident box of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from resnets.reporting.page import Page, PageInputs
 
 
 def page(inputs: PageInputs) -> Page:
-    """The figures, and pictures with the true objects and the surest box."""
+    """The figures, and pictures with the true objects and the most confident box."""
     facts, tested, name = inputs.facts, inputs.tested, inputs.name
     if not tested or not facts.ended["images"]:
         return build_page(inputs)
@@ -22,7 +22,7 @@ def page(inputs: PageInputs) -> Page:
     few = tested.take(chosen)
     predictions = detection.detect(cast(Any, model.network), few, model.loader_options(4))
     counts = torch.bincount(predictions.images)
-    surest = predictions.take((counts.cumsum(0) - counts)[counts > 0])  # they come first
-    pictures = gallery(surest, few, facts.classes, lambda index: name(int(chosen[index])))
-    title = "True objects and the surest box"
+    best = predictions.take((counts.cumsum(0) - counts)[counts > 0])  # they come first
+    pictures = gallery(best, few, facts.classes, lambda index: name(int(chosen[index])))
+    title = "True objects and the most confident box"
     return build_page(inputs, pictures=[(title, "columns wide", pictures)])

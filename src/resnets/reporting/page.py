@@ -24,7 +24,7 @@ class PageInputs:
     splits: Mapping[str, Split]  # of the data, where it is at hand
     tested: Split | None
     name: ImageName
-    network: Any = None  # for a module of a person's own: that of `evaluation.load.load`
+    network: Any = None  # for a custom network: that of `evaluation.load.load`
 
 
 @dataclass(frozen=True, kw_only=True)

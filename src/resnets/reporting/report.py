@@ -109,7 +109,7 @@ def short_name(split: Split | None, index: int) -> str:
 def sentences(
     facts: RunFacts, name: ImageName, notes: Sequence[str] = (), counts: Sequence[int] = ()
 ) -> list[str]:
-    """What a person should know, the honesty of the test first.
+    """Notes for the reader, on the honesty of the test first.
 
     `notes` are the page's; `counts` are the training images, or objects, of each class, empty where
     the data is not at hand.

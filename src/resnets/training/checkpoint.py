@@ -175,7 +175,7 @@ def read_newest(folder: Path) -> Checkpoint | None:
                 path.rename(aside)
     if problems or any(folder.glob("step-*.damaged")):
         raise CheckpointError(
-            f"no checkpoint in {folder} is whole, start a new run with another --run folder:\n"
+            f"no checkpoint in {folder} is whole, start a new run in another --run folder:\n"
             f"{'; '.join(problems) or 'all are set aside'}"
         )
     return None

@@ -36,7 +36,7 @@ class ProgressReport:
     train_error: float | None = None  # of the same steps, on augmented images
     eval_error: float | None = None  # on the monitored images
     eval_metrics: tuple[tuple[str, float], ...] = ()  # further figures of the same images
-    notes: tuple[str, ...] = ()  # what a person should know, once
+    notes: tuple[str, ...] = ()  # for the user, each once
     run: Path = Path()  # the run folder
 
 

@@ -151,8 +151,8 @@ class World:
             if not dead:
                 raise
             raise ResnetsError(
-                f"no answer from rank {dead} of {self.size}: {error}\n"
-                "The checkpoints are whole; `resnets resume` goes on."
+                f"rank {dead} of {self.size} does not respond: {error}\n"
+                "The checkpoints are whole; continue with `resnets resume`."
             ) from error
 
     def leave(self) -> None:

@@ -54,10 +54,10 @@ class Log:
         self.run.write_csv(name, ("file", "reason"), sorted(reasons.items()))
         if len(reasons) > self.plan.recipe.max_unreadable * source.files:
             first, reason = next(iter(reasons.items()))
-            what = quantify(len(reasons), f"of {source.files} images are unreadable")
+            count = quantify(len(reasons), f"of {source.files} images are unreadable")
             raise DataError(
-                f"{what}, first {first}: {reason}\n"
-                f"All are listed in {name}. Mend them, or allow more: --set max_unreadable=0.1"
+                f"{count}, first {first}: {reason}\n"
+                f"All are listed in {name}. Repair them, or allow more: --set max_unreadable=0.1"
             )
 
 

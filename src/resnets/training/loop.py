@@ -120,7 +120,7 @@ def roll_back(run: Run, plan: Plan, lost: State, reason: str, notes: list[str]) 
     rollbacks, lr_scale = lost.progress.rollbacks + 1, lost.progress.lr_scale / 2
     if rollbacks > MAX_ROLLBACKS:
         raise Diverged(
-            f"{reason}, after going back {MAX_ROLLBACKS} times; nothing of it was saved.\n"
+            f"{reason}, after {MAX_ROLLBACKS} rollbacks; nothing of it was saved.\n"
             f"Try a lower rate, for instance --set lr={plan.recipe.lr / 10:.2g}, "
             "more --set warmup, or --set clip=1."
         )

@@ -25,7 +25,7 @@ def lr_range_test(
     Raises UsageError: not 0 < low < high, fewer than 2 steps, or no finite loss at all.
     """
     if not 0 < low < high or steps < 2:
-        raise UsageError(f"no range of rates: {steps} steps from {low:g} to {high:g}")
+        raise UsageError(f"not a range of rates: {steps} steps from {low:g} to {high:g}")
     recipe = replace(
         plan.recipe, steps=steps, budget=0.0, freeze_backbone_epochs=0.0, progressive_from=0
     )
@@ -45,5 +45,5 @@ def lr_range_test(
         if losses[-1] > STOP_RATIO * min(losses):
             break
     if not losses:
-        raise UsageError(f"the loss is not finite at the rate {low:g} already; try a lower one")
+        raise UsageError(f"the loss is not finite at the first rate, {low:g}; try a lower one")
     return rates, losses, rates[losses.index(min(losses))] / 10

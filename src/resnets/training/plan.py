@@ -76,7 +76,7 @@ def example_images(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
 
 def cannot_evaluate(models: Sequence[AnyModel], data: Any, *options: object) -> NoReturn:
     """Data of this task is not read from files. Raises UsageError."""
-    raise UsageError(f"nothing here reads {data} for the task of {models[0]}")
+    raise UsageError(f"no reader for {data} for the task of {models[0]}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ class Plan:
 
     @property
     def external(self) -> ExternalArch | None:
-        """The network, where that is a person's own code."""
+        """The custom network, if it is one."""
         return self.arch if isinstance(self.arch, ExternalArch) else None
 
     @property
@@ -275,7 +275,7 @@ class Plan:
         return State(network, average, optim.build(network, recipe), totals, progress)
 
     def summary(self) -> dict[str, str]:
-        """The plan for a person, a line each; the measured time comes last."""
+        """The plan in words, a line each; the measured time comes last."""
         source, recipe, size = self.source, self.recipe, self.preprocess.size
         splits = {"train": self.train, "validation": source.val, "test": source.test}
         counts = ", ".join(f"{len(s):,} {name}" for name, s in splits.items() if s is not None)

@@ -47,7 +47,7 @@ def resolve(
 ) -> Plan:
     """All that follows from recipe, data and machine; the task is that of the network if left out.
 
-    `external` is a person's own network. Raises UsageError that names all contradictions.
+    `external` is a custom network. Raises UsageError that names all contradictions.
     """
     pretrained = (
         load(recipe.weights, hints=recipe.arch, network=external) if recipe.weights else None
@@ -60,7 +60,7 @@ def resolve(
         recipe = replace(recipe, model=model_name(network) or recipe.model)
     network = archs.with_fields(network, recipe.arch)
     if not is_2d(network):
-        raise UsageError(f"{recipe.model} takes no 2-D images; `resnets models` lists others")
+        raise UsageError(f"{recipe.model} does not take 2-D images; `resnets models` lists others")
     if task.whole_images:
         recipe = replace(recipe, size=recipe.size or network.size)
     preprocess = preprocessing(recipe, source, task, pretrained)
@@ -118,10 +118,10 @@ def contradictions(plan: Plan) -> Iterator[str]:
     if isinstance(plan.arch, ExternalArch):
         usual = Recipe(model=recipe.model)
         if pretrained and not isinstance(pretrained.metadata.arch, ExternalArch):
-            yield f"{recipe.weights} is of resnets, {recipe.model} is your own: leave it out"
+            yield f"{recipe.weights} is of resnets, {recipe.model} is custom: leave it out"
         for name in KNOWN_NETWORKS_ONLY:
             if getattr(recipe, name) != getattr(usual, name):
-                yield f"{name} needs a network of resnets, {recipe.model} is your own: leave it out"
+                yield f"{name} needs a network of resnets, {recipe.model} is custom: leave it out"
     chooses = recipe.select == "best" or recipe.early_stop_patience or recipe.schedule == "plateau"
     if chooses and (recipe.monitor == "test" or source.val is None):
         yield (
@@ -179,7 +179,7 @@ def preprocessing(
     if task.whole_images:
         resize = 0
     if resize > 2**13:
-        raise UsageError(f"size={size} of a crop_pct={recipe.crop_pct} is over 8,192 pixels")
+        raise UsageError(f"size={size} with crop_pct={recipe.crop_pct} needs over 8,192 pixels")
     mean, std = input_statistics(recipe, source, size)
     known = pretrained.metadata.preprocess if pretrained else None
     if known and len(known.mean) == known.channels == source.channels:

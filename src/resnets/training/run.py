@@ -9,7 +9,7 @@ timing.jsonl       images a second at the same steps
 tensorboard/       the same as events, with that package
 bad_files.csv      unreadable images with the reason
 checkpoints/       the two newest states
-notes.jsonl        what a person should know: steps left out, lost files
+notes.jsonl        notes for the user: steps left out, lost files
 lock               held by the process that trains
 best.safetensors   with select=best: the best state on the validation images
 model.safetensors  the result, self-describing
@@ -93,7 +93,7 @@ class JsonObject(dict[str, Any]):
 
     def __init__(self, path: Path, data: dict[str, Any]) -> None:
         if not isinstance(data, dict):
-            raise TypeError("it holds no JSON object")
+            raise TypeError("not a JSON object")
         if path.name in SCHEMAS:
             SCHEMAS[path.name].validate_python(data)
         super().__init__(data)
@@ -160,7 +160,7 @@ class Run:
         for path in (self.model, self.path / "report.html", self.path / "README.md"):
             if path.exists():
                 raise UsageError(
-                    f"{path} belongs to no run, and a run here would replace it.\n"
+                    f"{path} does not belong to a run, and a run here would overwrite it.\n"
                     "Move it away or give another folder with --run."
                 )
 

@@ -78,7 +78,7 @@ def seed_runs(plan: Plan, path: str | Path | None, seeds: int) -> dict[int, Run]
     under torchrun; and as `Run.check_free`.
     """
     if launched():
-        raise UsageError("under torchrun each seed needs a command of its own: --seed N")
+        raise UsageError("torchrun trains one seed at a time: --seed N")
     base, first = Path(path or default_folder(plan)), plan.recipe.seed
     runs = {seed: Run(Path(f"{base}-seed{seed}")) for seed in range(first, first + seeds)}
     for seed, run in runs.items():
@@ -108,7 +108,7 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
     world, run = plan.world, Run(Path(path or "."))
     if launched():
         if path is None:
-            raise UsageError("under torchrun give a folder that all its restarts share: --run DIR")
+            raise UsageError("under torchrun name a folder that its restarts share: --run DIR")
         if world.broadcast(run.finished and not missing_results(run)):
             command = f"resnets {plan.task.text.command}evaluate {path} DATA{code_option(path)}"
             raise UsageError(f"{path} is finished; `{command}` uses it")
@@ -144,7 +144,7 @@ def create_run(plan: Plan, path: str | Path | None = None) -> Run:
 
 
 def replaced_parts(task: Task) -> list[str]:
-    """What a person replaced of a task, as make_loss: a recipe does not say it."""
+    """The fields of a task that were replaced, as make_loss: a recipe does not say it."""
     standard, names = TASKS.get(task.name, task), [field.name for field in fields(task)]
     return [name for name in names if getattr(task, name) != getattr(standard, name)]
 
@@ -257,7 +257,7 @@ def last_state(run: Run, plan: Plan) -> State:
     newest = checkpoint.read_newest(run.path / "checkpoints")
     if newest is None or not newest.progress.done:
         raise CheckpointError(
-            f"{run.path} has no checkpoint of its last step, from which its result is written"
+            f"{run.path} has no checkpoint of its last step to write the result from"
         )
     state = replace(plan, world=SINGLE_PROCESS, pretrained=None).start()
     state.restore(newest.tensors, newest.progress)

@@ -76,7 +76,7 @@ class Saver:
             self.pending.result()
 
     def new_failures(self, last: bool = False) -> list[str]:
-        """What failed since the last call, for a person; `last` waits for the checkpoint first.
+        """What failed since the last call, for the user; `last` waits for the checkpoint first.
 
         Raises DiskError after three failures in a row, or for one that no other save follows.
         """
@@ -86,7 +86,7 @@ class Saver:
         allowed = 0 if last else MAX_FAILURES - 1
         if failures and self.failures_in_a_row > allowed:
             raise DiskError(
-                f"{failures[-1]}\nThe earlier checkpoints are whole; free space, then "
+                f"{failures[-1]}\nThe earlier checkpoints are intact; free some space, then "
                 f"{resume_command(self.run.path)}."
             )
         return [f"{failure}; the earlier ones are whole, training goes on" for failure in failures]

@@ -320,7 +320,7 @@ def test_two_categories_of_one_name_with_objects_are_refused(tmp_path):
         [one(GOOD), one(GOOD) | {"category_id": 4}],
         categories=[{"id": 3, "name": "a"}, {"id": 4, "name": "a"}],
     )
-    with pytest.raises(DataErrors, match="two categories have one name"):
+    with pytest.raises(DataErrors, match="two categories have the same name"):
         load(table, task="detect")
 
 

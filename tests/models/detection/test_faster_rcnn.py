@@ -332,7 +332,7 @@ def test_anchors_do_not_fit() -> None:
     arch = DetectorArch(backbone=TINY)
     with pytest.raises(UsageError, match=r"5 levels .*pool"):
         build(replace(arch, anchors=((32,), (64,))))
-    with pytest.raises(UsageError, match="as many sizes"):
+    with pytest.raises(UsageError, match="the same number of sizes"):
         build(replace(arch, anchors=((32,), (64,), (128,), (256,), (512, 600))))
     with pytest.raises(UsageError, match="layer1, layer2, layer3, layer4"):
         build(replace(arch, levels=("layer9",)))

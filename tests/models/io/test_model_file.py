@@ -148,7 +148,7 @@ def test_a_file_without_a_card(tmp_path: Path) -> None:
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(opened(x), network(x))
     safetensors.torch.save_file({"a": torch.ones(2)}, path)
-    with pytest.raises(CheckpointError, match=r"w\.safetensors: not a network that is known"):
+    with pytest.raises(CheckpointError, match=r"w\.safetensors: not a known network"):
         open_model(path)
 
 

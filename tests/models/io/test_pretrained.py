@@ -493,7 +493,7 @@ def test_checkpoints_as_scripts_write_them(name: str, tmp_path: Path) -> None:
             lambda s: behind("backbone.", s) | {"classifier.weight": torch.ones(3, 7)},
             r"classifier\.weight beside fc\.weight",
         ),
-        (lambda s: s | {"attnpool.weight": torch.ones(3)}, r"not a network|unexpected"),
+        (lambda s: s | {"attnpool.weight": torch.ones(3)}, r"not a known network|unexpected"),
     ],
 )
 def test_networks_that_cannot_be_told_are_refused(
@@ -578,7 +578,7 @@ def test_a_guess_is_settled_where_a_model_is_used(arch: Any, settled: str, tmp_p
         ("arch.blur=true", UsageError, "leaves open"),
         ("arch.order=posts", UsageError, r"arch\.order: Input should be 'post'"),
         ("arch.order=pre", CheckpointError, "not those of the given network: no layer2"),
-        ("lr=1", UsageError, "--set lr: of a trained model"),
+        ("lr=1", UsageError, "--set lr: only arch.FIELD=VALUE"),
     ],
 )
 def test_what_cannot_be_settled(settled: str, error: Any, words: str, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_nothing_of_it_is_kept(request, tmp_path, monkeypatch, where, times, val
             notes.extend(progress.notes)
 
     if times == math.inf:
-        with pytest.raises(Diverged, match="going back 3 times"):
+        with pytest.raises(Diverged, match="after 3 rollbacks"):
             train()
     else:
         train()

@@ -264,7 +264,7 @@ def test_a_rank_that_hangs_or_dies_is_named_by_the_others(victim, number, tmp_pa
     assert [process.exitcode for process in others] == [0, 0, 0]
     told = [path.read_text() for path in tmp_path.glob("*.txt")]
     named = [
-        re.match("no answer from rank ([0-9, ]+) of 4: ", text)[1].split(", ") for text in told
+        re.match("rank ([0-9, ]+) of 4 does not respond: ", text)[1].split(", ") for text in told
     ]
     assert len(named) == 3
     assert all(str(victim) in names for names in named)

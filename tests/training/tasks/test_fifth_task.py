@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def python_blocks():
-    section = PAGE.read_text().split("## A task of your own")[1].split("\n## ")[0]
+    section = PAGE.read_text().split("## A custom task")[1].split("\n## ")[0]
     return re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
 
 

@@ -94,7 +94,7 @@ def read_coco_table(path: Path, split: str | None, root: Path, issues: Issues) -
     """A COCO file, with or without annotations. Raises one of PARSE_ERRORS for another file."""
     content = json.loads(path.read_bytes())
     if not isinstance(content, dict):
-        raise ValueError("it has no images, annotations and categories")
+        raise ValueError("no images, annotations and categories")
     images, entries = (_by_id(content[name], name) for name in ("images", "categories"))
     files = [_text(image, "file_name") for image in images.values()]
     if repeated := [name for name, count in Counter(files).items() if count > 1]:
@@ -105,7 +105,7 @@ def read_coco_table(path: Path, split: str | None, root: Path, issues: Issues) -
     categories = {k: name for k, name in categories.items() if k not in groups}
     ids = {name: entries[k]["id"] for k, name in categories.items()}
     if len(ids) < len(categories):
-        raise ValueError("two categories have one name")
+        raise ValueError("two categories have the same name")
     paths = find_images(files, _folders(path, split), root, issues)
     text = "category ids without objects are left out: they have the name of another"
     issues.count(text, *(f"{quote(entries[k]['name'])}, id {k} of {path}" for k in groups))
@@ -146,7 +146,7 @@ def _list(value: Any, name: str) -> list[Any]:
 
 def _text(entry: dict[str, Any], name: str) -> str:
     if not isinstance(value := entry[name], str) or not value.strip():
-        raise ValueError(f"{name} is {quote(value)}, not a text")
+        raise ValueError(f"{name} is {quote(value)}, not a string")
     return value
 
 
@@ -158,7 +158,7 @@ def _id(value: Any) -> int | str:
         text = value.strip()
         return int(text) if text.isascii() and text.isdigit() and text == str(int(text)) else text
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 != 0:
-        raise ValueError(f"the id {quote(value)} is neither a whole number nor a text")
+        raise ValueError(f"the id {quote(value)} is neither a whole number nor a string")
     return int(value)
 
 
@@ -316,7 +316,7 @@ def _run_lengths(value: dict[str, Any]) -> Shape:
         value = {"size": [height, width], "counts": runs}
         counts = mask.frPyObjects(value, height, width)["counts"]
     elif not isinstance(counts, str):
-        raise ValueError(f"counts {quote(counts)} are neither a list nor a text")
+        raise ValueError(f"counts {quote(counts)} are neither a list nor a string")
     mask.decode({"size": [height, width], "counts": counts})  # raises if the image is not filled
     return height, width, counts.encode("ascii") if isinstance(counts, str) else counts
 

@@ -214,7 +214,7 @@ def _assign_trainval(parsed: ParsedAnnotations) -> None:
     if None in splits and len(splits) > 1:
         bare = [image.path for image in parsed.images if image.split is None]
         raise DataError(
-            f"{quantify(len(bare), f'of {len(parsed.images):,} images are of no split')}, first "
+            f"{quantify(len(bare), f'of {len(parsed.images):,} images have no split')}, first "
             f"{bare[0]}.\n"
             "Give each a split, or none."
         )

@@ -56,7 +56,7 @@ def read_voc(root: Path, issues: Issues) -> ParsedAnnotations:
 
     The lists are train.txt, val.txt and test.txt, or trainval.txt for both; they may also be in
     ImageSets or beside Annotations, and VOC2007 and the like in one folder. Without lists the
-    folders of the XML files may be called as splits; else all are split by chance. Coordinates are
+    folders of the XML files may be called as splits; else all are split at random. Coordinates are
     those of pixels, from 1, and the last is inside: x1 = xmin - 1, x2 = xmax. But xmin = xmax, a
     click in the tools that people use, is a box without width. Difficult objects are of kind 2.
     """

@@ -90,10 +90,10 @@ def class_names(value: Any, path: Path) -> dict[int, str]:
         if not re.fullmatch("[0-9]{1,4}", str(k)):
             raise DataError(f"{path}: names is not a mapping from numbers below 10,000: {quote(k)}")
         if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{path}: the name of class {k} is {quote(name)}, not a text")
+            raise DataError(f"{path}: the name of class {k} is {quote(name)}, not a string")
     by_number = {int(k): name.strip() for k, name in names.items()}
     if len(by_number) < len(names):
-        raise DataError(f"{path} has one number for two classes")
+        raise DataError(f"{path} has the same number for two classes")
     if twice := [name for name, n in Counter(by_number.values()).items() if n > 1]:
         raise DataError(f"{path}: {quote(twice[0])} is the name of two classes")
     return dict(sorted(by_number.items()))

@@ -67,7 +67,7 @@ def encode(boxes: Tensor, anchors: Tensor, weights: Sequence[float] = (1, 1, 1, 
 
 
 def decode(deltas: Tensor, anchors: Tensor, weights: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
-    """The boxes that `encode` says in deltas: (..., 4), in the anchors' type."""
+    """The inverse of `encode`: deltas (..., 4) -> boxes (..., 4), in the anchors' type."""
     ax, ay, aw, ah = _centred(anchors)
     columns = zip(deltas.to(anchors.dtype).unbind(-1), weights, strict=True)
     dx, dy, dw, dh = (d / weight for d, weight in columns)

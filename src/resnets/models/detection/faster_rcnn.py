@@ -53,7 +53,7 @@ class BoxHead(nn.Module):
 
 
 class FasterRCNN(nn.Module):
-    """Faster R-CNN and Mask R-CNN, forms "c4" and "fpn".
+    """Faster R-CNN and Mask R-CNN, architectures "c4" and "fpn".
 
     Images (B, C, H, W), sizes int64 (B, 2) of each inside the input (None: all of it) ->
     BatchDetections. With targets (B, M): float32 (len(loss_names) + 1,), the losses, each the mean
@@ -236,7 +236,7 @@ class FasterRCNN(nn.Module):
     ) -> Tensor:
         """Cross-entropy of the positives' masks of their true classes, `labels` less 1."""
         if targets.masks is None:
-            raise UsageError("the network draws masks, and the objects of the data have none")
+            raise UsageError("the network predicts masks, but the objects of the data have none")
         most = max(1, int(samples.is_positive.sum(1).max()))  # positives come first
         boxes, true_boxes = samples.boxes[:, :most], samples.true_boxes[:, :most]
         masks = targets.masks.take_along_dim(samples.rows[:, :most, None, None], 1)

@@ -20,7 +20,7 @@ EXTRA_LEVELS = {"fpn": ("pool",), "retina": ("p6", "p7"), "c4": ()}  # levels be
 class FeaturePyramid(nn.Module):
     """`body`, a residual network without its classifier, and `fpn` on some of its levels.
 
-    1612.03144, section 3. Form "fpn" has one level more, every second pixel of the last; "retina"
+    1612.03144, section 3. "fpn" has one level more, every second pixel of the last; "retina"
     two, by convolutions of stride 2 (1708.02002, section 4); "c4" has the network's level alone,
     and the stages after it are for regions (`run_roi_stages`). With `norm="group"` each convolution
     of the pyramid but P6 and P7 is followed by a group normalisation. Names are torchvision's.
@@ -75,7 +75,7 @@ class FeaturePyramid(nn.Module):
 def check(arch: DetectorArch, stages: list[str]) -> None:
     """Raises UsageError for levels and anchors that do not fit each other or the stages."""
     if list(arch.levels) != [s for s in stages if s in arch.levels] or not arch.levels:
-        raise UsageError(f"levels {arch.levels}: some of {', '.join(stages)}, in that order")
+        raise UsageError(f"levels {arch.levels}: choose from {', '.join(stages)}, in that order")
     if arch.architecture == "c4" and (len(arch.levels) > 1 or arch.levels[0] == stages[-1]):
         raise UsageError(
             f"levels {arch.levels}: architecture c4 has one, and a stage after it for regions"
@@ -85,4 +85,4 @@ def check(arch: DetectorArch, stages: list[str]) -> None:
         known = f"{len(levels)} levels ({', '.join(levels)})"
         raise UsageError(f"anchors have {len(arch.anchors)} rows of sizes for {known}")
     if len({len(sizes) for sizes in arch.anchors}) > 1 or not arch.anchors[0] or not arch.ratios:
-        raise UsageError("anchors: each level needs as many sizes as the others, one at least")
+        raise UsageError("anchors: each level needs the same number of sizes, at least one")

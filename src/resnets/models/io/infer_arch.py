@@ -95,7 +95,7 @@ def infer_arch(
                 fitted = move_zeros_last(fitted, candidate)
             return candidate, fitted
     raise CheckpointError(
-        f"not a network that is known here: {describe_shapes(shapes)}.\n"
+        f"not a known network: {describe_shapes(shapes)}.\n"
         "Give its description (`arch`), or rename its tensors as torchvision does."
     )
 

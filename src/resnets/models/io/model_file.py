@@ -90,7 +90,7 @@ def save(path: str | Path, network: Network, metadata: ModelMetadata) -> None:
 def load(path: str | Path, external: ExternalArch | None = None) -> tuple[Network, ModelMetadata]:
     """The network, in evaluation mode on the CPU, and its metadata.
 
-    One from a person's own code needs that again, as `external`.
+    A custom network needs its code again, as `external`.
 
     Raises CheckpointError: the file is missing, broken, of another version, not one of ours; a
     digest, name, shape or type is wrong (the tensor is named), or a value is not finite.
@@ -208,13 +208,13 @@ def layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.
 
 
 def with_code(path: Path, arch: Arch, external: ExternalArch | None) -> Arch:
-    """The description with a person's own code. Raises UsageError where that lacks, or is unused.
+    """The description with custom code. Raises UsageError where that lacks, or is unused.
 
     An `Assumption` warns of code that has changed.
     """
     if not isinstance(arch, ExternalArch):
         if external is not None:
-            raise UsageError(f"{path} is {label(arch)}: leave your own {external.builder} out")
+            raise UsageError(f"{path} is {label(arch)}: leave the custom {external.builder} out")
         return arch
     if external is None:
         raise MissingCode(f"{path} was trained from", shorten(arch.builder), "--network")
@@ -290,7 +290,7 @@ def parse_metadata(text: str) -> tuple[ModelMetadata, dict[str, str]]:
         if isinstance(error, pydantic.ValidationError):
             reason = architectures.field_problem(error)[0]
         raise CheckpointError(
-            f"metadata that makes no sense ({shorten(reason)}).\nGet the file again."
+            f"invalid metadata ({shorten(reason)}).\nGet the file again."
         ) from None
 
 

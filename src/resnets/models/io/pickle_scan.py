@@ -128,7 +128,7 @@ def scan_zip(path: Path) -> set[str]:
             )
         pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
         if len(pickles) != 1 or len(set(names)) != len(names):
-            raise CheckpointError("a zip file that is no checkpoint.\nSave `model.state_dict()`.")
+            raise CheckpointError("a zip file, but no checkpoint.\nSave `model.state_dict()`.")
         # torch.save does not compress: a compressed entry is there to grow.
         if any(entry.compress_type or entry.file_size != entry.compress_size for entry in entries):
             raise CheckpointError("a compressed zip file.\nSave it with `torch.save`.")

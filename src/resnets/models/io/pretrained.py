@@ -135,7 +135,7 @@ def unique_keys(entries: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object. Raises ValueError where a key stands twice."""
     values = dict(entries)
     if len(values) < len(entries):
-        raise ValueError("one name twice in its header")
+        raise ValueError("a name twice in its header")
     return values
 
 
@@ -257,6 +257,6 @@ def clone_tensors(state: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
         tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
         if not torch.isfinite(tensors[name]).all():
             raise CheckpointError(
-                f"{shown} has values that are not finite.\nTrain or get it again."
+                f"{shown} has values that are not finite.\nTrain it again, or get the file again."
             )
     return tensors

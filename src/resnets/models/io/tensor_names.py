@@ -133,7 +133,7 @@ def from_foreign(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         try:
             return rename_parts(tensors, {theirs: ours for ours, theirs in NAMES.items()})
         except KeyError as error:
-            raise CheckpointError(f"a ViT with a tensor that is not known: {error}") from None
+            raise CheckpointError(f"a ViT with an unknown tensor: {error}") from None
     changed = {}
     for key, tensor in tensors.items():
         name = key

@@ -28,7 +28,7 @@ def find_task(name: str) -> Task:
     """The task of that name. Raises UsageError."""
     if name not in TASKS:
         raise UsageError(
-            f"no task {name!r}: {nearest(name, TASKS)}. A task of your own has to be in "
+            f"no task {name!r}: {nearest(name, TASKS)}. A custom task has to be in "
             "resnets.training.tasks.TASKS first"
         )
     return TASKS[name]
