@@ -141,7 +141,9 @@ def test_seeds_are_trained_where_they_stand_and_compared(cli, tmp_path, monkeypa
     results = [tmp_path / f"r-seed{seed}" / "result.json" for seed in (4, 5)]
     assert [path.exists() for path in results] == [True, False]
     before = results[0].stat().st_mtime_ns
-    code, out, _ = cli(*line)
+    code, out, err = cli(*line)
+    assert "run folder r-seed5" in err
+    assert "run folder r-seed4" not in err  # which is finished
     (group,) = (found := json.loads(out))["seeds"]
     assert (code, group["runs"]) == (0, ["r-seed4", "r-seed5"])
     one, other = (json.loads(path.read_text())["error"] for path in results)

@@ -101,9 +101,11 @@ def test_a_loop_that_is_left_early_is_resumed(tmp_path):
         overrides={"steps": 6, "size": 8, "batch": 8, "eval_every": 0.01},
     )  # fmt: skip
     for progress in resnets.fit(plan, run=tmp_path / "run"):
+        assert progress.run == tmp_path / "run"
         if progress.step >= 2:
             break
     assert not (tmp_path / "run" / "result.json").exists()
     with pytest.raises(UsageError, match="already holds a run"):
         resnets.fit(plan, run=tmp_path / "run")
+    assert resnets.plan(plan) is plan
     assert resnets.resume(tmp_path / "run", device="cpu").result.images == 898

@@ -57,7 +57,7 @@ def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any)
     from resnets.training import runner
     from resnets.training.clock import estimate_duration
 
-    # What is wrong with a folder is told before anything is measured.
+    # A folder that cannot be used is refused before anything is measured.
     runs = list(runner.seed_runs(plan, run, seeds).values()) if seeds > 1 else []
     if not runs:
         runner.run_folder(plan, run)

@@ -252,7 +252,7 @@ def watch_parent(ranks: Sequence[int]) -> None:
 
 
 def launch_time(otherwise: float) -> float:
-    """When `launch` started this rank, told once; `otherwise` in any other process."""
+    """When `launch` started this rank, at the first call; `otherwise` in any other process."""
     return float(os.environ.pop(LAUNCH_TIME, otherwise))
 
 
