@@ -122,7 +122,7 @@ def test_the_projections_are_no_3x3_layers_and_linear_networks_have_none():
 def test_what_is_no_classifier_is_refused():
     with pytest.raises(UsageError, match=r"logits \(N, classes\), not \(8, 4, 16, 16\)"):
         signal(nn.Conv2d(3, 4, 1), images())
-    with pytest.raises(UsageError, match="here are tuple"):
+    with pytest.raises(UsageError, match="not tuple"):
         loss((torch.ones(2, 2),))
     with pytest.raises(UsageError, match="no convolution or linear"):
         signal(nn.Flatten(), torch.randn(2, 3, requires_grad=True))
