@@ -22,7 +22,8 @@ import pydantic
 from resnets.errors import UsageError
 
 JoinKind = Literal["identity", "scale", "exclusive_gate", "shortcut_gate", "conv", "dropout"]
-Order = Literal["post", "bn_after_add", "relu_before_add", "relu_only_pre", "pre"]
+# 1603.05027, Table 2; "relu_twice", before and after the addition, is of SENet's basic units.
+Order = Literal["post", "bn_after_add", "relu_before_add", "relu_only_pre", "pre", "relu_twice"]
 LAYERS = {"single": 1, "basic": 2, "bottleneck": 3}  # convolutions of a residual unit
 
 if TYPE_CHECKING:
@@ -50,6 +51,19 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SelectiveKernel:
+    """Two 3x3 convolutions, one of them dilated, mixed by attention: Li et al. 2019, 1903.06586.
+
+    The attention is `channels / reduction` wide, in multiples of `multiple` (and at least that).
+    With `split` each convolution gets half of the input's channels, as in timm's skresnet.
+    """
+
+    reduction: int = 16
+    multiple: int = 8
+    split: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResNetArch:
     """A residual network, or with `shortcut="none"` its plain twin.
 
@@ -63,19 +77,28 @@ class ResNetArch:
     # Option A pads with zeros, B projects where the shape changes, C projects everywhere.
     shortcut: Literal["A", "B", "C", "none"] = "B"
     join: Join = Join()
-    # 7x7/2 and a max pool; three 3x3 and a max pool (C, D); one 3x3 and no pool.
-    stem: Literal["imagenet", "deep", "cifar"] = "imagenet"
+    # 7x7/2 and a max pool; three 3x3 and a max pool (C, D), the first of them narrower in "tiered"
+    # (timm's t); one 3x3 and no pool.
+    stem: Literal["imagenet", "deep", "tiered", "cifar"] = "imagenet"
     stem_width: int = 64
+    stem_norm: bool = True  # False: the first unit of order "pre" has its own (BiT, resnetv2)
+    # The border of the stem's 3x3/2 max pool: one that never wins, none (Caffe), zeros (BiT).
+    stem_pool: Literal["pad", "ceil", "zeros"] = "pad"
     bottleneck_ratio: float = 4  # stage width / inner width of a bottleneck, as in RegNet
     groups: int = 1  # of the 3x3 convolution of a bottleneck (ResNeXt)
     stride_on: Literal["3x3", "1x1"] = "3x3"  # of a bottleneck
     downsample: Literal["conv", "avgpool"] = "conv"  # D: average pool, then a 1x1 of stride 1
     norm: Literal["batch", "group"] = "batch"
+    weight_standardised: bool = False  # convolutions (Qiao et al. 2019, 1903.10520), as in BiT
     se_reduction: int = 0  # squeeze-and-excitation: 16 in its paper, 0 is none
     se_multiple: int = 1  # the width of the excitation is a multiple of it: 8 in timm
+    eca: bool = False  # efficient channel attention (Wang et al. 2019, 1910.03151)
+    sk: SelectiveKernel | None = None  # in place of the convolution with the stride
     drop_path: float = 0.0  # 1 - p_L: the probability that the last unit is dropped, linear from 0
     dropout: float = 0.0  # between the convolutions of a unit (Wide ResNets)
-    blur: bool = False  # blur before subsampling (Zhang 2019)
+    # What subsamples instead of strides: a blur (Zhang 2019) in branch and shortcut; in the branch
+    # alone, timm's blur or 2x2 mean.
+    blur: bool | Literal["branch", "mean"] = False
     # Smaller than 32: the last stages are dilated and keep their size (1606.00915).
     output_stride: Literal[8, 16, 32] = 32
     zero_gamma: bool = False  # the last gamma of each unit starts at 0 (Goyal et al. 2017)

@@ -19,6 +19,7 @@ from resnets.config.arch import (
     Order,
     ResNetArch,
     SegmenterArch,
+    SelectiveKernel,
     VitArch,
 )
 from resnets.errors import UsageError, nearest
@@ -81,6 +82,48 @@ def se(arch: ResNetArch) -> ResNetArch:
     return replace(arch, se_reduction=16, source=SE)
 
 
+def deep(arch: ResNetArch) -> ResNetArch:
+    """ResNet-D: three 3x3 convolutions first, and a mean before each projection."""
+    return replace(arch, stem="deep", downsample="avgpool", source=BAG_OF_TRICKS)
+
+
+def tiered(arch: ResNetArch) -> ResNetArch:
+    """timm's "t": ResNet-D with 24, 32 and 64 channels in the stem."""
+    return replace(deep(arch), stem="tiered")
+
+
+def resnext(arch: ResNetArch, groups: int, width: int) -> ResNetArch:
+    """`groups` groups of `width` channels in the first stage."""
+    return replace(arch, bottleneck_ratio=256 / (groups * width), groups=groups, source=RESNEXT)
+
+
+def eca(arch: ResNetArch) -> ResNetArch:
+    """Efficient channel attention at the end of each unit."""
+    return replace(arch, eca=True, source="Wang et al. 2019, arXiv 1910.03151")
+
+
+def sk(arch: ResNetArch, kernel: SelectiveKernel) -> ResNetArch:
+    """A selective kernel in place of the convolution with the stride."""
+    return replace(arch, sk=kernel, source="Li et al. 2019, arXiv 1903.06586")
+
+
+def antialiased(arch: ResNetArch, blur: Literal["branch", "mean"]) -> ResNetArch:
+    """timm's `blur` and `aa`."""
+    return replace(arch, blur=blur, source="Zhang 2019, arXiv 1904.11486")
+
+
+def caffe(arch: ResNetArch) -> ResNetArch:
+    """As in Caffe: the stride of a bottleneck on its first 1x1, a max pool without a border."""
+    return replace(arch, stride_on="1x1", stem_pool="ceil")
+
+
+def legacy_se(arch: ResNetArch) -> ResNetArch:
+    """The SENet authors' network from Caffe; its basic units have a ReLU before the excitation."""
+    if arch.unit == "basic":
+        return se(replace(arch, stem_pool="ceil", order="relu_twice"))
+    return se(caffe(arch))
+
+
 def dense(blocks: tuple[int, ...], growth: int = 32) -> DenseNetArch:
     """DenseNet-BC for ImageNet."""
     return DenseNetArch(blocks=blocks, growth=growth, stem_width=2 * growth)
@@ -110,6 +153,73 @@ SHORTCUTS = {  # 1603.05027 Table 1, on ResNet-110
 }
 # Table 2 without its ends: "original" is the plain name, "full pre-activation" the `pre` name.
 PLACEMENTS = get_args(Order)[1:4]
+
+R26 = replace(R50, blocks=(2, 2, 2, 2))
+R269 = replace(R50, blocks=(3, 30, 48, 8))
+# Of timm's skresnet18 and 34, skresnet50, skresnext50.
+SELECTIVE_KERNELS = (
+    SelectiveKernel(reduction=8, multiple=16),
+    SelectiveKernel(reduction=16, multiple=8),
+    SelectiveKernel(reduction=16, multiple=32, split=False),
+)
+SK_SMALL, SK_50, SK_NEXT = SELECTIVE_KERNELS
+TIMM: dict[str, Arch] = {  # with weights at timm, as far as they are not in the papers' families
+    "resnet10t": tiered(replace(R18, blocks=(1, 1, 1, 1))),
+    "resnet14t": tiered(replace(R50, blocks=(1, 1, 1, 1))),
+    "resnet26": R26,
+    "resnet26d": deep(R26),
+    "resnet26t": tiered(R26),
+    "resnet50t": tiered(R50),
+    **{
+        f"{n}s": replace(IMAGENET[n], stem="deep", stem_width=128, source=BAG_OF_TRICKS)
+        for n in ("resnet50", "resnet101", "resnet152")
+    },
+    "resnet50_gn": replace(R50, norm="group", source="Wu and He 2018, arXiv 1803.08494"),
+    "resnext50d_32x4d": replace(resnext(deep(R50), 32, 4), source=BAG_OF_TRICKS),
+    **{f"resnext101_32x{width}d": resnext(R101, 32, width) for width in (4, 16, 32)},
+    "timm_seresnet18": replace(se(R18), se_multiple=8),
+    "timm_seresnet34": replace(se(IMAGENET["resnet34"]), se_multiple=8),
+    "seresnet50t": se(tiered(R50)),
+    "seresnet152d": se(deep(IMAGENET["resnet152"])),
+    "seresnet269d": se(deep(R269)),
+    "seresnext26d_32x4d": se(resnext(deep(R26), 32, 4)),
+    "seresnext26t_32x4d": se(resnext(tiered(R26), 32, 4)),
+    "seresnext50_32x4d": se(resnext(R50, 32, 4)),
+    "seresnext101_32x4d": se(resnext(R101, 32, 4)),
+    "seresnext101_32x8d": se(resnext(R101, 32, 8)),
+    "seresnext101_64x4d": se(resnext(R101, 64, 4)),
+    "seresnext101d_32x8d": se(resnext(deep(R101), 32, 8)),
+    "ecaresnet26t": eca(tiered(R26)),
+    "ecaresnet50d": eca(deep(R50)),
+    "ecaresnet50t": eca(tiered(R50)),
+    "ecaresnet101d": eca(deep(R101)),
+    "ecaresnet269d": eca(deep(R269)),
+    "ecaresnetlight": eca(replace(R50, blocks=(1, 1, 11, 3), downsample="avgpool")),
+    "ecaresnext26t_32x4d": eca(resnext(tiered(R26), 32, 4)),
+    "ecaresnext50t_32x4d": eca(resnext(tiered(R50), 32, 4)),
+    "skresnet18": sk(R18, SK_SMALL),
+    "skresnet34": sk(IMAGENET["resnet34"], SK_SMALL),
+    "skresnet50": sk(R50, SK_50),
+    "skresnet50d": sk(deep(R50), SK_50),
+    "skresnext50_32x4d": sk(resnext(R50, 32, 4), SK_NEXT),
+    "resnetblur18": antialiased(R18, "branch"),
+    "resnetblur50": antialiased(R50, "branch"),
+    "resnetblur50d": antialiased(deep(R50), "branch"),
+    "resnetblur101d": antialiased(deep(R101), "branch"),
+    "resnetaa34d": antialiased(deep(IMAGENET["resnet34"]), "mean"),
+    "resnetaa50": antialiased(R50, "mean"),
+    "resnetaa50d": antialiased(deep(R50), "mean"),
+    "resnetaa101d": antialiased(deep(R101), "mean"),
+    "seresnetaa50d": antialiased(se(deep(R50)), "mean"),
+    "seresnextaa101d_32x8d": antialiased(se(resnext(deep(R101), 32, 8)), "mean"),
+    **{f"legacy_se{n}": legacy_se(a) for n, a in IMAGENET.items() if a.depth < 200},
+    **{
+        f"legacy_seresnext{n}_32x4d": se(resnext(replace(a, stem_pool="ceil"), 32, 4))
+        for n, a in ((26, R26), (50, R50), (101, R101))
+    },
+    # The authors' Caffe networks.
+    **{f"{n}_caffe": caffe(IMAGENET[n]) for n in ("resnet50", "resnet101", "resnet152")},
+}
 
 TRUNKS = {name: IMAGENET[name] for name in ("resnet18", "resnet34", "resnet50", "resnet101")}
 # Half as wide as ResNet-18, to train from random weights on a processor.
@@ -192,17 +302,15 @@ ARCHS: dict[str, Arch] = {
     },
     "resnet50_v1_option_c": replace(R50, stride_on="1x1", shortcut="C"),
     **{f"{n}c": replace(a, stem="deep", source=BAG_OF_TRICKS) for n, a in BOTTLENECK.items()},
-    **{
-        f"{n}d": replace(a, stem="deep", downsample="avgpool", source=BAG_OF_TRICKS)
-        for n, a in IMAGENET.items()
-    },
+    **{f"{n}d": deep(a) for n, a in IMAGENET.items()},
     **{f"pre{n}": pre(a) for n, a in IMAGENET.items()},
     **{f"pre{n}_v1": pre(replace(a, stride_on="1x1")) for n, a in BOTTLENECK.items()},
     **{f"se{n}": se(a) for n, a in IMAGENET.items() if a.depth < 200},
     **{f"plain{depth}": plain(IMAGENET[f"resnet{depth}"]) for depth in (18, 34)},
-    "resnext50_32x4d": replace(R50, bottleneck_ratio=2, groups=32, source=RESNEXT),
-    "resnext101_32x8d": replace(R101, bottleneck_ratio=1, groups=32, source=RESNEXT),
-    "resnext101_64x4d": replace(R101, bottleneck_ratio=1, groups=64, source=RESNEXT),
+    **TIMM,
+    "resnext50_32x4d": resnext(R50, 32, 4),
+    "resnext101_32x8d": resnext(R101, 32, 8),
+    "resnext101_64x4d": resnext(R101, 64, 4),
     "wide_resnet50_2": replace(R50, bottleneck_ratio=2, source=WIDE),
     "wide_resnet101_2": replace(R101, bottleneck_ratio=2, source=WIDE),
     "densenet121": dense((6, 12, 24, 16)),

@@ -40,7 +40,7 @@ class Features(nn.Module):
         self.conv0 = make.conv(arch.channels, c, 7, 2) if pooled else make.conv(arch.channels, c, 3)
         self.norm0 = make.norm(c) if pooled else nn.Identity()
         self.relu0 = nn.ReLU() if pooled else nn.Identity()
-        self.pool0 = make.max_pool(blur=False) if pooled else nn.Identity()
+        self.pool0 = make.max_pool() if pooled else nn.Identity()
         self.levels = {"stem": (c, 2 if pooled else 1)}
 
         stride = 4 if pooled else 1

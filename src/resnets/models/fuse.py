@@ -11,6 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from resnets.models.layers import StandardisedConv2d
+
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -23,7 +25,8 @@ def fuse_conv_bn(network: N) -> N:
     network = copy.deepcopy(network).eval()
     for module in list(network.modules()):
         for (name, conv), (after, norm) in pairwise(list(module.named_children())):
-            if isinstance(conv, _ConvNd) and isinstance(norm, _BatchNorm):
+            standardised = isinstance(conv, StandardisedConv2d)  # it would undo the factors
+            if isinstance(conv, _ConvNd) and isinstance(norm, _BatchNorm) and not standardised:
                 setattr(module, name, fuse_conv_bn_eval(conv, norm))
                 setattr(module, after, nn.Identity())
     return network

@@ -1,7 +1,7 @@
 """Residual networks and their plain twins, built from a `ResNetArch`.
 
-The tensors are named as in torchvision; the deep stem, the average-pool downsampling and
-squeeze-and-excitation, which torchvision does not have, as in timm.
+The tensors are named as in torchvision; the deep stem, the average-pool downsampling and the
+attentions, which torchvision does not have, as in timm.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from resnets.models.blocks import (
 from resnets.models.layers import (
     AVG_POOL,
     Blur,
+    EfficientChannelAttention,
     LayerFactory,
+    SelectiveKernelConv,
     SqueezeExcite,
     global_mean,
     initialise,
@@ -37,7 +39,7 @@ MakeModule = Callable[[int, int, int], nn.Module]  # from input channels, output
 # By the order of a unit's layers: what stands before its convolutions, and once more after the last
 # unit; and what follows the addition.
 BEFORE = {"pre": "norm_act", "relu_only_pre": "act"}
-AFTER = {"post": "act", "bn_after_add": "norm_act"}
+AFTER = {"post": "act", "bn_after_add": "norm_act", "relu_twice": "act"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +108,16 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.arch = arch
-        make = LayerFactory(arch.dims, arch.norm, norm_layer, act_layer)
+        make = LayerFactory(arch.dims, arch.norm, norm_layer, act_layer, arch.weight_standardised)
         c_in = arch.stem_width
         pooled = arch.stem != "cifar"
+        if not arch.stem_norm and BEFORE.get(arch.order) != "norm_act":
+            raise UsageError(f"stem_norm: order {arch.order!r} has no normalisation in its place")
 
         self.conv1 = make_stem(arch, make)
-        self.bn1 = make.norm(c_in)
-        self.relu = make.act()
-        self.maxpool = make.max_pool(arch.blur) if pooled else nn.Identity()
+        self.bn1 = make.norm(c_in) if arch.stem_norm else nn.Identity()
+        self.relu = make.act() if arch.stem_norm else nn.Identity()
+        self.maxpool = make.max_pool(arch.blur, arch.stem_pool) if pooled else nn.Identity()
         self.levels = {"stem": (c_in, 2 if pooled else 1)}
 
         for level, (shapes, net_stride) in enumerate(stage_shapes(arch), 1):
@@ -167,15 +171,16 @@ def make_backbone(arch: DenseTaskArch, activation_checkpointing: int) -> ResNet:
 
 
 def make_stem(arch: ResNetArch, make: LayerFactory) -> nn.Module:
-    """The first convolution; "deep" has three, with normalisation and ReLU between them."""
+    """The first convolution, or three with normalisation and ReLU between them."""
     width = arch.stem_width
     if arch.stem == "cifar":
         return make.conv(arch.channels, width, 3)
     if arch.stem == "imagenet":
         return make.conv(arch.channels, width, 7, 2)
-    half = width // 2  # 32, 32, 64: He et al. 2018, "ResNet-C"
-    first = [make.conv(arch.channels, half, 3, 2), make.norm(half), make.act()]
-    second = [make.conv(half, half, 3), make.norm(half), make.act()]
+    half = width // 2  # 32, 32, 64: He et al. 2018, "ResNet-C"; tiered 24, 32, 64
+    start = 3 * (half // 4) if arch.stem == "tiered" else half
+    first = [make.conv(arch.channels, start, 3, 2), make.norm(start), make.act()]
+    second = [make.conv(start, half, 3), make.norm(half), make.act()]
     return nn.Sequential(*first, *second, make.conv(half, width, 3))
 
 
@@ -197,8 +202,9 @@ def make_unit(
     if shape.dilation > 1 and (arch.blur or arch.downsample == "avgpool"):
         field = "blur" if arch.blur else 'downsample="avgpool"'
         raise UsageError(f"output_stride {arch.output_stride}: no dilation is defined with {field}")
-    # The stem ends in BN and ReLU, so the first unit needs no activation of its own.
-    pre = make_activation(BEFORE.get(arch.order) if shape.number > 1 else None, make, shape.c_in)
+    # Where the stem ends in BN and ReLU, the first unit needs no activation of its own.
+    activated = arch.stem_norm and shape.number == 1
+    pre = make_activation(None if activated else BEFORE.get(arch.order), make, shape.c_in)
     layers = make_branch(arch, make, shape)
     act = make_activation(AFTER.get(arch.order), make, shape.c_out)
     if arch.shortcut == "none":
@@ -224,18 +230,24 @@ def make_branch(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> dict[
     for i, (c, kernel, stride, groups, dilation) in enumerate(convolutions, 1):
         last = i == len(convolutions)
         conv_stride = 1 if arch.blur else stride  # a blur subsamples instead
-        layers[f"conv{i}"] = make.conv(c_in, c, kernel, conv_stride, groups, False, dilation)
-        if not last or arch.order in ("post", "relu_before_add", "relu_only_pre"):
-            layers[f"bn{i}"] = norm = make.norm(c)
-        if not last or arch.order == "relu_before_add":
-            layers[f"relu{i}"] = make.act()
+        if arch.sk is not None and i == len(convolutions) - 1:
+            sizes = (c_in, c, conv_stride, groups, dilation)
+            layers[f"conv{i}"] = SelectiveKernelConv(make, arch.sk, *sizes)
+        else:
+            layers[f"conv{i}"] = make.conv(c_in, c, kernel, conv_stride, groups, False, dilation)
+            if not last or arch.order not in ("bn_after_add", "pre"):
+                layers[f"bn{i}"] = norm = make.norm(c)
+            if not last or arch.order in ("relu_before_add", "relu_twice"):
+                layers[f"relu{i}"] = make.act()
         if arch.blur and stride > 1:
-            layers[f"blur{i}"] = Blur(arch.dims, stride)
+            layers[f"blur{i}"] = make.subsample(stride, arch.blur)
         if arch.dropout and not last:
             layers[f"dropout{i}"] = nn.Dropout(arch.dropout)
         c_in = c
     if arch.se_reduction:
         layers["se"] = SqueezeExcite(make, shape.c_out, arch.se_reduction, arch.se_multiple)
+    elif arch.eca:
+        layers["se"] = EfficientChannelAttention(shape.c_out)
     if arch.join.f_scale != 1:
         layers["scale"] = Scale(arch.join.f_scale)
     if arch.drop_path:
@@ -269,7 +281,7 @@ def make_shortcut(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> nn.
     h: nn.Module = nn.Identity()
     if join.kind == "conv" or arch.shortcut == "C" or (arch.shortcut == "B" and shape.changes_size):
         h = make_projection(arch, make, shape)
-    elif shape.changes_size and arch.blur:
+    elif shape.changes_size and arch.blur is True:
         h = nn.Sequential(Blur(arch.dims, shape.stride), Pad(arch.dims, 1, extra))
     elif shape.changes_size:
         h = Pad(arch.dims, shape.stride, extra)
@@ -289,7 +301,7 @@ def make_projection(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> n
     if arch.downsample == "avgpool":  # at an odd border over the pixels that are there
         mean = AVG_POOL[arch.dims](stride, stride, ceil_mode=True, count_include_pad=False)
         layers.append(mean if stride > 1 else nn.Identity())
-    elif arch.blur and stride > 1:
+    elif arch.blur is True and stride > 1:
         layers.append(Blur(arch.dims, stride))
     layers.append(make.conv(shape.c_in, shape.c_out, 1, 1 if layers else stride))
     if arch.order not in ("bn_after_add", "pre"):

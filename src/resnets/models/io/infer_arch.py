@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,13 +19,16 @@ from resnets.config.arch import (
     MlpArch,
     ResNetArch,
     SegmenterArch,
+    SelectiveKernel,
     VitArch,
 )
-from resnets.config.families import ARCHS, dilated, label, retina
+from resnets.config.families import ARCHS, SELECTIVE_KERNELS, dilated, legacy_se, retina
 from resnets.errors import CheckpointError, ResnetsError
 from resnets.escape import shorten
 from resnets.models import Network, build
+from resnets.models.io.network_names import BLURRED, implied_fields, known_name
 from resnets.models.io.tensor_names import from_foreign, move_zeros_last
+from resnets.models.layers import squeezed_width
 
 Shape = tuple[int, ...]
 COUNTER = "num_batches_tracked"  # absent before PyTorch 0.4.1, and no part of what is computed
@@ -57,28 +61,25 @@ def infer_arch(
     """The network that has these tensors, and the tensors under our names, in float32.
 
     Known are our own names, torchvision's (its ResNets, DenseNets and ViTs; detectors on a pyramid
-    and segmenters on a ResNet, and their names of 2019), timm's ResNets, and the CIFAR ResNets of
-    akamaster/pytorch_resnet_cifar10 (`linear`, and option A with zeros half before and half after:
-    channels are moved so that our zeros, all after, compute the same).
+    and segmenters on a ResNet, and their names of 2019), timm's ResNets (`legacy_` and selective
+    kernels too), and the CIFAR ResNets of akamaster/pytorch_resnet_cifar10 (`linear`, and option A
+    with zeros half before and half after: channels are moved so that our zeros, all after, compute
+    the same).
 
     Names and shapes do not show everything (`assumed_fields`). Where several networks of
     `ARCHS` have them, the one called `name` is given, else the first: the stride of a bottleneck
     on its 3x3 convolution ("v1.5"), option A and not a plain network where nothing projects, ReLU
-    after the addition, ViT heads 64 wide, an output stride of 8 below FCN and DeepLabv3. With
+    after the addition, ViT heads 64 wide, an output stride of 8 below FCN and DeepLabv3. What a
+    name says of pools without tensors (`implied_fields`) holds for every residual network. With
     `arch` the tensors are taken for that network.
 
     Raises CheckpointError: no network has them (the message describes them); `arch` has not (it
     names differences); `name` is that of a network with layers without tensors, not known here.
     """
-    if ANTIALIASED.search(name):
-        raise CheckpointError(
-            f"{shorten(name, 60)} has blur or average pools without tensors: not known here.\n"
-            "Take another network, or name the true one in a config.json beside the file: "
-            '{"architecture": "NAME"}'
-        )
     renamed = from_foreign(tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in renamed.items()}
-    for candidate in [arch] if arch else candidates(shapes, name):
+    legacy = any(name.startswith("layer0.") for name in tensors)  # by the authors of SENet
+    for candidate in [arch] if arch else candidates(shapes, name, legacy):
         try:
             expected = meta_model(candidate).state_dict()
         except (ResnetsError, ValueError, ArithmeticError, RuntimeError):
@@ -100,19 +101,37 @@ def infer_arch(
     )
 
 
+# What a row of the family has to share with a guess.
 VISIBLE_FIELDS = (
     *("blocks", "widths", "unit", "stem", "groups", "dims", "growth", "width", "patch"),
-    "backbone",
+    *("backbone", "norm", "eca", "sk", "blur", "stem_norm", "stem_pool"),
 )
 
 
-def candidates(shapes: Mapping[str, Shape], name: str = "") -> Iterator[Arch]:
-    """Networks that may have these tensors: `name`, the family, then what the shapes say."""
+def candidates(shapes: Mapping[str, Shape], name: str = "", legacy: bool = False) -> Iterator[Arch]:
+    """Networks that may have these tensors: `name`, the family, then what the shapes say.
+
+    Raises CheckpointError where the name is of a network with layers that are not known here.
+    """
     try:
         guess = guess_arch(shapes)
     except (KeyError, IndexError, ValueError, ArithmeticError):
         return
-    for known in sorted(ARCHS.values(), key=lambda arch: arch is not ARCHS.get(name)):
+    if legacy and isinstance(guess, ResNetArch):
+        guess = legacy_se(guess) if guess.groups == 1 else replace(guess, stem_pool="ceil")
+    implied = implied_fields(name)
+    if isinstance(guess, ResNetArch):
+        guess = replace(guess, **implied)
+    elif isinstance(guess, DenseTaskArch):
+        guess = replace(guess, backbone=replace(guess.backbone, **implied))
+    elif BLURRED.search(name):
+        raise CheckpointError(
+            f"{shorten(name, 60)} has blur or average pools without tensors: not known here.\n"
+            "Take another network, or name the true one in a config.json beside the file: "
+            '{"architecture": "NAME"}'
+        )
+    named = ARCHS.get(known_name(name))
+    for known in sorted(ARCHS.values(), key=lambda arch: arch is not named):
         if type(known) is type(guess) and all(
             getattr(known, name, None) == getattr(guess, name, None) for name in VISIBLE_FIELDS
         ):
@@ -123,47 +142,12 @@ def candidates(shapes: Mapping[str, Shape], name: str = "") -> Iterator[Arch]:
         yield replace(guess, shortcut="none" if guess.shortcut == "A" else "C")
 
 
-ANTIALIASED = re.compile(r"(?i)(resne(t|xt)|densenet)(aa|blur)")  # timm's
-TIMM = re.compile(r"(timm/|tv_|gluon_|ssl_|swsl_|ig_|wide_|se)*(res(net|next)|densenet|vit_)")
-
-
-def name_settles(name: str, arch: Arch) -> bool:
-    """Whether a network's name, as torchvision, timm or we write it, says what shapes do not."""
-    if name in ARCHS and label(arch) == name:
-        return True
-    odd = "_v1" in name or (getattr(arch, "norm", "batch") == "group" and "gn" not in name)
-    return bool(TIMM.match(name)) and not odd and str(arch.depth) in re.findall(r"\d+", name)
-
-
-def assumed_fields(arch: Arch) -> tuple[dict[str, str], list[str]]:
-    """What tensors do not show of a network and was assumed.
-
-    First the fields, with their value and what else there is; then what is no field.
-    """
-    trunk = arch.backbone if isinstance(arch, DenseTaskArch) else arch
-    if isinstance(trunk, VitArch):
-        return {"heads": f"{trunk.heads} (64 wide)"}, ["GELU", "an epsilon of 1e-6"]
-    fields, fixed = dict[str, str](), ["ReLU", "an epsilon of 1e-5"]
-    if not isinstance(trunk, ResNetArch):
-        return fields, fixed
-    if trunk.unit == "bottleneck":
-        other = "1x1 in the paper and Caffe" if trunk.stride_on == "3x3" else "3x3 in torchvision"
-        fields["stride_on"] = f"{trunk.stride_on} ({other})"
-    if trunk.shortcut in ("A", "none"):
-        fields["shortcut"] = f'{trunk.shortcut} (plain: "none")'
-    if trunk.norm == "group":
-        fixed.append("norms of 32 groups (or batch norms whose statistics are missing)")
-    # Our own blurred networks have other names, so blur cannot be set for these tensors.
-    fixed += [] if trunk.blur else ["no blur"]
-    return fields | {"order": trunk.order, "output_stride": str(trunk.output_stride)}, fixed
-
-
 def guess_arch(shapes: Mapping[str, Shape]) -> Arch:
     """What the shapes say of the network, by the first tensor of its kind.
 
     Raises KeyError, IndexError, ValueError or ArithmeticError where they are of none.
     """
-    if "layer1.0.conv1.weight" in shapes:
+    if any(name in shapes for name in ("layer1.0.conv1.weight", "layer1.0.conv1.attn.bn.weight")):
         return guess_resnet(shapes)
     if "backbone.body.layer1.0.conv1.weight" in shapes:
         return guess_detector(shapes)
@@ -264,33 +248,58 @@ def guess_resnet(shapes: Mapping[str, Shape]) -> ResNetArch:
     blocks = count_units(shapes, r"layer(\d+)\.(\d+)\.")
     convs = max(i for i in (1, 2, 3) if f"layer1.0.conv{i}.weight" in shapes)
     widths = tuple(shapes[f"layer{i + 1}.0.conv{convs}.weight"][0] for i in range(len(blocks)))
-    inner = shapes["layer1.0.conv1.weight"][0]
-    deep = "conv1.0.weight" in shapes
-    first, last = ("conv1.0.weight", "conv1.6.weight") if deep else ("conv1.weight",) * 2
-    cifar = not deep and shapes[first][2] == 3
+    inner = shapes[f"layer1.0.conv{convs}.weight"][1]
+    stem, first, width = guess_stem(shapes)
     squeezed = [s for name, s in shapes.items() if name.endswith(".se.fc1.weight")]
     reduction = squeezed[-1][1] // squeezed[-1][0] if squeezed else 0
     projected = any(".downsample." in name for name in shapes)
     averaged = projected and not any(name.endswith(".downsample.0.weight") for name in shapes)
+    sk = guess_kernel(shapes)
+    path = f"layer1.0.conv{max(1, convs - 1)}"
+    grouped = shapes[f"{path}.paths.0.conv.weight" if sk else f"{path}.weight"][1]
+    grouped *= 2 if sk is not None and sk.split else 1
     return ResNetArch(
         blocks=blocks,
         widths=widths,
         unit={1: "single", 2: "basic", 3: "bottleneck"}[convs],  # type: ignore[arg-type]
         order="pre" if "final.bn.weight" in shapes else "post",
         shortcut="B" if projected else "A",
-        stem="deep" if deep else "cifar" if cifar else "imagenet",
-        stem_width=shapes[last][0],
+        stem=stem,
+        stem_width=width,
         bottleneck_ratio=widths[0] / inner if convs == 3 else 4,
-        groups=inner // shapes["layer1.0.conv2.weight"][1] if convs == 3 else 1,
+        groups=inner // grouped if convs == 3 else 1,
         downsample="avgpool" if averaged else "conv",
-        norm="batch" if "bn1.running_mean" in shapes else "group",
+        norm="batch" if any(name.endswith(".running_mean") for name in shapes) else "group",
         se_reduction=reduction,
         se_multiple=8 if squeezed and squeezed[0][0] != squeezed[0][1] // reduction else 1,
+        eca="layer1.0.se.conv.weight" in shapes,
+        sk=sk,
         dims=len(shapes[first]) - 2,  # type: ignore[arg-type]
         channels=shapes[first][1],
         classes=shapes.get("fc.weight", (1000,))[0],  # a backbone has none
-        size=32 if cifar else 224,
+        size=32 if stem == "cifar" else 224,
     )
+
+
+Stem = Literal["imagenet", "deep", "tiered", "cifar"]
+
+
+def guess_stem(shapes: Mapping[str, Shape]) -> tuple[Stem, str, int]:
+    """The kind of stem, the name of its first convolution, and its width."""
+    if "conv1.0.weight" in shapes:
+        rising = shapes["conv1.0.weight"][0] != shapes["conv1.3.weight"][0]
+        return "tiered" if rising else "deep", "conv1.0.weight", shapes["conv1.6.weight"][0]
+    width, _, kernel, *_ = shapes["conv1.weight"]
+    return "cifar" if kernel == 3 else "imagenet", "conv1.weight", width
+
+
+def guess_kernel(shapes: Mapping[str, Shape]) -> SelectiveKernel | None:
+    """The selective kernel of timm's with these widths of its attentions."""
+    attentions = [s for name, s in shapes.items() if name.endswith(".attn.fc_reduce.weight")]
+    for sk in SELECTIVE_KERNELS if attentions else ():
+        if all(w == squeezed_width(c, sk.reduction, sk.multiple) for w, c, *_ in attentions):
+            return sk
+    return None
 
 
 def count_units(shapes: Mapping[str, Shape], pattern: str) -> tuple[int, ...]:

@@ -31,12 +31,11 @@ from resnets.escape import shorten
 from resnets.models import Network
 from resnets.models.io import pretrained
 from resnets.models.io.infer_arch import (
-    assumed_fields,
     differences,
     infer_arch,
     meta_model,
-    name_settles,
 )
+from resnets.models.io.network_names import assumed_fields, name_settles
 from resnets.tensor_files import check_digest, check_tensors, save_tensors
 
 FORMAT = 1

@@ -15,8 +15,8 @@ from resnets.models.transformer import NAMES, rename_parts
 PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.|model\.)+")  # data parallel, compiled, Lightning
 # One tensor of each kind of network, behind the prefix of what wraps it.
 FIRST_TENSOR = re.compile(
-    r"((?:.*\.)?)(?:layer1\.0\.conv1\.weight|features\.conv0\.weight|class_token"
-    r"|encoder\.pos_embedding|units\.0\.linear1\.weight)"
+    r"((?:.*\.)?)(?:layer1\.0\.conv1\.(?:conv\.|paths\.0\.conv\.)?weight|features\.conv0\.weight"
+    r"|class_token|encoder\.pos_embedding|units\.0\.linear1\.weight)"
 )
 # Copies that follow another network: of MoCo, BYOL, DINO, mean teachers.
 MOMENTUM_COPIES = re.compile(r"(^|[._])(encoder_k|key|momentum|target|teacher|ema|shadow)([._]|$)")
@@ -30,7 +30,12 @@ HEAD = re.compile(
 )
 # Names of other programs, as patterns, and ours.
 FOREIGN_NAMES: dict[str, str | Callable[[re.Match[str]], str]] = {
-    r"^linear\.": "fc.",
+    r"^(?:last_)?linear\.": "fc.",
+    # timm's networks by the authors of SENet, and its selective kernels.
+    r"^layer0\.": "",
+    r"\.se_module\.": ".se.",
+    r"^(layer\d+\.\d+\.)conv(\d)\.conv\.": r"\1conv\2.",
+    r"^(layer\d+\.\d+\.)conv(\d)\.bn\.": r"\1bn\2.",
     r"^(layer\d+\.\d+)\.shortcut\.": r"\1.downsample.",
     # torchvision's DenseNet files of 2017: norm.1 for norm1.
     r"(denselayer\d+\.(?:norm|conv))\.([12])\.": r"\1\2.",
@@ -95,7 +100,8 @@ def adopt_head(body: dict[str, Tensor], beside: dict[str, Tensor], notes: list[s
     Raises CheckpointError where there is one more than the network's own.
     """
     head = "classifier" if "features.conv0.weight" in body else "fc"
-    if "linear.weight" in body or not ("layer1.0.conv1.weight" in body or head == "classifier"):
+    residual = any(name.startswith("layer1.0.conv1.") for name in body)
+    if "linear.weight" in body or not (residual or head == "classifier"):
         return
     matches = [HEAD.fullmatch(name) for name in [*beside, *body]]
     heads = {m[0]: m[1] for m in matches if m and not MOMENTUM_COPIES.search(m[0])}
