@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from resnets.config.families import ARCHS
 from resnets.models import build
+from resnets.models.io.infer_arch import infer_arch, meta_model
 from resnets.models.transformer import NAMES, rename_parts
 
 FAST = ["resnet18", "resnet34", "resnet50", "resnext50_32x4d", "densenet121"]
@@ -22,7 +23,28 @@ SLOW = [
     "densenet169",
     "densenet201",
 ]
-TIMM = ["seresnet50", "resnet50c", "resnet50d", "resnet18d", "resnet34d"]
+TIMM = [
+    "seresnet50",
+    "resnet50c",
+    "resnet50d",
+    "resnet18d",
+    "resnet34d",
+    "resnet10t",
+    "resnet50_gn",
+]
+TIMM += ["ecaresnet26t", "skresnet18", "resnetblur18", "resnetaa34d", "legacy_seresnet18"]
+TIMM += ["resnetv2_18d", "resnetv2_50x1_bit"]
+SLOW_TIMM = [
+    *("resnet101d", "resnet14t", "resnet26", "resnet26t", "resnet50s", "resnet50t"),
+    *("resnet152d", "resnet200d", "resnext50d_32x4d", "resnext101_32x4d", "seresnet152d"),
+    *("timm_seresnet18", "timm_seresnet34", "seresnext26d_32x4d", "seresnext26t_32x4d"),
+    *("seresnext50_32x4d", "seresnet50t", "ecaresnet50d", "ecaresnet50t", "ecaresnetlight"),
+    *("ecaresnext26t_32x4d", "ecaresnext50t_32x4d", "skresnet34", "skresnet50", "skresnet50d"),
+    *("skresnext50_32x4d", "resnetblur50", "resnetblur50d", "resnetaa50", "resnetaa50d"),
+    *("resnetv2_18", "resnetv2_34", "resnetv2_50", "resnetv2_50d", "resnetv2_50t"),
+    *("resnetv2_50d_gn", "resnetv2_101", "resnetv2_101x1_bit", "resnetv2_50x3_bit"),
+    *("seresnetaa50d", "legacy_seresnet34", "legacy_seresnet50", "legacy_seresnext26_32x4d"),
+]
 
 
 OURS = {theirs: ours for ours, theirs in NAMES.items()}
@@ -55,6 +77,11 @@ def check(theirs: nn.Module, ours: nn.Module, images: Tensor) -> None:
     """Strict loading both ways, and equal outputs."""
     ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
     theirs.load_state_dict(ours.state_dict(), strict=True, assign=True)
+    compare(theirs, ours, images)
+
+
+@torch.no_grad()
+def compare(theirs: nn.Module, ours: nn.Module, images: Tensor) -> None:
     expected = theirs(images)
     assert expected.isfinite().all()
     assert expected.std() > 1e-3
@@ -68,11 +95,20 @@ def test_torchvision(name: str) -> None:
     check(randomised(theirs), ours, torch.randn(2, 3, 64, 64))
 
 
-@pytest.mark.parametrize("name", [*TIMM, *slow(["resnet101d"])])
+@pytest.mark.parametrize("name", [*TIMM, *slow(SLOW_TIMM)])
 def test_timm(name: str) -> None:
+    """Recognised by its name and tensors, and equal outputs."""
     with torch.device("meta"):
-        theirs, ours = timm.create_model(name), build(ARCHS[name])
-    check(randomised(theirs), ours, torch.randn(2, 3, 64, 64))
+        theirs = timm.create_model(name.removeprefix("timm_"))
+    theirs = randomised(theirs)
+    for module in theirs.modules():  # the kernels of blurs
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+    arch, tensors = infer_arch(theirs.state_dict(), name=name)
+    assert arch == ARCHS[name]
+    ours = meta_model(arch)
+    ours.load_state_dict(tensors, strict=True, assign=True)
+    compare(theirs, ours, torch.randn(2, 3, 64, 64))
 
 
 def test_vision_transformer() -> None:

@@ -88,7 +88,8 @@ class ResNetArch:
     groups: int = 1  # of the 3x3 convolution of a bottleneck (ResNeXt)
     stride_on: Literal["3x3", "1x1"] = "3x3"  # of a bottleneck
     downsample: Literal["conv", "avgpool"] = "conv"  # D: average pool, then a 1x1 of stride 1
-    norm: Literal["batch", "group"] = "batch"
+    # "group" has fewer than 32 groups where channels are few, "group32" never (timm).
+    norm: Literal["batch", "group", "group32"] = "batch"
     weight_standardised: bool = False  # convolutions (Qiao et al. 2019, 1903.10520), as in BiT
     se_reduction: int = 0  # squeeze-and-excitation: 16 in its paper, 0 is none
     se_multiple: int = 1  # the width of the excitation is a multiple of it: 8 in timm

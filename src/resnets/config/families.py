@@ -19,28 +19,27 @@ from resnets.config.arch import (
     Order,
     ResNetArch,
     SegmenterArch,
-    SelectiveKernel,
     VitArch,
+)
+from resnets.config.timm_family import TIMM
+from resnets.config.variants import (
+    BAG_OF_TRICKS,
+    IMAGENET,
+    R18,
+    R50,
+    R101,
+    RESNEXT,
+    WIDE,
+    deep,
+    plain,
+    pre,
+    resnext,
+    se,
 )
 from resnets.errors import UsageError, nearest
 
-R18 = ResNetArch(blocks=(2, 2, 2, 2), widths=(64, 128, 256, 512))
-R50 = ResNetArch(blocks=(3, 4, 6, 3), widths=(256, 512, 1024, 2048), unit="bottleneck")
-R101 = replace(R50, blocks=(3, 4, 23, 3))
-IMAGENET = {
-    "resnet18": R18,
-    "resnet34": replace(R18, blocks=(3, 4, 6, 3)),
-    "resnet50": R50,
-    "resnet101": R101,
-    "resnet152": replace(R50, blocks=(3, 8, 36, 3)),
-    "resnet200": replace(R50, blocks=(3, 24, 36, 3), source=HE2016),
-}
 BOTTLENECK = {name: arch for name, arch in IMAGENET.items() if arch.unit == "bottleneck"}
 SMALL = {name: arch for name, arch in IMAGENET.items() if arch.depth <= 50}
-BAG_OF_TRICKS = "He et al. 2018, arXiv 1812.01187"
-RESNEXT = "Xie et al. 2016, arXiv 1611.05431"
-WIDE = "Zagoruyko and Komodakis 2016, arXiv 1605.07146"
-SE = "Hu et al. 2017, arXiv 1709.01507"
 
 
 def cifar(n: int) -> ResNetArch:
@@ -55,16 +54,6 @@ def cifar_bottleneck(n: int) -> ResNetArch:
     return replace(units, shortcut="B", source=HE2016)
 
 
-def pre(arch: ResNetArch) -> ResNetArch:
-    """Full pre-activation: batch normalisation and ReLU before each convolution."""
-    return replace(arch, order="pre", source=HE2016)
-
-
-def plain(arch: ResNetArch) -> ResNetArch:
-    """The plain twin: the same layers without shortcuts."""
-    return replace(arch, shortcut="none")
-
-
 def wrn(depth: int, k: int) -> ResNetArch:
     """WRN-depth-k; its authors count the three projections and not the classifier: 6n + 4."""
     units = replace(pre(cifar((depth - 4) // 6)), widths=(16 * k, 32 * k, 64 * k))
@@ -75,53 +64,6 @@ def resnext29(groups: int) -> ResNetArch:
     """29 layers, `groups` x 64d at the first stage, whose output is 256 wide: section 5.3."""
     units = replace(cifar(3), widths=(256, 512, 1024), unit="bottleneck", shortcut="B")
     return replace(units, bottleneck_ratio=4 / groups, groups=groups, stem_width=64, source=RESNEXT)
-
-
-def se(arch: ResNetArch) -> ResNetArch:
-    """Squeeze-and-excitation at the end of each unit."""
-    return replace(arch, se_reduction=16, source=SE)
-
-
-def deep(arch: ResNetArch) -> ResNetArch:
-    """ResNet-D: three 3x3 convolutions first, and a mean before each projection."""
-    return replace(arch, stem="deep", downsample="avgpool", source=BAG_OF_TRICKS)
-
-
-def tiered(arch: ResNetArch) -> ResNetArch:
-    """timm's "t": ResNet-D with 24, 32 and 64 channels in the stem."""
-    return replace(deep(arch), stem="tiered")
-
-
-def resnext(arch: ResNetArch, groups: int, width: int) -> ResNetArch:
-    """`groups` groups of `width` channels in the first stage."""
-    return replace(arch, bottleneck_ratio=256 / (groups * width), groups=groups, source=RESNEXT)
-
-
-def eca(arch: ResNetArch) -> ResNetArch:
-    """Efficient channel attention at the end of each unit."""
-    return replace(arch, eca=True, source="Wang et al. 2019, arXiv 1910.03151")
-
-
-def sk(arch: ResNetArch, kernel: SelectiveKernel) -> ResNetArch:
-    """A selective kernel in place of the convolution with the stride."""
-    return replace(arch, sk=kernel, source="Li et al. 2019, arXiv 1903.06586")
-
-
-def antialiased(arch: ResNetArch, blur: Literal["branch", "mean"]) -> ResNetArch:
-    """timm's `blur` and `aa`."""
-    return replace(arch, blur=blur, source="Zhang 2019, arXiv 1904.11486")
-
-
-def caffe(arch: ResNetArch) -> ResNetArch:
-    """As in Caffe: the stride of a bottleneck on its first 1x1, a max pool without a border."""
-    return replace(arch, stride_on="1x1", stem_pool="ceil")
-
-
-def legacy_se(arch: ResNetArch) -> ResNetArch:
-    """The SENet authors' network from Caffe; its basic units have a ReLU before the excitation."""
-    if arch.unit == "basic":
-        return se(replace(arch, stem_pool="ceil", order="relu_twice"))
-    return se(caffe(arch))
 
 
 def dense(blocks: tuple[int, ...], growth: int = 32) -> DenseNetArch:
@@ -153,73 +95,6 @@ SHORTCUTS = {  # 1603.05027 Table 1, on ResNet-110
 }
 # Table 2 without its ends: "original" is the plain name, "full pre-activation" the `pre` name.
 PLACEMENTS = get_args(Order)[1:4]
-
-R26 = replace(R50, blocks=(2, 2, 2, 2))
-R269 = replace(R50, blocks=(3, 30, 48, 8))
-# Of timm's skresnet18 and 34, skresnet50, skresnext50.
-SELECTIVE_KERNELS = (
-    SelectiveKernel(reduction=8, multiple=16),
-    SelectiveKernel(reduction=16, multiple=8),
-    SelectiveKernel(reduction=16, multiple=32, split=False),
-)
-SK_SMALL, SK_50, SK_NEXT = SELECTIVE_KERNELS
-TIMM: dict[str, Arch] = {  # with weights at timm, as far as they are not in the papers' families
-    "resnet10t": tiered(replace(R18, blocks=(1, 1, 1, 1))),
-    "resnet14t": tiered(replace(R50, blocks=(1, 1, 1, 1))),
-    "resnet26": R26,
-    "resnet26d": deep(R26),
-    "resnet26t": tiered(R26),
-    "resnet50t": tiered(R50),
-    **{
-        f"{n}s": replace(IMAGENET[n], stem="deep", stem_width=128, source=BAG_OF_TRICKS)
-        for n in ("resnet50", "resnet101", "resnet152")
-    },
-    "resnet50_gn": replace(R50, norm="group", source="Wu and He 2018, arXiv 1803.08494"),
-    "resnext50d_32x4d": replace(resnext(deep(R50), 32, 4), source=BAG_OF_TRICKS),
-    **{f"resnext101_32x{width}d": resnext(R101, 32, width) for width in (4, 16, 32)},
-    "timm_seresnet18": replace(se(R18), se_multiple=8),
-    "timm_seresnet34": replace(se(IMAGENET["resnet34"]), se_multiple=8),
-    "seresnet50t": se(tiered(R50)),
-    "seresnet152d": se(deep(IMAGENET["resnet152"])),
-    "seresnet269d": se(deep(R269)),
-    "seresnext26d_32x4d": se(resnext(deep(R26), 32, 4)),
-    "seresnext26t_32x4d": se(resnext(tiered(R26), 32, 4)),
-    "seresnext50_32x4d": se(resnext(R50, 32, 4)),
-    "seresnext101_32x4d": se(resnext(R101, 32, 4)),
-    "seresnext101_32x8d": se(resnext(R101, 32, 8)),
-    "seresnext101_64x4d": se(resnext(R101, 64, 4)),
-    "seresnext101d_32x8d": se(resnext(deep(R101), 32, 8)),
-    "ecaresnet26t": eca(tiered(R26)),
-    "ecaresnet50d": eca(deep(R50)),
-    "ecaresnet50t": eca(tiered(R50)),
-    "ecaresnet101d": eca(deep(R101)),
-    "ecaresnet269d": eca(deep(R269)),
-    "ecaresnetlight": eca(replace(R50, blocks=(1, 1, 11, 3), downsample="avgpool")),
-    "ecaresnext26t_32x4d": eca(resnext(tiered(R26), 32, 4)),
-    "ecaresnext50t_32x4d": eca(resnext(tiered(R50), 32, 4)),
-    "skresnet18": sk(R18, SK_SMALL),
-    "skresnet34": sk(IMAGENET["resnet34"], SK_SMALL),
-    "skresnet50": sk(R50, SK_50),
-    "skresnet50d": sk(deep(R50), SK_50),
-    "skresnext50_32x4d": sk(resnext(R50, 32, 4), SK_NEXT),
-    "resnetblur18": antialiased(R18, "branch"),
-    "resnetblur50": antialiased(R50, "branch"),
-    "resnetblur50d": antialiased(deep(R50), "branch"),
-    "resnetblur101d": antialiased(deep(R101), "branch"),
-    "resnetaa34d": antialiased(deep(IMAGENET["resnet34"]), "mean"),
-    "resnetaa50": antialiased(R50, "mean"),
-    "resnetaa50d": antialiased(deep(R50), "mean"),
-    "resnetaa101d": antialiased(deep(R101), "mean"),
-    "seresnetaa50d": antialiased(se(deep(R50)), "mean"),
-    "seresnextaa101d_32x8d": antialiased(se(resnext(deep(R101), 32, 8)), "mean"),
-    **{f"legacy_se{n}": legacy_se(a) for n, a in IMAGENET.items() if a.depth < 200},
-    **{
-        f"legacy_seresnext{n}_32x4d": se(resnext(replace(a, stem_pool="ceil"), 32, 4))
-        for n, a in ((26, R26), (50, R50), (101, R101))
-    },
-    # The authors' Caffe networks.
-    **{f"{n}_caffe": caffe(IMAGENET[n]) for n in ("resnet50", "resnet101", "resnet152")},
-}
 
 TRUNKS = {name: IMAGENET[name] for name in ("resnet18", "resnet34", "resnet50", "resnet101")}
 # Half as wide as ResNet-18, to train from random weights on a processor.

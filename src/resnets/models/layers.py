@@ -30,7 +30,7 @@ class LayerFactory:
     """
 
     dims: Literal[1, 2, 3] = 2
-    norm_kind: Literal["batch", "group"] = "batch"
+    norm_kind: Literal["batch", "group", "group32"] = "batch"
     norm_layer: Callable[[int], nn.Module] | None = None
     act: Callable[[], nn.Module] = nn.ReLU
     weight_standardised: bool = False
@@ -59,6 +59,8 @@ class LayerFactory:
             return self.norm_layer(channels)
         if self.norm_kind == "batch":
             return BATCH_NORM[self.dims](channels)
+        if self.norm_kind == "group32":
+            return nn.GroupNorm(32, channels)
         # 32 groups (Wu and He 2018), fewer when narrow: groups of one channel would normalise a map
         # of one pixel to zero.
         groups = math.gcd(32, channels // 2) if channels % 2 == 0 else 1

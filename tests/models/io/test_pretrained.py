@@ -637,25 +637,53 @@ def test_a_name_settles_it(named: str, stride_on: str, tmp_path: Path) -> None:
     assert opened.arch.stride_on == stride_on  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("named", ["config.json", "arch", "file", "folder"])
-@pytest.mark.parametrize("name", ["resnetblur18", "resnetaa50", "seresnextaa101d_32x8d"])
-def test_pools_without_tensors_are_refused_by_name(name: str, named: str, tmp_path: Path) -> None:
-    folder = tmp_path / (f"{name}.bt_in1k" if named == "folder" else "x")
-    folder.mkdir()
+@pytest.mark.parametrize("named", ["config.json", "arch", "file", "folder", "cache"])
+@pytest.mark.parametrize(
+    ("name", "blur"),
+    [("resnetblur18", "branch"), ("resnetaa50", "mean"), ("seresnextaa101d_32x8d", "mean")],
+)
+def test_pools_without_tensors_are_known_by_name(
+    name: str, blur: str, named: str, tmp_path: Path
+) -> None:
+    """Of any residual network, though it is not a row of the family."""
+    folders = {"folder": f"{name}.bt_in1k", "cache": f"models--timm--{name}.bt_in1k/snapshots/0a"}
+    folder = tmp_path / folders.get(named, "x")
+    folder.mkdir(parents=True)
     path = folder / (f"{name}-84f4748f.pth" if named == "file" else "model.pth")
     state = {"arch": name} if named == "arch" else {}
     if named == "config.json":
         (folder / named).write_text(json.dumps({"architecture": name}))
     torch.save(state | {"state_dict": build(SMALL).state_dict()}, path)
+    with pytest.warns(Assumption):  # resnet8 is not 18 or 50 deep
+        opened, _ = open_model(path)
+    assert opened.arch == replace(SMALL, blur=blur)
+
+
+def test_pools_that_no_network_here_has_are_refused(tmp_path: Path) -> None:
+    state = build(densenet_bc(10, 6)).state_dict()
+    torch.save({"arch": "densenetblur121d", "state_dict": state}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="blur or average pools"):
-        open_model(path)
+        open_model(tmp_path / "w.pth")
+
+
+def test_pools_that_nothing_names_are_said(tmp_path: Path) -> None:
+    arch = replace(ARCHS["resnet18"], blocks=(1, 1, 1, 1), blur="mean")
+    theirs = randomised(build(arch))
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    with pytest.warns(Assumption, match=r"blur False \(branch or mean.*stem_pool pad \(ceil"):
+        open_model(tmp_path / "w.pth")
+    with pytest.warns(Assumption):
+        opened, _ = open_model(tmp_path / "w.pth", {"blur": "mean"})
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(opened(x), theirs(x))
 
 
 @pytest.mark.parametrize("name", ["seresnet18", once("seresnet34"), once("seresnext26d_32x4d")])
 def test_excitations_in_multiples_of_eight(name: str, tmp_path: Path) -> None:
     agree(randomised(timm.create_model(name)), tmp_path / "w.pth", 64)
     arch, _ = infer_arch(timm.create_model(name).state_dict())
-    assert name.startswith("seresnext") or label(arch) == f"{name}-like (se_multiple 8)"
+    assert label(arch) == (name if name.startswith("seresnext") else f"timm_{name}")
 
 
 @pytest.mark.nightly

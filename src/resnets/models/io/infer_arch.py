@@ -22,7 +22,9 @@ from resnets.config.arch import (
     SelectiveKernel,
     VitArch,
 )
-from resnets.config.families import ARCHS, SELECTIVE_KERNELS, dilated, legacy_se, retina
+from resnets.config.families import ARCHS, dilated, retina
+from resnets.config.timm_family import SELECTIVE_KERNELS
+from resnets.config.variants import legacy_se
 from resnets.errors import CheckpointError, ResnetsError
 from resnets.escape import shorten
 from resnets.models import Network, build
@@ -105,6 +107,7 @@ def infer_arch(
 VISIBLE_FIELDS = (
     *("blocks", "widths", "unit", "stem", "groups", "dims", "growth", "width", "patch"),
     *("backbone", "norm", "eca", "sk", "blur", "stem_norm", "stem_pool"),
+    "weight_standardised",
 )
 
 
@@ -250,6 +253,7 @@ def guess_resnet(shapes: Mapping[str, Shape]) -> ResNetArch:
     widths = tuple(shapes[f"layer{i + 1}.0.conv{convs}.weight"][0] for i in range(len(blocks)))
     inner = shapes[f"layer1.0.conv{convs}.weight"][1]
     stem, first, width = guess_stem(shapes)
+    stem_norm = "bn1.weight" in shapes
     squeezed = [s for name, s in shapes.items() if name.endswith(".se.fc1.weight")]
     reduction = squeezed[-1][1] // squeezed[-1][0] if squeezed else 0
     projected = any(".downsample." in name for name in shapes)
@@ -258,6 +262,9 @@ def guess_resnet(shapes: Mapping[str, Shape]) -> ResNetArch:
     path = f"layer1.0.conv{max(1, convs - 1)}"
     grouped = shapes[f"{path}.paths.0.conv.weight" if sk else f"{path}.weight"][1]
     grouped *= 2 if sk is not None and sk.split else 1
+    norm = "group" if stem in ("imagenet", "cifar") else "group32"  # timm's
+    norm = "batch" if any(name.endswith(".running_mean") for name in shapes) else norm
+    transfer = norm == "group" and not stem_norm and stem == "imagenet"  # BiT
     return ResNetArch(
         blocks=blocks,
         widths=widths,
@@ -266,10 +273,13 @@ def guess_resnet(shapes: Mapping[str, Shape]) -> ResNetArch:
         shortcut="B" if projected else "A",
         stem=stem,
         stem_width=width,
+        stem_norm=stem_norm,
+        stem_pool="zeros" if transfer else "pad",
         bottleneck_ratio=widths[0] / inner if convs == 3 else 4,
         groups=inner // grouped if convs == 3 else 1,
         downsample="avgpool" if averaged else "conv",
-        norm="batch" if any(name.endswith(".running_mean") for name in shapes) else "group",
+        norm=norm,  # type: ignore[arg-type]
+        weight_standardised=transfer,
         se_reduction=reduction,
         se_multiple=8 if squeezed and squeezed[0][0] != squeezed[0][1] // reduction else 1,
         eca="layer1.0.se.conv.weight" in shapes,

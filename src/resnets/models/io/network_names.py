@@ -39,8 +39,9 @@ def name_settles(name: str, arch: Arch) -> bool:
     """Whether a network's name, as torchvision, timm or we write it, says what shapes do not."""
     if known_name(name) and label(arch) == known_name(name):
         return True
-    odd = "_v1" in name or (getattr(arch, "norm", "batch") == "group" and "gn" not in name)
-    return bool(TIMM.match(name)) and not odd and str(arch.depth) in re.findall(r"\d+", name)
+    odd = "_v1" in name or (getattr(arch, "norm", "batch") != "batch" and "gn" not in name)
+    depth = re.findall(r"(?<!v)\d+", name)[:1]  # resnetv2_50 is 50 deep
+    return bool(TIMM.match(name)) and not odd and [str(arch.depth)] == depth
 
 
 def assumed_fields(arch: Arch) -> tuple[dict[str, str], list[str]]:
@@ -59,7 +60,7 @@ def assumed_fields(arch: Arch) -> tuple[dict[str, str], list[str]]:
         fields["stride_on"] = f"{trunk.stride_on} ({other})"
     if trunk.shortcut in ("A", "none"):
         fields["shortcut"] = f'{trunk.shortcut} (plain: "none")'
-    if trunk.norm == "group":
+    if trunk.norm != "batch":
         fixed.append("norms of 32 groups (or batch norms whose statistics are missing)")
         fields["weight_standardised"] = f"{trunk.weight_standardised} (True in BiT)"
     fields |= {"order": trunk.order, "output_stride": str(trunk.output_stride)}

@@ -16,7 +16,7 @@ PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.|model\.)+")  # data parallel, c
 # One tensor of each kind of network, behind the prefix of what wraps it.
 FIRST_TENSOR = re.compile(
     r"((?:.*\.)?)(?:layer1\.0\.conv1\.(?:conv\.|paths\.0\.conv\.)?weight|features\.conv0\.weight"
-    r"|class_token|encoder\.pos_embedding|units\.0\.linear1\.weight)"
+    r"|stages\.0\.blocks\.0\.conv1\.weight|class_token|encoder\.pos_embedding|units\.0\.linear1\.weight)"
 )
 # Copies that follow another network: of MoCo, BYOL, DINO, mean teachers.
 MOMENTUM_COPIES = re.compile(r"(^|[._])(encoder_k|key|momentum|target|teacher|ema|shadow)([._]|$)")
@@ -46,6 +46,20 @@ FOREIGN_NAMES: dict[str, str | Callable[[re.Match[str]], str]] = {
     r"(_head\.conv)\.([0246])\.(weight|bias)$": (
         lambda match: f"{match[1]}.{int(match[2]) // 2}.0.{match[3]}"
     ),
+}
+# timm's resnetv2, whose normalisations stand before the convolutions.
+RESNETV2_NAMES: dict[str, str | Callable[[re.Match[str]], str]] = {
+    r"^stem\.conv\.": "conv1.",
+    r"^stem\.(conv|norm)([123])\.": (
+        lambda match: f"conv1.{3 * int(match[2]) - 3 + (match[1] == 'norm')}."
+    ),
+    r"^stages\.(\d{1,2})\.blocks\.(\d+)\.": lambda match: f"layer{int(match[1]) + 1}.{match[2]}.",
+    r"^(layer\d+\.\d+\.)norm([123])\.": (
+        lambda match: f"{match[1]}bn{int(match[2]) - 1}.".replace("bn0", "pre.bn")
+    ),
+    r"^(layer\d+\.\d+\.downsample)\.conv\.": r"\1.0.",
+    r"^norm\.": "final.bn.",
+    r"^head\.fc\.": "fc.",
 }
 
 
@@ -140,12 +154,19 @@ def from_foreign(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return rename_parts(tensors, {theirs: ours for ours, theirs in NAMES.items()})
         except KeyError as error:
             raise CheckpointError(f"a ViT with an unknown tensor: {error}") from None
-    changed = {}
+    changed, names = {}, FOREIGN_NAMES
+    if "stages.0.blocks.0.conv1.weight" in tensors:
+        names = RESNETV2_NAMES
+    # Of timm's resnetv2 with a deep stem, which has a mean before each projection.
+    averaged = "stem.conv3.weight" in tensors
     for key, tensor in tensors.items():
         name = key
-        for theirs, ours in FOREIGN_NAMES.items():
+        for theirs, ours in names.items():
             name = re.sub(theirs, ours, name)
-        changed[name] = tensor
+        if averaged:
+            name = name.replace(".downsample.0.", ".downsample.1.")
+        # A classifier may be a convolution on the mean.
+        changed[name] = tensor.flatten(1) if name == "fc.weight" and tensor.ndim == 4 else tensor
     return changed if len(changed) == len(tensors) else dict(tensors)
 
 
