@@ -37,7 +37,9 @@ def test_logits_and_levels(name: str) -> None:
     assert list(maps) == list(network.levels)
     for level, (channels, stride) in network.levels.items():
         sides = images.shape[2:]
-        assert maps[level].shape == (2, channels, *(math.ceil(s / stride) for s in sides)), level
+        less = name == "alexnet"  # its first layers have narrow borders
+        expected = [math.ceil(s / stride) - less for s in sides]
+        assert maps[level].shape == (2, channels, *expected), level
 
 
 def test_odd_sizes_and_other_channels_and_classes() -> None:

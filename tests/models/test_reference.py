@@ -6,6 +6,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from resnets.config.arch import VggArch
 from resnets.config.families import ARCHS
 from resnets.models import build
 from resnets.models.io.infer_arch import infer_arch, meta_model
@@ -22,6 +23,7 @@ SLOW = [
     "densenet161",
     "densenet169",
     "densenet201",
+    *("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"),
 ]
 TIMM = [
     "seresnet50",
@@ -109,6 +111,43 @@ def test_timm(name: str) -> None:
     ours = meta_model(arch)
     ours.load_state_dict(tensors, strict=True, assign=True)
     compare(theirs, ours, torch.randn(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("side", [64, 224])
+def test_googlenet(side: int) -> None:
+    """Without its auxiliary classifiers, which are for training alone."""
+    with torch.device("meta"):
+        theirs = torchvision.models.googlenet(init_weights=False, aux_logits=False)
+        ours = build(ARCHS["googlenet"])
+    check(randomised(theirs), ours, torch.randn(1, 3, side, side))
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_narrow_vgg(batch_norm: bool) -> None:
+    """Also of another size than 224, for which the last map is resized."""
+    layers = [8, "M", 16, "M", 16, 24, "M"]
+    theirs = torchvision.models.VGG(torchvision.models.vgg.make_layers(layers, batch_norm))
+    theirs.classifier = nn.Sequential(
+        *(nn.Linear(24 * 49, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 32), nn.ReLU()),
+        *(nn.Dropout(), nn.Linear(32, 7)),
+    )
+    arch, tensors = infer_arch(randomised(theirs).state_dict())
+    widths = ((8,), (16,), (16, 24))
+    assert arch == VggArch(widths=widths, batch_norm=batch_norm, hidden=32, classes=7)
+    ours = build(arch)
+    ours.load_state_dict(tensors, strict=True)
+    compare(theirs, ours, torch.randn(2, 3, 60, 52))
+
+
+def test_alexnet() -> None:
+    with torch.device("meta"):
+        theirs = torchvision.models.alexnet()
+    theirs = randomised(theirs)
+    arch, tensors = infer_arch(theirs.state_dict())
+    assert arch == ARCHS["alexnet"]
+    ours = meta_model(arch)
+    ours.load_state_dict(tensors, strict=True, assign=True)
+    compare(theirs, ours, torch.randn(1, 3, 224, 224))
 
 
 def test_vision_transformer() -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from resnets.errors import UsageError, nearest
 from resnets.models import Classifier, build
 from resnets.models.external import ExternalNetwork
-from resnets.models.heads import classifier_layer
+from resnets.models.heads import classify
 from resnets.models.layers import global_mean
 from resnets.models.mlp import Mlp
 from resnets.models.transformer import VisionTransformer
@@ -77,7 +77,7 @@ def _level_and_logits(network: Classifier, x: Tensor, level: str | None) -> tupl
             logits = network(x)
         return tokens[0], logits
     maps, last = network.features(x), list(network.levels)[-1]
-    return maps[level or last], classifier_layer(network)(global_mean(maps[last]))
+    return maps[level or last], classify(network, maps[last])
 
 
 @torch.no_grad()

@@ -77,8 +77,7 @@ class ResNetArch:
     # Option A pads with zeros, B projects where the shape changes, C projects everywhere.
     shortcut: Literal["A", "B", "C", "none"] = "B"
     join: Join = Join()
-    # 7x7/2 and a max pool; three 3x3 and a max pool (C, D), the first of them narrower in "tiered"
-    # (timm's t); one 3x3 and no pool.
+    # 7x7/2 and a max pool; three 3x3 and a max pool (C, D), the first narrower (T); one 3x3, no pool.
     stem: Literal["imagenet", "deep", "tiered", "cifar"] = "imagenet"
     stem_width: int = 64
     stem_norm: bool = True  # False: the first unit of order "pre" has its own (BiT, resnetv2)
@@ -97,8 +96,7 @@ class ResNetArch:
     sk: SelectiveKernel | None = None  # in place of the convolution with the stride
     drop_path: float = 0.0  # 1 - p_L: the probability that the last unit is dropped, linear from 0
     dropout: float = 0.0  # between the convolutions of a unit (Wide ResNets)
-    # What subsamples instead of strides: a blur (Zhang 2019) in branch and shortcut; in the branch
-    # alone, timm's blur or 2x2 mean.
+    # Instead of strides: a blur (Zhang 2019); in the branch alone, timm's blur or 2x2 mean.
     blur: bool | Literal["branch", "mean"] = False
     # Smaller than 32: the last stages are dilated and keep their size (1606.00915).
     output_stride: Literal[8, 16, 32] = 32
@@ -134,6 +132,48 @@ class DenseNetArch:
     @property
     def depth(self) -> int:
         return 2 * sum(self.blocks) + (len(self.blocks) - 1) + 2  # units, transitions, ends
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VggArch:
+    """AlexNet and VGG: convolutions in stages, a max pool after each, and three linear layers."""
+
+    widths: tuple[tuple[int, ...], ...]  # of the convolutions of each stage
+    stem: Literal["vgg", "alexnet"] = "vgg"  # 3x3; 11x11/4 and 5x5 first, and pools that overlap
+    batch_norm: bool = False
+    hidden: int = 4096  # of the first two linear layers
+    dropout: float = 0.5
+    channels: int = 3
+    classes: int = 1000
+    size: int = 224
+    source: str = field(default="Simonyan and Zisserman 2014, arXiv 1409.1556", compare=False)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return tuple(map(len, self.widths))
+
+    @property
+    def depth(self) -> int:
+        return sum(self.blocks) + 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoogLeNetArch:
+    """The first Inception network, with batch normalisation."""
+
+    dropout: float = 0.2
+    channels: int = 3
+    classes: int = 1000
+    size: int = 224
+    source: str = field(default="Szegedy et al. 2014, arXiv 1409.4842", compare=False)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return (2, 5, 2)
+
+    @property
+    def depth(self) -> int:
+        return 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +307,9 @@ class ExternalArch:
 STRIDE = 32  # of a network's coarsest level
 IGNORE_INDEX = 255  # class of a pixel to ignore
 DenseTaskArch = DetectorArch | SegmenterArch | LocalizerArch
-ClassifierArch = ResNetArch | DenseNetArch | MlpArch | VitArch | ExternalArch
+ClassifierArch = (
+    ResNetArch | DenseNetArch | VggArch | GoogLeNetArch | MlpArch | VitArch | ExternalArch
+)
 Arch = ClassifierArch | DenseTaskArch
 DENSE_TASKS: dict[type[Arch], TaskName] = {
     DetectorArch: "detect",
@@ -277,6 +319,8 @@ DENSE_TASKS: dict[type[Arch], TaskName] = {
 ARCH_TYPES: dict[str, type[Arch]] = {
     "resnet": ResNetArch,
     "densenet": DenseNetArch,
+    "vgg": VggArch,
+    "googlenet": GoogLeNetArch,
     "mlp": MlpArch,
     "vit": VitArch,
     "detector": DetectorArch,

@@ -13,12 +13,14 @@ from resnets.config.arch import (
     DenseTaskArch,
     DetectorArch,
     ExternalArch,
+    GoogLeNetArch,
     Join,
     LocalizerArch,
     MlpArch,
     Order,
     ResNetArch,
     SegmenterArch,
+    VggArch,
     VitArch,
 )
 from resnets.config.timm_family import TIMM
@@ -64,6 +66,12 @@ def resnext29(groups: int) -> ResNetArch:
     """29 layers, `groups` x 64d at the first stage, whose output is 256 wide: section 5.3."""
     units = replace(cifar(3), widths=(256, 512, 1024), unit="bottleneck", shortcut="B")
     return replace(units, bottleneck_ratio=4 / groups, groups=groups, stem_width=64, source=RESNEXT)
+
+
+def vgg(blocks: tuple[int, ...], batch_norm: bool = False) -> VggArch:
+    """Five stages of so many convolutions."""
+    widths = tuple((c,) * n for c, n in zip((64, 128, 256, 512, 512), blocks, strict=True))
+    return VggArch(widths=widths, batch_norm=batch_norm)
 
 
 def dense(blocks: tuple[int, ...], growth: int = 32) -> DenseNetArch:
@@ -192,6 +200,18 @@ ARCHS: dict[str, Arch] = {
     "densenet161": dense((6, 12, 36, 24), growth=48),
     "densenet169": dense((6, 12, 32, 32)),
     "densenet201": dense((6, 12, 48, 32)),
+    # Before the residual networks; as in torchvision
+    "alexnet": VggArch(
+        widths=((64,), (192,), (384, 256, 256)),
+        stem="alexnet",
+        source="Krizhevsky 2014, arXiv 1404.5997",
+    ),
+    **{
+        f"vgg{sum(blocks) + 3}{'_bn' * batch_norm}": vgg(blocks, batch_norm)
+        for blocks in ((1, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 2, 3, 3, 3), (2, 2, 4, 4, 4))
+        for batch_norm in (False, True)
+    },
+    "googlenet": GoogLeNetArch(),
     "vit_s_16": VitArch(blocks=12, width=384, heads=6, hidden=1536),
     "vit_b_16": VitArch(blocks=12, width=768, heads=12, hidden=3072),
     # CIFAR

@@ -14,10 +14,12 @@ from resnets.config.arch import (
     DenseNetArch,
     DetectorArch,
     ExternalArch,
+    GoogLeNetArch,
     LocalizerArch,
     MlpArch,
     ResNetArch,
     SegmenterArch,
+    VggArch,
     VitArch,
 )
 from resnets.config.families import get_arch as named
@@ -25,9 +27,11 @@ from resnets.errors import UsageError
 from resnets.models import external
 from resnets.models.densenet import DenseNet
 from resnets.models.external import ExternalNetwork
+from resnets.models.googlenet import GoogLeNet
 from resnets.models.mlp import Mlp
 from resnets.models.resnet import MakeModule, ResNet
 from resnets.models.transformer import VisionTransformer
+from resnets.models.vgg import Vgg
 
 if TYPE_CHECKING:
     from resnets.models.detection.faster_rcnn import FasterRCNN
@@ -38,8 +42,10 @@ if TYPE_CHECKING:
 # Each has `arch`, maps an input to logits (N, classes), and has `levels`, {level: (channels,
 # stride)} from the finest to the coarsest, and `features(x)`, {level: map (N, channels, *S /
 # stride)}. These two are all that detectors, segmenters, Grad-CAM and embeddings know of a network.
-Classifier: TypeAlias = ResNet | DenseNet | Mlp | VisionTransformer | ExternalNetwork
-CLASSIFIERS = (ResNet, DenseNet, Mlp, VisionTransformer, ExternalNetwork)
+Classifier: TypeAlias = (
+    ResNet | DenseNet | Vgg | GoogLeNet | Mlp | VisionTransformer | ExternalNetwork
+)
+CLASSIFIERS = (ResNet, DenseNet, Vgg, GoogLeNet, Mlp, VisionTransformer, ExternalNetwork)
 # Each has `arch` and `loss_names`, and gives these losses for images and targets.
 DenseTaskNetwork: TypeAlias = "FasterRCNN | RetinaNet | Segmenter | Localizer"
 Network: TypeAlias = "Classifier | DenseTaskNetwork"
@@ -62,6 +68,10 @@ def build(arch: Arch, *, activation_checkpointing: int = 0) -> Network:
             return ResNet(arch, activation_checkpointing=activation_checkpointing)
         case DenseNetArch():
             return DenseNet(arch, activation_checkpointing=activation_checkpointing)
+        case VggArch():
+            return Vgg(arch)
+        case GoogLeNetArch():
+            return GoogLeNet(arch)
         case MlpArch():
             return Mlp(arch, activation_checkpointing=activation_checkpointing)
         case VitArch():

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor
 
 from resnets.models import Classifier, Network
 from resnets.models.densenet import DenseNet
 from resnets.models.external import ExternalNetwork
+from resnets.models.layers import global_mean
 from resnets.models.resnet import ResNet
+from resnets.models.vgg import Vgg
 
 
-def classifier_layer(network: Classifier) -> nn.Linear:
-    """The layer that gives the logits, of a network of this package."""
+def classify(network: Classifier, x: Tensor) -> Tensor:
+    """The logits (N, classes) of the map of the last level (N, C, *S), of a network of images."""
     assert not isinstance(network, ExternalNetwork)
-    return network.classifier if isinstance(network, DenseNet) else network.fc
+    if isinstance(network, Vgg):
+        return network.classify(x)
+    layer = network.classifier if isinstance(network, DenseNet) else network.fc
+    return layer(global_mean(x))
 
 
 def backbone_prefixes(network: Network) -> tuple[str, ...]:
@@ -33,4 +38,6 @@ def head_parameters(network: Network) -> set[str]:
     if prefixes != ("",):
         return {name for name in names if not name.startswith(prefixes)}
     last = "classifier." if isinstance(network, DenseNet) else "fc."
+    if isinstance(network, Vgg):
+        last = f"classifier.{len(network.classifier) - 1}."
     return {name for name in names if name.startswith(last)}

@@ -57,7 +57,7 @@ def small_bit() -> ResNetV2:
     return randomised(
         ResNetV2(
             layers=[1, 2, 1, 1],
-            channels=(64, 128, 128, 256),
+            channels=(128, 128, 256, 256),
             num_classes=5,
             stem_type="fixed",
             conv_layer=partial(StdConv2d, eps=1e-8),
@@ -71,7 +71,7 @@ def test_big_transfer(tmp_path: Path) -> None:
     with pytest.warns(Assumption, match="weight_standardised True"):  # 17 layers are of no row
         ours, _ = open_model(tmp_path / "BiT.npz")
     known = ARCHS["resnetv2_50x1_bit"]
-    fields = {"blocks": (1, 2, 1, 1), "widths": (64, 128, 128, 256), "classes": 5}
+    fields = {"blocks": (1, 2, 1, 1), "widths": (128, 128, 256, 256), "classes": 5}
     assert ours.arch == replace(known, **fields)
     assert read_file(tmp_path / "BiT.npz").model == "resnetv2_17x1_bit"
     images = torch.randn(2, 3, 64, 64)

@@ -91,6 +91,13 @@ def test_timm(name: str, tmp_path: Path) -> None:
     agree(network, tmp_path / "weights.safetensors", 64, name)
 
 
+def test_auxiliary_classifiers_are_left_out(tmp_path: Path) -> None:
+    torch.save(torchvision.models.googlenet(init_weights=False).state_dict(), tmp_path / "w.pth")
+    with pytest.warns(Assumption, match=r"tensors \(aux1.conv.conv.weight, ...\) left out"):
+        opened, _ = open_model(tmp_path / "w.pth")
+    assert opened.arch == ARCHS["googlenet"]
+
+
 @pytest.mark.slow
 def test_vit_b_16(tmp_path: Path) -> None:
     network = torchvision.models.vit_b_16(weights=None).eval()

@@ -16,10 +16,12 @@ from resnets.config.arch import (
     DenseNetArch,
     DenseTaskArch,
     DetectorArch,
+    GoogLeNetArch,
     MlpArch,
     ResNetArch,
     SegmenterArch,
     SelectiveKernel,
+    VggArch,
     VitArch,
 )
 from resnets.config.families import ARCHS, dilated, retina
@@ -158,6 +160,11 @@ def guess_arch(shapes: Mapping[str, Shape]) -> Arch:
         return guess_segmenter(shapes)
     if "features.conv0.weight" in shapes:
         return guess_densenet(shapes)
+    if "features.0.weight" in shapes:
+        return guess_vgg(shapes)
+    if "inception3a.branch1.conv.weight" in shapes:
+        channels = shapes["conv1.conv.weight"][1]
+        return GoogLeNetArch(channels=channels, classes=shapes["fc.weight"][0])
     if "class_token" in shapes:
         return guess_vit(shapes)
     width, channels = shapes["first.weight"]
@@ -185,6 +192,31 @@ def guess_densenet(shapes: Mapping[str, Shape]) -> DenseNetArch:
         channels=shapes["features.conv0.weight"][1],
         classes=shapes["classifier.weight"][0],
         size=224 if "features.norm0.weight" in shapes else 32,
+    )
+
+
+def guess_vgg(shapes: Mapping[str, Shape]) -> VggArch:
+    """AlexNet or a VGG; the numbers of its layers show where pools are, which have no tensors."""
+    convs = {}
+    for name, shape in shapes.items():
+        if len(shape) == 4 and (match := re.fullmatch(r"features\.(\d{1,3})\.weight", name)):
+            convs[int(match[1])] = shape
+    batch_norm = "features.1.running_mean" in shapes
+    widths: list[tuple[int, ...]] = []
+    before = -10
+    for number in sorted(convs):
+        if number - before > (3 if batch_norm else 2):
+            widths.append(())
+        widths[-1] += (convs[number][0],)
+        before = number
+    first, *_, last = [s for n, s in shapes.items() if n.startswith("classifier.") and len(s) == 2]
+    return VggArch(
+        widths=tuple(widths),
+        stem="alexnet" if convs[0][2] == 11 else "vgg",
+        batch_norm=batch_norm,
+        hidden=first[0],
+        channels=convs[0][1],
+        classes=last[0],
     )
 
 

@@ -10,7 +10,7 @@ from resnets.config.families import ARCHS, label
 
 BLURRED = re.compile(r"(?i)(resne(?:t|xt)|densenet)(aa|blur)")  # timm's
 TIMM = re.compile(
-    r"(timm/|tv_|gluon_|ssl_|swsl_|ig_|legacy_|wide_|se|eca|sk)*(res(net|next)|densenet|vit_)"
+    r"(timm/|tv_|gluon_|ssl_|swsl_|ig_|legacy_|wide_|se|eca|sk)*(res(net|next)|densenet|vit_|vgg|alexnet|googlenet)"
 )
 
 

@@ -16,7 +16,7 @@ PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.|model\.)+")  # data parallel, c
 # One tensor of each kind of network, behind the prefix of what wraps it.
 FIRST_TENSOR = re.compile(
     r"((?:.*\.)?)(?:layer1\.0\.conv1\.(?:conv\.|paths\.0\.conv\.)?weight|features\.conv0\.weight"
-    r"|stages\.0\.blocks\.0\.conv1\.weight|class_token|encoder\.pos_embedding|units\.0\.linear1\.weight)"
+    r"|features\.0\.weight|inception3a\.branch1\.conv\.weight|stages\.0\.blocks\.0\.conv1\.weight|class_token|encoder\.pos_embedding|units\.0\.linear1\.weight)"
 )
 # Copies that follow another network: of MoCo, BYOL, DINO, mean teachers.
 MOMENTUM_COPIES = re.compile(r"(^|[._])(encoder_k|key|momentum|target|teacher|ema|shadow)([._]|$)")
@@ -24,6 +24,7 @@ LOSSES_AND_METRICS = re.compile(  # what a LightningModule keeps beside its laye
     r"(\w*_)?(criterion|loss(es)?(_fn|_func)?|metrics?|acc(uracy)?|auroc|auc|f1(_score)?|precision"
     r"|recall|confusion_matrix|confmat)(_\w*|\d*)\."
 )
+AUXILIARY = re.compile(r"aux[12]\.")  # GoogLeNet's classifiers for training alone
 HEAD = re.compile(
     r"(?:.*\.)?(?:head|fc|classifier|linear|logits|last_linear|cls_head)(?:\.fc|\.\d+)?"
     r"\.(weight|bias)"
@@ -82,8 +83,10 @@ def network_tensors(state: Mapping[str, Tensor], notes: list[str]) -> dict[str, 
         notes.append(f"of {len(prefixes)} networks `{shorten(prefix, 40)}` was taken")
     body = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     beside = {n: t for n, t in state.items() if not n.startswith(prefix)}
-    for name in filter(LOSSES_AND_METRICS.match, list(body)):
-        beside[name] = body.pop(name)
+    for name in list(body):
+        auxiliary = AUXILIARY.match(name) and "inception3a.branch1.conv.weight" in body
+        if auxiliary or LOSSES_AND_METRICS.match(name):
+            beside[name] = body.pop(name)
     adopt_head(body, beside, notes)
     if beside:
         notes.append(f"{describe_tensors(beside)} left out: not of the network")
