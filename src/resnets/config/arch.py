@@ -3,11 +3,10 @@
 Depth follows from the table (`arch.depth`); parameters and multiply-adds are counted from the
 network that the data describes (`resnets.models.cost`), and both are tested against the papers.
 
-Details in which the papers differ from today's practice are fields here, so that a row states them:
-the stride of a bottleneck is on its first 1x1 convolution in He et al. 2015 (`stride_on="1x1"`,
-the `_v1` names) and on the 3x3 in fb.resnet.torch, torchvision and timm (`stride_on="3x3"`, the
-plain names, "v1.5"). A convolution before a normalisation has no bias; only the authors' Caffe
-ResNet-50 has one, on conv1, which is not reproduced.
+Where the papers differ from today's practice a row says so: the stride of a bottleneck is on its
+first 1x1 convolution in He et al. 2015 (`stride_on="1x1"`, the `_v1` names) and on the 3x3 in
+fb.resnet.torch, torchvision and timm (the plain names, "v1.5"). A convolution before a
+normalisation has no bias; that of others' files moves into the normalisation's mean.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import pydantic
 from resnets.errors import UsageError
 
 JoinKind = Literal["identity", "scale", "exclusive_gate", "shortcut_gate", "conv", "dropout"]
-# 1603.05027, Table 2; "relu_twice", before and after the addition, is of SENet's basic units.
+# 1603.05027, Table 2; "relu_twice" is before and after the addition, in SENet's basic units.
 Order = Literal["post", "bn_after_add", "relu_before_add", "relu_only_pre", "pre", "relu_twice"]
 LAYERS = {"single": 1, "basic": 2, "bottleneck": 3}  # convolutions of a residual unit
 
@@ -52,10 +51,10 @@ class Join:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectiveKernel:
-    """Two 3x3 convolutions, one of them dilated, mixed by attention: Li et al. 2019, 1903.06586.
+    """Two 3x3 convolutions, one dilated, mixed by attention: Li et al. 2019, 1903.06586.
 
-    The attention is `channels / reduction` wide, in multiples of `multiple` (and at least that).
-    With `split` each convolution gets half of the input's channels, as in timm's skresnet.
+    The attention is `channels / reduction` wide, in multiples of `multiple`. With `split` each
+    convolution gets half of the input's channels, as in timm's skresnet.
     """
 
     reduction: int = 16
@@ -77,18 +76,16 @@ class ResNetArch:
     # Option A pads with zeros, B projects where the shape changes, C projects everywhere.
     shortcut: Literal["A", "B", "C", "none"] = "B"
     join: Join = Join()
-    # 7x7/2 and a max pool; three 3x3 and a max pool (C, D), the first narrower (T); one 3x3, no pool.
+    # 7x7/2, a max pool; three 3x3, a max pool (C, D), the first narrower (T); one 3x3, no pool.
     stem: Literal["imagenet", "deep", "tiered", "cifar"] = "imagenet"
     stem_width: int = 64
     stem_norm: bool = True  # False: the first unit of order "pre" has its own (BiT, resnetv2)
-    # The border of the stem's 3x3/2 max pool: one that never wins, none (Caffe), zeros (BiT).
-    stem_pool: Literal["pad", "ceil", "zeros"] = "pad"
+    stem_pool: Literal["pad", "ceil", "zeros"] = "pad"  # its border; ceil in Caffe, zeros in BiT
     bottleneck_ratio: float = 4  # stage width / inner width of a bottleneck, as in RegNet
     groups: int = 1  # of the 3x3 convolution of a bottleneck (ResNeXt)
     stride_on: Literal["3x3", "1x1"] = "3x3"  # of a bottleneck
     downsample: Literal["conv", "avgpool"] = "conv"  # D: average pool, then a 1x1 of stride 1
-    # "group" has fewer than 32 groups where channels are few, "group32" never (timm).
-    norm: Literal["batch", "group", "group32"] = "batch"
+    norm: Literal["batch", "group", "group32"] = "batch"  # "group": fewer than 32 where narrow
     weight_standardised: bool = False  # convolutions (Qiao et al. 2019, 1903.10520), as in BiT
     se_reduction: int = 0  # squeeze-and-excitation: 16 in its paper, 0 is none
     se_multiple: int = 1  # the width of the excitation is a multiple of it: 8 in timm
@@ -96,8 +93,7 @@ class ResNetArch:
     sk: SelectiveKernel | None = None  # in place of the convolution with the stride
     drop_path: float = 0.0  # 1 - p_L: the probability that the last unit is dropped, linear from 0
     dropout: float = 0.0  # between the convolutions of a unit (Wide ResNets)
-    # Instead of strides: a blur (Zhang 2019); in the branch alone, timm's blur or 2x2 mean.
-    blur: bool | Literal["branch", "mean"] = False
+    blur: bool | Literal["branch", "mean"] = False  # not strides (Zhang 2019), timm's: in F only
     # Smaller than 32: the last stages are dilated and keep their size (1606.00915).
     output_stride: Literal[8, 16, 32] = 32
     zero_gamma: bool = False  # the last gamma of each unit starts at 0 (Goyal et al. 2017)
@@ -227,8 +223,12 @@ class DetectorArch:
     architecture: Literal["fpn", "c4", "retina"] = "fpn"
     levels: tuple[str, ...] = ("layer1", "layer2", "layer3", "layer4")  # c4: ("layer3",)
     width: int = 256  # channels of the pyramid and of the proposals' 3x3 convolution
-    hidden: int = 1024  # of the two fully connected layers on a region
-    norm: Literal["none", "group"] = "none"  # of the convolutions of the pyramid
+    hidden: int = 1024  # of the fully connected layers on a region
+    norm: Literal["none", "group", "batch"] = "none"  # of the convolutions of pyramid and heads
+    pyramid_norm: bool = True  # False: of those of the heads alone
+    p6_from: Literal["pyramid", "backbone"] = "pyramid"  # what RetinaNet's level P6 reads
+    rpn_convs: int = 1  # 3x3, before the scores of proposals
+    box_convs: int = 0  # 3x3, before one linear layer on a region instead of two
     # Sides of the anchors in pixels, of each level; a pyramid has a further, coarser one.
     anchors: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,))
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width

@@ -138,11 +138,19 @@ def tiny(detector: DetectorArch) -> DetectorArch:
     return replace(small, levels=levels, anchors=tuple((side,) for side in sides))
 
 
+def second(detector: DetectorArch) -> DetectorArch:
+    """torchvision's `_v2`: normalisations in pyramid and heads, more convolutions (2111.11429)."""
+    if detector.architecture == "retina":
+        return replace(detector, norm="group", pyramid_norm=False, p6_from="backbone")
+    return replace(detector, norm="batch", rpn_convs=2, box_convs=4)
+
+
 def dilated(backbone: ResNetArch, stride: Literal[8, 16, 32] = 8) -> ResNetArch:
     """The last stages dilated."""
     return replace(backbone, output_stride=stride)
 
 
+V2_TRUNKS = ("resnet18", "resnet50")  # torchvision has the second
 MASK = "He et al. 2017, arXiv 1703.06870"
 DEEPLAB = "Chen et al. 2017, arXiv 1706.05587"
 KIRILLOV = "Kirillov et al. 2019, arXiv 1901.02446"
@@ -154,6 +162,13 @@ DENSE_TASK_MODELS: dict[str, DenseTaskArch] = {
         for n, a in TRUNKS.items()
     },
     **{f"retinanet_{n}_fpn": retina(a) for n, a in TRUNKS.items()},
+    # torchvision's second versions
+    **{f"fasterrcnn_{n}_fpn_v2": second(DetectorArch(backbone=TRUNKS[n])) for n in V2_TRUNKS},
+    **{
+        f"maskrcnn_{n}_fpn_v2": second(DetectorArch(backbone=TRUNKS[n], masks=True, source=MASK))
+        for n in V2_TRUNKS
+    },
+    **{f"retinanet_{n}_fpn_v2": second(retina(TRUNKS[n])) for n in V2_TRUNKS},
     "fasterrcnn_tiny_fpn": tiny(DetectorArch(backbone=TINY)),
     "fasterrcnn_tiny_c4": tiny(c4(TINY)),
     "maskrcnn_tiny_fpn": tiny(DetectorArch(backbone=TINY, masks=True, source=MASK)),

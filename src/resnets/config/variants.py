@@ -89,5 +89,5 @@ def v2(arch: ResNetArch) -> ResNetArch:
 def bit(arch: ResNetArch, factor: int) -> ResNetArch:
     """Big Transfer: group normalisation, standardised weights, and `factor` times the channels."""
     wide = replace(v2(arch), widths=tuple(factor * w for w in arch.widths), stem_width=64 * factor)
-    transfer = replace(wide, norm="group", weight_standardised=True, stem_pool="zeros")
+    transfer = replace(wide, norm="group32", weight_standardised=True, stem_pool="zeros")
     return replace(transfer, source="Kolesnikov et al. 2019, arXiv 1912.11370")

@@ -8,14 +8,20 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torchvision.models import resnet18 as torchvision_resnet18
 from torchvision.models.detection import (
     FasterRCNN,
     MaskRCNN,
     fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
     maskrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn_v2,
 )
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor, resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d
 
 from resnets.config.arch import DetectorArch
@@ -73,13 +79,30 @@ def resnet18(make: type[FasterRCNN]) -> Callable[..., FasterRCNN]:
     return made
 
 
+def resnet18_v2(num_classes: int, **options: None) -> FasterRCNN:
+    """torchvision's `maskrcnn_resnet50_fpn_v2` on ResNet-18."""
+    trunk = torchvision_resnet18(norm_layer=nn.BatchNorm2d)
+    backbone = _resnet_fpn_extractor(trunk, 5, norm_layer=nn.BatchNorm2d)
+    norm = nn.BatchNorm2d
+    return MaskRCNN(
+        backbone,
+        num_classes,
+        rpn_head=RPNHead(256, 3, conv_depth=2),
+        box_head=FastRCNNConvFCHead((256, 7, 7), [256] * 4, [1024], norm_layer=norm),
+        mask_head=MaskRCNNHeads(256, [256] * 4, 1, norm_layer=norm),
+    )
+
+
 NETWORKS = {
     "fasterrcnn_resnet18_fpn": resnet18(FasterRCNN),
     "maskrcnn_resnet18_fpn": resnet18(MaskRCNN),
+    "maskrcnn_resnet18_fpn_v2": resnet18_v2,
+    "fasterrcnn_resnet50_fpn_v2": partial(fasterrcnn_resnet50_fpn_v2, weights_backbone=None),
+    "maskrcnn_resnet50_fpn_v2": partial(maskrcnn_resnet50_fpn_v2, weights_backbone=None),
     "fasterrcnn_resnet50_fpn": partial(fasterrcnn_resnet50_fpn, weights_backbone=None),
     "maskrcnn_resnet50_fpn": partial(maskrcnn_resnet50_fpn, weights_backbone=None),
 }
-FAST = ["fasterrcnn_resnet18_fpn", "maskrcnn_resnet18_fpn"]
+FAST = ["fasterrcnn_resnet18_fpn", "maskrcnn_resnet18_fpn", "maskrcnn_resnet18_fpn_v2"]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS if name not in FAST]
 
 

@@ -6,10 +6,15 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import RetinaNet, retinanet_resnet50_fpn
+from torchvision.models.detection import (
+    RetinaNet,
+    retinanet_resnet50_fpn,
+    retinanet_resnet50_fpn_v2,
+)
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import RetinaNetHead, _default_anchorgen
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
@@ -47,8 +52,23 @@ def resnet18(num_classes: int, **options: None) -> RetinaNet:
     return RetinaNet(backbone, num_classes)
 
 
+def resnet18_v2(num_classes: int, **options: None) -> RetinaNet:
+    """torchvision's `retinanet_resnet50_fpn_v2` on ResNet-18."""
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet18",
+        weights=None,
+        norm_layer=nn.BatchNorm2d,
+        returned_layers=[2, 3, 4],
+        extra_blocks=LastLevelP6P7(512, 256),
+    )
+    head = RetinaNetHead(256, 9, num_classes, norm_layer=partial(nn.GroupNorm, 32))
+    return RetinaNet(backbone, num_classes, anchor_generator=_default_anchorgen(), head=head)
+
+
 NETWORKS = {
     "retinanet_resnet18_fpn": resnet18,
+    "retinanet_resnet18_fpn_v2": resnet18_v2,
+    "retinanet_resnet50_fpn_v2": partial(retinanet_resnet50_fpn_v2, weights_backbone=None),
     "retinanet_resnet50_fpn": partial(retinanet_resnet50_fpn, weights_backbone=None),
 }
 
@@ -78,7 +98,11 @@ def twins(name: str, images: Tensor) -> tuple[nn.Module, nn.Module]:
 
 @pytest.mark.parametrize(
     "name",
-    ["retinanet_resnet18_fpn", pytest.param("retinanet_resnet50_fpn", marks=pytest.mark.slow)],
+    [
+        *("retinanet_resnet18_fpn", "retinanet_resnet18_fpn_v2"),
+        pytest.param("retinanet_resnet50_fpn", marks=pytest.mark.slow),
+        pytest.param("retinanet_resnet50_fpn_v2", marks=pytest.mark.slow),
+    ],
 )
 def test_same_as_torchvision(name: str) -> None:
     images = torch.randn(2, 3, 128, 160, generator=torch.Generator().manual_seed(1))

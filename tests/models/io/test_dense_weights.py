@@ -54,6 +54,8 @@ def test_segmenters(head: str, depth: str, aux: bool) -> None:
     [
         ("fasterrcnn_resnet50_fpn", {"classes": 90}),  # 91 with background
         ("maskrcnn_resnet50_fpn", {"classes": 90}),
+        *((f"{kind}_resnet50_fpn_v2", {"classes": 90}) for kind in ("fasterrcnn", "maskrcnn")),
+        ("retinanet_resnet50_fpn_v2", {"classes": 91}),
         ("retinanet_resnet50_fpn", {"classes": 91}),  # it counts background, and never finds it
     ],
 )
@@ -192,6 +194,17 @@ def test_a_localizer_is_loaded_with_its_arch() -> None:
 def test_strange_tensors_are_refused(tensors: dict[str, Tensor]) -> None:
     with pytest.raises(CheckpointError, match="not a known network"):
         infer_arch(tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("keypointrcnn_resnet50_fpn", "Keypoint R-CNN"), ("fcos_resnet50_fpn", "FCOS")],
+)
+def test_detectors_that_are_not_known_are_named(name: str, said: str) -> None:
+    with torch.device("meta"):
+        theirs = getattr(detection, name)(weights=None, weights_backbone=None)
+    with pytest.raises(CheckpointError, match=f"not a network that is known here: {said}"):
+        infer_arch(theirs.state_dict())
 
 
 def test_one_tensor_of_another_shape_is_refused() -> None:

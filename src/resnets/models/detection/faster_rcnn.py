@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from resnets.config.arch import DetectorArch
@@ -20,10 +20,10 @@ from resnets.errors import UsageError
 from resnets.models.detection import boxes as box
 from resnets.models.detection import roi_align
 from resnets.models.detection.boxes import BatchDetections, top_k_detections
-from resnets.models.detection.fpn import EXTRA_LEVELS, FeaturePyramid
+from resnets.models.detection.fpn import EXTRA_LEVELS, NORMS, FeaturePyramid
 from resnets.models.detection.rpn import RegionProposalNetwork, image_sizes
 from resnets.models.detection.sampling import SampledBoxes, sample_boxes
-from resnets.models.layers import LayerFactory, check_finite, global_mean, per_image_mean
+from resnets.models.layers import check_finite, global_mean, per_image_mean
 
 if TYPE_CHECKING:  # `data` takes longer to import than the networks
     from resnets.data.detection.targets import DetectionTargets
@@ -52,6 +52,15 @@ class BoxHead(nn.Module):
         return F.relu(self.fc7(x))
 
 
+def make_box_head(arch: DetectorArch, channels: int) -> nn.Module:
+    """The layers on a region: (N, channels, cells, cells) -> (N, hidden)."""
+    cells = CELLS["fpn"]
+    if arch.box_convs == 0:
+        return BoxHead(channels, cells, arch.hidden)
+    widths = [arch.width] * arch.box_convs
+    return FastRCNNConvFCHead((channels, cells, cells), widths, [arch.hidden], NORMS[arch.norm])
+
+
 class FasterRCNN(nn.Module):
     """Faster R-CNN and Mask R-CNN, architectures "c4" and "fpn".
 
@@ -60,8 +69,8 @@ class FasterRCNN(nn.Module):
     over images of its mean over the image's sampled anchors or regions, and the share of sampled
     regions of wrong class.
 
-    `norm="group"`: a group normalisation follows each convolution of the pyramid, and each 3x3 of
-    the mask head, before its ReLU. Raises UsageError for anchors that do not fit the levels, and in
+    A `norm` follows each convolution of the pyramid, and each 3x3 of box and mask head, before its
+    ReLU. Raises UsageError for anchors that do not fit the levels, and in
     training for masks that the targets lack.
     """
 
@@ -80,12 +89,11 @@ class FasterRCNN(nn.Module):
         if arch.architecture == "c4":
             features, _ = list(self.backbone.body.levels.values())[-1]
         else:
-            heads["box_head"] = BoxHead(channels, CELLS["fpn"], arch.hidden)
+            heads["box_head"] = make_box_head(arch, channels)
         features *= 2 if arch.context else 1
         heads["box_predictor"] = FastRCNNPredictor(features, arch.classes + 1)
         if arch.masks:
-            group = LayerFactory(norm_kind="group").norm if arch.norm == "group" else None
-            heads["mask_head"] = MaskRCNNHeads(channels, [arch.width] * 4, 1, group)
+            heads["mask_head"] = MaskRCNNHeads(channels, [arch.width] * 4, 1, NORMS[arch.norm])
             heads["mask_predictor"] = MaskRCNNPredictor(arch.width, arch.width, arch.classes + 1)
         self.roi_heads = nn.ModuleDict(heads)
         # Anchors of a level that go into suppression, in training and at test. conv4 alone has all

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import (
+    ExtraFPNBlock,
     FeaturePyramidNetwork,
     LastLevelMaxPool,
     LastLevelP6P7,
@@ -14,6 +17,12 @@ from resnets.errors import UsageError
 from resnets.models.layers import LayerFactory
 from resnets.models.resnet import make_backbone
 
+# Of the convolutions of pyramid and heads.
+NORMS: dict[str, Callable[[int], nn.Module] | None] = {
+    "none": None,
+    "group": LayerFactory(norm_kind="group").norm,
+    "batch": LayerFactory().norm,
+}
 EXTRA_LEVELS = {"fpn": ("pool",), "retina": ("p6", "p7"), "c4": ()}  # levels beyond the network's
 
 
@@ -22,8 +31,8 @@ class FeaturePyramid(nn.Module):
 
     1612.03144, section 3. "fpn" has one level more, every second pixel of the last; "retina"
     two, by convolutions of stride 2 (1708.02002, section 4); "c4" has the network's level alone,
-    and the stages after it are for regions (`run_roi_stages`). With `norm="group"` each convolution
-    of the pyramid but P6 and P7 is followed by a group normalisation. Names are torchvision's.
+    and the stages after it are for regions (`run_roi_stages`). With a `norm` (and `pyramid_norm`)
+    that follows each convolution of the pyramid but P6 and P7. Names are torchvision's.
 
     `levels` is {level: (channels, stride)} of what `forward` gives. Shapes: (B, C, H, W) ->
     {level: (B, width, H / stride, W / stride)}. Raises UsageError for levels that the network does
@@ -46,11 +55,15 @@ class FeaturePyramid(nn.Module):
         for name in self.roi_stages:
             delattr(body, name)
             del body.levels[name]
-        group = LayerFactory(norm_kind="group").norm if arch.norm == "group" else None
-        retina = arch.architecture == "retina"
-        extra = LastLevelP6P7(arch.width, arch.width) if retina else LastLevelMaxPool()
         inputs = [channels for channels, _ in self.levels.values()]
-        self.fpn = FeaturePyramidNetwork(inputs, arch.width, extra, group)
+        extra: ExtraFPNBlock = LastLevelMaxPool()
+        if arch.architecture == "retina":
+            p6_input = arch.width if arch.p6_from == "pyramid" else inputs[-1]
+            extra = LastLevelP6P7(p6_input, arch.width)
+            # torchvision takes the pyramid's where the channels are as many.
+            extra.use_P5 = arch.p6_from == "pyramid"
+        norm = NORMS[arch.norm] if arch.pyramid_norm else None
+        self.fpn = FeaturePyramidNetwork(inputs, arch.width, extra, norm)
         strides = [stride for _, stride in self.levels.values()]
         strides += [strides[-1] * 2**i for i, _ in enumerate(EXTRA_LEVELS[arch.architecture], 1)]
         names = (*arch.levels, *EXTRA_LEVELS[arch.architecture])

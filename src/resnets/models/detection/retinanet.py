@@ -13,9 +13,9 @@ from torchvision.ops import sigmoid_focal_loss
 from resnets.config.arch import DetectorArch
 from resnets.models.detection import boxes as box
 from resnets.models.detection.boxes import BatchDetections, gather_rows, top_k_detections
-from resnets.models.detection.fpn import FeaturePyramid
+from resnets.models.detection.fpn import NORMS, FeaturePyramid
 from resnets.models.detection.rpn import RPNOutput, image_sizes, make_anchors
-from resnets.models.layers import LayerFactory, check_finite
+from resnets.models.layers import check_finite
 
 if TYPE_CHECKING:  # `data` takes longer to import than the networks
     from resnets.data.detection.targets import DetectionTargets
@@ -34,9 +34,9 @@ class RetinaNet(nn.Module):
 
     There is a logit for each class and none for background. torchvision's weights count
     background among the classes and never train it: they are a network of one class more, whose
-    class 0 is not found. Names are torchvision's. `norm="group"` stands after each convolution of
-    the pyramid but P6 and P7, and before each ReLU of the towers. Raises UsageError for anchors
-    that do not fit the levels.
+    class 0 is not found. Names are torchvision's. A `norm` stands after each convolution of
+    the pyramid but P6 and P7 (with `pyramid_norm`), and before each ReLU of the towers. Raises
+    UsageError for anchors that do not fit the levels.
     """
 
     loss_names = ("classes", "boxes")
@@ -45,9 +45,8 @@ class RetinaNet(nn.Module):
         super().__init__()
         self.arch = arch
         self.backbone = FeaturePyramid(arch, activation_checkpointing=activation_checkpointing)
-        group = LayerFactory(norm_kind="group").norm if arch.norm == "group" else None
         shapes = len(arch.anchors[0]) * len(arch.ratios)
-        self.head = RetinaNetHead(arch.width, shapes, arch.classes, group)
+        self.head = RetinaNetHead(arch.width, shapes, arch.classes, NORMS[arch.norm])
         self.score_thresh, self.nms_thresh, self.detections_per_img = 0.05, 0.5, 300
 
     def forward(

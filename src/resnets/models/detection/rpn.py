@@ -64,11 +64,14 @@ def rescale(images: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 
 class RPNHead(nn.Module):
-    """A 3x3 convolution, and on it 1x1 ones: for each anchor a score, and a box."""
+    """3x3 convolutions, and on them 1x1 ones: for each anchor a score, and a box."""
 
-    def __init__(self, c_in: int, width: int, shapes: int) -> None:
+    def __init__(self, c_in: int, width: int, shapes: int, convs: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Sequential(Conv2dNormActivation(c_in, width, norm_layer=None))
+        inputs = [c_in] + [width] * (convs - 1)
+        self.conv = nn.Sequential(
+            *(Conv2dNormActivation(channels, width, norm_layer=None) for channels in inputs)
+        )
         self.cls_logits = nn.Conv2d(width, shapes, 1)
         self.bbox_pred = nn.Conv2d(width, 4 * shapes, 1)
         for p in self.parameters():
@@ -81,7 +84,8 @@ class RegionProposalNetwork(nn.Module):
     def __init__(self, arch: DetectorArch, c_in: int) -> None:
         super().__init__()
         self.sizes, self.ratios = arch.anchors, arch.ratios
-        self.head = RPNHead(c_in, arch.width, len(arch.anchors[0]) * len(arch.ratios))
+        shapes = len(arch.anchors[0]) * len(arch.ratios)
+        self.head = RPNHead(c_in, arch.width, shapes, arch.rpn_convs)
         self.sampled = 256  # anchors of an image in the loss, at most half of them positive
 
     def forward(self, maps: Sequence[Tensor], image_shape: tuple[int, int]) -> RPNOutput:

@@ -236,21 +236,34 @@ def guess_vit(shapes: Mapping[str, Shape]) -> VitArch:
 
 
 def guess_detector(shapes: Mapping[str, Shape]) -> DetectorArch:
-    """RetinaNet, or Faster and Mask R-CNN on a pyramid."""
+    """RetinaNet, or Faster and Mask R-CNN on a pyramid; torchvision's second versions too."""
     trunk, channels = guess_backbone(shapes, "backbone.body.")
-    logits = "head.classification_head.cls_logits.weight"
+    width = shapes["backbone.fpn.inner_blocks.0.0.weight"][0]
+    logits, box_head = "head.classification_head.cls_logits.weight", "roi_heads.box_head"
+    pyramid_norm = "backbone.fpn.inner_blocks.0.1.weight" in shapes
     if logits in shapes:
-        guess = retina(trunk)
+        p6 = shapes["backbone.fpn.extra_blocks.p6.weight"]
+        guess = replace(retina(trunk), p6_from="pyramid" if p6[1] == width else "backbone")
+        normed = pyramid_norm or "head.classification_head.conv.0.1.weight" in shapes
         classes = shapes[logits][0] // (shapes["head.regression_head.bbox_reg.weight"][0] // 4)
     else:
-        hidden = shapes["roi_heads.box_head.fc6.weight"][0]
-        masks = "roi_heads.mask_predictor.conv5_mask.weight" in shapes
-        guess = DetectorArch(backbone=trunk, hidden=hidden, masks=masks)
+        convs = count_units(shapes, rf"({box_head})\.(\d+)\.0\.weight") or (0,)
+        linear = f"{box_head}.{convs[0] + 1}.weight" if convs[0] else f"{box_head}.fc6.weight"
+        guess = DetectorArch(
+            backbone=trunk,
+            hidden=shapes[linear][0],
+            masks="roi_heads.mask_predictor.conv5_mask.weight" in shapes,
+            rpn_convs=count_units(shapes, r"(rpn\.head\.conv)\.(\d+)\.0\.weight")[0],
+            box_convs=convs[0],
+        )
+        normed = pyramid_norm
         classes = shapes["roi_heads.box_predictor.cls_score.weight"][0] - 1  # background
+    statistics = "backbone.fpn.inner_blocks.0.1.running_mean" in shapes
     return replace(
         guess,
-        width=shapes["backbone.fpn.inner_blocks.0.0.weight"][0],
-        norm="group" if "backbone.fpn.inner_blocks.0.1.weight" in shapes else "none",
+        width=width,
+        norm="none" if not normed else "batch" if statistics else "group",
+        pyramid_norm=pyramid_norm or not normed,
         channels=channels,
         classes=classes,
     )
@@ -294,9 +307,9 @@ def guess_resnet(shapes: Mapping[str, Shape]) -> ResNetArch:
     path = f"layer1.0.conv{max(1, convs - 1)}"
     grouped = shapes[f"{path}.paths.0.conv.weight" if sk else f"{path}.weight"][1]
     grouped *= 2 if sk is not None and sk.split else 1
-    norm = "group" if stem in ("imagenet", "cifar") else "group32"  # timm's
+    norm = "group" if stem_norm and stem in ("imagenet", "cifar") else "group32"  # timm's
     norm = "batch" if any(name.endswith(".running_mean") for name in shapes) else norm
-    transfer = norm == "group" and not stem_norm and stem == "imagenet"  # BiT
+    transfer = norm == "group32" and not stem_norm and stem == "imagenet"  # BiT
     return ResNetArch(
         blocks=blocks,
         widths=widths,
@@ -353,8 +366,17 @@ def count_units(shapes: Mapping[str, Shape], pattern: str) -> tuple[int, ...]:
     return tuple(len(units[stage]) for stage in sorted(units, key=lambda s: (len(s), s)))
 
 
+UNSUPPORTED = {  # by a layer that the others do not have
+    "roi_heads.keypoint_predictor.kps_score_lowres.weight": "Keypoint R-CNN",
+    "head.regression_head.bbox_ctrness.weight": "FCOS",
+}
+
+
 def describe_shapes(shapes: Mapping[str, Shape]) -> str:
     """For a message: how many layers, in which stages, from where to where."""
+    for layer, network in UNSUPPORTED.items():
+        if layer in shapes:
+            return f"{network}, of {len(shapes)} tensors"
     weights = {name: shape for name, shape in shapes.items() if len(shape) > 1}
     if not weights:
         return f"{len(shapes)} tensors, no layer among them"

@@ -29,10 +29,14 @@ def known_name(text: str) -> str:
 
 def implied_fields(name: str) -> dict[str, Any]:
     """The fields of a residual network that its name gives and its tensors do not show."""
-    match = BLURRED.search(name)
-    if match is None:
-        return {}
-    return {"blur": "mean" if match[2].lower() == "aa" else "branch"}
+    row = ARCHS.get(known_name(name))
+    if isinstance(row, ResNetArch):
+        return {"blur": row.blur, "stem_pool": row.stem_pool}
+    if match := re.search(r"_(v1|caffe)$", name):
+        return {"stride_on": "1x1", "stem_pool": "ceil" if match[1] == "caffe" else "pad"}
+    if match := BLURRED.search(name):
+        return {"blur": "mean" if match[2].lower() == "aa" else "branch"}
+    return {}
 
 
 def name_settles(name: str, arch: Arch) -> bool:

@@ -20,8 +20,11 @@ from torch import Tensor
 
 from resnets.errors import CheckpointError, naming_file
 from resnets.escape import shorten
-from resnets.models.io.converters import read_bit
+from resnets.models.io.bit import read_bit
+from resnets.models.io.caffe import read_caffe
+from resnets.models.io.detectron import read_detectron
 from resnets.models.io.infer_arch import COUNTER
+from resnets.models.io.keras import read_keras
 from resnets.models.io.pickle_scan import load_pickle
 from resnets.models.io.tensor_names import FIRST_TENSOR, PREFIXES, describe_tensors, network_tensors
 
@@ -29,7 +32,14 @@ FILE_LIMIT = 8 * 2**30  # bytes; the largest network of the family has 0.4 GB
 HEADER_LIMIT = 16 * 2**20  # bytes of a safetensors header
 CONFIG_LIMIT = 2**20  # bytes of a config.json
 PICKLES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
-CONVERTERS = {".npz": read_bit}
+# Tensors under our names, the network, and notes, of files of other frameworks.
+CONVERTERS = {
+    ".npz": read_bit,
+    ".caffemodel": read_caffe,
+    ".h5": read_keras,
+    ".hdf5": read_keras,
+    ".pkl": read_detectron,
+}
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64}
 # Where a training script keeps the weights; the averaged ones are what it evaluates.
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema", "ema")
@@ -82,7 +92,8 @@ def read_file(path: Path, own_key: str = "resnets") -> WeightsFile:
             checkpoint = load_pickle(path, start)
             state, model = pick_state(checkpoint, notes), model_name(checkpoint)
         elif path.suffix in CONVERTERS:
-            state, model = CONVERTERS[path.suffix](path)
+            state, model, found = CONVERTERS[path.suffix](path)
+            notes += found
         else:
             known = f"Known: .safetensors {' '.join([*PICKLES, *CONVERTERS])}."
             raise CheckpointError(f"not a weights file.\n{known}")

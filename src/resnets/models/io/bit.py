@@ -1,7 +1,4 @@
-"""Weights that other frameworks wrote, as tensors under our names: BiT's `.npz` files.
-
-Each reader gives the tensors and the name of the network, which the format settles.
-"""
+"""The `.npz` files of Big Transfer (BiT), Kolesnikov et al. 2019, as tensors under our names."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ BIT_PARTS = {
 }
 
 
-def read_bit(path: Path) -> tuple[dict[str, Tensor], str]:
+def read_bit(path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
     """The tensors of a file of Big Transfer (numpy arrays), and the network, "resnetv2_50x1_bit".
 
     Raises CheckpointError: not such a file, compressed, broken, or with objects in it.
@@ -52,7 +49,7 @@ def read_bit(path: Path) -> tuple[dict[str, Tensor], str]:
     if not blocks or "conv1.weight" not in tensors:
         raise CheckpointError("not the arrays of Big Transfer (BiT).\nSave tensors instead.")
     factor = len(tensors["conv1.weight"]) // 64
-    return tensors, f"resnetv2_{3 * len(blocks) + 2}x{factor}_bit"
+    return tensors, f"resnetv2_{3 * len(blocks) + 2}x{factor}_bit", []
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
