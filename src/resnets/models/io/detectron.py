@@ -47,10 +47,13 @@ def read_detectron(path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     arrays = content.items() if isinstance(content, dict) else ()
-    tensors, left = dict[str, Tensor](), list[str]()
+    tensors, left, total = dict[str, Tensor](), list[str](), 0
     for name, value in arrays:
         ours = backbone_name(str(name))
         if ours and isinstance(value, Array) and value.type in FLOATS:
+            total += len(value.data)
+            if total > path.stat().st_size:
+                raise CheckpointError("one array under several names.\nSave each once.")
             tensors[ours] = value.tensor()
         elif not ours:
             left.append(str(name))

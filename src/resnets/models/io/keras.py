@@ -22,6 +22,7 @@ PARTS = {
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
+TOO_LARGE = "{} is compressed, elsewhere or no numbers.\nSave it with `model.save_weights`."
 HEADS = ("predictions", "probs", "fc1000")
 # The epsilon of Keras' own default, in its ResNet50 of before 2019, and of those after it.
 OLD_EPSILON, EPSILON = 1e-3, 1.001e-5
@@ -38,12 +39,15 @@ def read_keras(path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
         raise MissingPackage(
             'weights of Keras (.h5) need h5py: pip install "resnets[keras]"'
         ) from None
-    layers = dict[str, dict[str, Tensor]]()
+    layers, sizes = dict[str, dict[str, Tensor]](), list[int]()
 
     def keep(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
             layer, _, part = name.removeprefix("model_weights/").rpartition("/")
-            array = read_array(item, path.stat().st_size)
+            sizes.append(item.nbytes)
+            if sum(sizes) > path.stat().st_size:
+                raise CheckpointError(TOO_LARGE.format(shorten(name, 60)))
+            array = read_array(item)
             layers.setdefault(layer.partition("/")[0], {})[part.partition(":")[0]] = array
 
     try:
@@ -70,14 +74,11 @@ def read_keras(path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
     return tensors, f"resnet{depth(tensors)}_v1", [BGR_NOTE]
 
 
-def read_array(dataset: Any, size: int) -> Tensor:
-    """An array as a tensor in PyTorch's order. Raises CheckpointError for what may grow."""
+def read_array(dataset: Any) -> Tensor:
+    """An array as a tensor in PyTorch's order. Raises CheckpointError for what is elsewhere."""
     whole = dataset.chunks is None and not dataset.external and not dataset.is_virtual
-    if not whole or dataset.dtype.kind not in "fiu" or dataset.nbytes > size:
-        raise CheckpointError(
-            f"{shorten(dataset.name, 60)} is compressed, elsewhere or no numbers.\n"
-            "Save it with `model.save_weights`."
-        )
+    if not whole or dataset.dtype.kind not in "fiu":
+        raise CheckpointError(TOO_LARGE.format(shorten(dataset.name, 60)))
     array = torch.from_numpy(np.asarray(dataset[()], np.float32))
     if array.ndim == 4:
         return array.permute(3, 2, 0, 1)

@@ -94,6 +94,7 @@ def read_file(path: Path, own_key: str = "resnets") -> WeightsFile:
         elif path.suffix in CONVERTERS:
             state, model, found = CONVERTERS[path.suffix](path)
             notes += found
+            size = FILE_LIMIT  # the readers compare with the file what they take from it
         else:
             known = f"Known: .safetensors {' '.join([*PICKLES, *CONVERTERS])}."
             raise CheckpointError(f"not a weights file.\n{known}")
