@@ -11,6 +11,7 @@ from resnets.config.arch import Join, MlpArch, ResNetArch, VitArch
 from resnets.config.families import ARCHS, DENSE_TASK_MODELS
 from resnets.errors import UsageError
 from resnets.models.cost import input_shape
+from resnets.models.heads import classify, head_parameters
 
 TINY = ResNetArch(
     blocks=(1, 2),
@@ -100,3 +101,17 @@ def test_create_takes_a_name_or_a_description() -> None:
     assert models.create(MlpArch(blocks=1)).arch == MlpArch(blocks=1)
     with pytest.raises(UsageError, match="did you mean resnet"):
         models.create("resnet19")
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [("vgg11_bn", "classifier.6"), ("alexnet", "classifier.6"), ("googlenet", "fc")],
+)
+def test_the_last_layer_alone_depends_on_the_classes(name: str, last: str) -> None:
+    with torch.device("meta"):
+        network, other = models.create(name, classes=3), models.create(name, classes=5)
+    pairs = zip(network.named_parameters(), other.parameters(), strict=True)
+    differing = {key for (key, p), q in pairs if p.shape != q.shape}
+    assert differing == head_parameters(network) == {f"{last}.weight", f"{last}.bias"}
+    image = torch.empty(1, 3, 64, 64, device="meta")
+    assert classify(network, network.features(image)[list(network.levels)[-1]]).shape == (1, 3)

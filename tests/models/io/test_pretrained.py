@@ -719,4 +719,4 @@ def test_no_network_of_timm_is_taken_for_another() -> None:
         with torch.no_grad():
             assert close(ours.eval()(x), theirs(x)), name
         taken += 1
-    assert taken >= 25
+    assert taken >= 60
