@@ -303,7 +303,7 @@ def test_files_of_keras_that_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(CheckpointError, match=r"ResNet \(v1\), VGG"):
         read_file(path)
     with h5py.File(path, "w") as file:
-        file.create_dataset("conv1_conv/kernel:0", (9000, 9000), compression="gzip")
+        file.create_dataset("conv1_conv/kernel:0", (9000, 9000), "f4", compression="gzip")
     with pytest.raises(CheckpointError, match="compressed"):
         read_file(path)
     path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
