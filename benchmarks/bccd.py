@@ -29,7 +29,7 @@ from resnets.data.dataset import Split
 from resnets.data.decode import decode
 from resnets.device import use_bfloat16
 from resnets.evaluation.detection import evaluate_predictions
-from resnets.evaluation.predictions import SplitDetections
+from resnets.evaluation.detections import SplitDetections
 
 HALF = use_bfloat16("auto", torch.device("cpu"))
 

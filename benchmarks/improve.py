@@ -15,8 +15,8 @@ from resnets.config.types import InferenceOptions
 from resnets.data import dataset
 from resnets.device import pick_device, use_bfloat16
 from resnets.evaluation import detection
-from resnets.evaluation.evaluate import fold_norms, prepare_detector
-from resnets.evaluation.setup import load_setup
+from resnets.evaluation.detection import prepare_detector
+from resnets.evaluation.evaluate import load_setup
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     precision = "bfloat16" if half else "float32"
     options = InferenceOptions(precision=precision, split=args.split)
     setup = load_setup(args.run, source, options, "detect")
-    model, split = fold_norms(setup.model), setup.split
+    model, split = setup.model.fold_norms(), setup.split
     scales = (0.75, 1.0, 1.5)
     rows = {
         "plain": ([model], options),
@@ -42,7 +42,7 @@ def main() -> None:
         "both": ([model], InferenceOptions(refine=True, scales=scales)),
     }
     if args.context:
-        other = fold_norms(load_setup(args.context, source, options, "detect").model)
+        other = load_setup(args.context, source, options, "detect").model.fold_norms()
         rows["global context"] = ([other], options)
         rows["all three"] = ([other], InferenceOptions(refine=True, scales=scales))
         rows["ensemble of the two"] = ([model, other], options)

@@ -21,7 +21,7 @@ from resnets.config import families
 from resnets.config.recipe import Preprocess
 from resnets.data.splits import Split
 from resnets.escape import csv_cell, escape_lines, escape_markdown, visible
-from resnets.evaluation.predictions import SplitDetections
+from resnets.evaluation.detections import SplitDetections
 from resnets.models import build
 from resnets.models.io.model_file import ModelMetadata, save
 from tests._helpers import needs_posix_files

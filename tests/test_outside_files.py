@@ -18,8 +18,8 @@ from resnets.data.detection.coco import read_coco
 from resnets.data.detection.voc import read_voc
 from resnets.data.issues import Issues
 from resnets.errors import CheckpointError, DataError, ResnetsError, UsageError
-from resnets.evaluation import predictions, scores
-from resnets.evaluation.predictions import SplitDetections
+from resnets.evaluation import detections, scores
+from resnets.evaluation.detections import SplitDetections
 from resnets.models import build
 from resnets.models.io import model_file
 from resnets.papers import ledger
@@ -121,7 +121,7 @@ def test_sealed_files_are_read_back(tmp_path):
     path = tmp_path / "x.safetensors"
     same = resealed(path, scores, SCORES, "scores", {}, {})
     assert torch.equal(same.logits, SCORES.logits)
-    assert resealed(path, predictions, FOUND, "detections", {}, {}).masks == FOUND.masks
+    assert resealed(path, detections, FOUND, "detections", {}, {}).masks == FOUND.masks
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_scores_that_do_not_fit_are_refused(tensors, card, tmp_path):
 )
 def test_detections_that_do_not_fit_are_refused(tensors, card, tmp_path):
     with pytest.raises(CheckpointError, match=r"d\.safetensors has no detections"):
-        resealed(tmp_path / "d.safetensors", predictions, FOUND, "detections", tensors, card)
+        resealed(tmp_path / "d.safetensors", detections, FOUND, "detections", tensors, card)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import resnets
 from resnets.config.recipe import Preprocess
 from resnets.data import dataset
 from resnets.evaluation import detection
-from resnets.evaluation.predictions import SplitDetections
+from resnets.evaluation.detections import SplitDetections
 from resnets.models import create
 from resnets.models.io import model_file
 

@@ -8,15 +8,11 @@ import sklearn.metrics as theirs
 import torch
 import torchmetrics.functional.classification as tm
 
-from resnets.data.loader import Batch
 from resnets.evaluation.classification import (
     classification_metrics,
     compare_scores,
     confusion_matrix,
     ood_auroc,
-    predict_scores,
-    running_means,
-    running_sums,
 )
 
 from ._helpers import close, drawn, scores
@@ -168,21 +164,3 @@ def test_a_class_that_no_image_has_counts_in_no_mean():
     assert metrics.mean_average_precision == 1
     assert metrics.balanced_accuracy == 1
     assert metrics.macro_f1 == 0.5  # of the third class, which is predicted only, it is 0
-
-
-def test_scores_have_every_batch_and_the_last_is_smaller():
-    """Each image has two crops; the logits are the means of their probabilities."""
-
-    def batch(*indices):
-        rows = torch.tensor(indices).repeat_interleave(2)
-        images = rows[:, None].float() + torch.tensor([0.0, 0.5]).repeat(len(indices))[:, None]
-        return Batch(images, rows % 3, rows)
-
-    batches = [batch(0, 1, 2), batch(3, 4, 5), batch(6)]
-    found = predict_scores(lambda x: torch.cat([x, 0 * x, -x], 1), batches, ("a", "b", "c"))
-    assert found.indices.tolist() == list(range(7))
-    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
-    views = torch.tensor([[[6.0, 0, -6]], [[6.5, 0, -6.5]]])
-    expected = views.softmax(2).mean(0)[0]
-    torch.testing.assert_close(found.probabilities[6], expected.double(), rtol=1e-6, atol=1e-9)
-    assert running_means(running_sums(found)).images == 7

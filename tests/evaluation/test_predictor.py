@@ -12,7 +12,7 @@ from resnets.config.families import get_arch
 from resnets.config.recipe import Preprocess
 from resnets.data.dataset import unlabelled_split
 from resnets.errors import DataError, UsageError
-from resnets.evaluation import detection, segmentation
+from resnets.evaluation import detection, detections, segmentation
 from resnets.evaluation.loader import LoaderOptions
 from resnets.evaluation.predictor import Model
 from resnets.models import create
@@ -138,7 +138,7 @@ def test_the_answers_are_those_of_an_evaluation(tmp_path, name):
     assert torch.equal(found.boxes, expected.boxes)
     assert found.scores == tuple(expected.scores.tolist())
     assert found.labels == tuple("abc"[k] for k in expected.classes.tolist())
-    masks = torch.stack([torch.as_tensor(detection.decode_mask(m)).bool() for m in expected.masks])
+    masks = torch.stack([torch.as_tensor(detections.decode_mask(m)).bool() for m in expected.masks])
     assert torch.equal(found.masks, masks)
     with pytest.raises(UsageError, match="need a folder for pictures: out="):
         resnets.predict(model, IMAGES[0], refine=True)

@@ -16,7 +16,7 @@ from resnets.evaluation import classification
 from resnets.evaluation.classification import classification_metrics, running_means, running_sums
 from resnets.evaluation.load import load, match_classes
 from resnets.evaluation.predictor import Model
-from resnets.evaluation.scores import ensemble
+from resnets.evaluation.scores import ensemble, predict_scores
 from resnets.evaluation.tta import dense_logits, passes
 from resnets.models.io.model_file import ModelMetadata, save
 
@@ -237,7 +237,7 @@ def test_the_parts_of_ranks_are_the_whole(several):
     parts, sums = [], []
     for rank in range(4):
         rows = shown(split, preprocess=SEE, batch=2, device=CPU, rank=rank, ranks=4)
-        parts.append(classification.predict_scores(model.network, rows, model.metadata.classes))
+        parts.append(predict_scores(model.network, rows, model.metadata.classes))
         sums.append(running_sums(parts[-1]))
     order = torch.cat([part.indices for part in parts]).argsort()
     torch.testing.assert_close(torch.cat([part.logits for part in parts])[order], whole.logits)

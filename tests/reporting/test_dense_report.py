@@ -9,8 +9,7 @@ from PIL import Image
 
 import resnets
 from resnets.api.info import write_report
-from resnets.evaluation import detection
-from resnets.evaluation.predictions import SplitDetections
+from resnets.evaluation.detections import SplitDetections, paste_mask
 from resnets.reporting import compare, dense, plots
 from resnets.reporting import detection as report
 from resnets.reporting.facts import percent, read_facts
@@ -143,7 +142,7 @@ def made(folder):
     classes, scores, boxes = zip(*given, strict=True)
     zeros = torch.zeros(len(given), dtype=torch.int64)
     columns = torch.tensor(classes), torch.tensor(scores), torch.tensor(boxes).float()
-    square = detection.paste_mask(torch.ones(28, 28), columns[2][0], 120, 160)
+    square = paste_mask(torch.ones(28, 28), columns[2][0], 120, 160)
     return split, SplitDetections(zeros, *columns, (square,) * len(given), torch.tensor([0]))
 
 

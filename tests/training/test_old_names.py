@@ -8,7 +8,7 @@ import pytest
 import resnets
 from resnets.config.recipe import OLD_FIELDS, Augment, Recipe, to_dict
 from resnets.errors import UsageError
-from resnets.evaluation.setup import TrainingData
+from resnets.evaluation.evaluate import TrainingData
 from resnets.tensor_files import digest
 from resnets.training import checkpoint, runner, tune
 from resnets.training.run import Run

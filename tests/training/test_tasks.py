@@ -10,7 +10,7 @@ from resnets import models
 from resnets.config.families import ARCHS
 from resnets.data.joint_transforms import fit_side
 from resnets.errors import CheckpointError, UsageError
-from resnets.evaluation import predictions
+from resnets.evaluation import detections
 from resnets.models.io.model_file import load
 from resnets.tensor_files import digest
 from resnets.training import checkpoint
@@ -58,7 +58,7 @@ def test_a_finished_run_is_tested_and_its_model_finds_the_same(drawn, tmp_path):
         overrides=SHORT | {"steps": 2},
         workers=0,
     )
-    kept = predictions.load(tmp_path / "run" / "detections.safetensors")
+    kept = detections.load(tmp_path / "run" / "detections.safetensors")
     again = resnets.evaluate(tmp_path / "run", drawn["detect"], batch=4, workers=0)
     one, other = (dict(r.numbers()) for r in (again, outcome.result))
     assert one == pytest.approx(other, abs=1e-3)  # the convolutions are folded, and round otherwise

@@ -23,10 +23,11 @@ from resnets.data.inputs import Input, expand_inputs
 from resnets.data.splits import Split
 from resnets.escape import visible
 from resnets.evaluation import detection, segmentation
-from resnets.evaluation.evaluate import fold_norms, prepare_detector
+from resnets.evaluation.coco import coco_results
+from resnets.evaluation.detection import prepare_detector
+from resnets.evaluation.detections import SplitDetections, decode_mask
 from resnets.evaluation.load import load_model
 from resnets.evaluation.loader import LoaderOptions
-from resnets.evaluation.predictions import SplitDetections
 from resnets.evaluation.predictor import Model, name_model_in_errors
 from resnets.files import write_whole
 from resnets.models.segmentation import Segmenter
@@ -94,7 +95,7 @@ def draw_prediction(
     kinds = shown.classes.tolist()
     pairs = zip(kinds, shown.scores.tolist(), strict=True)
     words = [f"{visible(names[k])} {probability:.2f}" for k, probability in pairs]
-    masks = torch.stack([*map(detection.decode_mask, shown.masks)]) if shown.masks else None
+    masks = torch.stack([*map(decode_mask, shown.masks)]) if shown.masks else None
     return draw_boxes(read_picture(split, index), shown.boxes, kinds, words, masks)
 
 
@@ -109,7 +110,7 @@ def draw_predictions(
 
     Raises DiskError, and MissingPackage for masks of objects.
     """
-    model = fold_norms(load_model(path, None, options))
+    model = load_model(path, None, options).fold_norms()
     loader = model.loader_options(options.images_per_batch(4), options.workers)
     ids, names = UniqueIds(), model.metadata.classes
     items: Sequence[Any] = inputs if isinstance(inputs, list | tuple) else [inputs]
@@ -145,7 +146,7 @@ def write_coco_results(
     numbers = [ids.images.get(x, unused_id(ids.images) + k) for k, x in enumerate(split.images)]
     known, lines = ids.categories, list[dict[str, Any]]()
     categories = [known.get(name, unused_id(known) + k) for k, name in enumerate(names)]
-    for k, row in enumerate(detection.coco_results(detections, masks=False)):
+    for k, row in enumerate(coco_results(detections, masks=False)):
         image, kind = row["image_id"], row["category_id"]
         line = {
             "image_id": numbers[image],

@@ -26,7 +26,7 @@ from resnets.data.splits import Split, class_presence
 from resnets.data.transforms import normalize, statistics
 from resnets.errors import Assumption, UsageError, quantify
 from resnets.escape import visible
-from resnets.evaluation.predictions import Prediction
+from resnets.evaluation.classification import Prediction
 from resnets.evaluation.predictor import Model, preprocess_image
 from resnets.evaluation.scores import Scores, is_correct, predicted_classes
 from resnets.files import write_whole

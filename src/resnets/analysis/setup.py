@@ -19,11 +19,10 @@ from resnets.data.loader import Batch, test_batches
 from resnets.device import pick_device
 from resnets.errors import DataError, UsageError
 from resnets.escape import shorten
-from resnets.evaluation.classification import predict_scores
+from resnets.evaluation.evaluate import load_setup, pick_split
 from resnets.evaluation.load import load
 from resnets.evaluation.predictor import Model
-from resnets.evaluation.scores import error_rate
-from resnets.evaluation.setup import load_setup, pick_split
+from resnets.evaluation.scores import error_rate, predict_scores
 from resnets.models import create
 from resnets.models.external import describe as describe_module
 from resnets.models.io.model_file import ModelMetadata

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from resnets.analysis.instruments import Analysis, Plot
     from resnets.data.torch_dataset import Data
     from resnets.evaluation.classification import Calibration
-    from resnets.evaluation.evaluate import Metrics
     from resnets.evaluation.predictor import Model
+    from resnets.evaluation.tasks import Metrics
 else:  # so that the annotations can be read without torch
     Calibration = Analysis = Metrics = Model = Module = Any
     Data = str | Path | Any
@@ -134,7 +134,7 @@ def calibrate(
     from resnets.data import dataset
     from resnets.evaluation.calibration import fit_temperature
     from resnets.evaluation.classification import Calibration, classification_metrics
-    from resnets.evaluation.setup import load_setup
+    from resnets.evaluation.evaluate import load_setup
     from resnets.models.io.model_file import save
     from resnets.training import runner
     from resnets.training.run import Run

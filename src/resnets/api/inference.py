@@ -192,9 +192,8 @@ def explain(
     checks.check_data(data)
     check_outside(Path(out), data)
     from resnets.analysis import explain
-    from resnets.evaluation.evaluate import load_data
+    from resnets.evaluation.evaluate import load_data, load_setup
     from resnets.evaluation.load import load_model
-    from resnets.evaluation.setup import load_setup
 
     if not inputs:
         return [explore_split(model, data, Path(out), options)]
@@ -218,9 +217,8 @@ def explore_split(
 ) -> dict[str, int]:
     """The number of images of a split by finding."""
     from resnets.analysis import explain
-    from resnets.evaluation.evaluate import load_data
+    from resnets.evaluation.evaluate import load_data, load_setup
     from resnets.evaluation.scores import error_rate
-    from resnets.evaluation.setup import load_setup
     from resnets.training.run import log_test_access
 
     source = load_data(data, options)

@@ -17,9 +17,8 @@ from resnets.training.run import Run
 
 if TYPE_CHECKING:
     from resnets.analysis.instruments import Analysis
-    from resnets.evaluation.classification import Calibration, ClassificationMetrics
-    from resnets.evaluation.evaluate import Metrics
-    from resnets.evaluation.predictions import Prediction
+    from resnets.evaluation.classification import Calibration, ClassificationMetrics, Prediction
+    from resnets.evaluation.tasks import Metrics
     from resnets.training.plan import Plan
     from resnets.training.runner import TrainResult
     from resnets.training.tune import Trial

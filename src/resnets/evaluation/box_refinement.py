@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from resnets.evaluation.detection import Detect
+from resnets.evaluation.detections import Detect
 from resnets.models.detection import boxes as box
 from resnets.models.detection.boxes import BatchDetections, gather_rows, top_k_detections
 from resnets.models.detection.faster_rcnn import FasterRCNN, flatten_classes

@@ -1,85 +1,46 @@
-"""Classification: scores of a network over batches, and every figure of them.
+"""Classification: every figure of a network's scores, and its classes for images.
 
 Each image counts once. Errors and accuracies are fractions in 0..1.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from resnets.config.types import EvaluateOptions
+from resnets.data import dataset
 from resnets.data.loader import Batch
-from resnets.data.splits import class_presence
+from resnets.data.splits import Split, class_presence
+from resnets.data.transforms import normalize, statistics
 from resnets.errors import quantify
-from resnets.evaluation.calibration import calibration_error
+from resnets.evaluation.calibration import calibration_error, selective_accuracy
 from resnets.evaluation.intervals import bootstrap_interval, wilson_interval
 from resnets.evaluation.scores import (
     Scores,
+    ensemble,
+    error_rate,
     intersect,
     is_correct,
     losses,
-    mean_logits,
+    predict_batch,
+    predict_scores,
     predicted_classes,
 )
+from resnets.models.layers import check_finite
 from resnets.models.modes import evaluation_mode
 
-Forward = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> logits (N, K)
-
-
-@torch.inference_mode()
-def predict_batch(network: Forward, images: Tensor, *, bfloat16: bool = False) -> Tensor:
-    """Logits in float32: (N, C, H, W) -> (N, classes). The network must be in evaluation mode."""
-    images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
-        logits = network(images)
-    return logits.float()
-
-
-def predict_scores(
-    network: Forward,
-    batches: Iterable[Batch],
-    classes: tuple[str, ...],
-    *,
-    mirrored: bool = False,
-    temperature: float = 1.0,
-    bfloat16: bool = False,
-) -> Scores:
-    """Logits of each image: the mean over the rows that it has in a batch, as of its crops.
-
-    With `mirrored` each row counts as it is and as its mirror image. The network must be in
-    evaluation mode.
-    """
-    start, unreadable = time.monotonic(), list[tuple[Path, str]]()
-    empty = torch.empty(0, dtype=torch.int64)
-    logits, labels, indices = [torch.empty(0, len(classes))], [empty], [empty]
-    for batch in batches:
-        unreadable += batch.unreadable
-        if not len(batch.labels):
-            continue
-        crops = len(batch.indices) // len(set(batch.indices.tolist()))
-        sides = (batch.images, batch.images.flip(-1)) if mirrored else (batch.images,)
-        outputs = [predict_batch(network, images, bfloat16=bfloat16) for images in sides]
-        views = torch.stack(outputs).view(len(sides), -1, crops, len(classes))
-        views = views.transpose(1, 2).flatten(0, 1) / temperature  # (V, N, K)
-        logits.append(mean_logits(views, multi_label=batch.labels.ndim == 2).cpu())
-        labels.append(batch.labels[::crops].cpu())
-        indices.append(batch.indices[::crops])
-    return Scores(
-        logits=torch.cat(logits),
-        labels=torch.cat(labels),
-        indices=torch.cat(indices),
-        classes=classes,
-        unreadable=tuple(unreadable),
-        seconds=time.monotonic() - start,
-    )
+if TYPE_CHECKING:  # these modules import this one
+    from resnets.evaluation.evaluate import EvalSetup
+    from resnets.evaluation.predictor import Model
 
 
 def evaluate(
@@ -315,3 +276,64 @@ def compare_scores(first: Scores, second: Scores) -> Comparison:
         fixed=fixed,
         broken=broken,
     )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one image, best first; or the `problem` of an unreadable one."""
+
+    file: str  # "input K" of an image that is no file
+    classes: tuple[str, ...] = ()  # names
+    probabilities: tuple[float, ...] = ()  # of these classes
+    problem: str | None = None
+
+
+def predict(
+    model: Model, files: Sequence[str], images: Sequence[Tensor], top: int, score: float
+) -> list[Prediction]:
+    """The `top` classes of images, of which these are the test-time views: uint8 (C, size, size).
+
+    Raises NotFinite.
+    """
+    names = model.metadata.classes
+    batch = torch.stack([*images]).to(model.device)
+    x = normalize(batch, *statistics(model.metadata.preprocess, model.device))
+    logits = predict_batch(model.classifier, x, bfloat16=model.bfloat16)
+    logits = check_finite(logits / (model.metadata.temperature or 1.0))
+    probabilities = logits.sigmoid() if model.multi_label else logits.softmax(1)
+    best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
+    rows = zip(files, best.values.tolist(), best.indices.tolist(), strict=True)
+    return [Prediction(file, tuple(names[k] for k in ks), tuple(ps)) for file, ps, ks in rows]
+
+
+def evaluate_classifiers(
+    setups: Sequence[EvalSetup], options: EvaluateOptions
+) -> tuple[ClassificationMetrics, list[float]]:
+    """Every metric of the mean of classifiers; or of the second, compared with the first."""
+    first, scores = setups[0], [setup.scores() for setup in setups]
+    combined = scores[-1] if options.compare else ensemble(scores)
+    first.check_unreadable(combined.unreadable)
+    metrics = classification_metrics(combined, first.split_name)
+    if options.compare:
+        comparison = compare_scores(*scores)
+        if isinstance(first.split.images, tuple):
+            names = functools.partial(map, lambda k: str(first.split.images[int(k)]))
+            fixed, broken = tuple(names(comparison.fixed)), tuple(names(comparison.broken))
+            comparison = replace(comparison, fixed=fixed, broken=broken)
+        metrics = replace(metrics, comparison=comparison)
+    if options.at_precision is not None:
+        abstention = selective_accuracy(combined, options.at_precision)
+        metrics = replace(metrics, abstention=abstention)
+    if options.ood is not None:
+        others = dataset.load(options.ood, max_unreadable=options.max_unreadable, training=False)
+        ood = functools.reduce(Split.concat, others.splits.values())
+        labels = combined.labels  # placeholders of the same shape
+        ood = replace(ood, labels=labels.new_zeros(len(ood), *labels.shape[1:]))
+        ood_scores = ensemble([replace(setup, split=ood).scores() for setup in setups])
+        metrics = replace(metrics, ood_auroc=ood_auroc(combined, ood_scores))
+    if options.corruptions:
+        from resnets.evaluation.corruptions import robustness  # here: torchvision delays a start
+
+        rows = robustness(first.scores, first.model.metadata.arch.channels)
+        metrics = replace(metrics, corruptions=tuple(rows))
+    return metrics, [error_rate(one_model) for one_model in scores]

@@ -1,34 +1,38 @@
-"""Detections of a network on a split, and every figure of them, computed without the images."""
+"""Detection: what a network finds on images, and every figure of it."""
 
 from __future__ import annotations
 
+import copy
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from resnets.data.splits import Shape, Split
-from resnets.errors import MissingPackage, UsageError, quantify
+from resnets.config.types import EvaluateOptions, InferenceOptions
+from resnets.data.splits import Split
+from resnets.errors import CheckpointError, UsageError, quantify
 from resnets.evaluation import voc
+from resnets.evaluation.coco import CocoMetrics, coco_metrics
+from resnets.evaluation.detections import (
+    NO_DETECTIONS,
+    Detect,
+    SplitDetections,
+    concatenate,
+    import_coco,
+    paste_mask,
+)
 from resnets.evaluation.diagnosis import diagnose
 from resnets.evaluation.intervals import percentile_interval
-from resnets.evaluation.loader import LoaderOptions
-from resnets.evaluation.predictions import NO_DETECTIONS, Rle, SplitDetections, concatenate
-from resnets.models.detection.boxes import clip
+from resnets.evaluation.loader import LoaderOptions, split_of_image
+from resnets.models.detection.boxes import BatchDetections, clip
 
-if TYPE_CHECKING:  # torchvision takes 1.7 s to import
-    from resnets.models.detection.boxes import BatchDetections
-
-
-class Detect(Protocol):
-    """A detector, or a procedure that is used like one."""
-
-    def __call__(self, images: Tensor, *, sizes: Tensor) -> BatchDetections: ...
+if TYPE_CHECKING:  # these modules import this one
+    from resnets.evaluation.evaluate import EvalSetup
+    from resnets.evaluation.predictor import Model
 
 
 @torch.inference_mode()
@@ -64,8 +68,7 @@ def in_files(
     classes = output.classes.cpu()
     valid = classes >= 0
     rows = valid.nonzero()[:, 0]
-    scale = (file_sizes / sizes).flip(1).repeat(1, 2)[:, None]
-    boxes = clip(output.boxes.float().cpu() * scale, file_sizes)[valid]
+    boxes = boxes_in_files(output, sizes, file_sizes)[valid]
     masks = None
     if output.masks is not None:
         columns = output.masks.float().cpu()[valid], boxes, file_sizes[rows].tolist()
@@ -80,71 +83,10 @@ def in_files(
     }
 
 
-def import_coco() -> Any:
-    """The package for COCO's metrics and masks. Raises MissingPackage."""
-    try:
-        import faster_coco_eval
-    except ImportError:
-        raise MissingPackage(
-            'figures and masks of objects need faster-coco-eval: pip install "resnets[detect]"'
-        ) from None
-    return faster_coco_eval
-
-
-def paste_mask(mask: Tensor, box: Tensor, height: int, width: int) -> Rle:
-    """Where a mask (28, 28), 0..1 inside its box (4,), is above 0.5 in an image.
-
-    The pixels are those of torchvision's `paste_masks_in_image`. Raises MissingPackage.
-    """
-    side = mask.shape[0]
-    half = (box[2:] - box[:2]) * 0.5 * ((side + 2) / side)
-    center = (box[2:] + box[:2]) * 0.5
-    x1, y1, x2, y2 = torch.cat([center - half, center + half]).long().tolist()
-    padded, sides = F.pad(mask, (1, 1, 1, 1))[None, None], (y2 - y1 + 1, x2 - x1 + 1)
-    enlarged = F.interpolate(padded, sides, mode="bilinear", align_corners=False)[0, 0]
-    left, top = max(0, x1), max(0, y1)
-    inside = enlarged[top - y1 : height - y1, left - x1 : width - x1] > 0.5
-    # Run lengths go down the image's columns; only pixels inside of the box are counted.
-    x, y = inside.T.numpy().nonzero()
-    positions = (left + x) * height + top + y
-    ends = np.flatnonzero(np.diff(positions, prepend=-2, append=height * width + 1) != 1)
-    runs = np.stack([positions[ends[:-1]], positions[ends[1:] - 1] + 1], 1).ravel()
-    counts = np.trim_zeros(np.diff(runs, prepend=0, append=height * width), "b").tolist()
-    encoded = import_coco().mask.frPyObjects(
-        {"counts": counts, "size": [height, width]}, height, width
-    )
-    return height, width, encoded["counts"]
-
-
-@dataclass(frozen=True)
-class CocoMetrics:
-    """COCO's twelve and what they are of each class; None where there is no such object.
-
-    Small objects have less than 32^2 pixels, large ones more than 96^2: of the mask, or without
-    masks of the box. Recalls are of 1, 10 and 100 detections of a class in an image.
-    """
-
-    map: float | None  # mean over the classes and the IoU 0.5, 0.55, ... 0.95
-    map50: float | None
-    map75: float | None
-    map_small: float | None
-    map_medium: float | None
-    map_large: float | None
-    recall_1: float | None
-    recall_10: float | None
-    recall_100: float | None
-    recall_small: float | None
-    recall_medium: float | None
-    recall_large: float | None
-    ap: tuple[float | None, ...]  # of each class, as `map`
-    ap50: tuple[float | None, ...]
-    # of each class at IoU 0.5 and a recall of 0, 0.01, ... 1; empty where it does not occur
-    precision: tuple[tuple[float, ...], ...]
-
-    def numbers(self) -> dict[str, float | None]:
-        """The figures that are one number."""
-        numbers = {k: v for k, v in vars(self).items() if isinstance(v, float | None)}
-        return {k: None if value is None else round(value, 6) for k, value in numbers.items()}
+def boxes_in_files(output: BatchDetections, sizes: Tensor, file_sizes: Tensor) -> Tensor:
+    """The boxes in pixels of the files, on the CPU: (B, D, 4)."""
+    scale = (file_sizes / sizes).flip(1).repeat(1, 2)[:, None]
+    return clip(output.boxes.float().cpu() * scale, file_sizes)
 
 
 @dataclass(frozen=True)
@@ -255,86 +197,6 @@ def evaluate_predictions(
     )
 
 
-def coco_metrics(
-    detections: SplitDetections, split: Split, kind: Literal["bbox", "segm"], num_classes: int
-) -> CocoMetrics:
-    """COCO's figures of boxes or of masks, those of pycocotools. Raises MissingPackage."""
-    package = import_coco()
-    ground_truth = package.COCO(coco_ground_truth(detections.indices, split, num_classes))
-    results = ground_truth.loadRes(coco_results(detections, masks=kind == "segm"))
-    test = package.COCOeval_faster(ground_truth, results, kind)
-    test.run()
-    # (IoU, recall, class), of objects of all sizes and 100 detections
-    precision = test.eval["precision"][..., 0, 2]
-    per_class = [precision[..., k] if precision[0, 0, k] >= 0 else None for k in range(num_classes)]
-    names = (field.name for field in fields(CocoMetrics))
-    return CocoMetrics(
-        **{name: None if x < 0 else float(x) for name, x in zip(names, test.stats, strict=False)},
-        ap=tuple(None if x is None else float(x.mean()) for x in per_class),
-        ap50=tuple(None if x is None else float(x[0].mean()) for x in per_class),
-        precision=tuple(() if x is None else tuple(x[0].tolist()) for x in per_class),
-    )
-
-
-def coco_ground_truth(indices: Tensor, split: Split, num_classes: int) -> dict[str, Any]:
-    """The objects of these images of a split in COCO's form. Raises MissingPackage."""
-    assert split.sizes is not None
-    assert split.objects is not None
-    sizes = dict(zip(indices.tolist(), split.sizes[indices].tolist(), strict=True))
-    annotations = list[dict[str, Any]]()
-    for image, size in sizes.items():
-        shapes = split.masks[image] if split.masks else ()
-        assert not isinstance(shapes, Path)
-        targets = split.objects[image]
-        targets = targets[~targets.is_padding]
-        columns = (targets.boxes, targets.classes, targets.is_ignored)
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        for k, ((x1, y1, x2, y2), class_index, crowd) in enumerate(rows):
-            # A number of 0 would mean that a detection matches nothing.
-            row = {"id": len(annotations) + 1, "image_id": image, "category_id": class_index}
-            row |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
-            if shapes:
-                mask = to_rle(shapes[k], *size)
-                row |= {"segmentation": mask, "area": float(import_coco().mask.area(mask))}
-            annotations.append(row | {"iscrowd": int(crowd)})
-    return {
-        "images": [{"id": image, "height": h, "width": w} for image, (h, w) in sizes.items()],
-        "categories": [{"id": k, "name": str(k)} for k in range(num_classes)],
-        "annotations": annotations,
-    }
-
-
-def coco_results(detections: SplitDetections, *, masks: bool) -> list[dict[str, Any]]:
-    """Detections in COCO's form of results, with their masks or with their boxes."""
-    corners, ends = detections.boxes.double().tensor_split(2, 1)
-    boxes = torch.cat([corners, ends - corners], 1)
-    columns = (detections.images, detections.classes, detections.scores.double(), boxes)
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    results = [
-        {"image_id": image, "category_id": class_index, "score": score, "bbox": box}
-        for image, class_index, score, box in rows
-    ]
-    if masks and detections.masks:
-        for row, mask in zip(results, detections.masks, strict=True):
-            row["segmentation"] = to_rle(mask)
-            del row["bbox"]
-    return results
-
-
-def to_rle(shape: Shape, height: int = 0, width: int = 0) -> dict[str, Any]:
-    """A mask as COCO's package has it; polygons need the sides of their image."""
-    if isinstance(shape[0], int):
-        return {"size": shape[:2], "counts": shape[2]}
-    mask = import_coco().mask
-    merged: dict[str, Any] = mask.merge(mask.frPyObjects(list(map(list, shape)), height, width))
-    return merged
-
-
-def decode_mask(mask: Rle) -> Tensor:
-    """The pixels of a mask: bool (H, W). Raises MissingPackage."""
-    return torch.from_numpy(import_coco().mask.decode(to_rle(mask))).bool()
-
-
 def compare_detections(
     first: SplitDetections, second: SplitDetections, split: Split, num_classes: int
 ) -> DetectionComparison:
@@ -347,3 +209,103 @@ def compare_detections(
         difference=voc.all_points(after) - voc.all_points(before),
         interval=percentile_interval(voc.bootstrap_map(after) - voc.bootstrap_map(before)),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class DetectionPrediction:
+    """The objects on one image, best first; or the `problem` of an unreadable one."""
+
+    file: str
+    # float32 (D, 4): x1, y1, x2, y2 in pixels of the image
+    boxes: Tensor = field(default_factory=lambda: torch.empty(0, 4))
+    labels: tuple[str, ...] = ()  # a name for each box
+    scores: tuple[float, ...] = ()  # of each box, in 0..1
+    masks: Tensor | None = None  # bool (D, H, W), of a network that draws masks
+    problem: str | None = None
+
+
+def predict(
+    model: Model, files: Sequence[str], images: Sequence[Tensor], top: int, score: float
+) -> list[DetectionPrediction]:
+    """The objects on images, uint8 (C, H, W), that have a `score` so high."""
+    return [
+        predict_objects(model, file, image, score)
+        for file, image in zip(files, images, strict=True)
+    ]
+
+
+def predict_objects(model: Model, file: str, image: Tensor, score: float) -> DetectionPrediction:
+    """The objects on one image, uint8 (C, H, W), that have a `score` so high."""
+    output, boxes = find_boxes(model, image)
+    classes, scores = output.classes[0].cpu(), output.scores[0].float().cpu()
+    kept = (classes >= 0) & (scores >= score)
+    masks = None
+    if output.masks is not None:
+        from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+        in_boxes = output.masks[0].float().cpu()[kept][:, None]
+        masks = paste_masks_in_image(in_boxes, boxes[kept], image.shape[1:])[:, 0] > 0.5
+    labels = tuple(model.metadata.classes[k] for k in classes[kept].tolist())
+    return DetectionPrediction(file, boxes[kept], labels, tuple(scores[kept].tolist()), masks)
+
+
+def find_boxes(model: Model, image: Tensor) -> tuple[BatchDetections, Tensor]:
+    """The output of a network for one image, uint8 (C, H, W), and boxes in its pixels (D, 4)."""
+    ((batch, sizes, file_sizes),) = model.loader_options(1).sized_batches(split_of_image(image))
+    network = cast("Detect", model.network)
+    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=model.bfloat16):
+        output = network(batch.images, sizes=sizes)
+    return output, boxes_in_files(output, sizes.cpu(), file_sizes)[0]
+
+
+def evaluate_detectors(
+    setups: Sequence[EvalSetup], options: EvaluateOptions
+) -> tuple[DetectionMetrics, list[float | None]]:
+    """Metrics of detectors as one; or of the second, compared with the first."""
+    import_coco()  # fails now, not after all images
+    first, models = setups[0], [setup.model.fold_norms() for setup in setups]
+    classes = first.model.metadata.classes
+    if any(model.metadata.classes != classes for model in models):
+        raise CheckpointError("the models' classes differ, or their order does")
+    detections = [
+        detect(
+            prepare_detector(members, options),
+            first.split,
+            models[0].loader_options(options.images_per_batch(4), options.workers),
+            bfloat16=models[0].bfloat16,
+        )
+        for members in ([[model] for model in models] if options.compare else [models])
+    ]
+    first.check_unreadable(detections[-1].unreadable)
+    metrics = evaluate_predictions(detections[-1], first.split, classes, first.split_name)
+    if options.compare:
+        before, after = detections
+        comparison = compare_detections(before, after, first.split, len(classes))
+        metrics = replace(metrics, comparison=comparison)
+    return metrics, [metrics.error if len(models) == 1 else None] * len(models)
+
+
+def prepare_detector(models: Sequence[Model], options: InferenceOptions) -> Detect:
+    """Detectors or a localiser as one, with the improvements that are asked for.
+
+    Raises UsageError.
+    """
+    from resnets.evaluation.box_refinement import refined_detections
+    from resnets.models.detection.faster_rcnn import FasterRCNN
+    from resnets.models.localizer import Localizer
+
+    networks = [model.network for model in models]
+    if len(networks) == 1 and not options.refine:
+        if isinstance(networks[0], Localizer):
+            localizer = copy.copy(networks[0])  # the model's own keeps its scales
+            localizer.scales = options.scales
+            return localizer
+        if options.scales == (1.0,):
+            return cast("Detect", networks[0])
+    two_stages = [network for network in networks if isinstance(network, FasterRCNN)]
+    if len(two_stages) < len(networks):
+        raise UsageError(
+            "ensembles, --refine and --scales are for two-stage detectors, and --scales "
+            "for localisers"
+        )
+    return refined_detections(two_stages, refine=options.refine, scales=options.scales)

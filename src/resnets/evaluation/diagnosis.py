@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from resnets.data.splits import Split
-from resnets.evaluation.box_matching import overlapping_pairs
-from resnets.evaluation.predictions import SplitDetections
+from resnets.evaluation.detections import SplitDetections, overlapping_pairs
 
 MANY = 0.3  # fraction of the objects that makes a reason
 LOW = 0.05  # score that detectors leave out

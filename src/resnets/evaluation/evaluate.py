@@ -1,61 +1,51 @@
-"""What `api.evaluate` does: models of each task evaluated on a split of a data set."""
+"""Models of any task evaluated on a split of a data set: what `api.evaluate` does."""
 
 from __future__ import annotations
 
-import copy
 import functools
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Annotated, Any
 
 import numpy as np
-import torch
+import pydantic
 from torch import Tensor
 
 from resnets.config import arch
 from resnets.config.arch import ExternalArch
-from resnets.config.types import EvaluateOptions, InferenceOptions, TaskName
+from resnets.config.recipe import FINITE, rename_old_fields
+from resnets.config.types import EvaluateOptions, InferenceOptions, TaskName, ViewName
 from resnets.data import dataset
-from resnets.data.dataset import Split
-from resnets.errors import CheckpointError, DataError, UsageError, quantify
-from resnets.evaluation.calibration import selective_accuracy
-from resnets.evaluation.classification import (
-    ClassificationMetrics,
-    classification_metrics,
-    compare_scores,
-    ood_auroc,
-)
-from resnets.evaluation.load import AnyModel, load, load_model
+from resnets.data.dataset import Source, Split
+from resnets.data.decode import warn_clipped
+from resnets.data.loader import ImageOp
+from resnets.data.torch_dataset import PREFIX as DATASET
+from resnets.errors import Assumption, CheckpointError, DataError, UsageError, quantify
+from resnets.escape import shorten
+from resnets.evaluation.load import AnyModel, load, load_model, match_classes
 from resnets.evaluation.predictor import Model, name_model_in_errors
-from resnets.evaluation.scores import ensemble, error_rate
-from resnets.evaluation.setup import EvalSetup, load_setup, warn_of_training_images
+from resnets.evaluation.scores import Scores
+from resnets.evaluation.tasks import TASKS, Metrics
 from resnets.models.io.fetch import locate_weights
 from resnets.models.io.model_file import read_metadata
 
-if TYPE_CHECKING:  # torchvision takes 1.7 s to import
-    from resnets.evaluation.detection import Detect, DetectionMetrics
-    from resnets.evaluation.localization import LocalizationMetrics
-    from resnets.evaluation.segmentation import SegmentationMetrics
-
 # Called for an evaluated model with the data's digest, the split, and the error if it is its alone.
 LogAccess = Callable[[str | Path, str, str, float | None], None]
-Metrics: TypeAlias = (
-    "ClassificationMetrics | DetectionMetrics | LocalizationMetrics | SegmentationMetrics"
-)
-# The metrics of models together, and the error of each by itself, where there is one.
-Measured: TypeAlias = tuple[Metrics, Sequence[float | None]]
 
 
 def evaluate(
     task: TaskName,
-    measure: Callable[[Sequence[EvalSetup], EvaluateOptions], Measured],
     models: Sequence[AnyModel],
     data: Any,
     options: EvaluateOptions,
     log: LogAccess,
 ) -> Metrics:
-    """`api.evaluate` for models of a task that `measure` gives the metrics of."""
+    """The metrics of models of a task together; arguments and errors as `api.evaluate`."""
+    functions = TASKS[task]
+    if len(models) > 1 and not functions.ensembles:
+        raise UsageError(f"only detectors can form an ensemble: give one model to `resnets {task}`")
     source = load_data(data, options, task)
     setups = [
         load_setup(model, source, options, task, view)
@@ -66,9 +56,13 @@ def evaluate(
     first, *others = (np.asarray(setup.split.images) for setup in setups)
     if not all(np.array_equal(first, images) for images in others):
         raise UsageError("the models held out different validation images: use --split test")
+    if options.classifier is not None:  # a foreign file has the data's classes, in their order
+        plain = replace(options, fields={})
+        classifier = load_model(options.classifier, source, plain, "classify")
+        options = replace(options, classifier=classifier)
     paths = [model.path if isinstance(model, Model) else Path(model) for model in models]
     with name_model_in_errors(*paths):
-        metrics, errors = measure(setups, options)
+        metrics, errors = functions.evaluate(setups, options)
     for path, error in dict(zip(paths, errors, strict=True)).items():
         log(path, source.digest, setups[0].split_name, error)
     unreadable = (*source.unreadable, *metrics.unreadable)
@@ -103,167 +97,131 @@ def load_custom_code(
     return loaded, options if loaded == [*models] else replace(options, network=None)
 
 
-def check_read(unreadable: Sequence[tuple[Path, str]], setup: EvalSetup) -> None:
-    """Raise DataError where more images than are allowed are unreadable, or all are."""
-    images = len(setup.split)
-    if len(unreadable) == images or len(unreadable) > setup.options.max_unreadable * images:
-        noun = f"of {images} files of the {setup.split_name} split are unreadable"
-        raise DataError(
-            f"{setup.source.name}: {quantify(len(unreadable), noun)}, first: "
-            f"{unreadable[0][0] if unreadable else 'none'}\n"
-            "Repair them, or allow more: --max-unreadable 0.1"
+@dataclass(frozen=True)
+class EvalSetup:
+    """A model, the split that it is evaluated on, with the model's labels, and how."""
+
+    model: Model
+    source: Source
+    split: Split
+    split_name: str
+    options: InferenceOptions
+    view: ViewName = "center"
+
+    def scores(self, change: ImageOp | None = None) -> Scores:
+        """The logits of each image, `change`d where that is given."""
+        return self.model.scores(
+            self.split,
+            view=self.view,
+            size=self.options.size,
+            batch=self.options.images_per_batch(),
+            workers=self.options.workers,
+            change=change,
         )
 
-
-def evaluate_classifiers(setups: Sequence[EvalSetup], options: EvaluateOptions) -> Measured:
-    """Every metric of the mean of classifiers; or of the second, compared with the first."""
-    first, scores = setups[0], [setup.scores() for setup in setups]
-    combined = scores[-1] if options.compare else ensemble(scores)
-    check_read(combined.unreadable, first)
-    metrics = classification_metrics(combined, first.split_name)
-    if options.compare:
-        comparison = compare_scores(*scores)
-        if isinstance(first.split.images, tuple):
-            names = functools.partial(map, lambda k: str(first.split.images[int(k)]))
-            fixed, broken = tuple(names(comparison.fixed)), tuple(names(comparison.broken))
-            comparison = replace(comparison, fixed=fixed, broken=broken)
-        metrics = replace(metrics, comparison=comparison)
-    if options.at_precision is not None:
-        abstention = selective_accuracy(combined, options.at_precision)
-        metrics = replace(metrics, abstention=abstention)
-    if options.ood is not None:
-        splits = load_data(options.ood, options).splits.values()
-        ood = functools.reduce(Split.concat, splits)
-        labels = combined.labels  # placeholders of the same shape
-        ood = replace(ood, labels=labels.new_zeros(len(ood), *labels.shape[1:]))
-        ood_scores = ensemble([replace(setup, split=ood).scores() for setup in setups])
-        metrics = replace(metrics, ood_auroc=ood_auroc(combined, ood_scores))
-    if options.corruptions:
-        from resnets.evaluation.corruptions import robustness  # here: torchvision delays a start
-
-        rows = robustness(first.scores, first.model.metadata.arch.channels)
-        metrics = replace(metrics, corruptions=tuple(rows))
-    return metrics, [error_rate(one_model) for one_model in scores]
+    def check_unreadable(self, unreadable: Sequence[tuple[Path, str]]) -> None:
+        """Raise DataError where more images than are allowed are unreadable, or all are."""
+        images = len(self.split)
+        if len(unreadable) == images or len(unreadable) > self.options.max_unreadable * images:
+            noun = f"of {images} files of the {self.split_name} split are unreadable"
+            raise DataError(
+                f"{self.source.name}: {quantify(len(unreadable), noun)}, first: "
+                f"{unreadable[0][0] if unreadable else 'none'}\n"
+                "Repair them, or allow more: --max-unreadable 0.1"
+            )
 
 
-def evaluate_detectors(setups: Sequence[EvalSetup], options: EvaluateOptions) -> Measured:
-    """Metrics of detectors as one; or of the second, compared with the first."""
-    from resnets.evaluation import detection
-
-    detection.import_coco()  # fails now, not after all images
-    first, models = setups[0], [fold_norms(setup.model) for setup in setups]
-    classes = first.model.metadata.classes
-    if any(model.metadata.classes != classes for model in models):
-        raise CheckpointError("the models' classes differ, or their order does")
-    detections = [
-        detection.detect(
-            prepare_detector(members, options),
-            first.split,
-            models[0].loader_options(options.images_per_batch(4), options.workers),
-            bfloat16=models[0].bfloat16,
-        )
-        for members in ([[model] for model in models] if options.compare else [models])
-    ]
-    check_read(detections[-1].unreadable, first)
-    metrics = detection.evaluate_predictions(detections[-1], first.split, classes, first.split_name)
-    if options.compare:
-        before, after = detections
-        comparison = detection.compare_detections(before, after, first.split, len(classes))
-        metrics = replace(metrics, comparison=comparison)
-    return metrics, [metrics.error if len(models) == 1 else None] * len(models)
+def load_setup(
+    path: AnyModel,
+    source: Source,
+    options: InferenceOptions,
+    task: TaskName = "classify",
+    view: ViewName = "center",
+) -> EvalSetup:
+    """A model of a task with a split of the data; errors as `api.evaluate`."""
+    model = load_model(path, source, options, task)
+    if not model.metadata.provenance:  # of a foreign file nothing says what white was
+        preprocess = replace(model.metadata.preprocess, white=source.white)
+        model = replace(model, metadata=replace(model.metadata, preprocess=preprocess))
+    same, name = source.digest == model.metadata.provenance.get("digest"), options.split
+    if name is None and source.automatic and not same and source.name.startswith(DATASET):
+        name = "all"  # of a Dataset by itself there is nothing else to choose
+    split = held_out_split(path, model, source, name)
+    multi_label = split.labels.ndim == 2 and not split.has_spatial_labels
+    if multi_label and model.metadata.provenance.get("labels") == "one":
+        raise UsageError(f"{path} predicts one label, but images of {source.name} have several")
+    return EvalSetup(model, source, split, name or "test", options, view)
 
 
-def evaluate_localizer(setups: Sequence[EvalSetup], options: EvaluateOptions) -> Measured:
-    """Both errors, with the classes of another model where one is given."""
-    from resnets.evaluation import localization
-
-    setup, model = only_setup(setups, "localize")
-    predicted = None
-    if options.classifier is not None:
-        predicted = predict_five_classes(options.classifier, setup)
-    network: Any = prepare_detector([model], options)
-    metrics = localization.evaluate(
-        network,
-        setup.split,
-        model.loader_options(options.images_per_batch(4), options.workers),
-        predicted=predicted,
-        name=setup.split_name,
-        bfloat16=model.bfloat16,
-    )
-    check_read(metrics.unreadable, setup)
-    return metrics, [metrics.error]
+def pick_split(source: Source, name: str) -> Split:
+    """The split of that name, or "all". Raises DataError that says which there are."""
+    splits = source.splits
+    if name == "all":
+        return functools.reduce(Split.concat, splits.values())
+    if name not in splits:
+        keep = "\nTrain with --set val_fraction=0.1 to keep some images." if name == "val" else ""
+        known = f"it has: {', '.join(splits)} (--split){keep}"
+        raise DataError(f"{source.name} has no {name} split; {known}")
+    return splits[name]
 
 
-def evaluate_segmenter(setups: Sequence[EvalSetup], options: EvaluateOptions) -> Measured:
-    """Mean IoU."""
-    from resnets.evaluation import segmentation
+class TrainingData(pydantic.BaseModel):
+    """Of the recipe in a model file: which images were held out from the training."""
 
-    setup, model = only_setup(setups, "segment")
-    metrics = segmentation.evaluate_split(
-        model.network,
-        setup.split,
-        model.metadata.classes,
-        model.loader_options(options.images_per_batch(4), options.workers),
-        name=setup.split_name,
-        bfloat16=model.bfloat16,
-    )
-    check_read(metrics.unreadable, setup)
-    return metrics, [metrics.error]
+    model_config = FINITE
 
+    trainval: bool = False
+    val_fraction: pydantic.NonNegativeFloat = 0.0
+    seed: Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)] = 0
 
-def only_setup(setups: Sequence[EvalSetup], task: TaskName) -> tuple[EvalSetup, Model]:
-    """The one setup, and its model with its normalisation folded. Raises UsageError for more."""
-    if len(setups) > 1:
-        raise UsageError(f"only detectors can form an ensemble: give one model to `resnets {task}`")
-    return setups[0], fold_norms(setups[0].model)
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def read_old_names(cls, values: Any) -> Any:
+        """Model files outlive versions, so they are read without a note."""
+        return rename_old_fields(values, note=False) if isinstance(values, dict) else values
 
 
-def fold_norms(model: Model) -> Model:
-    """The same model with its normalisation folded into the convolutions."""
-    from resnets.models.fuse import fuse_conv_bn
+def split_as_trained(path: AnyModel, model: Model, source: Source) -> Source:
+    """The data with the splits of the model's training, if it is that data; else as it is.
 
-    return replace(model, network=fuse_conv_bn(model.network))
-
-
-def predict_five_classes(path: AnyModel, setup: EvalSetup) -> Tensor:
-    """The classes that a classifier predicts: int64 (N, 5 or all), the best first.
-
-    A foreign file, which names no classes, has to have the data's in their order. Raises
-    CheckpointError where its classes are not those of the setup's localiser.
+    Raises CheckpointError for a recipe in the model file that makes no sense.
     """
-    options, names = setup.options, setup.model.metadata.classes
-    model = load_model(path, setup.source, replace(options, fields={}), "classify")
-    if set(model.metadata.classes) != set(names):
-        raise CheckpointError(f"{path} has other classes than the localiser")
-    assert isinstance(setup.split.images, tuple)
-    count = min(5, len(names))
-    predictions = model.predict(setup.split.images, top=count, batch=options.images_per_batch(4))
-    # An image that cannot be read is left out of the figures later.
-    rows = [[names.index(name) for name in x.classes] or [0] * count for x in predictions]
-    return torch.tensor(rows).view(-1, count)
+    try:
+        held = TrainingData.model_validate_json(model.metadata.provenance.get("recipe", "{}"))
+    except pydantic.ValidationError as error:
+        raise CheckpointError(
+            f"{path}: provenance.recipe, {shorten(arch.field_problem(error)[0])}"
+        ) from None
+    if source.digest != model.metadata.provenance.get("digest"):
+        return source
+    if held.trainval and source.val is not None:
+        source = dataset.merge_val_into_train(source)
+    if held.val_fraction and source.val is None:  # what was kept from the training
+        source = dataset.hold_out(source, held.val_fraction, held.seed)
+    return source
 
 
-def prepare_detector(models: Sequence[Model], options: InferenceOptions) -> Detect:
-    """Detectors or a localiser as one, with the improvements that are asked for.
+def warn_of_training_images(path: AnyModel, setup: EvalSetup) -> None:
+    """Warn with an `Assumption` if images of the model's own training are evaluated."""
+    same = setup.source.digest == setup.model.metadata.provenance.get("digest")
+    if same and setup.source.train is not None and setup.split_name in ("all", "train"):
+        trained = pick_split(split_as_trained(path, setup.model, setup.source), "train")
+        text = f"{path} was trained on {len(trained):,} of these {len(setup.split):,} images"
+        warnings.warn(f"{text}: its figures on others are worse", Assumption, stacklevel=2)
 
-    Raises UsageError.
-    """
-    from resnets.evaluation.box_refinement import refined_detections
-    from resnets.models.detection.faster_rcnn import FasterRCNN
-    from resnets.models.localizer import Localizer
 
-    networks = [model.network for model in models]
-    if len(networks) == 1 and not options.refine:
-        if isinstance(networks[0], Localizer):
-            localizer = copy.copy(networks[0])  # the model's own keeps its scales
-            localizer.scales = options.scales
-            return localizer
-        if options.scales == (1.0,):
-            return cast("Detect", networks[0])
-    two_stages = [network for network in networks if isinstance(network, FasterRCNN)]
-    if len(two_stages) < len(networks):
+def held_out_split(path: AnyModel, model: Model, source: Source, split: str | None) -> Split:
+    """The split that a model is tested on, with its labels; errors as `api.evaluate`."""
+    same = source.digest == model.metadata.provenance.get("digest")
+    source = split_as_trained(path, model, source)
+    if split is None and source.automatic and not same:
         raise UsageError(
-            "ensembles, --refine and --scales are for two-stage detectors, and --scales "
-            "for localisers"
+            f"{source.name} has no splits of its own and is not what {path} was trained on.\n"
+            "If the model never saw its images: --split all. If it is the training folder with "
+            "changes,\nimages of the training would be in the test: give it train/ and test/."
         )
-    return refined_detections(two_stages, refine=options.refine, scales=options.scales)
+    chosen = pick_split(source, split or "test")
+    files = [] if isinstance(chosen.images, Tensor) else chosen.images
+    values = {path: source.greatest.get(path) for path in files}
+    warn_clipped(values, model.metadata.preprocess.white)
+    return match_classes(chosen, source.classes, model)

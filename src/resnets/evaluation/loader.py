@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from resnets.config.recipe import Preprocess
+from resnets.data.detection.targets import DetectionTargets
 from resnets.data.joint_transforms import fit_side
 from resnets.data.loader import Batch, test_batches
 from resnets.data.splits import Split
@@ -57,3 +58,9 @@ class LoaderOptions:
             images = batch.images.contiguous(memory_format=torch.channels_last)
             sizes = torch.tensor(view_sizes, dtype=torch.int64, device=images.device).view(-1, 2)
             yield replace(batch, images=images), sizes, file_sizes
+
+
+def split_of_image(image: Tensor) -> Split:
+    """A split of one image, uint8 (C, H, W), for `sized_batches`."""
+    sizes, none = torch.tensor([image.shape[1:]]), DetectionTargets.empty(1, 0)
+    return Split(image[None], torch.zeros(1, 0), sizes=sizes, objects=none)

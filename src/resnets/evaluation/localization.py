@@ -1,7 +1,11 @@
-"""The localisation error of ILSVRC: whether a box is on the object, given its class or not."""
+"""Localisation: the box of an image's object, and the error of ILSVRC.
+
+It is whether a box is on the object, given its class or not.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -9,14 +13,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from resnets.config.types import EvaluateOptions
 from resnets.data.splits import Split
-from resnets.errors import quantify
+from resnets.errors import CheckpointError, quantify
+from resnets.evaluation.detection import find_boxes, prepare_detector
 from resnets.evaluation.intervals import wilson_interval
 from resnets.evaluation.loader import LoaderOptions
-from resnets.models.detection.boxes import iou
+from resnets.models.detection.boxes import BatchDetections, iou
 
-if TYPE_CHECKING:  # torchvision takes 1.7 s to import
-    from resnets.models.detection.boxes import BatchDetections
+if TYPE_CHECKING:  # these modules import this one
+    from resnets.evaluation.evaluate import EvalSetup
+    from resnets.evaluation.predictor import Model
 
 
 class Locate(Protocol):
@@ -124,3 +131,64 @@ def error_interval(hits: Tensor) -> tuple[float, tuple[float, float]]:
     """The fraction of bool (N,) that is false, and its 95 % interval by Wilson."""
     low, high = wilson_interval(hits)
     return float((~hits).double().mean()) if len(hits) else 1.0, (1 - high, 1 - low)
+
+
+@dataclass(frozen=True)
+class LocalizationPrediction:
+    """The class of one image and the box of its object; or the `problem` of an unreadable one."""
+
+    file: str
+    label: str = ""  # the name of the class
+    box: tuple[float, ...] = ()  # x1, y1, x2, y2 in pixels of the image
+    score: float = 0.0  # in 0..1
+    problem: str | None = None
+
+
+def predict(
+    model: Model, files: Sequence[str], images: Sequence[Tensor], top: int, score: float
+) -> list[LocalizationPrediction]:
+    """The best class of each image, uint8 (C, H, W), and the box of its object."""
+    predictions = []
+    for file, image in zip(files, images, strict=True):
+        output, boxes = find_boxes(model, image)
+        label = model.metadata.classes[int(output.classes[0, 0])]
+        box, best = tuple(boxes[0].tolist()), float(output.scores[0, 0])
+        predictions.append(LocalizationPrediction(file, label, box, best))
+    return predictions
+
+
+def evaluate_localizer(
+    setups: Sequence[EvalSetup], options: EvaluateOptions
+) -> tuple[LocalizationMetrics, list[float]]:
+    """Both errors, with the classes of another model where one is given."""
+    (setup,) = setups
+    model, predicted = setup.model.fold_norms(), None
+    if options.classifier is not None:
+        predicted = predict_five_classes(options.classifier, setup)
+    network: Any = prepare_detector([model], options)
+    metrics = evaluate(
+        network,
+        setup.split,
+        model.loader_options(options.images_per_batch(4), options.workers),
+        predicted=predicted,
+        name=setup.split_name,
+        bfloat16=model.bfloat16,
+    )
+    setup.check_unreadable(metrics.unreadable)
+    return metrics, [metrics.error]
+
+
+def predict_five_classes(model: Model, setup: EvalSetup) -> Tensor:
+    """The classes that a classifier predicts: int64 (N, 5 or all), the best first.
+
+    Raises CheckpointError where its classes are not those of the setup's localiser.
+    """
+    names = setup.model.metadata.classes
+    if set(model.metadata.classes) != set(names):
+        raise CheckpointError(f"{model.path} has other classes than the localiser")
+    assert isinstance(setup.split.images, tuple)
+    count, batch = min(5, len(names)), setup.options.images_per_batch(4)
+    predictions = model.predict(setup.split.images, top=count, batch=batch)
+    # An image that cannot be read is left out of the figures later.
+    rows = [[names.index(name) for name in x.classes] or [0] * count for x in predictions]
+    return torch.tensor(rows).view(-1, count)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from html import escape
 from itertools import islice
 from pathlib import Path
@@ -14,41 +13,25 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from resnets.config.arch import (
-    Arch,
-    DenseTaskArch,
-    DetectorArch,
-    LocalizerArch,
-    SegmenterArch,
-    task_for_arch,
-)
+from resnets.config.arch import Arch, SegmenterArch, task_for_arch
 from resnets.config.families import label
 from resnets.config.recipe import Preprocess
 from resnets.config.tasks import TASK_TEXTS
 from resnets.config.types import TaskName, ViewName, check_number
 from resnets.data.dataset import Split
 from resnets.data.decode import warn_clipped
-from resnets.data.detection.targets import DetectionTargets
 from resnets.data.inputs import Input, expand_inputs, is_single, read_image
 from resnets.data.loader import ImageOp, test_batches
-from resnets.data.transforms import center_crop, crop_resize, normalize, statistics
+from resnets.data.transforms import center_crop, crop_resize
 from resnets.errors import DataError, NotFinite, UsageError
 from resnets.escape import visible
-from resnets.evaluation.classification import predict_batch, predict_scores
 from resnets.evaluation.loader import LoaderOptions
-from resnets.evaluation.predictions import (
-    RECORDS,
-    AnyPrediction,
-    DetectionPrediction,
-    LocalizationPrediction,
-    Prediction,
-    SegmentationPrediction,
-)
-from resnets.evaluation.scores import Scores, ensemble
-from resnets.evaluation.segmentation import predict_class_maps
+from resnets.evaluation.scores import Scores, ensemble, predict_scores
+from resnets.evaluation.tasks import TASKS, AnyPrediction
 from resnets.evaluation.tta import passes, view_forward
 from resnets.files import check_inputs
-from resnets.models import CLASSIFIERS, Classifier, Network
+from resnets.models import Classifier, Network
+from resnets.models.fuse import fuse_conv_bn
 from resnets.models.io.model_file import ModelMetadata
 from resnets.models.layers import check_finite
 
@@ -137,6 +120,10 @@ class Model:
         preprocess = replace(self.metadata.preprocess, mean=mean, std=std)
         return replace(self, metadata=replace(self.metadata, preprocess=preprocess))
 
+    def fold_norms(self) -> Model:
+        """The same with the network's normalisation folded into its convolutions."""
+        return replace(self, network=fuse_conv_bn(self.network))
+
     def predict(
         self, inputs: Input | Iterable[Input], *, top: int = 5, score: float = 0.5, batch: int = 32
     ) -> Any:
@@ -148,7 +135,7 @@ class Model:
 
         A classifier gives a `Prediction` of its `top` classes, a detector a `DetectionPrediction`
         of what has a `score` so high, a localiser a `LocalizationPrediction` and a segmenter a
-        `SegmentationPrediction`: see `evaluation.predictions`.
+        `SegmentationPrediction`, each in the file of its task in `evaluation`.
 
         Raises DataError for one image that cannot be read; among several images the prediction of
         an unreadable file has a `problem`. Raises DataError also for an array of a wrong shape,
@@ -182,13 +169,9 @@ class Model:
     ) -> Iterator[Any]:
         """As `predict`, of the images and their names that `expand_inputs` gives."""
         preprocess, rest = self.metadata.preprocess, iter(named)
+        functions, greatest = TASKS[task_for_arch(self.metadata.arch)], dict[str, int | None]()
         # Whole images are large, so those that are not cut to one size are decoded one by one.
-        batch = self.fitting_batch(batch) if isinstance(self.network, CLASSIFIERS) else 1
-        record, greatest = RECORDS[task_for_arch(self.metadata.arch)], dict[str, int | None]()
-        # What is kept of a decoded image, uint8 (H, W, C), until the network gets it.
-        reduce: Callable[[Tensor], Tensor] = partial(preprocess_image, preprocess=preprocess)
-        if isinstance(self.metadata.arch, DenseTaskArch):
-            reduce = partial(torch.permute, dims=(2, 0, 1))
+        batch = 1 if functions.whole_images else self.fitting_batch(batch)
         while chunk := list(islice(rest, batch)):
             predictions, images = list[AnyPrediction](), dict[int, Tensor]()
             for k, (name, item) in enumerate(chunk):
@@ -197,15 +180,21 @@ class Model:
                     pixels, greatest[name] = read_image(
                         item, preprocess.channels, preprocess.white, name
                     )
-                    images[k] = reduce(torch.from_numpy(pixels))
+                    image = torch.from_numpy(pixels)
+                    if functions.whole_images:
+                        images[k] = image.permute(2, 0, 1)
+                    else:
+                        images[k] = preprocess_image(image, preprocess)
                 except DataError as error:
                     if not isinstance(item, str | Path | bytes):
                         raise
                     problem = str(error)
-                predictions.append(record(name, problem=problem))
+                predictions.append(functions.prediction(name, problem=problem))
             if images:
                 names = [chunk[k][0] for k in images]
-                predicted = predict_images(self, names, list(images.values()), top, score)
+                views = list(images.values())
+                with torch.inference_mode(), name_model_in_errors(self.path):
+                    predicted = functions.predict(self, names, views, top, score)
                 for k, prediction in zip(images, predicted, strict=True):
                     predictions[k] = prediction
             yield from predictions
@@ -229,85 +218,6 @@ def preprocess_image(image: Tensor, preprocess: Preprocess) -> Tensor:
     """The test-time view of one decoded image: uint8 (H, W, C) -> uint8 (C, size, size)."""
     box = center_crop(image.shape[0], image.shape[1], preprocess)
     return crop_resize(image.permute(2, 0, 1)[None], box, preprocess)[0]
-
-
-@torch.inference_mode()
-def predict_images(
-    model: Model, files: Sequence[str], images: Sequence[Tensor], top: int, score: float
-) -> list[AnyPrediction]:
-    """The predictions for images: uint8 (C, size, size) of a classifier, else whole (C, H, W).
-
-    Raises NotFinite.
-    """
-    pairs = zip(files, images, strict=True)
-    with name_model_in_errors(model.path):
-        match model.metadata.arch:
-            case DetectorArch():
-                return [_detect(model, file, image, score) for file, image in pairs]
-            case LocalizerArch():
-                return [_localize(model, file, image) for file, image in pairs]
-            case SegmenterArch():
-                return [_segment(model, file, image) for file, image in pairs]
-        return [*_classify(model, files, images, top)]
-
-
-def _classify(
-    model: Model, files: Sequence[str], views: Sequence[Tensor], top: int
-) -> list[Prediction]:
-    names = model.metadata.classes
-    images = torch.stack([*views]).to(model.device)
-    x = normalize(images, *statistics(model.metadata.preprocess, model.device))
-    logits = predict_batch(model.classifier, x, bfloat16=model.bfloat16)
-    logits = check_finite(logits / (model.metadata.temperature or 1.0))
-    probabilities = logits.sigmoid() if model.multi_label else logits.softmax(1)
-    best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
-    rows = zip(files, best.values.tolist(), best.indices.tolist(), strict=True)
-    return [Prediction(file, tuple(names[k] for k in ks), tuple(ps)) for file, ps, ks in rows]
-
-
-def _as_split(image: Tensor) -> Split:
-    """A split of one image, uint8 (C, H, W), that is seen whole."""
-    sizes, none = torch.tensor([image.shape[1:]]), DetectionTargets.empty(1, 0)
-    return Split(image[None], torch.zeros(1, 0), sizes=sizes, objects=none)
-
-
-def _find_boxes(model: Model, image: Tensor) -> tuple[Any, Tensor]:
-    """The output of the network for one image, and the boxes in its pixels: float32 (D, 4)."""
-    from resnets.models.detection.boxes import clip  # torchvision takes 1.7 s to import
-
-    ((batch, inside, size),) = model.loader_options(1).sized_batches(_as_split(image))
-    network: Any = model.network
-    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=model.bfloat16):
-        output = network(batch.images, sizes=inside)
-    scale = (size / inside.cpu()).flip(1).repeat(1, 2)[:, None]
-    return output, clip(output.boxes.float().cpu() * scale, size)[0]
-
-
-def _detect(model: Model, file: str, image: Tensor, score: float) -> DetectionPrediction:
-    output, boxes = _find_boxes(model, image)
-    classes, scores = output.classes[0].cpu(), output.scores[0].float().cpu()
-    kept = (classes >= 0) & (scores >= score)
-    masks = None
-    if output.masks is not None:
-        from torchvision.models.detection.roi_heads import paste_masks_in_image
-
-        in_boxes = output.masks[0].float().cpu()[kept][:, None]
-        masks = paste_masks_in_image(in_boxes, boxes[kept], image.shape[1:])[:, 0] > 0.5
-    labels = tuple(model.metadata.classes[k] for k in classes[kept].tolist())
-    return DetectionPrediction(file, boxes[kept], labels, tuple(scores[kept].tolist()), masks)
-
-
-def _localize(model: Model, file: str, image: Tensor) -> LocalizationPrediction:
-    output, boxes = _find_boxes(model, image)
-    label, score = model.metadata.classes[int(output.classes[0, 0])], float(output.scores[0, 0])
-    return LocalizationPrediction(file, label, tuple(boxes[0].tolist()), score)
-
-
-def _segment(model: Model, file: str, image: Tensor) -> SegmentationPrediction:
-    loader, bfloat16 = model.loader_options(1), model.bfloat16
-    maps = predict_class_maps(model.network, _as_split(image), loader, bfloat16=bfloat16)
-    ((_, (classes,)),) = maps
-    return SegmentationPrediction(file, classes.cpu(), model.metadata.classes)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from resnets.data.loader import Batch
 from resnets.data.splits import class_presence
 from resnets.errors import CheckpointError, UsageError
 from resnets.files import resume_command
 from resnets.tensor_files import check_range, check_tensor, check_text, load_tensors, save_tensors
 
 _TENSORS = ("logits", "labels", "indices")
+Forward = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> logits (N, K)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +49,54 @@ class Scores:
     def take(self, rows: Tensor) -> Scores:
         """The rows at int64 (n,) `rows`, or where bool (N,) `rows` is true."""
         return replace(self, **{name: getattr(self, name)[rows] for name in _TENSORS})
+
+
+@torch.inference_mode()
+def predict_batch(network: Forward, images: Tensor, *, bfloat16: bool = False) -> Tensor:
+    """Logits in float32: (N, C, H, W) -> (N, classes). The network must be in evaluation mode."""
+    images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+        logits = network(images)
+    return logits.float()
+
+
+def predict_scores(
+    network: Forward,
+    batches: Iterable[Batch],
+    classes: tuple[str, ...],
+    *,
+    mirrored: bool = False,
+    temperature: float = 1.0,
+    bfloat16: bool = False,
+) -> Scores:
+    """Logits of each image: the mean over the rows that it has in a batch, as of its crops.
+
+    With `mirrored` each row counts as it is and as its mirror image. The network must be in
+    evaluation mode.
+    """
+    start, unreadable = time.monotonic(), list[tuple[Path, str]]()
+    empty = torch.empty(0, dtype=torch.int64)
+    logits, labels, indices = [torch.empty(0, len(classes))], [empty], [empty]
+    for batch in batches:
+        unreadable += batch.unreadable
+        if not len(batch.labels):
+            continue
+        crops = len(batch.indices) // len(set(batch.indices.tolist()))
+        sides = (batch.images, batch.images.flip(-1)) if mirrored else (batch.images,)
+        outputs = [predict_batch(network, images, bfloat16=bfloat16) for images in sides]
+        views = torch.stack(outputs).view(len(sides), -1, crops, len(classes))
+        views = views.transpose(1, 2).flatten(0, 1) / temperature  # (V, N, K)
+        logits.append(mean_logits(views, multi_label=batch.labels.ndim == 2).cpu())
+        labels.append(batch.labels[::crops].cpu())
+        indices.append(batch.indices[::crops])
+    return Scores(
+        logits=torch.cat(logits),
+        labels=torch.cat(labels),
+        indices=torch.cat(indices),
+        classes=classes,
+        unreadable=tuple(unreadable),
+        seconds=time.monotonic() - start,
+    )
 
 
 def mean_logits(logits: Tensor, multi_label: bool) -> Tensor:

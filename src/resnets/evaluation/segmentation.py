@@ -1,25 +1,31 @@
-"""Classes of pixels, and every figure of them."""
+"""Segmentation: classes of pixels, and every figure of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnets.config.arch import IGNORE_INDEX
+from resnets.config.types import EvaluateOptions
 from resnets.data.joint_transforms import class_map
 from resnets.data.loader import Batch
 from resnets.data.splits import Split
 from resnets.errors import quantify
-from resnets.evaluation.classification import confusion_matrix, predict_batch
-from resnets.evaluation.loader import LoaderOptions
+from resnets.evaluation.classification import confusion_matrix
+from resnets.evaluation.loader import LoaderOptions, split_of_image
+from resnets.evaluation.scores import predict_batch
 from resnets.models.layers import check_finite
+
+if TYPE_CHECKING:  # these modules import this one
+    from resnets.evaluation.evaluate import EvalSetup
+    from resnets.evaluation.predictor import Model
 
 
 @dataclass(frozen=True)
@@ -177,3 +183,53 @@ def predict_class_maps(
             enlarged = F.interpolate(view, size, mode="bilinear", align_corners=False)
             maps.append(enlarged[0].argmax(0))
         yield batch, maps
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationPrediction:
+    """The class of each pixel of one image; or the `problem` of an unreadable one."""
+
+    file: str
+    # int64 (H, W), indices of `classes`
+    class_map: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
+    classes: tuple[str, ...] = ()  # names
+    problem: str | None = None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of the image's pixels of each class that it has, the largest first."""
+        counts = torch.bincount(self.class_map.flatten(), minlength=len(self.classes))
+        order = counts.argsort(descending=True, stable=True).tolist()
+        total = max(1, self.class_map.numel())
+        return {self.classes[k]: int(counts[k]) / total for k in order if counts[k]}
+
+
+def predict(
+    model: Model, files: Sequence[str], images: Sequence[Tensor], top: int, score: float
+) -> list[SegmentationPrediction]:
+    """The class of each pixel of images, uint8 (C, H, W)."""
+    loader, names, predictions = model.loader_options(1), model.metadata.classes, []
+    for file, image in zip(files, images, strict=True):
+        split = split_of_image(image)
+        maps = predict_class_maps(model.network, split, loader, bfloat16=model.bfloat16)
+        ((_, (classes,)),) = maps
+        predictions.append(SegmentationPrediction(file, classes.cpu(), names))
+    return predictions
+
+
+def evaluate_segmenter(
+    setups: Sequence[EvalSetup], options: EvaluateOptions
+) -> tuple[SegmentationMetrics, list[float]]:
+    """Mean IoU."""
+    (setup,) = setups
+    model = setup.model.fold_norms()
+    metrics = evaluate_split(
+        model.network,
+        setup.split,
+        model.metadata.classes,
+        model.loader_options(options.images_per_batch(4), options.workers),
+        name=setup.split_name,
+        bfloat16=model.bfloat16,
+    )
+    setup.check_unreadable(metrics.unreadable)
+    return metrics, [metrics.error]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from resnets.config.recipe import Preprocess
 from resnets.config.types import ViewName
 from resnets.errors import UsageError
-from resnets.evaluation.classification import Forward
+from resnets.evaluation.scores import Forward
 from resnets.models import Classifier
 from resnets.models.densenet import DenseNet
 from resnets.models.resnet import ResNet

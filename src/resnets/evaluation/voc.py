@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from resnets.data.splits import Split
-from resnets.evaluation.box_matching import Floats, Ints, overlapping_pairs
-from resnets.evaluation.predictions import SplitDetections
+from resnets.evaluation.detections import Floats, Ints, SplitDetections, overlapping_pairs
 
 DRAWS = 200
 

@@ -99,7 +99,7 @@ def detector_metrics(
 ) -> Metrics:
     """Averages in % of the models as one, with the improvements of 1512.03385, appendix B."""
     from resnets.evaluation import detection
-    from resnets.evaluation.evaluate import prepare_detector
+    from resnets.evaluation.detection import prepare_detector
 
     options = InferenceOptions(refine=refine, scales=tuple(scales) or (1.0,))
     detector = prepare_detector(models, options)
@@ -112,7 +112,7 @@ def detector_metrics(
 
 def localizer_metrics(scales: Sequence[float], models: Sequence[Model], split: Split) -> Metrics:
     """Errors in % given the class, and of the network's own five classes."""
-    from resnets.evaluation.evaluate import prepare_detector
+    from resnets.evaluation.detection import prepare_detector
     from resnets.evaluation.localization import evaluate
 
     options = InferenceOptions(scales=tuple(scales) or (1.0,))

@@ -16,9 +16,17 @@ from resnets.analysis import drawing
 from resnets.data.detection.targets import DetectionTargets
 from resnets.data.splits import Shape, Split
 from resnets.errors import CheckpointError
-from resnets.evaluation import detection
-from resnets.evaluation.box_matching import Floats, Ints, overlapping_pairs, pairs_of_equal_keys
-from resnets.evaluation.predictions import SplitDetections, load
+from resnets.evaluation.coco import coco_metrics
+from resnets.evaluation.detections import (
+    Floats,
+    Ints,
+    SplitDetections,
+    decode_mask,
+    load,
+    overlapping_pairs,
+    pairs_of_equal_keys,
+    to_rle,
+)
 from resnets.models.detection.boxes import area, intersection_area
 from resnets.reporting import plots
 from resnets.reporting.dense import SHOWN, build_page, crop_uri, limit_size, spread, whole_uri
@@ -56,7 +64,7 @@ def page(inputs: PageInputs) -> Page:
     for numbers, count in ((predictions.classes, len(classes)), (predictions.images, len(tested))):
         if len(numbers) and int(numbers.max()) >= count:
             raise CheckpointError(f"{path} is of other classes or images than those of the run")
-    precisions = detection.coco_metrics(predictions, tested, "bbox", len(classes)).precision
+    precisions = coco_metrics(predictions, tested, "bbox", len(classes)).precision
     curves = {kind: curve for kind, curve in zip(classes, precisions, strict=True) if curve}
     # As many as there are objects: there precision equals recall.
     best = predictions.scores.sort(descending=True).values[:total]
@@ -178,8 +186,8 @@ def draw_objects(
     shapes = cast(tuple[Shape, ...], split.masks[index] if split.masks else ())[only]
     masks = None
     if shapes:
-        runs = [detection.to_rle(shape, height, width)["counts"] for shape in shapes]
-        masks = torch.stack([detection.decode_mask((height, width, run)) for run in runs])
+        runs = [to_rle(shape, height, width)["counts"] for shape in shapes]
+        masks = torch.stack([decode_mask((height, width, run)) for run in runs])
     image = drawing.read_picture(split, index)
     return drawing.draw_boxes(image, rows.boxes, kinds, [names[k] for k in kinds], masks)
 

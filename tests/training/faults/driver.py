@@ -85,14 +85,14 @@ class Driver:
 def calls() -> dict[str, tuple[object, str]]:
     """Functions of the product that are points of a fault: the namespace and the name."""
     from resnets.api import training
-    from resnets.evaluation import classification
+    from resnets.evaluation import scores
     from resnets.training import loop, runner, step
 
     return {
         "created": (runner, "run_folder"),
         "report": (training, "write_report"),
         "begin": (loop, "load_or_init"),
-        "evaluated batch": (classification, "predict_batch"),
+        "evaluated batch": (scores, "predict_batch"),
         "step": (step.Step, "update"),
     }
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from resnets.errors import CheckpointError, DiskError
-from resnets.evaluation import predictions, scores
-from resnets.evaluation.predictions import SplitDetections
+from resnets.evaluation import detections, scores
+from resnets.evaluation.detections import SplitDetections
 from resnets.tensor_files import digest
 from resnets.training import checkpoint
 from resnets.training.run import Run
@@ -196,8 +196,8 @@ def detections_file(path):
     found = SplitDetections(
         one, two, torch.tensor([0.5]), torch.rand(1, 4), indices=three, masks=((2, 2, b"13"),)
     )
-    predictions.save(path, found)
-    return predictions.load
+    detections.save(path, found)
+    return detections.load
 
 
 @pytest.mark.parametrize("write", [scores_file, detections_file])

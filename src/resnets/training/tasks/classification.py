@@ -18,7 +18,7 @@ from resnets.data.dataset import Source, Split
 from resnets.data.mixup import mix_batch
 from resnets.evaluation import calibration, classification, scores
 from resnets.evaluation.classification import ClassificationMetrics, classification_metrics
-from resnets.evaluation.evaluate import evaluate, evaluate_classifiers
+from resnets.evaluation.evaluate import evaluate
 from resnets.evaluation.predictor import Model
 from resnets.models import Network
 from resnets.training.losses import (
@@ -97,7 +97,7 @@ def make_loss(plan: Plan) -> LossFunction:
             logits, targets, kind=recipe.loss, smoothing=recipe.label_smoothing, weights=weights
         )
         if teacher is not None:
-            teacher_logits = classification.predict_batch(teacher, images, bfloat16=bfloat16)
+            teacher_logits = scores.predict_batch(teacher, images, bfloat16=bfloat16)
             distilled = distillation_loss(logits, teacher_logits, recipe.distill_temperature)
             mean = (1 - recipe.distill_weight) * mean + recipe.distill_weight * distilled
         return mean, count_errors(logits, targets, multi_label=labels.ndim == 2)
@@ -139,5 +139,5 @@ CLASSIFICATION = Task(
     fit_temperature=fit_temperature,
     test=test,
     details=SCORES,
-    evaluate=partial(evaluate, "classify", evaluate_classifiers),
+    evaluate=partial(evaluate, "classify"),
 )

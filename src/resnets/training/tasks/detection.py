@@ -10,8 +10,8 @@ from resnets.config.tasks import DETECT
 from resnets.data.dataset import Split
 from resnets.evaluation import detection
 from resnets.evaluation.detection import DetectionMetrics
-from resnets.evaluation.evaluate import evaluate, evaluate_detectors
-from resnets.evaluation.predictions import concatenate, save
+from resnets.evaluation.detections import concatenate, import_coco, save
+from resnets.evaluation.evaluate import evaluate
 from resnets.evaluation.predictor import Model
 from resnets.models import Network
 from resnets.training.plan import Plan, Stopped
@@ -49,6 +49,6 @@ DETECTION = dense.dense_task(
     validate=validate,
     test=test,
     details=DETECTIONS,
-    require=detection.import_coco,
-    evaluate=partial(evaluate, "detect", evaluate_detectors),
+    require=import_coco,
+    evaluate=partial(evaluate, "detect"),
 )

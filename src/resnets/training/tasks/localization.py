@@ -11,7 +11,7 @@ import torch
 from resnets.config.tasks import LOCALIZE
 from resnets.data.dataset import Split
 from resnets.evaluation import localization
-from resnets.evaluation.evaluate import evaluate, evaluate_localizer
+from resnets.evaluation.evaluate import evaluate
 from resnets.evaluation.localization import LocalizationMetrics
 from resnets.evaluation.predictor import Model
 from resnets.models import Network
@@ -40,5 +40,5 @@ LOCALIZATION = dense.dense_task(
     default_recipe=partial(dense.default_recipe, "localize", "localizer_resnet50"),
     validate=validate,
     test=test,
-    evaluate=partial(evaluate, "localize", evaluate_localizer),
+    evaluate=partial(evaluate, "localize"),
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from resnets.config.tasks import SEGMENT
 from resnets.data.dataset import Split
 from resnets.evaluation import segmentation
-from resnets.evaluation.evaluate import evaluate, evaluate_segmenter
+from resnets.evaluation.evaluate import evaluate
 from resnets.evaluation.predictor import Model
 from resnets.evaluation.segmentation import SegmentationMetrics
 from resnets.models import Network
@@ -46,5 +46,5 @@ SEGMENTATION = dense.dense_task(
     example_inputs=example_pixels,
     validate=validate,
     test=test,
-    evaluate=partial(evaluate, "segment", evaluate_segmenter),
+    evaluate=partial(evaluate, "segment"),
 )

@@ -1,88 +1,27 @@
-"""What models predict: a record for one image, by task, and the detections of a whole split."""
+"""Detections of a split: their record, its file, masks as run lengths, and matching by overlap."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
-from resnets.config.types import TaskName
+from resnets.data.splits import Shape
+from resnets.errors import MissingPackage
 from resnets.evaluation.scores import advice, read_metadata, reading_metadata
+from resnets.models.detection.boxes import BatchDetections, iou
 from resnets.tensor_files import check_range, check_tensor, load_tensors, save_tensors
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """The most probable classes of one image, best first; or the `problem` of an unreadable one."""
-
-    file: str  # "input K" of an image that is no file
-    classes: tuple[str, ...] = ()  # names
-    probabilities: tuple[float, ...] = ()  # of these classes
-    problem: str | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class DetectionPrediction:
-    """The objects on one image, best first; or the `problem` of an unreadable one."""
-
-    file: str
-    # float32 (D, 4): x1, y1, x2, y2 in pixels of the image
-    boxes: Tensor = field(default_factory=lambda: torch.empty(0, 4))
-    labels: tuple[str, ...] = ()  # a name for each box
-    scores: tuple[float, ...] = ()  # of each box, in 0..1
-    masks: Tensor | None = None  # bool (D, H, W), of a network that draws masks
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
-class LocalizationPrediction:
-    """The class of one image and the box of its object; or the `problem` of an unreadable one."""
-
-    file: str
-    label: str = ""  # the name of the class
-    box: tuple[float, ...] = ()  # x1, y1, x2, y2 in pixels of the image
-    score: float = 0.0  # in 0..1
-    problem: str | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class SegmentationPrediction:
-    """The class of each pixel of one image; or the `problem` of an unreadable one."""
-
-    file: str
-    # int64 (H, W), indices of `classes`
-    class_map: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
-    classes: tuple[str, ...] = ()  # names
-    problem: str | None = None
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """The share of the image's pixels of each class that it has, the largest first."""
-        counts = torch.bincount(self.class_map.flatten(), minlength=len(self.classes))
-        order = counts.argsort(descending=True, stable=True).tolist()
-        total = max(1, self.class_map.numel())
-        return {self.classes[k]: int(counts[k]) / total for k in order if counts[k]}
-
-
-AnyPrediction: TypeAlias = (
-    Prediction | DetectionPrediction | LocalizationPrediction | SegmentationPrediction
-)
-
-
-# The record of a task.
-RECORDS: dict[TaskName, type[AnyPrediction]] = {
-    "classify": Prediction,
-    "detect": DetectionPrediction,
-    "localize": LocalizationPrediction,
-    "segment": SegmentationPrediction,
-}
-
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 Rle = tuple[int, int, bytes]  # height, width and COCO's compressed run lengths of a mask
 
 
@@ -167,3 +106,83 @@ def _from_tensors(tensors: dict[str, Any], metadata: dict[str, Any]) -> SplitDet
     masks = [(h, w, bytes(c.numpy())) for (h, w, _), c in zip(shapes, counts, strict=True)]
     fields = {**tensors, "masks": tuple(masks) if has_masks else None, **read_metadata(metadata)}
     return SplitDetections(**fields)
+
+
+class Detect(Protocol):
+    """A detector, or a procedure that is used like one."""
+
+    def __call__(self, images: Tensor, *, sizes: Tensor) -> BatchDetections: ...
+
+
+def import_coco() -> Any:
+    """The package for COCO's metrics and masks. Raises MissingPackage."""
+    try:
+        import faster_coco_eval
+    except ImportError:
+        raise MissingPackage(
+            'figures and masks of objects need faster-coco-eval: pip install "resnets[detect]"'
+        ) from None
+    return faster_coco_eval
+
+
+def to_rle(shape: Shape, height: int = 0, width: int = 0) -> dict[str, Any]:
+    """A mask as COCO's package has it; polygons need the sides of their image."""
+    if isinstance(shape[0], int):
+        return {"size": shape[:2], "counts": shape[2]}
+    mask = import_coco().mask
+    merged: dict[str, Any] = mask.merge(mask.frPyObjects(list(map(list, shape)), height, width))
+    return merged
+
+
+def decode_mask(mask: Rle) -> Tensor:
+    """The pixels of a mask: bool (H, W). Raises MissingPackage."""
+    return torch.from_numpy(import_coco().mask.decode(to_rle(mask))).bool()
+
+
+def paste_mask(mask: Tensor, box: Tensor, height: int, width: int) -> Rle:
+    """Where a mask (28, 28), 0..1 inside its box (4,), is above 0.5 in an image.
+
+    The pixels are those of torchvision's `paste_masks_in_image`. Raises MissingPackage.
+    """
+    side = mask.shape[0]
+    half = (box[2:] - box[:2]) * 0.5 * ((side + 2) / side)
+    center = (box[2:] + box[:2]) * 0.5
+    x1, y1, x2, y2 = torch.cat([center - half, center + half]).long().tolist()
+    padded, sides = F.pad(mask, (1, 1, 1, 1))[None, None], (y2 - y1 + 1, x2 - x1 + 1)
+    enlarged = F.interpolate(padded, sides, mode="bilinear", align_corners=False)[0, 0]
+    left, top = max(0, x1), max(0, y1)
+    inside = enlarged[top - y1 : height - y1, left - x1 : width - x1] > 0.5
+    # Run lengths go down the image's columns; only pixels inside of the box are counted.
+    x, y = inside.T.numpy().nonzero()
+    positions = (left + x) * height + top + y
+    ends = np.flatnonzero(np.diff(positions, prepend=-2, append=height * width + 1) != 1)
+    runs = np.stack([positions[ends[:-1]], positions[ends[1:] - 1] + 1], 1).ravel()
+    counts = np.trim_zeros(np.diff(runs, prepend=0, append=height * width), "b").tolist()
+    encoded = import_coco().mask.frPyObjects(
+        {"counts": counts, "size": [height, width]}, height, width
+    )
+    return height, width, encoded["counts"]
+
+
+def pairs_of_equal_keys(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """All pairs of equal values: int64 (A,) and (B,) -> indices (P,) into the one and the other."""
+    keys, order = second.sort()
+    start, end = (torch.searchsorted(keys, first, right=right) for right in (False, True))
+    counts = end - start
+    i = torch.arange(len(first)).repeat_interleave(counts)
+    j = order[torch.arange(len(i)) - (counts.cumsum(0) - counts - start)[i]]
+    return i, j
+
+
+def overlapping_pairs(
+    keys: Tensor, boxes: Tensor, other_keys: Tensor, other_boxes: Tensor, least_iou: float = 0.5
+) -> tuple[Ints, Ints, Floats]:
+    """The pairs of equal keys whose boxes overlap by `least_iou`, those that do most first.
+
+    int64 (A,) and (A, 4), int64 (B,) and (B, 4) -> indices (P,) into the one and the other, IoU.
+    """
+    i, j = pairs_of_equal_keys(keys, other_keys)
+    overlap = iou(boxes.double()[i, None], other_boxes.double()[j, None]).flatten()
+    order = overlap.argsort(descending=True, stable=True)
+    order = order[overlap[order] >= least_iou]
+    return i[order].numpy(), j[order].numpy(), overlap[order].numpy()
