@@ -24,7 +24,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 import resnets
-from resnets.data import dataset
+from resnets.data import dataset, splits
 from resnets.data.dataset import Split
 from resnets.data.decode import decode
 from resnets.device import use_bfloat16
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=["trainval=true"], dest="fields")
     parser.add_argument("--model", default=None)
     args = parser.parse_args()
-    source = dataset.merge_val_into_train(dataset.load(args.data, task="detect"))
+    source = splits.merge_val_into_train(dataset.load(args.data, task="detect"))
     assert source.train is not None
     assert source.test is not None
     for row in args.rows:

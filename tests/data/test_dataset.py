@@ -12,9 +12,8 @@ from sklearn.datasets import load_digits
 from resnets import data_check
 from resnets.config.recipe import Preprocess
 from resnets.data import load, loader
-from resnets.data.dataset import hold_out
 from resnets.data.inputs import expand_inputs
-from resnets.data.splits import Split, in_memory
+from resnets.data.splits import Split, hold_out, in_memory
 from resnets.errors import DataError, DataErrors, UsageError
 from resnets.training.tasks import classification
 from tests._helpers import needs_case, needs_links

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from resnets.config.recipe import Augment
 from resnets.config.recipes import digits
-from resnets.data import dataset
+from resnets.data import dataset, splits
 from resnets.errors import CheckpointError, DiskError, Diverged, UsageError
 from resnets.tensor_files import digest
 from resnets.training import checkpoint
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def small_plan(**changes):
     recipe = replace(digits(), model="resnet8", size=8, steps=24, batch=32, eval_every=0.4)
     recipe = replace(recipe, precision="float32", augment=Augment(crop="pad", pad=1))
-    source = dataset.hold_out(dataset.load("digits"), 100, 0)
+    source = splits.hold_out(dataset.load("digits"), 100, 0)
     return plans.resolve(replace(recipe, **changes), source, CPU, 0)
 
 

@@ -155,7 +155,7 @@ def load_and_resolve(
 ) -> Plan:  # fmt: skip
     """Load the data and resolve the plan, in micro-batches as large as memory allows."""
     from resnets.config import recipes
-    from resnets.data import dataset
+    from resnets.data import dataset, splits
     from resnets.device import pick_device
     from resnets.training import distributed, memory
     from resnets.training.resolve import resolve, training_images
@@ -176,10 +176,7 @@ def load_and_resolve(
         weights=name_in_recipe(recipe.weights, recipe.model),
         teacher=name_in_recipe(recipe.teacher, recipe.model),
     )
-    if recipe.trainval:
-        source = dataset.merge_val_into_train(source)
-    if recipe.val_fraction:
-        source = dataset.hold_out(source, recipe.val_fraction, recipe.seed)
+    source = splits.apply_holdout(source, recipe.trainval, recipe.val_fraction, recipe.seed)
     result = resolve(recipe, source, target, workers, ranks, task, external)
     return replace(memory.fit_to_memory(result), data=data)
 

@@ -23,17 +23,10 @@ from resnets.data.detection.targets import DetectionTargets
 from resnets.data.issues import Issues
 from resnets.data.mask_folders import find_mask_folders
 from resnets.data.segmentation import read_masks
-from resnets.data.splits import Source, Split, hold_out, in_memory, merge_val_into_train
+from resnets.data.splits import Source, Split, in_memory
 from resnets.errors import DataError, DataErrors, UsageError, nearest
 
-__all__ = [
-    "Source",
-    "Split",
-    "hold_out",
-    "load",
-    "merge_val_into_train",
-    "normalization",
-]
+__all__ = ["Source", "Split", "load", "normalization"]
 
 
 def load(

@@ -178,6 +178,15 @@ def split_by_name(images: Split, names: Sequence[str | None], seed: int) -> dict
     return {name: split for name, split in splits.items() if len(split)}
 
 
+def apply_holdout(source: Source, trainval: bool, val_fraction: float, seed: int) -> Source:
+    """`source` with the training and validation images that the fields of a recipe ask for.
+
+    Raises UsageError where its splits do not allow that.
+    """
+    source = merge_val_into_train(source) if trainval else source
+    return hold_out(source, val_fraction, seed) if val_fraction else source
+
+
 def merge_val_into_train(source: Source) -> Source:
     """`source` with its validation images among those of the training."""
     if source.train is None or source.val is None:

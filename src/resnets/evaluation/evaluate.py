@@ -21,6 +21,7 @@ from resnets.data import dataset
 from resnets.data.dataset import Source, Split
 from resnets.data.decode import warn_clipped
 from resnets.data.loader import ImageOp
+from resnets.data.splits import apply_holdout
 from resnets.data.torch_dataset import PREFIX as DATASET
 from resnets.errors import Assumption, CheckpointError, DataError, UsageError, quantify
 from resnets.escape import shorten
@@ -194,11 +195,7 @@ def split_as_trained(path: AnyModel, model: Model, source: Source) -> Source:
         ) from None
     if source.digest != model.metadata.provenance.get("digest"):
         return source
-    if held.trainval and source.val is not None:
-        source = dataset.merge_val_into_train(source)
-    if held.val_fraction and source.val is None:  # what was kept from the training
-        source = dataset.hold_out(source, held.val_fraction, held.seed)
-    return source
+    return apply_holdout(source, held.trainval, held.val_fraction, held.seed)
 
 
 def warn_of_training_images(path: AnyModel, setup: EvalSetup) -> None:

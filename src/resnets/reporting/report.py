@@ -14,6 +14,7 @@ import jinja2
 from resnets.analysis import findings
 from resnets.data import dataset
 from resnets.data.dataset import Source, Split
+from resnets.data.splits import apply_holdout
 from resnets.errors import CheckpointError, DataError, ResnetsError
 from resnets.escape import visible
 from resnets.files import code_option, write_whole
@@ -93,12 +94,7 @@ def reload_data(facts: RunFacts) -> Source:
     source = dataset.load(recipe.data, max_unreadable=recipe.max_unreadable, task=facts.task.name)
     if source.digest != facts.source["digest"]:
         raise DataError(f"{facts.data} is no longer the data that the run was trained on.")
-    source = dataset.merge_val_into_train(source) if recipe.trainval else source
-    return (
-        dataset.hold_out(source, recipe.val_fraction, recipe.seed)
-        if recipe.val_fraction
-        else source
-    )
+    return apply_holdout(source, recipe.trainval, recipe.val_fraction, recipe.seed)
 
 
 def short_name(split: Split | None, index: int) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from resnets.config.recipes import digits
-from resnets.data import dataset
+from resnets.data import dataset, splits
 from resnets.errors import Diverged
 from resnets.evaluation import load as loading
 from resnets.evaluation.classification import classification_metrics
@@ -26,7 +26,7 @@ STEPS = 12
 def small_plan():
     recipe = replace(digits(), model="resnet8", size=8, steps=STEPS, batch=32, eval_every=0.2)
     recipe = replace(recipe, precision="float32", select="best")
-    source = dataset.hold_out(dataset.load("digits"), 100, 0)
+    source = splits.hold_out(dataset.load("digits"), 100, 0)
     return plans.resolve(recipe, source, torch.device("cpu"), 0)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from resnets import models
 from resnets.config.recipe import Augment, Preprocess
 from resnets.config.recipes import digits
-from resnets.data import dataset
+from resnets.data import dataset, splits
 from resnets.data.loader import test_batches as shown
 from resnets.data.loader import train_batches
 from resnets.evaluation.classification import evaluate
@@ -57,7 +57,7 @@ def smoothly(world, work, *rest):
 def small_plan(world, changes):
     recipe = replace(digits(), model="resnet8", size=8, steps=20, batch=32, eval_every=0.4)
     recipe = replace(recipe, lr=0.02, precision="float32", augment=Augment(crop="pad", pad=1))
-    source = dataset.hold_out(dataset.load("digits"), 101, 0)
+    source = splits.hold_out(dataset.load("digits"), 101, 0)
     return plans.resolve(replace(recipe, **changes), source, CPU, 0, world)
 
 
