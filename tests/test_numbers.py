@@ -10,7 +10,7 @@ import pytest
 from resnets import errors
 from resnets.config.families import ARCHS
 from resnets.config.recipe import Recipe
-from resnets.data import decode, scan
+from resnets.data import assemble, decode
 from resnets.data.detection import voc
 from resnets.models.io import model_file, pretrained
 from resnets.papers.budgets import Budget
@@ -37,7 +37,7 @@ def newest(page: str, sentence: str) -> str:
         ("CHANGELOG.md", "WebP above N million pixels", decode.MAX_WEBP / MILLION),
         ("README.md", r"Python N or later", PROJECT["requires-python"].removeprefix(">=")),
         ("README.md", r"an ordinary torch module, one of N ", len(ARCHS)),
-        ("docs/classify.md", "decodes up to N\\)", scan.CHECKED),
+        ("docs/classify.md", "decodes up to N\\)", assemble.CHECKED),
         (
             "docs/classify.md",
             "more than N % of the files are unreadable",

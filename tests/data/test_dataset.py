@@ -411,7 +411,7 @@ def test_unreadable_files_are_left_out_and_named_or_stop_the_run(tmp_path):
 
 
 def test_of_many_files_some_are_decoded_and_every_header_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("resnets.data.scan.CHECKED", 30)
+    monkeypatch.setattr("resnets.data.assemble.CHECKED", 30)
     classes(tmp_path, {"a": 50, "b": 50})
     (tmp_path / "a" / "001.png").write_bytes(b"GIF89a")
     source = load(tmp_path)

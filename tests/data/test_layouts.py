@@ -8,8 +8,8 @@ import pytest
 
 from resnets.data import load
 from resnets.data.dataset import guess_task
-from resnets.data.file_names import split_in_name
-from resnets.data.values import parse_flag, parse_number
+from resnets.data.issues import parse_flag, parse_number
+from resnets.data.paths import split_in_name
 from resnets.errors import DataError, DataErrors
 from tests._helpers import needs_links
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from resnets.data import load
+from resnets.data.assemble import find_copies
 from resnets.data.dataset import guess_task
-from resnets.data.scan import find_copies
 from resnets.errors import DataError, DataErrors
 
 from ._helpers import classes, picture

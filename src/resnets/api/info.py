@@ -84,7 +84,7 @@ def data_info(data: Data, /, *, task: TaskName | None = None) -> dict[str, Any]:
         task: What the labels are for; guessed from the files by default.
     """
     checks.check_data(data)
-    from resnets.data.info import describe
+    from resnets.data.dataset import describe
 
     return describe(data, task)
 
@@ -98,7 +98,7 @@ def data_check(data: Data, /, *, task: TaskName | None = None) -> list[dict[str,
     """
     checks.check_data(data)
     from resnets.config.recipe import Recipe
-    from resnets.data.info import list_problems
+    from resnets.data.dataset import list_problems
 
     return list_problems(data, task, Recipe(model="resnet18").max_unreadable)
 

@@ -8,16 +8,17 @@ from pathlib import Path
 
 from resnets.data.classification import LabelledFile
 from resnets.data.decode import IMAGE_SUFFIXES
-from resnets.data.file_names import split_folders, split_name
-from resnets.data.folders import (
+from resnets.data.issues import Issues
+from resnets.data.paths import (
     is_hidden_by_user,
     is_image_file,
     is_visible,
+    split_folders,
+    split_name,
     subfolders,
     visible_files,
     walk,
 )
-from resnets.data.issues import Issues
 from resnets.errors import DataError, quantify
 
 _NO_CLASSES = {"images", "labels"}

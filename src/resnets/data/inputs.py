@@ -21,7 +21,7 @@ from resnets.data.decode import (
     largest_value_of_file,
     to_pixels,
 )
-from resnets.data.folders import is_image_file, visible_files
+from resnets.data.paths import is_image_file, visible_files
 from resnets.errors import Assumption, DataError, UsageError, quantify
 from resnets.files import glob_paths
 

@@ -8,14 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resnets.data.decode import IMAGE_SUFFIXES
-from resnets.data.file_names import (
+from resnets.data.issues import Issues
+from resnets.data.paths import (
     WITH_TRAINVAL,
+    files_with_suffix,
+    folders_called,
     resolve_case_insensitive,
     split_folders,
     split_name,
+    subfolders,
+    visible_files,
 )
-from resnets.data.folders import files_with_suffix, folders_called, subfolders, visible_files
-from resnets.data.issues import Issues
 from resnets.data.tables import read_lines
 from resnets.errors import DataError, quantify
 

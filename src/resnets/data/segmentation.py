@@ -12,13 +12,20 @@ import torch
 from numpy.typing import NDArray
 
 from resnets.config.arch import IGNORE_INDEX
-from resnets.data.assemble import ReadOptions, digest_of_entries, file_entry, make_dataset
+from resnets.data.assemble import (
+    ReadOptions,
+    ScanResult,
+    digest_of_entries,
+    file_entry,
+    in_threads,
+    make_dataset,
+    scan_images,
+)
 from resnets.data.decode import Unreadable, open_image
 from resnets.data.detection.yolo import class_names, read_yaml
 from resnets.data.issues import Issues
 from resnets.data.joint_transforms import class_map
 from resnets.data.mask_folders import MaskedImage, pair_masks
-from resnets.data.scan import ScanResult, in_threads, scan_images
 from resnets.data.splits import Source, Split
 from resnets.data.tables import read_lines
 from resnets.errors import DataError, quantify

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from resnets.config.arch import LocalizerArch
 from resnets.errors import UsageError
 from resnets.models.detection import boxes as box
-from resnets.models.detection.boxes import BatchDetections, gather_rows
+from resnets.models.detection.boxes import BatchDetections, SampledBoxes, gather_rows, sample_boxes
 from resnets.models.detection.roi_align import sampling_grid
 from resnets.models.detection.rpn import (
     HIGH,
@@ -29,7 +29,6 @@ from resnets.models.detection.rpn import (
     make_anchors,
     rescale,
 )
-from resnets.models.detection.sampling import SampledBoxes, sample_boxes
 from resnets.models.layers import check_finite, global_mean
 from resnets.models.resnet import make_backbone
 

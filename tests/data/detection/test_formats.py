@@ -549,7 +549,7 @@ def test_of_an_image_upside_down_its_size_says_nothing(tmp_path):
 
 
 def test_a_header_alone_says_how_an_image_stands(tmp_path, monkeypatch):
-    monkeypatch.setattr("resnets.data.scan.CHECKED", 1)
+    monkeypatch.setattr("resnets.data.assemble.CHECKED", 1)
     images = [turned(tmp_path, o, form) for o in METHODS for form in ("png", "jpg", "tiff", "webp")]
     path = tmp_path / "table.json"
     path.write_text(json.dumps(told(images, "stored")))

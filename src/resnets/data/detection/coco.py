@@ -22,11 +22,24 @@ from resnets.data.detection.dataset import (
     parse_size,
 )
 from resnets.data.detection.targets import Kind
-from resnets.data.file_names import WITH_TRAINVAL, find_images, split_folders, split_in_name
-from resnets.data.folders import files_with_suffix, folders_called, name_key
-from resnets.data.issues import PARSE_ERRORS, Issues, parse_error_reason
+from resnets.data.issues import (
+    PARSE_ERRORS,
+    Issues,
+    parse_error_reason,
+    parse_flag,
+    parse_number,
+    quote,
+)
+from resnets.data.paths import (
+    WITH_TRAINVAL,
+    files_with_suffix,
+    find_images,
+    folders_called,
+    name_key,
+    split_folders,
+    split_in_name,
+)
 from resnets.data.splits import Shape
-from resnets.data.values import parse_flag, parse_number, quote
 from resnets.errors import DataError, MissingPackage
 
 AMBIGUOUS = 10  # boxes from which on it is no accident that all fit as corners too
@@ -166,7 +179,7 @@ def read_coco(data: Path, issues: Issues) -> ParsedAnnotations:
     """COCO's JSON: a folder with files of annotations (see `annotation_files`), or one file.
 
     Images are looked for in folders named as the split (train2017), in `images`, beside the file,
-    and in the folder above; see `file_names.find_images`. Categories become classes in the order of
+    and in the folder above; see `paths.find_images`. Categories become classes in the order of
     their ids. Crowds, and objects that are marked `ignore`, are of kind 2.
     """
     parsed = ParsedAnnotations(issues)

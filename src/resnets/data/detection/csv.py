@@ -8,10 +8,9 @@ from pathlib import Path
 
 from resnets.data.detection.dataset import AnnotatedImage, Annotation, ParsedAnnotations, parse_size
 from resnets.data.detection.targets import Kind
-from resnets.data.file_names import WITH_TRAINVAL, find_images, parse_split, split_in_name
-from resnets.data.issues import Issues
+from resnets.data.issues import Issues, parse_number, quote
+from resnets.data.paths import WITH_TRAINVAL, find_images, parse_split, split_in_name
 from resnets.data.tables import LABEL, PATH, SPLIT, header, read_table
-from resnets.data.values import parse_number, quote
 from resnets.errors import DataError
 
 CORNERS = ("x1", "y1", "x2", "y2")
@@ -46,7 +45,7 @@ def read_box_tables(tables: list[Path], issues: Issues) -> ParsedAnnotations:
     See `tables.read_table`. A row is an object, in pixels from 0 of the upright image, x2 and y2
     outside. A row with only a path (and split) is an image without objects. Columns that there may
     be: `kind` (2 is ignored), `split`, and `width` and `height` of the image. Paths count from the
-    file's folder; see `file_names.find_images`.
+    file's folder; see `paths.find_images`.
 
     Raises DataError for a wrong header or what is not CSV, or names of which two say the same
     split, or none.

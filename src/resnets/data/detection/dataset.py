@@ -13,14 +13,19 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import KDTree
 
-from resnets.data.assemble import ReadOptions, digest_of_entries, file_entry, make_dataset
+from resnets.data.assemble import (
+    ImageInfo,
+    ReadOptions,
+    digest_of_entries,
+    file_entry,
+    make_dataset,
+    scan_images,
+)
 from resnets.data.decode import READABLE
 from resnets.data.detection.targets import DetectionTargets, Kind
-from resnets.data.folders import files_with_suffix
-from resnets.data.issues import Issues
-from resnets.data.scan import ImageInfo, scan_images
+from resnets.data.issues import Issues, parse_number, quote
+from resnets.data.paths import files_with_suffix
 from resnets.data.splits import Polygon, Shape, Source, Split
-from resnets.data.values import parse_number, quote
 from resnets.errors import DataError, quantify
 
 MAX_FLAT = 0.01  # fraction of the objects that may have no width or height; they are left out

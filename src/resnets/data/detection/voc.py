@@ -11,23 +11,20 @@ from xml.etree import ElementTree
 from resnets.data.decode import READABLE
 from resnets.data.detection.dataset import AnnotatedImage, Annotation, ParsedAnnotations, parse_size
 from resnets.data.detection.targets import Kind
-from resnets.data.file_names import (
+from resnets.data.issues import Issues, parse_flag, parse_number, quote
+from resnets.data.paths import (
     WITH_TRAINVAL,
     components,
-    resolve_case_insensitive,
-    split_name,
-    split_of_folders,
-)
-from resnets.data.folders import (
     files_with_suffix,
     folders_called,
     image_files,
     name_key,
+    resolve_case_insensitive,
+    split_name,
+    split_of_folders,
     visible_files,
 )
-from resnets.data.issues import Issues
 from resnets.data.tables import read_lines
-from resnets.data.values import parse_flag, parse_number, quote
 
 MAX_XML_BYTES = 2**24  # of one image's annotations
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")

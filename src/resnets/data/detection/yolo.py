@@ -21,18 +21,20 @@ from resnets.data.detection.dataset import (
     compare_with_corners,
     parse_polygon,
 )
-from resnets.data.file_names import (
+from resnets.data.issues import Issues, parse_number, quote
+from resnets.data.paths import (
     WITH_TRAINVAL,
+    files_with_suffix,
     find_images,
+    image_files,
+    name_key,
     resolve_case_insensitive,
     resolve_inside,
     split_name,
     split_of_folders,
+    visible_files,
 )
-from resnets.data.folders import files_with_suffix, image_files, name_key, visible_files
-from resnets.data.issues import Issues
 from resnets.data.tables import read_lines, read_text
-from resnets.data.values import parse_number, quote
 from resnets.errors import DataError, MissingPackage
 from resnets.escape import shorten
 

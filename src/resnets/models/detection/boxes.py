@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from resnets.models.layers import per_image_mean
+
 if TYPE_CHECKING:  # `data` takes longer to import than the networks
     from resnets.data.detection.targets import DetectionTargets
 
-MAX_LOG_SCALE = math.log(
-    1000 / 16
-)  # of a decoded dw, dh: an early, wild network must not overflow exp
+
+# Of a decoded dw, dh: an early, wild network must not overflow exp.
+MAX_LOG_SCALE = math.log(1000 / 16)
 TINY = 1e-6  # instead of a width, height or area of 0
 CHUNK = 2**20  # pairs of object and box that `match` holds at a time
 
@@ -197,3 +200,45 @@ def box_voting(
     total = weight.sum(-1)
     mean = torch.stack([(weight * c[:, None]).sum(-1) / total for c in voters.unbind(-1)], -1)
     return torch.where(total[..., None] > 0, mean, boxes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampledBoxes:
+    """n boxes of each of B images, those that match an object first."""
+
+    index: Tensor  # int64 (B, n): of the boxes among all that were given
+    boxes: Tensor  # (B, n, 4)
+    is_sampled: Tensor  # bool (B, n): False for the rest of an image that has fewer
+    is_positive: Tensor  # bool (B, n): whether the box matches an object
+    rows: Tensor  # int64 (B, n): that object's row of the targets, else 0
+    true_boxes: Tensor  # float32 (B, n, 4): the boxes of these rows
+
+    def mean(self, losses: Tensor) -> Tensor:
+        """As `per_image_mean`, of losses (B, n)."""
+        return per_image_mean(losses, self.is_sampled)
+
+    def box_loss(self, deltas: Tensor, weights: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
+        """Smooth L1 of deltas (B, n, 4) of the positives, linear from 1/9 on; the `mean` of it."""
+        goals = encode(self.true_boxes, self.boxes, weights)
+        losses = F.smooth_l1_loss(deltas.float(), goals, beta=1 / 9, reduction="none").sum(2)
+        return self.mean(losses * self.is_positive)
+
+
+def sample_boxes(
+    boxes: Tensor,
+    targets: DetectionTargets,
+    count: int,
+    positive_share: float,
+    *,
+    low: float,
+    high: float,
+    allow_low_quality_matches: bool = False,
+) -> SampledBoxes:
+    """`count` of boxes (B or 1, A, 4), by `match` and `sample`. Targets (B, M), M > 0."""
+    matched = match(boxes, targets, low, high, allow_low_quality_matches)
+    index, is_sampled = sample(matched, count, positive_share)
+    matched = matched.gather(1, index)
+    rows = matched.clamp(min=0)
+    is_positive = is_sampled & (matched >= 0)
+    true_boxes = gather_rows(targets.boxes, rows)
+    return SampledBoxes(index, gather_rows(boxes, index), is_sampled, is_positive, rows, true_boxes)

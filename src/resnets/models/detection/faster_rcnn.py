@@ -19,10 +19,14 @@ from resnets.config.arch import DetectorArch
 from resnets.errors import UsageError
 from resnets.models.detection import boxes as box
 from resnets.models.detection import roi_align
-from resnets.models.detection.boxes import BatchDetections, top_k_detections
+from resnets.models.detection.boxes import (
+    BatchDetections,
+    SampledBoxes,
+    sample_boxes,
+    top_k_detections,
+)
 from resnets.models.detection.fpn import EXTRA_LEVELS, NORMS, FeaturePyramid
 from resnets.models.detection.rpn import RegionProposalNetwork, image_sizes
-from resnets.models.detection.sampling import SampledBoxes, sample_boxes
 from resnets.models.layers import check_finite, global_mean, per_image_mean
 
 if TYPE_CHECKING:  # `data` takes longer to import than the networks

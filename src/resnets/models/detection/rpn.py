@@ -14,8 +14,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from resnets.config.arch import STRIDE, DetectorArch
 from resnets.models.detection import boxes as box
-from resnets.models.detection.boxes import gather_rows
-from resnets.models.detection.sampling import sample_boxes
+from resnets.models.detection.boxes import gather_rows, sample_boxes
 
 if TYPE_CHECKING:  # `data` takes longer to import than the networks
     from resnets.data.detection.targets import DetectionTargets
