@@ -37,11 +37,7 @@ if TYPE_CHECKING:  # these modules import this one
 
 @torch.inference_mode()
 def detect(
-    network: Detect,
-    split: Split,
-    loader: LoaderOptions,
-    *,
-    bfloat16: bool = False,
+    network: Detect, split: Split, loader: LoaderOptions, *, bfloat16: bool = False
 ) -> SplitDetections:
     """Detections of a network in evaluation mode; each rank has a share, see `concatenate`.
 
@@ -228,25 +224,20 @@ def predict(
     model: Model, files: Sequence[str], images: Sequence[Tensor], top: int, score: float
 ) -> list[DetectionPrediction]:
     """The objects on images, uint8 (C, H, W), that have a `score` so high."""
-    return [
-        predict_objects(model, file, image, score)
-        for file, image in zip(files, images, strict=True)
-    ]
+    names, predictions = model.metadata.classes, []
+    for file, image in zip(files, images, strict=True):
+        output, boxes = find_boxes(model, image)
+        classes, scores = output.classes[0].cpu(), output.scores[0].float().cpu()
+        kept = (classes >= 0) & (scores >= score)
+        masks = None
+        if output.masks is not None:
+            from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-
-def predict_objects(model: Model, file: str, image: Tensor, score: float) -> DetectionPrediction:
-    """The objects on one image, uint8 (C, H, W), that have a `score` so high."""
-    output, boxes = find_boxes(model, image)
-    classes, scores = output.classes[0].cpu(), output.scores[0].float().cpu()
-    kept = (classes >= 0) & (scores >= score)
-    masks = None
-    if output.masks is not None:
-        from torchvision.models.detection.roi_heads import paste_masks_in_image
-
-        in_boxes = output.masks[0].float().cpu()[kept][:, None]
-        masks = paste_masks_in_image(in_boxes, boxes[kept], image.shape[1:])[:, 0] > 0.5
-    labels = tuple(model.metadata.classes[k] for k in classes[kept].tolist())
-    return DetectionPrediction(file, boxes[kept], labels, tuple(scores[kept].tolist()), masks)
+            in_boxes = output.masks[0].float().cpu()[kept][:, None]
+            masks = paste_masks_in_image(in_boxes, boxes[kept], image.shape[1:])[:, 0] > 0.5
+        labels, best = tuple(names[k] for k in classes[kept].tolist()), scores[kept].tolist()
+        predictions.append(DetectionPrediction(file, boxes[kept], labels, tuple(best), masks))
+    return predictions
 
 
 def find_boxes(model: Model, image: Tensor) -> tuple[BatchDetections, Tensor]:

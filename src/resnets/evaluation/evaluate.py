@@ -37,11 +37,7 @@ LogAccess = Callable[[str | Path, str, str, float | None], None]
 
 
 def evaluate(
-    task: TaskName,
-    models: Sequence[AnyModel],
-    data: Any,
-    options: EvaluateOptions,
-    log: LogAccess,
+    task: TaskName, models: Sequence[AnyModel], data: Any, options: EvaluateOptions, log: LogAccess
 ) -> Metrics:
     """The metrics of models of a task together; arguments and errors as `api.evaluate`."""
     functions = TASKS[task]
