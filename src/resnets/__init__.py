@@ -5,6 +5,7 @@ torch before it is called, so that `import resnets` costs little.
 """
 
 from resnets.api.evaluation import analyze, calibrate, evaluate
+from resnets.api.features import features, probe, search
 from resnets.api.inference import create, explain, load, predict
 from resnets.api.info import (
     data_check,
@@ -30,7 +31,7 @@ from resnets.api.weights import (
 __version__ = "0.2.0.dev0"
 __all__ = [
     "analyze", "calibrate", "create", "data_check", "data_get", "data_info", "doctor", "evaluate",
-    "explain", "fit", "list_models", "list_weights", "load", "lr_range_test", "plan", "predict",
-    "report", "resume", "runs", "runs_compare", "train", "tune", "weights_get", "weights_import",
-    "weights_inspect", "weights_where",
+    "explain", "features", "fit", "list_models", "list_weights", "load", "lr_range_test", "plan",
+    "predict", "probe", "report", "resume", "runs", "runs_compare", "search", "train", "tune",
+    "weights_get", "weights_import", "weights_inspect", "weights_where",
 ]  # fmt: skip

@@ -14,8 +14,8 @@ from resnets.config.recipe import Preprocess
 from resnets.data.loader import test_batches
 from resnets.data.splits import Split
 from resnets.errors import UsageError
+from resnets.evaluation.features import extract, feature_function, feature_rows
 from resnets.evaluation.predictor import Model
-from resnets.models.layers import global_mean
 
 GREY = Preprocess(size=32, channels=1, mean=(0.0,), std=(1.0,), white=0)
 # Measured on CIFAR-10, whose test images have near-duplicates in the training set: up to 10 bits of
@@ -24,16 +24,13 @@ GREY = Preprocess(size=32, channels=1, mean=(0.0,), std=(1.0,), white=0)
 NEAR, FAR, CORRELATION, COSINE = 10, 16, 0.9, 0.95
 
 
-@torch.no_grad()
 def embedding(model: Model, images: Tensor) -> Tensor:
     """The mean of the last level's map, as a direction.
 
     Shapes: normalised (N, C, H, W) -> float32 (N, D) on the CPU, of norm 1.
     """
-    if not model.classifier.levels:
-        raise UsageError("the network has no feature map (N, C, H, W) to compare images by")
-    maps = model.classifier.features(images)[list(model.classifier.levels)[-1]]
-    return F.normalize(global_mean(maps)).cpu()
+    forward = feature_function(model, last_level(model))
+    return F.normalize(feature_rows(model, forward, images))
 
 
 def embeddings(
@@ -43,10 +40,15 @@ def embeddings(
 
     Returns float32 (N, D) and int64 (N,), on the CPU.
     """
-    batches = model.loader_options(batch, workers).batches(split)
-    rows = [(embedding(model, batch.images), batch.indices) for batch in batches]
-    points, indices = (torch.cat(column) for column in zip(*rows, strict=True))
-    return points, indices
+    features = extract(model, split, level=last_level(model), batch=batch, workers=workers)
+    return F.normalize(torch.from_numpy(features.vectors)), features.indices
+
+
+def last_level(model: Model) -> str:
+    """The name of the last level. Raises UsageError for a network without maps."""
+    if not model.classifier.levels:
+        raise UsageError("the network has no feature map (N, C, H, W) to compare images by")
+    return next(reversed(model.classifier.levels))
 
 
 def project(points: Tensor) -> dict[str, Tensor]:
@@ -104,7 +106,8 @@ def duplicates(
     Their difference hashes are nearly the same and their thumbnails correlate; with a `model` also
     those whose hashes are less near and whose embeddings agree. Images of one colour are left out.
     """
-    a, b = (perceptual_hashes(split, workers=workers) for split in (first, second))
+    a = perceptual_hashes(first, workers=workers)
+    b = a if second is first else perceptual_hashes(second, workers=workers)
     candidates = []
     for rows in torch.split(torch.arange(len(a.rows)), 128):
         distance = 32 - a.bits[rows] @ b.bits.T / 2

@@ -179,6 +179,24 @@ def explain(model: str, *inputs: str, out: str, **options: Any) -> None:  # noqa
     format.print_explanations(resnets.explain(model, *inputs, out=out, **options), Path(out))
 
 
+def features(model: str, data: str, *, out: str, **options: Any) -> None:  # noqa: D103
+    with terminal.image_bar() as watch:
+        written: Any = resnets.features(model, data, out=out, **options, watch=watch)
+    format.print_feature_file(written)
+
+
+def probe(model: str, data: str, **options: Any) -> None:  # noqa: D103 - the API's
+    with terminal.image_bar() as watch:
+        result = resnets.probe(model, data, **options, watch=watch)
+    format.print_probe(result)
+
+
+def search(model: str, folder: str, *queries: str, **options: Any) -> None:  # noqa: D103
+    with terminal.image_bar() as watch:
+        result = resnets.search(model, folder, *queries, **options, watch=watch)
+    format.print_search(result)
+
+
 @public
 def reproduce(
     *ids: str, budget: Literal["smoke", "cpu", "gpu", "full"] | None = None,

@@ -17,7 +17,10 @@ from resnets.training.run import Run
 
 if TYPE_CHECKING:
     from resnets.analysis.instruments import Analysis
+    from resnets.analysis.similar import SearchResult
     from resnets.evaluation.classification import Calibration, ClassificationMetrics, Prediction
+    from resnets.evaluation.feature_files import FeatureFile
+    from resnets.evaluation.probe_methods import ProbeResult
     from resnets.evaluation.tasks import Metrics
     from resnets.training.plan import Plan
     from resnets.training.runner import TrainResult
@@ -153,6 +156,82 @@ def print_analysis(analysis: Analysis) -> None:
         print_table(analysis.rows)
     out.print(analysis.verdict)
     note(f"the table and the picture are in {analysis.folder}")
+
+
+def print_feature_file(written: FeatureFile) -> None:
+    """What was written where."""
+    for path, reason in written.unreadable:
+        note(f"left out {path}: {reason}", always=True)
+    facts = asdict(written) | {
+        "file": str(written.file),
+        "seconds": round(written.seconds, 1),
+        "unreadable": [str(path) for path, _ in written.unreadable],
+    }
+    print_json(facts)
+    shape = " x ".join(map(str, written.shape))
+    classes = f", of {len(written.classes)} classes" if written.classes else ""
+    what = f"{quantify(written.images, 'images')}{classes}: {shape} numbers each at {written.level}"
+    out.print(f"{written.file}: {what}, in {format_seconds(written.seconds)}")
+
+
+def print_probe(result: ProbeResult) -> None:
+    """The accuracy of each method with its interval, and what they learned from."""
+    for path, reason in result.unreadable:
+        note(f"left out {path}: {reason}", always=True)
+    print_json(result.summary())
+    print_table(
+        [
+            {
+                "method": score.method,
+                "setting": score.setting,
+                "accuracy": score.accuracy,
+                "from": score.interval[0],
+                "to": score.interval[1],
+                "images" if score.metrics else "episodes": score.images,
+            }
+            for score in result.scores
+        ]
+    )
+    chosen = f"; C chosen by {result.chosen_by}" if result.chosen_by else ""
+    note(
+        f"{result.level}, {result.dimensions:,} numbers, learned from {result.trained_on}{chosen}; "
+        f"on the {result.split} images, from and to are the 95 % interval; "
+        f"{format_seconds(result.seconds)}"
+    )
+    if result.file is not None:
+        file = shlex.quote(str(result.file))
+        note(f"next: resnets predict {file} IMAGE    resnets evaluate {file} DATA")
+
+
+def print_search(result: SearchResult) -> None:
+    """What was found: a table for each kind of answer."""
+    for path in result.unreadable:
+        note(f"left out {path}", always=True)
+    print_json(result.summary())
+    several = len({hit.query for hit in result.hits}) > 1
+    hits = [asdict(hit) | {"cosine": f"{hit.cosine:.4f}"} for hit in result.hits]
+    scores = [
+        {
+            "figure": score.figure,
+            "value": score.value,
+            "from": score.interval[0],
+            "to": score.interval[1],
+            "images": score.images,
+        }
+        for score in result.scores
+    ]
+    copies = [asdict(pair) | {"correlation": f"{pair.correlation:.4f}"} for pair in result.copies]
+    far = [asdict(row) | {"distance": f"{row.distance:.4f}"} for row in result.outliers]
+    for rows in (hits, scores, copies, far):
+        for row in rows:
+            if not several:
+                row.pop("query", None)
+        if rows:
+            print_table(rows)
+    what = f"{quantify(result.images, 'images')}, {result.level}, {result.seconds:.1f} s"
+    note(what + (f"; the picture is in {result.picture}" if result.picture else ""))
+    if not (hits or scores or copies or far):
+        note("none found", always=True)
 
 
 def print_path(path: Path) -> None:

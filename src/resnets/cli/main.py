@@ -92,6 +92,9 @@ def register() -> None:
                 like=resnets.evaluate, words=words,
             )  # fmt: skip
     add(app, "explain", resnets.explain, commands.explain, like=resnets.evaluate)
+    for called in (resnets.features, resnets.probe, resnets.search):
+        command = getattr(commands, called.__name__)
+        add(app, called.__name__, called, command, hide=("watch",), like=resnets.evaluate)
     add(data_app, "get", resnets.data_get, commands.data_get, hide=hidden)
     add(weights_app, "get", resnets.weights_get, commands.weights_get, hide=hidden)
     printed: tuple[tuple[App, str, Callable[..., Any], Callable[[Any], Any]], ...] = (

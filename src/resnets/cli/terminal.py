@@ -170,6 +170,14 @@ def download_bar(name: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total or None)
 
 
+@contextmanager
+def image_bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of images, and its update function."""
+    with make_progress() as progress:
+        task = progress.add_task("images", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
 def format_cell(name: str, value: Any) -> str:
     """A value in a column of a table: counts with commas, fractions as percent."""
     if isinstance(value, str):

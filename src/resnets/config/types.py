@@ -20,7 +20,8 @@ Instrument = Literal[  # of `analyze`
 DownloadName = Literal["cifar10", "cifar100"]
 NAMED_DATA = ("digits", *get_args(DownloadName))
 # The least of whole numbers.
-MINIMUM = dict.fromkeys(("batch", "size", "top", "trials", "devices", "seeds"), 1) | {"workers": 0}
+MINIMUM = dict.fromkeys(("batch", "size", "top", "trials", "devices", "seeds", "shots"), 1)
+MINIMUM |= {"workers": 0, "episodes": 0, "way": 2}
 UNIT_INTERVAL = ("score", "max_unreadable", "at_precision")  # between 0 and 1
 ERRORS_MEASURED = ("lesions", "swaps", "precise")  # these measure errors on a whole split
 

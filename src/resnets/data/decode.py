@@ -47,7 +47,7 @@ MAX_ASPECT = 200  # of long side to short: the long one grows when the short one
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-class Unreadable(DataError):
+class Unreadable(DataError, exit_code=3):
     """An image that cannot be decoded; `reason` says why, without the file's name."""
 
     def __init__(self, name: str, reason: str) -> None:

@@ -155,6 +155,39 @@ class Model:
         )
         return predictions if isinstance(inputs, Iterator) else list(predictions)
 
+    def features(
+        self,
+        images: Input | Iterable[Input],
+        *,
+        level: str | None = None,
+        pooled: bool = True,
+        batch: int = 32,
+    ) -> Tensor:
+        """Features of images, given as for `predict`: float32 (D,) of one, (N, D) of several.
+
+        `level` is one of `network.levels`; without it they are what the classifier's last layer
+        gets, D numbers. With `pooled=False` they are the level's maps, (C, H, W) or (N, C, H, W).
+
+        Raises UsageError for a model of another task and for a level that its network does not
+        have; DataError for an image that cannot be read; NotFinite.
+        """
+        from resnets.evaluation.features import feature_function, feature_rows
+
+        check_number("batch", batch)
+        check_inputs(images)
+        forward = feature_function(self, level, pooled=pooled)
+        preprocess, rest, rows = self.metadata.preprocess, expand_inputs(images), list[Tensor]()
+        mean, std = statistics(preprocess, self.device)
+        while chunk := list(islice(rest, self.fitting_batch(batch))):
+            views = []
+            for name, item in chunk:
+                pixels, _ = read_image(item, preprocess.channels, preprocess.white, name)
+                views.append(preprocess_image(torch.from_numpy(pixels), preprocess))
+            x = normalize(torch.stack(views).to(self.device), mean, std)
+            with name_model_in_errors(self.path):
+                rows.append(check_finite(feature_rows(self, forward, x)))
+        return rows[0][0] if is_single(images) else torch.cat(rows)
+
     def __call__(self, inputs: Input | Iterable[Input], *, top: int = 5, score: float = 0.5) -> Any:
         """The same as `predict`; `model.network(batch)` gives the logits of a normalised batch."""
         return self.predict(inputs, top=top, score=score)
