@@ -53,7 +53,9 @@ def read(data):
     return read_image_set(data, split=None, max_unreadable=0.01)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "densenet_bc100_12", "preresnet20", "vit_b_16"])
+@pytest.mark.parametrize(
+    "name", ["resnet8", "densenet_bc100_12", "preresnet20", "alexnet", "vit_b_16"]
+)
 def test_what_the_last_layer_gets_gives_the_logits(name):
     if name == "vit_b_16":
         arch = replace(resnets.create("vit_b_16").arch, blocks=1, size=32, width=24, heads=2)

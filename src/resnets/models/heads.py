@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import cast
+
+from torch import Tensor, nn
 
 from resnets.models import Classifier, Network
 from resnets.models.densenet import DenseNet
@@ -12,13 +14,19 @@ from resnets.models.resnet import ResNet
 from resnets.models.vgg import Vgg
 
 
-def classify(network: Classifier, x: Tensor) -> Tensor:
-    """The logits (N, classes) of the map of the last level (N, C, *S), of a network of images."""
+def classifier_layer(network: Classifier) -> nn.Linear:
+    """The layer that gives the logits, of a network of this package."""
     assert not isinstance(network, ExternalNetwork)
     if isinstance(network, Vgg):
+        return cast("nn.Linear", network.classifier[-1])
+    return network.classifier if isinstance(network, DenseNet) else network.fc
+
+
+def classify(network: Classifier, x: Tensor) -> Tensor:
+    """The logits (N, classes) of the map of the last level (N, C, *S), of a network of images."""
+    if isinstance(network, Vgg):
         return network.classify(x)
-    layer = network.classifier if isinstance(network, DenseNet) else network.fc
-    return layer(global_mean(x))
+    return classifier_layer(network)(global_mean(x))
 
 
 def backbone_prefixes(network: Network) -> tuple[str, ...]:
