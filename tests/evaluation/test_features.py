@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 import resnets
 from resnets import errors
+from resnets.config.families import get_arch
 from resnets.config.recipe import Preprocess
 from resnets.data.loader import test_batches as batches_of
 from resnets.evaluation import feature_store, features
@@ -53,16 +54,18 @@ def read(data):
     return read_image_set(data, split=None, max_unreadable=0.01)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet8", "densenet_bc100_12", "preresnet20", "alexnet", "vit_b_16"]
-)
+SMALL = {
+    "vit_b_16": {"blocks": 1, "size": 32, "width": 24, "heads": 2},
+    "vgg11": {"hidden": 8, "widths": ((4,), (8, 8))},
+}
+
+
+@pytest.mark.parametrize("name", ["resnet8", "densenet_bc100_12", "preresnet20", *SMALL])
 def test_what_the_last_layer_gets_gives_the_logits(name):
-    if name == "vit_b_16":
-        arch = replace(resnets.create("vit_b_16").arch, blocks=1, size=32, width=24, heads=2)
-        network = resnets.create(arch, classes=3).eval()
-        model = replace(make_model(size=32), network=network)
-    else:
-        model = make_model(name)
+    model = make_model(size=32) if name in SMALL else make_model(name)
+    if name in SMALL:
+        network = resnets.create(replace(get_arch(name), **SMALL[name]), classes=3).eval()
+        model = replace(model, network=network)
     network, side = model.network, model.metadata.preprocess.size
     images = torch.randn(2, 3, side, side)
     with torch.no_grad():
