@@ -140,11 +140,11 @@ def probe(
     checks.check_data(data)
     check_probe_options(knn, episodes, level, view, out)
     from resnets.data import dataset
+    from resnets.evaluation.evaluate import split_as_trained
     from resnets.evaluation.feature_store import FeatureOptions
     from resnets.evaluation.features import feature_function
     from resnets.evaluation.probe import save_with_head
     from resnets.evaluation.probe_methods import ProbeOptions, run_probe
-    from resnets.evaluation.setup import split_as_trained
 
     loaded = load_for_features(model, None, options)
     feature_function(loaded, level)

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from resnets.config.arch import to_dict
 from resnets.errors import DataError, DiskError, UsageError
-from resnets.evaluation.classification import Forward
 from resnets.evaluation.features import Features, default_level, feature_batches, feature_function
 from resnets.evaluation.image_set import ImageSet
+from resnets.evaluation.scores import Forward
 from resnets.files import cache_folder, write_whole
 from resnets.tensor_files import digest
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from resnets.data.splits import Split
 from resnets.errors import UsageError, nearest
-from resnets.evaluation.classification import Forward, predict_batch
+from resnets.evaluation.scores import Forward, predict_batch
 from resnets.models import Classifier
 from resnets.models.external import ExternalNetwork
 from resnets.models.heads import classifier_layer

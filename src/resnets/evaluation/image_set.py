@@ -16,7 +16,7 @@ from torch import Tensor
 
 from resnets.data import dataset
 from resnets.data.dataset import Source, Split
-from resnets.data.folders import is_image_file, visible_files
+from resnets.data.paths import is_image_file, visible_files
 from resnets.errors import Assumption, DataError, quantify
 
 

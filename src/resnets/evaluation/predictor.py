@@ -22,7 +22,7 @@ from resnets.data.dataset import Split
 from resnets.data.decode import warn_clipped
 from resnets.data.inputs import Input, expand_inputs, is_single, read_image
 from resnets.data.loader import ImageOp, test_batches
-from resnets.data.transforms import center_crop, crop_resize
+from resnets.data.transforms import center_crop, crop_resize, normalize, statistics
 from resnets.errors import DataError, NotFinite, UsageError
 from resnets.escape import visible
 from resnets.evaluation.loader import LoaderOptions
