@@ -234,6 +234,8 @@ def test_any_folder_of_images_will_do(tmp_path, folder):
     found = resnets.features(model, tmp_path / "album", workers=0)
     assert found.names == ("a.png", "deep/b.png", "deep/deeper/c.jpg")
     assert (found.labels.tolist(), found.classes) == ([-1] * 3, ())
+    with pytest.raises(errors.DataError, match="has no test split"):
+        resnets.features(model, tmp_path / "album", split="test")
     labelled = resnets.features(model, folder, split="test", workers=0)
     assert (len(labelled), labelled.classes) == (10, ("cat", "dog"))
     (tmp_path / "empty").mkdir()

@@ -43,11 +43,13 @@ def read_image_set(data: Any, *, split: str | None, max_unreadable: float) -> Im
     without labels, wherever in it they lie. Raises DataError where there is no image.
     """
     if (folder := plain_folder(data)) is not None:
+        if split not in (None, "all"):
+            raise DataError(f"{data} holds images without classes and has no {split} split")
         return unlabelled_images(folder)
     try:
         source = dataset.load(data, max_unreadable=max_unreadable, training=False)
     except DataError as error:
-        if not (isinstance(data, str | Path) and Path(data).is_dir()):
+        if split not in (None, "all") or not (isinstance(data, str | Path) and Path(data).is_dir()):
             raise
         images = unlabelled_images(Path(data))
         reason = str(error).splitlines()[0]
