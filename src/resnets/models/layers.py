@@ -128,8 +128,9 @@ class StandardisedConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
-        weight = (self.weight - mean) * torch.rsqrt(variance + 1e-8)
+        # A batch normalisation over what each output channel reads, so with timm's rounding too.
+        flat = F.batch_norm(self.weight.flatten(1)[None], None, None, training=True, eps=1e-8)
+        weight = flat.view_as(self.weight)
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
