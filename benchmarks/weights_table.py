@@ -8,8 +8,9 @@ of timm's checkpoints stands in `weights_top1.csv` beside this file: from their 
 where those were not at hand from `results/results-imagenet.csv` of timm's repository (commit
 0173a13), at the test size of `pretrained_cfg`.
 
-A checkpoint is a row if its tensors, by name and shape, are those of a network of `ARCHS`: each is
-built on the meta device and compared. Nothing is downloaded.
+A checkpoint of timm whose top-1 is not there is left out. One is a row if its tensors, by name and
+shape, are those of a network of `ARCHS`: each is built on the meta device and compared. Nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def timm_rows() -> list[dict[str, Any]]:
         architecture = config["architecture"]
         url = config.get("url") or ""
         usable = config["num_classes"] == 1000 and config.get("license")
+        usable = usable and name in top1
         if not usable or not name.startswith(TIMM_FAMILIES) or architecture not in ARCHS:
             continue
         if not config.get("hf_hub_id") and not HASHED.search(url):
@@ -83,7 +85,7 @@ def timm_rows() -> list[dict[str, Any]]:
         else:
             row |= {"source": url, "file": url.rpartition("/")[2], "sha256": HASHED.search(url)[1]}
         row |= {"parameters": counts[architecture], "licence": config["license"]}
-        row |= {"top1": top1[name]} if name in top1 else {}
+        row |= {"top1": top1[name]}
         shape, tested = config["input_size"], config.get("test_input_size")
         row |= {"input_size": shape, "test_input_size": tested or shape}
         row |= {"crop_pct": config["crop_pct"]}
@@ -100,7 +102,8 @@ def torchvision_rows() -> list[dict[str, Any]]:
         if model not in ARCHS:
             continue
         for entry in torchvision.models.get_model_weights(model):
-            if (found := HASHED.search(entry.url)) is None:
+            found = HASHED.search(entry.url)
+            if found is None or entry.meta["categories"] is None:  # or features alone
                 continue
             size = entry.meta["min_size"] if "SWAG_E2E" in entry.name else None
             key = f"{model} {size}"
@@ -155,6 +158,8 @@ def torchvision_row(
         row |= {"crop_pct": 1.0, "test_crop_pct": 1.0, "interpolation": see.interpolation.value}
     row |= {"mean": getattr(see, "mean", [0.485, 0.456, 0.406])}
     row |= {"std": getattr(see, "std", [0.229, 0.224, 0.225])}
+    if model == "googlenet":  # it converts its inputs to these itself (`transform_input`)
+        row |= {"mean": [0.5] * 3, "std": [0.5] * 3}
     return row
 
 

@@ -64,6 +64,14 @@ RESNETV2_NAMES: dict[str, str | Callable[[re.Match[str]], str]] = {
 }
 
 
+# timm's VGG, whose linear layers are convolutions.
+VGG_NAMES: dict[str, str | Callable[[re.Match[str]], str]] = {
+    r"^pre_logits\.fc1\.": "classifier.0.",
+    r"^pre_logits\.fc2\.": "classifier.3.",
+    r"^head\.fc\.": "classifier.6.",
+}
+
+
 def network_tensors(state: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
     """The tensors of the one network in `state`, without the prefix of what wraps it.
 
@@ -157,9 +165,11 @@ def from_foreign(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return rename_parts(tensors, {theirs: ours for ours, theirs in NAMES.items()})
         except KeyError as error:
             raise CheckpointError(f"a ViT with an unknown tensor: {error}") from None
-    changed, names = {}, FOREIGN_NAMES
+    changed, names, linear = {}, FOREIGN_NAMES, {"fc.weight"}
     if "stages.0.blocks.0.conv1.weight" in tensors:
         names = RESNETV2_NAMES
+    elif "pre_logits.fc1.weight" in tensors:
+        names, linear = VGG_NAMES, {f"classifier.{layer}.weight" for layer in (0, 3, 6)}
     # Of timm's resnetv2 with a deep stem, which has a mean before each projection.
     averaged = "stem.conv3.weight" in tensors
     for key, tensor in tensors.items():
@@ -168,8 +178,8 @@ def from_foreign(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = re.sub(theirs, ours, name)
         if averaged:
             name = name.replace(".downsample.0.", ".downsample.1.")
-        # A classifier may be a convolution on the mean.
-        changed[name] = tensor.flatten(1) if name == "fc.weight" and tensor.ndim == 4 else tensor
+        # Linear layers may be convolutions.
+        changed[name] = tensor.flatten(1) if name in linear else tensor
     return changed if len(changed) == len(tensors) else dict(tensors)
 
 
