@@ -102,11 +102,11 @@ def test_train_leaves_a_readable_run_folder(digits_run):
     assert json.loads((digits_run / "result.json").read_text())["images"] == 898
 
 
-def test_the_plan_has_ten_lines_and_dry_run_stops_there(cli, tmp_path):
+def test_the_plan_has_eleven_lines_and_dry_run_stops_there(cli, tmp_path):
     code, out, err = cli("train", "digits", "--dry-run", *FEW)
     assert code == 0
     assert out == ""
-    assert len(err.splitlines()) == 10
+    assert len(err.splitlines()) == 11
     for word in ("digest", "10: 0, 1", "resnet8", "parameters", "6 steps of 32", "measured"):
         assert word in err
     assert list(tmp_path.iterdir()) == []

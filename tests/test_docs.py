@@ -7,6 +7,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,11 @@ from PIL import Image
 import resnets
 from resnets import errors
 from resnets.cli.main import app, main
+from resnets.config.families import ARCHS
+from resnets.config.recipe import Preprocess
+from resnets.models import build
+from resnets.models.io import model_file
+from resnets.models.io.model_file import ModelMetadata
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -60,6 +66,15 @@ def photographs(root: Path) -> None:
             Image.fromarray(pixels).save(root / name / f"{i}.jpg")
 
 
+def small_weights(path: Path) -> None:
+    """A model file of a small network with random weights, in the place of pretrained ones."""
+    arch = replace(ARCHS["resnet8"], size=64)
+    preprocess = Preprocess(size=64, resize=72)
+    classes = tuple(str(k) for k in range(arch.classes))
+    metadata = ModelMetadata(arch=arch, classes=classes, preprocess=preprocess)
+    model_file.save(path, build(arch), metadata)
+
+
 def scenes(root: Path) -> None:
     generator = np.random.default_rng(0)
     lines = ["path,x1,y1,x2,y2,label"]
@@ -94,6 +109,7 @@ def test_every_command_is_one_of_ours():
 def test_a_pages_commands_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     photographs(tmp_path / "photos")
+    small_weights(tmp_path / "thin.safetensors")
     scenes(tmp_path)
     for command in commands(page):
         if command[0] != "resnets" or any(NEEDS_CIFAR10 in word for word in command):

@@ -32,14 +32,14 @@ def errors(plan, tmp_path, *values):
     progress = TrainProgress(step=5, steps=99)
     network = plan.start().average
     for value in values:
-        update_best(Run(tmp_path), plan, progress, network, value)
+        update_best(Run(tmp_path), plan, progress, network, {"error": value, "loss": 1.0})
     return progress
 
 
 def test_a_plateau_drops_the_rate_and_counts_anew(tmp_path):
     plan = small_plan(schedule="plateau", patience=2, warmup=0)
     progress = errors(plan, tmp_path, 0.5, 0.4, 0.4, 0.6, 0.7, 0.8, 0.9)
-    assert (progress.best_error, progress.lr_drops) == (0.4, 2)
+    assert (progress.best_figure, progress.lr_drops) == (0.4, 2)
     assert (progress.evals_since_best, progress.evals_since_drop) == (5, 1)
     assert progress.steps == 99
 

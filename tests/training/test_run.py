@@ -64,7 +64,7 @@ def test_a_checkpoint_of_before_has_other_names_for_the_same_numbers(run):
     path.write_text(with_digest(body, checkpoint.SEAL, sort_keys=True))
     assert newest(run).progress == TrainProgress(
         step=5, steps=9, last_logged_step=4, micro_batch=8, lr_scale=0.5, skipped_in_a_row=1,
-        rollbacks=2, lr_drops=3, best_error=0.25, evals_since_best=6, evals_since_drop=7,
+        rollbacks=2, lr_drops=3, best_figure=0.25, evals_since_best=6, evals_since_drop=7,
         seconds=1.5,
     )  # fmt: skip
 

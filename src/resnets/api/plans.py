@@ -16,13 +16,17 @@ from resnets.errors import MissingCode, UsageError
 from resnets.files import find_model_file, network_builder
 
 if TYPE_CHECKING:
+    import torch
     from torch.nn import Module
     from typing_extensions import TypeIs
 
     from resnets.config.arch import Arch, ExternalArch
     from resnets.config.recipe import Recipe
+    from resnets.config.weights import WeightsRow
+    from resnets.data.dataset import Source
     from resnets.data.torch_dataset import Data
-    from resnets.training.plan import Plan
+    from resnets.evaluation.predictor import Model
+    from resnets.training.plan import Plan, Task
 else:  # so that the annotations can be read without torch
     Data = str | Path | Any
     Module = Arch = ExternalArch = Recipe = Plan = Any
@@ -57,7 +61,8 @@ def plan(
             recipe.json.
         weights: Published weights by name (`resnets weights ls`; imagenet: the best free ones of
             the network), a run folder or a weights file to start from, ours, torchvision's or
-            timm's; none: random weights.
+            timm's; none: random weights. When left out, and a recipe too, photographs start from
+            published weights that are in a cache of this machine.
         epochs: Passes over the training images.
         budget: Training time instead of epochs, e.g. 90s, 30m or 1.5h: as many steps as fit.
         lr: The peak learning rate.
@@ -141,10 +146,11 @@ def check_recipe(recipe: Recipe, network: Arch | None, task: TaskName | None) ->
     network_task = arch.task_for_arch(network) if network else task or "classify"
     if network_task != (task or network_task):
         raise UsageError(f"{recipe.model} cannot {task}: it is a network to {network_task}")
-    if not recipe.weights and (recipe.freeze_backbone_epochs or recipe.norm == "frozen"):
+    keeps = recipe.freeze_backbone_epochs or recipe.freeze_stages or recipe.norm == "frozen"
+    if not recipe.weights and (keeps or recipe.head == "probe"):
         raise UsageError(
-            "freeze_backbone_epochs=N and norm=frozen need weights to start from: "
-            "--weights NAME|FILE|RUN"
+            "head=probe, norm=frozen, freeze_stages=N and freeze_backbone_epochs=N need weights to "
+            "start\nfrom: --weights NAME|FILE|RUN"
         )
     return network_task
 
@@ -154,11 +160,10 @@ def load_and_resolve(
     external: ExternalArch | None, max_unreadable: float, devices: int, device: str, workers: int,
 ) -> Plan:  # fmt: skip
     """Load the data and resolve the plan, in micro-batches as large as memory allows."""
-    from resnets.config import recipes
     from resnets.data import dataset, splits
     from resnets.device import pick_device
     from resnets.training import distributed, memory
-    from resnets.training.resolve import resolve, training_images
+    from resnets.training.resolve import resolve
     from resnets.training.tasks import find_task
 
     launched = distributed.launched()
@@ -167,18 +172,47 @@ def load_and_resolve(
     task = find_task(task_name)
     task.require()
     source = dataset.load(data, max_unreadable=max_unreadable, task=task_name)
-    base = base or task.default_recipe(source, training_images(source), target)
-    recipe = recipes.replace_fields(base, changes)
+    recipe, pretrained, suggested = choose_recipe(base, changes, source, task, target, external)
     # A run is resumed from anywhere, so paths are kept whole; a name stays a name.
     recipe = replace(
         recipe,
         data=dataset.name_in_recipe(data, source),
-        weights=name_in_recipe(recipe.weights, recipe.model),
         teacher=name_in_recipe(recipe.teacher, recipe.model),
     )
     source = splits.apply_holdout(source, recipe.trainval, recipe.val_fraction, recipe.seed)
-    result = resolve(recipe, source, target, workers, ranks, task, external)
-    return replace(memory.fit_to_memory(result), data=data)
+    result = resolve(recipe, source, target, workers, ranks, task, external, pretrained)
+    return replace(memory.fit_to_memory(result), data=data, suggested=suggested)
+
+
+def choose_recipe(
+    base: Recipe | None, changes: Mapping[str, Any], source: Source, task: Task,
+    device: torch.device, external: ExternalArch | None,
+) -> tuple[Recipe, Model | None, WeightsRow | None]:  # fmt: skip
+    """The recipe `base`, or the one that suits the data and what training starts from, changed.
+
+    Without a recipe published weights are used if they are in a cache of this machine, and would
+    help. Returns what the recipe starts from too, and published weights that it does without.
+    """
+    from resnets.config import recipes
+    from resnets.models.io.fetch import cached_path
+    from resnets.training.resolve import load_pretrained_model, suggest_weights, training_images
+
+    train = training_images(source)
+    recipe = recipes.replace_fields(base or task.default_recipe(source, train, device), changes)
+    suggested = None
+    if base is None and external is None and "weights" not in changes:
+        suggested = suggest_weights(source, train, recipe, task)
+        if suggested and cached_path(suggested):
+            changes, suggested = {**changes, "weights": suggested.name}, None
+    recipe = recipes.replace_fields(recipe, changes)
+    recipe = replace(recipe, weights=name_in_recipe(recipe.weights, recipe.model))
+    pretrained = load_pretrained_model(recipe, external)
+    if base is None and pretrained and not external and task.pretrained_recipe:
+        chosen = task.pretrained_recipe(source, train, pretrained, device)
+        if chosen is not None:
+            chosen = recipes.replace_fields(chosen, changes)
+            recipe = replace(chosen, weights=recipe.weights)
+    return recipe, pretrained, suggested
 
 
 def read_model(model: str | Module | ExternalArch | None) -> ExternalArch | None:

@@ -5,6 +5,7 @@ torch is imported inside a function only, so that `--help` and a typing error an
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -27,9 +28,10 @@ from resnets.api.checks import (
 from resnets.cli import format, terminal
 from resnets.config.recipe import Augment, Recipe
 from resnets.config.types import DownloadName, TaskName
-from resnets.config.weights import check_weights
+from resnets.config.weights import WeightsRow, check_weights
 from resnets.errors import UsageError
 from resnets.files import check_inputs, resume_command
+from resnets.http_files import is_offline
 
 if TYPE_CHECKING:
     from resnets.papers.budgets import Job
@@ -38,11 +40,14 @@ if TYPE_CHECKING:
 STDIN = "\0-"  # for "-", which cyclopts takes for an option: no file has such a name
 
 
-def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any) -> None:
+def train(
+    data: str, *, dry_run: bool = False, yes: bool = False, devices: int = 1, **options: Any
+) -> None:
     """Train a network on DATA, test it, and write a run folder.
 
     Args:
         dry_run: Print the plan and stop.
+        yes: Download pretrained weights, where they would help, without asking.
         devices: Number of processes (one GPU each, if there are any) that share each batch;
             torchrun starts them.
     """
@@ -54,6 +59,8 @@ def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any)
     if seeds == 1:
         training.check_run(run, data)
     plan = resnets.plan(data, devices=devices, **options)
+    if plan.suggested is not None and not dry_run and (yes or wants_weights(plan.suggested)):
+        plan = resnets.plan(data, devices=devices, **options | {"weights": plan.suggested.name})
     from resnets.training import runner
     from resnets.training.clock import estimate_duration
 
@@ -73,6 +80,21 @@ def train(data: str, *, dry_run: bool = False, devices: int = 1, **options: Any)
         format.print_comparison(result.compared)
     else:
         format.print_outcome(result)
+
+
+def wants_weights(row: WeightsRow) -> bool:
+    """Whether to download weights, asked once; without a terminal, or offline, no."""
+    asks = sys.stdin.isatty() and not (terminal.quiet or terminal.out.quiet or is_offline())
+    if not asks or "RANK" in os.environ:  # the ranks of torchrun have no terminal of their own
+        return False
+    size = f"{row.bytes / 1e6:,.0f} MB" if row.bytes else "size not known"
+    terminal.note(
+        f"few photographs are learned best from weights that others trained: {row.name}, {size}, "
+        f"from {row.source}, licence {row.licence}.\nDownload it? [Y/n] (--yes and --weights none "
+        "decide without this question)",
+        always=True,
+    )
+    return sys.stdin.readline().strip().lower() in ("", "y", "yes")
 
 
 def run_ranks(

@@ -66,6 +66,8 @@ def print_plan(
 
 def print_outcome(outcome: TrainResult) -> None:
     """The result of a run, and what to type next."""
+    from resnets.training.monitor import describe_selection
+
     if not terminal.is_main:
         return
     result, folder = outcome.result, outcome.run
@@ -73,6 +75,10 @@ def print_outcome(outcome: TrainResult) -> None:
     print_json({"run": str(folder), "seconds": round(outcome.seconds, 1), **figures})
     if result is not None:
         out.print(result.headline())
+        run = Run(folder)
+        rows, ended = run.rows("metrics.jsonl"), run.read_json("result.json")
+        if chosen := describe_selection(run.read_recipe(), ended, rows[-1]["step"]):
+            out.print(chosen)
     out.print(f"trained in {format_seconds(outcome.seconds)}; everything is in {folder}")
     command, path = f"resnets {TASK_TEXTS[outcome.task].command}", shlex.quote(str(folder))
     code = code_option(folder)

@@ -141,7 +141,7 @@ def training_bar() -> Iterator[Callable[[ProgressReport], None]]:
         for text in report.notes:
             note(text, always=True)
         speed = f"{report.images_per_second:,.0f}"
-        left = format_seconds(report.remaining_seconds)
+        left = format_seconds(report.remaining_seconds) if report.images_per_second else "-"
         where = f"{report.step}/{report.steps} steps {speed} images/s {left} left"
         progress.update(task, completed=report.step, total=report.steps, description=where)
         if report.loss is None:

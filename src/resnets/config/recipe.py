@@ -175,10 +175,12 @@ class Recipe:
     precise_bn: NonNegativeInt = setting(0, "batches over which the final normalisation statistics are averaged; 0: running averages")
     # start and end
     weights: str = setting("", "a model file or foreign weights to start from; empty: from scratch")
+    head: Literal["random", "probe"] = setting("random", "how a classifier for new classes starts; probe: as a linear probe on the features of `weights` (2202.10054)")
     freeze_backbone_epochs: NonNegativeFloat = setting(0.0, "first epochs, in which only the head is trained")
+    freeze_stages: NonNegativeInt = setting(0, "first stages that never learn, with their normalisation; 1 is what precedes the first residual stage")
     layer_decay: PositiveFraction = setting(1.0, "learning rate of a stage / that of the next")
     norm: Literal["batch", "frozen", "sync"] = setting("batch", "statistics of batch normalisation: of the batch, as loaded, of all ranks")
-    select: Literal["last", "best"] = setting("last", "the result: the last state, or the best on the validation images")
+    select: Literal["last", "best", "lowest-loss"] = setting("last", "the result: the last state, or the one of the lowest error, or loss, on the validation images")
     early_stop_patience: NonNegativeInt = setting(0, "evaluations without improvement after which the run ends; 0: never")
     # execution
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "auto: bfloat16 where the hardware has it")

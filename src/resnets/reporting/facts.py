@@ -16,6 +16,7 @@ from resnets.evaluation import scores
 from resnets.evaluation.classification import ClassificationMetrics, classification_metrics
 from resnets.evaluation.scores import Scores
 from resnets.models.cost import cost as network_cost
+from resnets.training.monitor import describe_selection
 from resnets.training.plan import Task
 from resnets.training.run import Run
 from resnets.training.tasks import task_of_run
@@ -152,7 +153,7 @@ def about_test(facts: RunFacts) -> Iterator[str]:
     """What the figures were measured on; only the first use of a test split is fully honest."""
     if facts.split == "validation":
         chose = ", which also chose the best state, so they are optimistic"
-        best = chose if facts.recipe.select == "best" else ""
+        best = chose if facts.recipe.select != "last" else ""
         trial = (facts.run.path / "trial.json").exists()
         why = "Test images are kept away from trials" if trial else "There is no test split"
         yield f"{why}: the figures are of the validation images{best}."
@@ -175,6 +176,8 @@ def about_training(facts: RunFacts, counts: Sequence[int]) -> Iterator[str]:
     if not facts.rows:
         return
     last = facts.rows[-1]
+    if selection := describe_selection(facts.recipe, facts.ended, last["step"]):
+        yield selection
     if last["epoch"] < 1:
         why = f" in {facts.recipe.budget:g} seconds" if facts.recipe.budget else ""
         unused = percent(1 - last["epoch"])

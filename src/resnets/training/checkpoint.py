@@ -27,7 +27,7 @@ from resnets.training.state import TrainProgress
 
 CHECKPOINTS_KEPT = 2
 SEAL = "seal"  # the entry of state.json that has the digest of the others
-# Keys of `TrainProgress` in checkpoints of before, which had them under "course".
+# Keys of `TrainProgress` in checkpoints of before; the oldest had them under "course".
 OLD_KEYS = {
     "logged": "last_logged_step",
     "micro": "micro_batch",
@@ -35,7 +35,8 @@ OLD_KEYS = {
     "skipped": "skipped_in_a_row",
     "rewinds": "rollbacks",
     "drops": "lr_drops",
-    "best": "best_error",
+    "best": "best_figure",
+    "best_error": "best_figure",
     "waited": "evals_since_best",
     "waited_drop": "evals_since_drop",
 }
@@ -141,7 +142,8 @@ def read(path: Path) -> Checkpoint:
             "Nothing was touched: put back what was changed, or move the checkpoint away."
         )
     try:
-        values = body.get("progress") or {OLD_KEYS.get(k, k): v for k, v in body["course"].items()}
+        stored = body.get("progress") or body["course"]
+        values = {OLD_KEYS.get(name, name): value for name, value in stored.items()}
         progress = TrainProgress(**values)
         pydantic.TypeAdapter(TrainProgress).validate_python(asdict(progress))
         return Checkpoint(tensors, progress)

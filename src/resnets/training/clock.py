@@ -30,7 +30,7 @@ class ProgressReport:
     steps: int  # of the whole run
     epoch: float  # passes over the training images so far
     images_per_second: float  # training images
-    remaining_seconds: float  # an estimate, of the training
+    remaining_seconds: float  # an estimate, of the training; 0 before the first step
     lr: float  # learning rate of the last step
     loss: float | None = None  # mean over the steps since the evaluation before
     train_error: float | None = None  # of the same steps, on augmented images
@@ -70,7 +70,7 @@ class Clock:
         """Where the run stands."""
         recipe, progress = self.plan.recipe, self.progress
         images = (progress.step - self.first_step) * recipe.batch
-        images_per_second = images / (self.now - self.began + 1e-9)
+        images_per_second = images / (self.now - self.began + 1e-9)  # 0 before the first step
         remaining_images = (progress.steps - progress.step) * recipe.batch
         lr = recipe.rate(max(0, progress.step - 1), progress.steps, progress.lr_drops)
         return ProgressReport(
@@ -78,7 +78,7 @@ class Clock:
             steps=progress.steps,
             epoch=progress.step * recipe.batch / len(self.plan.train),
             images_per_second=images_per_second,
-            remaining_seconds=remaining_images / max(images_per_second, 1e-9),
+            remaining_seconds=remaining_images / images_per_second if images else 0.0,
             lr=progress.lr_scale * lr,
         )
 
@@ -124,9 +124,13 @@ def estimate_duration(plan: Plan, seconds: float = 2.0) -> float:
     # The first step warms up.
     reading = statistics.median(read_seconds[1:] or read_seconds)
     stepping = statistics.median(step_seconds[1:] or step_seconds)
+    steps = float(plan.steps)
+    if recipe.head == "probe":  # of each training image two forward passes, of the others two too
+        images = 2 * (len(plan.train) + len(plan.source.val or ()))
+        steps += images / (FORWARDS_PER_STEP * plan.local_batch)
     if plan.workers:  # they decode while the network computes
-        return plan.steps * max(reading / plan.workers, stepping)
-    return plan.steps * (reading + stepping)
+        return steps * max(reading / plan.workers, stepping)
+    return steps * (reading + stepping)
 
 
 def seconds_per_test_image(plan: Plan, network: Network) -> float:

@@ -31,8 +31,9 @@ class Log:
             return
         self.run.append("metrics.jsonl", row)
         self.write_events(row)
-        timing = {"step": row["step"], "images_per_second": round(images_per_second, 1)}
-        self.run.append("timing.jsonl", timing)
+        if images_per_second:  # nothing was measured yet before the first step
+            timing = {"step": row["step"], "images_per_second": round(images_per_second, 1)}
+            self.run.append("timing.jsonl", timing)
 
     def write_notes(self, step: int) -> tuple[str, ...]:
         """Add the notes since the last call, and return them. Raises DiskError."""

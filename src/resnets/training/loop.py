@@ -10,6 +10,7 @@ from resnets.training import checkpoint, monitor
 from resnets.training.clock import Clock, ProgressReport, estimate_duration, seconds_per_test_image
 from resnets.training.log import Log
 from resnets.training.plan import Plan
+from resnets.training.probe_start import start_from_probe
 from resnets.training.run import LOGS, Run
 from resnets.training.saver import Saver
 from resnets.training.signals import SignalFlags
@@ -100,9 +101,12 @@ def load_or_init(run: Run, plan: Plan, notes: list[str]) -> State:
         notes += saved.problems
         if world.is_main:
             notes += monitor.forget_missing_best(run, plan, state.progress)
-    elif budget := plan.recipe.budget:
-        steps = max(1, round(plan.steps * budget / estimate_duration(plan)))
-        state.progress.steps = world.broadcast(steps)
+    else:
+        if plan.recipe.head == "probe":
+            notes.append(start_from_probe(plan, state))
+        if budget := plan.recipe.budget:
+            steps = max(1, round(plan.steps * budget / estimate_duration(plan)))
+            state.progress.steps = world.broadcast(steps)
     if world.is_main:
         progress = state.progress
         for name in LOGS:
@@ -128,5 +132,5 @@ def roll_back(run: Run, plan: Plan, lost: State, reason: str, notes: list[str]) 
     notes.append(f"{reason}: back to the newest checkpoint, at {lr_scale:g} times the rate")
     progress = state.progress
     progress.rollbacks, progress.lr_scale = rollbacks, lr_scale
-    progress.best_error = lost.progress.best_error
+    progress.best_figure, progress.best_step = lost.progress.best_figure, lost.progress.best_step
     return state

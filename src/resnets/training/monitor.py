@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
+from resnets.config.recipe import Recipe
 from resnets.errors import CheckpointError
 from resnets.files import resume_command
 from resnets.models import Network
@@ -32,7 +35,8 @@ def evaluation_interval(plan: Plan, steps: int) -> int:
 def evaluation_due(progress: TrainProgress, interval: int) -> bool:
     """Whether to evaluate at this step: at intervals and at the end, but not twice near it."""
     due = progress.step % interval == 0 and progress.steps - progress.step > interval // 4
-    return (due or progress.done) and progress.last_logged_step < progress.step
+    at_start = progress.last_logged_step < 0  # a classifier that is a probe already
+    return (due or progress.done or at_start) and progress.last_logged_step < progress.step
 
 
 def evaluate_and_log(
@@ -57,7 +61,7 @@ def evaluate_and_log(
         row |= {f"{plan.recipe.monitor}_{name}": value for name, value in figures.items()}
         more = tuple((k, v) for k, v in figures.items() if k not in ("error", "loss"))
         evaluated = replace(evaluated, eval_error=figures["error"], eval_metrics=more)
-        update_best(log.run, plan, progress, network, figures["error"])
+        update_best(log.run, plan, progress, network, figures)
     state.totals.zero_()
     progress.last_logged_step = progress.step
     log.write_row(row, report.images_per_second)
@@ -65,13 +69,18 @@ def evaluate_and_log(
 
 
 def update_best(
-    run: Run, plan: Plan, progress: TrainProgress, network: Network, error: float
+    run: Run, plan: Plan, progress: TrainProgress, network: Network, figures: Mapping[str, float]
 ) -> None:
-    """What a new error on the monitored images means: a best state, a plateau, an early end."""
+    """What new figures on the monitored images mean: a best state, a plateau, an early end.
+
+    Of few images the loss is the surer figure: an error moves in steps of one image.
+    """
     recipe = plan.recipe
-    if progress.best_error is None or error < progress.best_error:
-        progress.best_error, progress.evals_since_best, progress.evals_since_drop = error, 0, 0
-        if recipe.select == "best" and plan.world.is_main:
+    figure = figures["loss" if recipe.select == "lowest-loss" else "error"]
+    if progress.best_figure is None or figure < progress.best_figure:
+        progress.best_figure, progress.best_step = figure, progress.step
+        progress.evals_since_best = progress.evals_since_drop = 0
+        if recipe.select != "last" and plan.world.is_main:
             save(run.best, network, plan.metadata)
         return
     progress.evals_since_best += 1
@@ -80,6 +89,31 @@ def update_best(
         progress.lr_drops, progress.evals_since_drop = progress.lr_drops + 1, 0
     if recipe.early_stop_patience and progress.evals_since_best >= recipe.early_stop_patience:
         progress.steps = progress.step
+
+
+def selected_step(recipe: Recipe, progress: TrainProgress) -> int | None:
+    """The step whose state is the result; None where a checkpoint of before does not say it."""
+    chooses = recipe.select != "last" and progress.best_figure is not None
+    return progress.best_step if chooses else progress.step
+
+
+def describe_selection(recipe: Recipe, result: Mapping[str, Any], steps: int) -> str:
+    """Which state is the result of a run of so many steps, in a sentence; "" where none was chosen.
+
+    `result` is its result.json.
+    """
+    selected = result.get("selected_step")
+    if selected is None:
+        return ""
+    figure = "loss" if recipe.select == "lowest-loss" else "error"
+    if selected == 0 and recipe.head == "probe":
+        return (
+            f"The result is the linear probe: {steps} steps of fine-tuning did not lower the "
+            f"{figure} on the validation images."
+        )
+    state = f"step {selected} of {steps}" if selected < steps else f"the last state, step {steps}"
+    tuned = ", fine-tuned from a linear probe" if recipe.head == "probe" else ""
+    return f"The result is {state}{tuned}: it has the lowest {figure} on the validation images."
 
 
 def read_best(run: Run, plan: Plan) -> Network | None:
@@ -103,7 +137,7 @@ def forget_missing_best(run: Run, plan: Plan, progress: TrainProgress) -> list[s
 
     Raises CheckpointError where it was changed.
     """
-    if plan.recipe.select != "best" or progress.best_error is None or read_best(run, plan):
+    if plan.recipe.select == "last" or progress.best_figure is None or read_best(run, plan):
         return []
-    progress.best_error = None
+    progress.best_figure = None
     return [f"{run.best.name} is gone: the best state after this one is the result, or the last"]

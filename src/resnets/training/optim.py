@@ -61,27 +61,42 @@ def parameter_groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
-def lr_scales(network: Network, decay: float) -> dict[str, float]:
-    """decay^(stages from a parameter to the classifier), by name: 1801.06146, section 3.2.
+def stage_numbers(network: Network) -> dict[str, int]:
+    """How many stages begin before each parameter or in it, by name.
 
-    What follows a stage belongs to it; what precedes the first is one stage farther away.
+    What follows a stage belongs to it; what precedes the first has the number 0.
     """
-    stages, depth = set[str](), dict[str, int]()
+    stages, numbers = set[str](), dict[str, int]()
     for name, _ in network.named_parameters():  # from the input to the output
         stages.update(LR_STAGE.findall(name))
-        depth[name] = len(stages)
-    return {name: decay ** (len(stages) - depth[name]) for name in depth}
+        numbers[name] = len(stages)
+    return numbers
 
 
-def set_training_mode(network: Network, heads_only: bool, frozen_norm: bool) -> None:
-    """Training mode, in which all or the heads learn; frozen normalisation keeps its statistics."""
-    heads = head_parameters(network)
-    fixed = network.frozen if isinstance(network, ExternalNetwork) else ()
+def lr_scales(network: Network, decay: float) -> dict[str, float]:
+    """decay^(stages from a parameter to the classifier), by name: 1801.06146, section 3.2."""
+    numbers = stage_numbers(network)
+    last = max(numbers.values(), default=0)
+    return {name: decay ** (last - number) for name, number in numbers.items()}
+
+
+def set_training_mode(
+    network: Network, heads_only: bool, frozen_norm: bool, frozen_stages: int = 0
+) -> None:
+    """Training mode, in which all, or the heads alone, learn, but for the first `frozen_stages`.
+
+    Frozen normalisation, and that of these stages, keeps its statistics.
+    """
+    heads, numbers = head_parameters(network), stage_numbers(network)
+    early = {name for name, number in numbers.items() if number < frozen_stages}
+    fixed = early - heads
+    if isinstance(network, ExternalNetwork):
+        fixed = set(network.frozen)
     for name, p in network.train().named_parameters():
         p.requires_grad_((not heads_only or name in heads) and name not in fixed)
-    for module in network.modules():
+    for name, module in network.named_modules():
         if isinstance(module, _BatchNorm):
-            module.train(not frozen_norm)
+            module.train(not frozen_norm and f"{name}.weight" not in fixed)
 
 
 class Layerwise(torch.optim.Optimizer):

@@ -22,6 +22,7 @@ from resnets.config.arch import Arch, ExternalArch
 from resnets.config.recipe import Augment, Preprocess, Recipe, to_dict
 from resnets.config.tasks import TaskText
 from resnets.config.types import EvaluateOptions
+from resnets.config.weights import WeightsRow
 from resnets.data.dataset import Source, Split
 from resnets.data.detection.targets import DetectionTargets
 from resnets.data.loader import Batch, train_batches
@@ -40,6 +41,8 @@ from resnets.training import optim
 from resnets.training.distributed import SINGLE_PROCESS, World
 from resnets.training.state import State, TrainProgress, load_pretrained
 
+PHOTOGRAPH = 64  # pixels of the shorter side from which on an image is like those of ImageNet
+FEW_IMAGES = 20_000  # below which a network from random weights falls behind
 WRITE_SECONDS = 3.5  # seconds for the files of a result, its pictures and its report, on two cores
 # Network, images and `Batch.targets` of a micro-batch -> mean loss, wrong images: () each.
 LossFunction = Callable[[nn.Module, Tensor, Any], tuple[Tensor, Tensor]]
@@ -68,6 +71,12 @@ class TaskMetrics(Protocol):
         """The content of result.json: `error`, `images`, `split` and all further figures."""
 
 
+def has_few_photographs(source: Source, train: Split) -> bool:
+    """Whether the images are so few, and such, that weights of ImageNet help."""
+    are_files = not isinstance(train.images, Tensor)
+    return are_files and source.size >= PHOTOGRAPH and len(train) < FEW_IMAGES
+
+
 def example_images(plan: Plan, count: int, side: int) -> tuple[Tensor, ...]:
     """Images alone, all zeros: (count, C, side, side)."""
     zeros = torch.zeros(count, plan.preprocess.channels, side, side, device=plan.device)
@@ -86,6 +95,8 @@ class Task:
     text: TaskText  # what it and its figures are called
     # A recipe for a data set, its training images and a device, where nobody named one.
     default_recipe: Callable[[Source, Split, torch.device], Recipe]
+    # Likewise, where training starts from these weights; None: as without.
+    pretrained_recipe: Callable[[Source, Split, Model, torch.device], Recipe | None] | None = None
     # What training lowers; made once a run.
     make_loss: Callable[[Plan], LossFunction]
     # Figures of a split that all ranks evaluate together, "error" among them; they do not matter
@@ -133,6 +144,7 @@ class Plan:
     teacher: Model | None = None  # of distillation
     data: Any = None  # as it was given: a path, a name or Datasets
     resumes: Path | None = None  # the run folder that it goes on with
+    suggested: WeightsRow | None = None  # published weights that it could start from
     memory_note: str = ""  # why forward passes are smaller than asked
     began: float = field(default_factory=time.monotonic)
 
@@ -274,6 +286,25 @@ class Plan:
         progress = TrainProgress(steps=self.steps, micro_batch=self.micro_batch)
         return State(network, average, optim.build(network, recipe), totals, progress)
 
+    @property
+    def method(self) -> str:
+        """Where training starts and what its result is, in words."""
+        recipe = self.recipe
+        figures = {"best": "error", "lowest-loss": "loss"}
+        result = ""
+        if recipe.select in figures:
+            result = f"; the state of the lowest validation {figures[recipe.select]} is the result"
+        if recipe.weights:
+            probe = "a linear probe on their features, then " if recipe.head == "probe" else ""
+            return f"pretrained weights: {probe}fine-tuning{result}"
+        if has_few_photographs(self.source, self.train):
+            named = self.suggested.name if self.suggested else "NAME|FILE"
+            return (
+                f"random weights{result}. With {len(self.train):,} images, weights that others "
+                f"trained usually do much better: --weights {named} (`resnets weights ls`)"
+            )
+        return f"random weights{result}"
+
     def summary(self) -> dict[str, str]:
         """The plan in words, a line each; the measured time comes last."""
         source, recipe, size = self.source, self.recipe, self.preprocess.size
@@ -298,6 +329,7 @@ class Plan:
             + (f", from {recipe.weights}" if recipe.weights else ""),
             "size": f"{network_cost.parameters:,} parameters, "
             f"{network_cost.macs / 1e6:,.1f} M multiply-adds",
+            "method": self.method,
             "length": length,
             "optimiser": f"{recipe.optimizer}, rate {recipe.peak:g} {recipe.schedule}, "
             f"weight decay {recipe.weight_decay:g}",

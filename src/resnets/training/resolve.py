@@ -13,6 +13,7 @@ from resnets.config import arch as archs
 from resnets.config import families
 from resnets.config.arch import Arch, ExternalArch
 from resnets.config.recipe import Preprocess, Recipe
+from resnets.config.weights import WeightsRow, best_or_none
 from resnets.data.dataset import Source, Split, normalization
 from resnets.device import use_bfloat16
 from resnets.errors import Assumption, DataError, UsageError
@@ -20,12 +21,13 @@ from resnets.evaluation.load import is_2d, load
 from resnets.evaluation.predictor import Model
 from resnets.models.cost import has_narrow_input, measure
 from resnets.training.distributed import SINGLE_PROCESS, World
-from resnets.training.plan import Plan, Task
+from resnets.training.plan import Plan, Task, has_few_photographs
 from resnets.training.tasks import TASKS
 
 # Fields of a recipe that ask for what is known of the networks of this package.
 KNOWN_NETWORKS_ONLY = (
-    "freeze_backbone_epochs", "layer_decay", "activation_checkpointing", "arch",
+    "head", "freeze_backbone_epochs", "freeze_stages", "layer_decay", "activation_checkpointing",
+    "arch",
 )  # fmt: skip
 
 
@@ -44,14 +46,14 @@ def resolve(
     world: World = SINGLE_PROCESS,
     task: Task | None = None,
     external: ExternalArch | None = None,
+    pretrained: Model | None = None,
 ) -> Plan:
     """All that follows from recipe, data and machine; the task is that of the network if left out.
 
-    `external` is a custom network. Raises UsageError that names all contradictions.
+    `external` is a custom network; `pretrained` is what `load_pretrained_model` gives, where
+    that was called already. Raises UsageError that names all contradictions.
     """
-    pretrained = (
-        load(recipe.weights, hints=recipe.arch, network=external) if recipe.weights else None
-    )
+    pretrained = pretrained or load_pretrained_model(recipe, external)
     network = external or families.get_arch(recipe.model)
     name = archs.task_for_arch(network)
     task = task or TASKS[name]
@@ -92,6 +94,20 @@ def resolve(
     return plan
 
 
+def load_pretrained_model(recipe: Recipe, external: ExternalArch | None = None) -> Model | None:
+    """What a recipe starts from; None where that is random weights. Raises as `load`."""
+    if not recipe.weights:
+        return None
+    return load(recipe.weights, hints=recipe.arch, network=external)
+
+
+def suggest_weights(source: Source, train: Split, recipe: Recipe, task: Task) -> WeightsRow | None:
+    """Published weights of the recipe's network that would help on few photographs."""
+    if recipe.weights or task.pretrained_recipe is None or not has_few_photographs(source, train):
+        return None
+    return best_or_none(recipe.model)
+
+
 def choose_precision(precision: str, arch: Arch, device: torch.device) -> bool:
     """Whether to train in bfloat16. An `Assumption` warns where `auto` has to be float32.
 
@@ -122,14 +138,16 @@ def contradictions(plan: Plan) -> Iterator[str]:
         for name in KNOWN_NETWORKS_ONLY:
             if getattr(recipe, name) != getattr(usual, name):
                 yield f"{name} needs a network of resnets, {recipe.model} is custom: leave it out"
-    chooses = recipe.select == "best" or recipe.early_stop_patience or recipe.schedule == "plateau"
+    chooses = recipe.select != "last" or recipe.early_stop_patience or recipe.schedule == "plateau"
     if chooses and (recipe.monitor == "test" or source.val is None):
         yield (
-            "select=best, early_stop_patience and schedule=plateau go by validation images, never "
-            "by the test: --set monitor=val, and --set val_fraction=0.1 where there are none"
+            "select=best or lowest-loss, early_stop_patience and schedule=plateau go by validation "
+            "images, never by the test: --set monitor=val, and --set val_fraction=0.1 where there "
+            "are none"
         )
-    if recipe.fsdp and (recipe.freeze_backbone_epochs or recipe.optimizer not in ("sgd", "adamw")):
-        yield "fsdp=true is for optimizer sgd or adamw, and not with freeze_backbone_epochs"
+    freezes = recipe.freeze_backbone_epochs or recipe.freeze_stages or recipe.head == "probe"
+    if recipe.fsdp and (freezes or recipe.optimizer not in ("sgd", "adamw")):
+        yield "fsdp=true is for optimizer sgd or adamw; not with head=probe or what freezes layers"
     if recipe.batch % plan.world.size:
         yield f"batch={recipe.batch} cannot be shared by {plan.world.size} processes evenly"
     if pretrained and (takes := pretrained.metadata.arch.channels) != source.channels:

@@ -27,7 +27,7 @@ from resnets.training.clock import ProgressReport
 from resnets.training.distributed import SINGLE_PROCESS, launched
 from resnets.training.loop import fit
 from resnets.training.memory import peak_bytes
-from resnets.training.monitor import read_best
+from resnets.training.monitor import read_best, selected_step
 from resnets.training.plan import Plan, Task, TaskMetrics
 from resnets.training.precise_bn import precise_bn
 from resnets.training.run import Run, log_test_access
@@ -211,7 +211,10 @@ def finish(run: Run, plan: Plan, seconds: float) -> TrainResult:
     if not run.finished:
         for name in PAGES:  # of the unfinished run: they say less
             (run.path / name).unlink(missing_ok=True)
-        run.write_json("result.json", result.summary() if result else {"images": 0})
+        summary = result.summary() if result else {"images": 0}
+        if plan.recipe.select != "last":
+            summary |= {"selected_step": selected_step(plan.recipe, state.progress)}
+        run.write_json("result.json", summary)
     ended = run.read_json("result.json")
     if "test_access.jsonl" in missing_results(run):
         log_test_access(run.path, plan.source.digest, ended["split"], ended["error"])
@@ -239,14 +242,15 @@ def find_licence(root: Path | None) -> str:
 def write_model(run: Run, plan: Plan, last: State) -> None:
     """Write model.safetensors from the last state or the best, calibrated on validation images."""
     network = last.average
-    if plan.recipe.select == "best" and (best := read_best(run, plan)):
+    if plan.recipe.select != "last" and (best := read_best(run, plan)):
         network = best.to(plan.device)
     if plan.recipe.precise_bn:
         # At the final size of a growing input, and without a budget's endless stream.
         plain = replace(plan, recipe=replace(plan.recipe, budget=0.0, progressive_from=0))
         stream = plain.batches(TrainProgress(steps=plan.recipe.precise_bn))
         precise_bn(network, (batch.images for batch in stream))
-    steps = {"steps": str(last.progress.step)}
+    step = selected_step(plan.recipe, last.progress)
+    steps = {"steps": str(last.progress.step if step is None else step)}
     metadata = replace(plan.metadata, provenance=plan.metadata.provenance | steps)
     temperature = plan.task.fit_temperature(plan, Model(network.eval(), metadata, plan.device))
     save(run.model, network, replace(metadata, temperature=temperature))
@@ -271,5 +275,6 @@ def rescale_scores(run: Run, factor: float) -> None:
         scores = score_files.load(path)
         scores = replace(scores, logits=scores.logits / factor)
         score_files.save(path, scores)
-        split = run.read_json("result.json")["split"]
-        run.write_json("result.json", classification_metrics(scores, split).summary())
+        ended = run.read_json("result.json")
+        renewed = classification_metrics(scores, ended["split"]).summary()
+        run.write_json("result.json", ended | renewed)

@@ -37,7 +37,9 @@ class TrainProgress:
     skipped_in_a_row: int = 0  # steps that were not finite
     rollbacks: int = 0  # returns to a checkpoint
     lr_drops: int = 0  # plateaus so far
-    best_error: float | None = None  # on the monitored images
+    # The lowest on the monitored images, and its step: the error, with select=lowest-loss the loss.
+    best_figure: float | None = None
+    best_step: int | None = None  # None too in checkpoints of before
     evals_since_best: int = 0
     evals_since_drop: int = 0  # since the best one or the last plateau
     seconds: float = 0.0  # spent, over all resumes

@@ -179,7 +179,8 @@ class Step:
         """Train all layers, or if `frozen` the new ones; from now on average gradients."""
         network = self.state.network
         self.frozen = frozen
-        set_training_mode(network, frozen, frozen or self.plan.recipe.norm == "frozen")
+        recipe = self.plan.recipe
+        set_training_mode(network, frozen, frozen or recipe.norm == "frozen", recipe.freeze_stages)
         self.state.optimizer.zero_grad()
         self.replica: nn.Module = network
         gc.collect()  # frees the replica of before, which has hooks on the same weights

@@ -155,7 +155,7 @@ def test_nothing_of_it_is_kept(request, tmp_path, monkeypatch, where, times, val
         assert 1 <= progress.rollbacks <= returns
         assert progress.lr_scale == 0.5**progress.rollbacks
         best = loading.load(run.best).scores(small_plan().monitor_split)
-        assert classification_metrics(best).error == progress.best_error
+        assert classification_metrics(best).error == progress.best_figure
         assert sum("back to the newest checkpoint" in note for note in notes) == progress.rollbacks
 
 

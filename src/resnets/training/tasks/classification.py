@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from resnets.config.arch import ClassifierArch, VitArch
 from resnets.config.recipe import Augment, Recipe
-from resnets.config.recipes import RECIPES
+from resnets.config.recipes import RECIPES, fine_tune
 from resnets.config.tasks import CLASSIFY
 from resnets.data.dataset import Source, Split
 from resnets.data.mixup import mix_batch
@@ -73,10 +74,48 @@ def default_recipe(source: Source, train: Split, device: torch.device) -> Recipe
     )
 
 
+def pretrained_recipe(
+    source: Source, train: Split, pretrained: Model, device: torch.device
+) -> Recipe | None:
+    """The recipe that suits the number of images, for weights that others trained.
+
+    A probe first, then fine-tuning; the state of the lowest validation loss is the result, the
+    probe itself included. The fewer images, the more often each is shown. None for the weights of a
+    detector or another such network.
+
+    Trained on crops of the side that the weights were tested with, at the most 224 pixels on a
+    processor, and tested on the whole central square at the same scale (1906.06423).
+    """
+    arch, preprocess, images = pretrained.metadata.arch, pretrained.metadata.preprocess, len(train)
+    if not isinstance(arch, ClassifierArch):
+        return None
+    side = preprocess.size if device.type == "cuda" else min(preprocess.size, 224)
+    square = round(side * (preprocess.resize or preprocess.size) / preprocess.size)
+    if isinstance(arch, VitArch):  # of one size alone
+        side = square = preprocess.size
+    recipe = fine_tune()
+    recipe = replace(
+        recipe,
+        data=source.name,
+        size=square,
+        train_size=side,
+        crop_pct=1.0,
+        epochs=min(20.0, max(3.0, 6_000 / images)),
+        batch=min(recipe.batch, 2 ** max(1, (images // 8).bit_length() - 1)),
+        val_fraction=0.0 if source.val is not None else 0.2,
+        select="lowest-loss",
+    )
+    if train.labels.ndim == 2:  # several labels an image have no softmax, and no probe
+        return replace(recipe, loss="bce", head="random", freeze_backbone_epochs=1.0, lr=0.01)
+    return recipe
+
+
 def contradictions(plan: Plan) -> Iterator[str]:
     """Losses and teachers that images with several labels cannot have."""
     if plan.multi_label and plan.recipe.loss != "bce":
         yield f"images of {plan.source.name} have several labels each: --set loss=bce"
+    if plan.multi_label and plan.recipe.head == "probe":
+        yield "a probe is for images with one label each: --set head=random"
     if plan.multi_label and plan.teacher:
         yield "a teacher is for images with one label each: leave teacher out"
 
@@ -132,6 +171,7 @@ def test(folder: Path, plan: Plan, model: Model, split: Split, name: str) -> Cla
 CLASSIFICATION = Task(
     text=CLASSIFY,
     default_recipe=default_recipe,
+    pretrained_recipe=pretrained_recipe,
     is_multi_label=lambda labels: labels.ndim == 2,  # float (N, K), and not int64 (N,)
     contradictions=contradictions,
     make_loss=make_loss,

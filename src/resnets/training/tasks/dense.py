@@ -40,9 +40,11 @@ def default_recipe(
 def contradictions(plan: Plan) -> Iterator[str]:
     """Fields of a recipe that only classification has."""
     usual = Recipe(model=plan.recipe.model)
-    for name in ("loss", "class_weights", "label_smoothing", "teacher", "precise_bn"):
+    for name in ("loss", "class_weights", "label_smoothing", "teacher", "precise_bn", "head"):
         if getattr(plan.recipe, name) != getattr(usual, name):
             yield f"{name} is for classification: --set {name}={getattr(usual, name)}"
+    if plan.recipe.select == "lowest-loss":
+        yield "select=lowest-loss is for classification: --set select=best"
 
 
 def make_loss(plan: Plan) -> LossFunction:
