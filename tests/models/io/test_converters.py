@@ -344,6 +344,24 @@ def test_detectron2(author: str, protocol: int, tmp_path: Path) -> None:
     )
 
 
+def test_a_backbone_of_detectron_has_no_classifier(tmp_path: Path) -> None:
+    theirs = Theirs(THIN, bias=False)
+    arrays = {
+        f"{detectron2_name(layer)}.{part}": tensor.numpy()
+        for layer, module in theirs.layers().items()
+        for part, tensor in module.state_dict().items()
+        if layer != "fc"
+    }
+    (tmp_path / "R-17.pkl").write_bytes(pickle.dumps({"model": arrays}))
+    with pytest.warns(Assumption, match="no classifier"):
+        ours, _ = open_model(tmp_path / "R-17.pkl")
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        level = theirs.network.features(images.flip(1))["layer4"]
+        torch.testing.assert_close(ours.features(images)["layer4"], level, rtol=1e-4, atol=1e-5)
+        assert not ours(images).any()
+
+
 def test_detectron_of_caffe2(tmp_path: Path) -> None:
     """A normalisation is a scale and a shift."""
     theirs = Theirs(THIN, bias=False)

@@ -57,10 +57,15 @@ def read_detectron(path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
             tensors[ours] = value.tensor()
         elif not ours:
             left.append(str(name))
-    if not {"conv1.weight", "bn1.weight"} <= tensors.keys():
+    needed = {"conv1.weight", "bn1.weight", "layer1.0.conv3.weight"}
+    if not needed <= tensors.keys():
         raise CheckpointError("no backbone of Detectron in it.\nSave its tensors instead.")
     add_statistics(tensors)
     notes = [f"{quantify(len(left), 'arrays')} left out: not of the backbone"] if left else []
+    if "fc.weight" not in tensors:  # as in the files of detectors
+        width = tensors[max(name for name in tensors if name.endswith("conv3.weight"))].shape[0]
+        tensors |= {"fc.weight": torch.zeros(1000, width), "fc.bias": torch.zeros(1000)}
+        notes.append("has no classifier: all of its 1,000 logits are 0 until one is trained")
     if "torchvision" in author.lower():
         return tensors, f"resnet{depth(tensors)}", notes
     tensors["conv1.weight"] = tensors["conv1.weight"].flip(1)
