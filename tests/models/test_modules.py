@@ -15,7 +15,7 @@ NAMES = [
     "preresnet18",
     *(
         pytest.param(name, marks=pytest.mark.slow)
-        for name in ("resnet18", "seresnet50", "densenet121", "fasterrcnn_tiny_fpn")
+        for name in ("resnet18", "seresnet50", "densenet121", "fasterrcnn_tiny_fpn", "skresnet18")
     ),
 ]
 

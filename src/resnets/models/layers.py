@@ -165,15 +165,16 @@ class EfficientChannelAttention(nn.Module):
     Shapes: (N, C, *S) -> (N, C, *S).
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dims: int) -> None:
         super().__init__()
         half = int((math.log2(channels) + 1) / 2)
         kernel = max(half if half % 2 else half + 1, 3)
         self.conv = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
+        self.spatial_dims = tuple(range(2, 2 + dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        factors = torch.sigmoid(self.conv(global_mean(x)[:, None]))
-        return x * factors.view(*x.shape[:2], *[1] * (x.ndim - 2))
+        mean = x.mean(self.spatial_dims, keepdim=True)
+        return x * torch.sigmoid(self.conv(mean.flatten(1)[:, None])).view_as(mean)
 
 
 class SelectiveKernelConv(nn.Module):
@@ -194,7 +195,9 @@ class SelectiveKernelConv(nn.Module):
         dilation: int,
     ) -> None:
         super().__init__()
-        self.split = sk.split
+        self.spatial_dims = tuple(range(2, 2 + make.dims))
+        # The channels that each of the two reads.
+        self.slices = (slice(c_in // 2), slice(c_in // 2, None)) if sk.split else (slice(None),) * 2
         inputs = c_in // 2 if sk.split else c_in
         paths = nn.ModuleList()
         for factor in (1, 2):
@@ -214,10 +217,9 @@ class SelectiveKernelConv(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        inputs = x.chunk(2, 1) if self.split else (x, x)
-        outputs = torch.stack([path(y) for path, y in zip(self.paths, inputs, strict=True)], 1)
-        mean = outputs.sum(1).flatten(2).mean(2)
-        mean = mean.view(*mean.shape, *[1] * (x.ndim - 2))
+        pairs = zip(self.paths, self.slices, strict=True)
+        outputs = torch.stack([path(x[:, channels]) for path, channels in pairs], 1)
+        mean = outputs.sum(1).mean(self.spatial_dims, keepdim=True)
         return (outputs * self.attn(mean).unflatten(1, (2, -1)).softmax(1)).sum(1)
 
 

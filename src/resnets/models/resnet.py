@@ -247,7 +247,7 @@ def make_branch(arch: ResNetArch, make: LayerFactory, shape: UnitShape) -> dict[
     if arch.se_reduction:
         layers["se"] = SqueezeExcite(make, shape.c_out, arch.se_reduction, arch.se_multiple)
     elif arch.eca:
-        layers["se"] = EfficientChannelAttention(shape.c_out)
+        layers["se"] = EfficientChannelAttention(shape.c_out, arch.dims)
     if arch.join.f_scale != 1:
         layers["scale"] = Scale(arch.join.f_scale)
     if arch.drop_path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,10 +26,7 @@ class Vgg(nn.Module):
 
     def classify(self, x: Tensor) -> Tensor:
         """The map of the last level (N, C, h, w) -> (N, classes)."""
-        x = self.pool(x)
-        if x.shape[2:] != (self.side, self.side):
-            x = F.adaptive_avg_pool2d(x, self.side)
-        return self.classifier(x.flatten(1))
+        return self.classifier(resize_map(self.pool(x), self.side).flatten(1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.features(x)[list(self.levels)[-1]])
@@ -76,6 +74,17 @@ class Features(nn.Sequential):
             if name in self.ends:
                 maps[self.ends[name]] = x
         return maps
+
+
+@torch.fx.wrap  # one call in a traced graph, since it depends on the size
+def resize_map(x: Tensor, side: int) -> Tensor:
+    """(N, C, h, w) -> (N, C, side, side), by means. At that size nothing is computed.
+
+    On CUDA the gradient of the means is not deterministic.
+    """
+    if x.shape[2:] == (side, side):
+        return x
+    return F.adaptive_avg_pool2d(x, side)
 
 
 def max_pool(arch: VggArch) -> nn.Module:
