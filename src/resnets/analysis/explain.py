@@ -85,6 +85,7 @@ def explain(
     named = list(expand_inputs(inputs))
     predictions = zip(model.iter_predictions(named, top=top), named, strict=True)
     for number, (prediction, (name, item)) in enumerate(predictions, 1):
+        assert isinstance(prediction, Prediction)  # of a classifier
         result = Explained(**asdict(prediction))
         if prediction.problem is None:
             x, targets, tiles = _heatmaps(model, item, prediction, heatmap)

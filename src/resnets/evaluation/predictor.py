@@ -199,7 +199,7 @@ class Model:
         top: int = 5,
         score: float = 0.5,
         batch: int = 32,
-    ) -> Iterator[Any]:
+    ) -> Iterator[AnyPrediction]:
         """As `predict`, of the images and their names that `expand_inputs` gives."""
         preprocess, rest = self.metadata.preprocess, iter(named)
         functions, greatest = TASKS[task_for_arch(self.metadata.arch)], dict[str, int | None]()
