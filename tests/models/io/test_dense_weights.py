@@ -203,7 +203,7 @@ def test_strange_tensors_are_refused(tensors: dict[str, Tensor]) -> None:
 def test_detectors_that_are_not_known_are_named(name: str, said: str) -> None:
     with torch.device("meta"):
         theirs = getattr(detection, name)(weights=None, weights_backbone=None)
-    with pytest.raises(CheckpointError, match=f"not a network that is known here: {said}"):
+    with pytest.raises(CheckpointError, match=f"not a known network: {said}"):
         infer_arch(theirs.state_dict())
 
 
