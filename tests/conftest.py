@@ -1,6 +1,8 @@
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -9,8 +11,10 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from resnets import http_files
 from resnets.cli.main import main
 from resnets.files import cache_folder
+from tests.models.io._helpers import Site, running_site
 
 # The same examples on every machine: a change is judged by itself, not by chance.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -79,6 +83,25 @@ def shared() -> Path:
     if not (path / "checkpoints").exists():
         pytest.skip("no shared data: set RESNETS_SHARED to the folder that has checkpoints/")
     return path
+
+
+@pytest.fixture
+def weights_site(tmp_path, monkeypatch) -> Iterator[Site]:
+    """A local server that stands for the hub and for torchvision's, and empty caches of weights."""
+    monkeypatch.setattr(http_files, "PAUSE", 0.001)
+    for name in ("RESNETS_DATA", "HF_HOME", "TORCH_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / f"cache-{name}"))
+    with running_site() as site:
+        monkeypatch.setenv("HF_ENDPOINT", site.url)
+        monkeypatch.setenv("RESNETS_TORCHVISION_MIRROR", f"{site.url}/torchvision")
+        site.table = tmp_path / "table.json"
+
+        def publish(*rows: dict[str, Any]) -> None:
+            site.table.write_text(json.dumps({"weights": rows}))
+            monkeypatch.setenv("RESNETS_WEIGHTS_TABLE", str(site.table))
+
+        site.publish = publish
+        yield site
 
 
 @pytest.fixture(scope="session")

@@ -42,14 +42,17 @@ def no_progress(name: str) -> Iterator[Progress]:
 show_progress: Callable[[str], AbstractContextManager[Progress]] = no_progress
 
 
+offline = False  # by an option of the command line
+
+
 class Unreachable(CheckpointError, exit_code=4):
     """A server that does not answer, or breaks off again and again."""
 
 
 def is_offline() -> bool:
-    """Whether the environment forbids the network, by RESNETS_OFFLINE or HF_HUB_OFFLINE."""
+    """Whether --offline, RESNETS_OFFLINE or HF_HUB_OFFLINE forbids the network."""
     values = (os.environ.get(name, "") for name in ("RESNETS_OFFLINE", "HF_HUB_OFFLINE"))
-    return any(value.lower() in ("1", "on", "yes", "true") for value in values)
+    return offline or any(value.lower() in ("1", "on", "yes", "true") for value in values)
 
 
 def sha256_of(path: Path) -> str:

@@ -50,8 +50,7 @@ def shared(
         json: Print results as JSON.
         offline: Download nothing; as RESNETS_OFFLINE=1 in the environment.
     """
-    if offline:
-        os.environ["RESNETS_OFFLINE"] = "1"
+    http_files.offline = offline
     terminal.verbose, terminal.quiet, terminal.out.quiet = verbose, quiet, json
     words = [commands.STDIN if token == "-" else token for token in tokens]
     app(words, exit_on_error=False, print_error=False)

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save
 
 import resnets
-from resnets import http_files
 from resnets.config import weights
 from resnets.errors import Assumption, CheckpointError, MissingPackage, UsageError
 from resnets.evaluation.load import load
@@ -30,41 +29,22 @@ def tensors():
     return build(ARCH).state_dict()
 
 
-@pytest.fixture(scope="module")
-def site_of_all():
-    with running_site() as running:
-        yield running
-
-
 @pytest.fixture
-def site(site_of_all, tmp_path, monkeypatch, tensors):
-    """The server, empty caches, and a table with small networks on both kinds of places."""
-    site = site_of_all
-    site.files.clear(), site.faults.clear(), site.requests.clear()
-    monkeypatch.setattr(http_files, "PAUSE", 0.001)
-    for name, folder in (
-        ("RESNETS_DATA", "ours"), ("HF_HOME", "hf"), ("TORCH_HOME", "torch"),
-        ("XDG_CACHE_HOME", "xdg"),
-    ):  # fmt: skip
-        monkeypatch.setenv(name, str(tmp_path / folder))
-    monkeypatch.setenv("HF_ENDPOINT", site.url)
-    monkeypatch.setenv("RESNETS_TORCHVISION_MIRROR", f"{site.url}/mirror")
-    data = save(tensors)
-    digits = hashlib.sha256(data).hexdigest()[:8]
-    site.data, site.file = data, f"net-{digits}.safetensors"
-    site.files[f"/mirror/{site.file}"] = data
-    site.hub_file("lab/net", "model.safetensors", data)
+def site(weights_site, tensors):
+    """The server with a small network, published in both ways."""
+    site = weights_site
+    site.data = save(tensors)
+    site.file = f"net-{hashlib.sha256(site.data).hexdigest()[:8]}.safetensors"
+    site.files[f"/torchvision/{site.file}"] = site.data
+    site.hub_file("lab/net", "model.safetensors", site.data)
     see = {"input_size": [3, 32, 32], "crop_pct": 0.8, "mean": [0.4] * 3, "std": [0.2] * 3}
     plain = {"model": "resnet20", "licence": "mit", "classes": 10}
-    rows = [
+    site.publish(
         {"name": "lab/net", "source": "lab/net", **plain, **see},
         {"name": "vision", "source": f"{fetch.TORCHVISION}{site.file}", "file": site.file, **plain},
         {"name": "closed", "source": "lab/net", "licence": "cc-by-nc-4.0"},
         {"name": "other", "source": "lab/net", **plain, "model": "resnet32"},
-    ]
-    table = tmp_path / "table.json"
-    table.write_text(json.dumps({"weights": rows}))
-    monkeypatch.setenv("RESNETS_WEIGHTS_TABLE", str(table))
+    )
     return site
 
 
@@ -80,10 +60,10 @@ def quietly(name):
 
 def test_torchvisions_file_comes_to_torchs_cache_from_a_mirror(site, tmp_path):
     path, row = locate_weights("vision")
-    assert path == tmp_path / "torch" / "hub" / "checkpoints" / site.file
+    assert path == tmp_path / "cache-TORCH_HOME" / "hub" / "checkpoints" / site.file
     assert (path.read_bytes(), row.name) == (site.data, "vision")
     assert locate_weights("vision")[0] == path
-    assert gets(site) == [f"/mirror/{site.file}"]
+    assert gets(site) == [f"/torchvision/{site.file}"]
 
 
 def test_the_hubs_file_comes_to_its_cache_and_is_pinned(site, tmp_path):
@@ -91,9 +71,13 @@ def test_the_hubs_file_comes_to_its_cache_and_is_pinned(site, tmp_path):
     row = weights.find("lab/net")
     with pytest.warns(Assumption, match="no digest is published; from now on"):
         path = fetch.fetch(row, progress=lambda *numbers: told.append(numbers))
-    assert path.is_relative_to(tmp_path / "hf" / "hub" / "models--lab--net" / "snapshots" / COMMIT)
+    assert path.is_relative_to(
+        tmp_path / "cache-HF_HOME" / "hub" / "models--lab--net" / "snapshots" / COMMIT
+    )
     assert told[-1] == (len(site.data), len(site.data))
-    pinned = json.loads((tmp_path / "ours" / "weights" / "pins" / "lab--net.json").read_text())
+    pinned = json.loads(
+        (tmp_path / "cache-RESNETS_DATA" / "weights" / "pins" / "lab--net.json").read_text()
+    )
     digest = hashlib.sha256(site.data).hexdigest()
     assert pinned == {"model.safetensors": digest, "revision": COMMIT}
     asked = len(site.requests)
@@ -110,13 +94,13 @@ def test_a_hub_file_that_changed_since_is_refused(site):
 
 
 def test_a_file_that_others_put_there_is_used(site, tmp_path):
-    snapshot = tmp_path / "hf" / "hub" / "models--lab--net" / "snapshots" / "abc"
+    snapshot = tmp_path / "cache-HF_HOME" / "hub" / "models--lab--net" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "model.safetensors").write_bytes(site.data)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("abc")
     assert quietly("lab/net")[0] == snapshot / "model.safetensors"
-    checkpoints = tmp_path / "torch" / "hub" / "checkpoints"
+    checkpoints = tmp_path / "cache-TORCH_HOME" / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / site.file).write_bytes(site.data)
     assert locate_weights("vision")[0] == checkpoints / site.file
@@ -124,7 +108,7 @@ def test_a_file_that_others_put_there_is_used(site, tmp_path):
 
 
 def test_a_damaged_file_in_a_cache_is_refused_and_stays(site, tmp_path):
-    checkpoints = tmp_path / "torch" / "hub" / "checkpoints"
+    checkpoints = tmp_path / "cache-TORCH_HOME" / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / site.file).write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="Remove it and get it again"):
@@ -145,7 +129,7 @@ def test_offline_takes_the_cache_and_else_says_what_to_do(
     assert f"`resnets weights get {name}`" in lines[1]
     assert site.requests == []
     # The file that was copied to the place that the message names.
-    (tmp_path / "ours" / "weights").mkdir(parents=True)
+    weights.weights_folder().mkdir(parents=True)
     with open(lines[2], "wb") as file:
         file.write(site.data)
     path, row = quietly(name)
@@ -154,8 +138,10 @@ def test_offline_takes_the_cache_and_else_says_what_to_do(
 
 
 def test_a_file_that_was_copied_by_hand_is_checked(site, tmp_path, monkeypatch):
-    (tmp_path / "ours" / "weights").mkdir(parents=True)
-    (tmp_path / "ours" / "weights" / "vision.safetensors").write_bytes(b"something else")
+    weights.weights_folder().mkdir(parents=True)
+    (tmp_path / "cache-RESNETS_DATA" / "weights" / "vision.safetensors").write_bytes(
+        b"something else"
+    )
     with pytest.raises(CheckpointError, match="its publisher's"):
         locate_weights("vision")
 
@@ -198,10 +184,8 @@ def test_without_huggingface_hub_the_install_line_or_the_publishers_file(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingPackage, match=r"pip install 'resnets\[hub\]'"):
         locate_weights("lab/net")
-    rows = json.loads((tmp_path / "table.json").read_text())
-    rows["weights"][0]["url"] = f"{site.url}/mirror/{site.file}"
-    (tmp_path / "second.json").write_text(json.dumps(rows))
-    monkeypatch.setenv("RESNETS_WEIGHTS_TABLE", str(tmp_path / "second.json"))
+    url = f"{site.url}/torchvision/{site.file}"
+    site.publish({"name": "lab/net", "source": "lab/net", "licence": "mit", "url": url})
     path, row = locate_weights("lab/net")
     assert path.name == site.file
     assert row.name == "lab/net"
