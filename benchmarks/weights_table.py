@@ -8,9 +8,8 @@ of timm's checkpoints stands in `weights_top1.csv` beside this file: from their 
 where those were not at hand from `results/results-imagenet.csv` of timm's repository (commit
 0173a13), at the test size of `pretrained_cfg`.
 
-A checkpoint of timm whose top-1 is not there is left out. One is a row if its tensors, by name and
-shape, are those of a network of `ARCHS`: each is built on the meta device and compared. Nothing is
-downloaded.
+A checkpoint is a row if its tensors, by name and shape, are those of a network of `ARCHS`: each is
+built on the meta device and compared. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def network_of(tensors: dict[str, Tensor], name: str) -> tuple[str, int] | None:
 
 
 def timm_rows() -> list[dict[str, Any]]:
-    """Rows of timm's checkpoints with a classifier of ImageNet's 1000 classes."""
+    """Rows of timm's checkpoints with a classifier; of ImageNet-12k and 21k it has no names."""
     with (HERE / "weights_top1.csv").open() as file:
         top1 = {row["name"]: float(row["top1"]) for row in csv.DictReader(file)}
     rows, networks, counts = [], dict[str, tuple[str, int] | None](), dict[str, int]()
@@ -65,8 +64,7 @@ def timm_rows() -> list[dict[str, Any]]:
         config = timm.models.get_pretrained_cfg(name).to_dict()
         architecture = config["architecture"]
         url = config.get("url") or ""
-        usable = config["num_classes"] == 1000 and config.get("license")
-        usable = usable and name in top1
+        usable = config["num_classes"] > 0 and config.get("license")
         if not usable or not name.startswith(TIMM_FAMILIES) or architecture not in ARCHS:
             continue
         if not config.get("hf_hub_id") and not HASHED.search(url):
@@ -78,14 +76,16 @@ def timm_rows() -> list[dict[str, Any]]:
             networks[architecture] = network_of(module.state_dict(), architecture)
         if (network := networks[architecture]) is None:
             continue
-        row = {"name": name, "model": network[0], "classes": network[1], "labels": "imagenet"}
+        row = {"name": name, "model": network[0], "classes": config["num_classes"]}
+        row |= {"labels": "imagenet"} if config["num_classes"] == 1000 else {}
         if hub := config.get("hf_hub_id"):
             row |= {"source": hub, "file": "model.safetensors"}
             row |= {"url": url} if HASHED.search(url) else {}
         else:
             row |= {"source": url, "file": url.rpartition("/")[2], "sha256": HASHED.search(url)[1]}
-        row |= {"parameters": counts[architecture], "licence": config["license"]}
-        row |= {"top1": top1[name]}
+        row |= {"parameters": counts[architecture]} if config["num_classes"] == 1000 else {}
+        row |= {"licence": config["license"]}
+        row |= {"top1": top1[name]} if name in top1 else {}
         shape, tested = config["input_size"], config.get("test_input_size")
         row |= {"input_size": shape, "test_input_size": tested or shape}
         row |= {"crop_pct": config["crop_pct"]}
@@ -103,12 +103,13 @@ def torchvision_rows() -> list[dict[str, Any]]:
             continue
         for entry in torchvision.models.get_model_weights(model):
             found = HASHED.search(entry.url)
-            if found is None or entry.meta["categories"] is None:  # or features alone
+            if found is None or entry.meta["categories"] is None:  # features alone
                 continue
             size = entry.meta["min_size"] if "SWAG_E2E" in entry.name else None
             key = f"{model} {size}"
             if key not in networks:
                 options = {"image_size": size[0]} if size else {}
+                options |= {"init_weights": False} if model == "googlenet" else {}
                 if "categories" in entry.meta and entry.meta["categories"][0] == "__background__":
                     options["num_classes"] = len(entry.meta["categories"])
                     options |= {"weights_backbone": None}

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save
 
 import resnets
 from resnets import errors
 from resnets.cli.main import app, main
+from resnets.config import weights
 from resnets.config.families import ARCHS
 from resnets.config.recipe import Preprocess
 from resnets.models import build
@@ -98,6 +101,23 @@ def scenes(root: Path) -> None:
     (root / "cells" / "boxes.csv").write_text("\n".join(lines))
 
 
+def publish_weights(site, root: Path) -> None:
+    """Weights under the names of the page, on the local server and in files."""
+    pytest.importorskip("huggingface_hub")
+    large, small = (build(ARCHS[name]).state_dict() for name in ("resnet18", "resnet20"))
+    site.hub_file("timm/resnet18.a1_in1k", "model.safetensors", save(large))
+    (root / "resnet18-a1.safetensors").write_bytes(save(large))
+    torch.save(small, root / "moths.pth")
+    (root / "moths.txt").write_text("\n".join(f"moth {k}" for k in range(10)))
+
+
+def test_the_table_that_the_page_of_weights_shows_is_one(tmp_path, monkeypatch):
+    (tmp_path / "company.json").write_text(blocks(DOCS / "weights.md", "json")[0])
+    monkeypatch.setenv("RESNETS_WEIGHTS_TABLE", str(tmp_path / "company.json"))
+    assert weights.find("moths-2026").is_free
+    assert weights.find("company/resnet50").pretrained_cfg["crop_pct"] == 0.875
+
+
 def test_every_command_is_one_of_ours():
     for page in PAGES:
         for command in commands(page):
@@ -106,11 +126,13 @@ def test_every_command_is_one_of_ours():
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", pages_with("sh"))
-def test_a_pages_commands_run_in_order(page, tmp_path, monkeypatch):
+def test_a_pages_commands_run_in_order(page, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     photographs(tmp_path / "photos")
     small_weights(tmp_path / "thin.safetensors")
     scenes(tmp_path)
+    if page.name == "weights.md":
+        publish_weights(request.getfixturevalue("weights_site"), tmp_path)
     for command in commands(page):
         if command[0] != "resnets" or any(NEEDS_CIFAR10 in word for word in command):
             continue  # it takes half an hour, or other people's files: tests/test_cifar10.py
@@ -121,7 +143,9 @@ def test_a_pages_commands_run_in_order(page, tmp_path, monkeypatch):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", [p for p in pages_with("python") if p.id not in ELSEWHERE])
-def test_a_pages_python_runs(page, tmp_path):
+def test_a_pages_python_runs(page, tmp_path, request):
+    if page.name == "weights.md":
+        publish_weights(request.getfixturevalue("weights_site"), tmp_path)
     block = "\n".join(blocks(page, "python"))
     subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)
 

@@ -11,24 +11,23 @@ from resnets.errors import UsageError
 from resnets.models.io.infer_arch import meta_model
 
 
-def test_the_table_has_sixty_checkpoints_and_what_is_needed_of_each():
+def test_the_table_has_what_is_needed_of_each_checkpoint():
     rows = weights.rows()
-    assert len(rows) >= 60
+    assert len(rows) >= 200
+    assert sum(row.score is not None for row in rows.values()) >= 190
     for name, row in rows.items():
         assert row.licence, name
-        assert row.labels, name
-        assert row.score, name
+        assert row.score or row.on_hub, name  # timm's newest have no figure in its table
         assert row.task == task_for_arch(ARCHS[row.model]), name
-        assert len(weights.class_names(row)) == row.classes, name
-        assert len(set(weights.class_names(row))) == row.classes, name
+        if row.labels or row.classes == 1000:
+            assert len(set(weights.class_names(row))) == row.classes, name
         if row.on_hub:
             assert row.source == f"timm/{name}", name
-            assert row.file == "model.safetensors"
-            assert not row.sha256, name  # the hub publishes none that could be read here
+            assert not row.sha256, name  # the hub's digests cannot be read here
         else:
             assert row.source.startswith("https://")
             assert len(row.sha256) == 8
-            assert f"-{row.sha256}.pth" in row.source
+            assert f"-{row.sha256}" in row.source
         if row.task == "classify":
             assert row.pretrained_cfg["test_input_size"][0] == 3, name
             assert 0 < row.crop_pct <= 1, name
@@ -36,7 +35,8 @@ def test_the_table_has_sixty_checkpoints_and_what_is_needed_of_each():
 
 @pytest.mark.slow
 def test_each_network_has_the_published_number_of_parameters():
-    published = {(x.model, x.classes, x.parameters) for x in weights.rows().values()}
+    rows = [row for row in weights.rows().values() if row.classes <= 1000]
+    published = {(row.model, row.classes, row.parameters) for row in rows}
     for model, classes, parameters in sorted(published):
         network = meta_model(replace(ARCHS[model], classes=classes))
         count = sum(p.numel() for p in network.parameters())
@@ -80,11 +80,10 @@ def test_names_as_people_know_them(text, model, name):
 
 
 def test_imagenet_is_the_free_row_with_the_highest_published_figure():
-    for model in {row.model for row in weights.rows().values() if row.is_free}:
-        row = weights.best(model, own=True)
-        same = [x for x in weights.rows().values() if x.model == model and x.is_free]
-        assert row.is_free
-        assert row.score == max(x.score for x in same), model
+    usable = [row for row in weights.rows().values() if row.is_free and row.labels]
+    for model in {row.model for row in usable}:
+        figures = [row.score or 0 for row in usable if row.model == model]
+        assert (weights.best(model, own=True).score or 0) == max(figures), model
     # What is not free for every use is higher, and is never the usual one.
     free, other = (
         weights.find("resnext101_32x8d"),

@@ -49,7 +49,7 @@ def list_weights(pattern: str = "*", /) -> list[dict[str, Any]]:
 @public
 def weights_get(
     name: str, /, *, accept_licence: bool = False,
-    watch: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:  # fmt: skip
     """Download weights into the cache and check them.
 
@@ -58,7 +58,7 @@ def weights_get(
     Args:
         name: A name from `resnets weights ls`, or that of a network: its best free ones.
         accept_licence: Your use is one that the licence of the weights allows.
-        watch: Called with the bytes that have come, and their number or 0.
+        on_progress: Called with the bytes that have come, and their number or 0.
     """
     from resnets.config.weights import find, imported
 
@@ -67,7 +67,7 @@ def weights_get(
     row = find(name)
     from resnets.models.io import fetch
 
-    return fetch.fetch(row, accept_licence=accept_licence, progress=watch)
+    return fetch.fetch(row, accept_licence=accept_licence, progress=on_progress)
 
 
 @public

@@ -302,8 +302,8 @@ def data_get(name: DownloadName) -> None:  # noqa: D103 - the API's
 
 
 def weights_get(name: str, *, accept_licence: bool = False) -> None:  # noqa: D103 - the API's
-    with terminal.download_bar(name) as watch:
-        path = resnets.weights_get(name, accept_licence=accept_licence, watch=watch)
+    with terminal.download_bar(name) as update:
+        path = resnets.weights_get(name, accept_licence=accept_licence, on_progress=update)
     format.print_path(path)
 
 

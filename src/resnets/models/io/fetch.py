@@ -244,14 +244,14 @@ def verify(row: WeightsRow, path: Path) -> None:
     published = published_digits(row, path)
     blob = path.resolve().name  # the hub's cache calls a large file by its SHA-256
     stated = published or (blob if re.fullmatch("[0-9a-f]{64}", blob) else "")
-    expected = stated or pinned.get(path.name, "")
+    expected = stated or pinned.get(path.suffix, "")
     if not digest.startswith(expected):
         origin = "its publisher's" if stated else "that of its first use here"
         raise CheckpointError(
             f"{path}: the SHA-256 is {digest[:16]}..., not {expected[:16]}, {origin}.\n"
             f"Remove it and get it again: `resnets weights get {row.name}`"
         )
-    if not published and path.name not in pinned:
+    if not published and path.suffix not in pinned:
         pin(row, path, digest)
 
 
@@ -267,7 +267,7 @@ def published_digits(row: WeightsRow, path: Path) -> str:
 def pin(row: WeightsRow, path: Path, digest: str) -> None:
     """Store the digest of a file whose publisher states none, and say so."""
     commit = path.parent.name if path.parent.parent.name == "snapshots" else ""
-    facts = read_pin(row) | {path.name: digest} | ({"revision": commit} if commit else {})
+    facts = read_pin(row) | {path.suffix: digest} | ({"revision": commit} if commit else {})
     file = pin_file(row)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -279,7 +279,7 @@ def pin(row: WeightsRow, path: Path, digest: str) -> None:
 
 
 def read_pin(row: WeightsRow) -> dict[str, str]:
-    """The digests of a row's files by name, and the commit; {} before the first use."""
+    """The digests of a row's files by suffix, and the commit; {} before the first use."""
     try:
         facts = json.loads(pin_file(row).read_text(encoding="utf-8"))
     except (OSError, ValueError):
