@@ -135,11 +135,12 @@ def test_googlenet(side: int) -> None:
 def test_a_narrow_vgg(batch_norm: bool) -> None:
     """Also of another size than 224, for which the last map is resized."""
     layers = [8, "M", 16, "M", 16, 24, "M"]
-    theirs = torchvision.models.VGG(torchvision.models.vgg.make_layers(layers, batch_norm))
-    theirs.classifier = nn.Sequential(
-        *(nn.Linear(24 * 49, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 32), nn.ReLU()),
-        *(nn.Dropout(), nn.Linear(32, 7)),
-    )
+    with torch.device("meta"):
+        theirs = torchvision.models.VGG(torchvision.models.vgg.make_layers(layers, batch_norm))
+        theirs.classifier = nn.Sequential(
+            *(nn.Linear(24 * 49, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 32), nn.ReLU()),
+            *(nn.Dropout(), nn.Linear(32, 7)),
+        )
     arch, tensors = infer_arch(randomised(theirs).state_dict())
     widths = ((8,), (16,), (16, 24))
     assert arch == VggArch(widths=widths, batch_norm=batch_norm, hidden=32, classes=7)
