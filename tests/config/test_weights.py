@@ -115,7 +115,9 @@ def test_an_unknown_name_gets_the_nearest(text, model, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["x.pth", "some/model.safetensors", "./resnet50", "runs/photos"])
+@pytest.mark.parametrize(
+    "text", ["x.pth", "model.safetensors", "some/model.safetensors", "./resnet50", "runs/photos"]
+)
 def test_what_can_only_be_a_path_is_answered_as_one(text):
     with pytest.raises(UsageError, match="no such file or run folder"):
         weights.check_weights(text)

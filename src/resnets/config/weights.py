@@ -165,8 +165,10 @@ def find(text: str, model: str = "") -> WeightsRow:
     version = re.fullmatch(r"(?:imagenet1k|coco|coco_with_voc_labels)_(\w+)", lowered)
     longer = {f"{model}.{lowered}", f"torchvision/{model}-{version[1] if version else lowered}"}
     for row in sorted(table.values(), key=lambda row: row.on_hub):  # a publisher before timm's copy
-        names = {row.name, *row.aliases, row.file.rpartition("-")[0], row.file}
-        names |= {Path(row.url or row.source).name, Path(row.url or row.source).stem}
+        address = Path(row.url or row.source)
+        names = {row.name, *row.aliases, address.name, address.stem}
+        if not row.on_hub:  # whose files all have the same name
+            names |= {row.file, row.file.rpartition("-")[0]}
         if row.name in longer or lowered in {known.lower() for known in names - {""}}:
             return row
     if lowered.startswith("torchvision/"):
