@@ -201,7 +201,9 @@ def same(path: Path, theirs: nn.Module, arch: object, note: str) -> None:
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("damage", ["cut", "shape", "layer", "old", "endless", "random"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "shape", "layer", "norm", "bias", "flat", "old", "endless", "random"]
+)
 def test_caffe_files_that_are_refused(damage: str, tmp_path: Path) -> None:
     data = caffe_file(Theirs(replace(THIN, stem_pool="ceil")))
     match damage:
@@ -212,6 +214,12 @@ def test_caffe_files_that_are_refused(damage: str, tmp_path: Path) -> None:
             data += field(100, field(1, b"conv1") + field(2, b"Convolution") + field(7, shape))
         case "layer":
             data += caffe_layer("conv9", "Convolution", torch.ones(1, 1, 1, 1))
+        case "norm":
+            data += caffe_layer("bn_conv1", "BatchNorm", torch.ones(8), torch.ones(8))
+        case "bias":
+            data += caffe_layer("conv1", "Convolution", torch.ones(8, 3, 7, 7), torch.ones(9))
+        case "flat":
+            data += caffe_layer("conv1", "Convolution", torch.ones(8))
         case "old":
             data += field(2, b"")
         case "endless":
@@ -220,7 +228,7 @@ def test_caffe_files_that_are_refused(damage: str, tmp_path: Path) -> None:
             data = np.random.default_rng(0).bytes(2000)
     path = tmp_path / "w.caffemodel"
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"broken|layer conv9"):
+    with pytest.raises(CheckpointError, match=r"broken|layer conv9|before 2014"):
         read_file(path)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,13 +35,8 @@ def read_caffe(path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
 
     Raises CheckpointError: broken, or not of a residual network with the authors' names.
     """
-    try:
-        layers = list(read_layers(memoryview(path.read_bytes())))
-    except (ValueError, IndexError, struct.error, TypeError, OverflowError) as error:
-        reason = shorten(error)
-        raise CheckpointError(f"broken or cut short ({reason}).\nDownload it again.") from None
     tensors = dict[str, Tensor]()
-    for name, kind, blobs in layers:
+    for name, kind, blobs in read_layers(memoryview(path.read_bytes())):
         if blobs:
             tensors |= layer_tensors(name, kind, blobs)
     if "conv1.weight" not in tensors:
@@ -119,10 +113,10 @@ def depth(tensors: dict[str, Tensor]) -> int:
 
 
 def read_layers(message: memoryview) -> Iterator[tuple[str, str, list[Tensor]]]:
-    """Name, type and blobs of each layer of a NetParameter. Raises ValueError."""
+    """Name, type and blobs of each layer of a NetParameter. Raises ValueError, CheckpointError."""
     for number, value in read_fields(message):
         if number == OLD_LAYER and isinstance(value, memoryview):
-            raise ValueError("layers as before 2014: use upgrade_net_proto_binary")
+            raise CheckpointError("layers as before 2014.\nUse upgrade_net_proto_binary on it.")
         if number != LAYER or not isinstance(value, memoryview):
             continue
         texts, blobs = {NAME: "", TYPE: ""}, []

@@ -34,14 +34,8 @@ def read_detectron(path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
     Detectron2 ("res2.0.conv1.weight"). Files of the author "torchvision" read RGB and have the
     stride on the 3x3 convolution. Raises CheckpointError: code in it, broken, or no such backbone.
     """
-    try:
-        with path.open("rb") as file:
-            content = ArrayUnpickler(file, encoding="latin1").load()
-    except CheckpointError:
-        raise
-    except Exception as error:  # a hostile file may raise anything
-        reason = f"{type(error).__name__}: {shorten(error)}"
-        raise CheckpointError(f"broken or cut short ({reason}).\nDownload it again.") from None
+    with path.open("rb") as file:
+        content = ArrayUnpickler(file, encoding="latin1").load()
     author = str(content.get("__author__", "")) if isinstance(content, dict) else ""
     for key in ("model", "blobs"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

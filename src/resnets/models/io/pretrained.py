@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from resnets.errors import CheckpointError, naming_file
+from resnets.errors import CheckpointError, ResnetsError, naming_file
 from resnets.escape import shorten
 from resnets.models.io.bit import read_bit
 from resnets.models.io.caffe import read_caffe
@@ -92,8 +92,7 @@ def read_file(path: Path, own_key: str = "resnets") -> WeightsFile:
             checkpoint = load_pickle(path, start)
             state, model = pick_state(checkpoint, notes), model_name(checkpoint)
         elif path.suffix in CONVERTERS:
-            state, model, found = CONVERTERS[path.suffix](path)
-            notes += found
+            state, model, notes = convert(path)
             size = FILE_LIMIT  # the readers compare with the file what they take from it
         else:
             known = f"Known: .safetensors {' '.join([*PICKLES, *CONVERTERS])}."
@@ -104,6 +103,20 @@ def read_file(path: Path, own_key: str = "resnets") -> WeightsFile:
             state = network_tensors(state, notes)
         tensors = clone_tensors(state, size)
     return WeightsFile(tensors, metadata, tuple(notes), model or name_beside(path))
+
+
+def convert(path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
+    """Tensors under our names, the network and notes, of a file of another framework.
+
+    Raises CheckpointError, and MissingPackage for one that needs h5py.
+    """
+    try:
+        return CONVERTERS[path.suffix](path)
+    except ResnetsError:
+        raise
+    except Exception as error:  # a hostile file may raise anything
+        reason = f"{type(error).__name__}: {shorten(error)}"
+        raise CheckpointError(f"broken or cut short ({reason}).\nDownload it again.") from None
 
 
 def open_regular(path: Path) -> tuple[int, bytes]:
