@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -186,6 +187,17 @@ def test_a_probe_becomes_a_model_file_that_predicts_the_same(random_weights, tmp
     assert [row.method for row in episodes.scores] == [
         "centroid of episodes", "logistic of episodes",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{"knn": True}, {"shots": 2}, {"episodes": 2}])
+def test_several_labels_are_refused_by_every_method(options, random_weights, tmp_path):
+    rows = []
+    for k in range(12):
+        Image.new("L", (8, 8), 20 * k).save(tmp_path / f"{k}.png")
+        rows.append(f"{k}.png,{'a|b' if k % 2 else 'a'},{'train' if k < 8 else 'test'}")
+    (tmp_path / "labels.csv").write_text("path,label,split\n" + "\n".join(rows))
+    with pytest.raises(errors.UsageError, match="several labels"):
+        resnets.probe(random_weights, tmp_path / "labels.csv", workers=0, **options)
 
 
 @pytest.mark.slow

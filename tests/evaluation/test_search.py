@@ -108,6 +108,8 @@ def test_what_is_like_nothing_else_is_farthest():
     queries = np.array([[5, 0, 0, 0], [0, 0, 0, 1]], np.float32)
     near, distant = search.outliers(cluster.astype(np.float32), queries).distances.tolist()
     assert near < far.threshold < distant
+    with pytest.raises(errors.DataError, match="a single one"):
+        search.outliers(vectors(count=1))
 
 
 def test_faiss_finds_nearly_the_same():

@@ -21,7 +21,13 @@ from resnets.evaluation.few_shot import (
     knn_logits,
 )
 from resnets.evaluation.image_set import images_of
-from resnets.evaluation.probe import LinearProbe, concat, fit_probe, probe_scores
+from resnets.evaluation.probe import (
+    LinearProbe,
+    check_labels,
+    concat,
+    fit_probe,
+    probe_scores,
+)
 
 if TYPE_CHECKING:
     from resnets.evaluation.predictor import Model
@@ -113,6 +119,7 @@ def run_probe(
         raise DataError(f"{source.name} has no images to test on: give it a test or val folder")
     features = cached_features(model, images_of(source), computed, watch)
     train, test = features.in_splits("train"), features.in_splits(tested)
+    check_labels(train)
     val = features.in_splits("val") if tested == "test" else None
     if options.shots and not options.episodes:  # few labels are all that there are
         train, val = draw_labelled(train, options.shots, options.seed), None
@@ -125,7 +132,8 @@ def run_probe(
         tested = tested if learned else "all"
         scores = measure_episodes(test if learned else features, options)
     elif options.knn:
-        scores = [measure_knn(known, test, count, tested) for count in NEIGHBOURS]
+        counts = sorted({min(count, len(known)) for count in NEIGHBOURS})
+        scores = [measure_knn(known, test, count, tested) for count in counts]
     else:
         probe = fit_probe(train, val, standardize=options.standardize, refit=options.refit)
         chosen_by = probe.chosen_by
@@ -146,7 +154,6 @@ def run_probe(
 
 def measure_knn(known: Features, test: Features, count: int, split: str) -> ProbeScore:
     """The accuracy of the votes of the nearest images."""
-    count = min(count, len(known))
     return as_score("knn", f"k={count}", knn_logits(known, test, count), test, split)
 
 

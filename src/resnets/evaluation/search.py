@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnets.errors import MissingPackage, UsageError
+from resnets.errors import DataError, MissingPackage, UsageError
 from resnets.evaluation.features import Features
 
 Vectors = NDArray[np.float32]
@@ -146,11 +146,13 @@ def outliers(reference: Vectors, queries: Vectors | None = None) -> Outliers:
     """The distance to the k-th nearest image, Sun et al. 2022 (2204.06507).
 
     Of the reference itself, each image against the others; or of `queries` against the reference,
-    whose 95th percentile is the threshold in either case.
+    whose 95th percentile is the threshold in either case. Raises DataError for a single image.
     """
-    count = max(1, min(NEIGHBOURS, len(reference) - 1))
-    own = 1 - nearest_others(reference, count).cosines[:, -1]
-    threshold = float(own.double().quantile(1 - FRACTION))
+    if len(reference) < 2:
+        raise DataError("--outliers compares images with each other, and there is a single one")
+    count = min(NEIGHBOURS, len(reference) - 1)
+    distances = 1 - nearest_others(reference, count).cosines[:, -1]
+    threshold = float(distances.double().quantile(1 - FRACTION))
     if queries is None:
-        return Outliers(own, threshold, count)
+        return Outliers(distances, threshold, count)
     return Outliers(1 - nearest(reference, queries, count).cosines[:, -1], threshold, count)
