@@ -180,3 +180,10 @@ def test_a_kill_leaves_a_part_that_the_next_call_completes(site, tmp_path):
     assert 0 < part.stat().st_size < len(DATA)
     fetch(site, tmp_path)
     assert ranges(site)[-1].startswith("bytes=")
+
+
+def test_of_a_file_that_is_too_long_nothing_is_kept(site, tmp_path, monkeypatch):
+    monkeypatch.setattr(http_files, "LIMIT", 1000)
+    with pytest.raises(CheckpointError, match="longer than"):
+        fetch(site, tmp_path)
+    assert all(path.stat().st_size == 0 for path in tmp_path.rglob("*.part"))

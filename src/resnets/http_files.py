@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock
 
@@ -135,7 +136,7 @@ def append(url: str, part: Path, progress: Progress) -> None:
             with part.open("r+b" if have else "wb") as file:
                 file.seek(have)
                 file.truncate()
-                copy(answer, file.write, url, have, total, progress)
+                copy(answer, file, url, have, total, progress)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # what is there is no beginning of the file
             error.close()
@@ -159,15 +160,15 @@ def start_and_total(answer: HTTPResponse, have: int) -> tuple[int, int]:
 
 
 def copy(
-    answer: HTTPResponse, write: Callable[[bytes], int], url: str, done: int, total: int,
-    progress: Progress,
+    answer: HTTPResponse, file: BinaryIO, url: str, done: int, total: int, progress: Progress
 ) -> None:  # fmt: skip
     """Write what comes. Raises Unreachable where it ends early."""
     while chunk := answer.read1(CHUNK):  # what has come, so that a broken transfer loses nothing
-        write(chunk)
+        file.write(chunk)
         done += len(chunk)
         progress(done, max(total, done) if total else 0)
         if done > LIMIT:
+            file.truncate(0)
             raise CheckpointError(f"{url} is longer than {LIMIT >> 30} GiB: nothing is kept")
     if done < total:
         raise Unreachable(f"{url}: the transfer broke off after {done:,} of {total:,} bytes")
