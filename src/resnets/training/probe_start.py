@@ -46,13 +46,11 @@ def start_from_probe(plan: Plan, state: State) -> str:
 def fit(plan: Plan, state: State) -> tuple[LinearProbe, Tensor]:
     """The probe, and float64 (3,): the sum of its losses, its errors, and rows in its fit."""
     model = Model(state.average.eval(), plan.metadata, plan.device, plan.bfloat16)
-    plain = view_features(plan, model, plan.train)
-    val = plan.source.val if plan.recipe.monitor == "val" else None
-    both = plain
-    if plan.recipe.augment.flip:
-        both = concat(plain, view_features(plan, model, plan.train, mirrored=True))
-    if val is not None:
-        probe = fit_probe(both, view_features(plan, model, val), refit=False)
+    plain, *mirrored = view_features(plan, model, plan.train, mirrored=plan.recipe.augment.flip)
+    both = concat(plain, mirrored[0]) if mirrored else plain
+    if plan.source.val is not None and plan.recipe.monitor == "val":
+        (held_out,) = view_features(plan, model, plan.source.val)
+        probe = fit_probe(both, held_out, refit=False)
     else:  # in another fold a mirror image would be no held-out image: folds are of plain ones
         chosen = fit_probe(plain)
         ((_, probe),) = regularisation_path(both, [chosen.strength], standardize=True)
@@ -64,15 +62,19 @@ def fit(plan: Plan, state: State) -> tuple[LinearProbe, Tensor]:
     return probe, totals
 
 
-def view_features(plan: Plan, model: Model, split: Split, *, mirrored: bool = False) -> Features:
-    """Features of the test-time view of each readable image, or of its mirror image."""
-    forward, options = feature_function(model), plan.loader_options()
-    vectors, indices = list[Tensor](), list[Tensor]()
-    for batch in options.batches(split):
-        images = batch.images.flip(-1) if mirrored else batch.images
-        if len(images):
-            vectors.append(feature_rows(model, forward, images))
-            indices.append(batch.indices)
-    rows = torch.cat(indices)
-    labels, classes = split.labels.cpu()[rows], plan.source.classes
-    return Features(torch.cat(vectors).numpy(), labels, rows, "", classes=classes)
+def view_features(
+    plan: Plan, model: Model, split: Split, *, mirrored: bool = False
+) -> list[Features]:
+    """Features of the test-time view of each readable image, and of its mirror image if asked."""
+    forward = feature_function(model)
+    views: list[list[Tensor]] = [[], []] if mirrored else [[]]
+    indices = list[Tensor]()
+    for batch in plan.loader_options().batches(split):
+        if not len(batch.images):
+            continue
+        indices.append(batch.indices)
+        for rows, images in zip(views, (batch.images, batch.images.flip(-1)), strict=False):
+            rows.append(feature_rows(model, forward, images))
+    kept, classes = torch.cat(indices), plan.source.classes
+    labels = split.labels.cpu()[kept]
+    return [Features(torch.cat(x).numpy(), labels, kept, "", classes=classes) for x in views]
