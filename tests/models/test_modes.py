@@ -22,4 +22,5 @@ def test_statistics_of_images_are_not_folded_ones():
     network = create("resnet20", classes=2)
     network(torch.randn(8, 3, 16, 16))  # in training mode: one step of the running averages
     assert not has_folded_norm(network)
+    assert not has_folded_norm(create("resnet20", classes=2))  # never trained
     assert not has_folded_norm(create("vit_s_16", classes=2))  # no batch normalisation at all

@@ -140,6 +140,18 @@ def parse_scales(values: str | float | Sequence[float]) -> tuple[float, ...]:
     return scales
 
 
+def parse_channel_values(name: str, values: str | float | Sequence[float]) -> tuple[float, ...]:
+    """One number or three, from "0.5" or "0.485,0.456,0.406"."""
+    items = values.split(",") if isinstance(values, str) else values
+    try:
+        numbers = tuple(float(x) for x in ([items] if isinstance(items, int | float) else items))
+    except (TypeError, ValueError):
+        numbers = ()
+    if not all(map(math.isfinite, numbers)) or len(numbers) not in (1, 3):
+        raise UsageError(f"invalid {name} {values!r}: write one number, or three as 0.5,0.5,0.5")
+    return numbers
+
+
 def parse_views(value: str | Sequence[str], models: int) -> tuple[ViewName, ...]:
     """One view for each of so many models, from "flip" or "center,flip"."""
     known, names = get_args(ViewName), value.split(",") if isinstance(value, str) else list(value)
@@ -207,6 +219,10 @@ def make_options(kind: type[Options], values: Mapping[str, Any], **more: Any) ->
     known = {f.name: values[f.name] for f in fields(kind) if values.get(f.name) is not None}
     if "scales" in known:
         known["scales"] = parse_scales(known["scales"])
+    for name in known.keys() & {"mean", "std"}:
+        known[name] = parse_channel_values(name, known[name])
+        if "normalize" in known:
+            raise UsageError(f"normalize={known['normalize']} is a {name} too: give one of them")
     return kind(**known, **more, fields=arch_overrides(values.get("overrides")))
 
 

@@ -17,6 +17,7 @@ from resnets.config.types import (
     EvaluateOptions,
     InferenceOptions,
     Instrument,
+    Interpolation,
     Normalize,
     Precision,
     SplitName,
@@ -45,7 +46,10 @@ def evaluate(
     at_precision: float | None = None, ood: Data | None = None, corruptions: bool = False,
     classifier: str | Path | Model | None = None, refine: bool = False,
     scales: str | Sequence[float] = "1", size: int | None = None,
-    normalize: Normalize | None = None, precision: Precision = "float32",
+    normalize: Normalize | None = None, mean: str | float | Sequence[float] | None = None,
+    std: str | float | Sequence[float] | None = None,
+    interpolation: Interpolation | None = None, crop: float | None = None,
+    precision: Precision = "float32",
     overrides: Mapping[str, Any] | Sequence[str] | None = None, max_unreadable: float = 0.01,
     network: str | Module | None = None, batch: int | None = None, device: str = "auto",
     workers: int = 2,
@@ -79,7 +83,11 @@ def evaluate(
         scales: Image scales relative to the model's size, e.g. 0.5,1,1.5. Each region uses the two
             that suit it best (appendix B), a localiser the best box of all (appendix C).
         size: Side length of the input in pixels; the model's own by default.
-        normalize: Mean and standard deviation for a foreign file, which does not say its own.
+        normalize: Mean and standard deviation for a foreign file that does not say its own.
+        mean: Mean of each channel, or one for all, of pixels in 0..1, e.g. 0.485,0.456,0.406.
+        std: Standard deviation, likewise.
+        interpolation: How images are resized, where a foreign file does not say it.
+        crop: The part of the resized shorter side that is cut out, e.g. 0.875.
         overrides: arch.FIELD=VALUE for what a foreign file leaves open, e.g. arch.stride_on=1x1;
             may be repeated.
         precision: Number format that the network computes in.
@@ -101,6 +109,8 @@ def evaluate(
     checks.check_data(ood)
     if (compare and len(models) != 2) or (corruptions and len(models) != 1):
         raise UsageError(f"--compare takes two models, --corruptions one; got {len(models)}")
+    if crop is not None and size is not None:
+        raise UsageError("with --size the shorter side is as long as the input: omit --crop")
     views = checks.parse_views(view, len(models))
     options = checks.make_options(EvaluateOptions, arguments, views=views)
     from resnets.evaluation.evaluate import load_custom_code, task_of_model

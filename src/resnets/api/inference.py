@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resnets.api import checks
 from resnets.api.checks import public
-from resnets.config.types import InferenceOptions, Normalize, Precision, SplitName, TaskName
+from resnets.config.types import (
+    InferenceOptions,
+    Interpolation,
+    Normalize,
+    Precision,
+    SplitName,
+    TaskName,
+)
 from resnets.errors import UsageError
 from resnets.files import check_inputs, check_outside
 
@@ -32,6 +39,9 @@ else:  # so that the annotations can be read without torch
 def load(
     path: str | Path, *, task: TaskName | None = None, classes: Sequence[str] | None = None,
     overrides: Mapping[str, Any] | Sequence[str] | None = None, precision: Precision = "float32",
+    mean: str | float | Sequence[float] | None = None,
+    std: str | float | Sequence[float] | None = None,
+    interpolation: Interpolation | None = None, crop: float | None = None,
     network: str | Module | None = None, device: str = "cpu",
 ) -> Model:  # fmt: skip
     """A model from a run folder, a model file of resnets, or a foreign weights file.
@@ -43,13 +53,14 @@ def load(
         path: A run folder, a model file, or a foreign .pth or .safetensors file.
         classes: Names of the classes, where the file has none.
     """
+    options = checks.make_options(InferenceOptions, locals())
     checks.check_models(path)
     from resnets.device import pick_device
     from resnets.evaluation import load as loading
 
     return loading.load(
         path, device=pick_device(device), bfloat16=precision == "bfloat16", classes=classes,
-        task=task, fields=checks.arch_overrides(overrides), network=network,
+        task=task, fields=options.fields, network=network, inputs=options,
     )  # fmt: skip
 
 
@@ -111,6 +122,9 @@ def predict(
     model: str | Path | Model, inputs: Input | Iterable[Input], *, task: TaskName | None = None,
     top: int = 5, out: str | Path | None = None, score: float = 0.5, refine: bool = False,
     scales: str | Sequence[float] = "1", normalize: Normalize | None = None,
+    mean: str | float | Sequence[float] | None = None,
+    std: str | float | Sequence[float] | None = None,
+    interpolation: Interpolation | None = None, crop: float | None = None,
     overrides: Mapping[str, Any] | Sequence[str] | None = None, precision: Precision = "float32",
     network: str | Module | None = None, batch: int | None = None, device: str = "auto",
     workers: int = 2,
@@ -145,7 +159,7 @@ def predict(
     from resnets.evaluation.load import load_model
 
     loaded = load_model(model, None, options, task)
-    chosen = {"refine": refine, "scales": scales, "top": top, "out": out}
+    chosen = {"refine": refine, "scales": scales, "top": top, "out": out, "crop": crop}
     checks.refuse_others(predict, task_of_model(loaded, options), chosen)
     if out is not None:
         return draw_predictions(loaded, inputs, Path(out), score, options)
@@ -161,6 +175,9 @@ def explain(
     method: Literal["grad-cam", "occlusion"] = "grad-cam", top: int = 1,
     split: SplitName | None = None, max_unreadable: float = 0.01,
     overrides: Mapping[str, Any] | Sequence[str] | None = None, normalize: Normalize | None = None,
+    mean: str | float | Sequence[float] | None = None,
+    std: str | float | Sequence[float] | None = None,
+    interpolation: Interpolation | None = None, crop: float | None = None,
     network: str | Module | None = None, batch: int | None = None, device: str = "auto",
     workers: int = 2,
 ) -> list[Explained | RandomizationCheck | dict[str, int]]:  # fmt: skip

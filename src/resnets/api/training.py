@@ -220,7 +220,19 @@ def plan_to_resume(
             f"{plan.source.digest[:12]}, was {started['digest'][:12]}.\n"
             "Restore the data, or start a new run."
         )
-    return replace(plan, resumes=run)
+    return replace(with_started_inputs(plan, started), resumes=run)
+
+
+def with_started_inputs(plan: Plan, started: Mapping[str, Any]) -> Plan:
+    """With the preprocessing that the run was started with, whatever its weights say today."""
+    import pydantic
+
+    from resnets.config.recipe import Preprocess
+
+    if not started.get("preprocess"):
+        return plan
+    preprocess = pydantic.TypeAdapter(Preprocess).validate_python(started["preprocess"])
+    return replace(plan, preprocess=preprocess, arch=replace(plan.arch, size=preprocess.size))
 
 
 def check_custom_code(run: str | Path, started: Mapping[str, Any], model: object) -> None:

@@ -26,6 +26,8 @@ WRITTEN: dict[str, tuple[Any, str]] = {  # how arguments are written that are no
     "recipe": (str | None, "NAME|FILE"),
     "weights": (str | None, "NAME|FILE|RUN|none"),
     "scales": (str, "X,Y,Z"),
+    "mean": (str | None, "R,G,B"),
+    "std": (str | None, "R,G,B"),
     "view": (str, "VIEW"),
 }
 NAMES = {"overrides": "--set"}

@@ -15,8 +15,9 @@ import pydantic
 from pydantic import ConfigDict, Field, StrictInt
 
 from resnets.config.arch import field_problem
-from resnets.config.recipe import Interpolation, Preprocess
-from resnets.errors import CheckpointError
+from resnets.config.recipe import Preprocess
+from resnets.config.types import InputOptions, Interpolation
+from resnets.errors import CheckpointError, UsageError
 from resnets.escape import shorten
 
 IMAGENET = Preprocess(size=224, resize=256)  # what is assumed where nothing is said
@@ -108,14 +109,15 @@ def parse_config(data: object) -> PretrainedConfig:
     """
     if not isinstance(data, Mapping):
         raise CheckpointError('not a JSON object: write {"pretrained_cfg": {...}}')
-    inner = data.get("pretrained_cfg", {})
+    inner = data.get("pretrained_cfg") or {}
     if not isinstance(inner, Mapping):
         raise CheckpointError("pretrained_cfg is no JSON object")
     outer = {key: value for key, value in data.items() if value is not None}
     try:
         return pydantic.TypeAdapter(PretrainedConfig).validate_python({**inner, **outer})
     except pydantic.ValidationError as error:
-        raise CheckpointError(shorten("; ".join(field_problem(error)))) from None
+        problems = shorten("; ".join(field_problem(error)))
+        raise CheckpointError(f"{problems}.\nCorrect that, or remove the file.") from None
 
 
 def resized_side(size: int, crop_pct: float) -> int:
@@ -140,3 +142,51 @@ def normalized(
         )
     mean, std = (x * channels if len(x) == 1 else x for x in (mean, std))
     return replace(preprocess, mean=mean, std=std)
+
+
+def with_options(preprocess: Preprocess, options: InputOptions) -> Preprocess:
+    """The preprocessing with what a person says of it; names of `normalize` are not read here.
+
+    Raises UsageError for values out of their bounds, or as many as the input has no channels.
+    """
+    mean, std, crop = options.mean or preprocess.mean, options.std or preprocess.std, options.crop
+    if options.mean or options.std:
+        if not all(abs(value) <= 1000 for value in mean) or not all(1e-6 <= x <= 1000 for x in std):
+            raise UsageError("mean and std are of pixels in 0..1, at most 1000; std from 1e-6 on")
+        try:
+            preprocess = normalized(preprocess, mean, std)
+        except CheckpointError as error:
+            raise UsageError(str(error)) from None
+    if crop is not None:
+        if not preprocess.size / 2**13 <= crop <= 1:
+            raise UsageError(f"crop={crop:g}: a fraction of the shorter side, as 0.875, is needed")
+        preprocess = replace(preprocess, resize=resized_side(preprocess.size, crop))
+    interpolation = options.interpolation or preprocess.interpolation
+    return replace(preprocess, interpolation=interpolation)
+
+
+def describe_guess(preprocess: Preprocess, config: PretrainedConfig, options: InputOptions) -> str:
+    """What of the preprocessing is a guess, and how to settle it; "" where all of it is said."""
+    named = options.normalize is not None
+    settled = {
+        "mean": named or options.mean,
+        "std": named or options.std,
+        "interpolation": options.interpolation,
+        "crop": options.crop or not preprocess.resize,
+        "size": False,
+    }
+    values = {
+        "mean": " ".join(f"{x:g}" for x in preprocess.mean),
+        "std": " ".join(f"{x:g}" for x in preprocess.std),
+        "interpolation": preprocess.interpolation,
+        "crop": f"{preprocess.size / (preprocess.resize or preprocess.size):.3g}",
+        "size": str(preprocess.size),
+    }
+    guessed = [f"{name} {values[name]}" for name in config.unsaid if not settled[name]]
+    if not guessed:
+        return ""
+    return (
+        f"nothing says how its images are prepared; a guess: {', '.join(guessed)}.\n"
+        'To settle that: --mean, --std and so on, or a JSON file beside it, {"pretrained_cfg": '
+        '{"mean": [...]}}'
+    )

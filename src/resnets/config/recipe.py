@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from resnets.config.arch import field_problem
+from resnets.config.types import Interpolation
 from resnets.errors import UsageError, nearest
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Magnitude = Annotated[int, Field(ge=0, le=10)]
 ImageSide = Annotated[int, Field(ge=0, le=2**12)]  # pixels: what a model file may ask for
 FINITE = ConfigDict(allow_inf_nan=False)
-Interpolation = Literal["bilinear", "bicubic"]
+CROP_PCT = 0.875
 
 # Names of 0.1.0, which are read for one release more; "augment." ones are fields of `Augment`.
 OLD_FIELDS = {
@@ -60,9 +61,9 @@ def setting(default: T, meaning: str) -> T:
 
 
 # One value, as `--set milestones=0.5` gives it, is a list of one.
-Milestones = Annotated[
-    tuple[UnitInterval, ...], BeforeValidator(lambda x: x if isinstance(x, list | tuple) else [x])
-]
+AsList = BeforeValidator(lambda x: x if isinstance(x, list | tuple) else [x])
+Milestones = Annotated[tuple[UnitInterval, ...], AsList]
+ChannelValues = Annotated[tuple[pydantic.FiniteFloat, ...], AsList]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,13 +131,16 @@ class Recipe:
     arch: dict[str, Any] = field(default_factory=dict, metadata={"meaning": "fields of the model to change"})
     data: str = "digits"
     # data
-    size: ImageSide = setting(0, "input side at test time; 0: the data's own, or 224 for folders")
+    size: ImageSide = setting(0, "input side at test time; 0: the data's own, for folders that of the weights, or 224")
     train_size: ImageSide = setting(0, "input side in training; 0: `size`")
     progressive_from: ImageSide = setting(0, "input side of the first steps, which grows to `train_size` over 3/4 of the run; 0: it is constant")
-    crop_pct: PositiveFraction = setting(0.875, "test crop / resized shorter side, a fraction as in timm")
+    crop_pct: PositiveFraction = setting(CROP_PCT, "test crop / resized shorter side, as in timm; where the size is that of weights, 0.875 is their fraction")
     val_fraction: NonNegativeFloat = setting(0.0, "fraction of the training images held out for validation; from 1 on, their number")
     trainval: bool = setting(False, "train on the data's own validation images too")
-    normalize: Literal["data", "imagenet", "pixel", "none"] = setting("data", "whose mean and standard deviation; pixel: a mean for each pixel")
+    normalize: Literal["data", "imagenet", "pixel", "none"] = setting("data", "whose mean and standard deviation, where weights do not say theirs; pixel: a mean for each pixel")
+    mean: ChannelValues = setting((), "mean of each channel or of all, of pixels in 0..1; empty: that of the weights, or by `normalize`")
+    std: ChannelValues = setting((), "standard deviation, likewise")
+    interpolation: Literal["auto", "bilinear", "bicubic"] = setting("auto", "how images are resized; auto: as for the weights, else bilinear")
     augment: Augment = Augment()
     max_unreadable: UnitInterval = setting(0.01, "fraction of the images that may be unreadable and skipped")
     # length

@@ -37,8 +37,8 @@ CLASSIFY = TaskText(
     others="An image of something else is classified as one of these classes too.",
     balance="class_weights=balanced",
     options={
-        "evaluate": ("view", "compare", "at_precision", "ood", "corruptions", "size"),
-        "predict": ("top",),
+        "evaluate": ("view", "compare", "at_precision", "ood", "corruptions", "size", "crop"),
+        "predict": ("top", "crop"),
     },
     predict_help="Classify images: files, folders, patterns, or - for an image on standard input.",
     thresholds=("top1", "top5", "balanced_accuracy", "macro_f1", "mean_average_precision"),

@@ -13,6 +13,7 @@ ViewName = Literal["center", "flip", "ten-crop", "multi-scale"]  # of an image
 SplitName = Literal["test", "val", "train", "all"]  # of a split
 Normalize = Literal["data", "imagenet", "none"]
 Precision = Literal["float32", "bfloat16"]
+Interpolation = Literal["bilinear", "bicubic"]  # both antialiased as Pillow's
 Instrument = Literal[  # of `analyze`
     "responses", "signal", "gradients", "equations", "lesions", "swaps", "paths", "landscape",
     "precise",
@@ -22,7 +23,7 @@ NAMED_DATA = ("digits", *get_args(DownloadName))
 # The least of whole numbers.
 MINIMUM = dict.fromkeys(("batch", "size", "top", "trials", "devices", "seeds", "shots"), 1)
 MINIMUM |= {"workers": 0, "episodes": 0, "way": 2}
-UNIT_INTERVAL = ("score", "max_unreadable", "at_precision")  # between 0 and 1
+UNIT_INTERVAL = ("score", "max_unreadable", "at_precision", "crop")  # between 0 and 1
 ERRORS_MEASURED = ("lesions", "swaps", "precise")  # these measure errors on a whole split
 
 
@@ -36,12 +37,25 @@ def check_number(name: str, value: object) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferenceOptions:
+class InputOptions:
+    """What a person says of a model's inputs; None: as its file says."""
+
+    mean: tuple[float, ...] | None = None  # of each channel, or one for all
+    std: tuple[float, ...] | None = None
+    normalize: Normalize | None = None  # whose mean and deviation, by name
+    interpolation: Interpolation | None = None
+    crop: float | None = None  # the fraction of the resized shorter side that is cut out
+
+
+AS_SAVED = InputOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions(InputOptions):
     """Which images of a data set a model is given, and how it computes."""
 
     split: SplitName | None = None  # None: the test split, where that is fair
     max_unreadable: float = 0.01
-    normalize: Normalize | None = None  # None: as the model file says
     size: int = 0  # 0: the model's own
     precision: Precision = "float32"
     refine: bool = False

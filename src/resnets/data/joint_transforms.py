@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnets.config.arch import IGNORE_INDEX, STRIDE
-from resnets.config.recipe import Augment, Interpolation, Preprocess
+from resnets.config.recipe import Augment, Preprocess
+from resnets.config.types import Interpolation
 from resnets.data import transforms
 from resnets.data.decode import Unreadable, open_image
 from resnets.data.detection.targets import MASK_SIZE, DetectionTargets

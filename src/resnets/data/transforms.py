@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from resnets.config.recipe import Augment, Interpolation, Preprocess
+from resnets.config.recipe import Augment, Preprocess
+from resnets.config.types import Interpolation
 from resnets.errors import UsageError
 
 Crops = Literal["center", "corners", "whole"]

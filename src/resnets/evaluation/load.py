@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +14,24 @@ from torch import nn
 
 from resnets.config.arch import Arch, ClassifierArch, ExternalArch, MlpArch, VitArch
 from resnets.config.families import ARCHS
-from resnets.config.preprocessing import IMAGENET, parse_config
+from resnets.config.preprocessing import (
+    IMAGENET,
+    PretrainedConfig,
+    describe_guess,
+    parse_config,
+)
 from resnets.config.recipe import Preprocess
-from resnets.config.types import InferenceOptions, TaskName
+from resnets.config.types import AS_SAVED, InferenceOptions, InputOptions, TaskName
 from resnets.config.weights import WeightsRow, class_names
 from resnets.data.dataset import Source, Split, normalization
 from resnets.device import pick_device
-from resnets.errors import CheckpointError, quantify
+from resnets.errors import Assumption, CheckpointError, naming_file, quantify
 from resnets.escape import shorten
 from resnets.evaluation.predictor import MAX_IMAGE_BYTES, Model, bytes_per_image, check_task
 from resnets.models.external import describe as describe_module
 from resnets.models.io.fetch import locate_weights
 from resnets.models.io.model_file import ModelMetadata, open_model
+from resnets.models.io.pretrained import config_beside
 
 AnyModel = str | Path | Model
 
@@ -32,12 +39,13 @@ AnyModel = str | Path | Model
 def load_model(
     model: AnyModel, source: Source | None, options: InferenceOptions, task: TaskName | None = None
 ) -> Model:
-    """A model, normalised as asked for; errors as `load`.
+    """A model, with the inputs that are asked for; errors as `load`.
 
     One that is loaded already stays on its device.
     """
     if isinstance(model, Model):
         check_task(model.metadata.arch, model.path, task)
+        model = model.with_inputs(options)
     else:
         model = load(
             model,
@@ -47,6 +55,7 @@ def load_model(
             task=task,
             fields=options.fields,
             network=options.network,
+            inputs=options,
         )
     if options.normalize is None:
         return model
@@ -68,14 +77,15 @@ def load(
     fields: Mapping[str, Any] = MappingProxyType({}),
     hints: Mapping[str, Any] = MappingProxyType({}),
     network: str | nn.Module | ExternalArch | None = None,
+    inputs: InputOptions = AS_SAVED,
 ) -> Model:
     """A model from a run folder, one of our model files, a foreign file, or published weights.
 
     Published weights have a name (`config.weights`) and are downloaded where they are not here.
-    Their row says network, classes and preprocessing. Another foreign file does not say its
-    classes and preprocessing: `classes` does, else they are numbered; the preprocessing is
-    ImageNet's (`Model.normalized` changes mean and deviation). What its tensors leave open of the
-    network, `fields` settle, and `hints` where they concern it. A custom network needs its code
+    Their row says network, classes and preprocessing, of another foreign file a JSON file beside
+    it. Else `classes` names the classes, or they are numbered, and the preprocessing is ImageNet's,
+    of which an `Assumption` warns. What `inputs` say comes first. What its tensors leave open of
+    the network, `fields` settle, and `hints` where they concern it. A custom network needs its code
     again, as `network`: a module, or my_module:function.
 
     Raises, besides what `locate_weights` does, UsageError where the network is not for the `task`,
@@ -84,13 +94,20 @@ def load(
     """
     path, row = locate_weights(path)
     external = None if network is None else describe_module(network)
+    said = published_config(row) or config_beside(path)
+    hints = {**(said.arch or {}), **hints}
     opened, metadata = open_model(path, fields, external, hints, published_arch(row))
     if not is_2d(opened.arch):
         raise CheckpointError(
             f"{path} takes no 2-D images: resnets.models.io.model_file.open_model gives its network"
         )
     check_task(opened.arch, path, task)
-    metadata = metadata or foreign_metadata(path, opened.arch, classes, row)
+    if metadata is None:
+        with naming_file(path):
+            metadata = foreign_metadata(opened.arch, classes, said, row)
+        guess = "" if row else describe_guess(metadata.preprocess, said, inputs)
+        if guess:
+            warnings.warn(f"{path}: {guess}", Assumption, stacklevel=2)
     outputs, names = metadata.arch.classes, metadata.classes
     if len(names) != outputs:
         raise CheckpointError(f"{path} has {outputs} outputs, the data has {len(names)} classes")
@@ -101,7 +118,8 @@ def load(
             f"{path}: at preprocess.size {size} an image would take {memory / 2**30:.0f} GiB, the "
             f"limit is {MAX_IMAGE_BYTES >> 30}. Get another file."
         )
-    return Model(opened.to(device).eval(), metadata, device, bfloat16, path)
+    model = Model(opened.to(device).eval(), metadata, device, bfloat16, path)
+    return model.with_inputs(inputs)
 
 
 def published_arch(row: WeightsRow | None) -> Arch | None:
@@ -117,27 +135,38 @@ def test_size(row: WeightsRow) -> int:
     return (row.test_input_size or row.input_size or (0,))[-1]
 
 
+def published_config(row: WeightsRow | None) -> PretrainedConfig | None:
+    """What a row says of the inputs of its weights, if it does."""
+    return parse_config(row.pretrained_cfg) if row and row.pretrained_cfg else None
+
+
 def foreign_metadata(
-    path: Path, arch: Arch, classes: Sequence[str] | None, row: WeightsRow | None = None
+    arch: Arch,
+    classes: Sequence[str] | None,
+    config: PretrainedConfig,
+    row: WeightsRow | None = None,
 ) -> ModelMetadata:
-    """What its row says of a foreign file, else what is assumed.
+    """What its row or its publisher says of a foreign file, else what is assumed.
 
     As many `classes` as it has outputs come before the published names. Raises CheckpointError
-    where it takes no images.
+    where it takes no images, or the publisher speaks of other ones.
     """
-    names = tuple(classes or map(str, range(arch.classes)))
+    names = tuple(classes or config.class_names(arch.classes) or map(str, range(arch.classes)))
     if row and (not classes or len(names) != arch.classes):
         names = class_names(row) or names
     known = isinstance(arch, ClassifierArch) and arch.size >= 64
-    preprocess = IMAGENET if known else Preprocess(size=arch.size)
-    if row and test_size(row):
-        preprocess = parse_config(row.pretrained_cfg).preprocess()
-    if row and not isinstance(arch, ClassifierArch):
-        preprocess = replace(preprocess, size=arch.size, resize=0)  # whole images
+    guess = IMAGENET if known else Preprocess(size=arch.size)
     if arch.channels not in (1, 3):
-        raise CheckpointError(f"{path} takes {arch.channels} channels; images have 1 or 3")
+        raise CheckpointError(f"it takes {arch.channels} channels; images have 1 or 3")
     if arch.channels == 1:
-        preprocess = replace(preprocess, channels=1, mean=(0.449,), std=(0.226,))  # of the three
+        guess = replace(guess, channels=1, mean=(0.449,), std=(0.226,))  # of the three
+    preprocess = config.preprocess(guess)
+    if isinstance(arch, VitArch):  # which takes one size alone
+        resize = preprocess.resize * arch.size // preprocess.size
+        preprocess = replace(preprocess, size=arch.size, resize=resize)
+    if not isinstance(arch, ClassifierArch):  # whole images
+        size = arch.size if row else preprocess.size
+        preprocess = replace(preprocess, size=size, resize=0)
     return ModelMetadata(arch=arch, classes=names, preprocess=preprocess)
 
 

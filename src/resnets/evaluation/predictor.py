@@ -15,9 +15,10 @@ from torch import Tensor
 
 from resnets.config.arch import Arch, SegmenterArch, task_for_arch
 from resnets.config.families import label
+from resnets.config.preprocessing import with_options
 from resnets.config.recipe import Preprocess
 from resnets.config.tasks import TASK_TEXTS
-from resnets.config.types import TaskName, ViewName, check_number
+from resnets.config.types import InputOptions, TaskName, ViewName, check_number
 from resnets.data.dataset import Split
 from resnets.data.decode import warn_clipped
 from resnets.data.inputs import Input, expand_inputs, is_single, read_image
@@ -123,6 +124,11 @@ class Model:
     def fold_norms(self) -> Model:
         """The same with the network's normalisation folded into its convolutions."""
         return replace(self, network=fuse_conv_bn(self.network))
+
+    def with_inputs(self, options: InputOptions) -> Model:
+        """The same network behind the preprocessing that a person asks for; names are not read."""
+        preprocess = with_options(self.metadata.preprocess, options)
+        return replace(self, metadata=replace(self.metadata, preprocess=preprocess))
 
     def predict(
         self, inputs: Input | Iterable[Input], *, top: int = 5, score: float = 0.5, batch: int = 32

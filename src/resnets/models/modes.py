@@ -26,12 +26,12 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 def has_folded_norm(network: nn.Module) -> bool:
     """Whether its batch normalisations are folded: mean 0, variance 1, scale 1.
 
-    A publisher who folds them into the convolutions leaves such layers, and a network that was
-    never trained has them. Statistics of batches would change what the weights compute. The bias
-    may be anything: it is where the folded shift stands.
+    A publisher who folds them into the convolutions leaves such layers, with the shift as bias.
+    Statistics of batches would change what the weights compute. Of a network that was never trained
+    all biases are 0.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    return bool(norms) and all(
+    return any(norm.bias is not None and bool(norm.bias.any()) for norm in norms) and all(
         norm.running_mean is not None
         and norm.running_var is not None
         and not norm.running_mean.any()

@@ -12,7 +12,9 @@ import torch
 from resnets.config import arch as archs
 from resnets.config import families
 from resnets.config.arch import Arch, ExternalArch
-from resnets.config.recipe import Preprocess, Recipe
+from resnets.config.preprocessing import IMAGENET, resized_side, with_options
+from resnets.config.recipe import CROP_PCT, Preprocess, Recipe
+from resnets.config.types import InputOptions
 from resnets.config.weights import WeightsRow, best_or_none
 from resnets.data.dataset import Source, Split, normalization
 from resnets.device import use_bfloat16
@@ -20,6 +22,7 @@ from resnets.errors import Assumption, DataError, UsageError
 from resnets.evaluation.load import is_2d, load
 from resnets.evaluation.predictor import Model
 from resnets.models.cost import has_narrow_input, measure
+from resnets.models.modes import has_folded_norm
 from resnets.training.distributed import SINGLE_PROCESS, World
 from resnets.training.plan import Plan, Task, has_few_photographs
 from resnets.training.tasks import TASKS
@@ -54,6 +57,8 @@ def resolve(
     that was called already. Raises UsageError that names all contradictions.
     """
     pretrained = pretrained or load_pretrained_model(recipe, external)
+    if pretrained and recipe.norm != "frozen":
+        warn_of_folded_norm(recipe.weights, pretrained)
     network = external or families.get_arch(recipe.model)
     name = archs.task_for_arch(network)
     task = task or TASKS[name]
@@ -98,7 +103,18 @@ def load_pretrained_model(recipe: Recipe, external: ExternalArch | None = None) 
     """What a recipe starts from; None where that is random weights. Raises as `load`."""
     if not recipe.weights:
         return None
-    return load(recipe.weights, hints=recipe.arch, network=external)
+    inputs = input_options(recipe)
+    return load(recipe.weights, hints=recipe.arch, network=external, inputs=inputs)
+
+
+def warn_of_folded_norm(weights: str, pretrained: Model) -> None:
+    """Warn of weights that training with statistics of batches would destroy."""
+    if has_folded_norm(pretrained.network):
+        text = (
+            f"the batch normalisation of {weights} is folded into its convolutions; statistics of\n"
+            "batches would destroy what it has learnt: --set norm=frozen"
+        )
+        warnings.warn(text, Assumption, stacklevel=3)
 
 
 def suggest_weights(source: Source, train: Split, recipe: Recipe, task: Task) -> WeightsRow | None:
@@ -160,6 +176,8 @@ def contradictions(plan: Plan) -> Iterator[str]:
     if recipe.warmup > plan.steps and not recipe.budget:
         steps = f"{plan.steps} steps of the run"
         yield f"warmup={recipe.warmup:g} is longer than the {steps}; 0.1 is a tenth of them"
+    if (recipe.mean or recipe.std) and recipe.normalize != "data":
+        yield f"normalize={recipe.normalize} is a mean and std too: give one of them"
     if recipe.nesterov and not recipe.momentum:
         yield "nesterov needs a momentum: --set momentum=0.9, or --set nesterov=false"
     if recipe.schedule == "one-cycle" and recipe.optimizer in ("adamw", "lamb"):
@@ -191,20 +209,33 @@ def preprocessing(
     """How this run turns an image into the network's input, at test time."""
     images = training_images(source).images
     files = not isinstance(images, torch.Tensor)
-    size = recipe.size or (224 if files else source.size)
+    known = pretrained.metadata.preprocess if pretrained else None
+    size = recipe.size or ((known or IMAGENET).size if files else source.size)
     # ImageNet's protocol: centre 224 of the shorter side 256 (fb.resnet.torch; 224 / 256 = 0.875).
-    resize = round(size / recipe.crop_pct) if files and size >= 64 else size
+    resize = resized_side(size, recipe.crop_pct) if files and size >= 64 else size
+    if known and files and not recipe.size and recipe.crop_pct == CROP_PCT:
+        resize = known.resize
     if task.whole_images:
         resize = 0
     if resize > 2**13:
         raise UsageError(f"size={size} with crop_pct={recipe.crop_pct} needs over 8,192 pixels")
     mean, std = input_statistics(recipe, source, size)
-    known = pretrained.metadata.preprocess if pretrained else None
+    chosen = Preprocess(
+        size=size, resize=resize, channels=source.channels, mean=mean, std=std, white=source.white
+    )
     if known and len(known.mean) == known.channels == source.channels:
         # The weights know the statistics that they were trained with.
-        mean, std = known.mean, known.std
-    return Preprocess(
-        size=size, resize=resize, channels=source.channels, mean=mean, std=std, white=source.white
+        chosen = replace(chosen, mean=known.mean, std=known.std)
+    if known:
+        chosen = replace(chosen, interpolation=known.interpolation)
+    return with_options(chosen, input_options(recipe))
+
+
+def input_options(recipe: Recipe) -> InputOptions:
+    """What a recipe says of inputs by fields of their own."""
+    interpolation = None if recipe.interpolation == "auto" else recipe.interpolation
+    return InputOptions(
+        mean=recipe.mean or None, std=recipe.std or None, interpolation=interpolation
     )
 
 

@@ -142,10 +142,10 @@ def open_model(
     with naming_file(path):
         arch, tensors = infer_arch(file.tensors, known, name=name)
         unseen, fixed = assumed_fields(arch)
-        if settled := [name for name in chosen if name not in unseen]:
+        if settled := [field for field in chosen if field not in unseen]:
             open_ones = ", ".join(f"arch.{name}" for name in unseen) or "nothing"
             raise UsageError(f"arch.{settled[0]}: {path} leaves open {open_ones}")
-        chosen = {name: value for name, value in hints.items() if name in unseen} | dict(chosen)
+        chosen = {key: value for key, value in hints.items() if key in unseen} | dict(chosen)
         if chosen:
             changed = architectures.with_fields(arch, chosen)
             arch, tensors = infer_arch(file.tensors, changed)

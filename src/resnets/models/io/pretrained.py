@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from resnets.config.preprocessing import PretrainedConfig, parse_config
 from resnets.errors import CheckpointError, ResnetsError, naming_file
 from resnets.escape import shorten
 from resnets.models.io.bit import read_bit
@@ -102,7 +103,8 @@ def read_file(path: Path, own_key: str = "resnets") -> WeightsFile:
         if own_key not in metadata:
             state = network_tensors(state, notes)
         tensors = clone_tensors(state, size)
-    return WeightsFile(tensors, metadata, tuple(notes), model or name_beside(path))
+    model = model or ("" if own_key in metadata else name_beside(path))
+    return WeightsFile(tensors, metadata, tuple(notes), model)
 
 
 def convert(path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
@@ -187,17 +189,27 @@ def model_name(checkpoint: object) -> str:
 
 
 def name_beside(path: Path) -> str:
-    """The network's name in timm's config.json beside the file, or in torchvision's file names."""
-    config = path.with_name("config.json")
+    """The network's name in a JSON file beside the weights, or in torchvision's file names."""
     hashed = re.fullmatch(r"(.+)-[0-9a-f]{8}", path.stem)
-    try:
-        if not config.is_file() or config.stat().st_size > CONFIG_LIMIT:
-            return hashed[1] if hashed else ""
-        data = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return ""
-    name = data.get("architecture") if isinstance(data, dict) else None
-    return name if isinstance(name, str) else ""
+    return config_beside(path).architecture or (hashed[1] if hashed else "")
+
+
+def config_beside(path: Path) -> PretrainedConfig:
+    """What FILE.json, or else a config.json, beside a weights file says, in the form of timm's.
+
+    One that is no JSON object says nothing. Raises CheckpointError for wrong values in it.
+    """
+    for config in (path.with_suffix(".json"), path.with_name("config.json")):
+        try:
+            if not config.is_file() or config.stat().st_size > CONFIG_LIMIT:
+                continue
+            data = json.loads(config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(data, dict):
+            with naming_file(config):
+                return parse_config(data)
+    return PretrainedConfig()
 
 
 def find_states(
