@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import resnets
-from resnets.api.training import plan_again
+from resnets.api.training import plan_to_resume
 from resnets.config.arch import ResNetArch
 from resnets.config.recipe import Preprocess
 from resnets.errors import Assumption, UsageError
@@ -87,6 +87,6 @@ def test_a_run_goes_on_with_the_inputs_that_it_was_started_with(photos, weights,
     started = planned(photos, weights, size=0)
     run = runner.create_run(started, tmp_path / "run")
     weights.with_name("w.json").unlink()
-    resumed = plan_again(run, run.read_recipe(), None, None, "cpu", 0)
+    resumed = plan_to_resume(run, run.read_recipe(), None, None, "cpu", 0)
     assert resumed.preprocess == started.preprocess == OF_THE_WEIGHTS
     assert resumed.arch == started.arch
