@@ -46,23 +46,25 @@ def weights(tmp_path):
 
 
 def planned(photos, weights, **options):
-    overrides = {"epochs": 1, **options.pop("overrides", {})}
+    overrides = {"epochs": 1, "size": 0} | options.pop("overrides", {})
     return resnets.plan(photos, weights=weights, recipe="fine-tune", batch=4, overrides=overrides,
                         device="cpu", workers=0, **options)  # fmt: skip
 
 
 def test_the_preprocessing_comes_along_with_the_weights(photos, weights):
-    found = planned(photos, weights, size=0).preprocess
+    found = planned(photos, weights).preprocess
     assert found == OF_THE_WEIGHTS
     # Size and crop are those of the training where it asks for a size.
-    assert planned(photos, weights, size=96).preprocess == replace(found, size=96, resize=109)
-    cropped = planned(photos, weights, size=0, overrides={"crop_pct": 1.0}).preprocess
+    assert planned(photos, weights, overrides={"size": 96}).preprocess == replace(
+        found, size=96, resize=109
+    )
+    cropped = planned(photos, weights, overrides={"crop_pct": 1.0}).preprocess
     assert cropped == replace(found, resize=64)
 
 
 def test_fields_of_the_recipe_come_before_the_weights(photos, weights):
     fields = {"mean": [0.1], "std": [1, 2, 3], "interpolation": "bilinear"}
-    found = planned(photos, weights, size=0, overrides={"normalize": "data", **fields}).preprocess
+    found = planned(photos, weights, overrides={"normalize": "data", **fields}).preprocess
     expected = replace(OF_THE_WEIGHTS, mean=(0.1,) * 3, std=(1, 2, 3), interpolation="bilinear")
     assert found == expected
     with pytest.raises(UsageError, match="normalize=none is a mean and std too: give one"):
@@ -80,11 +82,11 @@ def test_folded_normalisation_is_told_unless_it_is_frozen(photos, weights):
         planned(photos, weights)
     with pytest.warns(Assumption) as caught:
         planned(photos, weights, overrides={"norm": "frozen"})
-    assert "folded" not in "".join(str(note.message) for note in caught)
+    assert "is folded into" not in "".join(str(note.message) for note in caught)
 
 
 def test_a_run_goes_on_with_the_inputs_that_it_was_started_with(photos, weights, tmp_path):
-    started = planned(photos, weights, size=0)
+    started = planned(photos, weights)
     run = runner.create_run(started, tmp_path / "run")
     weights.with_name("w.json").unlink()
     resumed = plan_to_resume(run, run.read_recipe(), None, None, "cpu", 0)

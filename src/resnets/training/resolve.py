@@ -213,7 +213,7 @@ def preprocessing(
     size = recipe.size or ((known or IMAGENET).size if files else source.size)
     # ImageNet's protocol: centre 224 of the shorter side 256 (fb.resnet.torch; 224 / 256 = 0.875).
     resize = resized_side(size, recipe.crop_pct) if files and size >= 64 else size
-    if known and files and not recipe.size and recipe.crop_pct == CROP_PCT:
+    if known and files and size == known.size and recipe.crop_pct == CROP_PCT:
         resize = known.resize
     if task.whole_images:
         resize = 0
