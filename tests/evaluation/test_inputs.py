@@ -130,7 +130,7 @@ def test_wrong_options_are_refused(file, options, message):
 def test_a_mean_by_name_and_by_number_is_refused(file):
     with pytest.raises(UsageError, match="give one of them"):
         resnets.predict(file, [file], normalize="imagenet", mean=0.5)
-    with pytest.raises(UsageError, match="leave --crop out"):
+    with pytest.raises(UsageError, match="omit --crop"):
         resnets.evaluate(file, "digits", size=32, crop=0.9)
 
 

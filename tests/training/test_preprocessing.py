@@ -79,7 +79,7 @@ def test_folded_normalisation_is_told_unless_it_is_frozen(photos, weights):
               for n, x in tensors.items()}  # fmt: skip
     torch.save(folded, weights)
     with pytest.warns(Assumption, match="is folded into its convolutions.*\n.*norm=frozen"):
-        planned(photos, weights)
+        planned(photos, weights, overrides={"norm": "batch"})
     with pytest.warns(Assumption) as caught:
         planned(photos, weights, overrides={"norm": "frozen"})
     assert "is folded into" not in "".join(str(note.message) for note in caught)
