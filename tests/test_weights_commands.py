@@ -12,6 +12,7 @@ from safetensors.torch import save, save_file
 import resnets
 from resnets.config import weights
 from resnets.config.families import ARCHS
+from resnets.errors import Assumption, UsageError
 from resnets.models import build
 from resnets.models.io import fetch
 
@@ -92,6 +93,21 @@ def test_a_training_starts_from_a_name_and_keeps_it(cli, site):
     code, _, err = cli(*start)
     assert code == 2  # the digits are grey
     assert "lab-net takes images of 3 channels" in err
+
+
+def test_a_plan_keeps_the_name_and_knows_the_network(site, tmp_path):
+    for k, name in enumerate(("cat", "dog")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = np.full((40, 40, 3), 100 * k + i, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    with pytest.warns(Assumption, match="no digest is published"):
+        plan = resnets.plan(tmp_path / "photos", weights="lab-net", size=32, epochs=1)
+    assert (plan.recipe.weights, plan.recipe.model) == ("lab-net", "resnet20")
+    assert plan.pretrained.path == fetch.cached_path(weights.find("lab-net"))
+    wrong = {"model": "resnet32", "weights": "lab-net", "size": 32}
+    with pytest.raises(UsageError, match="resnet32: lab-net is resnet20; leave it out"):
+        resnets.plan(tmp_path / "photos", **wrong)
 
 
 def test_none_is_random_weights(cli, site):

@@ -197,7 +197,8 @@ def test_a_licence_that_is_not_free_has_to_be_accepted(site):
     assert site.requests == []
     with pytest.warns(Assumption, match="no digest"):
         path = fetch.fetch(weights.find("closed"), accept_licence=True)
-    assert locate_weights("closed")[0] == path
+    with pytest.warns(Assumption, match="which does not allow every use"):  # again at each use
+        assert locate_weights("closed")[0] == path
 
 
 def test_a_named_network_has_its_preprocessing_and_classes(site):

@@ -82,6 +82,9 @@ def fetch(
         except Unreachable as error:
             raise Unreachable(describe_absence(row, str(error).splitlines()[0])) from None
     verify(row, path)
+    if not row.is_free:
+        text = f"{row.name} has the licence {row.licence}, which does not allow every use"
+        warnings.warn(text, Assumption, stacklevel=2)
     return path
 
 
