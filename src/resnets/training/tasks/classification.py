@@ -100,7 +100,7 @@ def pretrained_recipe(
         size=square,
         train_size=side,
         crop_pct=1.0,
-        epochs=min(20.0, max(3.0, 6_000 / images)),
+        epochs=min(20.0, max(3.0, 8_000 / images)),
         batch=min(recipe.batch, 2 ** max(1, (images // 8).bit_length() - 1)),
         val_fraction=0.0 if source.val is not None else 0.2,
         select="lowest-loss",
