@@ -193,8 +193,8 @@ def weights_inspect(
             return facts | {"network": "", "problem": str(error), "guessed": []}
     metadata, arch = model.metadata, model.metadata.arch
     guessed = [str(x.message).removeprefix(f"{path}: ") for x in caught]
-    if not row and not metadata.provenance:
-        guessed.append("classes and preprocessing: the file does not say them")
+    if metadata.classes == tuple(map(str, range(arch.classes))):
+        guessed.append("the names of the classes: numbers, since the file has none")
     facts |= {"network": label(arch), "layers": arch.depth, "classes": arch.classes}
     facts |= {"class_names": list(metadata.classes[:5]), "licence": row.licence if row else ""}
     see = {k: v for k, v in asdict(metadata.preprocess).items() if k != "white"}
