@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnets.config.arch import DenseNetArch, ExternalArch, ResNetArch
-from resnets.config.families import ARCHS
+from resnets.config.families import ARCHS, read_counts
 from resnets.errors import UsageError
 from resnets.models import build
 from resnets.models.cost import Cost, cost, has_narrow_input, measure
@@ -98,6 +98,19 @@ NUMBERED = [n for n in ARCHS if not n.startswith(UNNUMBERED) and "tiny" not in n
 @pytest.mark.parametrize("name", NUMBERED)
 def test_the_first_number_of_a_name_is_its_depth(name: str) -> None:
     assert int(re.search(r"(?<!v)\d+", name)[0]) == ARCHS[name].depth
+
+
+def test_the_kept_counts_are_of_all_networks(costs: dict[str, Cost]) -> None:
+    counts = read_counts()
+    assert counts.keys() == ARCHS.keys()
+    for name in PRINTED:
+        assert counts[name] == (costs[name].parameters, costs[name].macs), name
+
+
+@pytest.mark.slow
+def test_the_kept_counts_are_what_is_counted(costs: dict[str, Cost]) -> None:
+    counted = {name: (costs[name].parameters, costs[name].macs) for name in ARCHS}
+    assert read_counts() == counted, "run benchmarks/network_counts.py"
 
 
 @pytest.mark.parametrize("name", PRINTED)

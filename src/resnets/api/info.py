@@ -37,8 +37,7 @@ def list_models(pattern: str = "*", /, *, pretrained: bool = False) -> list[dict
         pretrained: Only networks that have published weights, with the best free ones.
     """
     from resnets.config import weights
-    from resnets.config.families import ARCHS
-    from resnets.models.cost import cost
+    from resnets.config.families import ARCHS, read_counts
 
     if not any(sign in pattern for sign in "*?["):
         pattern = f"*{pattern}*"
@@ -47,9 +46,9 @@ def list_models(pattern: str = "*", /, *, pretrained: bool = False) -> list[dict
         arch, usual = ARCHS[name], weights.best_or_none(name) if pretrained else None
         if pretrained and usual is None:
             continue
-        price = cost(arch)
-        row = {"name": name, "depth": arch.depth, "parameters": price.parameters}
-        row |= {"multiply_adds": price.macs, "channels": arch.channels, "size": arch.size}
+        parameters, macs = read_counts()[name]
+        row = {"name": name, "depth": arch.depth, "parameters": parameters}
+        row |= {"multiply_adds": macs, "channels": arch.channels, "size": arch.size}
         last = {"weights": usual.name, "published": usual.score} if usual else {}
         rows.append(row | (last or {"source": arch.source}))
     return rows

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
 from typing import Literal, get_args
 
 from resnets.config.arch import (
@@ -271,6 +274,16 @@ def label(arch: Arch) -> str:
     values = (f"{n} {getattr(arch, n)}" for n in same[name] if n != "backbone")
     inner = [f"backbone {label(arch.backbone)}"] if "backbone" in same[name] else []  # type: ignore[union-attr]
     return f"{name}-like ({', '.join([*inner, *values])})"
+
+
+@cache
+def read_counts() -> dict[str, tuple[int, int]]:
+    """Parameters and multiply-adds of every network of `ARCHS`, as `models.cost` counts them.
+
+    They are kept in a file, which benchmarks/network_counts.py writes: counting takes seconds.
+    """
+    table = Path(__file__).with_name("counts.json")
+    return {name: (row[0], row[1]) for name, row in json.loads(table.read_bytes()).items()}
 
 
 def get_arch(name: str) -> Arch:
