@@ -38,6 +38,7 @@ from resnets.files import check_inputs, write_whole
 
 IndexName = Literal["auto", "exact", "faiss"]
 SIDE = 320  # pixels of a picture in a contact sheet, at most
+WIDTH = 27  # characters above a picture
 BLANK: Tile = (Image.new("RGB", (1, 1), "white"), "")
 
 
@@ -229,6 +230,11 @@ def list_copies(model: Model, images: ImageSet, computed: FeatureOptions) -> lis
     ]
 
 
+def end_of(name: str) -> str:
+    """As much of the end of a name as stands above a picture."""
+    return name if len(name) <= WIDTH else f"…{name[1 - WIDTH :]}"
+
+
 def draw_hits(out: Path, result: SearchResult, images: ImageSet, top: int) -> None:
     """A picture with a row for each query, the query first; or of copies or outliers.
 
@@ -239,13 +245,13 @@ def draw_hits(out: Path, result: SearchResult, images: ImageSet, top: int) -> No
     def tile(name: str, text: str) -> Tile:
         picture = whole_image(images.split, number[name])
         picture.thumbnail((SIDE, SIDE))
-        return picture, f"{name}\n{text}"
+        return picture, f"{end_of(name)}\n{text}"
 
     if result.hits:
         for query in dict.fromkeys(hit.query for hit in result.hits):
             picture = Image.fromarray(decode(query, 3, 65535))
             picture.thumbnail((SIDE, SIDE))
-            tiles.append((picture, f"{query}\nquery"))
+            tiles.append((picture, f"{end_of(query)}\nquery"))
             found = [hit for hit in result.hits if hit.query == query]
             tiles += [tile(hit.file, f"{hit.rank}: {hit.cosine:.3f}") for hit in found]
             tiles += [BLANK] * (top - len(found))
