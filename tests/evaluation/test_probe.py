@@ -212,7 +212,7 @@ def test_a_probe_on_photographs_reaches_what_the_page_says(shared, tmp_path, mon
     result = resnets.probe(model, photographs, out=out)
     (score,) = result.scores
     assert result.chosen_by == "120 validation images"
-    assert score.accuracy >= 0.75  # 78.3 % where it was measured; one image is 0.8 points
+    assert score.accuracy >= 0.75  # 77.5 % where it was measured; one image is 0.8 points
     evaluated = resnets.evaluate(out, photographs)
     assert evaluated.top1 == pytest.approx(score.accuracy, abs=0.01)
     neighbours = resnets.probe(model, photographs, knn=True)
