@@ -74,7 +74,7 @@ def test_without_validation_images_folds_choose():
     rare = drawn(count=9)
     assert probe.fit_probe(rare).chosen_by == "3-fold cross-validation of 9 images"
     single = probe.fit_probe(drawn(count=5))
-    assert single.chosen_by == "nothing: a class has a single image"
+    assert single.chosen_by == "default, since a class has a single image"
     assert single.strength == probe.FEW
 
 

@@ -199,9 +199,10 @@ def print_probe(result: ProbeResult) -> None:
         ]
     )
     chosen = f"; C chosen by {result.chosen_by}" if result.chosen_by else ""
+    tested = "all images" if result.split == "all" else f"the {result.split} images"
     note(
         f"{result.level}, {result.dimensions:,} numbers, learned from {result.trained_on}{chosen}; "
-        f"on the {result.split} images, from and to are the 95 % interval; "
+        f"on {tested}, from and to are the 95 % interval; "
         f"{format_seconds(result.seconds)}"
     )
     if result.file is not None:

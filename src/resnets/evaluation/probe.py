@@ -142,7 +142,7 @@ def cross_validate(
     counts = torch.bincount(train.labels)
     folds = min(FOLDS, int(counts[counts > 0].min()))
     if folds < 2:
-        return [(FEW, float("nan"), 0.0)], "nothing: a class has a single image"
+        return [(FEW, float("nan"), 0.0)], "default, since a class has a single image"
     logits = torch.zeros(len(strengths), len(train), len(train.classes))
     splitter = StratifiedKFold(folds, shuffle=True, random_state=0)
     labels = train.labels.numpy()
