@@ -6,7 +6,18 @@ import torch
 from torchvision.transforms import InterpolationMode, v2
 
 from resnets.data import auto_augment
-from resnets.data.auto_augment import OPERATIONS, RAND, TRIVIAL, rand_augment, trivial_augment
+from resnets.data.auto_augment import (
+    AUTO,
+    IMAGENET_POLICY,
+    MIX,
+    MIX_DRAWS,
+    OPERATIONS,
+    RAND,
+    TRIVIAL,
+    augmix,
+    rand_augment,
+    trivial_augment,
+)
 
 OTHERS = {
     "identity": "Identity",
@@ -179,7 +190,7 @@ def test_trivial_reaches_every_operation_and_every_strength(monkeypatch):
 def test_every_operation_takes_grey_and_colour():
     for channels in (1, 3):
         image = noise(1, channels, 16, 16)
-        for table in (TRIVIAL, RAND):
+        for table in (TRIVIAL, RAND, AUTO, MIX):
             for name, values in table.items():
                 found = OPERATIONS[name](image, values(-0.9, 16), None)
                 assert (found.shape, found.dtype) == (image.shape, torch.uint8)
@@ -188,3 +199,87 @@ def test_every_operation_takes_grey_and_colour():
 def test_the_middle_of_a_draw_is_never_at_an_end():
     assert math.isfinite(NormalDist().inv_cdf(2.0**-25))
     assert math.isfinite(NormalDist().inv_cdf(1 - 2.0**-24 + 2.0**-25))
+
+
+AUTO_OTHERS = OTHERS | {"invert": "Invert"}
+
+
+def test_auto_is_torchvisions_policy_for_imagenet():
+    theirs = v2.AutoAugment()._policies
+    ours = [
+        tuple((AUTO_OTHERS[name], chance, level) for name, chance, level in pair)
+        for pair in IMAGENET_POLICY
+    ]
+    assert ours == [tuple((n, p, k or 0) for n, p, k in pair) for pair in theirs]
+
+
+@pytest.mark.parametrize(
+    ("table", "reference", "levels"),
+    [
+        (AUTO, v2.AutoAugment()._AUGMENTATION_SPACE, range(10)),
+        (MIX, v2.AugMix()._PARTIAL_AUGMENTATION_SPACE, range(3)),
+    ],
+)
+def test_values_are_torchvisions(table, reference, levels):
+    translated = {"translate_x", "translate_y"} if table is AUTO else set()  # in no pair
+    assert {AUTO_OTHERS[name] for name in {*table, *translated}} == set(reference)
+    for name, value in table.items():
+        magnitudes, signed = reference[AUTO_OTHERS[name]]
+        theirs = magnitudes(10, 30, 30)
+        assert signed == (name in SIGNED)
+        for level in levels if theirs is not None else ():
+            change = {"solarize": 255.0}.get(name, 1.0) * float(theirs[level])
+            if name in auto_augment.BLENDS:
+                change += 1
+            if name.startswith("translate"):
+                change = int(change)
+            assert value(level / 9, 30) == pytest.approx(change, abs=1e-4)
+
+
+def test_auto_does_the_pairs_that_are_drawn(monkeypatch):
+    done = []
+    spies = {n: lambda x, v, fill, n=n: done.append((n, v)) or x for n in OPERATIONS}
+    monkeypatch.setattr(auto_augment, "OPERATIONS", spies)
+    image = noise(1, 3, 8, 8)
+    auto_augment.auto_augment(image, [middle(0, 25), 0.39, 0.59, 0.9, 0.1])
+    assert done == [("posterize", 4), ("rotate", -30.0)]
+    done.clear()
+    auto_augment.auto_augment(image, [middle(0, 25), 0.4, 0.6, 0.9, 0.1])
+    assert done == []
+
+
+def test_augmix_is_the_mean_of_the_image_and_three_chains():
+    image, side = noise(1, 3, 9, 9), 9
+    names = list(MIX)
+
+    def operation(name, strength, direction):
+        return [middle(names.index(name), len(names)), middle(strength, 3), direction]
+
+    unused = [0.0] * 3
+    weights = [math.exp(-k) - 2.0**-25 for k in (1, 2, 3)]  # shares 1/6, 2/6, 3/6
+    chains = [
+        [0.1, *operation("shear_x", 2, 0.9), *unused, *unused],
+        [0.5, *operation("rotate", 1, 0.1), *operation("equalize", 0, 0.9), *unused],
+        [
+            0.9,
+            *operation("solarize", 2, 0.9),
+            *operation("posterize", 0, 0.9),
+            *operation("translate_y", 2, 0.1),
+        ],
+    ]
+    draws = [0.25, *weights, *chains[0], *chains[1], *chains[2]]
+    assert len(draws) == MIX_DRAWS
+
+    def applied(x, name, signed):
+        return OPERATIONS[name](x, MIX[name](signed, side), None)
+
+    first = applied(image, "shear_x", 2 / 9)
+    second = applied(applied(image, "rotate", -1 / 9), "equalize", 0.0)
+    third = applied(applied(image, "solarize", 2 / 9), "posterize", 0.0)
+    third = applied(third, "translate_y", -2 / 9)
+    chains = first.double() / 6 + second.double() / 3 + third.double() / 2
+    expected = 0.25 * image.double() + 0.75 * chains
+    found = augmix(image, draws)
+    assert found.dtype == torch.uint8
+    assert (found.double() - expected).abs().max() <= 0.501
+    assert torch.equal(augmix(image, [1 - 2.0**-24, *draws[1:]]), image)

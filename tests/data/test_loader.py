@@ -99,7 +99,9 @@ def test_repeated_images_stand_together_and_look_different(files):
     assert not torch.equal(twice.images[1], twice.images[0])
 
 
-@pytest.mark.parametrize("policy", ["none", "trivialaugment", "randaugment"])
+@pytest.mark.parametrize(
+    "policy", ["none", "trivialaugment", "randaugment", "autoaugment", "augmix"]
+)
 def test_ranks_divide_each_step_and_each_pass(files, policy):
     augment = Augment(crop="area", flip=True, policy=policy, random_erasing=0.5, repeated_aug=3)
     for split, input_ in ((files, INPUT), (load("digits").train, GREY)):

@@ -285,12 +285,18 @@ def test_what_can_be_done_at_one_side_can_be_done_at_all(size, more, side):
 
 
 def test_the_view_is_the_crop_and_then_the_policy():
-    image, draws = noise(1, 3, 30, 40), drawn(1)
+    image, few = noise(1, 3, 30, 40), drawn(1)
+    count = transforms.draw_count(Augment(policy="augmix"))
+    draws = uniform(0, torch.tensor(0), torch.arange(1), count)
+    assert torch.equal(draws[:, :DRAWS], few)  # what others draw is what it was
+    assert transforms.draw_count(Augment()) == DRAWS == 45
     preprocess, crop = Preprocess(size=16), Augment(crop="area")
     plain, row = transforms.views(image, draws, 16, preprocess, crop), draws[0].tolist()
     for policy, expected in (
         ("trivialaugment", auto_augment.trivial_augment(plain, row[32:])),
         ("randaugment", auto_augment.rand_augment(plain, 9, 1.0, row[32:40])),
+        ("autoaugment", auto_augment.auto_augment(plain, row[32:40])),
+        ("augmix", auto_augment.augmix(plain, row[45:])),
     ):
         augment = Augment(crop="area", policy=policy, randaugment=(9, 1.0))
         found = transforms.views(image, draws, 16, preprocess, augment)

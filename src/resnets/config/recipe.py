@@ -111,7 +111,7 @@ class Augment:
     flip: bool = setting(False, "mirror with probability 1/2")
     colour: Literal["none", "pca", "jitter", "jitter+pca"] = setting("none", "pca: as AlexNet; jitter: brightness, contrast, saturation")
     cutout: NonNegativeInt = setting(0, "side of a random square that is set to the mean; 0: none")
-    policy: Literal["none", "trivialaugment", "randaugment"] = setting("none", "TrivialAugmentWide or RandAugment")
+    policy: Literal["none", "trivialaugment", "randaugment", "autoaugment", "augmix"] = setting("none", "TrivialAugmentWide, RandAugment, AutoAugment's policy for ImageNet, or AugMix without its consistency loss")
     randaugment: tuple[Magnitude, NonNegativeFloat] = setting((7, 0.5), "magnitude of RandAugment, and its standard deviation")
     random_erasing: UnitInterval = setting(0.0, "probability that a rectangle is erased (1708.04896)")
     repeated_aug: PositiveInt = setting(1, "views of an image in a batch (1902.05509)")

@@ -24,7 +24,7 @@ from resnets.data.decode import Unreadable, decode
 from resnets.data.detection.targets import DetectionTargets
 from resnets.data.joint_transforms import View
 from resnets.data.rng import order, uniform
-from resnets.data.transforms import DRAWS, Crops
+from resnets.data.transforms import Crops
 from resnets.errors import DataError, UsageError
 
 # What is done to uint8 (B, C, H, W) views, given their int64 (B,) indices.
@@ -99,8 +99,9 @@ def train_batches(
     check_batching(preprocess, augment, batch, ranks, side(start))
     mean, std = transforms.statistics(preprocess, device)
     rows = stream(seed, len(split), batch, start, stop, augment.repeated_aug, rank, ranks)
+    count = transforms.draw_count(augment)
     steps = (
-        (indices, uniform(seed, views, indices, DRAWS), side(step))
+        (indices, uniform(seed, views, indices, count), side(step))
         for step, (indices, views) in enumerate(rows, start)
     )
     view_fn: ViewFn
@@ -186,7 +187,7 @@ def test_batches(
         yield Batch(x, view.labels, indices, unreadable, view.objects)
 
 
-# Views of decoded images, uint8 (B, C, H, W), given (B, DRAWS) and the input's side.
+# Views of decoded images, uint8 (B, C, H, W), given (B, draws) and the input's side.
 ViewFn = Callable[[Split, Tensor, int], View]
 # Pickled indices, split of these files, draws and side. Pickled here, since each tensor by itself
 # would take a file descriptor to the worker.

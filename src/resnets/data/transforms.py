@@ -32,6 +32,7 @@ _COLOUR = slice(5, 12)
 _AREA = slice(12, 32)  # ten attempts at (area, aspect ratio)
 _POLICY = slice(32, 40)
 _ERASE = slice(40, 45)
+_AUGMIX = slice(45, 79)  # with policy "augmix" only
 
 # AlexNet's colour augmentation with the numbers of fb.resnet.torch (datasets/imagenet.lua).
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
@@ -106,12 +107,17 @@ def _shorter(height: int, width: int, side: int) -> tuple[int, int]:
     return side * height // short, side * width // short
 
 
+def draw_count(augment: Augment) -> int:
+    """How many draws of an image its augmentation takes; the first are the same in any case."""
+    return _AUGMIX.stop if augment.policy == "augmix" else DRAWS
+
+
 def views(
     images: Tensor, draws: Tensor, side: int, preprocess: Preprocess, augment: Augment
 ) -> Tensor:
     """What training cuts out of images, after the policy, at an input side of `side` pixels.
 
-    uint8 (B, C, H, W) and (B, DRAWS) -> uint8 (B, channels, side, side).
+    uint8 (B, C, H, W) and (B, `draw_count`) -> uint8 (B, channels, side, side).
     """
     images = recolour(images, preprocess.channels)
     height, width = images.shape[2:]
@@ -123,10 +129,15 @@ def views(
     rows = []
     for image, row in zip(torch.split(images, 1), draws.tolist(), strict=True):
         x = crop_resize(image, geometry(height, width, preprocess, augment, row), preprocess)
-        if augment.policy == "trivialaugment":
-            x = auto_augment.trivial_augment(x, row[_POLICY])
-        if augment.policy == "randaugment":
-            x = auto_augment.rand_augment(x, *augment.randaugment, row[_POLICY])
+        match augment.policy:
+            case "trivialaugment":
+                x = auto_augment.trivial_augment(x, row[_POLICY])
+            case "randaugment":
+                x = auto_augment.rand_augment(x, *augment.randaugment, row[_POLICY])
+            case "autoaugment":
+                x = auto_augment.auto_augment(x, row[_POLICY])
+            case "augmix":
+                x = auto_augment.augmix(x, row[_AUGMIX])
         rows.append(x)
     return torch.cat(rows)
 
