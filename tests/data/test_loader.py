@@ -16,6 +16,7 @@ from PIL import Image
 from resnets.config.recipe import Augment, Preprocess
 from resnets.data import load, loader, order
 from resnets.data.loader import check_batching, train_batches
+from resnets.data.sampling import balanced_sampler, uniform_sampler
 from resnets.data.splits import Split
 from resnets.errors import DataError, UsageError
 from tests._helpers import needs_forked_workers, needs_signals
@@ -68,7 +69,7 @@ def same(ours, theirs):
 
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 12), st.integers(0, 12))
 def test_position_p_is_image_p_of_the_endless_order(n, batch, start, more):
-    stream = list(loader.stream(3, n, batch, start, start + more, 1, 0, 1))
+    stream = list(loader.stream(uniform_sampler(3, n, 1), batch, start, start + more, 0, 1))
     assert len(stream) == more
     found = [pair for rows in stream for pair in zip(*(r.tolist() for r in rows), strict=True)]
     places = range(start * batch, (start + more) * batch)
@@ -77,17 +78,17 @@ def test_position_p_is_image_p_of_the_endless_order(n, batch, start, more):
 
 @given(st.integers(1, 30), st.integers(1, 10), st.integers(1, 4), st.integers(1, 5))
 def test_the_stream_is_one_for_any_number_of_ranks(n, share, ranks, repeats):
-    parts = [
-        list(loader.stream(3, n, share * ranks, 2, 7, repeats, r, ranks)) for r in range(ranks)
-    ]
-    whole = list(loader.stream(3, n, share * ranks, 2, 7, repeats, 0, 1))
-    for step, rows in enumerate(whole):
-        for column in (0, 1):
-            assert torch.equal(torch.cat([p[step][column] for p in parts]), rows[column])
+    labels = torch.arange(n) % 5 // 2
+    for sample in (uniform_sampler(3, n, repeats), balanced_sampler(3, labels, repeats)):
+        parts = [list(loader.stream(sample, share * ranks, 2, 7, r, ranks)) for r in range(ranks)]
+        whole = list(loader.stream(sample, share * ranks, 2, 7, 0, 1))
+        for step, rows in enumerate(whole):
+            for column in (0, 1):
+                assert torch.equal(torch.cat([p[step][column] for p in parts]), rows[column])
 
 
 def test_repeated_images_stand_together_and_look_different(files):
-    rows = list(loader.stream(3, 7, 7, 0, 2, 3, 0, 1))
+    rows = list(loader.stream(uniform_sampler(3, 7, 3), 7, 0, 2, 0, 1))
     for epoch, (indices, views) in enumerate(rows):
         first, second, third = order(3, epoch, 7)[:3].tolist()
         assert indices.tolist() == [first] * 3 + [second] * 3 + [third]

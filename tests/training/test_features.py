@@ -422,3 +422,19 @@ def test_timing_a_network_leaves_frozen_normalisation_frozen():
     assert clock.seconds_per_test_image(plan, network) > 0
     assert [module.training for module in network.modules()] == modes
     assert {True, False} <= set(modes)
+
+
+def test_the_plan_says_how_often_images_of_a_rare_class_come():
+    labels = torch.tensor([0] * 15 + [1] * 5 + [2] * 10)
+    plan = small_plan(sampler="balanced")
+    plan = replace(plan, train=replace(plan.train.take(torch.arange(30)), labels=labels))
+    assert plan.summary()["sampling"] == (
+        "each class equally often: in an epoch an image of 1 (5) 2 times, "
+        "an image of 0 (15) 0.667 times on average"
+    )
+    assert "sampling" not in small_plan().summary()
+    state = plan.start()
+    batch = next(plan.batches(state.progress))
+    assert set(torch.bincount(batch.labels).tolist()) == {10, 11}  # 32 of 3 classes
+    with pytest.raises(UsageError, match="sampler=balanced is for images with one class each"):
+        several_labels(sampler="balanced")

@@ -142,6 +142,7 @@ class Recipe:
     std: ChannelValues = setting((), "standard deviation, likewise")
     interpolation: Literal["auto", "bilinear", "bicubic"] = setting("auto", "how images are resized; auto: as for the weights, else bilinear")
     augment: Augment = Augment()
+    sampler: Literal["uniform", "balanced"] = setting("uniform", "how training images are drawn; balanced: each class equally often, so images of rare classes come again sooner")
     max_unreadable: UnitInterval = setting(0.01, "fraction of the images that may be unreadable and skipped")
     # length
     epochs: PositiveFloat = setting(30.0, "passes over the training images")

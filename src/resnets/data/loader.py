@@ -9,9 +9,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ from resnets.data.dataset import Split
 from resnets.data.decode import Unreadable, decode
 from resnets.data.detection.targets import DetectionTargets
 from resnets.data.joint_transforms import View
-from resnets.data.rng import order, uniform
+from resnets.data.rng import uniform
+from resnets.data.sampling import Sampler, balanced_sampler, uniform_sampler
 from resnets.data.transforms import Crops
 from resnets.errors import DataError, UsageError
 
@@ -52,23 +54,17 @@ class Batch:
 
 
 def stream(
-    seed: int, n: int, batch: int, start: int, stop: int, repeats: int, rank: int, ranks: int
+    sample: Sampler, batch: int, start: int, stop: int, rank: int, ranks: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(indices, views), int64 (batch / ranks,) each, of the steps `start` to `stop` - 1.
 
     Step s holds the positions s * batch to (s + 1) * batch, of which each rank takes its part in
-    turn, and position p = e * n + q is image order(seed, e)[q // repeats] in view
-    e + 2**32 * (q % repeats), by which its draws are hashed. A batch may end one epoch and begin
-    the next.
+    turn. A batch may end one epoch and begin the next.
     """
-    permutation = lru_cache(maxsize=2)(lambda epoch: order(seed, epoch, n))
     local_batch = batch // ranks
     for step in range(start, stop):
         first = step * batch + rank * local_batch
-        positions = torch.arange(first, first + local_batch)
-        epochs, q = positions // n, positions % n
-        indices = [permutation(e)[q[epochs == e] // repeats] for e in sorted(set(epochs.tolist()))]
-        yield torch.cat(indices), epochs + (q % repeats << 32)
+        yield sample(torch.arange(first, first + local_batch))
 
 
 def train_batches(
@@ -85,12 +81,14 @@ def train_batches(
     rank: int = 0,
     ranks: int = 1,
     sides: Callable[[int], int] | None = None,
+    sampler: Literal["uniform", "balanced"] = "uniform",
 ) -> Iterator[Batch]:
     """The batches of the training steps `start` to `stop` - 1.
 
     A step has `batch` images over all `ranks`, of which the part of `rank` is read here. Images in
     memory are moved to the device once; `workers` processes decode files, and the batches do not
     depend on them. `sides` gives a step's input side; without it `preprocess.size` is that of all.
+    `sampler` "balanced" draws each class equally often; labels are int64 (N,).
 
     Raises UsageError if the augmentation cannot be done on such images, and DataError if not one
     file of a batch can be read, or a worker died or hung.
@@ -98,7 +96,13 @@ def train_batches(
     side = sides or (lambda _: preprocess.size)
     check_batching(preprocess, augment, batch, ranks, side(start))
     mean, std = transforms.statistics(preprocess, device)
-    rows = stream(seed, len(split), batch, start, stop, augment.repeated_aug, rank, ranks)
+    repeats = augment.repeated_aug
+    sample = (
+        balanced_sampler(seed, split.labels.cpu(), repeats)
+        if sampler == "balanced"
+        else uniform_sampler(seed, len(split), repeats)
+    )
+    rows = stream(sample, batch, start, stop, rank, ranks)
     count = transforms.draw_count(augment)
     steps = (
         (indices, uniform(seed, views, indices, count), side(step))

@@ -59,8 +59,22 @@ def draw_for_step(seed: int, step: int) -> float:
 
 def order(seed: int, epoch: int, n: int) -> Tensor:
     """The order of the `n` images in an epoch: int64 (n,), a permutation."""
-    keys = bits(seed, torch.tensor(epoch), torch.arange(n), range(1))
-    return torch.argsort(keys[:, 0], stable=True)
+    return shuffled(seed, epoch, torch.arange(n))
+
+
+def shuffled(seed: int, epoch: int, indices: Tensor) -> Tensor:
+    """Some of the images in the order that they have in an epoch: int64 (n,) -> (n,)."""
+    keys = bits(seed, torch.tensor(epoch), indices, range(1))
+    return indices[torch.argsort(keys[:, 0], stable=True)]
+
+
+def class_orders(seed: int, rounds: Tensor, classes: int) -> Tensor:
+    """A permutation of the classes for each round, int64 (B,): (B, classes).
+
+    The hash is that of an image in epoch -3, which no image has.
+    """
+    keys = bits(seed, torch.tensor(-3), rounds, range(classes))
+    return torch.argsort(keys, dim=1, stable=True)
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:

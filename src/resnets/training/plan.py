@@ -221,6 +221,7 @@ class Plan:
             rank=self.world.rank,
             ranks=self.world.size,
             sides=lambda step: self.side(step, progress.steps),
+            sampler=self.recipe.sampler,
         )
 
     def loader_options(
@@ -305,6 +306,20 @@ class Plan:
             )
         return f"random weights{result}"
 
+    @property
+    def sampling(self) -> str:
+        """What drawing the classes equally often does to the rarest and the most frequent one."""
+        counts = torch.bincount(self.train.labels.cpu(), minlength=len(self.source.classes))
+        present = counts.nonzero()[:, 0]
+        rare, frequent = (present[pick(counts[present])] for pick in (torch.argmin, torch.argmax))
+        share = len(self.train) / len(present)
+        of_each = [
+            f"an image of {self.source.classes[label]} ({counts[label]:,}) "
+            f"{share / int(counts[label]):.3g} times"
+            for label in (rare, frequent)
+        ]
+        return f"each class equally often: in an epoch {', '.join(of_each)} on average"
+
     def summary(self) -> dict[str, str]:
         """The plan in words, a line each; the measured time comes last."""
         source, recipe, size = self.source, self.recipe, self.preprocess.size
@@ -319,10 +334,12 @@ class Plan:
         if (passes := math.ceil(self.local_batch / self.micro_batch)) > 1:
             images = quantify(self.micro_batch, "images")
             length += f"; {passes} forward passes of {images} make one step{self.memory_note}"
+        sampling = {"sampling": self.sampling} if recipe.sampler == "balanced" else {}
         return {
             "data": f"{source.name}, digest {source.digest[:12]}",
             "classes": f"{len(source.classes)}: {names}",
             "images": f"{counts}; {len(source.unreadable)} unreadable",
+            **sampling,
             "input": f"{self.preprocess.channels} x {size} x {size}, {describe(recipe.augment)}, "
             f"less the mean of each {'pixel' if recipe.normalize == 'pixel' else 'channel'}",
             "network": f"{families.label(self.arch)}, {self.arch.depth} layers"

@@ -173,6 +173,8 @@ def contradictions(plan: Plan) -> Iterator[str]:
         yield f"the teacher {recipe.teacher} knows other classes than {source.name}"
     if teacher and not same_normalization(teacher.metadata.preprocess, plan.preprocess):
         yield f"the teacher {recipe.teacher} normalises otherwise: --set normalize=..."
+    if recipe.sampler == "balanced" and not has_one_class_each(plan.train):
+        yield "sampler=balanced is for images with one class each: --set sampler=uniform"
     if recipe.warmup > plan.steps and not recipe.budget:
         steps = f"{plan.steps} steps of the run"
         yield f"warmup={recipe.warmup:g} is longer than the {steps}; 0.1 is a tenth of them"
@@ -189,6 +191,11 @@ def contradictions(plan: Plan) -> Iterator[str]:
     if recipe.progressive_from > side:
         start = f"progressive_from={recipe.progressive_from}"
         yield f"{start} is larger than the input, which grows to {side}"
+
+
+def has_one_class_each(train: Split) -> bool:
+    """Whether the labels are the numbers of classes."""
+    return train.labels.ndim == 1 and not train.labels.is_floating_point()
 
 
 def same_normalization(first: Preprocess, second: Preprocess) -> bool:
