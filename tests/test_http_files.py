@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from types import SimpleNamespace
 
 import numpy as np
@@ -187,3 +188,19 @@ def test_of_a_file_that_is_too_long_nothing_is_kept(site, tmp_path, monkeypatch)
     with pytest.raises(CheckpointError, match="longer than"):
         fetch(site, tmp_path)
     assert all(path.stat().st_size == 0 for path in tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "1" * 30, "\u0663"])
+def test_a_length_that_makes_no_sense_is_none(length):
+    answer = SimpleNamespace(
+        headers={"Content-Length": length, "Content-Range": f"bytes 5-{length}/{length}"},
+        status=206,
+    )
+    assert http_files.start_and_total(answer, 5) == (0, 0)
+
+
+@pytest.mark.parametrize("target", ["http://a/b", "ftp://a/b", "file:///etc/hosts"])
+def test_no_redirect_leaves_https(target):
+    request = urllib.request.Request("https://a/b")
+    with pytest.raises(CheckpointError, match="not secure"):
+        http_files.SecureRedirects().redirect_request(request, None, 302, "", {}, target)

@@ -15,9 +15,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from filelock import FileLock
 
@@ -129,9 +129,13 @@ def append(url: str, part: Path, progress: Progress) -> None:
     if have:
         request.add_header("Range", f"bytes={have}-")
     try:
-        opener = urllib.request.build_opener()  # which reads the proxies of now
+        opener = urllib.request.build_opener(SecureRedirects)  # which reads the proxies of now
         with opener.open(request, timeout=TIMEOUT) as answer:
-            have, total = start_and_total(answer, have)
+            start, total = start_and_total(answer, have)
+            if answer.status == 206 and start != have:
+                part.unlink()
+                raise Unreachable(f"{url}: other bytes came than were asked for")
+            have = start
             check_space(part, total - have)
             with part.open("r+b" if have else "wb") as file:
                 file.seek(have)
@@ -149,11 +153,25 @@ def append(url: str, part: Path, progress: Progress) -> None:
         raise Unreachable(f"{url}: {getattr(error, 'reason', error)}") from None
 
 
+class SecureRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect from https to a connection that others can read and change."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str,
+        headers: HTTPMessage, newurl: str,
+    ) -> urllib.request.Request | None:  # fmt: skip
+        """The next request. Raises CheckpointError for another protocol."""
+        if not newurl.startswith(("https:", f"{req.type}:")):
+            raise CheckpointError(f"{req.full_url} redirects to {newurl}, which is not secure")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def start_and_total(answer: HTTPResponse, have: int) -> tuple[int, int]:
     """The position of the answer's first byte, and the length of the file or 0."""
     length = answer.headers.get("Content-Length") or ""
-    length_here = int(length) if length.isascii() and length.isdigit() else 0
-    span = re.match(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range") or "")
+    length_here = int(length) if re.fullmatch("[0-9]{1,18}", length) else 0
+    content_range = answer.headers.get("Content-Range") or ""
+    span = re.match("bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", content_range)
     if answer.status == 206 and span and int(span[1]) == have:
         return have, int(span[2])
     return 0, length_here

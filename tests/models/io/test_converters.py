@@ -413,3 +413,27 @@ def test_pickles_that_are_refused(
         with pytest.raises(CheckpointError, match=message):
             read_file(path)
     assert capsys.readouterr().out == ""
+
+
+def test_small_pickles_that_would_take_all_memory_or_time(tmp_path: Path) -> None:
+    path, doubled = tmp_path / "w.pkl", []
+    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x0f.")  # the memo would have 2**28 entries
+    with pytest.raises(CheckpointError, match="broken"):
+        read_file(path)
+    for _ in range(60):
+        doubled = [doubled, doubled]
+    path.write_bytes(pickle.dumps({"__author__": doubled, "model": {}}, 2))
+    with pytest.raises(CheckpointError, match="no backbone"):
+        read_file(path)
+    path.write_bytes(pickle.dumps({"model": {(1, 2): 3}}, 2))
+    with pytest.raises(CheckpointError, match="no text"):
+        read_file(path)
+
+
+def test_an_array_of_another_shape_than_its_name_promises(tmp_path: Path) -> None:
+    name = "resnet/root_block/standardized_conv2d/kernel"
+    unit = "resnet/block1/unit01/a/standardized_conv2d/kernel"
+    for arrays in ({name: np.ones(()), unit: np.ones(2)}, {f"block{'1' * 5000}/unit1/a/x": name}):
+        np.savez(tmp_path / "w.npz", **{k[:200]: np.asarray(v) for k, v in arrays.items()})
+        with pytest.raises(CheckpointError):
+            read_file(tmp_path / "w.npz")

@@ -7,11 +7,12 @@ their bytes, so that a file cannot ask for more memory than it has.
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -35,22 +36,27 @@ def read_detectron(path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
     stride on the 3x3 convolution. Raises CheckpointError: code in it, broken, or no such backbone.
     """
     with path.open("rb") as file:
+        check_memo(file)
+        file.seek(0)
         content = ArrayUnpickler(file, encoding="latin1").load()
-    author = str(content.get("__author__", "")) if isinstance(content, dict) else ""
+    author = content.get("__author__", "") if isinstance(content, dict) else ""
+    author = author if isinstance(author, str) else ""
     for key in ("model", "blobs"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     arrays = content.items() if isinstance(content, dict) else ()
     tensors, left, total = dict[str, Tensor](), list[str](), 0
     for name, value in arrays:
-        ours = backbone_name(str(name))
+        if not isinstance(name, str):  # the text of nested tuples may be endless
+            raise CheckpointError("a name that is no text.\nSave its arrays by name.")
+        ours = backbone_name(name)
         if ours and isinstance(value, Array) and value.type in FLOATS:
             total += len(value.data)
             if total > path.stat().st_size:
                 raise CheckpointError("one array under several names.\nSave each once.")
             tensors[ours] = value.tensor()
         elif not ours:
-            left.append(str(name))
+            left.append(name)
     needed = {"conv1.weight", "bn1.weight", "layer1.0.conv3.weight"}
     if not needed <= tensors.keys():
         raise CheckpointError("no backbone of Detectron in it.\nSave its tensors instead.")
@@ -64,6 +70,13 @@ def read_detectron(path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
         return tensors, f"resnet{depth(tensors)}", notes
     tensors["conv1.weight"] = tensors["conv1.weight"].flip(1)
     return tensors, f"resnet{depth(tensors)}_v1", [*notes, BGR_NOTE, DETECTRON2_NOTE]
+
+
+def check_memo(file: IO[bytes]) -> None:
+    """Raise ValueError where a number of the memo, for which Python makes space, is too large."""
+    for count, (instruction, value, _) in enumerate(pickletools.genops(file)):
+        if instruction.name.endswith("PUT") and int(str(value)) > count:
+            raise ValueError(f"object {value} of {count}")
 
 
 def backbone_name(name: str) -> str:
@@ -113,8 +126,8 @@ FLOATS = {"f2": "<f2", "f4": "<f4", "f8": "<f8"}
 class ArrayType:
     """Stands for `numpy.dtype` in a pickle."""
 
-    def __init__(self, text: str = "", *_: object) -> None:
-        self.text = str(text)
+    def __init__(self, text: object = "", *_: object) -> None:
+        self.text = text if isinstance(text, str) else ""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if state[1] == ">":
