@@ -84,3 +84,9 @@ def test_the_side_of_a_fraction_is_rounded_down_but_exact():
     assert resized_side(224, 0.875) == 256
     assert resized_side(288, 0.95) == 303  # 303.16
     assert [resized_side(side, side / 1037) for side in range(8, 1037)] == [1037] * 1029
+
+
+@pytest.mark.parametrize("crop_pct", [1e-300, 0.001])
+def test_a_crop_that_would_need_images_larger_than_memory_is_refused(crop_pct):
+    with pytest.raises(CheckpointError, match="pixels a side"):
+        parse_config({"crop_pct": crop_pct, "input_size": [3, 224, 224]}).preprocess()

@@ -158,3 +158,10 @@ def test_a_wrong_row_is_named(tmp_path, monkeypatch, row, message):
         weights.rows()
     assert message in str(caught.value)
     assert "company.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"weights": 5}', '{"weights": null}'])
+def test_what_is_no_table_is_refused(tmp_path, text):
+    (tmp_path / "table.json").write_text(text)
+    with pytest.raises(UsageError, match="not a table of weights"):
+        weights.read_table(str(tmp_path / "table.json"), 0)

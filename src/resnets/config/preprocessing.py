@@ -74,6 +74,8 @@ class PretrainedConfig:
         resize = self.resize_size or size * guess.resize // guess.size
         if crop_pct and not self.resize_size:
             resize = resized_side(size, crop_pct)
+        if resize > 2**13:  # as resize_size
+            raise CheckpointError(f"crop_pct {crop_pct} makes images of {resize:.4g} pixels a side")
         said = replace(
             guess,
             size=size,

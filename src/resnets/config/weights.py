@@ -111,8 +111,8 @@ def rows() -> dict[str, WeightsRow]:
 def read_table(path: str, _changed: int) -> dict[str, WeightsRow]:
     """The rows of a table by name. Raises UsageError that names the row and the field."""
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))["weights"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        entries = list(json.loads(Path(path).read_text(encoding="utf-8"))["weights"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             f'{path}: not a table of weights, {{"weights": [...]}} ({error})'
         ) from None
