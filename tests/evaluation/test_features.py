@@ -244,3 +244,18 @@ def test_any_folder_of_images_will_do(tmp_path, folder):
     written = resnets.features(model, folder, out=tmp_path / "f.npz", workers=0)
     assert isinstance(written, FeatureFile)
     assert written.file.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000, "5", '{"identity": 5}', '{"identity": {"images": 2}, "done": "x"}',
+        '{"identity": {"images": 2}, "done": 2}', '{"identity": {"images": 2}, "done": 9}',
+        '{"identity": {"images": 2}, "shape": [3], "done": 1}',
+    ],
+)  # fmt: skip
+def test_damaged_progress_begins_anew(tmp_path, text):
+    (tmp_path / "progress.json").write_text(text)
+    np.save(tmp_path / "vectors.npy", np.zeros((2, 3)))  # float64, which is not of ours
+    known = {"images": 2}
+    assert feature_store.read_progress(tmp_path, known) == feature_store.Progress(known)

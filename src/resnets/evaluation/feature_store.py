@@ -168,9 +168,10 @@ def read_progress(folder: Path, known: dict[str, Any]) -> Progress:
     try:
         progress = Progress(**json.loads((folder / PROGRESS).read_bytes()))
         progress.shape = tuple(progress.shape)
-    except (OSError, ValueError, TypeError):
+        different = [name for name in known if progress.identity.get(name) != known[name]]
+        possible = 0 <= progress.rows <= progress.done <= known["images"]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return Progress(known)
-    different = [name for name in known if progress.identity.get(name) != known[name]]
     if different:
         raise UsageError(
             f"{folder} has begun with another {' and '.join(different)}: repeat that command, "
@@ -178,10 +179,10 @@ def read_progress(folder: Path, known: dict[str, Any]) -> Progress:
         )
     try:
         vectors = np.load(folder / VECTORS, mmap_mode="r")
-        whole = vectors.shape == (known["images"], *progress.shape)
+        whole = vectors.shape == (known["images"], *progress.shape) and vectors.dtype == np.float32
     except (OSError, ValueError):
-        whole = not progress.shape
-    return progress if whole else Progress(known)
+        whole = not progress.shape and not progress.rows
+    return progress if whole and possible else Progress(known)
 
 
 @contextmanager
