@@ -266,6 +266,39 @@ def test_the_average_takes_every_nth_step(tmp_path):
     assert changed == [False, True, False, False, True]
 
 
+@pytest.mark.parametrize(
+    ("steps", "swa", "every", "averaged"),
+    [(6, 0.5, 1, [4, 5, 6]), (6, 1.0, 2, [2, 4, 6]), (7, 0.5, 2, [6, 7])],
+)
+def test_swa_is_the_mean_of_the_last_states(steps, swa, every, averaged):
+    plan = small_plan(ema=0.0, swa=swa, ema_every=every, steps=steps)
+    state, step = begin(plan)
+    batch, weights = first_batch(plan), {}
+    for number in range(1, steps + 1):
+        step.update(batch)
+        weights[number] = state.network.fc.weight.detach().double()
+        if number == round((1 - swa) * steps):
+            assert torch.equal(state.average.fc.weight, state.network.fc.weight)
+    mean = torch.stack([weights[number] for number in averaged]).mean(0)
+    torch.testing.assert_close(state.average.fc.weight.double(), mean, rtol=1e-6, atol=1e-7)
+    assert not torch.equal(state.average.fc.weight, state.network.fc.weight)
+
+
+def test_an_equal_average_is_resumed_exactly(tmp_path):
+    plan = small_plan(ema=0.0, swa=0.75, ema_every=2, steps=7, sampler="balanced")
+    whole = run_to(tmp_path / "whole", plan)
+    run_to(tmp_path / "halves", plan, stop_after=4)
+    halves = run_to(tmp_path / "halves", plan)
+    one, two = newest(whole), newest(halves)
+    assert one.tensors.keys() == two.tensors.keys()
+    assert all(torch.equal(v, two.tensors[k]) for k, v in one.tensors.items())
+
+
+def test_an_equal_average_is_not_a_moving_one():
+    with pytest.raises(UsageError, match="swa is another average than ema"):
+        small_plan(ema=0.9, swa=0.5)
+
+
 def test_exact_normalisation_statistics_are_in_the_result(tmp_path):
     few = {"steps": 6, "size": 8, "batch": 32, "precision": "float32", "precise_bn": 3}
     outcome = resnets.train("digits", model="resnet8", run=tmp_path / "r", overrides=few)

@@ -177,6 +177,7 @@ class Recipe:
     distill_temperature: PositiveFloat = setting(1.0, "divisor of the teacher's logits")
     ema: Decay = setting(0.0, "decay of the exponential moving average of the weights; 0: none")
     ema_every: PositiveInt = setting(1, "steps between two updates of that average")
+    swa: UnitInterval = setting(0.0, "last fraction of the run whose weights are averaged equally, after every `ema_every` steps (1803.05407); 0: none")
     precise_bn: NonNegativeInt = setting(0, "batches over which the final normalisation statistics are averaged; 0: running averages")
     # start and end
     weights: str = setting("", "a model file or foreign weights to start from; empty: from scratch")

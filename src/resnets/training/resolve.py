@@ -175,6 +175,8 @@ def contradictions(plan: Plan) -> Iterator[str]:
         yield f"the teacher {recipe.teacher} normalises otherwise: --set normalize=..."
     if recipe.sampler == "balanced" and not has_one_class_each(plan.train):
         yield "sampler=balanced is for images with one class each: --set sampler=uniform"
+    if recipe.swa and (recipe.ema or recipe.budget):
+        yield "swa is another average than ema, and counts steps: --set ema=0, and no budget"
     if recipe.warmup > plan.steps and not recipe.budget:
         steps = f"{plan.steps} steps of the run"
         yield f"warmup={recipe.warmup:g} is longer than the {steps}; 0.1 is a tenth of them"

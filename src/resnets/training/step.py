@@ -81,9 +81,17 @@ class Step:
     def update_average(self) -> None:
         """Average the weights after every `ema_every` steps; without an average, copy them."""
         recipe, progress = self.plan.recipe, self.state.progress
-        if not recipe.ema or progress.step % recipe.ema_every == 0 or progress.done:
-            # A short memory while the weights move fast.
-            updates = progress.step // recipe.ema_every
+        last_copied = round((1 - recipe.swa) * progress.steps)
+        if not recipe.ema and (not recipe.swa or progress.step <= last_copied):
+            ema_update(self.average, self.current, 0.0)
+            return
+        updates, others = divmod(progress.step, recipe.ema_every)
+        if others and not progress.done:
+            return
+        if recipe.swa:
+            averaged = updates - last_copied // recipe.ema_every + bool(others)
+            ema_update(self.average, self.current, 1 - 1 / averaged)
+        else:  # a short memory while the weights move fast
             ema_update(self.average, self.current, min(recipe.ema, updates / (updates + 9)))
 
     def finite(self, tensors: list[Tensor]) -> bool:
