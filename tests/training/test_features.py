@@ -299,6 +299,60 @@ def test_an_equal_average_is_not_a_moving_one():
         small_plan(ema=0.9, swa=0.5)
 
 
+def test_sam_is_its_algorithm_for_three_steps():
+    """2010.01412, Algorithm 1, written out; micro-batches and momentum are those of any step."""
+    plan = small_plan(
+        ema=0.0,
+        sam=0.3,
+        steps=3,
+        micro_batch=16,
+        arch={"norm": "group"},
+        label_smoothing=0.0,
+        decay_all=True,
+    )
+    state, step = begin(plan)
+    batch, recipe = first_batch(plan), plan.recipe
+    network = plan.start().network.train()
+    parameters = list(network.parameters())
+    rule = torch.optim.SGD(
+        parameters, 1.0, recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
+    )
+
+    def gradient():
+        rule.zero_grad()
+        F.cross_entropy(network(batch.images), batch.labels).backward()
+        return [p.grad.clone() for p in parameters]
+
+    assert not recipe.clip
+    for number in range(3):
+        step.update(batch)
+        at_w = gradient()
+        length = sum(float(g.double().square().sum()) for g in at_w) ** 0.5
+        before = [p.detach().clone() for p in parameters]
+        with torch.no_grad():
+            for p, g in zip(parameters, at_w, strict=True):
+                p += recipe.sam * g / length
+        gradient()
+        with torch.no_grad():
+            for p, w in zip(parameters, before, strict=True):
+                p.copy_(w)
+        rule.param_groups[0]["lr"] = recipe.rate(number, 3)
+        rule.step()
+        for ours, theirs in zip(state.network.parameters(), parameters, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_sam_keeps_the_statistics_of_its_first_pass():
+    plain, sharp = begin(small_plan(ema=0.0)), begin(small_plan(ema=0.0, sam=5.0))
+    for _, step in (plain, sharp):
+        step.update(first_batch(small_plan()))
+    for ours, theirs in zip(sharp[0].network.buffers(), plain[0].network.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not torch.equal(sharp[0].network.fc.weight, plain[0].network.fc.weight)
+    with pytest.raises(UsageError, match="sam moves whole weights"):
+        small_plan(sam=0.1, fsdp=True)
+
+
 def test_exact_normalisation_statistics_are_in_the_result(tmp_path):
     few = {"steps": 6, "size": 8, "batch": 32, "precision": "float32", "precise_bn": 3}
     outcome = resnets.train("digits", model="resnet8", run=tmp_path / "r", overrides=few)

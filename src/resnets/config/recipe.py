@@ -168,6 +168,7 @@ class Recipe:
     weight_decay: NonNegativeFloat = setting(1e-4, "weight decay")
     decay_all: bool = setting(True, "false: no decay of normalisation parameters and biases")
     clip: NonNegativeFloat = setting(0.0, "maximum norm of the gradient; 0: no clipping")
+    sam: NonNegativeFloat = setting(0.0, "rho of sharpness-aware minimisation, which takes two passes a step (2010.01412); 0: none")
     # loss and averaging
     loss: Literal["cross-entropy", "bce"] = setting("cross-entropy", "bce: binary cross-entropy of each class")
     class_weights: Literal["none", "balanced"] = setting("none", "balanced: rare classes weigh more")

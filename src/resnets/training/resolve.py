@@ -164,6 +164,8 @@ def contradictions(plan: Plan) -> Iterator[str]:
     freezes = recipe.freeze_backbone_epochs or recipe.freeze_stages or recipe.head == "probe"
     if recipe.fsdp and (freezes or recipe.optimizer not in ("sgd", "adamw")):
         yield "fsdp=true is for optimizer sgd or adamw; not with head=probe or what freezes layers"
+    if recipe.fsdp and recipe.sam:
+        yield "sam moves whole weights, fsdp=true shards them: --set sam=0, or --set fsdp=false"
     if recipe.batch % plan.world.size:
         yield f"batch={recipe.batch} cannot be shared by {plan.world.size} processes evenly"
     if pretrained and (takes := pretrained.metadata.arch.channels) != source.channels:

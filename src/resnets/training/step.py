@@ -50,6 +50,8 @@ class Step:
         self.set_rates()
         saved_buffers = [buffer.clone() for buffer in self.buffers]
         sums = self.backward(batch, saved_buffers)
+        if plan.recipe.sam:
+            self.sam_gradient(batch)
         statistics = floating(self.buffers)
         plan.world.all_reduce_mean(statistics)
         gradients = [flat_view(p.grad) for p in self.parameters if p.grad is not None]
@@ -68,6 +70,25 @@ class Step:
         progress.skipped_in_a_row = 0
         # A moment of the optimiser that is not finite has made its weight so by now.
         return "done" if self.finite(self.learned) else "diverged"
+
+    @torch.no_grad()
+    def sam_gradient(self, batch: Batch) -> None:
+        """Replace the gradient g by that at w + rho g / |g|.    2010.01412, Algorithm 1
+
+        Normalisation keeps the statistics of the pass at w. What a step draws is the same in both.
+        """
+        learned = [p.detach() for p in self.parameters if p.grad is not None]
+        gradients = [p.grad for p in learned if p.grad is not None]
+        weights = [w.clone() for w in learned]
+        buffers = [buffer.clone() for buffer in self.buffers]
+        norm = torch.stack(list(torch._foreach_norm(gradients))).norm()
+        scale = self.plan.recipe.sam / (norm + 1e-12)
+        torch._foreach_add_(learned, list(torch._foreach_mul(gradients, scale)))
+        self.state.optimizer.zero_grad()
+        with torch.enable_grad():
+            self.backward(batch, buffers)
+        torch._foreach_copy_(learned, weights)
+        self.restore_buffers(buffers)
 
     def set_rates(self) -> None:
         """The learning rate of this step, and the momentum where the schedule changes it."""
