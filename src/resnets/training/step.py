@@ -78,7 +78,7 @@ class Step:
         Normalisation keeps the statistics of the pass at w. What a step draws is the same in both.
         """
         learned = [p.detach() for p in self.parameters if p.grad is not None]
-        gradients = [p.grad for p in learned if p.grad is not None]
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
         weights = [w.clone() for w in learned]
         buffers = [buffer.clone() for buffer in self.buffers]
         norm = torch.stack(list(torch._foreach_norm(gradients))).norm()
