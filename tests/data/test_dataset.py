@@ -13,7 +13,7 @@ from resnets import data_check
 from resnets.config.recipe import Preprocess
 from resnets.data import load, loader
 from resnets.data.inputs import expand_inputs
-from resnets.data.splits import Split, hold_out, in_memory
+from resnets.data.splits import Split, apply_holdout, hold_out, hold_out_fold, in_memory
 from resnets.errors import DataError, DataErrors, UsageError
 from resnets.training.tasks import classification
 from tests._helpers import needs_case, needs_links
@@ -132,6 +132,25 @@ def test_a_word_in_a_folders_name_is_its_split(tmp_path, train, test):
     named = train.startswith("train")
     assert named or any("splits are read from words in the" in note for note in source.notes)
     assert any("1 folder beside" in note for note in source.notes)
+
+
+def test_folds_are_stratified_parts_of_the_whole():
+    whole = numbered([0] * 50 + [1] * 25 + [2] * 8)
+    parts = [hold_out_fold(whole, 4, fold, seed=3) for fold in range(4)]
+    held_out = [number for part in parts for number in numbers(part.val)]
+    assert sorted(held_out) == list(range(83))
+    for part in parts:
+        assert sorted(numbers(part.val) + numbers(part.train)) == list(range(83))
+        counts = part.val.counts(3).tolist()
+        assert all(abs(c - m / 4) <= 1 for c, m in zip(counts, (50, 25, 8), strict=True))
+    assert apply_holdout(whole, False, 0.2, 3, 4, 1).val.labels.tolist() == (
+        parts[1].val.labels.tolist()
+    )
+    for folds, fold in ((1, 0), (4, 4), (84, 0)):
+        with pytest.raises(UsageError, match=f"fold={fold} of folds={folds} with 83 images"):
+            hold_out_fold(whole, folds, fold, seed=0)
+    with pytest.raises(UsageError, match="has a validation split already; set trainval=true"):
+        hold_out_fold(parts[0], 4, 0, seed=0)
 
 
 def test_classes_whose_names_have_words_of_splits_stay_classes(tmp_path):

@@ -115,6 +115,14 @@ def test_two_runs_side_by_side(tmp_path):
     assert rows[against][1].endswith("p = 0.5, 2 newly right, 0 newly wrong")
 
 
+def test_folds_of_one_recipe_are_a_group(tmp_path):
+    recipes = [Recipe(model="resnet8", data="made", folds=2, fold=fold) for fold in (0, 1)]
+    runs = [folder(tmp_path / str(r.fold), said=two(), recipe=r) for r in recipes]
+    (group,) = (found := compare.compare(runs))["seeds"]
+    assert (group["over"], group["mean"]) == ("folds", 0.375)
+    assert any("over 2 folds" in row["what"] for row in compare.table_rows(found))
+
+
 def test_seeds_of_one_recipe_are_a_group(tmp_path):
     """Errors of 37.5, 12.5 and 37.5 %: mean 29.17, s = 14.43, t(0.975, 2) = 4.3027."""
     better = two()
@@ -130,6 +138,7 @@ def test_seeds_of_one_recipe_are_a_group(tmp_path):
     (group,) = found["seeds"]
     assert group["runs"] == [str(run.path) for run in runs[:3]]
     assert group["mean"] == pytest.approx(7 / 24)
+    assert group["over"] == "seeds"
     assert group["deviation"] == pytest.approx(0.1443376)
     half = 4.302653 * 0.1443376 / 3**0.5
     assert group["mean_interval_95"] == pytest.approx([7 / 24 - half, 7 / 24 + half], rel=1e-5)

@@ -179,7 +179,9 @@ def load_and_resolve(
         data=dataset.name_in_recipe(data, source),
         teacher=name_in_recipe(recipe.teacher, recipe.model),
     )
-    source = splits.apply_holdout(source, recipe.trainval, recipe.val_fraction, recipe.seed)
+    source = splits.apply_holdout(
+        source, recipe.trainval, recipe.val_fraction, recipe.seed, recipe.folds, recipe.fold
+    )
     result = resolve(recipe, source, target, workers, ranks, task, external, pretrained)
     return replace(memory.fit_to_memory(result), data=data, suggested=suggested)
 

@@ -136,6 +136,8 @@ class Recipe:
     progressive_from: ImageSide = setting(0, "input side of the first steps, which grows to `train_size` over 3/4 of the run; 0: it is constant")
     crop_pct: PositiveFraction = setting(CROP_PCT, "test crop / resized shorter side, as in timm; where the size is that of weights, 0.875 is their fraction")
     val_fraction: NonNegativeFloat = setting(0.0, "fraction of the training images held out for validation; from 1 on, their number")
+    folds: NonNegativeInt = setting(0, "stratified parts of the training images, of which one is held out for validation instead of `val_fraction`; 0: none")
+    fold: NonNegativeInt = setting(0, "the number of that part, from 0")
     trainval: bool = setting(False, "train on the data's own validation images too")
     normalize: Literal["data", "imagenet", "pixel", "none"] = setting("data", "whose mean and standard deviation, where weights do not say theirs; pixel: a mean for each pixel")
     mean: ChannelValues = setting((), "mean of each channel or of all, of pixels in 0..1; empty: that of the weights, or by `normalize`")

@@ -87,7 +87,12 @@ class Split:
         )
 
     def split_stratified(self, seed: int, *ends: int) -> list[Split]:
-        """Stratified samples by chance, from each of `ends` to the next, in the images' order.
+        """Stratified samples by chance, from each of `ends` to the next, in the images' order."""
+        samples = self.stratified(seed).tensor_split(ends)
+        return [self.take(indices.sort().values) for indices in samples]
+
+    def stratified(self, seed: int) -> Tensor:
+        """The images in a random order of which every part is a stratified sample: int64 (N,).
 
         The strata are the classes; an image of several counts for the rarest of them, and those of
         no class are a stratum too.
@@ -97,8 +102,7 @@ class Split:
             present = strata > 0
             rarity = torch.where(present, present.sum(0), torch.inf)
             strata = F.pad(rarity, (0, 1), value=len(self) + 1).argmin(1)
-        samples = stratified_order(strata, seed).tensor_split(ends)
-        return [self.take(indices.sort().values) for indices in samples]
+        return stratified_order(strata, seed)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -178,12 +182,16 @@ def split_by_name(images: Split, names: Sequence[str | None], seed: int) -> dict
     return {name: split for name, split in splits.items() if len(split)}
 
 
-def apply_holdout(source: Source, trainval: bool, val_fraction: float, seed: int) -> Source:
+def apply_holdout(
+    source: Source, trainval: bool, val_fraction: float, seed: int, folds: int = 0, fold: int = 0
+) -> Source:
     """`source` with the training and validation images that the fields of a recipe ask for.
 
     Raises UsageError where its splits do not allow that.
     """
     source = merge_val_into_train(source) if trainval else source
+    if folds:
+        return hold_out_fold(source, folds, fold, seed)
     return hold_out(source, val_fraction, seed) if val_fraction else source
 
 
@@ -218,13 +226,41 @@ def hold_out(source: Source, fraction: float, seed: int) -> Source:
     if not 0 < count < n:
         raise UsageError(f"val_fraction={fraction:g}: too few images ({n}); set val_fraction=0")
     val, train = source.train.split_stratified(seed, count)
+    return with_held_out(source, train, val, f"val_fraction={fraction:g}")
+
+
+def hold_out_fold(source: Source, folds: int, fold: int, seed: int) -> Source:
+    """`source` with one of so many stratified parts of its training images as `val`.
+
+    The parts have no image in common and make up the whole. Raises UsageError as `hold_out`, and
+    where there is no such part.
+    """
+    if source.train is None or source.val is not None:
+        remedy = "set folds=0" if source.train is None else "set trainval=true or folds=0"
+        has = "no training images" if source.train is None else "a validation split already"
+        raise UsageError(f"folds={folds}: {source.name} has {has}; {remedy}")
+    n = len(source.train)
+    if not fold < folds <= n or folds < 2:
+        raise UsageError(
+            f"fold={fold} of folds={folds} with {n:,} images: there must be two folds or more, "
+            "numbered from 0, with an image each"
+        )
+    parts = list(source.train.stratified(seed).tensor_split(folds))
+    val = source.train.take(parts.pop(fold).sort().values)
+    train = source.train.take(torch.cat(parts).sort().values)
+    return with_held_out(source, train, val, f"folds={folds}")
+
+
+def with_held_out(source: Source, train: Split, val: Split, setting: str) -> Source:
+    """`source` with these parts of its training images, which a setting of the recipe asks for."""
+    assert source.train is not None
     lost = describe_missing_classes("train", train, source.train, source.classes)
     if lost and not train.has_spatial_labels:
         raise UsageError(
-            f"val_fraction={fraction:g} {lost}: add images, hold out fewer, or set val_fraction=0"
+            f"{setting} {lost}: add images, hold out fewer, or set {setting.partition('=')[0]}=0"
         )
     texts = lost, describe_missing_classes("val", val, source.train, source.classes)
-    notes = (*source.notes, *(f"val_fraction={fraction:g} {text}" for text in texts if text))
+    notes = (*source.notes, *(f"{setting} {text}" for text in texts if text))
     mean, std = source.mean, source.std
     if isinstance(train.images, Tensor):
         mean, std = channel_statistics(train.images)

@@ -170,6 +170,8 @@ class TrainingData(pydantic.BaseModel):
     trainval: bool = False
     val_fraction: pydantic.NonNegativeFloat = 0.0
     seed: Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)] = 0
+    folds: pydantic.NonNegativeInt = 0
+    fold: pydantic.NonNegativeInt = 0
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -191,7 +193,7 @@ def split_as_trained(path: AnyModel, model: Model, source: Source) -> Source:
         ) from None
     if source.digest != model.metadata.provenance.get("digest"):
         return source
-    return apply_holdout(source, held.trainval, held.val_fraction, held.seed)
+    return apply_holdout(source, held.trainval, held.val_fraction, held.seed, held.folds, held.fold)
 
 
 def warn_of_training_images(path: AnyModel, setup: EvalSetup) -> None:

@@ -75,17 +75,18 @@ def compare_to_first(first: RunFacts, other: RunFacts) -> dict[str, Any] | None:
 
 
 def group_seeds(runs: Mapping[str, RunFacts]) -> list[dict[str, Any]]:
-    """Of the runs that differ in seed only: mean error, deviation, Student's 95 % interval."""
+    """Of the runs that differ in seed or fold only: mean error, deviation, Student's interval."""
     groups: dict[str, list[str]] = {}
     for name, facts in runs.items():
-        recipe = asdict(facts.recipe) | {"seed": 0, "digest": facts.source["digest"]}
+        recipe = asdict(facts.recipe) | {"seed": 0, "fold": 0, "digest": facts.source["digest"]}
         if facts.ended.get("images"):
             groups.setdefault(f"{recipe} {facts.split}", []).append(name)
     rows = []
     for names in groups.values():
         if len(names) > 1:
             errors = [run_figures(runs[name])["error"] for name in names]
-            rows.append({"runs": names} | seed_statistics(errors))
+            over = "folds" if runs[names[0]].recipe.folds else "seeds"
+            rows.append({"runs": names, "over": over} | seed_statistics(errors))
     return rows
 
 
@@ -101,7 +102,8 @@ def seed_statistics(errors: Sequence[float]) -> dict[str, Any]:
 def tested_images(facts: RunFacts) -> tuple[object, ...]:
     """What decides which images the scores are of."""
     recipe = facts.recipe
-    held_out = (recipe.val_fraction, recipe.seed) if facts.split == "validation" else ()
+    choice = (recipe.val_fraction, recipe.folds, recipe.fold, recipe.seed)
+    held_out = choice if facts.split == "validation" else ()
     return facts.source["digest"], facts.split, *held_out
 
 
@@ -131,7 +133,7 @@ def table_rows(compared: Mapping[str, Any]) -> list[dict[str, str]]:
     for group in compared["seeds"]:
         low, high = (f"{100 * x:.2f}" for x in group["mean_interval_95"])
         text = f"{percent(group['mean'])} ± {100 * group['deviation']:.2f} ({low} to {high})"
-        label = f"error over {len(group['runs'])} seeds (95 % by Student's t)"
+        label = f"error over {len(group['runs'])} {group['over']} (95 % by Student's t)"
         add(label, dict.fromkeys(group["runs"], text))
     for key, values in compared["differences"].items():
         add(key, {run: str(value) for run, value in values.items() if value is not None})

@@ -94,7 +94,9 @@ def reload_data(facts: RunFacts) -> Source:
     source = dataset.load(recipe.data, max_unreadable=recipe.max_unreadable, task=facts.task.name)
     if source.digest != facts.source["digest"]:
         raise DataError(f"{facts.data} is no longer the data that the run was trained on.")
-    return apply_holdout(source, recipe.trainval, recipe.val_fraction, recipe.seed)
+    return apply_holdout(
+        source, recipe.trainval, recipe.val_fraction, recipe.seed, recipe.folds, recipe.fold
+    )
 
 
 def short_name(split: Split | None, index: int) -> str:
