@@ -112,6 +112,13 @@ def test_weights_do_not_depend_on_the_number_of_ranks(tmp_path):
 
 
 @pytest.mark.slow
+def test_sam_and_balanced_images_do_not_depend_on_the_number_of_ranks(tmp_path):
+    changes = {"micro_batch": 8, "sam": 0.05, "sampler": "balanced", "ema": 0.0, "swa": 0.5}
+    one, two = (trained(n, tmp_path / str(n), **changes) for n in (1, 2))
+    assert distance(two, one, learned(one)) < 1e-5
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_synchronous_statistics_are_those_of_the_whole_batch(tmp_path, ranks):
     one, other = (trained(n, tmp_path / str(n), norm="sync") for n in (1, ranks))
