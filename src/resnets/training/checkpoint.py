@@ -143,6 +143,8 @@ def read(path: Path) -> Checkpoint:
         )
     try:
         stored = body.get("progress") or body["course"]
+        if not isinstance(stored, dict):
+            raise TypeError("no fields")
         values = {OLD_KEYS.get(name, name): value for name, value in stored.items()}
         progress = TrainProgress(**values)
         pydantic.TypeAdapter(TrainProgress).validate_python(asdict(progress))

@@ -128,7 +128,7 @@ def places(row: WeightsRow) -> Iterator[Path]:
         repository = hub_cache() / f"models--{row.source.replace('/', '--')}"
         for revision in (row.revision, read_pin(row).get("revision", ""), "main"):
             reference = repository / "refs" / (revision or "main")
-            commit = reference.read_text().strip() if reference.is_file() else revision
+            commit = reference.read_text("utf-8").strip() if reference.is_file() else revision
             yield repository / "snapshots" / (commit or "main") / row.file
     if original:
         yield torch_cache() / original
