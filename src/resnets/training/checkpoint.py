@@ -143,8 +143,6 @@ def read(path: Path) -> Checkpoint:
         )
     try:
         stored = body.get("progress") or body["course"]
-        if not isinstance(stored, dict):
-            raise TypeError("no fields")
         values = {OLD_KEYS.get(name, name): value for name, value in stored.items()}
         progress = TrainProgress(**values)
         pydantic.TypeAdapter(TrainProgress).validate_python(asdict(progress))
@@ -153,7 +151,7 @@ def read(path: Path) -> Checkpoint:
         raise Damaged(
             f"{path / 'state.json'} is damaged: progress.{shorten(field_problem(error)[0])}"
         ) from None
-    except TypeError:
+    except (TypeError, AttributeError):
         raise CheckpointError(
             f"{path} was written by another version of resnets: resume it with that one.\n"
             "Nothing was touched."
