@@ -154,6 +154,7 @@ def test_inspect_says_what_a_file_is_and_what_is_guessed(cli, site, tmp_path, te
     assert facts["classes"] == 10
     assert any("shortcut A" in text for text in facts["guessed"])
     code, out, _ = cli("weights", "inspect", "mine.safetensors")
+    assert "\\n" not in out  # a guess of two lines is printed as text, not as an escape
     assert code == 0
     assert "    network  resnet20\n" in out
     save_file({"odd.weight": torch.ones(3, 3)}, tmp_path / "odd.safetensors")

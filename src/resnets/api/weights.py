@@ -42,7 +42,7 @@ def list_weights(pattern: str = "*", /) -> list[dict[str, Any]]:
         found.append(facts | {"size": row.test_input_size and row.test_input_size[-1]})
     for name in fnmatch.filter(imported(), pattern):
         facts = {"name": name, "model": "imported", "task": "", "licence": "", "cached": True}
-        found.append(facts | dict.fromkeys(("published", "size", "parameters")))
+        found.append(facts | dict.fromkeys(("published", "parameters", "size")))
     return found
 
 

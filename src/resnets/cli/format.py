@@ -396,7 +396,7 @@ def print_inspection(facts: Mapping[str, Any]) -> None:
             value = ", ".join(f"{k} {v}" for k, v in value.items())
         for item in value if isinstance(value, list) and name == "guessed" else [value]:
             text = ", ".join(item) if isinstance(item, list) else item
-            text = f"{text:,}" if isinstance(text, int) else text
+            text = f"{text:,}" if isinstance(text, int) else str(text).replace("\n", " ")
             out.print(f"{name.replace('_', ' '):>11}  {text}")
 
 
