@@ -160,7 +160,7 @@ class RandomizationCheck:
         verb = "depends" if self.depends else "does not depend"
         return (
             f"The map {verb} on what was learned: its rank correlation with the map of a random "
-            f"network is {rho:.2f}."
+            f"network is {rho:.2f}, and independent maps are within ±{LIMIT}."
         )
 
 

@@ -174,7 +174,7 @@ def explore(
     if counts["mislabelled"] > findings.DOUBTFUL * len(scores.labels):
         accuracy = format(is_correct(scores).double().mean(), ".0%")
         wrong = quantify(counts["mislabelled"], "labels are likely wrong")
-        text = f"{wrong}, says a model that is right on {accuracy}: so many speak against the model"
+        text = f"{wrong}, says a model that is right on {accuracy}: with so many, doubt the model"
         warnings.warn(text, Assumption, stacklevel=2)
     for kind, rows in findings_by_kind.items():
         images = [whole_image(split, index) for index in scores.indices[rows[:SHOWN]].tolist()]

@@ -103,8 +103,8 @@ def describe_absence(row: WeightsRow, reason: str) -> str:
     """What to do where a file is not here and cannot be downloaded."""
     return (
         f"{row.name} is not in a cache of this machine, and cannot be downloaded: {reason}.\n"
-        f"Where there is a network: `resnets weights get {row.name}`; it names the file. Copy that "
-        f"to\n{copied_path(row)}"
+        f"Where there is a network: `resnets weights get {row.name}` prints the "
+        f"path of its file. Copy that to\n{copied_path(row)}"
     )
 
 
