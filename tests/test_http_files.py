@@ -204,3 +204,13 @@ def test_no_redirect_leaves_https(target):
     request = urllib.request.Request("https://a/b")
     with pytest.raises(CheckpointError, match="not secure"):
         http_files.SecureRedirects().redirect_request(request, None, 302, "", {}, target)
+
+
+def test_other_bytes_than_were_asked_for_are_not_taken(site, tmp_path):
+    """Where no digest is published, nothing else would notice."""
+    span = {"Content-Range": f"bytes 5000-{len(DATA) - 1}/{len(DATA)}"}
+    site.faults["/net.pth"] = [("status", 206, span)]
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "net.pth.part").write_bytes(DATA[:1000])
+    fetch(site, tmp_path, digits="")
+    assert ranges(site) == ["bytes=1000-", ""]
