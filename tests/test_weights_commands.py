@@ -141,6 +141,9 @@ def test_a_file_of_the_table_is_copied_as_it_is(cli, site, tmp_path, tensors):
     save_file(
         {name: x for name, x in tensors.items() if "fc" not in name}, tmp_path / "b.safetensors"
     )
+    Path("usb.pt").write_bytes(Path("usb.safetensors").read_bytes())
+    code, _, err = cli("weights", "import", "usb.pt", "--name", "lab-net")
+    assert (code, "which ends in .safetensors" in err) == (2, True)
     code, _, err = cli("weights", "import", "b.safetensors", "--name", "lab-net")
     assert code == 4
     assert "no fc.weight" in err

@@ -115,15 +115,21 @@ def weights_import(
 
 
 def copy_published(row: WeightsRow, path: Path) -> Path:
-    """Copy a file of the table to where it is looked for, if it is that file."""
+    """Copy a file of the table to where it is looked for, if it is that file.
+
+    Raises UsageError for a file whose ending is not that of the published one; CheckpointError.
+    """
     from resnets.config.weights import file_stem, weights_folder
     from resnets.evaluation.load import published_arch
     from resnets.models.io import fetch
     from resnets.models.io.model_file import open_model
 
+    target = weights_folder() / f"{file_stem(row.name)}{path.suffix}"
+    if target not in fetch.places(row):
+        expected = fetch.copied_path(row).suffix
+        raise UsageError(f"{path} is not the file of {row.name}, which ends in {expected}")
     open_model(path, known=published_arch(row))  # it has the tensors of the network
     fetch.verify(row, path)
-    target = weights_folder() / f"{file_stem(row.name)}{path.suffix}"
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     shutil.copyfile(path, part)
