@@ -78,7 +78,7 @@ def cache_folder() -> Path:
 def find_model_file(path: str | Path, option: str = "") -> Path:
     """The model file at a path or in a run folder. Raises UsageError if there is none."""
     file = Path(path)
-    if not file.exists():
+    if not os.path.exists(file):  # False for what can be no name
         raise UsageError(f"{option}no such file or run folder: {path}")
     model = file / "model.safetensors" if file.is_dir() else file
     if model.exists():

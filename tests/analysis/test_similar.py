@@ -107,3 +107,6 @@ def test_what_cannot_be_searched_is_answered(album, model_file, tmp_path, cli):
     assert (code, "Levels: stem, layer1, layer2, layer3, pre_logits" in err) == (2, True)
     code, _, err = cli("search", model_file, album, "--duplicates", "--out", "x.jpg")
     assert (code, "call it .png" in err) == (2, True)
+    query = album / "red" / "0.png"
+    code, _, err = cli("search", model_file, album, query, "--outliers", "--out", "x.png")
+    assert (code, "draws images of the folder" in err) == (2, True)

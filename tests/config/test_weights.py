@@ -8,6 +8,7 @@ from resnets.config import weights
 from resnets.config.arch import task_for_arch
 from resnets.config.families import ARCHS
 from resnets.errors import UsageError
+from resnets.files import find_model_file
 from resnets.models.io.infer_arch import meta_model
 
 
@@ -165,3 +166,11 @@ def test_what_is_no_table_is_refused(tmp_path, text):
     (tmp_path / "table.json").write_text(text)
     with pytest.raises(UsageError, match="not a table of weights"):
         weights.read_table(str(tmp_path / "table.json"), 0)
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "a\0b"])
+def test_a_name_that_no_file_can_have_is_no_weights(text: str) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        weights.find(text)
+    with pytest.raises(UsageError, match="no such file"):
+        find_model_file(text)

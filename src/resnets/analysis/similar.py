@@ -145,7 +145,7 @@ def run_search(
     if options.duplicates:
         result.copies = list_copies(model, images, computed)
     if options.out is not None:
-        draw_hits(options.out, result, images, options.top)
+        draw_hits(options.out, result, images, min(options.top, len(images.names)))
         result.picture = str(options.out)
     result.seconds = time.monotonic() - began
     return result

@@ -246,6 +246,8 @@ def check_search(
         )
     if queries:
         check_inputs(list(queries))
+    if queries and outliers and out is not None:
+        raise UsageError("--out draws images of the folder, not whether queries are like them")
     if out is not None and Path(out).suffix.lower() != ".png":
         raise UsageError(f"{out}: the picture is a PNG file; call it .png")
     if out is not None and Path(out).exists():

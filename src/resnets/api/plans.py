@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -245,7 +246,7 @@ def check_start(field: str, text: str, model: str, network: Arch | None) -> None
     """Raise UsageError if `text` is no name, file or run for `network`; "" is no weights."""
     if not text:
         return
-    if not Path(text).exists():
+    if not os.path.exists(text):
         from resnets.config.weights import check_weights
 
         check_weights(text, model, option=f"--{field} {text}: ")
@@ -260,7 +261,7 @@ def check_start(field: str, text: str, model: str, network: Arch | None) -> None
 
 def name_in_recipe(text: str, model: str) -> str:
     """A file or run as a whole path, published weights as the name of their row."""
-    if text and Path(text).exists():
+    if text and os.path.exists(text):
         return str(Path(text).resolve())
     from resnets.config.weights import full_name
 

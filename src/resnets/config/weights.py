@@ -101,8 +101,8 @@ def rows() -> dict[str, WeightsRow]:
     Raises UsageError for a table that cannot be read.
     """
     extra = os.environ.get("RESNETS_WEIGHTS_TABLE")
-    added = read_table(extra, os.stat(extra).st_mtime_ns) if extra and Path(extra).exists() else {}
-    if extra and not Path(extra).exists():
+    added = read_table(extra, os.stat(extra).st_mtime_ns) if extra and os.path.exists(extra) else {}
+    if extra and not os.path.exists(extra):
         raise UsageError(f"RESNETS_WEIGHTS_TABLE: no such file: {extra}")
     return added | {k: v for k, v in read_table(str(TABLE), 0).items() if k not in added}
 
@@ -235,7 +235,7 @@ def file_stem(name: str) -> str:
 
 def check_weights(text: str | Path, model: str = "", option: str = "") -> None:
     """Raise UsageError for what is neither a file, a finished run nor the name of weights."""
-    if Path(text).exists():
+    if os.path.exists(text):
         find_model_file(text, option)
     else:
         find_name(text, model, option)
@@ -263,7 +263,7 @@ def full_name(text: str | Path, model: str = "") -> str:
     """
     if str(text).lower() in ("", "none"):
         return ""
-    if Path(text).exists():
+    if os.path.exists(text):
         find_model_file(text)
         return str(text)
     row = find_name(text, model)

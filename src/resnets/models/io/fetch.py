@@ -44,7 +44,7 @@ def locate_weights(text: str | Path, model_name: str = "") -> tuple[Path, Weight
     published one, cannot be downloaded, or may not without consent to its licence; DiskError;
     MissingPackage.
     """
-    if Path(text).exists():
+    if os.path.exists(text):
         path = find_model_file(text)
         return path, row_of_file(path)
     row = find_name(text, model_name)
