@@ -227,6 +227,7 @@ class DetectorArch:
     norm: Literal["none", "group", "batch"] = "none"  # of the convolutions of pyramid and heads
     pyramid_norm: bool = True  # False: of those of the heads alone
     p6_from: Literal["pyramid", "backbone"] = "pyramid"  # what RetinaNet's level P6 reads
+    box_loss: Literal["l1", "giou"] = "l1"  # RetinaNet's: of deltas, or of boxes (1902.09630)
     rpn_convs: int = 1  # 3x3, before the scores of proposals
     box_convs: int = 0  # 3x3, before one linear layer on a region instead of two
     # Sides of the anchors in pixels, of each level; a pyramid has a further, coarser one.

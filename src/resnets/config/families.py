@@ -144,7 +144,9 @@ def tiny(detector: DetectorArch) -> DetectorArch:
 def second(detector: DetectorArch) -> DetectorArch:
     """torchvision's `_v2`: normalisations in pyramid and heads, more convolutions (2111.11429)."""
     if detector.architecture == "retina":
-        return replace(detector, norm="group", pyramid_norm=False, p6_from="backbone")
+        return replace(
+            detector, norm="group", pyramid_norm=False, p6_from="backbone", box_loss="giou"
+        )
     return replace(detector, norm="batch", rpn_convs=2, box_convs=4)
 
 

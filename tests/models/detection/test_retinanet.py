@@ -62,6 +62,7 @@ def resnet18_v2(num_classes: int, **options: None) -> RetinaNet:
         extra_blocks=LastLevelP6P7(512, 256),
     )
     head = RetinaNetHead(256, 9, num_classes, norm_layer=partial(nn.GroupNorm, 32))
+    head.regression_head._loss_type = "giou"
     return RetinaNet(backbone, num_classes, anchor_generator=_default_anchorgen(), head=head)
 
 

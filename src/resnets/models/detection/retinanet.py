@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops import sigmoid_focal_loss
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from resnets.config.arch import DetectorArch
 from resnets.models.detection import boxes as box
@@ -28,7 +28,7 @@ class RetinaNet(nn.Module):
     """Classes and boxes of the anchors of pyramid levels 3 to 7, by two towers of convolutions.
 
     Images (B, C, H, W), sizes int64 (B, 2) of each inside the input (None: all of it) ->
-    BatchDetections. With targets (B, M): float32 (3,), the focal loss and the L1 loss of the boxes,
+    BatchDetections. With targets (B, M): float32 (3,), the focal loss and the loss of the boxes,
     each divided by the image's anchors that have an object and then the mean over images; and the
     share of these anchors of wrong class.
 
@@ -58,7 +58,7 @@ class RetinaNet(nn.Module):
         anchors, counts = make_anchors(maps, (height, width), self.arch.anchors, self.arch.ratios)
         output = RPNOutput(head["cls_logits"].float(), head["bbox_regression"], anchors, counts)
         if targets is not None:
-            return losses(output, targets)
+            return losses(output, targets, self.arch.box_loss)
         return self.postprocess(output, image_sizes(images, sizes))
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
@@ -81,7 +81,9 @@ class RetinaNet(nn.Module):
         )
 
 
-def losses(output: RPNOutput, targets: DetectionTargets) -> Tensor:
+def losses(
+    output: RPNOutput, targets: DetectionTargets, kind: Literal["l1", "giou"] = "l1"
+) -> Tensor:
     """As `RetinaNet` with targets: float32 (3,). The focal loss has alpha 0.25 and gamma 2."""
     matched = box.match(output.anchors[None], targets, LOW, HIGH, allow_low_quality_matches=True)
     known, positive = matched != -2, matched >= 0
@@ -92,9 +94,13 @@ def losses(output: RPNOutput, targets: DetectionTargets) -> Tensor:
     one_hot = torch.zeros_like(output.logits)
     one_hot[image, anchor, classes] = 1
     focal = sigmoid_focal_loss(output.logits, one_hot, alpha=0.25, gamma=2.0).sum(2) * known
-    true_deltas = box.encode(targets.boxes[image, row], output.anchors[anchor])
-    deltas = output.deltas[image, anchor].float()
-    box_loss = F.l1_loss(deltas, true_deltas, reduction="none").sum(1)
+    deltas, anchors = output.deltas[image, anchor].float(), output.anchors[anchor]
+    true_boxes = targets.boxes[image, row]
+    if kind == "giou":
+        box_loss = generalized_box_iou_loss(box.decode(deltas, anchors), true_boxes)
+    else:
+        true_deltas = box.encode(true_boxes, anchors)
+        box_loss = F.l1_loss(deltas, true_deltas, reduction="none").sum(1)
     wrong = (output.logits.argmax(2)[image, anchor] != classes).float()
     weight = 1 / (count[image] * len(targets))  # of the mean over images of the means of each
     return torch.stack(

@@ -243,7 +243,9 @@ def guess_detector(shapes: Mapping[str, Shape]) -> DetectorArch:
     pyramid_norm = "backbone.fpn.inner_blocks.0.1.weight" in shapes
     if logits in shapes:
         p6 = shapes["backbone.fpn.extra_blocks.p6.weight"]
-        guess = replace(retina(trunk), p6_from="pyramid" if p6[1] == width else "backbone")
+        guess = retina(trunk)
+        if p6[1] != width:  # as in torchvision's second version
+            guess = replace(guess, p6_from="backbone", box_loss="giou")
         normed = pyramid_norm or "head.classification_head.conv.0.1.weight" in shapes
         classes = shapes[logits][0] // (shapes["head.regression_head.bbox_reg.weight"][0] // 4)
     else:
